@@ -1,0 +1,1 @@
+"""LangChain's global LLM cache on Ibidem."""

@@ -1,0 +1,1 @@
+"""Ibidem: a semantic answer cache."""

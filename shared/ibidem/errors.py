@@ -1,0 +1,38 @@
+"""Everything Ibidem raises. Each message says what to do about it."""
+
+from __future__ import annotations
+
+
+class IbidemError(Exception):
+    """Base of all errors raised by Ibidem."""
+
+
+class InvalidInput(IbidemError, ValueError):
+    """A value handed to Ibidem has the wrong type or cannot be used."""
+
+
+class ConfigurationError(IbidemError, ValueError):
+    """A setting is wrong; the message names the setting and what it accepts."""
+
+
+class MissingExtra(IbidemError, ImportError):
+    """An optional dependency is not installed; the message is the install command."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional package: pip install 'ibidem[{extra}]'")
+
+
+class EmbedderUnavailable(IbidemError):
+    """No embedding model could be found or loaded."""
+
+
+class StorageError(IbidemError):
+    """The truth (SQL) cannot be opened or used."""
+
+
+class IndexUnavailable(IbidemError):
+    """The vector index cannot be opened or used; the exact tier still works."""
+
+
+class CacheClosed(IbidemError):
+    """The cache was used after `close()`."""

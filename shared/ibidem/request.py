@@ -1,0 +1,198 @@
+"""The values of a lookup: what is asked (`Request`), what is known (`Answer`), what came of it.
+
+A request has four parts. Only `question` is compared by meaning; `scope` and `namespace` are compared
+exactly, `documents` by the context rule. The clear text of the scope is hashed on arrival and forgotten:
+it can hold secrets (system prompts, headers).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
+
+from ibidem.errors import InvalidInput
+
+Tier = Literal["exact", "semantic"]
+
+
+def digest(*parts: str) -> str:
+    """128-bit blake2b of the parts as 32 hex characters; `("ab", "c")` and `("a", "bc")` differ."""
+    hashed = blake2b(digest_size=16)
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        hashed.update(len(raw).to_bytes(8, "big"))
+        hashed.update(raw)
+    return hashed.hexdigest()
+
+
+def normalise(question: str) -> str:
+    """The form of a question that the exact tier compares: composed Unicode, no stray blanks.
+
+    Case and punctuation stay: whether they matter is for the decision to say. Line breaks stay too,
+    since they carry meaning in code.
+    """
+    text = unicodedata.normalize("NFC", question).strip()
+    return text if "\n" in text else re.sub(r"\s+", " ", text)
+
+
+def require_text(name: str, value: object) -> str:
+    """Return `value` if it is a str, else raise `InvalidInput` naming the argument."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be a str, not {type(value).__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One retrieved document that the model saw. `digest` identifies its content."""
+
+    id: str
+    text: str = field(repr=False)
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        require_text("Document.id", self.id)
+        object.__setattr__(self, "digest", digest(require_text("Document.text", self.text)))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question with everything its answer depends on.
+
+    Args:
+        question: The user's question alone, without template, history or documents.
+        scope: Everything else the model sees (system prompt, history, tools, model, parameters), in any
+            stable textual form. Compared exactly; only its digest is kept.
+        namespace: Tenant, user or application. Compared exactly; stored in clear.
+        documents: The retrieved documents in the prompt, in any order.
+        semantic: False if the question could not be told apart from the rest of the prompt: then only the
+            very same request is a hit, and the text of the question is not stored.
+
+    Raises:
+        InvalidInput: A part has the wrong type, or the question is empty.
+    """
+
+    question: str
+    scope: str = field(default="", kw_only=True, repr=False)
+    namespace: str = field(default="", kw_only=True)
+    documents: tuple[Document, ...] = field(default=(), kw_only=True)
+    semantic: bool = field(default=True, kw_only=True)
+    scope_digest: str = field(init=False)
+    documents_digest: str = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        question = require_text("question", self.question)
+        if not question.strip():
+            raise InvalidInput("question is empty; pass the user's question, or do not ask the cache")
+        if isinstance(self.documents, (str, bytes)) or not all(
+            isinstance(d, Document) for d in self.documents
+        ):
+            raise InvalidInput("documents must be a sequence of ibidem.Document")
+        normal = normalise(question) if self.semantic else question
+        scope_digest = digest(require_text("scope", self.scope))
+        documents_digest = digest(*sorted({d.digest for d in self.documents}))
+        namespace = require_text("namespace", self.namespace)
+        kind = "semantic" if self.semantic else "exact"
+        set_field = object.__setattr__
+        set_field(self, "question", normal)
+        set_field(self, "documents", tuple(self.documents))
+        set_field(self, "scope", "")
+        set_field(self, "scope_digest", scope_digest)
+        set_field(self, "documents_digest", documents_digest)
+        set_field(self, "key", digest(kind, namespace, scope_digest, normal, documents_digest))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said.
+
+    Args:
+        text: The answer as a reader sees it.
+        payload: The adapter's serialised form (tool calls, usage, ...); opaque to the core.
+        model: Name of the model that answered.
+        input_tokens: Prompt tokens the answer cost, if known.
+        output_tokens: Completion tokens the answer cost, if known.
+        finish_reason: Why the model stopped, as it said; only complete answers are stored.
+        seconds: How long the model took, if known.
+        semantic: False if the answer is right for the very same question only (tool calls, structured output).
+    """
+
+    text: str
+    payload: str = field(default="", kw_only=True, repr=False)
+    model: str = field(default="", kw_only=True)
+    input_tokens: int | None = field(default=None, kw_only=True)
+    output_tokens: int | None = field(default=None, kw_only=True)
+    finish_reason: str = field(default="", kw_only=True)
+    seconds: float | None = field(default=None, kw_only=True)
+    semantic: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("text", "payload", "model", "finish_reason"):
+            require_text(f"Answer.{name}", getattr(self, name))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the answer cost, 0 where unknown."""
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An answer that may be repeated, and why.
+
+    `question` is the one the answer was given to (None for an entry that keeps no text), `similarity` its
+    cosine to the one asked, `age` in seconds since the answer was stored, `seconds` the time of the lookup.
+    """
+
+    answer: Answer
+    entry_id: str
+    tier: Tier
+    similarity: float
+    question: str | None
+    age: float
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No answer, and the reason; the nearest candidate, if one was looked at.
+
+    Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
+    `question_too_long`, `no_index` (another process owns it, or it is down), `error`.
+    """
+
+    reason: str
+    nearest: str | None = None
+    entry_id: str | None = None
+    similarity: float | None = None
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The answer is in the truth (durable against a killed process) under `entry_id`."""
+
+    entry_id: str
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The answer was not stored, and why: `empty`, `finish_reason:<reason>`, `invalid_text`, `error`."""
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
