@@ -1,1 +1,93 @@
-"""Ibidem: a semantic answer cache."""
+"""Ibidem: a semantic answer cache that compares the question by meaning and everything else exactly.
+
+`ibidem.open()` gives a cache; see `langchain_ibidem` for LangChain. Importing this package is cheap: Chroma,
+the embedding model and the database load when a cache is opened or first used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ibidem.errors import (
+    CacheClosed,
+    ConfigurationError,
+    EmbedderUnavailable,
+    IbidemError,
+    IndexUnavailable,
+    InvalidInput,
+    MissingExtra,
+    StorageError,
+)
+from ibidem.request import Answer, Document, Hit, Miss, Rejected, Request, Stored
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+    from ibidem.decision import ContextRule
+    from ibidem.embedding import Embedder
+
+__all__ = [
+    "Answer",
+    "CacheClosed",
+    "ConfigurationError",
+    "Document",
+    "EmbedderUnavailable",
+    "Hit",
+    "IbidemError",
+    "IndexUnavailable",
+    "InvalidInput",
+    "Miss",
+    "MissingExtra",
+    "Rejected",
+    "Request",
+    "StorageError",
+    "Stored",
+    "open",
+]
+
+
+def open(
+    path: str | Path | None = None,
+    *,
+    database: str | None = None,
+    chroma: str | None = None,
+    embedder: str | Embedder | Any = None,
+    threshold: float | None = None,
+    context: ContextRule | None = None,
+    ttl: float | None = None,
+) -> SemanticCache:
+    """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
+
+    Args:
+        path: Directory for the database and the vector index; default: the user's data directory.
+        database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
+        chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
+        embedder: What embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
+            `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
+            all-MiniLM-L6-v2 on onnxruntime.
+        threshold: Least cosine similarity of two questions that may share an answer (0.5 to 1; 0.95).
+        context: Which documents must be unchanged: `evidence` (those that support the answer; default),
+            `same` (all of them) or `ignore`.
+        ttl: Seconds an answer lives (30 days); `math.inf` for ever.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+        EmbedderUnavailable: No embedding model was found.
+        StorageError: The place cannot be used.
+    """
+    from ibidem import backend
+    from ibidem.cache import SemanticCache
+    from ibidem.embedding import resolve_embedder
+    from ibidem.settings import read_settings
+
+    settings = read_settings(
+        path=path,
+        database=database,
+        chroma=chroma,
+        embedder=embedder,
+        threshold=threshold,
+        context=context,
+        ttl=ttl,
+    )
+    shared = backend.acquire(settings, resolve_embedder(settings.embedder))
+    return SemanticCache(shared, settings.policy, ttl=settings.ttl)

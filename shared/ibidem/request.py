@@ -118,7 +118,7 @@ class Answer:
         output_tokens: Completion tokens the answer cost, if known.
         finish_reason: Why the model stopped, as it said; only complete answers are stored.
         seconds: How long the model took, if known.
-        semantic: False if the answer is right for the very same question only (tool calls, structured output).
+        semantic: False if the answer fits the very same question only (tool calls, structured output).
     """
 
     text: str

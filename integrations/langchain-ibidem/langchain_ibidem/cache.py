@@ -1,0 +1,131 @@
+"""`IbidemCache`: LangChain's `BaseCache` on Ibidem."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
+
+import ibidem
+from ibidem.errors import InvalidInput
+from ibidem.request import Hit, Request, digest
+from langchain_ibidem.bounded import BoundedDict
+from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.faults import Faults, NotCacheable
+from langchain_ibidem.keys import RequestBuilder
+from langchain_ibidem.tracker import install
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+_PENDING = 1024
+
+
+class IbidemCache(BaseCache):
+    """A cache for LangChain that compares the question by meaning and everything else exactly.
+
+    `set_llm_cache(IbidemCache())` caches every chat and completion model of the process. A failure of the
+    cache never reaches the program: the model is asked, as without a cache.
+
+    Args:
+        cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
+        namespace: Tenant, user or application: what is stored in one namespace is never served in another.
+        question_keys: Names of template variables that hold the question, before the usual ones ("question",
+            "input", "query", ...).
+        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+
+    Raises:
+        InvalidInput: Both a cache and options to open one were given.
+        IbidemError: The cache cannot be opened.
+    """
+
+    def __init__(
+        self,
+        cache: SemanticCache | None = None,
+        *,
+        namespace: str = "",
+        question_keys: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        if cache is not None and options:
+            raise InvalidInput(f"pass an open cache or options to open one, not both (got {sorted(options)})")
+        if isinstance(question_keys, str):
+            question_keys = (question_keys,)
+        self.cache = ibidem.open(**options) if cache is None else cache
+        self.namespace = namespace
+        self._owned = cache is None
+        self._requests = RequestBuilder(install().memory, namespace, question_keys)
+        self._faults = Faults()
+        self._lock = threading.Lock()
+        self._pending: BoundedDict[str, tuple[Request, float]] = BoundedDict(_PENDING)
+
+    def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
+        """The stored answer to this call, or None."""
+        try:
+            # LangChain only takes a real list, and fails on an empty one.
+            found = self.cache.lookup(self._begin(prompt, llm_string))
+            return (decode(found) or None) if isinstance(found, Hit) else None
+        except NotCacheable as reason:
+            self._faults.skipped(reason)
+        except Exception as error:
+            self._faults.caught("lookup", error)
+        return None
+
+    def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
+        """Store what the model answered, unless it is not worth repeating."""
+        try:
+            # Encoded at once: these are the objects that the program gets, and may change.
+            request, started = self._resume(prompt, llm_string)
+            self.cache.store(request, encode(return_val, seconds=time.monotonic() - started))
+        except NotCacheable as reason:
+            self._faults.skipped(reason)
+        except Exception as error:
+            self._faults.caught("update", error)
+
+    def clear(self, **kwargs: Any) -> None:
+        """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
+
+        Raises:
+            IbidemError: The cache could not be cleared; unlike a lookup, this must not fail in silence.
+        """
+        self.cache.clear(namespace=kwargs.get("namespace", self.namespace))
+
+    async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
+        """As `lookup`, in a thread."""
+        return await asyncio.to_thread(self.lookup, prompt, llm_string)
+
+    async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
+        """As `update`, in a thread."""
+        await asyncio.to_thread(self.update, prompt, llm_string, return_val)
+
+    async def aclear(self, **kwargs: Any) -> None:
+        """As `clear`, in a thread."""
+        await asyncio.to_thread(self.clear, **kwargs)
+
+    def faults(self) -> dict[str, int]:
+        """How often a call was not cached or a failure was swallowed, by cause."""
+        return self._faults.counts()
+
+    def close(self) -> None:
+        """Close the cache that was opened here; one that was passed in stays open."""
+        if self._owned:
+            self.cache.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(namespace={self.namespace!r})"
+
+    def _begin(self, prompt: str, llm_string: str) -> Request:
+        request = self._requests.build(prompt, llm_string)
+        with self._lock:
+            self._pending.put(digest(prompt, llm_string), (request, time.monotonic()))
+        return request
+
+    def _resume(self, prompt: str, llm_string: str) -> tuple[Request, float]:
+        """The request of the lookup: built anew it could differ, as the tracker forgets."""
+        with self._lock:
+            known = self._pending.get(digest(prompt, llm_string))
+        return known or (self._begin(prompt, llm_string), time.monotonic())

@@ -1,0 +1,164 @@
+"""From LangChain's prompt and model strings to the request that the core compares.
+
+Only the question is compared by meaning, so the question is only believed to be one if there is evidence for
+it. Without evidence the whole prompt is compared exactly: a lost hit is cheap, a wrong one is not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from ibidem.request import Document, Request
+from langchain_ibidem.faults import NotCacheable
+from langchain_ibidem.memory import Memory, Render
+from langchain_ibidem.prompt import Prompt, parse
+from langchain_ibidem.skeleton import Skeleton, occurs
+from langchain_ibidem.sources import Candidate, candidates, texts_of
+
+# Template variables that hold the question, in this order, and those that may also hold a ready-made prompt.
+QUESTION_KEYS = ("question", "user_question", "query", "user_query", "q")
+GENERAL_KEYS = ("input", "user_input", "human_input", "prompt")
+
+# Settings that change when an answer comes, not what it says.
+_OPERATIONAL = ("max_retries", "timeout", "request_timeout", "default_request_timeout")
+# A class shows its name but not its fields, an object its address: neither says what the model was told.
+_OPAQUE = re.compile(r"<class '| at 0x[0-9a-fA-F]+>")
+# An answer in a given form is data for a program: "almost the same question" is not good enough for it.
+_STRUCTURED = re.compile(
+    r"""['"](response_format|response_schema|response_json_schema|output_format|output_config)['"]"""
+    r"""|\('format', [{']"""
+)
+
+
+class RequestBuilder:
+    """Builds requests for one cache. Stateless but for what `memory` holds."""
+
+    def __init__(self, memory: Memory, namespace: str, question_keys: Sequence[str]) -> None:
+        self._memory = memory
+        self._namespace = namespace
+        self._keys = (*question_keys, *QUESTION_KEYS)
+
+    def build(self, prompt: str, llm_string: str) -> Request:
+        """The request for a call of the model that `llm_string` describes with `prompt`.
+
+        Raises:
+            NotCacheable: `llm_string` does not say all that the answer depends on.
+        """
+        if _OPAQUE.search(llm_string):
+            raise NotCacheable(
+                "opaque_parameters",
+                "the model's parameters hold a Python object, so a change of it would go unnoticed; for "
+                'structured output pass a JSON schema, or use method="function_calling"',
+            )
+        parsed = parse(prompt)
+        render = self._memory.render_of(parsed.fingerprint)
+        documents = candidates(self._memory, parsed, render)
+        if parsed.known and not _STRUCTURED.search(llm_string):
+            for question in _with_and_without_blanks(self._questions(parsed, render, documents)):
+                skeleton = Skeleton(parsed)
+                if (found := _cut(skeleton, documents, question)) is not None:
+                    return self._request(question, found, llm_string, skeleton)
+        return self._exact(parsed, documents, llm_string)
+
+    def _exact(self, prompt: Prompt, documents: Sequence[Candidate], llm_string: str) -> Request:
+        """A request that only the very same prompt matches; documents are named for their lineage alone."""
+        found = _cut(Skeleton(prompt), documents, None) or []
+        whole = json.dumps([prompt.frame, [segment.text for segment in prompt.segments]])
+        return self._request(whole, found, llm_string, None)
+
+    def _request(
+        self, question: str, documents: Sequence[Candidate], llm_string: str, skeleton: Skeleton | None
+    ) -> Request:
+        # The scope may hold headers with secrets. The request hashes it and keeps nothing else: never log it.
+        scope = ["langchain/1", model_identity(llm_string), skeleton.canonical() if skeleton else None]
+        return Request(
+            question,
+            scope=json.dumps(scope),
+            namespace=self._namespace,
+            documents=tuple(Document(d.id, d.text) for d in documents),
+            semantic=skeleton is not None,
+        )
+
+    def _questions(
+        self, prompt: Prompt, render: Render | None, documents: Sequence[Candidate]
+    ) -> Iterator[str]:
+        """Texts that may be the question, the best evidence first."""
+        if render is None:
+            return _questions_without_template(prompt, documents)
+        return self._questions_of_template(prompt, render, documents)
+
+    def _questions_of_template(
+        self, prompt: Prompt, render: Render, documents: Sequence[Candidate]
+    ) -> Iterator[str]:
+        variables = render.variables if isinstance(render.variables, dict) else {"": render.variables}
+        values = {name: value for name, value in variables.items() if isinstance(value, str)}
+        # 1. The name says so.
+        named = [values[key] for key in self._keys if key in values]
+        yield from (value for value in named if _one_line(value) or not _quotes(value, documents))
+        yield from (values[key] for key in GENERAL_KEYS if _one_line(values.get(key, "")))
+        # 2. It is what the documents were searched with, or what the program was called with.
+        asked = {text.strip() for text in (render.asked or "", *(q for d in documents for q in d.queries))}
+        yield from (value for value in values.values() if value.strip() in asked and _one_line(value))
+        # 3. The user's last message is a variable as it stands.
+        last = prompt.last_human
+        if _one_line(last) and last in texts_of(variables):
+            yield last
+
+
+def model_identity(llm_string: str) -> str:
+    """`llm_string` without the settings that do not influence the answer."""
+    if not llm_string.startswith("{"):
+        return llm_string
+    try:
+        model, end = json.JSONDecoder().raw_decode(llm_string)
+    except ValueError:
+        return llm_string
+    if isinstance(parameters := model.get("kwargs"), dict):
+        for name in _OPERATIONAL:
+            parameters.pop(name, None)
+    return json.dumps(model, sort_keys=True) + llm_string[end:]
+
+
+def _questions_without_template(prompt: Prompt, documents: Sequence[Candidate]) -> Iterator[str]:
+    last = prompt.last_human
+    if _one_line(last) and not _quotes(last, documents):
+        yield last
+    queries = {query for document in documents for query in document.queries}
+    yield from sorted((q for q in queries if occurs(last, q, as_words=True)), key=lambda q: (-len(q), q))
+
+
+def _with_and_without_blanks(questions: Iterator[str]) -> Iterator[str]:
+    """Blanks around a question are not part of the prompt around it, unless the template has cut them off."""
+    for question in questions:
+        if question.strip():
+            yield question
+            yield question.strip()
+
+
+def _quotes(text: str, documents: Sequence[Candidate]) -> bool:
+    return any(occurs(text, document.text, as_words=document.as_words) for document in documents)
+
+
+def _one_line(text: str) -> bool:
+    """Whether a text of unknown origin can be a question. Several lines are a layout: somebody's template."""
+    return bool(text.strip()) and "\n" not in text.strip()
+
+
+def _cut(skeleton: Skeleton, documents: Sequence[Candidate], question: str | None) -> list[Candidate] | None:
+    """Cut question and documents; the documents that were there, or None if the question was not.
+
+    Longest first: a text inside a longer one is not a document of its own, and a question that a document
+    quotes is not the question.
+    """
+    ordered = sorted(documents, key=lambda d: (-len(d.text), d.text))
+    longer = [d for d in ordered if question is None or len(d.text) > len(question)]
+    found = _cut_documents(skeleton, longer)
+    if question is not None and not skeleton.cut_question(question):
+        return None
+    return found + _cut_documents(skeleton, ordered[len(longer) :])
+
+
+def _cut_documents(skeleton: Skeleton, documents: Sequence[Candidate]) -> list[Candidate]:
+    return [d for d in documents if skeleton.cut_document(d.text, d.digest, as_words=d.as_words)]

@@ -1,0 +1,138 @@
+"""What the tracker remembers for a while: renders of templates, documents, which run belongs to which."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from langchain_core.documents import Document
+
+from ibidem.request import digest
+from langchain_ibidem.bounded import BoundedDict
+
+RECENT_DOCUMENTS = 256
+_RUNS = 4096
+_RENDERS = 2048
+_DOCUMENTS_PER_RUN = 256
+_QUERIES_PER_DOCUMENT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A document that a retriever returned, and the latest queries that found it."""
+
+    id: str
+    text: str
+    queries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """A template that was filled: with which variables, and in which outermost run.
+
+    `asked` is the input of that run, if it was plain text.
+    """
+
+    variables: Any
+    run: UUID
+    asked: str | None
+
+
+def retrieved(document: Document) -> Retrieved:
+    """The adapter's view of a LangChain document; surrounding blanks are the template's business."""
+    text = document.page_content.strip()
+    known = (document.id, document.metadata.get("id"), document.metadata.get("source"))
+    name = next((value for value in known if isinstance(value, str) and value), None)
+    return Retrieved(name or digest(text), text)
+
+
+class Memory:
+    """Bounded and thread-safe. Nothing here is slow, so one lock is enough."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._create()
+
+    def _create(self) -> None:
+        self._outermost: BoundedDict[UUID, UUID] = BoundedDict(4 * _RUNS)
+        self._asked: BoundedDict[UUID, str] = BoundedDict(_RUNS)
+        self._rendering: BoundedDict[UUID, Any] = BoundedDict(_RUNS)
+        self._queries: BoundedDict[UUID, str] = BoundedDict(_RUNS)
+        self._renders: BoundedDict[str, Render] = BoundedDict(_RENDERS)
+        self._of_run: BoundedDict[UUID, dict[str, Retrieved]] = BoundedDict(_RUNS)
+        self._recent: BoundedDict[str, Retrieved] = BoundedDict(RECENT_DOCUMENTS)
+
+    def run_started(self, run: UUID, parent: UUID | None, inputs: Any) -> None:
+        """A run began inside `parent`, or is an outermost one that was asked `inputs`."""
+        with self._lock:
+            if parent is not None:
+                self._outermost.put(run, self._outermost.get(parent) or parent)
+            elif isinstance(inputs, str):
+                self._asked.put(run, inputs)
+
+    def render_started(self, run: UUID, variables: Any) -> None:
+        """The run fills a template with `variables`."""
+        with self._lock:
+            self._rendering.put(run, variables)
+
+    def render_ended(self, run: UUID) -> Render | None:
+        """The render of the run; None if the run did not fill a template."""
+        with self._lock:
+            variables = self._rendering.pop(run)
+            outermost = self._outermost.get(run) or run
+            return None if variables is None else Render(variables, outermost, self._asked.get(outermost))
+
+    def render_gave(self, render: Render, fingerprints: Iterable[str]) -> None:
+        """The render gave prompts with these fingerprints."""
+        with self._lock:
+            for fingerprint in fingerprints:
+                self._renders.put(fingerprint, render)
+
+    def run_ended(self, run: UUID) -> None:
+        """Nothing will happen in the run any more; its documents stay among the recent ones."""
+        with self._lock:
+            self._rendering.pop(run)
+            self._of_run.pop(run)
+
+    def search_started(self, run: UUID, query: str) -> None:
+        """The run searches documents for `query`."""
+        with self._lock:
+            self._queries.put(run, query)
+
+    def search_ended(self, run: UUID, found: Sequence[Retrieved]) -> None:
+        """The run found these documents."""
+        with self._lock:
+            query, outermost = self._queries.pop(run), self._outermost.get(run)
+            mine = (self._of_run.get(outermost) if outermost else None) or {}
+            for document in found[:_DOCUMENTS_PER_RUN]:
+                known = self._recent.get(document.text) or document
+                if query and query not in known.queries:
+                    known = replace(known, queries=(*known.queries, query)[-_QUERIES_PER_DOCUMENT:])
+                self._recent.put(document.text, known)
+                if len(mine) < _DOCUMENTS_PER_RUN:
+                    mine[document.text] = known
+            if outermost:
+                self._of_run.put(outermost, mine)
+
+    def render_of(self, fingerprint: str) -> Render | None:
+        """The render that gave the prompt with this fingerprint."""
+        with self._lock:
+            return self._renders.get(fingerprint)
+
+    def documents_of(self, run: UUID) -> list[Retrieved]:
+        """What was found inside the outermost run `run`, while it lasts."""
+        with self._lock:
+            return list((self._of_run.get(run) or {}).values())
+
+    def recent_documents(self) -> list[Retrieved]:
+        """What was found lately, by anybody."""
+        with self._lock:
+            return list(self._recent)
+
+    def forget(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._create()

@@ -1,0 +1,184 @@
+"""The prompt as the model sees it.
+
+LangChain hands a cache the JSON dump of the messages, bookkeeping included: response metadata, token counts,
+random call ids. The same conversation would then be a different key each time, so those are dropped or
+replaced by ordinals, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from ibidem.request import digest
+
+_ROLES = {
+    "human": "human",
+    "HumanMessageChunk": "human",
+    "ai": "ai",
+    "AIMessageChunk": "ai",
+    "system": "system",
+    "SystemMessageChunk": "system",
+    "tool": "tool",
+    "ToolMessageChunk": "tool",
+    "function": "function",
+    "FunctionMessageChunk": "function",
+    "chat": "chat",
+    "ChatMessageChunk": "chat",
+}
+# Fields of a message that no model sees, or that are handled one by one below.
+_NOT_SEEN = frozenset(
+    (
+        "type content id response_metadata usage_metadata artifact example tool_call_chunks chunk_position "
+        "tool_calls invalid_tool_calls tool_call_id additional_kwargs"
+    ).split()
+)
+# The same for additional_kwargs. What is not listed stays: some providers send it back to the model.
+_NOT_SEEN_EXTRAS = frozenset(
+    (
+        "id usage token_usage usage_metadata logprobs parsed system_fingerprint response_id cache_control "
+        "__openai_function_call_ids__ __gemini_function_call_thought_signatures__"
+    ).split()
+)
+_CALL_ID_KEYS = frozenset(("tool_use_id", "tool_call_id", "call_id"))
+_CALL_BLOCKS = frozenset("tool_use tool_call server_tool_call server_tool_use invalid_tool_call".split())
+# Blocks of an answer that carry a random id of their own. Elsewhere an id can name a file: it stays.
+_BLOCKS_WITH_RANDOM_ID = frozenset("text output_text reasoning thinking refusal function_call".split())
+_TEXT_BLOCKS = frozenset(("text", "input_text", "output_text"))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of text in the prompt, and who says it: human, system, ai, tool, function."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt taken apart: its texts in order, and the frame, canonical JSON of all that is not text.
+
+    `known` is False for a prompt that is neither plain text nor messages we understand.
+    """
+
+    frame: str
+    segments: tuple[Segment, ...]
+    known: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two prompts that look the same to the model."""
+        return digest(self.frame, *(segment.text for segment in self.segments))
+
+    @property
+    def last_human(self) -> str:
+        """The last text the user says; empty if there is none."""
+        return next((s.text for s in reversed(self.segments) if s.role == "human"), "")
+
+
+def parse(prompt: str) -> Prompt:
+    """Take apart the prompt string LangChain gives to a cache: a dump of messages, or plain text."""
+    if not prompt.startswith('[{"lc":'):
+        return plain(prompt)
+    try:
+        dumped = json.loads(prompt)
+        if not all(message["type"] == "constructor" for message in dumped):
+            return _unknown(prompt)
+        return _assemble([message["kwargs"] for message in dumped])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _unknown(prompt)
+
+
+def plain(text: str) -> Prompt:
+    """The prompt of a completion model."""
+    return Prompt("text", (Segment("human", text),))
+
+
+def of_messages(messages: Sequence[BaseMessage]) -> Prompt:
+    """The prompt that a chat model gets for live messages; the same as `parse` of their dump.
+
+    Raises:
+        KeyError, TypeError, ValueError: A message is of no known kind, or holds what JSON cannot.
+    """
+    return _assemble([vars(message) for message in messages])
+
+
+def _unknown(prompt: str) -> Prompt:
+    return Prompt(prompt, (), known=False)
+
+
+def _assemble(messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    ordinals = _Ordinals()
+    segments: list[Segment] = []
+    frames = [_frame(message, ordinals, segments) for message in messages]
+    return Prompt(json.dumps(frames, sort_keys=True), tuple(segments))
+
+
+class _Ordinals:
+    """Random ids of tool calls -> the order in which they appear, which is all a model can use them for."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, call_id: object) -> int:
+        return self._numbers.setdefault(str(call_id), len(self._numbers))
+
+
+def _frame(message: Mapping[str, Any], ordinals: _Ordinals, segments: list[Segment]) -> dict[str, Any]:
+    """Everything the model sees of a message but its texts, which are appended to `segments`."""
+    role = _ROLES[message["type"]]
+    if role == "chat" and message["role"] in ("user", "human"):
+        role = "human"
+    fields = {key: value for key, value in message.items() if key not in _NOT_SEEN and value is not None}
+    if fields.get("status") == "success":  # the default of a tool message, seen only if it is an error
+        del fields["status"]
+    frame: dict[str, Any] = {"role": role, "fields": fields}
+    for key in ("tool_calls", "invalid_tool_calls"):
+        if calls := message.get(key):
+            frame[key] = [_call(call, ordinals) for call in calls]
+    if message.get("tool_call_id"):
+        frame["answers"] = ordinals.of(message["tool_call_id"])
+    if extras := _extras(message):
+        frame["extras"] = extras
+    content = message["content"]
+    if isinstance(content, str):
+        segments.append(Segment(role, content))
+    else:
+        frame["blocks"] = [_block(block, role, ordinals, segments) for block in content]
+    return frame
+
+
+def _call(call: Mapping[str, Any], ordinals: _Ordinals) -> dict[str, Any]:
+    return {"name": call["name"], "args": call["args"], "number": ordinals.of(call.get("id"))}
+
+
+def _extras(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What `additional_kwargs` adds for the model; raw tool calls are only a copy of the parsed ones."""
+    copies = {"tool_calls"} if message.get("tool_calls") or message.get("invalid_tool_calls") else set()
+    extras: Mapping[str, Any] = message.get("additional_kwargs") or {}
+    dropped = _NOT_SEEN_EXTRAS | copies
+    return {key: value for key, value in extras.items() if key not in dropped and value is not None}
+
+
+def _block(block: Any, role: str, ordinals: _Ordinals, segments: list[Segment]) -> Any:
+    """The canonical form of a content block; the text of a text block goes to `segments`."""
+    if isinstance(block, str):
+        segments.append(Segment(role, block))
+        return "text"
+    kind = block.get("type")
+    kept = {key: value for key, value in block.items() if key != "cache_control" and value is not None}
+    for key in _CALL_ID_KEYS & kept.keys():
+        kept[key] = ordinals.of(kept[key])
+    if kind in _CALL_BLOCKS and "id" in kept:
+        kept["id"] = ordinals.of(kept["id"])
+    if role == "ai" and kind in _BLOCKS_WITH_RANDOM_ID:
+        kept.pop("id", None)
+    if kind in _TEXT_BLOCKS and isinstance(kept.get("text"), str):
+        segments.append(Segment(role, kept.pop("text")))
+        return ["text", kept]
+    return kept

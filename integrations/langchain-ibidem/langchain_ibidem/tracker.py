@@ -1,0 +1,136 @@
+"""What happened before a model was called: which template was rendered, which documents were retrieved.
+
+LangChain gives a cache the prompt and nothing else; not even context variables set by callbacks reach it (in
+`batch` they hold another call's values). So one handler for the whole process remembers what passed by, under
+the fingerprint of the rendered prompt, and the cache asks for it by that fingerprint. A wrong join does no
+harm: what is remembered only counts if it is found in the prompt itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.prompt_values import PromptValue
+from langchain_core.tracers.context import register_configure_hook
+
+from langchain_ibidem.faults import Faults
+from langchain_ibidem.memory import Memory, retrieved
+from langchain_ibidem.prompt import of_messages, plain
+
+
+class _Done:
+    """What an event that has already been handled returns to a caller that wants to await it."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
+
+
+def _event(method: Callable[..., None]) -> Callable[..., Any]:
+    """Make a method an event handler: it never raises, and costs no thread in async runs where Python allows.
+
+    LangChain sends a plain method of a handler to an executor, at several times the cost of the method; a
+    coroutine function it awaits in place. (`run_inline = True` would do the same on every Python, but hides
+    `on_llm_start` from everybody else's handlers: langchain issue 39633.)
+    """
+
+    @functools.wraps(method)
+    def handle(self: Tracker, *args: Any, **kwargs: Any) -> _Done:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.faults.caught(method.__name__, error)
+        return _DONE
+
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(handle)
+    return handle
+
+
+def _always(self: Tracker) -> bool:
+    return True
+
+
+class Tracker(BaseCallbackHandler):
+    """Tells `memory` about templates and retrievers; what models, tools and agents do is not looked at."""
+
+    run_inline = False
+    raise_error = False
+    ignore_llm = ignore_chat_model = ignore_agent = property(_always)
+    ignore_retry = ignore_custom_event = property(_always)
+
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.faults = Faults()
+
+    @_event
+    def on_chain_start(
+        self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """Note whose child the run is, and what a template is filled with."""
+        self.memory.run_started(run_id, parent_run_id, inputs)
+        if kwargs.get("run_type") == "prompt":
+            self.memory.render_started(run_id, inputs)
+
+    @_event
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note the prompt that a template became."""
+        render = self.memory.render_ended(run_id)
+        self.memory.run_ended(run_id)
+        if render is not None and isinstance(outputs, PromptValue):
+            self.memory.render_gave(render, _fingerprints(outputs))
+
+    @_event
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """Forget what the failed run had begun."""
+        self.memory.run_ended(run_id)
+
+    @_event
+    def on_retriever_start(
+        self, serialized: Any, query: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+    ) -> None:
+        """Note what is searched for."""
+        self.memory.run_started(run_id, parent_run_id, None)
+        self.memory.search_started(run_id, query)
+
+    @_event
+    def on_retriever_end(self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any) -> None:
+        """Note what was found."""
+        found = map(retrieved, documents)
+        self.memory.search_ended(run_id, [document for document in found if document.text])
+
+
+def _fingerprints(rendered: PromptValue) -> tuple[str, ...]:
+    """How the prompt will look to a chat model and to a completion model."""
+    as_text = plain(rendered.to_string()).fingerprint
+    try:
+        return as_text, of_messages(rendered.to_messages()).fingerprint
+    except (KeyError, TypeError, ValueError):  # messages of an unknown kind, or content that is not JSON
+        return (as_text,)
+
+
+_install_lock = threading.Lock()
+_installed: Tracker | None = None
+
+
+def install() -> Tracker:
+    """The tracker of this process, attached to every LangChain run from the first call on."""
+    global _installed
+    with _install_lock:
+        if _installed is None:
+            _installed = Tracker()
+            # A context variable that *defaults* to the handler is set in every thread and task. There is no
+            # way to unregister a hook, hence one per process.
+            register_configure_hook(ContextVar("langchain_ibidem_tracker", default=_installed), True)
+        return _installed

@@ -1,0 +1,162 @@
+"""What the caches of one process share when they are opened on the same place: truth, vectors, one thread."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ibidem.background import Background
+from ibidem.database import set_aside_if_damaged
+from ibidem.errors import StorageError
+from ibidem.faults import Faults, log
+from ibidem.index import VectorIndex, open_embedded, open_server
+from ibidem.records import Records
+from ibidem.request import digest
+from ibidem.rows import LookupRow
+from ibidem.settings import Settings
+from ibidem.vectors import Vectors
+
+if TYPE_CHECKING:
+    from ibidem.embedding import Embedder
+
+LOG_BATCH = 500
+
+_open: dict[tuple[str, ...], Backend] = {}
+_open_lock = threading.Lock()
+
+
+class Backend:
+    """The shared parts behind one or more `SemanticCache` objects; made by `acquire`, ended by `release`."""
+
+    def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
+        self.key, self.users = key, 0
+        self.faults = Faults()
+        self.embedder = embedder
+        self.records = open_records(settings)
+        self.vectors = Vectors(
+            self.records,
+            embedder,
+            index_opener(settings, embedder),
+            self.faults,
+            alone=settings.chroma is None,
+        )
+        self._log: collections.deque[LookupRow] = collections.deque(maxlen=10_000)
+        self._background = Background(
+            {"index questions": self.vectors.work, "write the lookup log": self._write_log}, self.faults
+        )
+        self._process = os.getpid()
+
+    def check_process(self) -> None:
+        """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self.faults.after_fork()
+            self.records.after_fork()
+            self.vectors.after_fork()
+            self._background.after_fork()
+            self._log.clear()
+
+    def note_lookup(self, row: LookupRow) -> None:
+        """Write a lookup to the log, later."""
+        self._log.append(row)
+        if len(self._log) == 1 or self.vectors.poll_due:
+            self._background.wake()
+
+    def wake(self) -> None:
+        """There is something to index."""
+        self._background.wake()
+
+    def flush(self) -> bool:
+        """Wait until what is known now is indexed and logged; False if that took too long."""
+        return self._background.flush()
+
+    def _write_log(self) -> bool:
+        rows = [self._log.popleft() for _ in range(min(LOG_BATCH, len(self._log)))]
+        if rows:
+            self.records.log(rows)
+        return len(self._log) > 0
+
+    def close(self) -> None:
+        """Finish the background work and close everything."""
+        self.check_process()
+        self._background.stop()
+        self.vectors.close()
+        self.records.close()
+
+
+def acquire(settings: Settings, embedder: Embedder) -> Backend:
+    """The backend for these settings; the same one for the same place and embedder."""
+    place = settings.chroma or str(settings.path.resolve() / "chroma")
+    key = (settings.database_url, place, embedder.fingerprint)
+    with _open_lock:
+        backend = _open.get(key)
+        if backend is None:
+            backend = _open[key] = Backend(key, settings, embedder)
+        backend.users += 1
+        return backend
+
+
+def release(backend: Backend) -> None:
+    """Close the backend when nobody uses it any more."""
+    with _open_lock:
+        backend.users -= 1
+        if backend.users > 0:
+            return
+        _open.pop(backend.key, None)
+    backend.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Index and log what is left when the program ends without closing its caches."""
+    with _open_lock:
+        left = list(_open.values())
+        _open.clear()
+    for backend in left:
+        backend.close()
+
+
+def open_records(settings: Settings) -> Records:
+    """The truth for these settings; makes the directory, private to the user.
+
+    A file in its place that is no database is moved aside, never deleted, and a new one begun.
+
+    Raises:
+        StorageError: The place cannot be used.
+    """
+    if settings.database is None:
+        _make_private(settings.path)
+        file = settings.path / "ibidem.sqlite3"
+        try:
+            aside = set_aside_if_damaged(file) if file.exists() else None
+        except OSError as error:
+            raise StorageError(f"cannot read {file}: {error.strerror}") from error
+        if aside:
+            log.warning("%s is not a database; it was kept as %s and a new one begun", file, aside)
+    return Records(settings.database_url)
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}-{threading.get_ident()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror}; choose another place with path= or IBIDEM_PATH"
+        ) from error
+
+
+def index_opener(settings: Settings, embedder: Embedder) -> Callable[[], VectorIndex]:
+    """How to open the vector index that holds this embedder's vectors."""
+    name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
+    if settings.chroma is not None:
+        return partial(open_server, settings.chroma, name)
+    return partial(open_embedded, settings.path.resolve() / "chroma", name)

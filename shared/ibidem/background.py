@@ -1,0 +1,89 @@
+"""One thread that does what need not keep the caller waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from ibidem.faults import Faults
+
+GATHER_SECONDS = 0.02  # wait this long for more work before a batch: index writes cost per batch
+FLUSH_SECONDS = 10.0  # how long `stop` waits for the work that is left
+
+Job = Callable[[], bool]
+
+
+class Background:
+    """Runs jobs after each `wake()` until none has anything left to do.
+
+    Args:
+        jobs: By what they do ("index questions"): functions that do one bounded batch each and return
+            whether there is more.
+        faults: Where failures of a job go; a failed job is tried again at the next wake.
+    """
+
+    def __init__(self, jobs: Mapping[str, Job], faults: Faults) -> None:
+        self._jobs = dict(jobs)
+        self._faults = faults
+        self._reset()
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._wanted = 0  # wakes so far
+        self._done = 0  # the wake after which everything was done
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child, where the thread does not exist."""
+        self._reset()
+
+    def wake(self) -> None:
+        """There is work. Returns at once."""
+        with self._changed:
+            self._wanted += 1
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name="ibidem-background", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
+        """Wait until the work known now is done; False if it was not within `timeout` seconds."""
+        self.wake()
+        with self._changed:
+            wanted = self._wanted
+            return self._changed.wait_for(lambda: self._done >= wanted or self._stopping, timeout)
+
+    def stop(self) -> None:
+        """Do what is left (bounded), then end the thread."""
+        if self._thread is not None:
+            self.flush()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted > self._done or self._stopping)
+                if self._stopping:
+                    return
+                wanted = self._wanted
+            time.sleep(GATHER_SECONDS)
+            more = True
+            while more and not self._stopping:
+                outcomes = [self._do(name, job) for name, job in self._jobs.items()]
+                more = any(outcomes)
+            with self._changed:
+                self._done = wanted
+                self._changed.notify_all()
+
+    def _do(self, name: str, job: Job) -> bool:
+        try:
+            return job()
+        except Exception as error:
+            self._faults.note(name, error)
+            return False

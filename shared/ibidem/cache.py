@@ -1,0 +1,295 @@
+"""The cache: what happens, in order, when a question is looked up and when an answer is stored."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from ibidem import backend as backends
+from ibidem.admission import refusal
+from ibidem.backend import Backend
+from ibidem.decision import Candidate, Policy, decide
+from ibidem.entry import Entry, Source, Vector
+from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
+from ibidem.evidence import supporting
+from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier
+from ibidem.rows import LookupRow
+
+NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
+REMEMBERED_VECTORS = 1024  # a miss is followed by a store of the same question
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the cache holds and did; sums over all processes that used the database.
+
+    `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
+    by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
+    in the vector index yet; `index` says whether the index is in use, or why not.
+    """
+
+    entries: int
+    semantic_entries: int
+    unindexed: int
+    hits: dict[str, int]
+    misses: dict[str, int]
+    tokens_saved: int
+    rejected: dict[str, int]
+    faults: dict[str, int]
+    index: str
+
+
+class SemanticCache:
+    """Answers by question; open one with `ibidem.open`. Thread-safe.
+
+    Args:
+        backend: Truth, vectors and background work, shared by the caches of one place.
+        policy: How sure the cache must be.
+        ttl: Seconds an answer lives.
+        clock: Seconds since the epoch; a test may pass its own.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        policy: Policy,
+        *,
+        ttl: float = math.inf,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
+        self._lock = threading.Lock()
+        self._vectors: OrderedDict[str, Vector] = OrderedDict()
+        self._rejected: dict[str, int] = {}
+        self._closed = False
+        self._process = os.getpid()
+
+    def lookup(self, request: Request) -> Hit | Miss:
+        """The stored answer to this question, or why there is none.
+
+        Never raises because storage, index or embedder failed: that is a miss with reason `error` (or
+        `no_index`), counted in `stats().faults`.
+
+        Raises:
+            InvalidInput: `request` is not a `Request`.
+            CacheClosed: The cache was closed.
+        """
+        self._ready(request)
+        started = time.perf_counter()
+        result: Hit | Miss
+        try:
+            result = self._find(request)
+        except IndexUnavailable as error:
+            self._backend.faults.note("search by meaning", error)
+            result = Miss("no_index")
+        except Exception as error:
+            self._backend.faults.note("look up a question", error)
+            result = Miss("error")
+        result = replace(result, seconds=time.perf_counter() - started)
+        self._backend.note_lookup(self._row(request, result))
+        return result
+
+    def store(self, request: Request, answer: Answer) -> Stored | Rejected:
+        """Keep the answer, if it is worth keeping; replaces the one to the very same request.
+
+        On `Stored` the answer is durable against a killed process and found by the next lookup. Never
+        raises because something failed inside: that is `Rejected("error")`.
+
+        Raises:
+            InvalidInput: An argument has the wrong type.
+            CacheClosed: The cache was closed.
+        """
+        self._ready(request)
+        if not isinstance(answer, Answer):
+            raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
+        if reason := refusal(request, answer):
+            return self._reject(reason)
+        try:
+            self._keep(request, answer)
+        except Exception as error:
+            self._backend.faults.note("store an answer", error)
+            return self._reject("error")
+        return Stored(request.key)
+
+    def clear(self, namespace: str | None = None) -> int:
+        """Delete all answers, or those of one namespace; returns how many.
+
+        Raises:
+            StorageError: The database refused; nothing was deleted.
+        """
+        self._ready()
+        count = self._backend.records.clear(namespace)
+        if namespace is None:
+            self._backend.vectors.reset()
+        return count
+
+    def stats(self) -> Stats:
+        """Counts, after writing what is still to be written."""
+        self._ready()
+        self._backend.flush()
+        totals = self._backend.records.totals()
+        with self._lock:
+            rejected = dict(self._rejected)
+        return Stats(
+            entries=totals.entries,
+            semantic_entries=totals.semantic_entries,
+            unindexed=totals.unindexed,
+            hits=totals.hits,
+            misses=totals.misses,
+            tokens_saved=totals.tokens_saved,
+            rejected=rejected,
+            faults=self._backend.faults.counts(),
+            index=self._backend.vectors.state,
+        )
+
+    def flush(self) -> bool:
+        """Wait until every stored answer is indexed and every lookup logged; False if it took over 10 s."""
+        self._ready()
+        return self._backend.flush()
+
+    def close(self) -> None:
+        """Write what is left and release files. A second call does nothing."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            backends.release(self._backend)
+
+    def __enter__(self) -> SemanticCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SemanticCache({self._backend.records.url!r}, {self.policy})"
+
+    # one lookup, in order of cost -------------------------------------------------------------------
+
+    def _find(self, request: Request) -> Hit | Miss:
+        now = self._clock()
+        same = self._backend.records.get(request.key)
+        if same is not None and same.alive(now):
+            return _hit(Candidate(same, 1.0), "exact", now)
+        missing = "empty" if same is None else "expired"
+        if not request.semantic:
+            return Miss("question_unknown" if same is None else missing)
+        vector = self._embed(request.question)
+        if vector is None:
+            return Miss("question_too_long")
+        candidates = self._candidates(request, vector, now)
+        verdict = decide(request, candidates, self.policy)
+        if verdict.chosen is not None:
+            return _hit(verdict.chosen, "semantic", now)
+        if verdict.nearest is not None:
+            near = verdict.nearest
+            return Miss(verdict.reason, near.entry.question, near.entry.id, near.similarity)
+        stored = self._backend.records.any_in_scope(request.namespace, request.scope_digest)
+        return Miss("below_threshold" if stored and same is None else missing)
+
+    def _candidates(self, request: Request, vector: Vector, now: float) -> list[Candidate]:
+        namespace, scope = request.namespace, request.scope_digest
+        points = self._backend.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+        embedder = self._backend.embedder.fingerprint
+        found = self._backend.records.near(points, namespace=namespace, scope=scope, embedder=embedder)
+        return [
+            Candidate(entry, min(1.0, float(entry.vector @ vector)))
+            for entry in found
+            if entry.vector is not None and entry.alive(now)
+        ]
+
+    def _embed(self, question: str) -> Vector | None:
+        """The question's vector, shape (d,), or None if it is longer than the embedder's window."""
+        with self._lock:
+            known = self._vectors.get(question)
+        if known is not None:
+            return known
+        embedder = self._backend.embedder
+        if embedder.count_tokens(question) > embedder.max_tokens:
+            return None
+        vector: Vector = embedder.embed([question])[0]
+        with self._lock:
+            self._vectors[question] = vector
+            while len(self._vectors) > REMEMBERED_VECTORS:
+                self._vectors.popitem(last=False)
+        return vector
+
+    # one store ----------------------------------------------------------------------------------------
+
+    def _keep(self, request: Request, answer: Answer) -> None:
+        semantic = request.semantic and answer.semantic
+        vector: Vector | None = None
+        if semantic:
+            try:
+                vector = self._embed(request.question)
+                semantic = vector is not None
+            except Exception as error:  # the answer is worth keeping; its vector is made later
+                self._backend.faults.note("embed a question", error)
+        evidence = supporting(answer.text, request.question, request.documents)
+        now = self._clock()
+        entry = Entry(
+            id=request.key,
+            namespace=request.namespace,
+            scope=request.scope_digest,
+            question=request.question if request.semantic else None,
+            documents=request.documents_digest,
+            semantic=semantic,
+            answer=answer,
+            created=now,
+            expires=None if math.isinf(self.ttl) else now + self.ttl,
+            sources=tuple(Source(d.id, d.digest, d.digest in evidence) for d in request.documents),
+            vector=vector,
+        )
+        self._backend.records.put(entry, self._backend.embedder.fingerprint)
+        if vector is not None:
+            self._backend.vectors.add(entry.namespace, entry.scope, vector)
+        self._backend.wake()
+
+    # small things -------------------------------------------------------------------------------------
+
+    def _ready(self, request: object = None) -> None:
+        if self._closed:
+            raise CacheClosed("this cache was closed; open another with ibidem.open()")
+        if request is not None and not isinstance(request, Request):
+            raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
+        if self._process != os.getpid():  # a forked child: the lock may be held by a thread that is not here
+            self._process, self._lock = os.getpid(), threading.Lock()
+            self._backend.check_process()
+
+    def _reject(self, reason: str) -> Rejected:
+        with self._lock:
+            self._rejected[reason] = self._rejected.get(reason, 0) + 1
+        return Rejected(reason)
+
+    def _row(self, request: Request, result: Hit | Miss) -> LookupRow:
+        return LookupRow(
+            at=self._clock(),
+            namespace=request.namespace,
+            scope=request.scope_digest,
+            question=request.question if request.semantic else None,
+            tier=result.tier if isinstance(result, Hit) else "",
+            reason="" if isinstance(result, Hit) else result.reason,
+            entry_id=result.entry_id,
+            similarity=result.similarity,
+            seconds=result.seconds,
+            tokens_saved=result.answer.tokens if isinstance(result, Hit) else 0,
+        )
+
+
+def _hit(candidate: Candidate, tier: Tier, now: float) -> Hit:
+    entry = candidate.entry
+    return Hit(
+        answer=entry.answer,
+        entry_id=entry.id,
+        tier=tier,
+        similarity=candidate.similarity,
+        question=entry.question,
+        age=max(0.0, now - entry.created),
+    )

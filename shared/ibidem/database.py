@@ -1,0 +1,144 @@
+"""The tables of the truth and how to open them, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ibidem.errors import StorageError
+
+# Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
+SCHEMA_VERSION = 1
+
+metadata = sa.MetaData()
+
+entries = sa.Table(
+    "entries",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("question", sa.Text),
+    sa.Column("documents", sa.String(32), nullable=False),
+    sa.Column("semantic", sa.Boolean, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("input_tokens", sa.Integer),
+    sa.Column("output_tokens", sa.Integer),
+    sa.Column("finish_reason", sa.Text, nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Column("created", sa.Float, nullable=False, index=True),
+    sa.Column("expires", sa.Float),
+    sa.Column("hits", sa.Integer, nullable=False),
+    # The question's embedding in half precision (cosines stay right to 1e-3) and who made it.
+    sa.Column("embedder", sa.String(32)),
+    sa.Column("vector", sa.LargeBinary),
+    # Its point in the vector index; entries with the same vector and scope share one.
+    sa.Column("point", sa.String(32), index=True),
+    # The index generation that holds the vector; "" waits for indexing, NULL is never indexed.
+    sa.Column("indexed_in", sa.String(32), index=True),
+    sa.Index("ix_entries_scope", "namespace", "scope"),
+)
+
+entry_documents = sa.Table(
+    "entry_documents",
+    metadata,
+    sa.Column("entry_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(32), primary_key=True),
+    sa.Column("document_id", sa.Text, nullable=False, index=True),
+    sa.Column("supports", sa.Boolean, nullable=False),
+)
+
+lookups = sa.Table(
+    "lookups",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("question", sa.Text),
+    sa.Column("tier", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("entry_id", sa.String(32)),
+    sa.Column("similarity", sa.Float),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("tokens_saved", sa.Integer, nullable=False),
+)
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+
+def open_engine(url: str) -> sa.Engine:
+    """A connection pool for the URL.
+
+    Raises:
+        StorageError: The URL is malformed, its driver missing, or its database of another kind.
+    """
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    except (sa.exc.ArgumentError, ImportError) as error:
+        raise StorageError(f"cannot use database={url.split('@')[-1]!r}: {error}") from error
+    if engine.dialect.name not in ("sqlite", "postgresql"):
+        raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    # busy_timeout first: switching to WAL takes a lock that another process may hold.
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def cause(error: sa.exc.SQLAlchemyError) -> str:
+    """What the database itself said."""
+    return str(getattr(error, "orig", None) or error)
+
+
+def insert_into(dialect: str) -> Any:
+    """The dialect's `insert`, which knows `ON CONFLICT`."""
+    return postgresql.insert if dialect == "postgresql" else sqlite.insert
+
+
+def upsert_entry(dialect: str) -> Any:
+    """Insert, or replace the answer but keep the vector: the same id means the same question."""
+    insert = insert_into(dialect)(entries)
+    new, old = insert.excluded, entries.c
+    kept = ("id", "vector", "embedder", "point", "indexed_in")
+    changes = {column.name: new[column.name] for column in old if column.name not in kept}
+    changes["vector"] = sa.func.coalesce(old.vector, new.vector)
+    changes["embedder"] = sa.func.coalesce(old.embedder, new.embedder)
+    changes["point"] = sa.func.coalesce(old.point, new.point)
+    changes["indexed_in"] = sa.case(
+        (new.indexed_in.is_(None), None), else_=sa.func.coalesce(old.indexed_in, new.indexed_in)
+    )
+    return insert.on_conflict_do_update(index_elements=[old.id], set_=changes)
+
+
+def set_aside_if_damaged(path: Path) -> Path | None:
+    """Move a file that is no SQLite database out of the way; returns its new place. Nothing is deleted."""
+    with path.open("rb") as file:
+        header = file.read(16)
+    if not header or header == b"SQLite format 3\0":
+        return None
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        companion = path.with_name(path.name + suffix)
+        if companion.exists():
+            companion.rename(aside.with_name(aside.name + suffix))
+    return aside

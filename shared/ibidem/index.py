@@ -1,0 +1,276 @@
+"""The vector index: ids and vectors in Chroma, nothing else. The only module that imports chromadb.
+
+It makes finding cheap and decides nothing: what it returns is confirmed by the truth, and it can be deleted
+and rebuilt from there. Settings follow measurements: ef_search cannot be raised later in a process and 200
+gives recall 1.0 for neighbours worth serving; the default sync_threshold of 1000 makes single writes slower
+by half than 100; documents or payload in Chroma cost up to 70 ms per write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem.entry import Vector
+from ibidem.errors import ConfigurationError, IndexUnavailable
+
+log = logging.getLogger("ibidem")
+
+CODE_DIMENSIONS = 32
+HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
+PROBE_SECONDS = 60.0
+_HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
+
+
+@lru_cache(maxsize=4096)
+def scope_code(namespace: str, scope: str) -> Vector:
+    """A unit vector drawn from namespace and scope, shape (32,), the same on every machine.
+
+    Appended to a question's vector with weight 1 it moves other scopes away, so that one unfiltered search
+    finds the entries of this one (Chroma's own filter costs 65-280 ms at 100,000 entries).
+    """
+    hashed = blake2b(namespace.encode("utf-8", "surrogatepass"), digest_size=64, key=scope.encode()[:64])
+    spread = np.frombuffer(hashed.digest(), dtype="<u2").astype(np.float32) - 32767.5
+    return np.asarray(spread / np.linalg.norm(spread), dtype=np.float32)
+
+
+def coded(vector: Vector, namespace: str, scope: str) -> Vector:
+    """The vector that is indexed: question and scope code, unit length, shape (d + 32,)."""
+    both = np.concatenate([vector, scope_code(namespace, scope)])
+    return np.asarray(both / np.sqrt(2.0), dtype=np.float32)
+
+
+class VectorIndex(Protocol):
+    """Where vectors are found. Every method may raise `IndexUnavailable`."""
+
+    @property
+    def generation(self) -> str:
+        """Names this filling of the index; a new or emptied one has a new name."""
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or move vectors, shape (n, d)."""
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest, nearest first."""
+
+    def count(self) -> int:
+        """How many vectors it holds."""
+
+    def reset(self) -> None:
+        """Forget everything and begin a new generation."""
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release files and locks. If not `sound`, the next opening looks for damage first."""
+
+
+@contextlib.contextmanager
+def _unavailable(doing: str) -> Iterator[None]:
+    """Chroma raises its own errors, httpx's, ValueError and bare Exception: to us all mean the same."""
+    try:
+        yield
+    except IndexUnavailable:
+        raise
+    except Exception as error:
+        raise IndexUnavailable(f"the vector index could not {doing}: {error}") from error
+
+
+class ChromaIndex:
+    """A collection in Chroma, opened by `open_embedded` or `open_server`."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self._name = client, name
+        with _unavailable("open its collection"):
+            self._collection = self._open()
+
+    def _open(self) -> Any:
+        """Get or make the collection; `get_or_create` keeps an existing collection's metadata."""
+        metadata = {"generation": uuid.uuid4().hex}
+        return self._client.get_or_create_collection(
+            self._name, configuration={"hnsw": _HNSW}, metadata=metadata, embedding_function=None
+        )
+
+    @property
+    def generation(self) -> str:
+        """Names this filling of the index."""
+        return str((self._collection.metadata or {}).get("generation", self._collection.id))
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or move vectors; a few milliseconds per call plus half a millisecond each."""
+        with _unavailable("store vectors"):
+            self._collection.upsert(ids=list(ids), embeddings=vectors)
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest, about a millisecond at 100,000 vectors."""
+        with _unavailable("search"):
+            found = self._collection.query(query_embeddings=[vector], n_results=k, include=[])
+            return list(found["ids"][0])
+
+    def count(self) -> int:
+        """How many vectors it holds; a scan, 6 ms at 100,000."""
+        with _unavailable("count"):
+            return int(self._collection.count())
+
+    def reset(self) -> None:
+        """Delete the collection and make a new one."""
+        with _unavailable("reset"):
+            self._client.delete_collection(self._name)
+            self._collection = self._open()
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the client; a server looks after itself."""
+        with _unavailable("close"):
+            self._client.close()
+
+
+_in_this_process: weakref.WeakSet[EmbeddedIndex] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Never destroy in a forked child what the parent opened: Chroma's destructor waits for threads that
+    exist only there, so the child would hang when it ends. One more reference keeps it alive for good.
+    """  # noqa: D205
+    for index in tuple(_in_this_process):
+        for kept in (index, index._client):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+class EmbeddedIndex(ChromaIndex):
+    """Chroma in this process on a directory that no other process uses meanwhile."""
+
+    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, in_use: Path) -> None:
+        self._lock, self._in_use = lock, in_use
+        super().__init__(client, name)
+        in_use.write_text(str(os.getpid()))
+        _in_this_process.add(self)
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the directory to other processes."""
+        try:
+            super().close(sound=sound)
+            if sound:
+                self._in_use.unlink(missing_ok=True)
+        finally:
+            self._lock.release()
+
+
+def open_embedded(directory: Path, name: str) -> EmbeddedIndex:
+    """Open Chroma on a directory, alone: two processes on one would corrupt it.
+
+    After an unclean end the files are first tried in a process of their own, since a torn index can crash
+    the one that loads it. What cannot be loaded is removed; the caller fills the new index from the truth.
+
+    Raises:
+        IndexUnavailable: Another process has it open, or it cannot be opened.
+    """
+    lock = _lock(directory)
+    in_use = directory.with_name("index.in-use")
+    try:
+        if in_use.exists() and directory.exists() and not _loads(directory, name):
+            log.warning("The vector index in %s was damaged; it is rebuilt from the database", directory)
+            shutil.rmtree(directory)
+        try:
+            return EmbeddedIndex(_embedded_client(directory), name, lock, in_use)
+        except IndexUnavailable:
+            log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
+            _set_aside(directory)
+            return EmbeddedIndex(_embedded_client(directory), name, lock, in_use)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _lock(directory: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(directory.with_name("index.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise IndexUnavailable(
+            f"another process is using the vector index in {directory}; this one repeats answers to "
+            f"identical questions only. To share it, run `chroma run --path {directory}` and pass "
+            "chroma='http://HOST:PORT' to every process"
+        ) from None
+    except OSError as error:
+        raise IndexUnavailable(f"cannot lock the vector index in {directory}: {error}") from error
+    return lock
+
+
+def _embedded_client(directory: Path) -> Any:
+    with _unavailable(f"be opened in {directory}"):
+        import chromadb
+        from chromadb.config import Settings
+
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = Settings(anonymized_telemetry=False)
+        return chromadb.PersistentClient(path=str(directory), settings=settings)
+
+
+def _set_aside(directory: Path) -> None:
+    """Move a directory that Chroma refuses away; it may hold something that is not ours."""
+    if directory.exists():
+        directory.rename(directory.with_name(f"{directory.name}.damaged-{uuid.uuid4().hex[:8]}"))
+
+
+_PROBE = """
+import sys, chromadb
+client = chromadb.PersistentClient(path=sys.argv[1], settings=chromadb.Settings(anonymized_telemetry=False))
+for collection in client.list_collections():
+    if collection.name == sys.argv[2] and collection.count():
+        some = collection.get(limit=1, include=["embeddings"])
+        collection.query(query_embeddings=some["embeddings"], n_results=1)
+"""
+
+
+def _loads(directory: Path, name: str) -> bool:
+    """Whether a fresh process can count and search the collection."""
+    command = [sys.executable, "-c", _PROBE, str(directory), name]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS).returncode == 0  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def open_server(url: str, name: str) -> ChromaIndex:
+    """Open a collection on a Chroma server.
+
+    Raises:
+        ConfigurationError: The URL is not one.
+        IndexUnavailable: The server cannot be reached.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError(f"chroma must be a URL such as http://localhost:8000, not {url!r}")
+    with _unavailable(f"be reached at {url}"):
+        import chromadb
+        import httpx
+        from chromadb.config import Settings
+
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        settings = Settings(anonymized_telemetry=False)
+        client = chromadb.HttpClient(
+            host=parts.hostname, port=port, ssl=parts.scheme == "https", settings=settings
+        )
+        session = getattr(getattr(client, "_server", None), "_session", None)
+        if session is not None:
+            session.timeout = httpx.Timeout(HTTP_SECONDS)
+        return ChromaIndex(client, name)

@@ -1,0 +1,275 @@
+"""The truth: entries, their documents and the lookup log, in SQL. Every answer served was confirmed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from ibidem import database
+from ibidem.database import cause, insert_into, open_engine, upsert_entry
+from ibidem.entry import Entry, Source, to_bytes, to_vector
+from ibidem.errors import StorageError
+from ibidem.rows import (
+    WAITING,
+    LookupRow,
+    StoredVector,
+    Totals,
+    entry_row,
+    source_rows,
+    to_entry,
+)
+
+NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
+LOG_LIMIT = 100_000  # lookups kept; the oldest go first
+
+_entries, _documents, _lookups, _meta = (
+    database.entries,
+    database.entry_documents,
+    database.lookups,
+    database.meta,
+)
+_ENTRY = [column for column in _entries.c if column.name not in ("vector", "embedder", "indexed_in")]
+_ONE = sa.select(*_ENTRY).where(_entries.c.id == sa.bindparam("id"))
+_NEAR = (
+    sa.select(*_ENTRY, _entries.c.vector)
+    .where(
+        _entries.c.point.in_(sa.bindparam("points", expanding=True)),
+        _entries.c.namespace == sa.bindparam("namespace"),
+        _entries.c.scope == sa.bindparam("scope"),
+        _entries.c.embedder == sa.bindparam("embedder"),
+        _entries.c.semantic,
+    )
+    .order_by(_entries.c.created.desc())
+    .limit(NEAR_LIMIT)
+)
+_SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("ids", expanding=True)))
+
+
+class Records:
+    """Access to one database.
+
+    Args:
+        url: SQLAlchemy URL.
+
+    Raises:
+        StorageError: The database cannot be opened, or was made by a newer Ibidem.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_engine(url)
+        try:
+            self._create()
+        except sa.exc.SQLAlchemyError as error:
+            self._engine.dispose()
+            raise StorageError(f"cannot open the database {self.url}: {cause(error)}") from error
+
+    @property
+    def url(self) -> str:
+        """Where the database is, without its password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def _create(self) -> None:
+        with self._engine.begin() as db:
+            for table in database.metadata.sorted_tables:
+                db.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    db.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+        found = int(
+            self.meta("schema_version") or self._set_meta("schema_version", str(database.SCHEMA_VERSION))
+        )
+        if found > database.SCHEMA_VERSION:
+            raise StorageError(
+                f"{self.url} was written by a newer Ibidem (schema {found}): "
+                "upgrade with pip install -U ibidem, or use another path"
+            )
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections; they are not ours to close."""
+        self._engine.dispose(close=False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    # reading ------------------------------------------------------------------------------------------
+
+    def get(self, entry_id: str) -> Entry | None:
+        """The entry of this id, without its sources and vector."""
+        with self._engine.connect() as db:
+            row = db.execute(_ONE, {"id": entry_id}).first()
+        return None if row is None else to_entry(row._mapping)
+
+    def near(self, points: Sequence[str], *, namespace: str, scope: str, embedder: str) -> list[Entry]:
+        """The newest entries at these points of this namespace, scope and embedder, complete."""
+        if not points:
+            return []
+        wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": embedder}
+        with self._engine.connect() as db:
+            rows = db.execute(_NEAR, wanted).all()
+            sources = self._sources(db, [row.id for row in rows])
+        return [to_entry(row._mapping, sources.get(row.id, ()), row.vector) for row in rows]
+
+    def _sources(self, db: sa.Connection, ids: list[str]) -> dict[str, tuple[Source, ...]]:
+        found: dict[str, tuple[Source, ...]] = {}
+        for row in db.execute(_SOURCES, {"ids": ids}) if ids else ():
+            source = Source(row.document_id, row.digest, row.supports)
+            found[row.entry_id] = (*found.get(row.entry_id, ()), source)
+        return found
+
+    def any_in_scope(self, namespace: str, scope: str) -> bool:
+        """Whether anything is stored for this namespace and scope."""
+        query = sa.select(_entries.c.id).where(_entries.c.namespace == namespace, _entries.c.scope == scope)
+        with self._engine.connect() as db:
+            return db.execute(query.limit(1)).first() is not None
+
+    def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
+        """The newest entries, newest first, with their sources."""
+        query = sa.select(*_ENTRY).order_by(_entries.c.created.desc()).limit(limit)
+        if namespace is not None:
+            query = query.where(_entries.c.namespace == namespace)
+        return self._with_sources(query)
+
+    def find(self, prefix: str) -> list[Entry]:
+        """Entries whose id begins with `prefix` (at most 20), with their sources."""
+        query = sa.select(*_ENTRY).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
+        return self._with_sources(query)
+
+    def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
+        with self._engine.connect() as db:
+            rows = db.execute(query).all()
+            sources = self._sources(db, [row.id for row in rows])
+        return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
+
+    def totals(self) -> Totals:
+        """Counts of entries and of the logged lookups by outcome."""
+        count = sa.func.count()
+        with self._engine.connect() as db:
+            kinds: dict[bool, int] = dict(
+                db.execute(sa.select(_entries.c.semantic, count).group_by(_entries.c.semantic)).all()
+            )
+            waiting = db.scalar(sa.select(count).where(_entries.c.indexed_in == WAITING)) or 0
+            outcome = (_lookups.c.tier, _lookups.c.reason)
+            rows = db.execute(sa.select(*outcome, count).group_by(*outcome)).all()
+            saved = db.scalar(sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
+        hits = {tier: n for tier, _, n in rows if tier}
+        misses = {reason: n for tier, reason, n in rows if not tier}
+        return Totals(sum(kinds.values()), kinds.get(True, 0), waiting, hits, misses, int(saved))
+
+    # writing ------------------------------------------------------------------------------------------
+
+    def put(self, entry: Entry, embedder: str | None) -> None:
+        """Store the entry, replacing the one with the same id; durable against a killed process on return."""
+        row = entry_row(entry, embedder)
+        with self._engine.begin() as db:
+            db.execute(upsert_entry(db.dialect.name), row)
+            db.execute(sa.delete(_documents).where(_documents.c.entry_id == entry.id))
+            if entry.sources:
+                db.execute(sa.insert(_documents), source_rows(entry))
+
+    def clear(self, namespace: str | None = None) -> int:
+        """Delete all entries, or those of one namespace; returns how many. The lookup log of it goes too."""
+        with self._engine.begin() as db:
+            entries, documents, log = sa.delete(_entries), sa.delete(_documents), sa.delete(_lookups)
+            if namespace is not None:
+                mine = sa.select(_entries.c.id).where(_entries.c.namespace == namespace)
+                documents = documents.where(_documents.c.entry_id.in_(mine))
+                entries = entries.where(_entries.c.namespace == namespace)
+                log = log.where(_lookups.c.namespace == namespace)
+            db.execute(documents)
+            db.execute(log)
+            return int(db.execute(entries).rowcount)
+
+    def log(self, rows: Sequence[LookupRow]) -> None:
+        """Append to the lookup log, count the hits of the entries served, forget the oldest lookups."""
+        served: dict[str, int] = {}
+        for row in rows:
+            if row.tier and row.entry_id:
+                served[row.entry_id] = served.get(row.entry_id, 0) + 1
+        names = LookupRow.__slots__
+        with self._engine.begin() as db:
+            db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
+            for entry_id, hits in served.items():
+                db.execute(
+                    sa.update(_entries).where(_entries.c.id == entry_id).values(hits=_entries.c.hits + hits)
+                )
+            newest = sa.select(sa.func.max(_lookups.c.id)).scalar_subquery()
+            db.execute(sa.delete(_lookups).where(_lookups.c.id <= newest - LOG_LIMIT))
+
+    # indexing -----------------------------------------------------------------------------------------
+
+    def unindexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
+        """Questions that the index of this generation does not hold, newest first."""
+        held = _entries.c.indexed_in
+        # Two ranges instead of "!=": both use the index.
+        return self._stored_vectors(sa.or_(held < generation, held > generation), embedder, limit)
+
+    def indexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
+        """Questions that the index of this generation holds, newest first."""
+        return self._stored_vectors(_entries.c.indexed_in == generation, embedder, limit)
+
+    def _stored_vectors(self, where: sa.ColumnElement[bool], embedder: str, limit: int) -> list[StoredVector]:
+        c = _entries.c
+        query = sa.select(c.id, c.namespace, c.scope, c.question, c.vector, c.embedder).where(where)
+        with self._engine.connect() as db:
+            rows = db.execute(query.order_by(c.created.desc()).limit(limit)).all()
+        return [
+            StoredVector(
+                row.id,
+                row.namespace,
+                row.scope,
+                row.question,
+                to_vector(row.vector) if row.embedder == embedder else None,
+            )
+            for row in rows
+        ]
+
+    def count_indexed(self, generation: str) -> int:
+        """How many points the index of this generation should hold."""
+        with self._engine.connect() as db:
+            query = sa.select(sa.func.count(_entries.c.point.distinct())).where(
+                _entries.c.indexed_in == generation
+            )
+            return db.scalar(query) or 0
+
+    def set_vectors(self, rows: Sequence[StoredVector], embedder: str) -> None:
+        """Store embeddings made after the fact; the entries wait for indexing again."""
+        change = sa.update(_entries).where(_entries.c.id == sa.bindparam("entry_id"))
+        values = change.values(
+            vector=sa.bindparam("bytes"), point=sa.bindparam("at"), embedder=embedder, indexed_in=WAITING
+        )
+        changes = [
+            {"entry_id": row.id, "bytes": to_bytes(row.vector), "at": row.point}
+            for row in rows
+            if row.vector is not None
+        ]
+        with self._engine.begin() as db:
+            db.execute(values, changes)
+
+    def mark_indexed(self, points: Sequence[str], generation: str) -> None:
+        """Note that the index of this generation holds these points."""
+        where = sa.and_(_entries.c.point.in_(points), _entries.c.indexed_in.is_not(None))
+        with self._engine.begin() as db:
+            db.execute(sa.update(_entries).where(where).values(indexed_in=generation))
+
+    # facts about the database ---------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str | None:
+        """A fact noted about this database, such as `schema_version`."""
+        with self._engine.connect() as db:
+            return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
+
+    def _set_meta(self, key: str, value: str) -> str:
+        with self._engine.begin() as db:
+            insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
+            db.execute(insert.on_conflict_do_nothing())
+        return self.meta(key) or value
+
+    def check(self) -> list[str]:
+        """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
+        if self._engine.dialect.name != "sqlite":
+            return []
+        with self._engine.connect() as db:
+            found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
+        return [] if found == ["ok"] else found

@@ -1,0 +1,117 @@
+"""Rows of the truth as values, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
+from ibidem.request import Answer
+
+WAITING = ""  # value of entries.indexed_in for a vector that is not in any index yet
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRow:
+    """One line of the lookup log; the columns of the table `lookups`."""
+
+    at: float
+    namespace: str
+    scope: str
+    question: str | None
+    tier: str
+    reason: str
+    entry_id: str | None
+    similarity: float | None
+    seconds: float
+    tokens_saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVector:
+    """A stored question as the index needs it; `vector` is None if it must be embedded (again)."""
+
+    id: str
+    namespace: str
+    scope: str
+    question: str
+    vector: Vector | None
+
+    @property
+    def point(self) -> str | None:
+        """Where the vector belongs in the index."""
+        return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the database; lookups are those still in the log."""
+
+    entries: int
+    semantic_entries: int
+    unindexed: int
+    hits: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, int] = field(default_factory=dict)
+    tokens_saved: int = 0
+
+
+def entry_row(entry: Entry, embedder: str | None) -> dict[str, Any]:
+    """The columns of `entries` for an entry whose vector `embedder` made."""
+    answer = entry.answer
+    return {
+        "id": entry.id,
+        "namespace": entry.namespace,
+        "scope": entry.scope,
+        "question": entry.question,
+        "documents": entry.documents,
+        "semantic": entry.semantic,
+        "answer": answer.text,
+        "payload": answer.payload,
+        "model": answer.model,
+        "input_tokens": answer.input_tokens,
+        "output_tokens": answer.output_tokens,
+        "finish_reason": answer.finish_reason,
+        "seconds": answer.seconds,
+        "created": entry.created,
+        "expires": entry.expires,
+        "hits": 0,
+        "embedder": None if entry.vector is None else embedder,
+        "vector": None if entry.vector is None else to_bytes(entry.vector),
+        "point": entry.point,
+        "indexed_in": WAITING if entry.semantic else None,
+    }
+
+
+def source_rows(entry: Entry) -> list[dict[str, Any]]:
+    """The rows of `entry_documents` for an entry; each content once."""
+    return [
+        {"entry_id": entry.id, "digest": s.digest, "document_id": s.id, "supports": s.supports}
+        for s in {source.digest: source for source in entry.sources}.values()
+    ]
+
+
+def to_entry(row: Any, sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
+    """The entry of a row of `entries`."""
+    return Entry(
+        id=row["id"],
+        namespace=row["namespace"],
+        scope=row["scope"],
+        question=row["question"],
+        documents=row["documents"],
+        semantic=row["semantic"],
+        answer=Answer(
+            row["answer"],
+            payload=row["payload"],
+            model=row["model"],
+            input_tokens=row["input_tokens"],
+            output_tokens=row["output_tokens"],
+            finish_reason=row["finish_reason"],
+            seconds=row["seconds"],
+            semantic=row["semantic"],
+        ),
+        created=row["created"],
+        expires=row["expires"],
+        hits=row["hits"],
+        sources=sources,
+        vector=None if vector is None else to_vector(vector),
+    )
