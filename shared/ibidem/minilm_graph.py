@@ -33,7 +33,7 @@ IR_VERSION = 8
 MIDDLE = 64  # the high digit of 0.0; high digits run from 1 to 127
 LOW_MAX = 126  # low digits run from 0 to 126
 WEIGHT_MAX = 127
-FLOAT, UINT8, INT64 = 1, 2, 7  # onnx.TensorProto
+FLOAT, UINT8 = 1, 2  # onnx.TensorProto
 MASKED = np.float32(-1e9)  # added to the attention score of padding; finite, so no NaN can arise
 
 Array = NDArray[Any]
@@ -67,16 +67,14 @@ class _Graph:
         return name
 
     def dense(self, x: str, weight: Array, bias: Array, int8: bool) -> str:
-        """X @ weight + bias for `x[n, t, in]` and `weight[in, out]`."""
+        """The layer x @ weight + bias for `x[n, t, in]` and `weight[in, out]`."""
         if not int8:
             return self.op("Add", self.op("MatMul", x, weight), bias)
         high, low, row_scale = self.two_digits(x)
         codes, column_scale = quantise_columns(weight)
         # one product for both digits, so that the weights are read once
-        total = self.op(
-            "Cast", self.op("MatMulInteger", self.op("Concat", high, low, axis=0), codes), to=FLOAT
-        )
-        high_total, low_total = self.halves(total)
+        products = self.op("MatMulInteger", self.op("Concat", high, low, axis=0), codes)
+        high_total, low_total = self.halves(self.op("Cast", products, to=FLOAT))
         total = self.op("Add", high_total, self.op("Mul", low_total, 1 / LOW_MAX))
         total = self.op("Sub", total, np.float32(MIDDLE) * codes.sum(axis=0, dtype=np.float32))
         return self.op("Add", self.op("Mul", self.op("Mul", total, column_scale), row_scale), bias)

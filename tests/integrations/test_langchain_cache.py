@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumps
@@ -20,6 +21,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
@@ -31,6 +33,13 @@ from langchain_ibidem import IbidemCache
 from langchain_ibidem.tracker import install
 from tests.contracts.langchain import RAG, CountingChat, CountingCompletion, Library, Recording, join, shelves
 from tests.embedders import BagOfWords, Constant
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
 
 ASKED = "What is the capital of France?"
 REWORDED = "What is the capital city of France, please?"
@@ -186,6 +195,30 @@ def test_an_agent_is_replayed_though_call_ids_are_random(cache: IbidemCache) -> 
     model = CountingChat()
     assert run(1) == run(2)
     assert model.calls == 1
+
+
+class ToolChat(CountingChat):
+    """Takes tools, as `create_agent` wants it."""
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self.bind(tools=[tool.name for tool in tools])
+
+
+@pytest.mark.parametrize("call", ["invoke", "ainvoke"])
+def test_create_agent_is_replayed(cache: IbidemCache, call: str) -> None:
+    wanted = {"name": "add", "args": {"a": 1, "b": 2}, "id": "call_1"}
+    model = ToolChat(say=(AIMessage("", tool_calls=[wanted]), AIMessage("It is 3.")))
+    agent = create_agent(model, [add], system_prompt="Be brief.")
+
+    def run(asked: str) -> list[str]:
+        state = {"messages": [HumanMessage(asked)]}
+        end = agent.invoke(state) if call == "invoke" else asyncio.run(agent.ainvoke(state))
+        return [str(message.content) for message in end["messages"]]
+
+    assert [run("What is 1 plus 2?") for _ in range(3)] == [["What is 1 plus 2?", "", "3", "It is 3."]] * 3
+    assert model.calls == 2
+    run("What is 2 plus 1?")
+    assert model.calls > 2, "tool calls are not repeated for a similar question"
 
 
 def test_tool_calls_are_only_repeated_for_the_same_words(cache: IbidemCache) -> None:
@@ -369,7 +402,14 @@ class OpenAIServer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append(body)
-        choice = {"index": 0, "message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}
+        message: dict[str, Any] = {"role": "assistant", "content": "Paris."}
+        if body.get("tools"):
+            function = {"name": body["tools"][0]["function"]["name"], "arguments": '{"city": "Paris"}'}
+            call = {"id": f"call_{len(self.requests)}", "type": "function", "function": function}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        elif body.get("response_format"):
+            message["content"] = '{"city": "Paris"}'
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
         about = {
             "id": f"chatcmpl-{len(self.requests)}",
@@ -416,3 +456,33 @@ def test_a_real_client_asks_once(cache: IbidemCache, core: Recording, server: An
     hotter = ChatOpenAI(model="m", base_url=url, api_key="sk-test", max_retries=0, temperature=1)
     (chain | hotter).invoke(REWORDED)
     assert len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "schema", "requests_made"),
+    [
+        ("function_calling", Out, 2),
+        ("json_mode", Out, 2),
+        ("json_schema", Out.model_json_schema(), 2),
+        ("json_schema", Out, 3),  # the class does not show its fields to the cache: never stored
+    ],
+)
+def test_structured_output(
+    cache: IbidemCache, server: Any, how: str, schema: Any, requests_made: int
+) -> None:
+    url, requests = server
+    model = ChatOpenAI(model="m", base_url=url, api_key="sk-test", max_retries=0)
+    structured = model.with_structured_output(schema, method=how)
+    first = structured.invoke(ASKED)
+    assert dict(first) == {"city": "Paris"}
+    assert structured.invoke(ASKED) == first
+    structured.invoke(REWORDED)
+    assert len(requests) == requests_made
+
+
+async def test_a_real_client_asks_once_in_async(cache: IbidemCache, server: Any) -> None:
+    url, requests = server
+    model = ChatOpenAI(model="m", base_url=url, api_key="sk-test", max_retries=0)
+    assert (await model.ainvoke(ASKED)).content == "Paris."
+    assert [message.content for message in await model.abatch([ASKED, REWORDED])] == ["Paris."] * 2
+    assert len(requests) == 1

@@ -1,0 +1,73 @@
+"""Is the cache sound? What `ibidem doctor` looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ibidem.backend import index_opener, open_records
+from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.errors import IbidemError, IndexUnavailable
+from ibidem.records import Records
+from ibidem.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check: `ok`, or a `text` that says what is wrong and what to do."""
+
+    check: str
+    ok: bool
+    text: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Check place, database, model and index of a cache; opens it as `ibidem.open` would.
+
+    Raises:
+        StorageError: The database cannot be opened at all.
+    """
+    records = open_records(settings)
+    try:
+        findings = [*_leftovers(settings), *_database(records)]
+        try:
+            embedder = resolve_embedder(settings.embedder)
+        except IbidemError as error:
+            return [*findings, Finding("embedding model", False, str(error))]
+        findings.append(Finding("embedding model", True, embedder.fingerprint))
+        return [*findings, _index(settings, records, embedder)]
+    finally:
+        records.close()
+
+
+def _leftovers(settings: Settings) -> Iterator[Finding]:
+    if settings.database is None:
+        yield Finding("directory", True, str(settings.path))
+        for kept in sorted(settings.path.glob("*.damaged-*")):
+            text = f"{kept} was damaged and moved aside; delete it when you have looked at it"
+            yield Finding("leftovers", False, text)
+
+
+def _database(records: Records) -> Iterator[Finding]:
+    problems = records.check()
+    totals = records.totals()
+    if problems:
+        yield Finding("database", False, f"{problems[0]}; restore {records.url} from a backup, or delete it")
+    else:
+        yield Finding("database", True, f"{totals.entries:,} entries in {records.url}")
+
+
+def _index(settings: Settings, records: Records, embedder: Embedder) -> Finding:
+    try:
+        index = index_opener(settings, embedder)()
+    except IndexUnavailable as error:
+        return Finding("vector index", False, str(error))
+    try:
+        held, wanted = index.count(), records.count_indexed(index.generation)
+        waiting = len(records.unindexed(index.generation, embedder.fingerprint, limit=100_000))
+    finally:
+        index.close()
+    if held < wanted:
+        text = f"holds {held:,} of {wanted:,} vectors; it is rebuilt from the database at the next use"
+        return Finding("vector index", False, text)
+    return Finding("vector index", True, f"{held:,} vectors, {waiting:,} waiting to be indexed")
