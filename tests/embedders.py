@@ -36,6 +36,27 @@ class BagOfWords:
         return len(re.findall(r"\w+", text)) + 2
 
 
+class DenseWords(BagOfWords):
+    """Sums of random word vectors: distances vary as those of real embeddings do.
+
+    Bags of words from one template are all equally far from one another, which an HNSW graph cannot index.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(384)
+        self.fingerprint = "dense-words"
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One unit row per text."""
+        self.calls += 1
+        rows = np.stack([sum(map(self._word, re.findall(r"\w+", text.lower()) or [text])) for text in texts])
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def _word(self, word: str) -> NDArray[np.float64]:
+        seed = blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+        return np.random.default_rng(int.from_bytes(seed, "big")).normal(size=self.dimension)
+
+
 class Constant(BagOfWords):
     """Every text is the same point: only exact comparison can keep questions apart."""
 

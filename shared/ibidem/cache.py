@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 
 from ibidem import backend as backends
@@ -20,29 +20,10 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier
 from ibidem.rows import LookupRow
+from ibidem.stats import Stats
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
 REMEMBERED_VECTORS = 1024  # a miss is followed by a store of the same question
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the cache holds and did; sums over all processes that used the database.
-
-    `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
-    by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
-    in the vector index yet; `index` says whether the index is in use, or why not.
-    """
-
-    entries: int
-    semantic_entries: int
-    unindexed: int
-    hits: dict[str, int]
-    misses: dict[str, int]
-    tokens_saved: int
-    rejected: dict[str, int]
-    faults: dict[str, int]
-    index: str
 
 
 class SemanticCache:
@@ -147,6 +128,12 @@ class SemanticCache:
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
         )
+
+    def recent(self, limit: int = 20) -> list[LookupRow]:
+        """The last lookups in the log with what came of each, newest first; also of other processes."""
+        self._ready()
+        self._backend.flush()
+        return self._backend.records.recent(limit)
 
     def flush(self) -> bool:
         """Wait until every stored answer is indexed and every lookup logged; False if it took over 10 s."""

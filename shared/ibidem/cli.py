@@ -30,6 +30,8 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+NOT_KEPT = "(compared exactly; its text is not kept)"
+
 PathOption = Annotated[
     Path | None,
     typer.Option("--path", help="Directory of the cache; default: IBIDEM_PATH, else your own."),
@@ -81,10 +83,32 @@ def list_entries(
         return
     table = Table("id", "age", "hits", "docs", "model", "question")
     for entry in entries:
-        question = entry.question or "(compared exactly; its text is not kept)"
+        question = entry.question or NOT_KEPT
         cells = (entry.id[:8], _age(entry), str(entry.hits), str(len(entry.sources)), entry.answer.model)
         table.add_row(*map(_plain, (*cells, question)))
     out.print(table if entries else "No entries.")
+
+
+@app.command("log")
+def list_lookups(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the last lookups: what was asked, and why it was a hit or a miss."""
+    with _records(path, database) as records:
+        rows = records.recent(limit)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    table = Table("at", "outcome", "cosine", "ms", "question")
+    for row in rows:
+        cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
+        outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
+        question = row.question or NOT_KEPT
+        table.add_row(_time(row.at), outcome, cosine, f"{row.seconds * 1000:.1f}", _plain(question))
+    out.print(table if rows else "No lookups yet.")
 
 
 @app.command()

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 import weakref
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ log = logging.getLogger("ibidem")
 
 CODE_DIMENSIONS = 32
 HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
+RETRY_SECONDS = 0.05
 PROBE_SECONDS = 60.0
 _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
@@ -250,7 +252,32 @@ def _loads(directory: Path, name: str) -> bool:
         return False
 
 
-def open_server(url: str, name: str) -> ChromaIndex:
+class ServerIndex(ChromaIndex):
+    """A collection on a Chroma server."""
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest; asked twice, since a server may fail while it writes the first vectors."""
+        try:
+            return super().search(vector, k)
+        except IndexUnavailable:
+            time.sleep(RETRY_SECONDS)
+            return super().search(vector, k)
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the client, and its connections, which Chroma's own `close` leaves open."""
+        super().close(sound=sound)
+        for session in _sessions(self._client):
+            session.close()
+
+
+def _sessions(client: Any) -> list[Any]:
+    """The httpx clients inside Chroma's, which have no public name."""
+    parts = (client, getattr(client, "_admin_client", None))
+    found = (getattr(getattr(part, "_server", None), "_session", None) for part in parts)
+    return [session for session in found if session is not None]
+
+
+def open_server(url: str, name: str) -> ServerIndex:
     """Open a collection on a Chroma server.
 
     Raises:
@@ -265,12 +292,13 @@ def open_server(url: str, name: str) -> ChromaIndex:
         import httpx
         from chromadb.config import Settings
 
+        # Chroma's client asks the server while it is made, and would wait for ever.
+        httpx.get(f"{url.rstrip('/')}/api/v2/heartbeat", timeout=HTTP_SECONDS).raise_for_status()
         port = parts.port or (443 if parts.scheme == "https" else 80)
         settings = Settings(anonymized_telemetry=False)
         client = chromadb.HttpClient(
             host=parts.hostname, port=port, ssl=parts.scheme == "https", settings=settings
         )
-        session = getattr(getattr(client, "_server", None), "_session", None)
-        if session is not None:
+        for session in _sessions(client):
             session.timeout = httpx.Timeout(HTTP_SECONDS)
-        return ChromaIndex(client, name)
+        return ServerIndex(client, name)

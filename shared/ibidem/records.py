@@ -142,6 +142,13 @@ class Records:
             sources = self._sources(db, [row.id for row in rows])
         return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
 
+    def recent(self, limit: int = 20) -> list[LookupRow]:
+        """The last lookups, newest first."""
+        columns = [_lookups.c[name] for name in LookupRow.__slots__]
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit)).all()
+        return [LookupRow(*row) for row in rows]
+
     def totals(self) -> Totals:
         """Counts of entries and of the logged lookups by outcome."""
         count = sa.func.count()

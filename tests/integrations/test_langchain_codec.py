@@ -164,6 +164,11 @@ def test_finish_reasons_of_all_providers(key: str) -> None:
     assert encode([Generation(text="x", generation_info={key: "length"})]).finish_reason == "length"
 
 
+def test_unknown_usage_is_not_zero() -> None:
+    for generation in (ChatGeneration(message=AIMessage("x")), Generation(text="x")):
+        assert encode([generation]).input_tokens is encode([generation]).output_tokens is None
+
+
 def test_one_truncated_answer_of_several_counts() -> None:
     generations = [
         Generation(text="x", generation_info={"finish_reason": r}) for r in ("stop", "length", "stop")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 from uuid import uuid4
@@ -309,6 +313,8 @@ def test_the_scope_depends_neither_on_number_nor_order_of_documents(form: str) -
 NAMED = {
     "metadata": lambda texts: "\n".join(f"From {len(text)}.txt: {text}" for text in texts),
     "names of their own": lambda texts: "\n".join(f"[{len(text)}] {text}" for text in texts),
+    "huge numbers": lambda texts: "\n".join("9" * 5000 + text for text in texts),
+    "not counting": lambda texts: "\n".join(f"[{min(i, 2)}] {text}" for i, text in enumerate(texts, 1)),
     "users": lambda texts: "\n".join(f"Alice{len(text)} wrote: {text}" for text in texts),
 }
 
@@ -318,6 +324,24 @@ def test_what_names_a_document_stays_exact(form: str) -> None:
     make = NAMED[form]
     assert with_context(make, DOCS).scope_digest != with_context(make, DOCS[::-1]).scope_digest
     assert with_context(make, DOCS).scope_digest != with_context(make, DOCS[:2]).scope_digest
+
+
+def test_a_number_that_does_not_count_is_a_name() -> None:
+    one, other = (with_context(f"{{0[0]}}\n[{page}] {{0[1]}}".format, DOCS[:2]) for page in (31, 57))
+    assert one.documents_digest == other.documents_digest
+    assert one.scope_digest != other.scope_digest
+
+
+def test_an_answer_that_quotes_a_document_is_not_one_more_place() -> None:
+    template = ChatPromptTemplate.from_messages(
+        [("system", "{context}"), ("ai", "I know: " + DOCS[0]), ("human", "{question}")]
+    )
+
+    def ask(documents: list[str]) -> ibidem.Request:
+        given = [Document(text) for text in documents]
+        return Desk().of(template, context="\n".join(documents), question=ASKED, given=given)
+
+    assert ask(DOCS).scope_digest == ask(DOCS[:2]).scope_digest
 
 
 def test_documents_in_two_places_cannot_change_places() -> None:
@@ -358,7 +382,7 @@ def test_the_question_may_look_like_the_template() -> None:
 
 def test_strangers_documents_must_be_long_and_whole_words() -> None:
     desk = Desk()
-    desk.retrieve("x", "France", "is the capital of Fra", "capital of France")
+    desk.retrieve("x", "What", "is the capital of Fra", "capital of France")
     assert [d.text for d in desk.of_messages([HumanMessage(ASKED)]).documents] == ["capital of France"]
 
 
@@ -520,6 +544,48 @@ def test_the_tracker_forgets_what_is_old() -> None:
     recent = desk.tracker.memory.recent_documents()
     assert len(recent) == RECENT_DOCUMENTS
     assert max(len(document.queries) for document in recent) <= 32
+
+
+KEYS_OF_ANOTHER_PROCESS = """
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from tests.integrations.test_langchain_keys import CALL, Desk, human
+
+blocks = [{"type": "tool_result", "call_id": "a", "tool_use_id": "b", "tool_call_id": "c", "content": "x"}]
+agent = [HumanMessage(blocks), AIMessage("", tool_calls=[CALL]), ToolMessage("x", tool_call_id="c")]
+print(Desk().of_messages([*agent, HumanMessage("q?")]).key)
+given = [Document(text) for text in ("one document", "two documents", "2 documents", "another one")]
+print(Desk().of(human("{c} {question}"), c="one document, 2 documents", question="q?", given=given).key)
+"""
+
+
+def test_keys_are_the_same_in_every_process() -> None:
+    """Sets and hashes of texts differ from process to process; a key must not depend on their order."""
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", KEYS_OF_ANOTHER_PROCESS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python cannot mark coroutine functions before 3.12")
+def test_events_of_async_runs_cost_no_thread() -> None:
+    tracker = Tracker()
+    for name in (
+        "on_chain_start",
+        "on_chain_end",
+        "on_chain_error",
+        "on_retriever_start",
+        "on_retriever_end",
+    ):
+        assert inspect.iscoroutinefunction(getattr(tracker, name))
+    assert not inspect.iscoroutine(tracker.on_chain_error(ValueError(), run_id=uuid4()))
 
 
 def test_runs_leave_nothing_behind() -> None:

@@ -38,7 +38,7 @@ def encode(generations: Sequence[Generation], seconds: float | None = None) -> A
     if not generations:
         raise NotCacheable("no_generations", "the model returned nothing")
     first = generations[0]
-    usage = _message(first).usage_metadata or _NO_USAGE if isinstance(first, ChatGeneration) else None
+    usage = _message(first).usage_metadata if isinstance(first, ChatGeneration) else None
     return Answer(
         first.text,
         payload=_dump([_pack(generation) for generation in generations]),

@@ -132,9 +132,7 @@ def _questions_without_template(prompt: Prompt, documents: Sequence[Candidate]) 
 def _with_and_without_blanks(questions: Iterator[str]) -> Iterator[str]:
     """Blanks around a question are not part of the prompt around it, unless the template has cut them off."""
     for question in questions:
-        if question.strip():
-            yield question
-            yield question.strip()
+        yield from filter(str.strip, dict.fromkeys((question, question.strip())))
 
 
 def _quotes(text: str, documents: Sequence[Candidate]) -> bool:

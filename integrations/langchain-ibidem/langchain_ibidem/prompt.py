@@ -44,7 +44,7 @@ _NOT_SEEN_EXTRAS = frozenset(
         "__openai_function_call_ids__ __gemini_function_call_thought_signatures__"
     ).split()
 )
-_CALL_ID_KEYS = frozenset(("tool_use_id", "tool_call_id", "call_id"))
+_CALL_ID_KEYS = ("tool_use_id", "tool_call_id", "call_id")  # a tuple: the order gives the ordinals
 _CALL_BLOCKS = frozenset("tool_use tool_call server_tool_call server_tool_use invalid_tool_call".split())
 # Blocks of an answer that carry a random id of their own. Elsewhere an id can name a file: it stays.
 _BLOCKS_WITH_RANDOM_ID = frozenset("text output_text reasoning thinking refusal function_call".split())
@@ -172,8 +172,9 @@ def _block(block: Any, role: str, ordinals: _Ordinals, segments: list[Segment]) 
         return "text"
     kind = block.get("type")
     kept = {key: value for key, value in block.items() if key != "cache_control" and value is not None}
-    for key in _CALL_ID_KEYS & kept.keys():
-        kept[key] = ordinals.of(kept[key])
+    for key in _CALL_ID_KEYS:
+        if key in kept:
+            kept[key] = ordinals.of(kept[key])
     if kind in _CALL_BLOCKS and "id" in kept:
         kept["id"] = ordinals.of(kept["id"])
     if role == "ai" and kind in _BLOCKS_WITH_RANDOM_ID:

@@ -18,9 +18,10 @@ from langchain_ibidem.prompt import Prompt
 # Letters and digits of scripts that put blanks between words; others (Thai, CJK, kana) have no such borders.
 _IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u2e80-\U0010ffff]")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
+_LONGEST_NUMBER = 6
 _LABELS = frozenset(
     (
-        "chunk chunks citation context contexts doc docs document documents excerpt index item no nr passage "
+        "chunk chunks citation context contexts doc docs document documents excerpt index item nr passage "
         "passages result results snippet source sources"
     ).split()
 )
@@ -46,11 +47,13 @@ class _Place:
         Numbers must count the documents. Others name them ("[17]"), and a name is part of the prompt.
         """
         tokens = _TOKEN.findall(between)
-        numbers = [int(token) for token in tokens if token.isdecimal()]
+        numbers = [token for token in tokens if token.isdecimal()]
         if len(numbers) > 1 or not all(t.isdecimal() or t.lower() in _LABELS for t in tokens):
             return False
+        if any(len(number) > _LONGEST_NUMBER for number in numbers):
+            return False
         count = len(self.digests)
-        first = numbers[0] - count if numbers else None
+        first = int(numbers[0]) - count if numbers else None
         if count > 1 and first != self.first:
             return False
         self.first = first

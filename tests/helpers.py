@@ -1,0 +1,174 @@
+"""Processes, servers and questions for the end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_SYLLABLES = "ba ke di fo gu la me ni po ru sa te vi zo wu ja ce hi do lu".split()
+
+
+def question(n: int, words: int = 12) -> str:
+    """The n-th question: made-up words (no number, negation or opposite in them), the same in every process."""
+    draw = random.Random(n)
+    return " ".join("".join(draw.choices(_SYLLABLES, k=4)) for _ in range(words))
+
+
+def reworded(n: int) -> str:
+    """The n-th question with one word more: cosine 0.96 as a bag of words, not an exact match."""
+    return f"please {question(n)}"
+
+
+def answer(n: int) -> str:
+    """The right answer to the n-th question."""
+    return f"answer {n} to {question(n)[:20]}"
+
+
+class Child:
+    """A Python process running `code` in the repository; its lines are read one by one, never for ever."""
+
+    def __init__(self, code: str, *arguments: object, stderr: Path | None = None) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        self._stderr = stderr.open("wb") if stderr else subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+        )
+
+    def line(self, timeout: float = 60.0) -> str:
+        """The next line it prints; fails the test if there is none in time or it has ended."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
+        assert ready, f"the child said nothing for {timeout} s"
+        line = self.process.stdout.readline().decode()
+        assert line, f"the child ended with {self.process.wait(10)}"
+        return line.rstrip("\n")
+
+    def tell(self, line: str = "") -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+    def ask(self, line: str, timeout: float = 60.0) -> str:
+        """Send it a line and read its reply."""
+        self.tell(line)
+        return self.line(timeout)
+
+    def kill(self) -> list[str]:
+        """SIGKILL; returns the complete lines it had printed that were not read yet."""
+        self.process.send_signal(signal.SIGKILL)
+        out = self.process.stdout.read() if self.process.stdout else b""
+        self.end()
+        return out.decode(errors="replace").split("\n")[:-1]
+
+    def end(self, timeout: float = 30.0) -> int:
+        """Close its input and wait; kills it if it does not end in time, so that no test hangs."""
+        if self.process.stdin is not None:
+            with suppress(OSError):  # it may have ended
+                self.process.stdin.close()
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+            code = -99
+        if self.process.stdout:
+            self.process.stdout.close()
+        if not isinstance(self._stderr, int):
+            self._stderr.close()
+        return code
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.end()
+
+
+def eventually(condition: Callable[[], object], timeout: float = 15.0, every: float = 0.1) -> object:
+    """The first true value of `condition`, or its last value after `timeout` seconds."""
+    until = time.monotonic() + timeout
+    while not (value := condition()) and time.monotonic() < until:
+        time.sleep(every)
+    return value
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ChromaServer:
+    """A real `chroma run` on a directory; `url` is where it listens. It can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.port = directory, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        program = Path(sys.executable).with_name("chroma")
+        command = [str(program), "run", "--path", str(self.directory), "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        assert eventually(self.answers, timeout=30), "chroma run did not start"
+
+    def answers(self) -> bool:
+        """Whether it is up."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v2/heartbeat", timeout=1):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL, also when it is stopped."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP: it accepts connections and never answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def chroma_server(directory: Path) -> Iterator[ChromaServer]:
+    """A running server, killed at the end."""
+    server = ChromaServer(directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,105 @@
+"""The contract of the cache on each kind of storage."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ibidem
+from tests.contracts.cache import CacheContract
+from tests.embedders import BagOfWords, DenseWords
+
+
+class TestEmbedded(CacheContract):
+    """SQLite and an embedded Chroma; a small index is searched in memory."""
+
+
+class TestEmbeddedBeyondMemory(CacheContract):
+    """SQLite and an embedded Chroma that is really searched, as in a large cache."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_in_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
+
+    @pytest.fixture
+    def open_cache(self, open_cache):
+        return lambda **settings: open_cache(**{"embedder": DenseWords(), **settings})
+
+
+@pytest.fixture(scope="module")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Chroma server on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("chroma")), "run", "--host", "127.0.0.1"]
+    where = ["--port", str(port), "--path", str(tmp_path_factory.mktemp("server"))]
+    server = subprocess.Popen([*command, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(150):
+        try:
+            urllib.request.urlopen(f"{url}/api/v2/heartbeat", timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    yield url
+    server.terminate()
+    server.wait(timeout=10)
+
+
+class TestChromaServer(CacheContract):
+    """SQLite and a Chroma server; each test on a collection of its own, named after its embedder."""
+
+    @pytest.fixture
+    def open_cache(self, open_cache, chroma_server: str, request: pytest.FixtureRequest):
+        def open_one(**settings):
+            embedder = settings.pop("embedder", None) or DenseWords()
+            embedder.fingerprint += request.node.name
+            return open_cache(embedder=embedder, chroma=chroma_server, **settings)
+
+        return open_one
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Arguments win over variables, variables over defaults."""
+    monkeypatch.setenv("IBIDEM_PATH", str(tmp_path / "from-env"))
+    monkeypatch.setenv("IBIDEM_THRESHOLD", "0.9")
+    monkeypatch.setenv("IBIDEM_CONTEXT", "same")
+    with ibidem.open(embedder=BagOfWords(), context="ignore") as cache:
+        assert (tmp_path / "from-env" / "ibidem.sqlite3").exists()
+        assert (cache.policy.threshold, cache.policy.context) == (0.9, "ignore")
+
+
+def test_two_caches_on_one_place_share_it(open_cache) -> None:
+    """Running a notebook cell twice opens the same cache again."""
+    one, two = open_cache(), open_cache(threshold=0.99)
+    one.store(ibidem.Request("what is the state"), ibidem.Answer("fine"))
+
+    assert two.lookup(ibidem.Request("what is the state")).tier == "exact"
+    assert two.lookup(ibidem.Request("what is the state now ok")).reason == "below_threshold"
+    two.close()
+    assert one.lookup(ibidem.Request("what is the state now ok")).tier == "semantic"
+
+
+def test_a_database_that_fails_costs_nothing_but_the_hit(open_cache, monkeypatch, caplog) -> None:
+    """Lookups miss, stores are rejected, the cause is logged once and counted."""
+    cache = open_cache()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk I/O error")
+
+    monkeypatch.setattr(cache._backend.records, "get", fail)
+    monkeypatch.setattr(cache._backend.records, "put", fail)
+    for _ in range(3):
+        assert cache.lookup(ibidem.Request("q")).reason == "error"
+        assert cache.store(ibidem.Request("q"), ibidem.Answer("a")) == ibidem.Rejected("error")
+
+    assert cache.stats().faults == {"look up a question: OSError": 3, "store an answer: OSError": 3}
+    assert sum("disk I/O error" in record.message for record in caplog.records) == 2

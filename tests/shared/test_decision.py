@@ -1,0 +1,103 @@
+"""The decision alone: no storage, no embedder, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibidem import Answer, Document, Request
+from ibidem.decision import Candidate, Policy, decide, documents_agree
+from ibidem.entry import Entry, Source
+
+ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "three")
+
+
+def stored(question: str, *documents: Document, supports: tuple[Document, ...] = ()) -> Entry:
+    """An entry as the truth returns it."""
+    request = Request(question, documents=documents)
+    return Entry(
+        id=request.key,
+        namespace="",
+        scope=request.scope_digest,
+        question=question,
+        documents=request.documents_digest,
+        semantic=True,
+        answer=Answer("a"),
+        created=0.0,
+        sources=tuple(Source(d.id, d.digest, d in supports) for d in documents),
+    )
+
+
+def test_the_most_similar_candidate_is_served() -> None:
+    """Order of the candidates does not matter."""
+    far, near = Candidate(stored("x y"), 0.96), Candidate(stored("x"), 0.99)
+
+    assert decide(Request("x z"), [far, near], Policy()).chosen is near
+
+
+def test_a_refused_candidate_gives_way_to_the_next() -> None:
+    """A nearer entry with another number does not hide the right one."""
+    wrong, right = Candidate(stored("item 7"), 0.99), Candidate(stored("the item 8"), 0.96)
+
+    assert decide(Request("item 8"), [wrong, right], Policy()).chosen is right
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        (Candidate(stored("x"), 0.94), "below_threshold"),
+        (Candidate(stored("x 7"), 0.99), "guard:numbers"),
+        (Candidate(stored("not x"), 0.97), "guard:negation"),
+        (Candidate(stored("x", ONE), 0.99), "documents_changed"),
+    ],
+)
+def test_a_refusal_has_the_reason_of_the_nearest_candidate(candidate: Candidate, reason: str) -> None:
+    """Each way to be refused has a name."""
+    verdict = decide(Request("x"), [candidate, Candidate(stored("y"), 0.1)], Policy())
+
+    assert (verdict.chosen, verdict.reason, verdict.nearest) == (None, reason, candidate)
+
+
+def test_an_entry_without_question_is_never_served_by_meaning() -> None:
+    """Exact-only entries keep no text to compare."""
+    entry = replace(stored("x"), question=None)
+
+    assert decide(Request("x"), [Candidate(entry, 1.0)], Policy()).chosen is None
+
+
+@given(st.floats(0, 1), st.floats(0.5, 1), st.floats(0.5, 1))
+def test_a_stricter_threshold_never_serves_more(similarity: float, one: float, other: float) -> None:
+    """Whatever the similarity."""
+    candidate = [Candidate(stored("x"), similarity)]
+    low, high = sorted((one, other))
+
+    if decide(Request("x z"), candidate, Policy(threshold=high)).chosen:
+        assert decide(Request("x z"), candidate, Policy(threshold=low)).chosen
+
+
+@pytest.mark.parametrize(
+    ("rule", "entry", "asked", "agree"),
+    [
+        ("same", stored("x", ONE, TWO), (TWO, ONE), True),
+        ("same", stored("x", ONE, TWO, supports=(ONE,)), (ONE,), False),
+        ("evidence", stored("x", ONE, TWO, supports=(ONE,)), (ONE,), True),
+        ("evidence", stored("x", ONE, TWO, supports=(ONE,)), (THREE, ONE), True),
+        ("evidence", stored("x", ONE, TWO, supports=(ONE, TWO)), (ONE, THREE), False),
+        ("evidence", stored("x", ONE, TWO, supports=(ONE,)), (TWO,), False),
+        ("evidence", stored("x", ONE, TWO), (ONE,), False),
+        ("evidence", stored("x"), (ONE,), False),
+        ("ignore", stored("x", ONE), (), True),
+    ],
+)
+def test_context_rules(rule, entry: Entry, asked: tuple[Document, ...], agree: bool) -> None:
+    """`same` compares the sets, `evidence` the supporting documents, `ignore` nothing."""
+    assert documents_agree(Request("x", documents=asked), entry, rule) is agree
+
+
+@given(st.permutations([ONE, TWO, THREE]), st.sampled_from(["same", "evidence", "ignore"]))
+def test_the_same_documents_always_agree(order: list[Document], rule) -> None:
+    """Under every rule, in every order."""
+    assert documents_agree(Request("x", documents=tuple(order)), stored("x", ONE, TWO, THREE), rule)

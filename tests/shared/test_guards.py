@@ -1,0 +1,79 @@
+"""Differences in wording that forbid one answer for both."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibidem.guards import required_similarity, vetoed_by
+
+DIFFERENT = [
+    ("numbers", "What was new in Python 3.11?", "What was new in Python 3.12?"),
+    ("numbers", "flights from 1600 to 2400", "flights from 2400 to 1600"),
+    ("numbers", "top three films", "top five films"),
+    ("numbers", "the second chapter", "the third chapter"),
+    ("numbers", "population in 2015", "population in 2016"),
+    ("numbers", "population in 2015", "population"),
+    ("numbers", "is -5 a valid index?", "is 5 a valid index?"),
+    ("dates", "opening hours on Monday", "opening hours on Tuesday"),
+    ("dates", "weather today", "weather"),
+    ("dates", "revenue last year", "revenue this year"),
+    ("dates", "sales in May", "sales in June"),
+    ("opposites", "how to enable logging", "how to disable logging"),
+    ("opposites", "the longest river", "the shortest river"),
+    ("opposites", "convert sync code", "convert async code"),
+    ("opposites", "who increased the prices", "who decreased the prices"),
+    ("opposites", "What happens before the loop?", "What happens after the loop?"),
+]
+
+SAME = [
+    ("a loan of 1,600 dollars", "a loan of 1600 dollars"),
+    ("two apples", "2 apples"),
+    ("version 3.0", "version 3"),
+    ("flights on Mondays", "flights on Monday"),
+    ("May I return it?", "Can I return it?"),
+    ("How do I install it?", "How can I install that?"),
+    ("which one is best", "which is best"),
+]
+
+
+@pytest.mark.parametrize(("guard", "asked", "stored"), DIFFERENT, ids=lambda value: str(value)[:30])
+def test_a_difference_that_changes_the_answer_is_seen(guard: str, asked: str, stored: str) -> None:
+    """The guard's name becomes the reason of the miss; the direction does not matter."""
+    assert vetoed_by(asked, stored) == guard
+    assert vetoed_by(stored, asked) == guard
+
+
+@pytest.mark.parametrize(("asked", "stored"), SAME)
+def test_other_words_for_the_same_are_let_through(asked: str, stored: str) -> None:
+    """Guards do not stop rewordings."""
+    assert vetoed_by(asked, stored) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored"),
+    [
+        ("Is it allowed?", "Isn't it allowed?"),
+        ("items with tax", "items without tax"),
+        ("can I go", "can’t I go"),
+        ("why does it work", "why does it not work"),
+    ],
+)
+def test_negation_asks_for_nearly_identical_questions(asked: str, stored: str) -> None:
+    """0.95 becomes 0.99: negated questions lie at 0.94 to 0.98."""
+    assert required_similarity(asked, stored, 0.95) == pytest.approx(0.99)
+    assert required_similarity(asked, asked, 0.95) == 0.95
+
+
+@given(st.text(max_size=60))
+def test_a_question_never_vetoes_itself(question: str) -> None:
+    """Whatever the text, also with digits and signs of any script."""
+    assert vetoed_by(question, question) is None
+    assert required_similarity(question, question, 0.9) == 0.9
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_guards_are_symmetric(one: str, other: str) -> None:
+    """Who asked first cannot matter."""
+    assert vetoed_by(one, other) == vetoed_by(other, one)

@@ -1,0 +1,211 @@
+"""The truth: what goes in comes out, on disk, once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ibidem import Answer, Document, Request, StorageError
+from ibidem.database import set_aside_if_damaged
+from ibidem.entry import Entry, Source, to_bytes, to_vector
+from ibidem.records import Records
+from ibidem.rows import LookupRow
+from tests.embedders import BagOfWords
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+answers = st.builds(
+    Answer,
+    text,
+    payload=text,
+    model=text,
+    input_tokens=st.none() | st.integers(0, 10**6),
+    output_tokens=st.none() | st.integers(0, 10**6),
+    finish_reason=text,
+    seconds=st.none() | st.floats(0, 1e6),
+)
+documents = st.lists(st.builds(Document, text, text), max_size=3, unique_by=lambda d: d.digest).map(tuple)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    """An empty truth."""
+    made = Records(f"sqlite:///{tmp_path / 'truth.sqlite3'}")
+    yield made
+    made.close()
+
+
+def entry(
+    question: str = "what is the state", *, namespace: str = "", answer: str = "a", created: float = 0.0
+) -> Entry:
+    """A semantic entry with the vector of its question."""
+    request = Request(question, namespace=namespace)
+    return Entry(
+        id=request.key,
+        namespace=namespace,
+        scope=request.scope_digest,
+        question=question,
+        documents=request.documents_digest,
+        semantic=True,
+        answer=Answer(answer),
+        created=created,
+        vector=BagOfWords().embed([question])[0],
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(answer=answers, docs=documents, namespace=text, semantic=st.booleans())
+def test_an_entry_comes_back_as_it_went_in(records: Records, answer, docs, namespace, semantic) -> None:
+    """Every field, for any text a database can hold."""
+    answer = replace(answer, semantic=semantic)
+    sources = tuple(Source(d.id, d.digest, n == 0) for n, d in enumerate(docs))
+    stored = replace(entry(namespace=namespace), answer=answer, semantic=semantic, sources=sources)
+    records.put(stored, "e")
+    (found,) = records.find(stored.id)
+
+    assert replace(found, sources=()) == replace(stored, sources=())
+    assert set(found.sources) == set(sources)
+    assert records.get(stored.id) == replace(stored, sources=())
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=50).filter(lambda row: np.linalg.norm(row) > 0.1))
+def test_half_precision_keeps_cosines(row: list[float]) -> None:
+    """To one part in a thousand, the rounding the decision allows for."""
+    vector = np.asarray(row, dtype=np.float32) / np.float32(np.linalg.norm(row))
+
+    assert float(to_vector(to_bytes(vector)) @ vector) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_near_confirms_namespace_scope_and_embedder(records: Records) -> None:
+    """A point that the index returns counts for nothing if the truth says otherwise."""
+    mine = entry()
+    records.put(mine, "e")
+    right = {"namespace": "", "scope": mine.scope, "embedder": "e"}
+
+    assert [found.id for found in records.near([mine.point], **right)] == [mine.id]
+    for wrong in ({"namespace": "n"}, {"scope": "s"}, {"embedder": "f"}):
+        assert records.near([mine.point], **{**right, **wrong}) == []
+    assert records.near([], **right) == []
+
+
+def test_a_replaced_answer_keeps_its_place_in_the_index(records: Records) -> None:
+    """The question is the same, so is its vector: nothing to index again."""
+    records.put(entry(answer="old"), "e")
+    records.mark_indexed([entry().point], "g")
+    records.put(entry(answer="new"), "e")
+
+    assert records.get(entry().id).answer.text == "new"
+    assert (records.unindexed("g", "e", 10), records.count_indexed("g")) == ([], 1)
+
+
+def test_what_another_generation_holds_is_unindexed(records: Records) -> None:
+    """A rebuilt or deleted index is filled again without touching a row first."""
+    for n in range(3):
+        records.put(entry(f"question {n}", created=n), "e")
+    records.mark_indexed([entry("question 0").point], "old")
+
+    assert [row.question for row in records.unindexed("new", "e", 10)] == [f"question {n}" for n in (2, 1, 0)]
+    assert all(row.vector is None for row in records.unindexed("new", "another embedder", 10))
+
+
+def test_exact_only_entries_are_never_indexed(records: Records) -> None:
+    """They have no vector to index."""
+    records.put(replace(entry(), semantic=False, vector=None), "e")
+
+    assert records.unindexed("g", "e", 10) == []
+
+
+def test_clear_takes_the_documents_and_the_log_along(records: Records) -> None:
+    """Nothing of a namespace stays behind."""
+    for namespace in ("a", "b"):
+        sources = (Source("d", namespace, True),)
+        records.put(replace(entry(namespace=namespace), sources=sources), "e")
+        records.log([LookupRow(1.0, namespace, "s", "q", "", "empty", None, None, 0.1, 0)])
+
+    assert records.clear("a") == 1
+    assert [found.namespace for found in records.newest()] == ["b"]
+    assert [row.namespace for row in records.recent()] == ["b"]
+    assert records.clear() == 1
+    assert records.totals().entries == 0
+
+
+def test_the_log_counts_hits_and_forgets_the_oldest(records: Records, monkeypatch) -> None:
+    """The log is bounded; the counters of the entries stay."""
+    monkeypatch.setattr("ibidem.records.LOG_LIMIT", 10)
+    stored = entry()
+    records.put(stored, "e")
+    for n in range(15):
+        records.log([LookupRow(n, "", "s", "q", "exact", "", stored.id, 1.0, 0.1, 5)])
+
+    assert [row.at for row in records.recent(99)] == list(range(14, 4, -1))
+    assert records.get(stored.id).hits == 15
+    assert records.totals().tokens_saved == 50
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """Rather than damaged."""
+    url = f"sqlite:///{tmp_path / 'x.sqlite3'}"
+    Records(url).close()
+    with sqlite3.connect(tmp_path / "x.sqlite3") as db:
+        db.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
+    db.close()
+
+    with pytest.raises(StorageError, match="newer Ibidem .schema 99.: upgrade"):
+        Records(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "no url", "sqlite:////proc/nowhere/x.sqlite3"])
+def test_an_unusable_database_is_named_without_its_password(url: str) -> None:
+    """The message says what is wrong with which database."""
+    with pytest.raises(StorageError) as raised:
+        Records(url)
+
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
+    """Moved aside with all its bytes."""
+    file = tmp_path / "ibidem.sqlite3"
+    file.write_bytes(b"something else entirely")
+    aside = set_aside_if_damaged(file)
+
+    assert not file.exists()
+    assert aside.read_bytes() == b"something else entirely"
+    file.write_bytes(b"")
+    assert set_aside_if_damaged(file) is None
+
+
+def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> None:
+    """No query of a request scans a table."""
+    asked: list[tuple[str, object]] = []
+
+    def note(_connection, _cursor, statement, parameters, *_rest) -> None:
+        asked.append((statement, parameters))
+
+    sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
+    records.get("x")
+    records.near(["x", "y"], namespace="", scope="s", embedder="e")
+    records.any_in_scope("", "s")
+    records.unindexed("g", "e", 10)
+    with sqlite3.connect(tmp_path / "truth.sqlite3") as db:
+        plans = [
+            " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters))
+            for statement, parameters in asked
+        ]
+    db.close()
+
+    expected = (
+        "autoindex_entries_1",
+        "namespace=? AND scope=? AND point=?",
+        "ix_entries_scope",
+        "indexed_in",
+    )
+    assert [part in plan for part, plan in zip(expected, plans, strict=True)] == [True] * 4
+    assert not [plan for plan in plans if "SCAN" in plan]

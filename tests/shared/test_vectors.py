@@ -1,0 +1,142 @@
+"""Finding near questions: exact while small, from the index when large, rebuilt when lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibidem import Answer, IndexUnavailable, Request
+from ibidem.index import coded, scope_code
+from ibidem.vectors import Memory
+
+unit = np.eye(8, dtype=np.float32)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["add", "indexed", "forget"]), st.integers(0, 40)), max_size=60))
+def test_memory_finds_what_brute_force_finds(steps: list[tuple[str, int]]) -> None:
+    """After any order of adding, indexing and forgetting."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(41, 8)).astype(np.float32)
+    memory, held, waiting = Memory(), [], 0
+    for step, n in steps:
+        if step == "add":
+            memory.add(str(n), vectors[n])
+            if n not in held:
+                held.append(n)
+                waiting += 1
+        elif step == "indexed":
+            done = len(memory.next(n)[0])
+            memory.indexed(done)
+            waiting -= done
+        else:
+            memory.forget_indexed()
+            held = held[len(held) - waiting :]
+        query = random.normal(size=8).astype(np.float32)
+        best = sorted(held, key=lambda at: -float(vectors[at] @ query))[:5]
+        assert memory.nearest(query, 5) == [str(at) for at in best]
+        assert (len(memory), memory.waiting) == (len(held), waiting)
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
+def test_a_scope_code_is_a_unit_vector_of_both_parts(namespace: str, scope: str, other: str) -> None:
+    """The same for the same namespace and scope, another for another."""
+    code = scope_code(namespace, scope)
+
+    assert np.linalg.norm(code) == pytest.approx(1.0, abs=1e-5)
+    assert (code == scope_code(namespace, scope)).all()
+    if other != scope:
+        assert float(code @ scope_code(namespace, other)) < 0.95
+    if other != namespace:
+        assert float(code @ scope_code(other, scope)) < 0.95
+
+
+def test_scope_codes_never_change() -> None:
+    """Indexes on disk hold them: this is the code of an Ibidem written before."""
+    known = [-0.1398928, 0.0080849, 0.2109999]
+
+    assert scope_code("tenant", "0" * 32)[:3].tolist() == pytest.approx(known, abs=1e-6)
+
+
+def test_other_scopes_are_farther_than_other_wordings() -> None:
+    """The same question in another scope lies behind a reworded one in this scope."""
+    same = coded(unit[0], "n", "a")
+    near = (unit[0] * 0.9 + unit[1] * np.sqrt(1 - 0.81)).astype(np.float32)
+    others = [float(same @ coded(unit[0], "n", f"scope {n}")) for n in range(1000)]
+
+    assert float(same @ coded(near, "n", "a")) > max(others)
+
+
+@pytest.mark.parametrize("limit", [0, 10_000], ids=["index", "memory"])
+def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, monkeypatch, limit) -> None:
+    """Deleting chroma/ between two openings loses nothing."""
+    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", limit)
+    first = open_cache()
+    for question in ("what is the state", "how do I reset my password"):
+        first.store(Request(question), Answer(question))
+    first.lookup(Request("opens the index"))
+    first.close()
+    shutil.rmtree(tmp_path / "cache" / "chroma")
+    again = open_cache()
+
+    assert again.lookup(Request("what is the state now ok")).answer.text == "what is the state"
+    again.flush()
+    assert again.stats().unindexed == 0
+    assert again._backend.vectors._index.count() == 2
+
+
+def test_an_index_that_fails_is_left_alone_for_a_while_and_then_healed(open_cache, monkeypatch) -> None:
+    """One failed search costs one miss; until the retry no time is lost on it."""
+    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
+    cache = open_cache()
+    cache.store(Request("what is the state"), Answer("a"))
+    cache.lookup(Request("opens the index"))
+    cache.flush()
+
+    def fail(*_: object) -> list[str]:
+        raise IndexUnavailable("disk on fire")
+
+    vectors = cache._backend.vectors
+    monkeypatch.setattr(vectors._index, "search", fail)
+    assert cache.lookup(Request("what is the state now ok")).reason == "no_index"
+    assert vectors.state == "disk on fire"
+    assert cache.lookup(Request("what is the state now ok")).reason == "no_index"
+    vectors._retry_at = 0.0
+    assert cache.lookup(Request("what is the state now ok")).tier == "semantic"
+
+
+def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, monkeypatch) -> None:
+    """They wait in the truth."""
+    cache = open_cache()
+    cache.lookup(Request("opens the index"))
+    cache._backend.vectors._abandon(IndexUnavailable("gone"))
+    cache.store(Request("what is the state"), Answer("a"))
+    assert cache.lookup(Request("what is the state now ok")).reason == "no_index"
+    cache._backend.vectors._retry_at = 0.0
+
+    assert cache.lookup(Request("what is the state now ok")).tier == "semantic"
+
+
+def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatch) -> None:
+    """Beyond the limit only what waits is kept in memory."""
+    from tests.embedders import DenseWords
+
+    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 50)
+    cache = open_cache(embedder=DenseWords())
+    for n in range(120):
+        cache.store(Request(f"what is the state of project number{n}x"), Answer(f"{n}"))
+        if n == 40:
+            cache.lookup(Request("opens the index"))
+    cache.flush()
+    vectors = cache._backend.vectors
+
+    assert not vectors._complete
+    assert (len(vectors._memory), vectors._index.count()) == (0, 120)
+    for n in range(120):
+        found = cache.lookup(Request(f"what is the current state of project number{n}x"))
+        assert found.answer.text == f"{n}"

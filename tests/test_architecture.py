@@ -1,0 +1,101 @@
+"""One arrow: integrations -> shared. Heavy libraries behind one door each."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py")])
+FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
+DOORS = {
+    "chromadb": {"shared/ibidem/index.py"},
+    "sqlalchemy": {"shared/ibidem/records.py", "shared/ibidem/database.py"},
+    "torch": set(),
+}
+LONGEST_FUNCTION, LONGEST_MODULE = 40, 300
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Top-level names that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+def name(path: Path) -> str:
+    """Path relative to the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_core_knows_no_framework() -> None:
+    """Nothing under shared/ imports a framework or an adapter."""
+    forbidden = FRAMEWORKS | {"langchain_ibidem", "llama_index_ibidem"}
+    core = [path for path in SOURCES if name(path).startswith("shared/")]
+
+    assert {(name(path), found) for path in core for found in set(imports(path)) & forbidden} == set()
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_heavy_libraries_have_one_door(library: str) -> None:
+    """Who wants to replace Chroma or SQLAlchemy finds all of it in one place."""
+    assert {name(path) for path in SOURCES if library in imports(path)} == DOORS[library]
+
+
+@pytest.mark.parametrize(("package", "other"), [("langchain", "llama_index"), ("llama_index", "langchain")])
+def test_an_adapter_knows_its_own_framework_only(package: str, other: str) -> None:
+    """LangChain users need no LlamaIndex, and the other way round."""
+    folder = f"integrations/{package.replace('_', '-')}-ibidem/"
+    mine = [path for path in SOURCES if name(path).startswith(folder)]
+
+    assert mine
+    assert not [path for path in mine if any(found.startswith(other) for found in imports(path))]
+
+
+def test_importing_ibidem_loads_nothing_heavy() -> None:
+    """Who only imports, or only asks for --help, does not wait."""
+    heavy = {"chromadb", "torch", "onnxruntime", "sqlalchemy", "numpy", *FRAMEWORKS}
+    code = f"import sys, ibidem; print({heavy!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
+def test_no_package_shadows_a_framework() -> None:
+    """`llama_index/__init__.py` in our wheel would make LlamaIndex unimportable."""
+    folders = {path.name for path in ROOT.rglob("*") if path.is_dir() and ".venv" not in path.parts}
+
+    assert not folders & FRAMEWORKS
+
+
+def test_the_public_names_exist() -> None:
+    """`__all__` is what a user may rely on."""
+    import ibidem
+
+    assert sorted(ibidem.__all__) == ibidem.__all__
+    assert all(hasattr(ibidem, public) for public in ibidem.__all__)
+
+
+def test_modules_and_functions_stay_small() -> None:
+    """The budgets: 300 lines a module, 40 a function without its docstring."""
+    modules = [name(path) for path in SOURCES if len(path.read_text().splitlines()) > LONGEST_MODULE]
+    functions = [
+        f"{name(path)}:{node.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and _length(node) > LONGEST_FUNCTION
+    ]
+
+    assert modules + functions == []
+
+
+def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]
+    return (function.end_lineno or 0) - first.lineno + 1
