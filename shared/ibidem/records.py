@@ -207,20 +207,20 @@ class Records:
     # indexing -----------------------------------------------------------------------------------------
 
     def unindexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
-        """Questions that the index of this generation does not hold, newest first."""
+        """Questions that the index of this generation does not hold, in no order."""
         held = _entries.c.indexed_in
-        # Two ranges instead of "!=": both use the index.
+        # Two ranges instead of "!=", and no order: else the whole table is read, at every poll.
         return self._stored_vectors(sa.or_(held < generation, held > generation), embedder, limit)
 
     def indexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
-        """Questions that the index of this generation holds, newest first."""
+        """Questions that the index of this generation holds, in no order."""
         return self._stored_vectors(_entries.c.indexed_in == generation, embedder, limit)
 
     def _stored_vectors(self, where: sa.ColumnElement[bool], embedder: str, limit: int) -> list[StoredVector]:
         c = _entries.c
         query = sa.select(c.id, c.namespace, c.scope, c.question, c.vector, c.embedder).where(where)
         with self._engine.connect() as db:
-            rows = db.execute(query.order_by(c.created.desc()).limit(limit)).all()
+            rows = db.execute(query.limit(limit)).all()
         return [
             StoredVector(
                 row.id,
