@@ -21,7 +21,7 @@ _SYLLABLES = "ba ke di fo gu la me ni po ru sa te vi zo wu ja ce hi do lu".split
 
 
 def question(n: int, words: int = 12) -> str:
-    """The n-th question: made-up words (no number, negation or opposite in them), the same in every process."""
+    """The n-th question: made-up words (no number, negation or opposite), the same in every process."""
     draw = random.Random(n)
     return " ".join("".join(draw.choices(_SYLLABLES, k=4)) for _ in range(words))
 

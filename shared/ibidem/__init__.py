@@ -6,6 +6,7 @@ the embedding model and the database load when a cache is opened or first used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ def open(
     threshold: float | None = None,
     context: ContextRule | None = None,
     ttl: float | None = None,
+    on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
 
@@ -69,6 +71,7 @@ def open(
         context: Which documents must be unchanged: `evidence` (those that support the answer; default),
             `same` (all of them) or `ignore`.
         ttl: Seconds an answer lives (30 days); `math.inf` for ever.
+        on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
 
     Raises:
         ConfigurationError: A setting is wrong.
@@ -90,4 +93,4 @@ def open(
         ttl=ttl,
     )
     shared = backend.acquire(settings, resolve_embedder(settings.embedder))
-    return SemanticCache(shared, settings.policy, ttl=settings.ttl)
+    return SemanticCache(shared, settings.policy, ttl=settings.ttl, on_lookup=on_lookup)

@@ -20,13 +20,13 @@ def refusal(request: Request, answer: Answer) -> str | None:
     if answer.semantic and not answer.text.strip():
         return "empty"
     texts = (request.question, request.namespace, answer.text, answer.model, answer.payload)
-    if any(not _storable(text) for text in texts):
+    if any(not storable(text) for text in texts):
         return "invalid_text"
     return None
 
 
-def _storable(text: str) -> bool:
-    """False for lone surrogates and NUL, which SQL text columns do not hold."""
+def storable(text: str) -> bool:
+    """Whether SQL text columns hold the text: not if it has lone surrogates or NUL."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from ibidem import backend as backends
-from ibidem.admission import refusal
+from ibidem.admission import refusal, storable
 from ibidem.backend import Backend
 from ibidem.decision import Candidate, Policy, decide
 from ibidem.entry import Entry, Source, Vector
@@ -21,6 +21,8 @@ from ibidem.evidence import supporting
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier
 from ibidem.rows import LookupRow
 from ibidem.stats import Stats
+
+OnLookup = Callable[[Request, Hit | Miss], None]
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
 REMEMBERED_VECTORS = 1024  # a miss is followed by a store of the same question
@@ -33,6 +35,7 @@ class SemanticCache:
         backend: Truth, vectors and background work, shared by the caches of one place.
         policy: How sure the cache must be.
         ttl: Seconds an answer lives.
+        on_lookup: Called with each request and what came of it, in the thread that asked.
         clock: Seconds since the epoch; a test may pass its own.
     """
 
@@ -42,9 +45,11 @@ class SemanticCache:
         policy: Policy,
         *,
         ttl: float = math.inf,
+        on_lookup: OnLookup | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
+        self._on_lookup = on_lookup
         self._lock = threading.Lock()
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
         self._rejected: dict[str, int] = {}
@@ -74,6 +79,7 @@ class SemanticCache:
             result = Miss("error")
         result = replace(result, seconds=time.perf_counter() - started)
         self._backend.note_lookup(self._row(request, result))
+        self._tell(request, result)
         return result
 
     def store(self, request: Request, answer: Answer) -> Stored | Rejected:
@@ -250,6 +256,13 @@ class SemanticCache:
             self._process, self._lock = os.getpid(), threading.Lock()
             self._backend.check_process()
 
+    def _tell(self, request: Request, result: Hit | Miss) -> None:
+        if self._on_lookup is not None:
+            try:
+                self._on_lookup(request, result)
+            except Exception as error:
+                self._backend.faults.note("call on_lookup", error)
+
     def _reject(self, reason: str) -> Rejected:
         with self._lock:
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
@@ -258,9 +271,9 @@ class SemanticCache:
     def _row(self, request: Request, result: Hit | Miss) -> LookupRow:
         return LookupRow(
             at=self._clock(),
-            namespace=request.namespace,
+            namespace=request.namespace if storable(request.namespace) else "",
             scope=request.scope_digest,
-            question=request.question if request.semantic else None,
+            question=request.question if request.semantic and storable(request.question) else None,
             tier=result.tier if isinstance(result, Hit) else "",
             reason="" if isinstance(result, Hit) else result.reason,
             entry_id=result.entry_id,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,13 @@ def _configure_sqlite(connection: Any, _: object) -> None:
     cursor.close()
 
 
-def cause(error: sa.exc.SQLAlchemyError) -> str:
-    """What the database itself said."""
-    return str(getattr(error, "orig", None) or error)
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Raise `StorageError` with what the database said, never the statement with its values."""
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        raise StorageError(str(getattr(error, "orig", None) or error)) from error
 
 
 def insert_into(dialect: str) -> Any:

@@ -70,12 +70,12 @@ def _objection(request: Request, candidate: Candidate, policy: Policy) -> str | 
     entry, similarity = candidate.entry, candidate.similarity + ROUNDING
     if entry.question is None or similarity < policy.threshold:
         return "below_threshold"
-    if not documents_agree(request, entry, policy.context):
-        return "documents_changed"
     if guard := vetoed_by(request.question, entry.question):
         return f"guard:{guard}"
     if similarity < required_similarity(request.question, entry.question, policy.threshold):
         return "guard:negation"
+    if not documents_agree(request, entry, policy.context):
+        return "documents_changed"
     return None
 
 

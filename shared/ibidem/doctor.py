@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ibidem.backend import index_opener, open_records
 from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.errors import IbidemError, IndexUnavailable
+from ibidem.errors import IbidemError, IndexUnavailable, StorageError
 from ibidem.records import Records
 from ibidem.settings import Settings
 
@@ -29,7 +29,9 @@ def examine(settings: Settings) -> list[Finding]:
     """
     records = open_records(settings)
     try:
-        findings = [*_leftovers(settings), *_database(records)]
+        findings = [*_leftovers(settings), _database(records)]
+        if not findings[-1].ok:
+            return findings
         try:
             embedder = resolve_embedder(settings.embedder)
         except IbidemError as error:
@@ -48,13 +50,15 @@ def _leftovers(settings: Settings) -> Iterator[Finding]:
             yield Finding("leftovers", False, text)
 
 
-def _database(records: Records) -> Iterator[Finding]:
-    problems = records.check()
-    totals = records.totals()
+def _database(records: Records) -> Finding:
+    try:
+        problems = records.check()
+    except StorageError as error:
+        problems = [str(error)]
     if problems:
-        yield Finding("database", False, f"{problems[0]}; restore {records.url} from a backup, or delete it")
-    else:
-        yield Finding("database", True, f"{totals.entries:,} entries in {records.url}")
+        text = f"{problems[0]}; restore {records.url} from a backup, or move it away to begin a new one"
+        return Finding("database", False, text)
+    return Finding("database", True, f"{records.totals().entries:,} entries in {records.url}")
 
 
 def _index(settings: Settings, records: Records, embedder: Embedder) -> Finding:

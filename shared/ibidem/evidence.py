@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from ibidem.request import Document
+from ibidem.wording import COMMON_WORDS
 
 # Share of a sentence's new words a document must hold to count, and share of the best document's share.
 LEAST_SHARE = 0.2
@@ -21,14 +22,6 @@ SUPPORTED_SENTENCES = 0.5
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_COMMON = frozenset(
-    (
-        "a an and are as at be been but by can could did do does for from had has have he her his "
-        "how i if in into is it its may more most no not of on one or our she so some such than "
-        "that the their them then there these they this those to was we were what when where "
-        "which who whose why will with would you your"
-    ).split()
-)
 
 
 def supporting(answer: str, question: str, documents: Sequence[Document]) -> frozenset[str]:
@@ -44,7 +37,7 @@ def supporting(answer: str, question: str, documents: Sequence[Document]) -> fro
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.lower())) - _COMMON
+    return frozenset(_WORD.findall(text.lower())) - COMMON_WORDS
 
 
 def _supporters(new: frozenset[str], held: dict[str, frozenset[str]]) -> frozenset[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+from ibidem.errors import IbidemError
+
 log = logging.getLogger("ibidem")
 
 
@@ -16,19 +18,22 @@ class Faults:
         self._counts: dict[str, int] = {}
 
     def note(self, doing: str, error: BaseException) -> None:
-        """Count a failure; the first of its kind is logged as a warning, the others at debug level.
+        """Count a failure that was kept from the caller.
 
-        The message of the error is logged, never a prompt: errors of ours and of the database name no text.
+        Messages of foreign errors can quote prompts or headers: they are logged at debug level only.
         """
-        cause = f"{doing}: {type(error).__name__}"
-        with self._lock:
-            first = cause not in self._counts
-            self._counts[cause] = self._counts.get(cause, 0) + 1
-        level = logging.WARNING if first else logging.DEBUG
-        again = " (logged once; further ones are counted in stats().faults)" if first else ""
-        message = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        log.log(level, "Ibidem failed to %s and went on without: %s%s", doing, message, again)
+        kind = type(error).__name__
+        told = f"{kind}: {error}" if isinstance(error, (IbidemError, OSError)) else kind
+        self.count(f"{doing}: {kind}", f"failed to {doing} and went on without it ({told})")
         log.debug("Ibidem failed to %s", doing, exc_info=error)
+
+    def count(self, cause: str, message: str) -> None:
+        """Count something by its cause; the first time it is logged as a warning, then at debug level."""
+        with self._lock:
+            seen = self._counts.get(cause, 0)
+            self._counts[cause] = seen + 1
+        level = logging.DEBUG if seen else logging.WARNING
+        log.log(level, "Ibidem %s; logged once, counted from now on", message)
 
     def after_fork(self) -> None:
         """Renew the lock in a forked child; a thread of the parent may have held it."""

@@ -24,7 +24,17 @@ def dates_differ(asked: Wording, stored: Wording) -> bool:
     return asked.dates != stored.dates
 
 
-VETOES: dict[str, Guard] = {"numbers": numbers_differ, "dates": dates_differ, "opposites": opposed}
+def order_differs(asked: Wording, stored: Wording) -> bool:
+    """The same words in another order: "bytes to string" is not "string to bytes"."""
+    return asked.content != stored.content and sorted(asked.content) == sorted(stored.content)
+
+
+VETOES: dict[str, Guard] = {
+    "numbers": numbers_differ,
+    "dates": dates_differ,
+    "opposites": opposed,
+    "order": order_differs,
+}
 
 # Negations differ in 10 % of right and 20 % of wrong neighbours in chatty support text: no veto, but the
 # questions must be this much closer to identical. 0.8 of the way from the threshold to 1: 0.99 at 0.95.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
 from ibidem import database
-from ibidem.database import cause, insert_into, open_engine, upsert_entry
+from ibidem.database import insert_into, open_engine, storage_errors, upsert_entry
 from ibidem.entry import Entry, Source, to_bytes, to_vector
 from ibidem.errors import StorageError
 from ibidem.rows import (
@@ -54,16 +55,17 @@ class Records:
         url: SQLAlchemy URL.
 
     Raises:
-        StorageError: The database cannot be opened, or was made by a newer Ibidem.
+        StorageError: The database cannot be opened, or was made by a newer Ibidem. Every method raises it
+            when the database fails.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         try:
             self._create()
-        except sa.exc.SQLAlchemyError as error:
+        except StorageError as error:
             self._engine.dispose()
-            raise StorageError(f"cannot open the database {self.url}: {cause(error)}") from error
+            raise StorageError(f"cannot open the database {self.url}: {error}") from error
 
     @property
     def url(self) -> str:
@@ -71,7 +73,7 @@ class Records:
         return self._engine.url.render_as_string(hide_password=True)
 
     def _create(self) -> None:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             for table in database.metadata.sorted_tables:
                 db.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
@@ -81,9 +83,20 @@ class Records:
         )
         if found > database.SCHEMA_VERSION:
             raise StorageError(
-                f"{self.url} was written by a newer Ibidem (schema {found}): "
+                f"it was written by a newer Ibidem (schema {found}): "
                 "upgrade with pip install -U ibidem, or use another path"
             )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with storage_errors(), self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """One transaction: all of it or nothing."""
+        with storage_errors(), self._engine.begin() as db:
+            yield db
 
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
@@ -97,7 +110,7 @@ class Records:
 
     def get(self, entry_id: str) -> Entry | None:
         """The entry of this id, without its sources and vector."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             row = db.execute(_ONE, {"id": entry_id}).first()
         return None if row is None else to_entry(row._mapping)
 
@@ -106,7 +119,7 @@ class Records:
         if not points:
             return []
         wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": embedder}
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(_NEAR, wanted).all()
             sources = self._sources(db, [row.id for row in rows])
         return [to_entry(row._mapping, sources.get(row.id, ()), row.vector) for row in rows]
@@ -121,7 +134,7 @@ class Records:
     def any_in_scope(self, namespace: str, scope: str) -> bool:
         """Whether anything is stored for this namespace and scope."""
         query = sa.select(_entries.c.id).where(_entries.c.namespace == namespace, _entries.c.scope == scope)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return db.execute(query.limit(1)).first() is not None
 
     def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
@@ -137,7 +150,7 @@ class Records:
         return self._with_sources(query)
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(query).all()
             sources = self._sources(db, [row.id for row in rows])
         return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
@@ -145,14 +158,14 @@ class Records:
     def recent(self, limit: int = 20) -> list[LookupRow]:
         """The last lookups, newest first."""
         columns = [_lookups.c[name] for name in LookupRow.__slots__]
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit)).all()
         return [LookupRow(*row) for row in rows]
 
     def totals(self) -> Totals:
         """Counts of entries and of the logged lookups by outcome."""
         count = sa.func.count()
-        with self._engine.connect() as db:
+        with self._reading() as db:
             kinds: dict[bool, int] = dict(
                 db.execute(sa.select(_entries.c.semantic, count).group_by(_entries.c.semantic)).all()
             )
@@ -169,7 +182,7 @@ class Records:
     def put(self, entry: Entry, embedder: str | None) -> None:
         """Store the entry, replacing the one with the same id; durable against a killed process on return."""
         row = entry_row(entry, embedder)
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(upsert_entry(db.dialect.name), row)
             db.execute(sa.delete(_documents).where(_documents.c.entry_id == entry.id))
             if entry.sources:
@@ -177,7 +190,7 @@ class Records:
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all entries, or those of one namespace; returns how many. The lookup log of it goes too."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             entries, documents, log = sa.delete(_entries), sa.delete(_documents), sa.delete(_lookups)
             if namespace is not None:
                 mine = sa.select(_entries.c.id).where(_entries.c.namespace == namespace)
@@ -195,7 +208,7 @@ class Records:
             if row.tier and row.entry_id:
                 served[row.entry_id] = served.get(row.entry_id, 0) + 1
         names = LookupRow.__slots__
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
             for entry_id, hits in served.items():
                 db.execute(
@@ -219,7 +232,7 @@ class Records:
     def _stored_vectors(self, where: sa.ColumnElement[bool], embedder: str, limit: int) -> list[StoredVector]:
         c = _entries.c
         query = sa.select(c.id, c.namespace, c.scope, c.question, c.vector, c.embedder).where(where)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(query.limit(limit)).all()
         return [
             StoredVector(
@@ -234,7 +247,7 @@ class Records:
 
     def count_indexed(self, generation: str) -> int:
         """How many points the index of this generation should hold."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             query = sa.select(sa.func.count(_entries.c.point.distinct())).where(
                 _entries.c.indexed_in == generation
             )
@@ -251,24 +264,24 @@ class Records:
             for row in rows
             if row.vector is not None
         ]
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(values, changes)
 
     def mark_indexed(self, points: Sequence[str], generation: str) -> None:
         """Note that the index of this generation holds these points."""
         where = sa.and_(_entries.c.point.in_(points), _entries.c.indexed_in.is_not(None))
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(sa.update(_entries).where(where).values(indexed_in=generation))
 
     # facts about the database ---------------------------------------------------------------------------
 
     def meta(self, key: str) -> str | None:
         """A fact noted about this database, such as `schema_version`."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
 
     def _set_meta(self, key: str, value: str) -> str:
-        with self._engine.begin() as db:
+        with self._writing() as db:
             insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
             db.execute(insert.on_conflict_do_nothing())
         return self.meta(key) or value
@@ -277,6 +290,6 @@ class Records:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
         if self._engine.dialect.name != "sqlite":
             return []
-        with self._engine.connect() as db:
+        with self._reading() as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found

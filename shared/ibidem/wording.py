@@ -42,6 +42,16 @@ _NEGATIONS = frozenset(
     ).split()
 )
 
+# Words that say how a sentence is built, not what it is about.
+COMMON_WORDS = frozenset(
+    (
+        "a an and are as at be been but by can could did do does for from had has have he her his "
+        "how i if in into is it its may more most no not of on one or our she so some such than "
+        "that the their them then there these they this those to was we were what when where "
+        "which who whose why will with would you your"
+    ).split()
+)
+
 # Pairs whose two sides never share an answer. Each side lists words of one meaning.
 _OPPOSITES = """
 increase raise grow rise | decrease reduce lower shrink drop fall
@@ -146,10 +156,12 @@ def _inflected(words: str) -> frozenset[str]:
 class Wording:
     """The tell-tale parts of one question.
 
-    `numbers` in order of appearance, as written digits ("1,600" and "1600" are one) and number words;
-    `dates` weekdays, months, seasons, "today", "last year"; `negations` how many; `words` lower-case.
+    `content` its words and numbers without the common ones, in order; `numbers` in order of appearance, as
+    digits ("1,600", "1600" and number words alike); `dates` weekdays, months, seasons, "today", "last year";
+    `negations` how many; `words` all of them, lower-case.
     """
 
+    content: tuple[str, ...]
     numbers: tuple[str, ...]
     dates: frozenset[str]
     negations: int
@@ -166,7 +178,8 @@ def read(question: str) -> Wording:
     if _MAY.search(text):
         dates.add("may")
     negations = sum(word in _NEGATIONS or word.endswith("n't") for word in words)
-    return Wording(_numbers(text), frozenset(dates), negations, frozenset(words))
+    content = tuple(word for word in words if word not in COMMON_WORDS)
+    return Wording(content, _numbers(text), frozenset(dates), negations, frozenset(words))
 
 
 def _numbers(text: str) -> tuple[str, ...]:

@@ -232,6 +232,30 @@ class CacheContract:
         assert stats.tokens_saved == 2 * ANSWER.tokens
         assert (newest.tier, exact.tier, first.reason) == ("semantic", "exact", "empty")
 
+    def test_text_that_no_database_holds_spoils_nothing(self, cache) -> None:
+        """A question cut in the middle of a character misses; the lookups beside it are logged."""
+        for question in ("a\ud800", "a\0b", "what is the state"):
+            cache.lookup(Request(question))
+            cache.store(Request(question), ANSWER)
+        stats = cache.stats()
+
+        assert (stats.misses, stats.entries) == ({"empty": 3}, 1)
+        assert (stats.rejected, stats.faults) == ({"invalid_text": 2}, {})
+
+    def test_a_callback_hears_of_every_lookup(self, open_cache) -> None:
+        """What it raises is kept from the caller."""
+        heard = []
+
+        def listen(request: Request, result: Hit | Miss) -> None:
+            heard.append((request.question, result))
+            raise RuntimeError("listener is broken")
+
+        cache = open_cache(on_lookup=listen)
+        miss = cache.lookup(Request("what is the state"))
+
+        assert heard == [("what is the state", miss)]
+        assert cache.stats().faults == {"call on_lookup: RuntimeError": 1}
+
     def test_a_closed_cache_says_so(self, cache) -> None:
         """Closing twice does nothing."""
         cache.close()

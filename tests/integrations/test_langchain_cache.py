@@ -274,7 +274,10 @@ def test_a_broken_cache_breaks_no_call(model: Any, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, logger="langchain_ibidem"):
         first, second = model.invoke(ASKED), asyncio.run(model.ainvoke(ASKED))
     assert first != second
-    assert broken.faults() == {"lookup:RuntimeError": 2, "update:RuntimeError": 2}
+    assert broken.faults() == {
+        "look up an answer for LangChain: RuntimeError": 2,
+        "store an answer of LangChain: RuntimeError": 2,
+    }
     assert len(caplog.records) == 2, "once per cause"
     assert "secret" not in caplog.text
 
@@ -288,7 +291,7 @@ def test_a_damaged_row_is_a_miss(cache: IbidemCache, core: Recording) -> None:
     cache.lookup(human(ASKED), "m")
     core.store(core.looked_up[0], ibidem.Answer("Paris.", payload="damaged"))
     assert cache.lookup(human(ASKED), "m") is None
-    assert cache.faults() == {"lookup:JSONDecodeError": 1}
+    assert cache.faults() == {"look up an answer for LangChain: JSONDecodeError": 1}
 
 
 def test_a_closed_cache_is_a_miss(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ DIFFERENT = [
     ("opposites", "the longest river", "the shortest river"),
     ("opposites", "convert sync code", "convert async code"),
     ("opposites", "who increased the prices", "who decreased the prices"),
+    ("order", "convert bytes to a string", "convert a string to bytes"),
+    ("order", "flights from Boston to Denver", "flights from Denver to Boston"),
     ("opposites", "What happens before the loop?", "What happens after the loop?"),
 ]
 
@@ -35,6 +37,8 @@ SAME = [
     ("May I return it?", "Can I return it?"),
     ("How do I install it?", "How can I install that?"),
     ("which one is best", "which is best"),
+    ("What is a decorator in Python?", "What is a Python class decorator?"),
+    ("what is the capital of France", "the capital of France is what"),
 ]
 
 

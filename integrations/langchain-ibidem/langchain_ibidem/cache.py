@@ -12,10 +12,11 @@ from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 
 import ibidem
 from ibidem.errors import InvalidInput
+from ibidem.faults import Faults
 from ibidem.request import Hit, Request, digest
 from langchain_ibidem.bounded import BoundedDict
 from langchain_ibidem.codec import decode, encode
-from langchain_ibidem.faults import Faults, NotCacheable
+from langchain_ibidem.errors import NotCacheable
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import install
 
@@ -70,9 +71,9 @@ class IbidemCache(BaseCache):
             found = self.cache.lookup(self._begin(prompt, llm_string))
             return (decode(found) or None) if isinstance(found, Hit) else None
         except NotCacheable as reason:
-            self._faults.skipped(reason)
+            self._skip(reason)
         except Exception as error:
-            self._faults.caught("lookup", error)
+            self._faults.note("look up an answer for LangChain", error)
         return None
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
@@ -82,9 +83,9 @@ class IbidemCache(BaseCache):
             request, started = self._resume(prompt, llm_string)
             self.cache.store(request, encode(return_val, seconds=time.monotonic() - started))
         except NotCacheable as reason:
-            self._faults.skipped(reason)
+            self._skip(reason)
         except Exception as error:
-            self._faults.caught("update", error)
+            self._faults.note("store an answer of LangChain", error)
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
@@ -117,6 +118,15 @@ class IbidemCache(BaseCache):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(namespace={self.namespace!r})"
+
+    def __enter__(self) -> IbidemCache:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _skip(self, reason: NotCacheable) -> None:
+        self._faults.count(reason.cause, f"does not cache a call ({reason})")
 
     def _begin(self, prompt: str, llm_string: str) -> Request:
         request = self._requests.build(prompt, llm_string)

@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 
 from ibidem.admission import COMPLETE
 from ibidem.request import Answer, Hit
-from langchain_ibidem.faults import NotCacheable
+from langchain_ibidem.errors import NotCacheable
 
 MARKER = "ibidem"
 _MESSAGES = frozenset(("ai", "AIMessageChunk"))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ibidem.request import Document, Request
-from langchain_ibidem.faults import NotCacheable
+from langchain_ibidem.errors import NotCacheable
 from langchain_ibidem.memory import Memory, Render
 from langchain_ibidem.prompt import Prompt, parse
 from langchain_ibidem.skeleton import Skeleton, occurs

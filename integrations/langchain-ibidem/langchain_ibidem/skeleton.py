@@ -103,7 +103,7 @@ class Skeleton:
         If documents stand in several places or repeatedly, each place names its own: swapping two documents
         between a contract of Alice and a contract of Bob is another prompt of the same documents.
         """
-        texts = [_join_documents(parts) for parts in self._texts]
+        texts = [_without_blanks_at_documents(_join_documents(parts)) for parts in self._texts]
         places = [part for text in texts for part in text if isinstance(part, _Place)]
         marks = [digest for place in places for digest in place.digests]
         named = len(places) > 1 or len(marks) > len(set(marks))
@@ -170,6 +170,19 @@ def _join_documents(parts: Sequence[_Part]) -> list[_Part | _Place]:
             place = _Place([part.digest])
             joined.append(place)
     return joined
+
+
+def _without_blanks_at_documents(parts: list[_Part | _Place]) -> list[_Part | _Place]:
+    """Blanks beside documents left out: they belong to the first or last document, which may be another."""
+    trimmed = list(parts)
+    for index, part in enumerate(parts):
+        if isinstance(part, str):
+            if index + 1 < len(parts) and isinstance(parts[index + 1], _Place):
+                part = part.rstrip()
+            if index and isinstance(parts[index - 1], _Place):
+                part = part.lstrip()
+            trimmed[index] = part
+    return trimmed
 
 
 def _as_json(part: _Part | _Place, named: bool) -> Any:

@@ -22,7 +22,7 @@ from langchain_core.documents import Document
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tracers.context import register_configure_hook
 
-from langchain_ibidem.faults import Faults
+from ibidem.faults import Faults
 from langchain_ibidem.memory import Memory, retrieved
 from langchain_ibidem.prompt import of_messages, plain
 
@@ -50,7 +50,7 @@ def _event(method: Callable[..., None]) -> Callable[..., Any]:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
-            self.faults.caught(method.__name__, error)
+            self.faults.note(f"follow {method.__name__}", error)
         return _DONE
 
     if sys.version_info >= (3, 12):

@@ -1,0 +1,143 @@
+"""The command line on real caches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ibidem import Answer, Document, Request
+from ibidem.cli import app
+from tests.embedders import BagOfWords
+
+DOCUMENT = Document("guide#3", "Hold the button for ten seconds until the light is green.")
+
+
+@pytest.fixture
+def filled(open_cache, tmp_path: Path) -> str:
+    """The path of a cache with two entries and three lookups."""
+    cache = open_cache()
+    cache.lookup(Request("how do I reset it"))
+    cache.store(
+        Request("how do I reset it", documents=(DOCUMENT,), namespace="acme"),
+        Answer("Hold the button until the light is green.", model="gpt", input_tokens=10, output_tokens=9),
+    )
+    cache.store(Request("a [red]prompt[/red] \x1b[31mwith codes"), Answer("b"))
+    cache.lookup(Request("how do I reset it", documents=(DOCUMENT,), namespace="acme"))
+    cache.lookup(Request("the prompt", semantic=False))
+    cache.close()
+    return str(tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ibidem.cli.out", Console(width=200))
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Output of `ibidem` with these arguments, errors included."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_stats_counts_entries_hits_and_misses(filled: str) -> None:
+    """As a table and as JSON."""
+    told = json.loads(run("stats", "--path", filled, "--json"))
+
+    assert (told["entries"], told["hits"], told["tokens_saved"]) == (2, {"exact": 1}, 19)
+    assert told["misses"] == {"empty": 1, "question_unknown": 1}
+    assert told["hit_rate"] == pytest.approx(1 / 3)
+    assert "miss: question_unknown" in run("stats", "--path", filled)
+
+
+def test_ls_lists_the_newest_first(filled: str) -> None:
+    """Filtered by namespace if asked."""
+    newest, oldest = json.loads(run("ls", "--path", filled, "--json"))
+
+    assert oldest["question"] == "how do I reset it"
+    assert newest["question"].startswith("a [red]")
+    assert [e["id"] for e in json.loads(run("ls", "--path", filled, "--json", "--namespace", "acme"))] == [
+        oldest["id"]
+    ]
+
+
+def test_hostile_text_is_shown_as_text(filled: str) -> None:
+    """Markup is printed, control characters are not."""
+    shown = run("ls", "--path", filled)
+
+    assert "[red]prompt[/red]" in shown
+    assert "\x1b" not in shown
+
+
+def test_show_tells_all_about_one_entry(filled: str) -> None:
+    """Found by the beginning of its id, with the documents behind it."""
+    oldest = json.loads(run("ls", "--path", filled, "--json"))[1]
+    shown = run("show", oldest["id"][:6], "--path", filled)
+
+    assert "guide#3 (supports)" in shown
+    assert "Hold the button until the light is green." in shown
+    assert "no entry begins with 'zzz'" in run("show", "zzz", "--path", filled, code=2)
+    assert "several entries begin so" in run("show", "", "--path", filled, code=2)
+
+
+def test_log_says_what_came_of_each_lookup(filled: str) -> None:
+    """The text of exact-only prompts is not kept."""
+    shown = run("log", "--path", filled)
+
+    assert "hit: exact" in shown
+    assert "miss: question_unknown" in shown
+    assert "the prompt" not in shown
+
+
+def test_clear_asks_first(filled: str) -> None:
+    """And deletes one namespace or everything."""
+    assert "Aborted" in run("clear", "--path", filled, code=1)
+    assert "Deleted 1 entry." in run("clear", "--path", filled, "--namespace", "acme", "--yes")
+    assert "Deleted 1 entry." in run("clear", "--path", filled, "--yes")
+    assert "No entries." in run("ls", "--path", filled)
+
+
+def test_looking_does_not_create(tmp_path: Path) -> None:
+    """A wrong path is an error, not a new empty cache."""
+    assert "there is no cache in" in run("stats", "--path", str(tmp_path / "typo"), code=2)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
+    """Exit code 0; the model is part of the check."""
+    monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
+    findings = {f["check"]: f for f in json.loads(run("doctor", "--path", filled, "--json"))}
+
+    assert findings["database"]["text"].startswith("2 entries")
+    assert findings["vector index"]["text"] == "2 vectors, 0 waiting to be indexed"
+    assert all(finding["ok"] for finding in findings.values())
+
+
+def test_doctor_names_the_process_that_holds_the_index(filled: str, open_cache, monkeypatch) -> None:
+    """Exit code 1, and how to share it."""
+    monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
+    open_cache().lookup(Request("opens the index"))
+
+    assert "chroma run --path" in run("doctor", "--path", filled, code=1)
+
+
+def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:
+    """Pages overwritten in the middle of the file."""
+    monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
+    file = Path(filled) / "ibidem.sqlite3"
+    content = bytearray(file.read_bytes())
+    content[4096 * 3 : 4096 * 5] = b"\xff" * 8192
+    file.write_bytes(content)
+
+    assert "problem" in run("doctor", "--path", filled, code=1)
+
+
+def test_errors_are_sentences(monkeypatch) -> None:
+    """No traceback for a wrong setting."""
+    monkeypatch.setenv("IBIDEM_THRESHOLD", "0.1")
+
+    assert "threshold: is a cosine similarity" in run("stats", code=2)
