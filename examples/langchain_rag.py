@@ -10,7 +10,6 @@ the cache did with them. Exit code 1 if it did anything wrong.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import platform
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 from common.corpus import language_reference
-from common.langchain_parts import LocalEmbeddings, OfflineReader, Watch, edited, resting_on
+from common.langchain_parts import LocalEmbeddings, OfflineReader, edited, resting_on
 from common.reader import LABEL
 from common.report import Question, Row, make_console, print_checks, print_rows, print_totals, read_questions
 from langchain.chat_models import init_chat_model
@@ -33,8 +32,11 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import track
 
+from ibidem import Hit, Miss
 from ibidem.embedding import resolve_embedder
 from langchain_ibidem import IbidemCache
+
+Lookups = list[Hit | Miss]
 
 PROMPT = ChatPromptTemplate.from_messages(
     [
@@ -77,21 +79,21 @@ def join(documents: list[Document]) -> str:
     return "\n\n".join(document.page_content for document in documents)
 
 
-def ask(chain: Runnable[str, str], watch: Watch, question: Question) -> Row:
+def ask(chain: Runnable[str, str], seen: Lookups, question: Question) -> Row:
     """A question, its answer, and what the cache said to it."""
-    watch.last = None
+    seen.clear()
     started = time.perf_counter()
     answer = chain.invoke(question.text)
-    return Row(question, answer, watch.last, time.perf_counter() - started)
+    return Row(question, answer, seen[-1] if seen else None, time.perf_counter() - started)
 
 
 def edit_documents(
-    chain: Runnable[str, str], watch: Watch, store: Chroma, text: str
+    chain: Runnable[str, str], seen: Lookups, store: Chroma, text: str
 ) -> tuple[list[Row], dict[str, bool]]:
     """Edit documents around a cached answer: it must go with what it rests on, and with nothing else."""
 
     def again(when: str) -> Row:
-        return ask(chain, watch, Question(text, "edited document", difference=when))
+        return ask(chain, seen, Question(text, "edited document", difference=when))
 
     before = again("no edit")
     retrieved, elsewhere = store.similarity_search(text, k=4), store.similarity_search(text, k=20)[-1]
@@ -115,14 +117,19 @@ def run(options: argparse.Namespace, answers: Path, console: Console) -> bool:
     store = index(options.dir, LocalEmbeddings(embedder), console)
     chain = build_chain(store, model)
 
-    cache = IbidemCache(path=answers, embedder=embedder, threshold=options.threshold)
+    seen: Lookups = []  # a program that need not know why a question missed leaves `on_lookup` out
+    cache = IbidemCache(
+        path=answers,
+        embedder=embedder,
+        threshold=options.threshold,
+        on_lookup=lambda request, result: seen.append(result),
+    )
     set_llm_cache(cache)
 
-    with contextlib.closing(cache):
-        watch = Watch(cache)
+    with cache:
         questions = read_questions(options.questions or Path(__file__).with_name("questions_python.json"))
-        rows = [ask(chain, watch, question) for question in track(questions, "Asking", console=console)]
-        edits, checks = edit_documents(chain, watch, store, questions[0].text)
+        rows = [ask(chain, seen, question) for question in track(questions, "Asking", console=console)]
+        edits, checks = edit_documents(chain, seen, store, questions[0].text)
     console.print(f"\nFor example: {rows[0].question.text}\n  {rows[0].answer}", markup=False)
     print_rows(console, rows + edits)
     times = (

@@ -1,4 +1,4 @@
-"""What the LangChain demo needs beside the app: an offline model, a look at the cache, edited documents."""
+"""What the LangChain demo needs beside the app: an offline model, edited documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import ibidem
 from common.reader import LABEL, estimated_tokens, extract
 from ibidem.embedding import Embedder
 from ibidem.evidence import supporting
-from langchain_ibidem import IbidemCache
 
 
 class LocalEmbeddings(Embeddings):
@@ -65,27 +64,6 @@ class OfflineReader(BaseChatModel):
             response_metadata={"model_name": LABEL, "finish_reason": "stop"},
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-class Watch:
-    """Remembers what the last lookup of a cache came to.
-
-    A hit tells the program about itself in `response_metadata["ibidem"]`; why a question missed is only seen
-    here, between the LangChain cache and the core that it asks.
-    """
-
-    def __init__(self, cache: IbidemCache) -> None:
-        self.core = cache.cache
-        self.last: ibidem.Hit | ibidem.Miss | None = None
-        cache.cache = self  # type: ignore[assignment]
-
-    def lookup(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
-        """Pass the lookup on, keep the result."""
-        self.last = self.core.lookup(request)
-        return self.last
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.core, name)
 
 
 @contextlib.contextmanager
