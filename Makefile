@@ -1,5 +1,6 @@
 # make demo, make test: each makes .venv and installs what it needs at the first run, then just runs.
 PYTHON ?= python3
+DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -43,8 +44,9 @@ lint: $(VENV)/.dev ## Style
 types: $(VENV)/.dev ## Static types
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## 100,000 entries in 1,000 scopes; DATA=folder with nq_questions.jsonl
-	$(BIN)/python -m tests.benchmarks.scopes --data $(or $(DATA),../shared/data)
+bench: $(VENV)/.dev ## Right and wrong hits, and speed with 1,000 scopes; DATA=folder of the workloads
+	$(BIN)/python -m tests.benchmarks.decisions --data $(DATA)
+	$(BIN)/python -m tests.benchmarks.scopes --data $(DATA)
 
 clean: ## Remove the environment and caches of tools
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -103,12 +103,11 @@ def _choose(
     return None
 
 
-def floor(rows: list[tuple[str, str]]) -> float:
-    """Share of repeated identical texts whose labels differ from the first one's."""
+def floor(rows: list[tuple[str, str]]) -> str:
+    """How many of the repeated identical texts have another label than at first."""
     first: dict[str, str] = {}
-    repeats = [first.setdefault(normalise(text), meaning) != meaning for text, meaning in rows]
-    count = len(rows) - len(first)
-    return sum(repeats) / count if count else 0.0
+    differing = [first.setdefault(normalise(text), meaning) != meaning for text, meaning in rows]
+    return f"{sum(differing)} of {len(rows) - len(first)}"
 
 
 def main() -> None:
@@ -136,7 +135,7 @@ def main() -> None:
             share = told.wrong / told.hits if told.hits else 0.0
             table.add_row(
                 stream.stem, rule, f"{told.requests:,}", f"{told.hits / told.requests:.1%}", f"{share:.1%}",
-                f"{told.wrong / told.requests:.2%}", f"{floor(rows):.1%}",
+                f"{told.wrong / told.requests:.2%}", floor(rows),
             )  # fmt: skip
             for reason, (rightly, wrongly) in told.reasons.items():
                 tally = refused.setdefault(reason, [0, 0])

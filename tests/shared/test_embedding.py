@@ -37,7 +37,7 @@ class Stub(Embeddings):
 
 
 class SentenceTransformerLike:
-    """The methods of `SentenceTransformer` that are used; the package itself is not a test dependency."""
+    """The methods of `SentenceTransformer` that are used, fast; test_minilm.py has the real one."""
 
     max_seq_length = 384
 
@@ -115,8 +115,8 @@ class TestResolve:
         with pytest.raises(ConfigurationError, match="no such directory"):
             resolve_embedder(str(tmp_path / "absent"))
 
-    @pytest.mark.skipif(find_spec("sentence_transformers") is not None, reason="the extra is installed")
-    def test_a_model_name_needs_the_extra(self):
+    def test_a_model_name_needs_the_extra(self, monkeypatch):
+        monkeypatch.setattr("ibidem.embedding.find_spec", lambda _: None)
         with pytest.raises(MissingExtra, match=r"pip install 'ibidem\[sentence-transformers\]'"):
             resolve_embedder("intfloat/e5-small-v2")
 

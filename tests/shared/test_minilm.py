@@ -464,3 +464,29 @@ print(embedder.fingerprint)
         assert "package false_package:" in result.stderr
         assert "is not the published file" in result.stderr
         assert "imported" not in result.stderr
+
+
+REAL = """
+import sys, warnings, numpy
+from sentence_transformers import SentenceTransformer
+from ibidem.embedding import resolve_embedder
+questions = ["How long can I return goods?", "What does the with statement do?", "naïve café ☕"]
+by_name, by_object = resolve_embedder(sys.argv[1]), resolve_embedder(SentenceTransformer(sys.argv[1]))
+own = resolve_embedder(sys.argv[2])
+assert by_name.max_tokens == own.max_tokens == 256
+assert by_name.fingerprint == by_object.fingerprint != own.fingerprint
+assert numpy.allclose(by_name.embed(questions), by_object.embed(questions), atol=1e-6)
+agreement = (by_name.embed(questions) * own.embed(questions)).sum(axis=1)
+assert agreement.min() > 0.995, agreement
+assert by_name.count_tokens(questions[0]) == own.count_tokens(questions[0])
+"""
+
+
+@pytest.mark.slow
+def test_the_real_sentence_transformers_agrees(source, cache):
+    """By directory and as an object, in a process of its own: it brings torch along."""
+    pytest.importorskip("sentence_transformers")
+    command = [sys.executable, "-c", REAL, str(source), str(target(cache))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 0, done.stderr
