@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -42,7 +43,7 @@ class Child:
     def __init__(self, code: str, *arguments: object, stderr: Path | None = None) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-c", code, *map(str, arguments)]
-        self._stderr = stderr.open("wb") if stderr else subprocess.DEVNULL
+        self._stderr = stderr.open("w+b") if stderr else tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -58,8 +59,13 @@ class Child:
         ready, _, _ = select.select([self.process.stdout], [], [], timeout)
         assert ready, f"the child said nothing for {timeout} s"
         line = self.process.stdout.readline().decode()
-        assert line, f"the child ended with {self.process.wait(10)}"
+        assert line, f"the child ended with {self.process.wait(10)}: {self.said()}"
         return line.rstrip("\n")
+
+    def said(self) -> str:
+        """The end of what it wrote to stderr."""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")[-3000:]
 
     def tell(self, line: str = "") -> None:
         """Send it a line."""
@@ -92,8 +98,7 @@ class Child:
             code = -99
         if self.process.stdout:
             self.process.stdout.close()
-        if not isinstance(self._stderr, int):
-            self._stderr.close()
+        self._stderr.close()
         return code
 
     def __enter__(self) -> Child:

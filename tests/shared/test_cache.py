@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 import ibidem
 from tests.contracts.cache import CacheContract
 from tests.embedders import BagOfWords, DenseWords
+from tests.servers import running_chroma, running_postgres
 
 
 class TestEmbedded(CacheContract):
@@ -35,23 +32,16 @@ class TestEmbeddedBeyondMemory(CacheContract):
 
 @pytest.fixture(scope="module")
 def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Chroma server on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("chroma")), "run", "--host", "127.0.0.1"]
-    where = ["--port", str(port), "--path", str(tmp_path_factory.mktemp("server"))]
-    server = subprocess.Popen([*command, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(150):
-        try:
-            urllib.request.urlopen(f"{url}/api/v2/heartbeat", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.2)
-    yield url
-    server.terminate()
-    server.wait(timeout=10)
+    """A real Chroma server."""
+    with running_chroma(tmp_path_factory.mktemp("chroma")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL."""
+    with running_postgres() as url:
+        yield url
 
 
 class TestChromaServer(CacheContract):
@@ -65,6 +55,19 @@ class TestChromaServer(CacheContract):
             return open_cache(embedder=embedder, chroma=chroma_server, **settings)
 
         return open_one
+
+
+class TestServers(TestChromaServer):
+    """PostgreSQL and a Chroma server; each test on an empty database."""
+
+    @pytest.fixture
+    def open_cache(self, open_cache, postgres: str):
+        engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
+        with engine.connect() as db:
+            db.execute(sqlalchemy.text("DROP SCHEMA public CASCADE"))
+            db.execute(sqlalchemy.text("CREATE SCHEMA public"))
+        engine.dispose()
+        return lambda **settings: open_cache(database=postgres, **settings)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
