@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import signal
 import threading
@@ -154,6 +155,44 @@ class TestTwoProcessesOnOnePath:
         finally:
             for worker in workers:
                 worker.__exit__()
+
+
+# Opens path after path, each at the moment it is told, and says how that went.
+OPENER = """
+import sys, time
+import ibidem
+from tests.embedders import BagOfWords
+
+ibidem.open(sys.argv[1], embedder=BagOfWords()).close()
+print("ready", flush=True)
+for line in sys.stdin:
+    path, moment = line.split()
+    while time.time() < float(moment):
+        pass
+    try:
+        with ibidem.open(path, embedder=BagOfWords()) as cache:
+            print(bool(cache.store(ibidem.Request("q " + sys.argv[1][-1]), ibidem.Answer("a"))), flush=True)
+    except Exception as error:
+        print(repr(error), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_new_paths_opened_at_the_same_moment(tmp_path: Path) -> None:
+    """100 times 4 processes make one database at once, store and close: none is told that it is locked."""
+    openers = [Child(OPENER, tmp_path / f"own{n}") for n in range(4)]
+    draw, said = random.Random(3), []
+    try:
+        assert [opener.line() for opener in openers] == ["ready"] * 4
+        for number in range(100):
+            moment = time.time() + 0.02
+            for opener in openers:
+                opener.tell(f"{tmp_path / str(number)} {moment + draw.random() * 0.02}")
+            said += [opener.line() for opener in openers]
+    finally:
+        for opener in openers:
+            opener.__exit__()
+    assert set(said) == {"True"}
 
 
 def in_fork(work: Callable[[], str], timeout: float = 20.0) -> str:
