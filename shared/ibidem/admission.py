@@ -19,7 +19,8 @@ def refusal(request: Request, answer: Answer) -> str | None:
         return f"finish_reason:{answer.finish_reason}"
     if answer.semantic and not answer.text.strip():
         return "empty"
-    texts = (request.question, request.namespace, answer.text, answer.model, answer.payload)
+    ids = (document.id for document in request.documents)
+    texts = (request.question, request.namespace, answer.text, answer.model, answer.payload, *ids)
     if any(not storable(text) for text in texts):
         return "invalid_text"
     return None

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibidem.background import Background
-from ibidem.database import set_aside_if_damaged
+from ibidem.chroma import open_embedded, open_server
+from ibidem.database import set_aside_if_damaged, sqlite_url
+from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError
 from ibidem.faults import Faults, log
-from ibidem.index import VectorIndex, open_embedded, open_server
+from ibidem.index import VectorIndex
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.rows import LookupRow
@@ -37,8 +39,8 @@ class Backend:
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
         self.key, self.users = key, 0
         self.faults = Faults()
-        self.embedder = embedder
         self.records = open_records(settings)
+        self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.vectors = Vectors(
             self.records,
             embedder,
@@ -92,11 +94,13 @@ class Backend:
 
 def acquire(settings: Settings, embedder: Embedder) -> Backend:
     """The backend for these settings; the same one for the same place and embedder."""
-    place = settings.chroma or str(settings.path.resolve() / "chroma")
-    key = (settings.database_url, place, embedder.fingerprint)
+    place = settings.chroma or str(settings.path / "chroma")
+    key = (settings.database or str(settings.path), place, fingerprint_of(embedder))
     with _open_lock:
         backend = _open.get(key)
-        if backend is None:
+        if backend is not None:
+            backend.check_process()
+        else:
             backend = _open[key] = Backend(key, settings, embedder)
         backend.users += 1
         return backend
@@ -139,7 +143,7 @@ def open_records(settings: Settings) -> Records:
             raise StorageError(f"cannot read {file}: {error.strerror}") from error
         if aside:
             log.warning("%s is not a database; it was kept as %s and a new one begun", file, aside)
-    return Records(settings.database_url)
+    return Records(settings.database or sqlite_url(settings.path / "ibidem.sqlite3"))
 
 
 def _make_private(path: Path) -> None:
@@ -159,4 +163,4 @@ def index_opener(settings: Settings, embedder: Embedder) -> Callable[[], VectorI
     name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
     if settings.chroma is not None:
         return partial(open_server, settings.chroma, name)
-    return partial(open_embedded, settings.path.resolve() / "chroma", name)
+    return partial(open_embedded, settings.path / "chroma", name)

@@ -18,7 +18,7 @@ from ibidem.decision import Candidate, Policy, decide
 from ibidem.entry import Entry, Source, Vector
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
-from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier
+from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
 from ibidem.rows import LookupRow
 from ibidem.stats import Stats
 
@@ -109,8 +109,11 @@ class SemanticCache:
 
         Raises:
             StorageError: The database refused; nothing was deleted.
+            InvalidInput: The namespace is not a str.
         """
         self._ready()
+        if namespace is not None:
+            require_text("namespace", namespace)
         count = self._backend.records.clear(namespace)
         if namespace is None:
             self._backend.vectors.reset()
@@ -164,10 +167,10 @@ class SemanticCache:
     def __repr__(self) -> str:
         return f"SemanticCache({self._backend.records.url!r}, {self.policy})"
 
-    # one lookup, in order of cost -------------------------------------------------------------------
-
     def _find(self, request: Request) -> Hit | Miss:
         now = self._clock()
+        if not storable(request.namespace):  # nothing can be stored there
+            return Miss("empty")
         same = self._backend.records.get(request.key)
         if same is not None and same.alive(now):
             return _hit(Candidate(same, 1.0), "exact", now)
@@ -190,8 +193,13 @@ class SemanticCache:
     def _candidates(self, request: Request, vector: Vector, now: float) -> list[Candidate]:
         namespace, scope = request.namespace, request.scope_digest
         points = self._backend.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
-        embedder = self._backend.embedder.fingerprint
-        found = self._backend.records.near(points, namespace=namespace, scope=scope, embedder=embedder)
+        found = self._backend.records.near(
+            points,
+            namespace=namespace,
+            scope=scope,
+            embedder=self._backend.embedder.fingerprint,
+            documents=request.documents_digest,
+        )
         return [
             Candidate(entry, min(1.0, float(entry.vector @ vector)))
             for entry in found
@@ -213,8 +221,6 @@ class SemanticCache:
             while len(self._vectors) > REMEMBERED_VECTORS:
                 self._vectors.popitem(last=False)
         return vector
-
-    # one store ----------------------------------------------------------------------------------------
 
     def _keep(self, request: Request, answer: Answer) -> None:
         semantic = request.semantic and answer.semantic
@@ -245,13 +251,12 @@ class SemanticCache:
             self._backend.vectors.add(entry.namespace, entry.scope, vector)
         self._backend.wake()
 
-    # small things -------------------------------------------------------------------------------------
-
-    def _ready(self, request: object = None) -> None:
+    def _ready(self, *requests: object) -> None:
         if self._closed:
             raise CacheClosed("this cache was closed; open another with ibidem.open()")
-        if request is not None and not isinstance(request, Request):
-            raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
+        for request in requests:
+            if not isinstance(request, Request):
+                raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
         if self._process != os.getpid():  # a forked child: the lock may be held by a thread that is not here
             self._process, self._lock = os.getpid(), threading.Lock()
             self._backend.check_process()

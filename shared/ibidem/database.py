@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ibidem.errors import StorageError
+from ibidem.errors import MissingExtra, StorageError
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
 SCHEMA_VERSION = 1
+BUSY_SECONDS = 5.0  # how long a locked SQLite file is waited for
 
 metadata = sa.MetaData()
 
@@ -38,7 +40,7 @@ entries = sa.Table(
     sa.Column("expires", sa.Float),
     sa.Column("hits", sa.Integer, nullable=False),
     # The question's embedding in half precision (cosines stay right to 1e-3) and who made it.
-    sa.Column("embedder", sa.String(32)),
+    sa.Column("embedder", sa.Text),
     sa.Column("vector", sa.LargeBinary),
     # Its point in the vector index; entries with the same vector and scope share one.
     sa.Column("point", sa.String(32), index=True),
@@ -85,12 +87,19 @@ def open_engine(url: str) -> sa.Engine:
     """A connection pool for the URL.
 
     Raises:
-        StorageError: The URL is malformed, its driver missing, or its database of another kind.
+        MissingExtra: PostgreSQL's driver is not installed.
+        StorageError: The URL is malformed, or its database of another kind.
     """
+    named = f"database={url.rpartition('@')[2]!r}"
     try:
-        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    except (sa.exc.ArgumentError, ImportError) as error:
-        raise StorageError(f"cannot use database={url.split('@')[-1]!r}: {error}") from error
+        # Without hide_parameters, errors would quote questions and answers.
+        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True)
+    except ImportError as error:
+        if url.startswith("postgresql"):
+            raise MissingExtra(named, "postgres") from error
+        raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({error})") from error
+    except sa.exc.ArgumentError as error:
+        raise StorageError(f"cannot use {named}: {error}") from error
     if engine.dialect.name not in ("sqlite", "postgresql"):
         raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
     if engine.dialect.name == "sqlite":
@@ -100,11 +109,28 @@ def open_engine(url: str) -> sa.Engine:
 
 def _configure_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    # busy_timeout first: switching to WAL takes a lock that another process may hold.
-    cursor.execute("PRAGMA busy_timeout=5000")
-    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """For this lock SQLite does not wait by itself, when several processes make a database at once."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def sqlite_url(file: Path) -> str:
+    """The SQLAlchemy URL of a SQLite file, whatever characters its path has."""
+    return sa.URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
+from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, MissingExtra
 from ibidem.minilm_files import MODEL_FILE, MODEL_NAME, REPOSITORY, TOKENIZER_FILE
+from ibidem.request import digest
 
 ACCEPTED = (
     f"None or {MODEL_NAME!r} (the default model), a directory with {MODEL_FILE} and {TOKENIZER_FILE}, "
@@ -144,3 +145,60 @@ def _from_name(name: str | bytes) -> Embedder:
     if find_spec("sentence_transformers") is None:
         raise MissingExtra(f"the embedding model {name!r}", "sentence-transformers")
     return SentenceTransformerEmbedder.load(str(folder) if is_folder else name)
+
+
+def fingerprint_of(embedder: Embedder) -> str:
+    """The embedder's fingerprint, for which some must ask their model.
+
+    Raises:
+        EmbedderUnavailable: The model does not answer.
+    """
+    try:
+        return embedder.fingerprint
+    except IbidemError:
+        raise
+    except Exception as error:
+        raise EmbedderUnavailable(f"the embedder does not work: {type(error).__name__}: {error}") from error
+
+
+class CheckedEmbedder:
+    """An embedder whose vectors are checked before they are compared or stored.
+
+    A NaN would pass for a similarity of 1, and vectors of another dimension would spoil the index.
+
+    Args:
+        embedder: What embeds.
+        note_once: Keeps the value first given for a key, and returns it; for the dimension of a fingerprint.
+    """
+
+    def __init__(self, embedder: Embedder, note_once: Callable[[str, str], str]) -> None:
+        self._embedder, self._note_once = embedder, note_once
+        self._dimension: int | None = None
+        self.fingerprint = fingerprint_of(embedder)
+
+    @property
+    def max_tokens(self) -> int:
+        """The window of the embedder."""
+        return self._embedder.max_tokens
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of the text, as the embedder counts them."""
+        return self._embedder.count_tokens(text)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit rows of one dimension, shape (n, d).
+
+        Raises:
+            InvalidInput: The embedder returned something else.
+        """
+        rows = unit_rows(self._embedder.embed(texts), len(texts))
+        dimension = rows.shape[1]
+        if self._dimension is None:
+            key = f"dimension:{digest(self.fingerprint)}"
+            self._dimension = int(self._note_once(key, str(dimension)))
+        if dimension != self._dimension:
+            raise InvalidInput(
+                f"the embedder returned {dimension} dimensions, but {self._dimension} are stored under its "
+                f"fingerprint {self.fingerprint!r}: give it another fingerprint"
+            )
+        return rows

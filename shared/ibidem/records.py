@@ -65,7 +65,8 @@ class Records:
             self._create()
         except StorageError as error:
             self._engine.dispose()
-            raise StorageError(f"cannot open the database {self.url}: {error}") from error
+            advice = "move it away to begin a new one, or use another path"
+            raise StorageError(f"cannot open the database {self.url}: {error}; {advice}") from error
 
     @property
     def url(self) -> str:
@@ -73,18 +74,22 @@ class Records:
         return self._engine.url.render_as_string(hide_password=True)
 
     def _create(self) -> None:
+        with self._reading() as db:
+            if sa.inspect(db).has_table("meta"):
+                self._refuse_newer()
         with self._writing() as db:
             for table in database.metadata.sorted_tables:
                 db.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
                     db.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        found = int(
-            self.meta("schema_version") or self._set_meta("schema_version", str(database.SCHEMA_VERSION))
-        )
+        self.meta_once("schema_version", str(database.SCHEMA_VERSION))
+
+    def _refuse_newer(self) -> None:
+        """Before anything is written: a newer database may have other columns."""
+        found = int(self.meta("schema_version") or 0)
         if found > database.SCHEMA_VERSION:
             raise StorageError(
-                f"it was written by a newer Ibidem (schema {found}): "
-                "upgrade with pip install -U ibidem, or use another path"
+                f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem"
             )
 
     @contextmanager
@@ -106,22 +111,25 @@ class Records:
         """Close all connections."""
         self._engine.dispose()
 
-    # reading ------------------------------------------------------------------------------------------
-
     def get(self, entry_id: str) -> Entry | None:
         """The entry of this id, without its sources and vector."""
         with self._reading() as db:
             row = db.execute(_ONE, {"id": entry_id}).first()
         return None if row is None else to_entry(row._mapping)
 
-    def near(self, points: Sequence[str], *, namespace: str, scope: str, embedder: str) -> list[Entry]:
-        """The newest entries at these points of this namespace, scope and embedder, complete."""
+    def near(
+        self, points: Sequence[str], *, namespace: str, scope: str, embedder: str, documents: str
+    ) -> list[Entry]:
+        """The newest entries at these points of this namespace, scope and embedder, with vectors.
+
+        Those that rest on other `documents` (a digest of the set) come with their sources.
+        """
         if not points:
             return []
         wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": embedder}
         with self._reading() as db:
             rows = db.execute(_NEAR, wanted).all()
-            sources = self._sources(db, [row.id for row in rows])
+            sources = self._sources(db, [row.id for row in rows if row.documents != documents])
         return [to_entry(row._mapping, sources.get(row.id, ()), row.vector) for row in rows]
 
     def _sources(self, db: sa.Connection, ids: list[str]) -> dict[str, tuple[Source, ...]]:
@@ -177,8 +185,6 @@ class Records:
         misses = {reason: n for tier, reason, n in rows if not tier}
         return Totals(sum(kinds.values()), kinds.get(True, 0), waiting, hits, misses, int(saved))
 
-    # writing ------------------------------------------------------------------------------------------
-
     def put(self, entry: Entry, embedder: str | None) -> None:
         """Store the entry, replacing the one with the same id; durable against a killed process on return."""
         row = entry_row(entry, embedder)
@@ -216,8 +222,6 @@ class Records:
                 )
             newest = sa.select(sa.func.max(_lookups.c.id)).scalar_subquery()
             db.execute(sa.delete(_lookups).where(_lookups.c.id <= newest - LOG_LIMIT))
-
-    # indexing -----------------------------------------------------------------------------------------
 
     def unindexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
         """Questions that the index of this generation does not hold, in no order."""
@@ -273,14 +277,13 @@ class Records:
         with self._writing() as db:
             db.execute(sa.update(_entries).where(where).values(indexed_in=generation))
 
-    # facts about the database ---------------------------------------------------------------------------
-
     def meta(self, key: str) -> str | None:
         """A fact noted about this database, such as `schema_version`."""
         with self._reading() as db:
             return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
 
-    def _set_meta(self, key: str, value: str) -> str:
+    def meta_once(self, key: str, value: str) -> str:
+        """Note a fact unless it is noted; returns what is noted now."""
         with self._writing() as db:
             insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
             db.execute(insert.on_conflict_do_nothing())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
@@ -45,6 +46,12 @@ def require_text(name: str, value: object) -> str:
     return value
 
 
+def require_bool(name: str, value: object) -> None:
+    """Raise `InvalidInput` naming the argument if `value` is not a bool."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be a bool, not {type(value).__name__}")
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One retrieved document that the model saw. `digest` identifies its content."""
@@ -56,6 +63,14 @@ class Document:
     def __post_init__(self) -> None:
         require_text("Document.id", self.id)
         object.__setattr__(self, "digest", digest(require_text("Document.text", self.text)))
+
+
+def _documents(given: object) -> tuple[Document, ...]:
+    """A tuple of what may be any iterable of documents, a generator too."""
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else (given,)
+    if not all(isinstance(document, Document) for document in found):
+        raise InvalidInput("documents must be a sequence of ibidem.Document")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +103,16 @@ class Request:
         question = require_text("question", self.question)
         if not question.strip():
             raise InvalidInput("question is empty; pass the user's question, or do not ask the cache")
-        if isinstance(self.documents, (str, bytes)) or not all(
-            isinstance(d, Document) for d in self.documents
-        ):
-            raise InvalidInput("documents must be a sequence of ibidem.Document")
+        documents = _documents(self.documents)
+        require_bool("semantic", self.semantic)
         normal = normalise(question) if self.semantic else question
         scope_digest = digest(require_text("scope", self.scope))
-        documents_digest = digest(*sorted({d.digest for d in self.documents}))
+        documents_digest = digest(*sorted({d.digest for d in documents}))
         namespace = require_text("namespace", self.namespace)
         kind = "semantic" if self.semantic else "exact"
         set_field = object.__setattr__
         set_field(self, "question", normal)
-        set_field(self, "documents", tuple(self.documents))
+        set_field(self, "documents", documents)
         set_field(self, "scope", "")
         set_field(self, "scope_digest", scope_digest)
         set_field(self, "documents_digest", documents_digest)
@@ -133,6 +146,11 @@ class Answer:
     def __post_init__(self) -> None:
         for name in ("text", "payload", "model", "finish_reason"):
             require_text(f"Answer.{name}", getattr(self, name))
+        for name in ("input_tokens", "output_tokens", "seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float if name == "seconds" else int, type(None))):
+                raise InvalidInput(f"Answer.{name} must be a number or None, not {type(value).__name__}")
+        require_bool("Answer.semantic", self.semantic)
 
     @property
     def tokens(self) -> int:

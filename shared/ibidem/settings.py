@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, ValidationError
@@ -17,7 +18,10 @@ DAYS = 86_400.0
 
 def _similarity(value: Any) -> Any:
     """Refuse what looks like a distance, the usual mistake, with a sentence that says so."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("must be a number from 0.5 to 1.0") from None
     if not 0.5 <= number <= 1.0:
         raise ValueError(
             "is a cosine similarity from 0.5 to 1.0; 0.95 is the default, higher is stricter. "
@@ -26,16 +30,45 @@ def _similarity(value: Any) -> Any:
     return number
 
 
+def _directory(value: Any) -> Any:
+    """The absolute path, so that a directory has one name however it is written."""
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"must be a str or Path, not {type(value).__name__}")
+    try:
+        return Path(value).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"cannot be used: {error}") from None
+
+
+def _server(value: Any) -> Any:
+    """Refuse what is no URL of a server, before the first lookup does."""
+    try:
+        parts = urlsplit(value)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except (ValueError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise ValueError("must be a URL such as http://localhost:8000")
+    return value
+
+
 class Settings(BaseSettings):
     """How a cache is opened. `ibidem.open` documents each setting."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IBIDEM_", extra="forbid", frozen=True, arbitrary_types_allowed=True
+        env_prefix="IBIDEM_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        validate_default=True,
     )
 
-    path: Path = Field(default_factory=lambda: user_data_path("ibidem", appauthor=False))
+    path: Annotated[Path, BeforeValidator(_directory)] = Field(
+        default_factory=lambda: user_data_path("ibidem", appauthor=False)
+    )
     database: str | None = None
-    chroma: str | None = None
+    chroma: Annotated[str, BeforeValidator(_server)] | None = None
     embedder: Any = None
     threshold: Annotated[float, BeforeValidator(_similarity)] = 0.95
     context: ContextRule = "evidence"
@@ -46,11 +79,6 @@ class Settings(BaseSettings):
         """The decision's part of the settings."""
         return Policy(threshold=self.threshold, context=self.context)
 
-    @property
-    def database_url(self) -> str:
-        """The SQL database: as given, or SQLite in `path`."""
-        return self.database or f"sqlite:///{self.path / 'ibidem.sqlite3'}"
-
 
 def read_settings(**given: Any) -> Settings:
     """Settings from the arguments that are not None, the environment and the defaults.
@@ -59,12 +87,6 @@ def read_settings(**given: Any) -> Settings:
         ConfigurationError: A setting is unknown or out of range; the message names it.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
-    if "path" in chosen:
-        try:
-            chosen["path"] = Path(chosen["path"]).expanduser()
-        except TypeError:
-            kind = type(chosen["path"]).__name__
-            raise ConfigurationError(f"path must be a str or Path, not {kind}") from None
     try:
         return Settings(**chosen)
     except ValidationError as error:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
 from ibidem.index import VectorIndex, coded
+from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.rows import StoredVector
 
@@ -29,73 +28,6 @@ PAGE = 5_000  # unindexed entries read from the database at a time
 EXACT_LIMIT = 10_000
 RETRY_SECONDS = 5.0  # how long an index that failed is left alone
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
-
-
-class Memory:
-    """Vectors held in memory and searched exactly: those indexed already come first. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._points: list[str] = []
-        self._at: set[str] = set()
-        self._rows: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
-        self._indexed = 0  # this many of the first are in the index too
-
-    @property
-    def waiting(self) -> int:
-        """How many are not in the index yet."""
-        return len(self._points) - self._indexed
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def add(self, point: str, vector: Vector) -> None:
-        """Append one vector unless it is there; room grows by doubling."""
-        with self._lock:
-            if point in self._at:
-                return
-            n = len(self._points)
-            if n >= len(self._rows):
-                grown = np.empty((max(64, 2 * n), len(vector)), dtype=np.float32)
-                grown[:n] = self._rows[:n] if n else 0
-                self._rows = grown
-            self._rows[n] = vector
-            self._points.append(point)
-            self._at.add(point)
-
-    def holds(self, point: str) -> bool:
-        """Whether the point is here."""
-        with self._lock:
-            return point in self._at
-
-    def next(self, n: int) -> tuple[list[str], NDArray[np.float32]]:
-        """The n oldest that wait for the index."""
-        with self._lock:
-            rows = slice(self._indexed, min(self._indexed + n, len(self._points)))
-            return self._points[rows], self._rows[rows]
-
-    def indexed(self, n: int) -> None:
-        """The n oldest that waited are in the index now."""
-        with self._lock:
-            self._indexed += n
-
-    def forget_indexed(self) -> None:
-        """Keep only what is not in the index."""
-        with self._lock:
-            self._at.difference_update(self._points[: self._indexed])
-            self._points = self._points[self._indexed :]
-            self._rows = self._rows[self._indexed :].copy()
-            self._indexed = 0
-
-    def nearest(self, vector: Vector, k: int) -> list[str]:
-        """The k nearest points by inner product, nearest first."""
-        with self._lock:
-            points, rows = self._points, self._rows[: len(self._points)]
-        if not len(rows):
-            return []
-        scores = rows @ vector
-        best = np.argpartition(-scores, k)[:k] if k < len(scores) else np.arange(len(scores))
-        return [points[at] for at in best[np.argsort(-scores[best])]]
 
 
 class Vectors:
@@ -128,6 +60,7 @@ class Vectors:
         self._lock = threading.RLock()
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
+        self._refused: set[str] = set()  # entries whose question the embedder does not take
         self._retry_at = self._poll_at = 0.0
         self._why = ""
 
@@ -193,9 +126,16 @@ class Vectors:
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""
         with self._lock:
-            if self._index is not None:
+            if self._index is None:
+                return
+            try:
                 self._index.reset()
                 self._memory, self._complete = Memory(), self._alone
+            except (
+                IndexUnavailable
+            ) as error:  # the truth is empty: what the index still holds is never served
+                self._faults.note("empty the vector index", error)
+                self._abandon(error)
 
     def close(self) -> None:
         """Close the index; what waits is found again at the next opening."""
@@ -213,20 +153,28 @@ class Vectors:
             if time.monotonic() < self._retry_at:
                 raise IndexUnavailable(self._why)
             try:
-                index = self._open_index()
-                if index.count() < self._records.count_indexed(index.generation):
-                    index.reset()  # vectors were lost: begin a new generation, filled from the truth
+                self._index = self._filled(self._open_index())
             except IndexUnavailable as error:
                 self._why, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
                 raise
             self._why = ""
+            return self._index
+
+    def _filled(self, index: VectorIndex) -> VectorIndex:
+        """The index, after looking whether it holds what it should; closed again if that fails."""
+        try:
+            if index.count() < self._records.count_indexed(index.generation):
+                index.reset()  # vectors were lost: begin a new generation, filled from the truth
             self._fill(index.generation)
-            self._index = index
-            return index
+        except BaseException:
+            with contextlib.suppress(IndexUnavailable):
+                index.close(sound=False)
+            raise
+        return index
 
     def _fill(self, generation: str) -> None:
         """Take into memory what is not in the index, and if it is small all that is."""
-        self._memory, self._complete = Memory(), False
+        self._memory, self._complete, self._refused = Memory(), False, set()
         embedder = self._embedder.fingerprint
         if self._alone:
             indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1)
@@ -244,12 +192,24 @@ class Vectors:
         if known:
             self._records.mark_indexed(known, generation)
         self._load(page)
-        lacking = [row for row in page if row.vector is None][:EMBED_BATCH]
-        if lacking:
-            vectors = self._embedder.embed([row.question for row in lacking])
-            made = [replace(row, vector=vector) for row, vector in zip(lacking, vectors, strict=True)]
+        lacking = [row for row in page if row.vector is None and row.id not in self._refused]
+        if made := self._embedded(lacking[:EMBED_BATCH]):
             self._records.set_vectors(made, self._embedder.fingerprint)
             self._load(made)
+
+    def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
+        """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
+
+        It is tried again when the index is opened next.
+        """
+        made = []
+        for row in rows:
+            try:
+                made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
+            except Exception as error:
+                self._refused.add(row.id)
+                self._faults.note("embed a stored question", error)
+        return made
 
     def _load(self, rows: Sequence[StoredVector]) -> None:
         for row in rows:

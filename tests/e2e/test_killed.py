@@ -26,12 +26,12 @@ WRITER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import index, vectors
+from ibidem import chroma, vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
 path, first, sync, exact = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-index._HNSW["sync_threshold"] = sync
+chroma._HNSW["sync_threshold"] = sync
 vectors.EXACT_LIMIT = exact
 vectors.BATCH = 3 if sync == 2 else vectors.BATCH
 cache = ibidem.open(path, embedder=BagOfWords(), threshold=0.9)

@@ -57,17 +57,23 @@ class TestChromaServer(CacheContract):
         return open_one
 
 
-class TestServers(TestChromaServer):
-    """PostgreSQL and a Chroma server; each test on an empty database."""
+class TestServers(CacheContract):
+    """PostgreSQL and a Chroma server; each test on an empty database and a collection of its own."""
 
     @pytest.fixture
-    def open_cache(self, open_cache, postgres: str):
+    def open_cache(self, open_cache, postgres: str, chroma_server: str, request: pytest.FixtureRequest):
         engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
         with engine.connect() as db:
             db.execute(sqlalchemy.text("DROP SCHEMA public CASCADE"))
             db.execute(sqlalchemy.text("CREATE SCHEMA public"))
         engine.dispose()
-        return lambda **settings: open_cache(database=postgres, **settings)
+
+        def open_one(**settings):
+            embedder = settings.pop("embedder", None) or DenseWords()
+            embedder.fingerprint += "on-servers" + request.node.name
+            return open_cache(embedder=embedder, database=postgres, chroma=chroma_server, **settings)
+
+        return open_one
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_near_confirms_namespace_scope_and_embedder(records: Records) -> None:
     """A point that the index returns counts for nothing if the truth says otherwise."""
     mine = entry()
     records.put(mine, "e")
-    right = {"namespace": "", "scope": mine.scope, "embedder": "e"}
+    right = {"namespace": "", "scope": mine.scope, "embedder": "e", "documents": mine.documents}
 
     assert [found.id for found in records.near([mine.point], **right)] == [mine.id]
     for wrong in ({"namespace": "n"}, {"scope": "s"}, {"embedder": "f"}):
@@ -192,7 +192,7 @@ def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> 
 
     sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
     records.get("x")
-    records.near(["x", "y"], namespace="", scope="s", embedder="e")
+    records.near(["x", "y"], namespace="", scope="s", embedder="e", documents="d")
     records.any_in_scope("", "s")
     records.unindexed("g", "e", 10)
     with sqlite3.connect(tmp_path / "truth.sqlite3") as db:

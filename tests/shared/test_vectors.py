@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, IndexUnavailable, Request
 from ibidem.index import coded, scope_code
-from ibidem.vectors import Memory
+from ibidem.memory import Memory
 
 unit = np.eye(8, dtype=np.float32)
 

@@ -1,0 +1,256 @@
+"""The vector index in Chroma, embedded or on a server. The only module that imports chromadb.
+
+Settings follow measurements: ef_search cannot be raised later in a process and 200 gives recall 1.0 for
+neighbours worth serving; the default sync_threshold of 1000 makes single writes slower by half than 100;
+documents or payload in Chroma cost up to 70 ms per write, so there are none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem.entry import Vector
+from ibidem.errors import IndexUnavailable
+
+log = logging.getLogger("ibidem")
+
+HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
+RETRY_SECONDS = 0.05
+PROBE_SECONDS = 60.0
+_HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
+
+
+@contextlib.contextmanager
+def _unavailable(doing: str) -> Iterator[None]:
+    """Chroma raises its own errors, httpx's, ValueError and bare Exception: to us all mean the same."""
+    try:
+        yield
+    except IndexUnavailable:
+        raise
+    except Exception as error:
+        raise IndexUnavailable(f"the vector index could not {doing}: {error}") from error
+
+
+class ChromaIndex:
+    """A collection in Chroma, opened by `open_embedded` or `open_server`."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self._name = client, name
+        with _unavailable("open its collection"):
+            self._collection = self._open()
+
+    def _open(self) -> Any:
+        """Get or make the collection; `get_or_create` keeps an existing collection's metadata."""
+        metadata = {"generation": uuid.uuid4().hex}
+        return self._client.get_or_create_collection(
+            self._name, configuration={"hnsw": _HNSW}, metadata=metadata, embedding_function=None
+        )
+
+    @property
+    def generation(self) -> str:
+        """Names this filling of the index."""
+        return str((self._collection.metadata or {}).get("generation", self._collection.id))
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or move vectors; a few milliseconds per call plus half a millisecond each."""
+        with _unavailable("store vectors"):
+            self._collection.upsert(ids=list(ids), embeddings=vectors)
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest, about a millisecond at 100,000 vectors."""
+        with _unavailable("search"):
+            found = self._collection.query(query_embeddings=[vector], n_results=k, include=[])
+            return list(found["ids"][0])
+
+    def count(self) -> int:
+        """How many vectors it holds; a scan, 6 ms at 100,000."""
+        with _unavailable("count"):
+            return int(self._collection.count())
+
+    def reset(self) -> None:
+        """Delete the collection and make a new one."""
+        with _unavailable("reset"):
+            self._client.delete_collection(self._name)
+            self._collection = self._open()
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the client; a server looks after itself."""
+        with _unavailable("close"):
+            self._client.close()
+
+
+_in_this_process: weakref.WeakSet[EmbeddedIndex] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Never destroy in a forked child what the parent opened: Chroma's destructor waits for threads that
+    exist only there, so the child would hang when it ends. One more reference keeps it alive for good.
+    """  # noqa: D205
+    for index in tuple(_in_this_process):
+        for kept in (index, index._client):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+class EmbeddedIndex(ChromaIndex):
+    """Chroma in this process on a directory that no other process uses meanwhile."""
+
+    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, in_use: Path) -> None:
+        self._lock, self._in_use = lock, in_use
+        super().__init__(client, name)
+        in_use.write_text(str(os.getpid()))
+        _in_this_process.add(self)
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the directory to other processes."""
+        try:
+            super().close(sound=sound)
+            if sound:
+                self._in_use.unlink(missing_ok=True)
+        finally:
+            self._lock.release()
+
+
+def open_embedded(directory: Path, name: str) -> EmbeddedIndex:
+    """Open Chroma on a directory, alone: two processes on one would corrupt it.
+
+    After an unclean end the files are first tried in a process of their own, since a torn index can crash
+    the one that loads it. What cannot be loaded is removed; the caller fills the new index from the truth.
+
+    Raises:
+        IndexUnavailable: Another process has it open, or it cannot be opened.
+    """
+    lock = _lock(directory)
+    in_use = directory.with_name("index.in-use")
+    try:
+        if in_use.exists() and directory.exists() and not _loads(directory, name):
+            log.warning("The vector index in %s was damaged; it is rebuilt from the database", directory)
+            shutil.rmtree(directory)
+        try:
+            return EmbeddedIndex(_embedded_client(directory), name, lock, in_use)
+        except IndexUnavailable:
+            log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
+            _set_aside(directory)
+            return EmbeddedIndex(_embedded_client(directory), name, lock, in_use)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _lock(directory: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(directory.with_name("index.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise IndexUnavailable(
+            f"another process is using the vector index in {directory}; this one repeats answers to "
+            f"identical questions only. To share it, run `chroma run --path {directory}` and pass "
+            "chroma='http://HOST:PORT' to every process"
+        ) from None
+    except OSError as error:
+        raise IndexUnavailable(f"cannot lock the vector index in {directory}: {error}") from error
+    return lock
+
+
+def _embedded_client(directory: Path) -> Any:
+    with _unavailable(f"be opened in {directory}"):
+        import chromadb
+        from chromadb.config import Settings
+
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = Settings(anonymized_telemetry=False)
+        return chromadb.PersistentClient(path=str(directory), settings=settings)
+
+
+def _set_aside(directory: Path) -> None:
+    """Move a directory that Chroma refuses away; it may hold something that is not ours."""
+    if directory.exists():
+        directory.rename(directory.with_name(f"{directory.name}.damaged-{uuid.uuid4().hex[:8]}"))
+
+
+_PROBE = """
+import sys, chromadb
+client = chromadb.PersistentClient(path=sys.argv[1], settings=chromadb.Settings(anonymized_telemetry=False))
+for collection in client.list_collections():
+    if collection.name == sys.argv[2] and collection.count():
+        some = collection.get(limit=1, include=["embeddings"])
+        collection.query(query_embeddings=some["embeddings"], n_results=1)
+"""
+
+
+def _loads(directory: Path, name: str) -> bool:
+    """Whether a fresh process can count and search the collection."""
+    command = [sys.executable, "-c", _PROBE, str(directory), name]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS).returncode == 0  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+class ServerIndex(ChromaIndex):
+    """A collection on a Chroma server."""
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest; asked twice, since a server may fail while it writes the first vectors."""
+        try:
+            return super().search(vector, k)
+        except IndexUnavailable:
+            time.sleep(RETRY_SECONDS)
+            return super().search(vector, k)
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the client, and its connections, which Chroma's own `close` leaves open."""
+        super().close(sound=sound)
+        for session in _sessions(self._client):
+            session.close()
+
+
+def _sessions(client: Any) -> list[Any]:
+    """The httpx clients inside Chroma's, which have no public name."""
+    parts = (client, getattr(client, "_admin_client", None))
+    found = (getattr(getattr(part, "_server", None), "_session", None) for part in parts)
+    return [session for session in found if session is not None]
+
+
+def open_server(url: str, name: str) -> ServerIndex:
+    """Open a collection on a Chroma server.
+
+    Raises:
+        IndexUnavailable: The server cannot be reached.
+    """
+    parts = urlsplit(url)
+    with _unavailable(f"be reached at {url}"):
+        import chromadb
+        import httpx
+        from chromadb.config import Settings
+
+        # Chroma's client asks the server while it is made, and would wait for ever.
+        httpx.get(f"{url.rstrip('/')}/api/v2/heartbeat", timeout=HTTP_SECONDS).raise_for_status()
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        settings = Settings(anonymized_telemetry=False)
+        client = chromadb.HttpClient(
+            host=str(parts.hostname), port=port, ssl=parts.scheme == "https", settings=settings
+        )
+        for session in _sessions(client):
+            session.timeout = httpx.Timeout(HTTP_SECONDS)
+        return ServerIndex(client, name)
