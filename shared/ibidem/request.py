@@ -67,8 +67,9 @@ class Document:
 
 def _documents(given: object) -> tuple[Document, ...]:
     """A tuple of what may be any iterable of documents, a generator too."""
-    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else (given,)
-    if not all(isinstance(document, Document) for document in found):
+    usable = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+    found = tuple(given) if usable else None  # type: ignore[arg-type]
+    if found is None or not all(isinstance(document, Document) for document in found):
         raise InvalidInput("documents must be a sequence of ibidem.Document")
     return found
 
