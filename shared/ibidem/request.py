@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 from ibidem.errors import InvalidInput
 
@@ -68,7 +68,7 @@ class Document:
 def _documents(given: object) -> tuple[Document, ...]:
     """A tuple of what may be any iterable of documents, a generator too."""
     usable = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
-    found = tuple(given) if usable else None  # type: ignore[arg-type]
+    found: tuple[Any, ...] | None = tuple(given) if usable else None  # type: ignore[arg-type]
     if found is None or not all(isinstance(document, Document) for document in found):
         raise InvalidInput("documents must be a sequence of ibidem.Document")
     return found

@@ -57,7 +57,8 @@ class Vectors:
 
     def after_fork(self) -> None:
         """Leave the parent's index alone: its threads do not exist here, its files are not ours."""
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held while index and memory are exchanged
+        self._working = threading.Lock()  # held while the index is written; taken before `_lock`
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
         self._refused: set[str] = set()  # entries whose question the embedder does not take
@@ -71,8 +72,10 @@ class Vectors:
 
     def add(self, namespace: str, scope: str, vector: Vector) -> None:
         """Make a stored entry findable at once. If the index is not open, opening it will find the entry."""
-        if self._index is not None:
-            self._memory.add(point_of(namespace, scope, vector), coded(vector, namespace, scope))
+        point, indexed = point_of(namespace, scope, vector), coded(vector, namespace, scope)
+        with self._lock:  # else an opening that has read the truth already would overlook the entry
+            if self._index is not None:
+                self._memory.add(point, indexed)
 
     def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
         """Points near the vector, most of them of this namespace and scope.
@@ -102,12 +105,12 @@ class Vectors:
 
     def work(self) -> bool:
         """Index one batch of stored questions; returns whether there may be more."""
-        with self._lock:
+        with self._working:
             index, memory = self._index, self._memory
             if index is None:
                 return False
             if not memory.waiting:
-                self._fetch(index.generation)
+                self._fetch(memory, index.generation)
             points, rows = memory.next(BATCH)
             if not points:
                 return False
@@ -119,27 +122,26 @@ class Vectors:
             self._records.mark_indexed(points, index.generation)
             memory.indexed(len(points))
             if not self._complete or len(memory) > EXACT_LIMIT:
-                self._complete = False
+                self._complete = False  # before forgetting: a search that finds less here asks the index
                 memory.forget_indexed()
             return True
 
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""
-        with self._lock:
+        with self._working, self._lock:
             if self._index is None:
                 return
             try:
                 self._index.reset()
                 self._memory, self._complete = Memory(), self._alone
-            except (
-                IndexUnavailable
-            ) as error:  # the truth is empty: what the index still holds is never served
+            except IndexUnavailable as error:
+                # What it still holds, the truth does not confirm.
                 self._faults.note("empty the vector index", error)
                 self._abandon(error)
 
     def close(self) -> None:
         """Close the index; what waits is found again at the next opening."""
-        with self._lock:
+        with self._working, self._lock:
             index, self._index = self._index, None
             if index is not None:
                 index.close()
@@ -180,22 +182,22 @@ class Vectors:
             indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1)
             self._complete = len(indexed) <= EXACT_LIMIT
             if self._complete:
-                self._load(indexed)
+                self._load(self._memory, indexed)
                 self._memory.indexed(len(self._memory))
-        self._load(self._records.unindexed(generation, embedder, PAGE))
+        self._load(self._memory, self._records.unindexed(generation, embedder, PAGE))
 
-    def _fetch(self, generation: str) -> None:
+    def _fetch(self, memory: Memory, generation: str) -> None:
         """Read a page of what the index lacks; embed a batch of what has no vector."""
         page = self._records.unindexed(generation, self._embedder.fingerprint, PAGE)
         # Another entry with the same vector may have been indexed before.
-        known = [row.point for row in page if row.point is not None and self._memory.holds(row.point)]
+        known = [row.point for row in page if row.point is not None and memory.holds(row.point)]
         if known:
             self._records.mark_indexed(known, generation)
-        self._load(page)
+        self._load(memory, page)
         lacking = [row for row in page if row.vector is None and row.id not in self._refused]
         if made := self._embedded(lacking[:EMBED_BATCH]):
             self._records.set_vectors(made, self._embedder.fingerprint)
-            self._load(made)
+            self._load(memory, made)
 
     def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
         """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
@@ -211,10 +213,10 @@ class Vectors:
                 self._faults.note("embed a stored question", error)
         return made
 
-    def _load(self, rows: Sequence[StoredVector]) -> None:
+    def _load(self, memory: Memory, rows: Sequence[StoredVector]) -> None:
         for row in rows:
             if row.vector is not None and row.point is not None:
-                self._memory.add(row.point, coded(row.vector, row.namespace, row.scope))
+                memory.add(row.point, coded(row.vector, row.namespace, row.scope))
 
     def _abandon(self, error: IndexUnavailable) -> None:
         """Close an index that failed; the next use after a pause opens, and if need be heals, it."""
