@@ -18,6 +18,7 @@ from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError
 from ibidem.faults import Faults, log
 from ibidem.index import VectorIndex
+from ibidem.locks import ForkSafeLock
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.rows import LookupRow
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 LOG_BATCH = 500
 
 _open: dict[tuple[str, ...], Backend] = {}
-_open_lock = threading.Lock()
+_open_lock = ForkSafeLock()
 
 
 class Backend:
@@ -58,7 +59,6 @@ class Backend:
         """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
         if self._process != os.getpid():
             self._process = os.getpid()
-            self.faults.after_fork()
             self.records.after_fork()
             self.vectors.after_fork()
             self._background.after_fork()

@@ -43,7 +43,7 @@ class Background:
         """There is work. Returns at once."""
         with self._changed:
             self._wanted += 1
-            if self._thread is None and not self._stopping:
+            if not self._stopping and not (self._thread and self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._run, name="ibidem-background", daemon=True)
                 self._thread.start()
             self._changed.notify_all()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,9 +13,10 @@ from ibidem import backend as backends
 from ibidem.admission import refusal, storable
 from ibidem.backend import Backend
 from ibidem.decision import Candidate, Policy, decide
-from ibidem.entry import Entry, Source, Vector
+from ibidem.entry import Entry, Source, Vector, point_of
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
+from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
 from ibidem.rows import LookupRow
 from ibidem.stats import Stats
@@ -50,11 +49,10 @@ class SemanticCache:
     ) -> None:
         self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
         self._on_lookup = on_lookup
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
         self._rejected: dict[str, int] = {}
         self._closed = False
-        self._process = os.getpid()
 
     def lookup(self, request: Request) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -177,9 +175,9 @@ class SemanticCache:
         missing = "empty" if same is None else "expired"
         if not request.semantic:
             return Miss("question_unknown" if same is None else missing)
+        if refused := self._backend.embedder.refusal(request.question):
+            return Miss(refused)
         vector = self._embed(request.question)
-        if vector is None:
-            return Miss("question_too_long")
         candidates = self._candidates(request, vector, now)
         verdict = decide(request, candidates, self.policy)
         if verdict.chosen is not None:
@@ -200,22 +198,21 @@ class SemanticCache:
             embedder=self._backend.embedder.fingerprint,
             documents=request.documents_digest,
         )
+        point = point_of(namespace, scope, vector)
         return [
-            Candidate(entry, min(1.0, float(entry.vector @ vector)))
+            # Stored vectors are rounded: the same question must not fall short of itself.
+            Candidate(entry, 1.0 if entry.point == point else min(1.0, float(entry.vector @ vector)))
             for entry in found
             if entry.vector is not None and entry.alive(now)
         ]
 
-    def _embed(self, question: str) -> Vector | None:
-        """The question's vector, shape (d,), or None if it is longer than the embedder's window."""
+    def _embed(self, question: str) -> Vector:
+        """The question's vector, shape (d,)."""
         with self._lock:
             known = self._vectors.get(question)
         if known is not None:
             return known
-        embedder = self._backend.embedder
-        if embedder.count_tokens(question) > embedder.max_tokens:
-            return None
-        vector: Vector = embedder.embed([question])[0]
+        vector: Vector = self._backend.embedder.embed([question])[0]
         with self._lock:
             self._vectors[question] = vector
             while len(self._vectors) > REMEMBERED_VECTORS:
@@ -227,8 +224,8 @@ class SemanticCache:
         vector: Vector | None = None
         if semantic:
             try:
-                vector = self._embed(request.question)
-                semantic = vector is not None
+                semantic = self._backend.embedder.refusal(request.question) is None
+                vector = self._embed(request.question) if semantic else None
             except Exception as error:  # the answer is worth keeping; its vector is made later
                 self._backend.faults.note("embed a question", error)
         evidence = supporting(answer.text, request.question, request.documents)
@@ -257,9 +254,7 @@ class SemanticCache:
         for request in requests:
             if not isinstance(request, Request):
                 raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
-        if self._process != os.getpid():  # a forked child: the lock may be held by a thread that is not here
-            self._process, self._lock = os.getpid(), threading.Lock()
-            self._backend.check_process()
+        self._backend.check_process()
 
     def _tell(self, request: Request, result: Hit | Miss) -> None:
         if self._on_lookup is not None:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.entry import Vector
-from ibidem.errors import IndexUnavailable
+from ibidem.errors import IndexInUse, IndexUnavailable
 
 log = logging.getLogger("ibidem")
 
@@ -39,12 +39,15 @@ _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
 @contextlib.contextmanager
 def _unavailable(doing: str) -> Iterator[None]:
-    """Chroma raises its own errors, httpx's, ValueError and bare Exception: to us all mean the same."""
+    """Chroma raises its own errors, httpx's, ValueError and bare Exception: to us all mean the same.
+
+    A panic in its native part is a BaseException, which nobody up the stack would catch.
+    """
     try:
         yield
-    except IndexUnavailable:
+    except (IndexUnavailable, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise IndexUnavailable(f"the vector index could not {doing}: {error}") from error
 
 
@@ -162,7 +165,7 @@ def _lock(directory: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise IndexUnavailable(
+        raise IndexInUse(
             f"another process is using the vector index in {directory}; this one repeats answers to "
             f"identical questions only. To share it, run `chroma run --path {directory}` and pass "
             "chroma='http://HOST:PORT' to every process"

@@ -16,6 +16,8 @@ from ibidem.errors import MissingExtra, StorageError
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
 SCHEMA_VERSION = 1
+SERVER_SECONDS = 5  # how long a database server may take to connect
+STATEMENT_SECONDS = 30  # and to answer
 BUSY_SECONDS = 5.0  # how long a locked SQLite file is waited for
 
 metadata = sa.MetaData()
@@ -93,7 +95,7 @@ def open_engine(url: str) -> sa.Engine:
     named = f"database={url.rpartition('@')[2]!r}"
     try:
         # Without hide_parameters, errors would quote questions and answers.
-        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True)
+        engine = sa.create_engine(url, hide_parameters=True, **_patience(url))
     except ImportError as error:
         if url.startswith("postgresql"):
             raise MissingExtra(named, "postgres") from error
@@ -105,6 +107,14 @@ def open_engine(url: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """How long a server is waited for; its drivers wait for ever."""
+    if url.startswith("sqlite"):
+        return {}
+    limits = {"connect_timeout": SERVER_SECONDS, "options": f"-c statement_timeout={STATEMENT_SECONDS}s"}
+    return {"pool_pre_ping": True, "pool_timeout": SERVER_SECONDS, "connect_args": limits}
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:

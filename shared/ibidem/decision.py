@@ -12,9 +12,6 @@ from ibidem.request import Request
 
 ContextRule = Literal["evidence", "same", "ignore"]
 
-# Cosine can exceed 1 or fall short of it by rounding (half-precision vectors): identical questions must pass.
-ROUNDING = 1e-3
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -67,7 +64,7 @@ def decide(request: Request, candidates: Iterable[Candidate], policy: Policy) ->
 
 
 def _objection(request: Request, candidate: Candidate, policy: Policy) -> str | None:
-    entry, similarity = candidate.entry, candidate.similarity + ROUNDING
+    entry, similarity = candidate.entry, candidate.similarity
     if entry.question is None or similarity < policy.threshold:
         return "below_threshold"
     if guard := vetoed_by(request.question, entry.question):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ibidem.backend import index_opener, open_records
 from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.errors import IbidemError, IndexUnavailable, StorageError
+from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.records import Records
 from ibidem.settings import Settings
 
@@ -64,6 +64,8 @@ def _database(records: Records) -> Finding:
 def _index(settings: Settings, records: Records, embedder: Embedder) -> Finding:
     try:
         index = index_opener(settings, embedder)()
+    except IndexInUse:
+        return Finding("vector index", True, "in use by another process, which looks after it")
     except IndexUnavailable as error:
         return Finding("vector index", False, str(error))
     try:

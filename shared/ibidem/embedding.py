@@ -185,6 +185,17 @@ class CheckedEmbedder:
         """Tokens of the text, as the embedder counts them."""
         return self._embedder.count_tokens(text)
 
+    def refusal(self, text: str) -> str | None:
+        """Why the text must not be compared by meaning, or None.
+
+        `question_too_long` if its end would be cut off; `question_not_covered` if the embedder has a method
+        `covers` that says so: what a model cannot read, it gives the vector of something else.
+        """
+        if self.count_tokens(text) > self.max_tokens:
+            return "question_too_long"
+        covers = getattr(self._embedder, "covers", None)
+        return None if covers is None or covers(text) else "question_not_covered"
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit rows of one dimension, shape (n, d).
 

@@ -34,5 +34,9 @@ class IndexUnavailable(IbidemError):
     """The vector index cannot be opened or used; the exact tier still works."""
 
 
+class IndexInUse(IndexUnavailable):
+    """Another process uses the embedded vector index; the exact tier still works."""
+
+
 class CacheClosed(IbidemError):
     """The cache was used after `close()`."""

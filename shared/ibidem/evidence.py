@@ -1,9 +1,10 @@
 """Which of the retrieved documents does an answer rest on? Lexical, pure, only run when an answer is stored.
 
 A document supports a sentence of the answer if it holds most of the words that the sentence adds to the
-question. The rule errs towards naming too many documents: each one named must be retrieved again, unchanged,
-before the answer is repeated. (Lexical support by fresh evidence is the load-bearing gate of GroundedCache,
-arXiv 2605.27494; the shares below are our choice.)
+question, or one of its numbers. If a sentence is supported by none, the answer rests on more than can be
+seen, and all documents must be the same. The rule errs towards naming too many documents: each one named must
+be retrieved again, unchanged, before the answer is repeated. (Lexical support by fresh evidence is the
+load-bearing gate of GroundedCache, arXiv 2605.27494; the shares below are our choice.)
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from ibidem.wording import COMMON_WORDS
 # Share of a sentence's new words a document must hold to count, and share of the best document's share.
 LEAST_SHARE = 0.2
 SHARE_OF_BEST = 0.5
-# Share of the sentences that must be supported at all; else the answer came from elsewhere.
-SUPPORTED_SENTENCES = 0.5
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -28,12 +27,14 @@ def supporting(answer: str, question: str, documents: Sequence[Document]) -> fro
     """Digests of the documents that support the answer; empty if that cannot be told."""
     known = _words(question)
     held = {document.digest: _words(document.text) for document in documents}
-    sentences = [new for part in _SENTENCE_END.split(answer) if (new := _words(part) - known)]
-    support = [_supporters(new, held) for new in sentences]
-    supported = [names for names in support if names]
-    if len(supported) < SUPPORTED_SENTENCES * max(1, len(sentences)):
-        return frozenset()
-    return frozenset().union(*supported)
+    found: frozenset[str] = frozenset()
+    for sentence in _SENTENCE_END.split(answer):
+        new = _words(sentence) - known
+        supporters = _supporters(new, held) if new else frozenset()
+        if new and not supporters and not sentence.endswith(("?", "!")):  # those are pleasantries
+            return frozenset()
+        found |= supporters
+    return found
 
 
 def _words(text: str) -> frozenset[str]:
@@ -43,4 +44,5 @@ def _words(text: str) -> frozenset[str]:
 def _supporters(new: frozenset[str], held: dict[str, frozenset[str]]) -> frozenset[str]:
     shares = {name: len(new & words) / len(new) for name, words in held.items()}
     least = max(LEAST_SHARE, SHARE_OF_BEST * max(shares.values(), default=0.0))
-    return frozenset(name for name, share in shares.items() if share >= least)
+    numbers = {word for word in new if word[0].isdecimal()}
+    return frozenset(name for name, share in shares.items() if share >= least or numbers & held[name])

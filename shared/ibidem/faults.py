@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 from ibidem.errors import IbidemError
+from ibidem.locks import ForkSafeLock
 
 log = logging.getLogger("ibidem")
 
@@ -14,7 +14,7 @@ class Faults:
     """Counts of failures by cause. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._counts: dict[str, int] = {}
 
     def note(self, doing: str, error: BaseException) -> None:
@@ -34,10 +34,6 @@ class Faults:
             self._counts[cause] = seen + 1
         level = logging.DEBUG if seen else logging.WARNING
         log.log(level, "Ibidem %s; logged once, counted from now on", message)
-
-    def after_fork(self) -> None:
-        """Renew the lock in a forked child; a thread of the parent may have held it."""
-        self._lock = threading.Lock()
 
     def counts(self) -> dict[str, int]:
         """Failures so far, by `"<what>: <error class>"`."""

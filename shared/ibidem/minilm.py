@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,18 @@ class OnnxEmbedder:
             # a token covers at least one byte of the text, also of one that normalisation decomposes
             return len(text.encode()) + 2
         return len(self._runtime().tokenizer.encode(text))
+
+    def covers(self, text: str) -> bool:
+        """Whether the model can read the text: no unknown tokens, and Latin letters only.
+
+        It was trained on English. Unknown characters all look alike to it, and so does much of what it knows
+        of other scripts: two Chinese questions can have the very same vector.
+        """
+        tokenizer = self._runtime().tokenizer
+        unknown = tokenizer.token_to_id("[UNK]")
+        if unknown in tokenizer.encode(_encodable(text), add_special_tokens=False).ids:
+            return False
+        return all(unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha() and c > "\x7f")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, float32[n, d]. What exceeds `max_tokens` is cut off.

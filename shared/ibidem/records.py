@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ibidem import database
 from ibidem.database import insert_into, open_engine, storage_errors, upsert_entry
-from ibidem.entry import Entry, Source, to_bytes, to_vector
+from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError
 from ibidem.rows import (
     WAITING,
@@ -20,6 +20,7 @@ from ibidem.rows import (
     entry_row,
     source_rows,
     to_entry,
+    to_stored_vector,
 )
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
@@ -238,16 +239,7 @@ class Records:
         query = sa.select(c.id, c.namespace, c.scope, c.question, c.vector, c.embedder).where(where)
         with self._reading() as db:
             rows = db.execute(query.limit(limit)).all()
-        return [
-            StoredVector(
-                row.id,
-                row.namespace,
-                row.scope,
-                row.question,
-                to_vector(row.vector) if row.embedder == embedder else None,
-            )
-            for row in rows
-        ]
+        return [to_stored_vector(row, embedder) for row in rows]
 
     def count_indexed(self, generation: str) -> int:
         """How many points the index of this generation should hold."""
@@ -270,6 +262,12 @@ class Records:
         ]
         with self._writing() as db:
             db.execute(values, changes)
+
+    def set_exact_only(self, ids: Sequence[str]) -> None:
+        """These questions cannot be compared by meaning; they are not indexed."""
+        change = sa.update(_entries).where(_entries.c.id.in_(ids))
+        with self._writing() as db:
+            db.execute(change.values(semantic=False, indexed_in=None))
 
     def mark_indexed(self, points: Sequence[str], generation: str) -> None:
         """Note that the index of this generation holds these points."""

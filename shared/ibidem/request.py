@@ -184,7 +184,8 @@ class Miss:
     """No answer, and the reason; the nearest candidate, if one was looked at.
 
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
-    `question_too_long`, `no_index` (another process owns it, or it is down), `error`.
+    `question_too_long`, `question_not_covered` (in a script that the model does not know), `no_index`
+    (another process owns it, or it is down), `error`.
     """
 
     reason: str

@@ -115,3 +115,9 @@ def to_entry(row: Any, sources: tuple[Source, ...] = (), vector: bytes | None = 
         sources=sources,
         vector=None if vector is None else to_vector(vector),
     )
+
+
+def to_stored_vector(row: Any, embedder: str) -> StoredVector:
+    """The question of a row, with its vector if `embedder` made it."""
+    vector = to_vector(row.vector) if row.embedder == embedder and row.vector is not None else None
+    return StoredVector(row.id, row.namespace, row.scope, row.question, vector)

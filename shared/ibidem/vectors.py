@@ -18,7 +18,7 @@ from ibidem.records import Records
 from ibidem.rows import StoredVector
 
 if TYPE_CHECKING:
-    from ibidem.embedding import Embedder
+    from ibidem.embedding import CheckedEmbedder
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
 EMBED_BATCH = 32  # questions embedded at a time when vectors are missing
@@ -26,6 +26,7 @@ PAGE = 5_000  # unindexed entries read from the database at a time
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
 # misses. An HNSW graph can: of 2,000 questions from one template it lost 1,766 with a bag-of-words embedder.
 EXACT_LIMIT = 10_000
+REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
 RETRY_SECONDS = 5.0  # how long an index that failed is left alone
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 
@@ -44,7 +45,7 @@ class Vectors:
     def __init__(
         self,
         records: Records,
-        embedder: Embedder,
+        embedder: CheckedEmbedder,
         open_index: Callable[[], VectorIndex],
         faults: Faults,
         *,
@@ -53,6 +54,7 @@ class Vectors:
         self._records, self._embedder, self._faults = records, embedder, faults
         self._alone = alone
         self._open_index = open_index
+        self._closed = False
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -61,7 +63,7 @@ class Vectors:
         self._working = threading.Lock()  # held while the index is written; taken before `_lock`
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
-        self._refused: set[str] = set()  # entries whose question the embedder does not take
+        self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
         self._retry_at = self._poll_at = 0.0
         self._why = ""
 
@@ -142,6 +144,7 @@ class Vectors:
     def close(self) -> None:
         """Close the index; what waits is found again at the next opening."""
         with self._working, self._lock:
+            self._closed = True  # a lookup under way must not open it again
             index, self._index = self._index, None
             if index is not None:
                 index.close()
@@ -152,6 +155,8 @@ class Vectors:
         with self._lock:
             if self._index is not None:
                 return self._index
+            if self._closed:
+                raise IndexUnavailable("the cache was closed")
             if time.monotonic() < self._retry_at:
                 raise IndexUnavailable(self._why)
             try:
@@ -165,8 +170,10 @@ class Vectors:
     def _filled(self, index: VectorIndex) -> VectorIndex:
         """The index, after looking whether it holds what it should; closed again if that fails."""
         try:
-            if index.count() < self._records.count_indexed(index.generation):
-                index.reset()  # vectors were lost: begin a new generation, filled from the truth
+            held, wanted = index.count(), self._records.count_indexed(index.generation)
+            # Vectors were lost, or most belong to entries that are gone: begin anew, from the truth.
+            if held < wanted or held > 2 * wanted + PAGE:
+                index.reset()
             self._fill(index.generation)
         except BaseException:
             with contextlib.suppress(IndexUnavailable):
@@ -176,7 +183,7 @@ class Vectors:
 
     def _fill(self, generation: str) -> None:
         """Take into memory what is not in the index, and if it is small all that is."""
-        self._memory, self._complete, self._refused = Memory(), False, set()
+        self._memory, self._complete, self._refused = Memory(), False, {}
         embedder = self._embedder.fingerprint
         if self._alone:
             indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1)
@@ -194,7 +201,8 @@ class Vectors:
         if known:
             self._records.mark_indexed(known, generation)
         self._load(memory, page)
-        lacking = [row for row in page if row.vector is None and row.id not in self._refused]
+        now = time.monotonic()
+        lacking = [row for row in page if row.vector is None and self._refused.get(row.id, 0.0) <= now]
         if made := self._embedded(lacking[:EMBED_BATCH]):
             self._records.set_vectors(made, self._embedder.fingerprint)
             self._load(memory, made)
@@ -202,15 +210,22 @@ class Vectors:
     def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
         """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
 
-        It is tried again when the index is opened next.
+        It is tried again after a while, and is compared exactly if it is longer than the embedder's window.
         """
-        made = []
+        made, unfit = [], []
         for row in rows:
             try:
-                made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
+                if self._embedder.refusal(row.question):
+                    unfit.append(row.id)
+                else:
+                    made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
             except Exception as error:
-                self._refused.add(row.id)
+                self._refused[row.id] = time.monotonic() + REFUSED_SECONDS
                 self._faults.note("embed a stored question", error)
+                if len(self._refused) > 1 and not made:
+                    break  # not this question: the embedder is down
+        if unfit:
+            self._records.set_exact_only(unfit)
         return made
 
     def _load(self, memory: Memory, rows: Sequence[StoredVector]) -> None:

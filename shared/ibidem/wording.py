@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +52,8 @@ COMMON_WORDS = frozenset(
         "which who whose why will with would you your"
     ).split()
 )
+
+DIRECTIONS = frozenset("from to before after by into for over under through".split())
 
 # Pairs whose two sides never share an answer. Each side lists words of one meaning.
 _OPPOSITES = """
@@ -156,12 +159,16 @@ def _inflected(words: str) -> frozenset[str]:
 class Wording:
     """The tell-tale parts of one question.
 
-    `content` its words and numbers without the common ones, in order; `numbers` in order of appearance, as
+    `content` its words and numbers without the common ones, in order; `directed` the same with the words
+    of direction; `spellings` the words as written, `cased` whether there are capitals; `numbers` in order, as
     digits ("1,600", "1600" and number words alike); `dates` weekdays, months, seasons, "today", "last year";
     `negations` how many; `words` all of them, lower-case.
     """
 
     content: tuple[str, ...]
+    directed: tuple[str, ...]
+    spellings: frozenset[str]
+    cased: bool
     numbers: tuple[str, ...]
     dates: frozenset[str]
     negations: int
@@ -178,8 +185,22 @@ def read(question: str) -> Wording:
     if _MAY.search(text):
         dates.add("may")
     negations = sum(word in _NEGATIONS or word.endswith("n't") for word in words)
-    content = tuple(word for word in words if word not in COMMON_WORDS)
-    return Wording(content, _numbers(text), frozenset(dates), negations, frozenset(words))
+    return Wording(
+        content=tuple(word for word in words if word not in COMMON_WORDS),
+        directed=tuple(word for word in words if word not in COMMON_WORDS or word in DIRECTIONS),
+        spellings=frozenset(match.group() for match in _WORD.finditer(question)),
+        cased=any(c.isupper() for c in question[1:]),
+        numbers=_numbers(text),
+        dates=frozenset(dates),
+        negations=negations,
+        words=frozenset(words),
+    )
+
+
+def bare(word: str) -> str:
+    """The word without case and accents."""
+    decomposed = unicodedata.normalize("NFKD", word.casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def _numbers(text: str) -> tuple[str, ...]:

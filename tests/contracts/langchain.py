@@ -106,6 +106,10 @@ class CountingCompletion(LLM):
     def _llm_type(self) -> str:
         return "counting-completion"
 
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model": "counting"}
+
     def _call(self, prompt: str, *args: Any, **kwargs: Any) -> str:
         return f"answer {self._calls.next()}"
 

@@ -194,8 +194,51 @@ def test_names_of_the_user_come_first() -> None:
 
 
 def test_a_variable_that_is_not_in_the_prompt_is_not_the_question() -> None:
-    request = Desk().of(human("Say: {input}"), question="only searched with", input="Hello")
-    assert request.question == "Hello"
+    request = Desk().of(human("Say: {input}"), question="only searched with", input="Why so?")
+    assert request.question == "Why so?"
+
+
+STATEMENTS = [
+    "He go to school every day.",
+    "Summarize: Peter resigned. Who follows?",
+    "Answer from the context. Context: Anna is the chief executive. Question: who is the chief executive?",
+    " ".join(["word"] * 31) + "?",
+    "first line\nsecond line?",
+]
+
+
+@pytest.mark.parametrize("text", STATEMENTS)
+def test_text_that_nothing_vouches_for_must_look_like_a_question(text: str) -> None:
+    """It may be material to work on, or a prompt put together by hand: then it is compared exactly."""
+    general = Desk().of(human("{input}"), input=text)
+    plain_message = Desk().of_messages([HumanMessage(text)])
+    completion = Desk().of_text(text)
+    assert [r.semantic for r in (general, plain_message, completion)] == [False] * 3
+    assert Desk("input").of(human("{input}"), input=text).semantic
+    assert Desk().of(human("{question}"), question=text).semantic
+
+
+@pytest.mark.parametrize("text", ["Where is it?", "tell me about Rome", "What is 10:30 in Tokyo", "是什么？"])
+def test_what_looks_like_a_question_is_one(text: str) -> None:
+    """Without a template, or in a variable of a general name."""
+    assert Desk().of(human("{input}"), input=text).question == text
+    assert Desk().of_messages([HumanMessage(text)]).question == text
+
+
+def test_a_model_without_a_name_is_not_cached_unless_named() -> None:
+    """Two models of one provider would share their answers."""
+    nameless = "[('_type', 'chat-ollama'), ('stop', None)]"
+    prompt = dumps([HumanMessage(ASKED)])
+    with pytest.raises(NotCacheable, match="model_unknown"):
+        RequestBuilder(Tracker().memory, "", ()).build(prompt, nameless)
+    one, other = (RequestBuilder(Tracker().memory, "", (), model_id=name) for name in ("a", "b"))
+    assert one.build(prompt, nameless).key != other.build(prompt, nameless).key
+
+
+def test_meaning_can_be_switched_off() -> None:
+    """For models that translate or rewrite."""
+    builder = RequestBuilder(Tracker().memory, "", (), semantic=False)
+    assert not builder.build(dumps([HumanMessage(ASKED)]), "m").semantic
 
 
 def test_blanks_around_the_question_do_not_matter() -> None:
@@ -307,14 +350,27 @@ def with_context(separate: Any, documents: list[str], **more: str) -> ibidem.Req
 LISTS = {
     "blank lines": "\n\n".join,
     "rulers": "\n---\n".join,
+    "bullets": lambda texts: "\n".join(f"* {text}" for text in texts),
+}
+NUMBERED = {
     "numbers": lambda texts: "\n".join(f"[{i}] {text}" for i, text in enumerate(texts, 1)),
     "from zero": lambda texts: "\n".join(f"{i}. {text}" for i, text in enumerate(texts)),
     "labels": lambda texts: "\n\n".join(f"Source {i}:\n{text}" for i, text in enumerate(texts, 1)),
     "tags": lambda texts: "\n".join(
         f'<document index="{i}">{text}</document>' for i, text in enumerate(texts, 1)
     ),
-    "bullets": lambda texts: "\n".join(f"* {text}" for text in texts),
 }
+
+
+@pytest.mark.parametrize("form", NUMBERED)
+def test_the_order_of_numbered_documents_is_part_of_the_prompt(form: str) -> None:
+    """The answer may cite "[2]", which is another document when they are swapped."""
+    straight, again, reverse = (with_context(NUMBERED[form], some) for some in (DOCS, DOCS, DOCS[::-1]))
+
+    assert straight.key == again.key
+    assert straight.scope_digest != reverse.scope_digest
+    assert straight.documents_digest == reverse.documents_digest
+    assert straight.semantic
 
 
 @pytest.mark.parametrize("form", LISTS)

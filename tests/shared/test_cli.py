@@ -117,12 +117,12 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     assert all(finding["ok"] for finding in findings.values())
 
 
-def test_doctor_names_the_process_that_holds_the_index(filled: str, open_cache, monkeypatch) -> None:
-    """Exit code 1, and how to share it."""
+def test_doctor_takes_an_index_in_use_for_sound(filled: str, open_cache, monkeypatch) -> None:
+    """The normal state while the application runs."""
     monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
     open_cache().lookup(Request("opens the index"))
 
-    assert "chroma run --path" in run("doctor", "--path", filled, code=1)
+    assert "in use by another process" in run("doctor", "--path", filled)
 
 
 def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:

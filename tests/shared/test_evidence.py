@@ -36,7 +36,7 @@ def test_an_answer_from_elsewhere_rests_on_nothing() -> None:
 
 
 def test_pleasantries_do_not_spoil_the_evidence() -> None:
-    """Up to half of the sentences may come from the model itself."""
+    """Sentences that ask back or exclaim need no source."""
     answer = "Within 30 days of delivery, with the receipt. Anything else you would like to know?"
 
     assert supporting(answer, "How long can I return goods?", ALL) == {RETURNS.digest}
@@ -46,3 +46,20 @@ def test_no_documents_no_evidence() -> None:
     """Also for an empty answer."""
     assert supporting("x", "y", ()) == frozenset()
     assert supporting("", "y", ALL) == frozenset()
+
+
+def test_a_sentence_without_a_source_spoils_the_evidence() -> None:
+    """It may rest on a document in words that are not recognised; then all must be the same."""
+    postage = Document("postage", "For postage we charge five euros.")
+    answer = "Goods can be returned within 30 days of delivery. Shipping costs 5 EUR."
+
+    assert supporting(answer, "returns?", (RETURNS, postage)) == frozenset()
+
+
+def test_a_document_that_holds_a_number_of_the_answer_supports_it() -> None:
+    """However few words they share."""
+    apps = Document("apps", "Apps: 14 days.")
+    software = Document("software", "Opened software can be returned within two weeks of delivery.")
+    answer = "Opened software can be returned within 14 days."
+
+    assert supporting(answer, "software?", (software, apps)) == {software.digest, apps.digest}

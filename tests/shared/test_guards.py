@@ -26,10 +26,17 @@ DIFFERENT = [
     ("opposites", "who increased the prices", "who decreased the prices"),
     ("order", "convert bytes to a string", "convert a string to bytes"),
     ("order", "flights from Boston to Denver", "flights from Denver to Boston"),
+    ("order", "flights from Boston to Denver", "flights to Boston from Denver"),
+    ("spelling", "what does grep -v print", "what does grep -V print"),
+    ("spelling", "Was heißt schon auf Englisch?", "Was heißt schön auf Englisch?"),
+    ("spelling", "Can US citizens enter?", "Can us citizens Enter?"),
     ("opposites", "What happens before the loop?", "What happens after the loop?"),
 ]
 
 SAME = [
+    ("What is an API?", "what is an api?"),
+    ("How do I install it?", "how do i install it?"),
+    ("What is The Hague?", "What is the Hague?"),
     ("a loan of 1,600 dollars", "a loan of 1600 dollars"),
     ("two apples", "2 apples"),
     ("version 3.0", "version 3"),
@@ -65,8 +72,8 @@ def test_other_words_for_the_same_are_let_through(asked: str, stored: str) -> No
     ],
 )
 def test_negation_asks_for_nearly_identical_questions(asked: str, stored: str) -> None:
-    """0.95 becomes 0.99: negated questions lie at 0.94 to 0.98."""
-    assert required_similarity(asked, stored, 0.95) == pytest.approx(0.99)
+    """0.95 becomes 0.9975: negated questions lie at 0.94 to 0.991."""
+    assert required_similarity(asked, stored, 0.95) == pytest.approx(0.9975)
     assert required_similarity(asked, asked, 0.95) == 0.95
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ibidem import Answer, IndexUnavailable, Request
 from ibidem.index import coded, scope_code
 from ibidem.memory import Memory
+from tests.embedders import BagOfWords, DenseWords
 
 unit = np.eye(8, dtype=np.float32)
 
@@ -124,8 +125,6 @@ def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, mon
 
 def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatch) -> None:
     """Beyond the limit only what waits is kept in memory."""
-    from tests.embedders import DenseWords
-
     monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 50)
     cache = open_cache(embedder=DenseWords())
     for n in range(120):
@@ -140,3 +139,62 @@ def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatc
     for n in range(120):
         found = cache.lookup(Request(f"what is the current state of project number{n}x"))
         assert found.answer.text == f"{n}"
+
+
+def test_a_lookup_under_way_does_not_reopen_a_closed_index(open_cache, tmp_path: Path) -> None:
+    """Its lock would be held until the process ends."""
+    cache = open_cache()
+    vectors = cache._backend.vectors
+    cache.close()
+    with pytest.raises(IndexUnavailable, match="closed"):
+        vectors.nearest("", "", unit[0], 1)
+
+    assert open_cache().lookup(Request("is it free")).reason == "empty"
+
+
+def test_what_could_not_be_embedded_is_embedded_later(open_cache, monkeypatch) -> None:
+    """A short outage of the embedder costs meaning for a short while only."""
+    monkeypatch.setattr("ibidem.vectors.REFUSED_SECONDS", 0.0)
+    embedder = Flaky()
+    cache = open_cache(embedder=embedder)
+    cache.lookup(Request("opens the index"))
+    embedder.down = True
+    for n in range(5):
+        cache.store(Request(f"what is the state of number{n}x"), Answer(f"{n}"))
+    cache.flush()
+    assert cache.stats().unindexed == 5
+    embedder.down = False
+    cache.flush()
+
+    assert cache.stats().unindexed == 0
+    assert cache.lookup(Request("what is the exact state of number3x")).answer.text == "3"
+
+
+def test_a_new_embedder_with_a_shorter_window_compares_long_questions_exactly(open_cache) -> None:
+    """It would see their beginning only."""
+    long = Request("word " * 100 + "what is the capital of France")
+    first = open_cache()
+    first.store(long, Answer("Paris"))
+    first.close()
+    narrow = Flaky()
+    narrow.max_tokens = 50
+    again = open_cache(embedder=narrow)
+    again.lookup(Request("opens the index"))
+    again.flush()
+
+    assert again.lookup(long).tier == "exact"
+    assert (again.stats().semantic_entries, again.stats().unindexed) == (0, 0)
+
+
+class Flaky(BagOfWords):
+    """Bag of words that can be down."""
+
+    def __init__(self) -> None:
+        super().__init__(512)
+        self.fingerprint = "flaky"
+        self.down = False
+
+    def embed(self, texts):
+        if self.down:
+            raise RuntimeError("embedding service is down")
+        return super().embed(texts)

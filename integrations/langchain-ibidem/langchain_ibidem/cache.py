@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import difflib
+import inspect
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 import ibidem
 from ibidem.errors import InvalidInput
 from ibidem.faults import Faults
-from ibidem.request import Hit, Request, digest
+from ibidem.locks import ForkSafeLock
+from ibidem.request import Hit, Request, digest, require_text
 from langchain_ibidem.bounded import BoundedDict
 from langchain_ibidem.codec import decode, encode
 from langchain_ibidem.errors import NotCacheable
@@ -36,11 +38,13 @@ class IbidemCache(BaseCache):
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
         namespace: Tenant, user or application: what is stored in one namespace is never served in another.
         question_keys: Names of template variables that hold the question, before the usual ones ("question",
-            "input", "query", ...).
+            "query", ...). Others, such as "input", are believed to if what they hold looks like a question.
+        model_id: Names the model, where LangChain's description of it does not (the log says so).
+        semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
-        InvalidInput: Both a cache and options to open one were given.
+        InvalidInput: Both a cache and options to open one were given, or an option does not exist.
         IbidemError: The cache cannot be opened.
     """
 
@@ -50,18 +54,26 @@ class IbidemCache(BaseCache):
         *,
         namespace: str = "",
         question_keys: Sequence[str] = (),
+        model_id: str = "",
+        semantic: bool = True,
         **options: Any,
     ) -> None:
         if cache is not None and options:
             raise InvalidInput(f"pass an open cache or options to open one, not both (got {sorted(options)})")
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
-        self.cache = ibidem.open(**options) if cache is None else cache
-        self.namespace = namespace
+        self.cache = _open(options) if cache is None else cache
+        self.namespace = require_text("namespace", namespace)
         self._owned = cache is None
-        self._requests = RequestBuilder(install().memory, namespace, question_keys)
+        self._requests = RequestBuilder(
+            install().memory,
+            namespace,
+            question_keys,
+            model_id=require_text("model_id", model_id),
+            semantic=semantic,
+        )
         self._faults = Faults()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pending: BoundedDict[str, tuple[Request, float]] = BoundedDict(_PENDING)
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
@@ -139,3 +151,13 @@ class IbidemCache(BaseCache):
         with self._lock:
             known = self._pending.get(digest(prompt, llm_string))
         return known or (self._begin(prompt, llm_string), time.monotonic())
+
+
+def _open(options: dict[str, Any]) -> SemanticCache:
+    known = inspect.signature(ibidem.open).parameters
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise InvalidInput(f"IbidemCache has no option {name!r}; {hint}")
+    return ibidem.open(**options)

@@ -15,11 +15,25 @@ from langchain_ibidem.errors import NotCacheable
 from langchain_ibidem.memory import Memory, Render
 from langchain_ibidem.prompt import Prompt, parse
 from langchain_ibidem.skeleton import Skeleton, occurs
-from langchain_ibidem.sources import Candidate, candidates, texts_of
+from langchain_ibidem.sources import Candidate, candidates
 
 # Template variables that hold the question, in this order, and those that may also hold a ready-made prompt.
 QUESTION_KEYS = ("question", "user_question", "query", "user_query", "q")
 GENERAL_KEYS = ("input", "user_input", "human_input", "prompt")
+
+# What a model without a description of its own tells about itself: nothing that sets it apart.
+_NAMELESS = frozenset(("_type", "stop", "tools", "tool_choice", "parallel_tool_calls"))
+_PARAMETER = re.compile(r"\('(\w+)', ")
+# Without a template, only what looks like a question is believed to be one.
+_LONGEST_QUESTION = 30  # words
+_MATERIAL = re.compile(r":\s")  # "Summarize: ...", "Context: ... Question: ..."
+_ASKING = frozenset(
+    (
+        "what which who whom whose when where why how is are was were am do does did can could may might "
+        "must shall should will would has have had tell explain describe show list give define name find "
+        "help compare"
+    ).split()
+)
 
 # Settings that change when an answer comes, not what it says.
 _OPERATIONAL = ("max_retries", "timeout", "request_timeout", "default_request_timeout")
@@ -35,9 +49,18 @@ _STRUCTURED = re.compile(
 class RequestBuilder:
     """Builds requests for one cache. Stateless but for what `memory` holds."""
 
-    def __init__(self, memory: Memory, namespace: str, question_keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        namespace: str,
+        question_keys: Sequence[str],
+        *,
+        model_id: str = "",
+        semantic: bool = True,
+    ) -> None:
         self._memory = memory
         self._namespace = namespace
+        self._model_id, self._semantic = model_id, semantic
         self._keys = (*question_keys, *QUESTION_KEYS)
 
     def build(self, prompt: str, llm_string: str) -> Request:
@@ -46,6 +69,12 @@ class RequestBuilder:
         Raises:
             NotCacheable: `llm_string` does not say all that the answer depends on.
         """
+        if not self._model_id and set(_PARAMETER.findall(llm_string)) <= _NAMELESS and llm_string[0] == "[":
+            raise NotCacheable(
+                "model_unknown",
+                "LangChain's description of this model does not say which one it is; give the model a cache "
+                "of its own: model.cache = IbidemCache(cache, model_id='its name and settings')",
+            )
         if _OPAQUE.search(llm_string):
             raise NotCacheable(
                 "opaque_parameters",
@@ -55,7 +84,7 @@ class RequestBuilder:
         parsed = parse(prompt)
         render = self._memory.render_of(parsed.fingerprint)
         documents = candidates(self._memory, parsed, render)
-        if parsed.known and not _STRUCTURED.search(llm_string):
+        if self._semantic and parsed.known and not _STRUCTURED.search(llm_string):
             for question in _with_and_without_blanks(self._questions(parsed, render, documents)):
                 skeleton = Skeleton(parsed)
                 if (found := _cut(skeleton, documents, question)) is not None:
@@ -72,7 +101,12 @@ class RequestBuilder:
         self, question: str, documents: Sequence[Candidate], llm_string: str, skeleton: Skeleton | None
     ) -> Request:
         # The scope may hold headers with secrets. The request hashes it and keeps nothing else: never log it.
-        scope = ["langchain/1", model_identity(llm_string), skeleton.canonical() if skeleton else None]
+        scope = [
+            "langchain/1",
+            self._model_id,
+            model_identity(llm_string),
+            skeleton.canonical() if skeleton else None,
+        ]
         return Request(
             question,
             scope=json.dumps(scope),
@@ -92,19 +126,17 @@ class RequestBuilder:
     def _questions_of_template(
         self, prompt: Prompt, render: Render, documents: Sequence[Candidate]
     ) -> Iterator[str]:
-        variables = render.variables if isinstance(render.variables, dict) else {"": render.variables}
-        values = {name: value for name, value in variables.items() if isinstance(value, str)}
+        values = render.named
         # 1. The name says so.
         named = [values[key] for key in self._keys if key in values]
         yield from (value for value in named if _one_line(value) or not _quotes(value, documents))
-        yield from (values[key] for key in GENERAL_KEYS if _one_line(values.get(key, "")))
         # 2. It is what the documents were searched with, or what the program was called with.
         asked = {text.strip() for text in (render.asked or "", *(q for d in documents for q in d.queries))}
         yield from (value for value in values.values() if value.strip() in asked and _one_line(value))
-        # 3. The user's last message is a variable as it stands.
-        last = prompt.last_human
-        if _one_line(last) and last in texts_of(variables):
-            yield last
+        # 3. It looks like one, and is called so or is all that the user says.
+        yield from (values[key] for key in GENERAL_KEYS if _looks_like_question(values.get(key, "")))
+        if _looks_like_question(prompt.last_human) and prompt.last_human in render.texts:
+            yield prompt.last_human
 
 
 def model_identity(llm_string: str) -> str:
@@ -123,7 +155,7 @@ def model_identity(llm_string: str) -> str:
 
 def _questions_without_template(prompt: Prompt, documents: Sequence[Candidate]) -> Iterator[str]:
     last = prompt.last_human
-    if _one_line(last) and not _quotes(last, documents):
+    if _looks_like_question(last) and not _quotes(last, documents):
         yield last
     queries = {query for document in documents for query in document.queries}
     yield from sorted((q for q in queries if occurs(last, q, as_words=True)), key=lambda q: (-len(q), q))
@@ -142,6 +174,18 @@ def _quotes(text: str, documents: Sequence[Candidate]) -> bool:
 def _one_line(text: str) -> bool:
     """Whether a text of unknown origin can be a question. Several lines are a layout: somebody's template."""
     return bool(text.strip()) and "\n" not in text.strip()
+
+
+def _looks_like_question(text: str) -> bool:
+    """Whether a text that nothing vouches for can be taken for a question: short, and asking.
+
+    Otherwise it may be material to work on ("The cat sat." to translate), or a prompt put together by hand.
+    """
+    words = text.split()
+    if not _one_line(text) or len(words) > _LONGEST_QUESTION or _MATERIAL.search(text):
+        return False
+    first = re.sub(r"\W.*", "", words[0].casefold())
+    return text.rstrip().endswith(("?", "\uff1f", "\u061f")) or first in _ASKING
 
 
 def _cut(skeleton: Skeleton, documents: Sequence[Candidate], question: str | None) -> list[Candidate] | None:

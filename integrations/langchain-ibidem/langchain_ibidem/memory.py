@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from langchain_core.documents import Document
 
+from ibidem.locks import ForkSafeLock
 from ibidem.request import digest
 from langchain_ibidem.bounded import BoundedDict
+from langchain_ibidem.variables import LONGEST_TEXT, Variables
 
 RECENT_DOCUMENTS = 256
 _RUNS = 4096
@@ -31,12 +32,14 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True)
 class Render:
-    """A template that was filled: with which variables, and in which outermost run.
+    """A template that was filled: with which texts and documents, and in which outermost run.
 
-    `asked` is the input of that run, if it was plain text.
+    `named` are the texts by variable, `texts` all of them; `asked` is the input of that run, if a text.
     """
 
-    variables: Any
+    named: Mapping[str, str]
+    texts: frozenset[str]
+    documents: tuple[Retrieved, ...]
     run: UUID
     asked: str | None
 
@@ -53,13 +56,13 @@ class Memory:
     """Bounded and thread-safe. Nothing here is slow, so one lock is enough."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._create()
 
     def _create(self) -> None:
         self._outermost: BoundedDict[UUID, UUID] = BoundedDict(4 * _RUNS)
         self._asked: BoundedDict[UUID, str] = BoundedDict(_RUNS)
-        self._rendering: BoundedDict[UUID, Any] = BoundedDict(_RUNS)
+        self._rendering: BoundedDict[UUID, Variables] = BoundedDict(_RUNS)
         self._queries: BoundedDict[UUID, str] = BoundedDict(_RUNS)
         self._renders: BoundedDict[str, Render] = BoundedDict(_RENDERS)
         self._of_run: BoundedDict[UUID, dict[str, Retrieved]] = BoundedDict(_RUNS)
@@ -70,10 +73,10 @@ class Memory:
         with self._lock:
             if parent is not None:
                 self._outermost.put(run, self._outermost.get(parent) or parent)
-            elif isinstance(inputs, str):
+            elif isinstance(inputs, str) and len(inputs) <= LONGEST_TEXT:
                 self._asked.put(run, inputs)
 
-    def render_started(self, run: UUID, variables: Any) -> None:
+    def render_started(self, run: UUID, variables: Variables) -> None:
         """The run fills a template with `variables`."""
         with self._lock:
             self._rendering.put(run, variables)
@@ -83,7 +86,11 @@ class Memory:
         with self._lock:
             variables = self._rendering.pop(run)
             outermost = self._outermost.get(run) or run
-            return None if variables is None else Render(variables, outermost, self._asked.get(outermost))
+            if variables is None:
+                return None
+            documents = tuple(map(retrieved, variables.documents))
+            asked = self._asked.get(outermost)
+            return Render(variables.named, variables.texts, documents, outermost, asked)
 
     def render_gave(self, render: Render, fingerprints: Iterable[str]) -> None:
         """The render gave prompts with these fingerprints."""

@@ -101,12 +101,14 @@ class Skeleton:
         """The skeleton as JSON values.
 
         If documents stand in several places or repeatedly, each place names its own: swapping two documents
-        between a contract of Alice and a contract of Bob is another prompt of the same documents.
+        between a contract of Alice and a contract of Bob is another prompt of the same documents. So it is if
+        they are numbered, in their order: the answer may cite "[2]".
         """
         texts = [_without_blanks_at_documents(_join_documents(parts)) for parts in self._texts]
         places = [part for text in texts for part in text if isinstance(part, _Place)]
         marks = [digest for place in places for digest in place.digests]
-        named = len(places) > 1 or len(marks) > len(set(marks))
+        numbered = any(place.first is not None for place in places)
+        named = numbered or len(places) > 1 or len(marks) > len(set(marks))
         return [self._frame, [[_as_json(part, named) for part in text] for text in texts]]
 
 
@@ -190,4 +192,6 @@ def _as_json(part: _Part | _Place, named: bool) -> Any:
         return part
     if isinstance(part, _Mark):
         return {"question": True}
-    return {"documents": sorted(part.digests) if named else []}
+    if not named:
+        return {"documents": []}
+    return {"documents": part.digests if part.first is not None else sorted(part.digests)}

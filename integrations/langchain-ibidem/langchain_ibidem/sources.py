@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
-
-from langchain_core.documents import Document
-from langchain_core.messages import BaseMessage
 
 from ibidem.request import digest
-from langchain_ibidem.memory import Memory, Render, Retrieved, retrieved
+from langchain_ibidem.memory import Memory, Render, Retrieved
 from langchain_ibidem.prompt import Prompt
 from langchain_ibidem.skeleton import occurs
 
 # A shorter text is too common to be recognised as a document by its letters alone.
 _TELLING_LENGTH = 8
-_LEAVES = 4096
-_DEPTH = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +37,12 @@ def candidates(memory: Memory, prompt: Prompt, render: Render | None) -> list[Ca
     """
     text = "\0".join(segment.text for segment in prompt.segments if segment.role != "ai")
     if render is not None:
-        own = {document.text: document for document in _given_to(render)}
+        own = {document.text: document for document in render.documents}
         own |= {document.text: document for document in memory.documents_of(render.run)}
         found = _occurring(text, own, strangers=False)
         if found:
             return found
     return _occurring(text, {d.text: d for d in memory.recent_documents()}, strangers=True)
-
-
-def texts_of(value: Any) -> Iterator[str]:
-    """All texts inside template variables: strings, and the contents of messages."""
-    return (leaf for leaf in _leaves(value) if isinstance(leaf, str))
-
-
-def _given_to(render: Render) -> Iterator[Retrieved]:
-    return (retrieved(leaf) for leaf in _leaves(render.variables) if isinstance(leaf, Document))
 
 
 def _occurring(text: str, documents: Mapping[str, Retrieved], *, strangers: bool) -> list[Candidate]:
@@ -71,20 +55,3 @@ def _occurring(text: str, documents: Mapping[str, Retrieved], *, strangers: bool
         if occurs(text, document.text, as_words=as_words):
             found.append(Candidate(document.id, document.text, document.queries, as_words))
     return found
-
-
-def _leaves(value: Any) -> Iterator[str | Document]:
-    return islice(_walk(value, _DEPTH), _LEAVES)
-
-
-def _walk(value: Any, depth: int) -> Iterator[str | Document]:
-    if isinstance(value, (str, Document)):
-        yield value
-    elif isinstance(value, BaseMessage):
-        yield from _walk(value.content, depth)
-    elif depth and isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _walk(inner, depth - 1)
-    elif depth and isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _walk(inner, depth - 1)

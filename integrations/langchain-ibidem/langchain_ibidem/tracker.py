@@ -25,6 +25,7 @@ from langchain_core.tracers.context import register_configure_hook
 from ibidem.faults import Faults
 from langchain_ibidem.memory import Memory, retrieved
 from langchain_ibidem.prompt import of_messages, plain
+from langchain_ibidem.variables import take
 
 
 class _Done:
@@ -81,7 +82,7 @@ class Tracker(BaseCallbackHandler):
         """Note whose child the run is, and what a template is filled with."""
         self.memory.run_started(run_id, parent_run_id, inputs)
         if kwargs.get("run_type") == "prompt":
-            self.memory.render_started(run_id, inputs)
+            self.memory.render_started(run_id, take(inputs))
 
     @_event
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
