@@ -219,6 +219,7 @@ class Vectors:
                     unfit.append(row.id)
                 else:
                     made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
+                self._refused.pop(row.id, None)
             except Exception as error:
                 self._refused[row.id] = time.monotonic() + REFUSED_SECONDS
                 self._faults.note("embed a stored question", error)
