@@ -15,11 +15,12 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -489,3 +490,37 @@ async def test_a_real_client_asks_once_in_async(cache: IbidemCache, server: Any)
     assert (await model.ainvoke(ASKED)).content == "Paris."
     assert [message.content for message in await model.abatch([ASKED, REWORDED])] == ["Paris."] * 2
     assert len(requests) == 1
+
+
+def test_nothing_but_question_and_answer_is_on_disk(server: Any, tmp_path: Path) -> None:
+    """Keys, headers, system prompt, other variables, history and documents are hashed only."""
+    url, requests = server
+    secrets = {part: f"S3CRET-{part}-{part[::-1]}" for part in ("key", "header", "system", "user", "history")}
+    shelf = {"France": [Document(f"S3CRET-document {c} lies at a river.", id=c) for c in ("Lyon", "Paris")]}
+    prompt = ChatPromptTemplate.from_messages(
+        [
+            ("system", f"Rules: {secrets['system']}. The user is {{who}}. {{context}}"),
+            MessagesPlaceholder("past"),
+            ("human", "{question}"),
+        ]
+    )
+    headers = {"Authorization": f"Bearer {secrets['header']}"}
+    with IbidemCache(path=tmp_path, embedder=BagOfWords(), threshold=0.8) as cache:
+        model = ChatOpenAI(
+            model="m", base_url=url, api_key=secrets["key"], default_headers=headers, cache=cache
+        )
+        past = [HumanMessage(secrets["history"]), AIMessage("I see.")]
+        given = {"who": secrets["user"], "past": past}
+        for question in (ASKED, REWORDED):
+            found = Library(shelves=shelf).invoke(question)
+            context = "\n\n".join(document.page_content for document in found)
+            (prompt | model).invoke({**given, "context": context, "question": question})
+        model.invoke(f"Keep this: {secrets['user']}\nand this.")
+        cache.cache.flush()
+        on_disk = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    on_disk += b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+    assert len(requests) == 2
+    assert ASKED.encode() in on_disk
+    assert b"Paris." in on_disk
+    assert b"S3CRET" not in on_disk
