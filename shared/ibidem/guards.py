@@ -37,6 +37,11 @@ def _moved(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return one != other and sorted(one) == sorted(other)
 
 
+def symbols_differ(asked: Wording, stored: Wording) -> bool:
+    """Other signs that are no punctuation: "C" is not "C#", "x == y" is not "x != y"."""
+    return asked.symbols != stored.symbols
+
+
 def spelling_differs(asked: Wording, stored: Wording) -> bool:
     """The same letters in another spelling, which an uncased model cannot see.
 
@@ -63,6 +68,7 @@ VETOES: dict[str, Guard] = {
     "opposites": opposed,
     "order": order_differs,
     "spelling": spelling_differs,
+    "symbols": symbols_differ,
 }
 
 # Negations differ in 10 % of right and 20 % of wrong neighbours in chatty support text: no veto, but the

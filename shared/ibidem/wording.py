@@ -53,6 +53,10 @@ COMMON_WORDS = frozenset(
     ).split()
 )
 
+_SIGNS = frozenset("*\\%&#@")  # of those that Unicode takes for punctuation
+_SIGN_CATEGORIES = frozenset(("Sm", "Sc", "So", "No"))
+_SUPERSCRIPTS = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 DIRECTIONS = frozenset("from to before after by into for over under through".split())
 
 # Pairs whose two sides never share an answer. Each side lists words of one meaning.
@@ -162,7 +166,7 @@ class Wording:
     `content` its words and numbers without the common ones, in order; `directed` the same with the words
     of direction; `spellings` the words as written, `cased` whether there are capitals; `numbers` in order, as
     digits ("1,600", "1600" and number words alike); `dates` weekdays, months, seasons, "today", "last year";
-    `negations` how many; `words` all of them, lower-case.
+    `negations` how many; `symbols` signs that are no punctuation, sorted; `words` all of them, lower-case.
     """
 
     content: tuple[str, ...]
@@ -172,6 +176,7 @@ class Wording:
     numbers: tuple[str, ...]
     dates: frozenset[str]
     negations: int
+    symbols: tuple[str, ...]
     words: frozenset[str]
 
 
@@ -193,8 +198,15 @@ def read(question: str) -> Wording:
         numbers=_numbers(text),
         dates=frozenset(dates),
         negations=negations,
+        symbols=_symbols(question),
         words=frozenset(words),
     )
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    """Operators, currencies, superscripts, emoji: what tells "C" from "C#" and "==" from "!="."""
+    signs = (c for c in text.replace("!=", "\N{NOT EQUAL TO}") if not c.isalnum() or c in _SUPERSCRIPTS)
+    return tuple(sorted(c for c in signs if c in _SIGNS or unicodedata.category(c) in _SIGN_CATEGORIES))
 
 
 def bare(word: str) -> str:

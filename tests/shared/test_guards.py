@@ -27,6 +27,10 @@ DIFFERENT = [
     ("order", "convert bytes to a string", "convert a string to bytes"),
     ("order", "flights from Boston to Denver", "flights from Denver to Boston"),
     ("order", "flights from Boston to Denver", "flights to Boston from Denver"),
+    ("symbols", "Is C# compiled?", "Is C compiled?"),
+    ("symbols", "when is x == y true", "when is x != y true"),
+    ("symbols", "the price in $", "the price in €"),
+    ("symbols", "derivative of x²", "derivative of x³"),
     ("spelling", "what does grep -v print", "what does grep -V print"),
     ("spelling", "Was heißt schon auf Englisch?", "Was heißt schön auf Englisch?"),
     ("spelling", "Can US citizens enter?", "Can us citizens Enter?"),
@@ -34,6 +38,7 @@ DIFFERENT = [
 ]
 
 SAME = [
+    ("What does `with` do?", "What does with do!"),
     ("What is an API?", "what is an api?"),
     ("How do I install it?", "how do i install it?"),
     ("What is The Hague?", "What is the Hague?"),
