@@ -65,12 +65,12 @@ class Vectors:
         self._memory, self._complete = Memory(), False
         self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
         self._retry_at = self._poll_at = 0.0
-        self._why = ""
+        self._failure: IndexUnavailable | None = None
 
     @property
     def state(self) -> str:
         """`open`, `unused` (not needed yet), or why it cannot be used."""
-        return "open" if self._index else self._why or "unused"
+        return "open" if self._index else str(self._failure or "unused")
 
     def add(self, namespace: str, scope: str, vector: Vector) -> None:
         """Make a stored entry findable at once. If the index is not open, opening it will find the entry."""
@@ -157,14 +157,14 @@ class Vectors:
                 return self._index
             if self._closed:
                 raise IndexUnavailable("the cache was closed")
-            if time.monotonic() < self._retry_at:
-                raise IndexUnavailable(self._why)
+            if self._failure is not None and time.monotonic() < self._retry_at:
+                raise type(self._failure)(str(self._failure))
             try:
                 self._index = self._filled(self._open_index())
             except IndexUnavailable as error:
-                self._why, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
+                self._remember(error)
                 raise
-            self._why = ""
+            self._failure = None
             return self._index
 
     def _filled(self, index: VectorIndex) -> VectorIndex:
@@ -238,10 +238,17 @@ class Vectors:
         """Close an index that failed; the next use after a pause opens, and if need be heals, it."""
         with self._lock:
             index, self._index = self._index, None
-            self._why, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
+            self._remember(error)
             self._memory, self._complete = Memory(), False
             if index is not None:
                 try:
                     index.close(sound=False)
                 except IndexUnavailable as problem:
                     self._faults.note("close the vector index", problem)
+
+    def _remember(self, error: IndexUnavailable) -> None:
+        """Answer with this failure, without trying again, for a while."""
+        self._failure = type(error)(
+            str(error)
+        )  # a copy: the error itself holds on to the frames it came through
+        self._retry_at = time.monotonic() + RETRY_SECONDS

@@ -31,7 +31,7 @@ from ibidem import Answer, Request, vectors
 from ibidem.backend import index_opener
 from ibidem.cache import NEIGHBOURS
 from ibidem.database import entries as entries_table
-from ibidem.database import open_engine
+from ibidem.database import open_engine, sqlite_url
 from ibidem.embedding import resolve_embedder
 from ibidem.entry import Entry, to_bytes, to_vector
 from ibidem.index import coded
@@ -200,7 +200,10 @@ def batches(stored: Sequence[Stored], size: int) -> Iterator[Sequence[Stored]]:
 def fill(settings: Settings, embedder: Any, load: Workload, deadline: float) -> int:
     """Truth and index, in bulk but as the cache fills them; returns how many entries came in in time."""
     ibidem.open(settings.path, embedder=embedder).close()  # makes the tables
-    index, engine = index_opener(settings, embedder)(), open_engine(settings.database_url)
+    index, engine = (
+        index_opener(settings, embedder)(),
+        open_engine(sqlite_url(settings.path / "ibidem.sqlite3")),
+    )
     done = 0
     for batch in batches(load.stored, 2_000):
         made = [entry(load, stored) for stored in batch]
@@ -302,7 +305,7 @@ def measure(
         whole, hits, right, leaks = ask(cache, load)
         assert cache.stats().faults == {}, cache.stats().faults
         parts = search_parts(cache, embedder, load)
-    records = Records(settings.database_url)
+    records = Records(sqlite_url(settings.path / "ibidem.sqlite3"))
     try:
         print_found(load, records, parts)
     finally:

@@ -11,9 +11,9 @@ from pathlib import Path
 from tests.helpers import ROOT, question
 
 
-def run(*arguments: object) -> str:
-    """What `python -m tests.benchmarks.scopes` prints."""
-    command = [sys.executable, "-m", "tests.benchmarks.scopes", *map(str, arguments)]
+def run(*arguments: object, program: str = "scopes") -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{program}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -36,3 +36,21 @@ def test_scopes(tmp_path: Path) -> None:
 def test_scopes_without_data(tmp_path: Path) -> None:
     """Says which file is missing and is no failure."""
     assert f"skipped: there is no {tmp_path / 'nq_questions.jsonl'}" in run("--data", tmp_path)
+
+
+def test_decisions(tmp_path: Path) -> None:
+    """Hits and wrong hits are told apart, and what the guards refused."""
+    texts = {
+        "what was new in version 3": "3",
+        "what was new in version 4": "4",
+        "What was new in version 3?": "3",
+    }
+    (tmp_path / "streams").mkdir()
+    rows = [json.dumps({"text": text, "meaning": meaning}) for text, meaning in texts.items()]
+    (tmp_path / "streams" / "versions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    said = run("--data", tmp_path, "--threshold", "0.9", program="decisions")
+    cosine, guarded = (line.split("│") for line in said.splitlines() if "versions" in line)
+
+    assert [cell.strip() for cell in cosine[3:6]] == ["3", "66.7%", "50.0%"]
+    assert [cell.strip() for cell in guarded[3:6]] == ["3", "33.3%", "0.0%"]
+    assert "guard:numbers: refused" in said
