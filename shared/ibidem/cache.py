@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 
 from ibidem import backend as backends
 from ibidem.admission import refusal, storable
@@ -157,9 +156,7 @@ class SemanticCache:
     def __enter__(self) -> SemanticCache:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -170,7 +167,7 @@ class SemanticCache:
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
         same = self._backend.records.get(request.key)
-        if same is not None and same.alive(now):
+        if same is not None and self._alive(same, now):
             return _hit(Candidate(same, 1.0), "exact", now)
         missing = "empty" if same is None else "expired"
         if not request.semantic:
@@ -185,8 +182,14 @@ class SemanticCache:
         if verdict.nearest is not None:
             near = verdict.nearest
             return Miss(verdict.reason, near.entry.question, near.entry.id, near.similarity)
-        stored = self._backend.records.any_in_scope(request.namespace, request.scope_digest)
-        return Miss("below_threshold" if stored and same is None else missing)
+        if same is not None:
+            return Miss(missing)
+        kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
+        return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
+
+    def _alive(self, entry: Entry, now: float) -> bool:
+        """Whether the entry may still be served, by the time it was given and by that of this cache."""
+        return entry.alive(now) and now < entry.created + self.ttl
 
     def _candidates(self, request: Request, vector: Vector, now: float) -> list[Candidate]:
         namespace, scope = request.namespace, request.scope_digest
@@ -203,7 +206,7 @@ class SemanticCache:
             # Stored vectors are rounded: the same question must not fall short of itself.
             Candidate(entry, 1.0 if entry.point == point else min(1.0, float(entry.vector @ vector)))
             for entry in found
-            if entry.vector is not None and entry.alive(now)
+            if entry.vector is not None and self._alive(entry, now)
         ]
 
     def _embed(self, question: str) -> Vector:

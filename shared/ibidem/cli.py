@@ -102,12 +102,14 @@ def list_lookups(
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
-    table = Table("at", "outcome", "cosine", "ms", "question")
+    table = Table("at", "outcome", "cosine", "ms", "nearest", "question")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
         cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
         outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
         question = row.question or NOT_KEPT
-        table.add_row(_time(row.at), outcome, cosine, f"{row.seconds * 1000:.1f}", _plain(question))
+        at, nearest = time.strftime("%m-%d %H:%M", time.localtime(row.at)), (row.entry_id or "")[:8]
+        table.add_row(at, outcome, cosine, f"{row.seconds * 1000:.1f}", nearest, _plain(question))
     out.print(table if rows else "No lookups yet.")
 
 
@@ -163,7 +165,9 @@ def doctor(
 ) -> None:
     """Check database, vector index and embedding model; exit code 1 if something needs you."""
     with _errors():
-        findings = examine(_settings(path, database, chroma))
+        settings = _settings(path, database, chroma)
+        _require_cache(settings)
+        findings = examine(settings)
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:
@@ -199,13 +203,17 @@ def _records(path: Path | None, database: str | None) -> Iterator[Records]:
     """The truth of an existing cache; looking at one never creates it."""
     with _errors():
         settings = _settings(path, database)
-        if settings.database is None and not (settings.path / "ibidem.sqlite3").is_file():
-            _fail(f"there is no cache in {settings.path}; give its directory with --path or IBIDEM_PATH")
+        _require_cache(settings)
         records = open_records(settings)
         try:
             yield records
         finally:
             records.close()
+
+
+def _require_cache(settings: Settings) -> None:
+    if settings.database is None and not (settings.path / "ibidem.sqlite3").is_file():
+        _fail(f"there is no cache in {settings.path}; give its directory with --path or IBIDEM_PATH")
 
 
 def _fail(message: str) -> None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ibidem.lexicon import OTHER_IN_CAPITALS
 from ibidem.wording import Wording, bare, opposed, read
 
 Guard = Callable[[Wording, Wording], bool]
 
 
 def numbers_differ(asked: Wording, stored: Wording) -> bool:
-    """Other numbers, or the same in another order: "1600 to 2400" is not "2400 to 1600"."""
+    """Other numbers, or the same in another order: "1600 to 2400" is not "2400 to 1600"; other units."""
+    if asked.units and stored.units and asked.units != stored.units:
+        return True
     return asked.numbers != stored.numbers
 
 
@@ -28,7 +31,8 @@ def dates_differ(asked: Wording, stored: Wording) -> bool:
 def order_differs(asked: Wording, stored: Wording) -> bool:
     """The same words in another order: "bytes to string" is not "string to bytes".
 
-    Also with "from", "to", "before" and the like among the words: "from A to B" is not "to A from B".
+    Also with directions, persons and negations among the words: "from A to B" is not "to A from B", nor
+    "can I sue you" "can you sue me".
     """
     return _moved(asked.content, stored.content) or _moved(asked.directed, stored.directed)
 
@@ -37,28 +41,37 @@ def _moved(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return one != other and sorted(one) == sorted(other)
 
 
-def symbols_differ(asked: Wording, stored: Wording) -> bool:
-    """Other signs that are no punctuation: "C" is not "C#", "x == y" is not "x != y"."""
-    return asked.symbols != stored.symbols
+def code_differs(asked: Wording, stored: Wording) -> bool:
+    """Other pieces with signs that are no punctuation: "C" is not "C#", "x == y" is not "x != y"."""
+    return asked.code != stored.code
 
 
 def spelling_differs(asked: Wording, stored: Wording) -> bool:
     """The same letters in another spelling, which an uncased model cannot see.
 
-    Accents ("schon", "schön") and capitals ("-v", "-V"; "us", "US"), unless only a first letter differs or
-    one of the questions is typed without capitals.
+    Accents ("schon", "schön"); capitals ("v", "V"; "it", "IT"), unless only a first letter differs or one of
+    the questions is typed without capitals; blanks within quotes.
     """
+    if asked.quoted != stored.quoted and _squeezed(asked.quoted) == _squeezed(stored.quoted):
+        return True
     here, there = asked.spellings - stored.spellings, stored.spellings - asked.spellings
     pairs = [(one, other) for one in here for other in there if bare(one) == bare(other)]
     cased = asked.cased and stored.cased
     return any(_other_spelling(one, other, cased) for one, other in pairs)
 
 
+def _squeezed(quoted: tuple[str, ...]) -> list[str]:
+    return ["".join(text.casefold().split()) for text in quoted]
+
+
 def _other_spelling(one: str, other: str, cased: bool) -> bool:
-    if one.casefold() != other.casefold():
+    word = one.casefold()
+    if word != other.casefold():
         return True
     if len(one) == 1:
-        return one.casefold() != "i"
+        return word != "i"
+    if word in OTHER_IN_CAPITALS and one.isupper() != other.isupper():
+        return True
     return cased and one[1:] != other[1:]
 
 
@@ -68,7 +81,7 @@ VETOES: dict[str, Guard] = {
     "opposites": opposed,
     "order": order_differs,
     "spelling": spelling_differs,
-    "symbols": symbols_differ,
+    "code": code_differs,
 }
 
 # Negations differ in 10 % of right and 20 % of wrong neighbours in chatty support text: no veto, but the

@@ -140,11 +140,12 @@ class Records:
             found[row.entry_id] = (*found.get(row.entry_id, ()), source)
         return found
 
-    def any_in_scope(self, namespace: str, scope: str) -> bool:
-        """Whether anything is stored for this namespace and scope."""
-        query = sa.select(_entries.c.id).where(_entries.c.namespace == namespace, _entries.c.scope == scope)
+    def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
+        """Whether this namespace and scope has answers to compare by meaning; None if it has none at all."""
+        query = sa.select(sa.func.max(sa.cast(_entries.c.semantic, sa.Integer)))
         with self._reading() as db:
-            return db.execute(query.limit(1)).first() is not None
+            found = db.scalar(query.where(_entries.c.namespace == namespace, _entries.c.scope == scope))
+        return None if found is None else bool(found)
 
     def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
         """The newest entries, newest first, with their sources."""

@@ -7,7 +7,6 @@ it can hold secrets (system prompts, headers).
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,13 +29,11 @@ def digest(*parts: str) -> str:
 
 
 def normalise(question: str) -> str:
-    """The form of a question that the exact tier compares: composed Unicode, no stray blanks.
+    """The form of a question that the exact tier compares: composed Unicode, no blanks around it.
 
-    Case and punctuation stay: whether they matter is for the decision to say. Line breaks stay too,
-    since they carry meaning in code.
+    Case, punctuation and blanks within stay: whether they matter is for the decision to say.
     """
-    text = unicodedata.normalize("NFC", question).strip()
-    return text if "\n" in text else re.sub(r"\s+", " ", text)
+    return unicodedata.normalize("NFC", question).strip()
 
 
 def require_text(name: str, value: object) -> str:
@@ -184,6 +181,7 @@ class Miss:
     """No answer, and the reason; the nearest candidate, if one was looked at.
 
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
+    `answer_exact_only` (tool calls and the like),
     `question_too_long`, `question_not_covered` (in a script that the model does not know), `no_index`
     (another process owns it, or it is down), `error`.
     """

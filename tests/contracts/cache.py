@@ -113,7 +113,7 @@ class CacheContract:
         cache.store(Request("add one and two"), Answer("", payload="call", semantic=False))
 
         assert cache.lookup(Request("add one and two")).answer.payload == "call"
-        assert not cache.lookup(Request("add one and then two"))
+        assert cache.lookup(Request("add one and then two")).reason == "answer_exact_only"
 
     def test_a_question_longer_than_the_window_is_exact_only(self, cache) -> None:
         """The embedder would not see its end."""
@@ -146,6 +146,15 @@ class CacheContract:
         assert not cache.lookup(Request("what is the state now"))
         cache.store(Request("what is the state"), ANSWER)
         assert cache.lookup(Request("what is the state now ok"))
+
+    def test_a_shorter_time_to_live_counts_for_older_answers_too(self, open_cache) -> None:
+        """Who opens a cache with a stricter time does not get what was stored with a laxer one."""
+        open_cache().store(Request("what is the state"), ANSWER)
+        strict = open_cache(ttl=100.0)
+        now = strict._clock()
+        strict._clock = lambda: now + 101.0
+
+        assert strict.lookup(Request("what is the state")).reason == "expired"
 
     def test_incomplete_answers_are_rejected(self, cache) -> None:
         """And counted by reason."""

@@ -28,6 +28,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
+from langchain_core.runnables import RunnableLambda
 
 import ibidem
 from langchain_ibidem.errors import NotCacheable
@@ -227,7 +228,7 @@ def test_what_looks_like_a_question_is_one(text: str) -> None:
 
 def test_a_model_without_a_name_is_not_cached_unless_named() -> None:
     """Two models of one provider would share their answers."""
-    nameless = "[('_type', 'chat-ollama'), ('stop', None)]"
+    nameless = "[('_type', 'chat-ollama'), ('seed', 1), ('stop', None), ('temperature', 0)]"
     prompt = dumps([HumanMessage(ASKED)])
     with pytest.raises(NotCacheable, match="model_unknown"):
         RequestBuilder(Tracker().memory, "", ()).build(prompt, nameless)
@@ -500,7 +501,11 @@ def test_parameters_that_do_not_show_what_they_hold_are_not_cacheable(shown: str
 
 
 @pytest.mark.parametrize(
-    "parameters", ["[('response_format', {'type': 'json_object'})]", "[('format', 'json'), ('stop', None)]"]
+    "parameters",
+    [
+        "[('model', 'm'), ('response_format', {'type': 'json_object'})]",
+        "[('format', 'json'), ('model', 'm'), ('stop', None)]",
+    ],
 )
 def test_answers_in_a_given_form_are_for_the_same_words_only(parameters: str) -> None:
     assert not Desk().of_messages([HumanMessage(ASKED)], parameters).semantic
@@ -728,3 +733,49 @@ def test_blanks_around_a_document_belong_to_the_document() -> None:
 
     assert [len(request.documents) for request in requests] == [2, 1]
     assert requests[0].scope_digest == requests[1].scope_digest
+
+
+def context_of(separator: str, texts: list[str]) -> ibidem.Request:
+    """The request for a prompt with these documents after these separators."""
+    desk = Desk()
+    found = desk.retrieve(ASKED, *texts)
+    context = "".join(separator.format(n=n) + document.page_content for n, document in enumerate(found, 1))
+    template = ChatPromptTemplate.from_template("Use:{context}\n\nQuestion: {question}")
+    return desk.of(template, context=context, question=ASKED)
+
+
+@pytest.mark.parametrize(("one", "other"), [("\n✓ {n}", "\n✗ {n}"), ("\n+ ", "\n- "), ("\n★ ", "\n☆ ")])
+def test_signs_between_documents_are_part_of_the_prompt(one: str, other: str) -> None:
+    """They can mean that a document is revoked."""
+    texts = ["first document of the shelf", "second document of the shelf"]
+    assert context_of(one, texts).scope_digest != context_of(other, texts).scope_digest
+
+
+def test_a_document_of_another_run_is_pinned_in_the_system_prompt() -> None:
+    """It may stand there by coincidence: a plan of another customer, say."""
+    desk = Desk()
+    plans = ["The customer is on the Gold plan.", "The customer is on the Basic plan."]
+    desk.retrieve("plans", *plans, "Goods can be returned within 30 days.")
+    prompts = [
+        [SystemMessage(f"{plan}\n\nGoods can be returned within 30 days."), HumanMessage(ASKED)]
+        for plan in plans
+    ]
+    gold, basic = map(desk.of_messages, prompts)
+
+    assert gold.semantic
+    assert gold.scope_digest != basic.scope_digest
+
+
+def test_a_labelled_prompt_is_no_question_even_if_it_is_called_so() -> None:
+    """Context and question put into one variable by hand."""
+    text = "Context: the plan is premium.\nQuestion: Which plan is it?"
+    assert not Desk().of(human("{question}"), question=text).semantic
+
+
+def test_the_input_of_a_chain_must_look_like_a_question() -> None:
+    """A chain may be called with a text to work on."""
+    desk = Desk()
+    template = ChatPromptTemplate.from_template("Correct the grammar: {text}")
+    chain = template | RunnableLambda(lambda value: desk.of_messages(value.to_messages()))
+    assert not chain.invoke("He go to the school yesterday.", config={"callbacks": [desk.tracker]}).semantic
+    assert chain.invoke("Where is he going?", config={"callbacks": [desk.tracker]}).semantic

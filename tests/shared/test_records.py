@@ -193,7 +193,7 @@ def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> 
     sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
     records.get("x")
     records.near(["x", "y"], namespace="", scope="s", embedder="e", documents="d")
-    records.any_in_scope("", "s")
+    records.kind_in_scope("", "s")
     records.unindexed("g", "e", 10)
     with sqlite3.connect(tmp_path / "truth.sqlite3") as db:
         plans = [

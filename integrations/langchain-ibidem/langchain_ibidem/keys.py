@@ -6,6 +6,7 @@ it. Without evidence the whole prompt is compared exactly: a lost hit is cheap, 
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,13 @@ from langchain_ibidem.sources import Candidate, candidates
 QUESTION_KEYS = ("question", "user_question", "query", "user_query", "q")
 GENERAL_KEYS = ("input", "user_input", "human_input", "prompt")
 
-# What a model without a description of its own tells about itself: nothing that sets it apart.
-_NAMELESS = frozenset(("_type", "stop", "tools", "tool_choice", "parallel_tool_calls"))
+# Parameters that tell one model from another.
+_NAMING = re.compile(r"model|deployment|engine|repo|endpoint|responses")
 _PARAMETER = re.compile(r"\('(\w+)', ")
 # Without a template, only what looks like a question is believed to be one.
 _LONGEST_QUESTION = 30  # words
 _MATERIAL = re.compile(r":\s")  # "Summarize: ...", "Context: ... Question: ..."
+_LABELLED = re.compile(r"(?im)^\s*(?:context|question|documents?|text|passages?|sources?|input)\s*:")
 _ASKING = frozenset(
     (
         "what which who whom whose when where why how is are was were am do does did can could may might "
@@ -69,7 +71,7 @@ class RequestBuilder:
         Raises:
             NotCacheable: `llm_string` does not say all that the answer depends on.
         """
-        if not self._model_id and set(_PARAMETER.findall(llm_string)) <= _NAMELESS and llm_string[0] == "[":
+        if not (self._model_id or _names_its_model(llm_string)):
             raise NotCacheable(
                 "model_unknown",
                 "LangChain's description of this model does not say which one it is; give the model a cache "
@@ -129,14 +131,27 @@ class RequestBuilder:
         values = render.named
         # 1. The name says so.
         named = [values[key] for key in self._keys if key in values]
-        yield from (value for value in named if _one_line(value) or not _quotes(value, documents))
-        # 2. It is what the documents were searched with, or what the program was called with.
-        asked = {text.strip() for text in (render.asked or "", *(q for d in documents for q in d.queries))}
-        yield from (value for value in values.values() if value.strip() in asked and _one_line(value))
+        yield from (value for value in named if not _is_layout(value, documents))
+        # 2. It is what the documents were searched with, or what the program was asked.
+        searched = {query.strip() for document in documents for query in document.queries}
+        yield from (value for value in values.values() if value.strip() in searched and _one_line(value))
+        asked = (render.asked or "").strip()
+        yield from (v for v in values.values() if v.strip() == asked and _looks_like_question(v))
         # 3. It looks like one, and is called so or is all that the user says.
         yield from (values[key] for key in GENERAL_KEYS if _looks_like_question(values.get(key, "")))
         if _looks_like_question(prompt.last_human) and prompt.last_human in render.texts:
             yield prompt.last_human
+
+
+def _names_its_model(llm_string: str) -> bool:
+    """Whether `llm_string` says which model it is; some only name their provider."""
+    if not llm_string.startswith("["):
+        return True
+    try:
+        names = [name for name, _ in ast.literal_eval(llm_string)]
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        names = _PARAMETER.findall(llm_string)
+    return any(map(_NAMING.search, names))
 
 
 def model_identity(llm_string: str) -> str:
@@ -171,6 +186,11 @@ def _quotes(text: str, documents: Sequence[Candidate]) -> bool:
     return any(occurs(text, document.text, as_words=document.as_words) for document in documents)
 
 
+def _is_layout(text: str, documents: Sequence[Candidate]) -> bool:
+    """Whether several lines are a prompt of their own: with documents, or parts that are labelled."""
+    return not _one_line(text) and (_quotes(text, documents) or bool(_LABELLED.search(text)))
+
+
 def _one_line(text: str) -> bool:
     """Whether a text of unknown origin can be a question. Several lines are a layout: somebody's template."""
     return bool(text.strip()) and "\n" not in text.strip()
@@ -203,4 +223,10 @@ def _cut(skeleton: Skeleton, documents: Sequence[Candidate], question: str | Non
 
 
 def _cut_documents(skeleton: Skeleton, documents: Sequence[Candidate]) -> list[Candidate]:
-    return [d for d in documents if skeleton.cut_document(d.text, d.digest, as_words=d.as_words)]
+    return [d for d in documents if _cut_document(skeleton, d)]
+
+
+def _cut_document(skeleton: Skeleton, document: Candidate) -> bool:
+    return skeleton.cut_document(
+        document.text, document.digest, as_words=document.as_words, stranger=document.stranger
+    )

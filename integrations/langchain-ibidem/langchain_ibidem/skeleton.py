@@ -19,6 +19,7 @@ from langchain_ibidem.prompt import Prompt
 _IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u2e80-\U0010ffff]")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
 _LONGEST_NUMBER = 6
+_NOT_LAYOUT = re.compile(r"[^\w\s\-=_*#\[\](){}.:;,|/<>\"'•·–—]")
 _LABELS = frozenset(
     (
         "chunk chunks citation context contexts doc docs document documents excerpt index item nr passage "
@@ -29,9 +30,13 @@ _LABELS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Where a document was, by digest; without one, where the question was."""
+    """Where a document was, by digest; without one, where the question was.
+
+    `pinned` if this very document belongs to the prompt.
+    """
 
     digest: str | None
+    pinned: bool = False
 
 
 @dataclass(slots=True)
@@ -40,12 +45,18 @@ class _Place:
 
     digests: list[str] = field(default_factory=list)
     first: int | None = None
+    between: str | None = None
+    pinned: bool = False
 
     def goes_on_after(self, between: str) -> bool:
         """Whether `between` only separates one more document from these: blanks, "---", "[2]", "Source 3:".
 
-        Numbers must count the documents. Others name them ("[17]"), and a name is part of the prompt.
+        Numbers must count the documents. Others name them ("[17]"), and a name is part of the prompt; so is a
+        sign that marks one ("✗"), and a separator that differs from the others.
         """
+        pattern = re.sub(r"\d+", "0", between.strip())
+        if _NOT_LAYOUT.search(pattern) or (self.digests[1:] and pattern != self.between):
+            return False
         tokens = _TOKEN.findall(between)
         numbers = [token for token in tokens if token.isdecimal()]
         if len(numbers) > 1 or not all(t.isdecimal() or t.lower() in _LABELS for t in tokens):
@@ -56,8 +67,10 @@ class _Place:
         first = int(numbers[0]) - count if numbers else None
         if count > 1 and first != self.first:
             return False
-        self.first = first
-        return first in (None, 0, 1)
+        if first not in (None, 0, 1):
+            return False
+        self.first, self.between = first, pattern
+        return True
 
 
 _QUESTION = _Mark(None)
@@ -83,16 +96,18 @@ class Skeleton:
                     return True
         return False
 
-    def cut_document(self, text: str, digest: str, *, as_words: bool) -> bool:
+    def cut_document(self, text: str, digest: str, *, as_words: bool, stranger: bool = False) -> bool:
         """Cut every place where the document stands, `as_words` only at word borders; False if there is none.
 
-        Earlier answers of the model are not searched: they may quote a document without being one.
+        Earlier answers of the model are not searched: they may quote a document without being one. In the
+        system prompt a `stranger`, which some other run retrieved, is pinned: it may be there by coincidence.
         """
         found = False
         for index, role in enumerate(self._roles):
             if role != "ai":
+                mark = _Mark(digest, pinned=stranger and role == "system")
                 parts = self._texts[index]
-                cut = [piece for part in parts for piece in _cut_all(part, text, _Mark(digest), as_words)]
+                cut = [piece for part in parts for piece in _cut_all(part, text, mark, as_words)]
                 self._texts[index] = cut
                 found = found or len(cut) > len(parts)
         return found
@@ -108,7 +123,8 @@ class Skeleton:
         places = [part for text in texts for part in text if isinstance(part, _Place)]
         marks = [digest for place in places for digest in place.digests]
         numbered = any(place.first is not None for place in places)
-        named = numbered or len(places) > 1 or len(marks) > len(set(marks))
+        pinned = any(place.pinned for place in places)
+        named = numbered or pinned or len(places) > 1 or len(marks) > len(set(marks))
         return [self._frame, [[_as_json(part, named) for part in text] for text in texts]]
 
 
@@ -168,8 +184,9 @@ def _join_documents(parts: Sequence[_Part]) -> list[_Part | _Place]:
         elif place.digests and place.goes_on_after(str(joined[-1])):
             joined.pop()
             place.digests.append(part.digest)
+            place.pinned = place.pinned or part.pinned
         else:
-            place = _Place([part.digest])
+            place = _Place([part.digest], pinned=part.pinned)
             joined.append(place)
     return joined
 
@@ -194,4 +211,6 @@ def _as_json(part: _Part | _Place, named: bool) -> Any:
         return {"question": True}
     if not named:
         return {"documents": []}
-    return {"documents": part.digests if part.first is not None else sorted(part.digests)}
+    if part.first is None:
+        return {"documents": sorted(part.digests)}
+    return {"documents": part.digests, "first": part.first}

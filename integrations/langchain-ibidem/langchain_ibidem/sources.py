@@ -16,12 +16,16 @@ _TELLING_LENGTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document that occurs in a prompt, `as_words` if only its occurrences at word borders count."""
+    """A document that occurs in a prompt, `as_words` if only its occurrences at word borders count.
+
+    A `stranger` was retrieved by another run than the one that made the prompt.
+    """
 
     id: str
     text: str
     queries: tuple[str, ...]
     as_words: bool
+    stranger: bool = False
 
     @property
     def digest(self) -> str:
@@ -53,5 +57,5 @@ def _occurring(text: str, documents: Mapping[str, Retrieved], *, strangers: bool
             continue
         as_words = short or strangers
         if occurs(text, document.text, as_words=as_words):
-            found.append(Candidate(document.id, document.text, document.queries, as_words))
+            found.append(Candidate(document.id, document.text, document.queries, as_words, strangers))
     return found
