@@ -2,8 +2,8 @@
 
 A guard sees two questions whose embeddings are near and says whether the difference forbids one answer for
 both. On nine labelled streams of up to 4,000 questions (`tests/benchmarks/decisions.py`), neighbours above
-0.95 that were refused wrongly and rightly: numbers 21 and 167, dates 14 and 103, opposites 7 and 497, order
-144 and 190, spelling 7 and 7, negation 12 and 136.
+0.95 that were refused wrongly and rightly: numbers 25 and 178, dates 14 and 102, opposites 7 and 497, order
+175 and 214, spelling 6 and 7, code 4 and 2, negation 13 and 136.
 """
 
 from __future__ import annotations

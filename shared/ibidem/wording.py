@@ -54,14 +54,15 @@ def read(question: str) -> Wording:
     """Take a question apart; a few tens of microseconds, remembered for the last 4,096 questions."""
     text = question.lower().replace("’", "'")
     words = [match.group() for match in _WORD.finditer(text)]
+    written = text if question.isupper() else question  # all in capitals, they say nothing
     code = _code(question)
     # In code, a single letter names something.
     content = [_singular(word) for word in words if word not in COMMON_WORDS or (code and len(word) == 1)]
     return Wording(
         content=tuple(content),
         directed=tuple(_directed(words)),
-        spellings=frozenset(match.group() for match in _WORD.finditer(question)),
-        cased=any(c.isupper() for c in question[1:]),
+        spellings=frozenset(match.group() for match in _WORD.finditer(written)),
+        cased=any(c.isupper() for c in written[1:]),
         numbers=_numbers(text),
         units=frozenset(lexicon.UNITS[word] for word in words if word in lexicon.UNITS),
         dates=_dates(text, words),

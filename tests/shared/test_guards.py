@@ -60,6 +60,7 @@ SAME = [
     ("What does `with` do?", "What does with do!"),
     ("What is an API?", "what is an api?"),
     ("How do I install it?", "how do i install it?"),
+    ("WHAT IS IT MADE OF", "What is it made of"),
     ("What is The Hague?", "What is the Hague?"),
     ("a loan of 1,600 dollars", "a loan of 1600 dollars"),
     ("two apples", "2 apples"),
