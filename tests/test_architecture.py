@@ -99,3 +99,11 @@ def test_modules_and_functions_stay_small() -> None:
 def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     first = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]
     return (function.end_lineno or 0) - first.lineno + 1
+
+
+def test_an_adapter_without_its_framework_says_what_to_install() -> None:
+    """The error is the command."""
+    code = "import sys; sys.modules['langchain_core'] = None; import langchain_ibidem"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert "pip install 'ibidem[langchain]'" in done.stderr

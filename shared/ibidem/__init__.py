@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ibidem.decision import ContextRule
     from ibidem.embedding import Embedder
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Answer",
     "CacheClosed",

@@ -111,6 +111,8 @@ class SemanticCache:
         self._ready()
         if namespace is not None:
             require_text("namespace", namespace)
+            if not storable(namespace):  # then nothing is stored there
+                return 0
         count = self._backend.records.clear(namespace)
         if namespace is None:
             self._backend.vectors.reset()

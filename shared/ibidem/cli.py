@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ibidem import __version__
 from ibidem.backend import open_records
 from ibidem.doctor import examine
 from ibidem.entry import Entry
@@ -40,6 +41,21 @@ DatabaseOption = Annotated[
     str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"ibidem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

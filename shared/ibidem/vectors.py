@@ -248,7 +248,6 @@ class Vectors:
 
     def _remember(self, error: IndexUnavailable) -> None:
         """Answer with this failure, without trying again, for a while."""
-        self._failure = type(error)(
-            str(error)
-        )  # a copy: the error itself holds on to the frames it came through
+        # A copy: the error itself holds on to the frames that it came through.
+        self._failure = type(error)(str(error))
         self._retry_at = time.monotonic() + RETRY_SECONDS

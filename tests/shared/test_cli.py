@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ibidem import Answer, Document, Request
+from ibidem import Answer, Document, Request, __version__
 from ibidem.cli import app
 from tests.embedders import BagOfWords
 
@@ -134,6 +134,12 @@ def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:
     file.write_bytes(content)
 
     assert "problem" in run("doctor", "--path", filled, code=1)
+
+
+def test_version_and_help() -> None:
+    """What a new user types first."""
+    assert run("--version").strip() == f"ibidem {__version__}"
+    assert "answer cache" in run("--help")
 
 
 def test_errors_are_sentences(monkeypatch) -> None:

@@ -1,5 +1,12 @@
 """LangChain's LLM cache on Ibidem: `set_llm_cache(IbidemCache())` is all a program needs."""
 
+try:
+    import langchain_core  # noqa: F401
+except ModuleNotFoundError as error:
+    from ibidem.errors import MissingExtra
+
+    raise MissingExtra("langchain_ibidem", "langchain") from error
+
 from langchain_ibidem.cache import IbidemCache
 
 __all__ = ["IbidemCache"]
