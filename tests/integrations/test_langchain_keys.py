@@ -779,3 +779,12 @@ def test_the_input_of_a_chain_must_look_like_a_question() -> None:
     chain = template | RunnableLambda(lambda value: desk.of_messages(value.to_messages()))
     assert not chain.invoke("He go to the school yesterday.", config={"callbacks": [desk.tracker]}).semantic
     assert chain.invoke("Where is he going?", config={"callbacks": [desk.tracker]}).semantic
+
+
+def test_a_support_chat_can_say_that_every_message_is_a_question() -> None:
+    """What a customer says may ask nothing and have an answer."""
+    careful, trusting = (RequestBuilder(Tracker().memory, "", (), any_message=any_) for any_ in (False, True))
+    prompt = dumps([HumanMessage("I lost my card.")])
+    assert not careful.build(prompt, "m").semantic
+    assert trusting.build(prompt, "m").question == "I lost my card."
+    assert not trusting.build(dumps([HumanMessage("Context: a\nQuestion: b")]), "m").semantic

@@ -40,6 +40,8 @@ class IbidemCache(BaseCache):
         question_keys: Names of template variables that hold the question, before the usual ones ("question",
             "query", ...). Others, such as "input", are believed to if what they hold looks like a question.
         model_id: Names the model, where LangChain's description of it does not (the log says so).
+        any_message: True to take every line of the user for a question, as in a support chat ("I lost my
+            card"). By default it must ask something, since it might be a text to work on.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
@@ -56,6 +58,7 @@ class IbidemCache(BaseCache):
         question_keys: Sequence[str] = (),
         model_id: str = "",
         semantic: bool = True,
+        any_message: bool = False,
         **options: Any,
     ) -> None:
         if cache is not None and options:
@@ -71,6 +74,7 @@ class IbidemCache(BaseCache):
             question_keys,
             model_id=require_text("model_id", model_id),
             semantic=semantic,
+            any_message=any_message,
         )
         self._faults = Faults()
         self._lock = ForkSafeLock()

@@ -59,10 +59,12 @@ class RequestBuilder:
         *,
         model_id: str = "",
         semantic: bool = True,
+        any_message: bool = False,
     ) -> None:
         self._memory = memory
         self._namespace = namespace
         self._model_id, self._semantic = model_id, semantic
+        self._is_question = _one_line if any_message else _looks_like_question
         self._keys = (*question_keys, *QUESTION_KEYS)
 
     def build(self, prompt: str, llm_string: str) -> Request:
@@ -122,8 +124,15 @@ class RequestBuilder:
     ) -> Iterator[str]:
         """Texts that may be the question, the best evidence first."""
         if render is None:
-            return _questions_without_template(prompt, documents)
+            return self._questions_without_template(prompt, documents)
         return self._questions_of_template(prompt, render, documents)
+
+    def _questions_without_template(self, prompt: Prompt, documents: Sequence[Candidate]) -> Iterator[str]:
+        last = prompt.last_human
+        if self._is_question(last) and not _quotes(last, documents):
+            yield last
+        queries = {query for document in documents for query in document.queries}
+        yield from sorted((q for q in queries if occurs(last, q, as_words=True)), key=lambda q: (-len(q), q))
 
     def _questions_of_template(
         self, prompt: Prompt, render: Render, documents: Sequence[Candidate]
@@ -136,10 +145,10 @@ class RequestBuilder:
         searched = {query.strip() for document in documents for query in document.queries}
         yield from (value for value in values.values() if value.strip() in searched and _one_line(value))
         asked = (render.asked or "").strip()
-        yield from (v for v in values.values() if v.strip() == asked and _looks_like_question(v))
+        yield from (v for v in values.values() if v.strip() == asked and self._is_question(v))
         # 3. It looks like one, and is called so or is all that the user says.
-        yield from (values[key] for key in GENERAL_KEYS if _looks_like_question(values.get(key, "")))
-        if _looks_like_question(prompt.last_human) and prompt.last_human in render.texts:
+        yield from (values[key] for key in GENERAL_KEYS if self._is_question(values.get(key, "")))
+        if self._is_question(prompt.last_human) and prompt.last_human in render.texts:
             yield prompt.last_human
 
 
@@ -166,14 +175,6 @@ def model_identity(llm_string: str) -> str:
         for name in _OPERATIONAL:
             parameters.pop(name, None)
     return json.dumps(model, sort_keys=True) + llm_string[end:]
-
-
-def _questions_without_template(prompt: Prompt, documents: Sequence[Candidate]) -> Iterator[str]:
-    last = prompt.last_human
-    if _looks_like_question(last) and not _quotes(last, documents):
-        yield last
-    queries = {query for document in documents for query in document.queries}
-    yield from sorted((q for q in queries if occurs(last, q, as_words=True)), key=lambda q: (-len(q), q))
 
 
 def _with_and_without_blanks(questions: Iterator[str]) -> Iterator[str]:
