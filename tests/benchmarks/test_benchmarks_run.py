@@ -48,7 +48,7 @@ def test_decisions(tmp_path: Path) -> None:
     (tmp_path / "streams").mkdir()
     rows = [json.dumps({"text": text, "meaning": meaning}) for text, meaning in texts.items()]
     (tmp_path / "streams" / "versions.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    said = run("--data", tmp_path, "--threshold", "0.9", program="decisions")
+    said = run("--data", tmp_path, "--threshold", "0.75", program="decisions")
     cosine, guarded = (line.split("│") for line in said.splitlines() if "versions" in line)
 
     assert [cell.strip() for cell in cosine[3:6]] == ["3", "66.7%", "50.0%"]
