@@ -1,4 +1,4 @@
-"""Processes, servers and questions for the end-to-end tests."""
+"""Processes and questions for the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,64 +113,3 @@ def eventually(condition: Callable[[], object], timeout: float = 15.0, every: fl
     while not (value := condition()) and time.monotonic() < until:
         time.sleep(every)
     return value
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class ChromaServer:
-    """A real `chroma run` on a directory; `url` is where it listens. It can be killed and started again."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.port = directory, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        program = Path(sys.executable).with_name("chroma")
-        command = [str(program), "run", "--path", str(self.directory), "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        assert eventually(self.answers, timeout=30), "chroma run did not start"
-
-    def answers(self) -> bool:
-        """Whether it is up."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/v2/heartbeat", timeout=1):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL, also when it is stopped."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(10)
-            self.process = None
-
-    def freeze(self) -> None:
-        """SIGSTOP: it accepts connections and never answers."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-
-@contextmanager
-def chroma_server(directory: Path) -> Iterator[ChromaServer]:
-    """A running server, killed at the end."""
-    server = ChromaServer(directory)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()

@@ -6,16 +6,19 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import eventually
 
 START_SECONDS = 30.0
 
@@ -27,20 +30,58 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class ChromaServer:
+    """A real `chroma run` on a directory; `url` is where it listens. It can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.port = directory, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        program = Path(sys.executable).with_name("chroma")
+        command = [str(program), "run", "--path", str(self.directory), "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        assert eventually(self.answers, START_SECONDS), "chroma run did not start"
+
+    def answers(self) -> bool:
+        """Whether it is up."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v2/heartbeat", timeout=1):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL, also when it is stopped."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP: it accepts connections and never answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+
 @contextlib.contextmanager
-def running_chroma(directory: Path, port: int | None = None) -> Iterator[str]:
-    """A `chroma run` on `directory`; yields its URL."""
-    port = port or free_port()
-    command = [str(Path(sys.executable).with_name("chroma")), "run", "--host", "127.0.0.1"]
-    where = ["--port", str(port), "--path", str(directory)]
-    server = subprocess.Popen([*command, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+def running_chroma(directory: Path) -> Iterator[ChromaServer]:
+    """A running server, killed at the end."""
+    server = ChromaServer(directory)
+    server.start()
     try:
-        _wait(lambda: urllib.request.urlopen(f"{url}/api/v2/heartbeat", timeout=1).close())
-        yield url
+        yield server
     finally:
         server.kill()
-        server.wait(timeout=10)
 
 
 @contextlib.contextmanager
@@ -59,7 +100,7 @@ def running_postgres() -> Iterator[str]:
         command = [postgres, "-D", data, *options]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL, user=user, cwd="/")
         try:
-            _wait(lambda: socket.create_connection(("127.0.0.1", port), timeout=1).close())
+            assert eventually(lambda: _listens(port), START_SECONDS), "postgres did not start"
             yield f"postgresql+psycopg://ibidem@127.0.0.1:{port}/postgres"
         finally:
             server.terminate()
@@ -77,12 +118,9 @@ def _unprivileged() -> str | None:
     return None if getpass.getuser() != "root" and os.getuid() else "nobody"
 
 
-def _wait(ready: Callable[[], None]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            return ready()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

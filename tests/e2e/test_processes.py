@@ -17,7 +17,8 @@ import pytest
 import ibidem
 from ibidem import chroma, vectors
 from tests.embedders import BagOfWords
-from tests.helpers import Child, ChromaServer, answer, chroma_server, eventually, question, reworded
+from tests.helpers import Child, answer, eventually, question, reworded
+from tests.servers import ChromaServer, running_chroma
 
 # Obeys: `store N`, `exact N`, `reworded N`, `index`, `close`; one reply each.
 WORKER = """
@@ -316,7 +317,7 @@ class TestForks:
     def test_parent_and_child_ask_a_server_at_once(self, tmp_path: Path) -> None:
         """They share no connection: nobody reads the other's reply."""
         with (
-            chroma_server(tmp_path / "server") as server,
+            running_chroma(tmp_path / "server") as server,
             open_cache(tmp_path / "c", chroma=server.url) as cache,
         ):
             store(cache, *range(50))
@@ -342,7 +343,7 @@ class TestForks:
     def test_a_server_is_shared_by_forked_workers(self, tmp_path: Path) -> None:
         """With a Chroma server, parent and child both find by meaning."""
         with (
-            chroma_server(tmp_path / "server") as server,
+            running_chroma(tmp_path / "server") as server,
             open_cache(tmp_path / "c", chroma=server.url) as cache,
         ):
             store(cache, 1)
@@ -518,7 +519,7 @@ def _indexed(cache: ibidem.SemanticCache) -> bool:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ChromaServer]:
-    with chroma_server(tmp_path / "server") as running:
+    with running_chroma(tmp_path / "server") as running:
         yield running
 
 

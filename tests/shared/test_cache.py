@@ -33,8 +33,8 @@ class TestEmbeddedBeyondMemory(CacheContract):
 @pytest.fixture(scope="module")
 def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Chroma server."""
-    with running_chroma(tmp_path_factory.mktemp("chroma")) as url:
-        yield url
+    with running_chroma(tmp_path_factory.mktemp("chroma")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
