@@ -23,7 +23,8 @@ from ibidem import chroma, vectors
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, StorageError
 from ibidem.settings import read_settings
 from tests.embedders import BagOfWords, Broken
-from tests.helpers import answer, eventually, free_port, question, reworded
+from tests.helpers import answer, eventually, question, reworded
+from tests.servers import free_port
 
 Request, Answer, Document = ibidem.Request, ibidem.Answer, ibidem.Document
 
