@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -97,7 +98,7 @@ def list_entries(
     if as_json:
         _print_json([_summary(entry) for entry in entries])
         return
-    table = Table("id", "age", "hits", "docs", "model", "question")
+    table = Table("id", "age", "hits", "docs", "model", "question", box=SIMPLE_HEAD, pad_edge=False)
     for entry in entries:
         question = entry.question or NOT_KEPT
         cells = (entry.id[:8], _age(entry), str(entry.hits), str(len(entry.sources)), entry.answer.model)
@@ -118,7 +119,7 @@ def list_lookups(
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
-    table = Table("at", "outcome", "cosine", "ms", "nearest", "question")
+    table = Table("at", "outcome", "cosine", "ms", "nearest", "question", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
         cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
