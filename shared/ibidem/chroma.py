@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ibidem.entry import Vector
 from ibidem.errors import IndexInUse, IndexUnavailable
+from ibidem.locks import ForkSafeLock
 
 log = logging.getLogger("ibidem")
 
@@ -103,9 +104,10 @@ _in_this_process: weakref.WeakSet[EmbeddedIndex] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """Never destroy in a forked child what the parent opened: Chroma's destructor waits for threads that
-    exist only there, so the child would hang when it ends. One more reference keeps it alive for good.
-    """  # noqa: D205
+    """Keep alive, in a forked child, what the parent opened: destroying it would wait for ever.
+
+    Chroma's destructor waits for threads that exist only in the parent.
+    """
     for index in tuple(_in_this_process):
         for kept in (index, index._client):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
@@ -115,21 +117,62 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-class EmbeddedIndex(ChromaIndex):
-    """Chroma in this process on a directory that no other process uses meanwhile."""
+class _Marks:
+    """Files beside the index directory that outlive a killed process."""
 
-    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, in_use: Path) -> None:
-        self._lock, self._in_use = lock, in_use
+    def __init__(self, directory: Path) -> None:
+        self.in_use = directory.with_name("index.in-use")
+        self.writing = directory.with_name("index.writing")
+        self._lock = ForkSafeLock()
+
+    @contextlib.contextmanager
+    def while_writing(self) -> Iterator[None]:
+        """Left in place by a failure too: then the files are as doubtful. One at a time."""
+        with self._lock:
+            self.writing.touch()
+            yield
+            self.writing.unlink(missing_ok=True)
+
+
+class EmbeddedIndex(ChromaIndex):
+    """Chroma in this process on a directory that no other process uses meanwhile.
+
+    Two files beside the directory tell the next process how this one ended: `index.in-use` while it is open,
+    `index.writing` while its files change.
+    """
+
+    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, marks: _Marks) -> None:
+        self._lock, self._marks = lock, marks
+        self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
-        in_use.write_text(str(os.getpid()))
+        marks.in_use.write_text(str(os.getpid()))
         _in_this_process.add(self)
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or move vectors, and leave a mark if that is interrupted."""
+        with self._marks.while_writing():
+            super().upsert(ids, vectors)
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest."""
+        if self._replayed:
+            return super().search(vector, k)
+        with self._marks.while_writing():
+            found = super().search(vector, k)
+        self._replayed = True
+        return found
+
+    def reset(self) -> None:
+        """Delete the collection and make a new one."""
+        with self._marks.while_writing():
+            super().reset()
 
     def close(self, *, sound: bool = True) -> None:
         """Release the directory to other processes."""
         try:
             super().close(sound=sound)
             if sound:
-                self._in_use.unlink(missing_ok=True)
+                self._marks.in_use.unlink(missing_ok=True)
         finally:
             self._lock.release()
 
@@ -137,24 +180,27 @@ class EmbeddedIndex(ChromaIndex):
 def open_embedded(directory: Path, name: str) -> EmbeddedIndex:
     """Open Chroma on a directory, alone: two processes on one would corrupt it.
 
-    After an unclean end the files are first tried in a process of their own, since a torn index can crash
-    the one that loads it. What cannot be loaded is removed; the caller fills the new index from the truth.
+    A process killed while it wrote may leave a torn index, which loads and searches and crashes the process
+    at a later write: it is removed. After another unclean end the files are first tried in a process of
+    their own. The caller fills a new index from the truth.
 
     Raises:
         IndexUnavailable: Another process has it open, or it cannot be opened.
     """
     lock = _lock(directory)
-    in_use = directory.with_name("index.in-use")
+    marks = _Marks(directory)
     try:
-        if in_use.exists() and directory.exists() and not _loads(directory, name):
-            log.warning("The vector index in %s was damaged; it is rebuilt from the database", directory)
+        interrupted, unclean = marks.writing.exists(), marks.in_use.exists()
+        if directory.exists() and (interrupted or (unclean and not _loads(directory, name))):
+            log.warning("The vector index in %s may be damaged; it is rebuilt from the database", directory)
             shutil.rmtree(directory)
+        marks.writing.unlink(missing_ok=True)
         try:
-            return EmbeddedIndex(_embedded_client(directory), name, lock, in_use)
+            return EmbeddedIndex(_embedded_client(directory), name, lock, marks)
         except IndexUnavailable:
             log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
             _set_aside(directory)
-            return EmbeddedIndex(_embedded_client(directory), name, lock, in_use)
+            return EmbeddedIndex(_embedded_client(directory), name, lock, marks)
     except BaseException:
         lock.release()
         raise
@@ -188,7 +234,7 @@ def _embedded_client(directory: Path) -> Any:
 def _set_aside(directory: Path) -> None:
     """Move a directory that Chroma refuses away; it may hold something that is not ours."""
     if directory.exists():
-        directory.rename(directory.with_name(f"{directory.name}.damaged-{uuid.uuid4().hex[:8]}"))
+        directory.rename(f"{directory}.damaged-{uuid.uuid4().hex[:8]}")
 
 
 _PROBE = """
@@ -214,7 +260,7 @@ class ServerIndex(ChromaIndex):
     """A collection on a Chroma server."""
 
     def search(self, vector: Vector, k: int) -> list[str]:
-        """Ids of the k nearest; asked twice, since a server may fail while it writes the first vectors."""
+        """Ids of the k nearest; asked twice, as a server may fail while it writes the first vectors."""
         try:
             return super().search(vector, k)
         except IndexUnavailable:

@@ -91,6 +91,24 @@ def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, m
     assert again._backend.vectors._index.count() == 2
 
 
+@pytest.mark.parametrize("mark", ["index.writing", "index.in-use"])
+def test_a_doubtful_index_is_rebuilt_or_tried(open_cache, tmp_path: Path, monkeypatch, mark: str) -> None:
+    """Interrupted while writing it is not trusted; after another unclean end it is, if it can be searched."""
+    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
+    first = open_cache()
+    first.lookup(Request("opens the index"))
+    first.store(Request("what is the state"), Answer("a"))
+    first.flush()
+    generation = first._backend.vectors._index.generation
+    first.close()
+    (tmp_path / "cache" / mark).touch()
+    again = open_cache()
+
+    assert again.lookup(Request("what is the state now ok")).tier == "semantic"
+    assert (again._backend.vectors._index.generation == generation) == (mark == "index.in-use")
+    assert not (tmp_path / "cache" / "index.writing").exists()
+
+
 def test_an_index_that_fails_is_left_alone_for_a_while_and_then_healed(open_cache, monkeypatch) -> None:
     """One failed search costs one miss; until the retry no time is lost on it."""
     monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
