@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py")])
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 DOORS = {
-    "chromadb": {"shared/ibidem/chroma.py"},
+    "chromadb": {"shared/ibidem/chroma.py", "shared/ibidem/chroma_server.py"},
     "sqlalchemy": {"shared/ibidem/records.py", "shared/ibidem/database.py"},
     "torch": set(),
 }

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibidem.background import Background
-from ibidem.chroma import open_embedded, open_server
+from ibidem.chroma import open_embedded
+from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
 from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError

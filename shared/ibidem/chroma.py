@@ -1,4 +1,4 @@
-"""The vector index in Chroma, embedded or on a server. The only module that imports chromadb.
+"""The vector index in Chroma, in this process. With `chroma_server`, all that imports chromadb.
 
 Settings follow measurements: ef_search cannot be raised later in a process and 200 gives recall 1.0 for
 neighbours worth serving; the default sync_threshold of 1000 makes single writes slower by half than 100;
@@ -14,13 +14,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import filelock
 import numpy as np
@@ -32,14 +30,12 @@ from ibidem.locks import ForkSafeLock
 
 log = logging.getLogger("ibidem")
 
-HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
-RETRY_SECONDS = 0.05
 PROBE_SECONDS = 60.0
 _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
 
 @contextlib.contextmanager
-def _unavailable(doing: str) -> Iterator[None]:
+def unavailable(doing: str) -> Iterator[None]:
     """Chroma raises its own errors, httpx's, ValueError and bare Exception: to us all mean the same.
 
     A panic in its native part is a BaseException, which nobody up the stack would catch.
@@ -57,7 +53,7 @@ class ChromaIndex:
 
     def __init__(self, client: Any, name: str) -> None:
         self._client, self._name = client, name
-        with _unavailable("open its collection"):
+        with unavailable("open its collection"):
             self._collection = self._open()
 
     def _open(self) -> Any:
@@ -74,29 +70,29 @@ class ChromaIndex:
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add or move vectors; a few milliseconds per call plus half a millisecond each."""
-        with _unavailable("store vectors"):
+        with unavailable("store vectors"):
             self._collection.upsert(ids=list(ids), embeddings=vectors)
 
     def search(self, vector: Vector, k: int) -> list[str]:
         """Ids of the k nearest, about a millisecond at 100,000 vectors."""
-        with _unavailable("search"):
+        with unavailable("search"):
             found = self._collection.query(query_embeddings=[vector], n_results=k, include=[])
             return list(found["ids"][0])
 
     def count(self) -> int:
         """How many vectors it holds; a scan, 6 ms at 100,000."""
-        with _unavailable("count"):
+        with unavailable("count"):
             return int(self._collection.count())
 
     def reset(self) -> None:
         """Delete the collection and make a new one."""
-        with _unavailable("reset"):
+        with unavailable("reset"):
             self._client.delete_collection(self._name)
             self._collection = self._open()
 
     def close(self, *, sound: bool = True) -> None:
         """Release the client; a server looks after itself."""
-        with _unavailable("close"):
+        with unavailable("close"):
             self._client.close()
 
 
@@ -222,7 +218,7 @@ def _lock(directory: Path) -> filelock.BaseFileLock:
 
 
 def _embedded_client(directory: Path) -> Any:
-    with _unavailable(f"be opened in {directory}"):
+    with unavailable(f"be opened in {directory}"):
         import chromadb
         from chromadb.config import Settings
 
@@ -254,52 +250,3 @@ def _loads(directory: Path, name: str) -> bool:
         return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS).returncode == 0  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return False
-
-
-class ServerIndex(ChromaIndex):
-    """A collection on a Chroma server."""
-
-    def search(self, vector: Vector, k: int) -> list[str]:
-        """Ids of the k nearest; asked twice, as a server may fail while it writes the first vectors."""
-        try:
-            return super().search(vector, k)
-        except IndexUnavailable:
-            time.sleep(RETRY_SECONDS)
-            return super().search(vector, k)
-
-    def close(self, *, sound: bool = True) -> None:
-        """Release the client, and its connections, which Chroma's own `close` leaves open."""
-        super().close(sound=sound)
-        for session in _sessions(self._client):
-            session.close()
-
-
-def _sessions(client: Any) -> list[Any]:
-    """The httpx clients inside Chroma's, which have no public name."""
-    parts = (client, getattr(client, "_admin_client", None))
-    found = (getattr(getattr(part, "_server", None), "_session", None) for part in parts)
-    return [session for session in found if session is not None]
-
-
-def open_server(url: str, name: str) -> ServerIndex:
-    """Open a collection on a Chroma server.
-
-    Raises:
-        IndexUnavailable: The server cannot be reached.
-    """
-    parts = urlsplit(url)
-    with _unavailable(f"be reached at {url}"):
-        import chromadb
-        import httpx
-        from chromadb.config import Settings
-
-        # Chroma's client asks the server while it is made, and would wait for ever.
-        httpx.get(f"{url.rstrip('/')}/api/v2/heartbeat", timeout=HTTP_SECONDS).raise_for_status()
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        settings = Settings(anonymized_telemetry=False)
-        client = chromadb.HttpClient(
-            host=str(parts.hostname), port=port, ssl=parts.scheme == "https", settings=settings
-        )
-        for session in _sessions(client):
-            session.timeout = httpx.Timeout(HTTP_SECONDS)
-        return ServerIndex(client, name)

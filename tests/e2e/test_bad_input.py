@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import ibidem
-from ibidem import chroma, vectors
+from ibidem import chroma_server, vectors
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, StorageError
 from ibidem.settings import read_settings
 from tests.embedders import BagOfWords, Broken
@@ -420,7 +420,7 @@ class TestChromaUrls:
 
     def test_something_else_listens(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A port that accepts and says nothing, or nonsense, delays a lookup by the timeout at most."""
-        monkeypatch.setattr(chroma, "HTTP_SECONDS", 1.0)
+        monkeypatch.setattr(chroma_server, "HTTP_SECONDS", 1.0)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             said: list[str] = []

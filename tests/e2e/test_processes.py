@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import chroma, vectors
+from ibidem import chroma_server, vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.servers import ChromaServer, running_chroma
@@ -590,7 +590,7 @@ class TestChromaServer:
 
     def test_frozen(self, tmp_path: Path, server: ChromaServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """A server that accepts and never answers delays lookups by the timeout, never for ever."""
-        monkeypatch.setattr(chroma, "HTTP_SECONDS", 1.0)
+        monkeypatch.setattr(chroma_server, "HTTP_SECONDS", 1.0)
         with open_cache(tmp_path / "c", chroma=server.url) as cache:
             store(cache, 1)
             assert by_meaning(cache, 1) == f"semantic: {answer(1)}"
