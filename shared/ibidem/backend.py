@@ -137,14 +137,14 @@ def open_records(settings: Settings) -> Records:
     """
     if settings.database is None:
         _make_private(settings.path)
-        file = settings.path / "ibidem.sqlite3"
+        file = settings.database_file
         try:
             aside = set_aside_if_damaged(file) if file.exists() else None
         except OSError as error:
             raise StorageError(f"cannot read {file}: {error.strerror}") from error
         if aside:
             log.warning("%s is not a database; it was kept as %s and a new one begun", file, aside)
-    return Records(settings.database or sqlite_url(settings.path / "ibidem.sqlite3"))
+    return Records(settings.database or sqlite_url(settings.database_file))
 
 
 def _make_private(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from ibidem import backend as backends
 from ibidem.admission import refusal, storable
 from ibidem.backend import Backend
 from ibidem.decision import Candidate, Policy, decide
-from ibidem.entry import Entry, Source, Vector, point_of
+from ibidem.entry import Entry, Source, Vector, to_bytes, to_vector
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
 from ibidem.locks import ForkSafeLock
@@ -23,7 +22,6 @@ from ibidem.stats import Stats
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
-REMEMBERED_VECTORS = 1024  # a miss is followed by a store of the same question
 
 
 class SemanticCache:
@@ -49,7 +47,6 @@ class SemanticCache:
         self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
         self._on_lookup = on_lookup
         self._lock = ForkSafeLock()
-        self._vectors: OrderedDict[str, Vector] = OrderedDict()
         self._rejected: dict[str, int] = {}
         self._closed = False
 
@@ -176,7 +173,7 @@ class SemanticCache:
             return Miss("question_unknown" if same is None else missing)
         if refused := self._backend.embedder.refusal(request.question):
             return Miss(refused)
-        vector = self._embed(request.question)
+        vector = self._backend.embedder.vector_of(request.question)
         candidates = self._candidates(request, vector, now)
         verdict = decide(request, candidates, self.policy)
         if verdict.chosen is not None:
@@ -203,26 +200,15 @@ class SemanticCache:
             embedder=self._backend.embedder.fingerprint,
             documents=request.documents_digest,
         )
-        point = point_of(namespace, scope, vector)
+        rounded = to_vector(to_bytes(vector))
         return [
             # Stored vectors are rounded: the same question must not fall short of itself.
-            Candidate(entry, 1.0 if entry.point == point else min(1.0, float(entry.vector @ vector)))
+            Candidate(entry, min(1.0, float(entry.vector @ vector)))
+            if (entry.vector != rounded).any()
+            else Candidate(entry, 1.0)
             for entry in found
             if entry.vector is not None and self._alive(entry, now)
         ]
-
-    def _embed(self, question: str) -> Vector:
-        """The question's vector, shape (d,)."""
-        with self._lock:
-            known = self._vectors.get(question)
-        if known is not None:
-            return known
-        vector: Vector = self._backend.embedder.embed([question])[0]
-        with self._lock:
-            self._vectors[question] = vector
-            while len(self._vectors) > REMEMBERED_VECTORS:
-                self._vectors.popitem(last=False)
-        return vector
 
     def _keep(self, request: Request, answer: Answer) -> None:
         semantic = request.semantic and answer.semantic
@@ -230,7 +216,7 @@ class SemanticCache:
         if semantic:
             try:
                 semantic = self._backend.embedder.refusal(request.question) is None
-                vector = self._embed(request.question) if semantic else None
+                vector = self._backend.embedder.vector_of(request.question) if semantic else None
             except Exception as error:  # the answer is worth keeping; its vector is made later
                 self._backend.faults.note("embed a question", error)
         evidence = supporting(answer.text, request.question, request.documents)

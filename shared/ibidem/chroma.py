@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import shutil
 import subprocess
@@ -26,9 +25,8 @@ from numpy.typing import NDArray
 
 from ibidem.entry import Vector
 from ibidem.errors import IndexInUse, IndexUnavailable
+from ibidem.faults import log
 from ibidem.locks import ForkSafeLock
-
-log = logging.getLogger("ibidem")
 
 PROBE_SECONDS = 60.0
 _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}

@@ -229,7 +229,7 @@ def _records(path: Path | None, database: str | None) -> Iterator[Records]:
 
 
 def _require_cache(settings: Settings) -> None:
-    if settings.database is None and not (settings.path / "ibidem.sqlite3").is_file():
+    if settings.database is None and not settings.database_file.is_file():
         _fail(f"there is no cache in {settings.path}; give its directory with --path or IBIDEM_PATH")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, MissingExtra
+from ibidem.locks import ForkSafeLock
 from ibidem.minilm_files import MODEL_FILE, MODEL_NAME, REPOSITORY, TOKENIZER_FILE
 from ibidem.request import digest
+
+REMEMBERED = 1024  # vectors of questions kept at hand
 
 ACCEPTED = (
     f"None or {MODEL_NAME!r} (the default model), a directory with {MODEL_FILE} and {TOKENIZER_FILE}, "
@@ -174,6 +178,8 @@ class CheckedEmbedder:
     def __init__(self, embedder: Embedder, note_once: Callable[[str, str], str]) -> None:
         self._embedder, self._note_once = embedder, note_once
         self._dimension: int | None = None
+        self._lock = ForkSafeLock()
+        self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self.fingerprint = fingerprint_of(embedder)
 
     @property
@@ -191,10 +197,29 @@ class CheckedEmbedder:
         `question_too_long` if its end would be cut off; `question_not_covered` if the embedder has a method
         `covers` that says so: what a model cannot read, it gives the vector of something else.
         """
+        with self._lock:
+            if text in self._known:
+                return None
         if self.count_tokens(text) > self.max_tokens:
             return "question_too_long"
         covers = getattr(self._embedder, "covers", None)
         return None if covers is None or covers(text) else "question_not_covered"
+
+    def vector_of(self, question: str) -> NDArray[np.float32]:
+        """The question's vector, shape (d,); remembered, since a miss is followed by a store.
+
+        For questions without a `refusal`. Raises as `embed` does.
+        """
+        with self._lock:
+            known = self._known.get(question)
+        if known is not None:
+            return known
+        vector: NDArray[np.float32] = self.embed([question])[0]
+        with self._lock:
+            self._known[question] = vector
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return vector
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit rows of one dimension, shape (n, d).

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
 
     @property
+    def database_file(self) -> Path:
+        """The SQLite file in `path`; not used if `database` is given."""
+        return self.path / "ibidem.sqlite3"
+
+    @property
     def policy(self) -> Policy:
         """The decision's part of the settings."""
         return Policy(threshold=self.threshold, context=self.context)
