@@ -31,11 +31,13 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, Prom
 from langchain_core.runnables import RunnableLambda
 
 import ibidem
+from ibidem.prompt import Prompt, Segment, plain
+from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.skeleton import Skeleton, occurs
 from langchain_ibidem.errors import NotCacheable
-from langchain_ibidem.keys import GENERAL_KEYS, QUESTION_KEYS, RequestBuilder, model_identity
+from langchain_ibidem.keys import RequestBuilder, model_identity
 from langchain_ibidem.memory import RECENT_DOCUMENTS
-from langchain_ibidem.prompt import Prompt, Segment, of_messages, parse, plain
-from langchain_ibidem.skeleton import Skeleton, occurs
+from langchain_ibidem.prompt import of_messages, parse
 from langchain_ibidem.tracker import Tracker
 from tests.contracts.langchain import Library
 

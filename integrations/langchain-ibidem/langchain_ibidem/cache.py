@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 
 import ibidem
+from ibidem.bounded import BoundedDict
 from ibidem.errors import InvalidInput
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Hit, Request, digest, require_text
-from langchain_ibidem.bounded import BoundedDict
 from langchain_ibidem.codec import decode, encode
 from langchain_ibidem.errors import NotCacheable
 from langchain_ibidem.keys import RequestBuilder

@@ -9,9 +9,10 @@ from uuid import UUID
 
 from langchain_core.documents import Document
 
+from ibidem.bounded import BoundedDict
 from ibidem.locks import ForkSafeLock
 from ibidem.request import digest
-from langchain_ibidem.bounded import BoundedDict
+from ibidem.sources import Retrieved
 from langchain_ibidem.variables import LONGEST_TEXT, Variables
 
 RECENT_DOCUMENTS = 256
@@ -19,15 +20,6 @@ _RUNS = 4096
 _RENDERS = 2048
 _DOCUMENTS_PER_RUN = 256
 _QUERIES_PER_DOCUMENT = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """A document that a retriever returned, and the latest queries that found it."""
-
-    id: str
-    text: str
-    queries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from ibidem.request import digest
+from ibidem.prompt import Ordinals, Prompt, Segment, plain
 
 _ROLES = {
     "human": "human",
@@ -51,36 +50,6 @@ _BLOCKS_WITH_RANDOM_ID = frozenset("text output_text reasoning thinking refusal 
 _TEXT_BLOCKS = frozenset(("text", "input_text", "output_text"))
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of text in the prompt, and who says it: human, system, ai, tool, function."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt taken apart: its texts in order, and the frame, canonical JSON of all that is not text.
-
-    `known` is False for a prompt that is neither plain text nor messages we understand.
-    """
-
-    frame: str
-    segments: tuple[Segment, ...]
-    known: bool = True
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for two prompts that look the same to the model."""
-        return digest(self.frame, *(segment.text for segment in self.segments))
-
-    @property
-    def last_human(self) -> str:
-        """The last text the user says; empty if there is none."""
-        return next((s.text for s in reversed(self.segments) if s.role == "human"), "")
-
-
 def parse(prompt: str) -> Prompt:
     """Take apart the prompt string LangChain gives to a cache: a dump of messages, or plain text."""
     if not prompt.startswith('[{"lc":'):
@@ -92,11 +61,6 @@ def parse(prompt: str) -> Prompt:
         return _assemble([message["kwargs"] for message in dumped])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return _unknown(prompt)
-
-
-def plain(text: str) -> Prompt:
-    """The prompt of a completion model."""
-    return Prompt("text", (Segment("human", text),))
 
 
 def of_messages(messages: Sequence[BaseMessage]) -> Prompt:
@@ -113,23 +77,13 @@ def _unknown(prompt: str) -> Prompt:
 
 
 def _assemble(messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    ordinals = _Ordinals()
+    ordinals = Ordinals()
     segments: list[Segment] = []
     frames = [_frame(message, ordinals, segments) for message in messages]
     return Prompt(json.dumps(frames, sort_keys=True), tuple(segments))
 
 
-class _Ordinals:
-    """Random ids of tool calls -> the order in which they appear, which is all a model can use them for."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def of(self, call_id: object) -> int:
-        return self._numbers.setdefault(str(call_id), len(self._numbers))
-
-
-def _frame(message: Mapping[str, Any], ordinals: _Ordinals, segments: list[Segment]) -> dict[str, Any]:
+def _frame(message: Mapping[str, Any], ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:
     """Everything the model sees of a message but its texts, which are appended to `segments`."""
     role = _ROLES[message["type"]]
     if role == "chat" and message["role"] in ("user", "human"):
@@ -153,7 +107,7 @@ def _frame(message: Mapping[str, Any], ordinals: _Ordinals, segments: list[Segme
     return frame
 
 
-def _call(call: Mapping[str, Any], ordinals: _Ordinals) -> dict[str, Any]:
+def _call(call: Mapping[str, Any], ordinals: Ordinals) -> dict[str, Any]:
     return {"name": call["name"], "args": call["args"], "number": ordinals.of(call.get("id"))}
 
 
@@ -165,7 +119,7 @@ def _extras(message: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in extras.items() if key not in dropped and value is not None}
 
 
-def _block(block: Any, role: str, ordinals: _Ordinals, segments: list[Segment]) -> Any:
+def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -> Any:
     """The canonical form of a content block; the text of a text block goes to `segments`."""
     if isinstance(block, str):
         segments.append(Segment(role, block))

@@ -23,8 +23,9 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.tracers.context import register_configure_hook
 
 from ibidem.faults import Faults
+from ibidem.prompt import plain
 from langchain_ibidem.memory import Memory, retrieved
-from langchain_ibidem.prompt import of_messages, plain
+from langchain_ibidem.prompt import of_messages
 from langchain_ibidem.variables import take
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_ibidem.prompt import Prompt
+from ibidem.prompt import Prompt
 
 # Letters and digits of scripts that put blanks between words; others (Thai, CJK, kana) have no such borders.
 _IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u2e80-\U0010ffff]")

@@ -1,0 +1,65 @@
+"""Which documents stand in a prompt: those of its own run if there are any, else what was found lately."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ibidem.prompt import Prompt
+from ibidem.request import digest
+from ibidem.skeleton import occurs
+
+# A shorter text is too common to be recognised as a document by its letters alone.
+_TELLING_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A document that a retriever returned, and the latest queries that found it."""
+
+    id: str
+    text: str
+    queries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """A document that occurs in a prompt, `as_words` if only its occurrences at word borders count.
+
+    A `stranger` was retrieved by another run than the one that made the prompt.
+    """
+
+    id: str
+    text: str
+    queries: tuple[str, ...]
+    as_words: bool
+    stranger: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content."""
+        return digest(self.text)
+
+
+def occurring(
+    prompt: Prompt, own: Iterable[Retrieved], recent: Callable[[], Iterable[Retrieved]]
+) -> list[Occurrence]:
+    """The documents whose text occurs in the prompt.
+
+    Documents of other runs (`recent`) only count if the prompt has none of its own: they are how prompts
+    built by hand and agents are understood, and elsewhere could only cut what happens to look like them.
+    """
+    text = "\0".join(segment.text for segment in prompt.segments if segment.role != "ai")
+    return _found(text, own, strangers=False) or _found(text, recent(), strangers=True)
+
+
+def _found(text: str, documents: Iterable[Retrieved], *, strangers: bool) -> list[Occurrence]:
+    found = []
+    for document in {document.text: document for document in documents}.values():
+        short = len(document.text) < _TELLING_LENGTH
+        if (short and strangers) or document.text not in text:
+            continue
+        as_words = short or strangers
+        if occurs(text, document.text, as_words=as_words):
+            found.append(Occurrence(document.id, document.text, document.queries, as_words, strangers))
+    return found
