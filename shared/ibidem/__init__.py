@@ -20,6 +20,7 @@ from ibidem.errors import (
     MissingExtra,
     StorageError,
 )
+from ibidem.examples import Example
 from ibidem.request import Answer, Document, Hit, Miss, Rejected, Request, Stored
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigurationError",
     "Document",
     "EmbedderUnavailable",
+    "Example",
     "Hit",
     "IbidemError",
     "IndexUnavailable",

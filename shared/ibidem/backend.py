@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ibidem.background import Background
 from ibidem.chroma import open_embedded
@@ -17,6 +17,7 @@ from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
 from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError
+from ibidem.examples import Example
 from ibidem.faults import Faults, log
 from ibidem.index import VectorIndex
 from ibidem.locks import ForkSafeLock
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from ibidem.embedding import Embedder
 
 LOG_BATCH = 500
+LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
+
+Row = TypeVar("Row", LookupRow, Example)
 
 _open: dict[tuple[str, ...], Backend] = {}
 _open_lock = ForkSafeLock()
@@ -50,9 +54,16 @@ class Backend:
             self.faults,
             alone=settings.chroma is None,
         )
-        self._log: collections.deque[LookupRow] = collections.deque(maxlen=10_000)
+        self._log: collections.deque[LookupRow] = collections.deque(maxlen=LOG_WAITING)
+        self._examples: collections.deque[Example] = collections.deque()
+        self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
-            {"index questions": self.vectors.work, "write the lookup log": self._write_log}, self.faults
+            {
+                "index questions": self.vectors.work,
+                "write the lookup log": self._write_log,
+                "keep examples": self._write_examples,
+            },
+            self.faults,
         )
         self._process = os.getpid()
 
@@ -64,12 +75,32 @@ class Backend:
             self.vectors.after_fork()
             self._background.after_fork()
             self._log.clear()
+            self._examples.clear()
 
     def note_lookup(self, row: LookupRow) -> None:
         """Write a lookup to the log, later."""
         self._log.append(row)
         if len(self._log) == 1 or self.vectors.poll_due:
             self._background.wake()
+
+    def note_example(self, example: Example) -> bool:
+        """Write an example to its log, later; False, counted, if too many wait already."""
+        if len(self._examples) >= LOG_WAITING:
+            self.faults.count(
+                "keep examples: too many wait", f"dropped an example: {LOG_WAITING:,} wait to be written"
+            )
+            return False
+        self._examples.append(example)
+        self._background.wake()
+        return True
+
+    def clear(self, namespace: str | None) -> int:
+        """Delete what `Records.clear` deletes, and what waits to be written of it."""
+        with self._writing:
+            count = self.records.clear(namespace)
+            _drop(self._log, namespace)
+            _drop(self._examples, namespace)
+        return count
 
     def wake(self) -> None:
         """There is something to index."""
@@ -80,10 +111,16 @@ class Backend:
         return self._background.flush()
 
     def _write_log(self) -> bool:
-        rows = [self._log.popleft() for _ in range(min(LOG_BATCH, len(self._log)))]
-        if rows:
-            self.records.log(rows)
+        with self._writing:
+            if rows := _take(self._log):
+                self.records.lookups.add(rows)
         return len(self._log) > 0
+
+    def _write_examples(self) -> bool:
+        with self._writing:
+            if rows := _take(self._examples):
+                self.records.examples.add(rows)
+        return len(self._examples) > 0
 
     def close(self) -> None:
         """Finish the background work and close everything."""
@@ -91,6 +128,19 @@ class Backend:
         self._background.stop()
         self.vectors.close()
         self.records.close()
+
+
+def _take(waiting: collections.deque[Row]) -> list[Row]:
+    """One batch from the front of the queue."""
+    return [waiting.popleft() for _ in range(min(LOG_BATCH, len(waiting)))]
+
+
+def _drop(waiting: collections.deque[Row], namespace: str | None) -> None:
+    """Take the rows of a namespace, or all, out of the queue, while others append to it."""
+    for _ in range(len(waiting)):
+        row = waiting.popleft()
+        if namespace is not None and row.namespace != namespace:
+            waiting.append(row)
 
 
 def acquire(settings: Settings, embedder: Embedder) -> Backend:

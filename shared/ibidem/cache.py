@@ -14,6 +14,7 @@ from ibidem.decision import Candidate, Policy, decide
 from ibidem.entry import Entry, Source, Vector, to_bytes, to_vector
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
+from ibidem.examples import ExampleLog
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
 from ibidem.rows import LookupRow
@@ -49,6 +50,7 @@ class SemanticCache:
         self._lock = ForkSafeLock()
         self._rejected: dict[str, int] = {}
         self._closed = False
+        self.examples = ExampleLog(backend, self._ready, clock)  # answered questions, for later use
 
     def lookup(self, request: Request) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -99,7 +101,10 @@ class SemanticCache:
         return Stored(request.key)
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all answers, or those of one namespace; returns how many.
+        """Delete all answers, or those of one namespace; returns how many answers.
+
+        Everything else that is kept of it goes too: the lookups and the examples (`examples`), also those
+        that wait to be written. What other processes have not written yet, they still will.
 
         Raises:
             StorageError: The database refused; nothing was deleted.
@@ -110,7 +115,7 @@ class SemanticCache:
             require_text("namespace", namespace)
             if not storable(namespace):  # then nothing is stored there
                 return 0
-        count = self._backend.records.clear(namespace)
+        count = self._backend.clear(namespace)
         if namespace is None:
             self._backend.vectors.reset()
         return count
@@ -129,6 +134,7 @@ class SemanticCache:
             hits=totals.hits,
             misses=totals.misses,
             tokens_saved=totals.tokens_saved,
+            examples=totals.examples,
             rejected=rejected,
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
@@ -138,7 +144,7 @@ class SemanticCache:
         """The last lookups in the log with what came of each, newest first; also of other processes."""
         self._ready()
         self._backend.flush()
-        return self._backend.records.recent(limit)
+        return self._backend.records.lookups.recent(limit)
 
     def flush(self) -> bool:
         """Wait until every stored answer is indexed and every lookup logged; False if it took over 10 s."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ibidem import __version__
+from ibidem import cli_tables as tables
 from ibidem.backend import open_records
+from ibidem.cli_tables import plain
 from ibidem.doctor import examine
-from ibidem.entry import Entry
 from ibidem.errors import IbidemError
 from ibidem.records import Records
 from ibidem.settings import Settings, read_settings
@@ -32,8 +30,6 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-NOT_KEPT = "(compared exactly; its text is not kept)"
-
 PathOption = Annotated[
     Path | None,
     typer.Option("--path", help="Directory of the cache; default: IBIDEM_PATH, else your own."),
@@ -41,6 +37,8 @@ PathOption = Annotated[
 DatabaseOption = Annotated[
     str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
 ]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Only this namespace.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -61,73 +59,63 @@ def _options(
 
 @app.command()
 def stats(path: PathOption = None, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
-    """Count entries, hits and misses; the lookups are the last 100,000."""
+    """Count entries, hits, misses and examples; the lookups are the last 100,000."""
     with _records(path, database) as records:
         totals = records.totals()
-    hits, misses = sum(totals.hits.values()), sum(totals.misses.values())
-    rate = hits / (hits + misses) if hits + misses else None
     if as_json:
-        _print_json({**asdict(totals), "hit_rate": rate})
-        return
-    table = Table("what", "count", title=f"Ibidem cache {records.url}")
-    table.columns[1].justify = "right"
-    table.add_row("entries", f"{totals.entries:,}")
-    table.add_row("  compared by meaning", f"{totals.semantic_entries:,}")
-    table.add_row("  waiting for the index", f"{totals.unindexed:,}")
-    table.add_row("lookups", f"{hits + misses:,}")
-    table.add_row("hit rate", "-" if rate is None else f"{rate:.1%}")
-    for tier, count in sorted(totals.hits.items()):
-        table.add_row(f"  hit: {tier}", f"{count:,}")
-    for reason, count in sorted(totals.misses.items(), key=lambda item: -item[1]):
-        table.add_row(f"  miss: {reason}", f"{count:,}")
-    table.add_row("tokens saved", f"{totals.tokens_saved:,}")
-    out.print(table)
+        _print_json({**asdict(totals), "hit_rate": totals.hit_rate})
+    else:
+        out.print(tables.totals(totals, title=f"Ibidem cache {records.url}"))
 
 
 @app.command("ls")
 def list_entries(
     path: PathOption = None,
     database: DatabaseOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
-    namespace: Annotated[str | None, typer.Option("--namespace", help="Only this namespace.")] = None,
+    limit: LimitOption = 20,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the newest entries."""
     with _records(path, database) as records:
         entries = records.newest(limit, namespace)
     if as_json:
-        _print_json([_summary(entry) for entry in entries])
-        return
-    table = Table("id", "age", "hits", "docs", "model", "question", box=SIMPLE_HEAD, pad_edge=False)
-    for entry in entries:
-        question = entry.question or NOT_KEPT
-        cells = (entry.id[:8], _age(entry), str(entry.hits), str(len(entry.sources)), entry.answer.model)
-        table.add_row(*map(_plain, (*cells, question)))
-    out.print(table if entries else "No entries.")
+        _print_json([tables.summary(entry) for entry in entries])
+    else:
+        out.print(tables.entries(entries) if entries else "No entries.")
 
 
 @app.command("log")
 def list_lookups(
     path: PathOption = None,
     database: DatabaseOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+    limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List the last lookups: what was asked, and why it was a hit or a miss."""
     with _records(path, database) as records:
-        rows = records.recent(limit)
+        rows = records.lookups.recent(limit)
     if as_json:
         _print_json([asdict(row) for row in rows])
-        return
-    table = Table("at", "outcome", "cosine", "ms", "nearest", "question", box=SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    for row in rows:
-        cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
-        outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
-        question = row.question or NOT_KEPT
-        at, nearest = time.strftime("%m-%d %H:%M", time.localtime(row.at)), (row.entry_id or "")[:8]
-        table.add_row(at, outcome, cosine, f"{row.seconds * 1000:.1f}", nearest, _plain(question))
-    out.print(table if rows else "No lookups yet.")
+    else:
+        out.print(tables.lookups(rows) if rows else "No lookups yet.")
+
+
+@app.command("examples")
+def list_examples(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    limit: LimitOption = 20,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the newest examples: questions that a model or the cache answered."""
+    with _records(path, database) as records:
+        examples = records.examples.recent(limit, namespace)
+    if as_json:
+        _print_json([asdict(example) for example in examples])
+    else:
+        out.print(tables.examples(examples) if examples else "No examples yet.")
 
 
 @app.command()
@@ -143,31 +131,24 @@ def show(
     if len(found) != 1:
         ids = ", ".join(entry.id[:12] for entry in found)
         _fail(f"no entry begins with {entry_id!r}" if not found else f"several entries begin so: {ids}")
-    entry = found[0]
     if as_json:
-        _print_json({**_summary(entry), "answer": entry.answer.text})
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in _summary(entry).items():
-        if name != "documents":
-            table.add_row(name, _plain(str(value)))
-    for source in entry.sources:
-        table.add_row("document", _plain(f"{source.id} ({'supports' if source.supports else 'retrieved'})"))
-    table.add_row("answer", _plain(entry.answer.text))
-    out.print(table)
+        _print_json({**tables.summary(found[0]), "answer": found[0].answer.text})
+    else:
+        out.print(tables.entry(found[0]))
 
 
 @app.command()
 def clear(
     path: PathOption = None,
     database: DatabaseOption = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", help="Only this namespace.")] = None,
+    namespace: NamespaceOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete all entries, or those of one namespace."""
+    """Delete all entries, lookups and examples, or those of one namespace."""
     with _records(path, database) as records:
-        what = "all entries" if namespace is None else f"the entries of namespace {namespace!r}"
-        if not yes and not typer.confirm(f"Delete {what} of {records.url}?"):
+        where = "" if namespace is None else f"of namespace {namespace!r} "
+        what = f"all entries, lookups and examples {where}in {records.url}"
+        if not yes and not typer.confirm(f"Delete {what}?"):
             raise typer.Exit(1)
         count = records.clear(namespace)
     out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
@@ -188,11 +169,7 @@ def doctor(
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:
-        table = Table("check", "state", "finding")
-        for finding in findings:
-            state = "[green]ok[/]" if finding.ok else "[red]problem[/]"
-            table.add_row(finding.check, state, _plain(finding.text))
-        out.print(table)
+        out.print(tables.findings(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -234,40 +211,8 @@ def _require_cache(settings: Settings) -> None:
 
 
 def _fail(message: str) -> None:
-    err.print(f"[red]error:[/] {_plain(message)}", soft_wrap=True)
+    err.print(f"[red]error:[/] {plain(message)}", soft_wrap=True)
     raise typer.Exit(2)
-
-
-def _summary(entry: Entry) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "question": entry.question,
-        "namespace": entry.namespace,
-        "model": entry.answer.model,
-        "created": _time(entry.created),
-        "expires": None if entry.expires is None else _time(entry.expires),
-        "hits": entry.hits,
-        "semantic": entry.semantic,
-        "tokens": entry.answer.tokens,
-        "documents": [{"id": s.id, "supports": s.supports} for s in entry.sources],
-    }
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _age(entry: Entry) -> str:
-    minutes = max(0, int((time.time() - entry.created) / 60))
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} d"
-
-
-def _plain(text: str) -> str:
-    """Text from questions and answers, harmless to the terminal: no markup, no control characters."""
-    printable = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return printable.replace("[", r"\[")
 
 
 def _print_json(value: Any) -> None:

@@ -77,6 +77,25 @@ lookups = sa.Table(
     sa.Column("tokens_saved", sa.Integer, nullable=False),
 )
 
+examples = sa.Table(
+    "examples",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("question", sa.Text, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    # Ids and digests as JSON, `[["id", "digest"], ...]`: they are only ever read with their example.
+    sa.Column("documents", sa.Text, nullable=False),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("seconds", sa.Float),
+    sa.Column("streamed", sa.Boolean, nullable=False),
+    sa.Column("entry_id", sa.Text),
+    sa.Index("ix_examples_namespace", "namespace", "id"),
+)
+
 meta = sa.Table(
     "meta",
     metadata,
@@ -150,6 +169,20 @@ def storage_errors() -> Iterator[None]:
         yield
     except sa.exc.SQLAlchemyError as error:
         raise StorageError(str(getattr(error, "orig", None) or error)) from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection to read with. Errors are `StorageError`."""
+    with storage_errors(), engine.connect() as db:
+        yield db
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction: all of it or nothing. Errors are `StorageError`."""
+    with storage_errors(), engine.begin() as db:
+        yield db
 
 
 def insert_into(dialect: str) -> Any:

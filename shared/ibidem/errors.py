@@ -40,3 +40,12 @@ class IndexInUse(IndexUnavailable):
 
 class CacheClosed(IbidemError):
     """The cache was used after `close()`."""
+
+
+class NotCacheable(IbidemError):
+    """A call that must not be cached; never leaves an adapter. `cause` is counted, `advice` logged."""
+
+    def __init__(self, cause: str, advice: str) -> None:
+        super().__init__(f"{cause}: {advice}")
+        self.cause = cause
+        self.advice = advice

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
-from ibidem.errors import IbidemError
+from ibidem.errors import IbidemError, NotCacheable
 from ibidem.locks import ForkSafeLock
+
+T = TypeVar("T")
 
 log = logging.getLogger("ibidem")
 
@@ -26,6 +30,19 @@ class Faults:
         told = f"{kind}: {error}" if isinstance(error, (IbidemError, OSError)) else kind
         self.count(f"{doing}: {kind}", f"failed to {doing} and went on without it ({told})")
         log.debug("Ibidem failed to %s", doing, exc_info=error)
+
+    def attempt(self, doing: str, work: Callable[[], T]) -> T | None:
+        """What `work` gives, or None if it fails: the caller's program goes on without it.
+
+        For adapters. What must not be cached (`NotCacheable`) is counted by its cause.
+        """
+        try:
+            return work()
+        except NotCacheable as reason:
+            self.count(reason.cause, f"does not cache a call ({reason})")
+        except Exception as error:
+            self.note(doing, error)
+        return None
 
     def count(self, cause: str, message: str) -> None:
         """Count something by its cause; the first time it is logged as a warning, then at debug level."""

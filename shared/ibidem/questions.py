@@ -36,12 +36,14 @@ class Clues:
     """What is known of a prompt beside itself.
 
     `named` are the texts that filled its template, by variable, and `texts` all of them, also without a
-    name; both are None without a template. `asked` is what the program as a whole was asked, if a text.
+    name; without a template there are none. `asked` is what the program as a whole was asked, `known` the
+    texts that are certainly questions, if they stand in the prompt.
     """
 
     named: Mapping[str, str] | None = None
     texts: frozenset[str] = frozenset()
     asked: str | None = None
+    known: tuple[str, ...] = ()
 
 
 class QuestionFinder:
@@ -65,9 +67,11 @@ class QuestionFinder:
             yield from filter(str.strip, dict.fromkeys((question, question.strip())))
 
     def _find(self, prompt: Prompt, clues: Clues, documents: Sequence[Occurrence]) -> Iterator[str]:
+        yield from (question for question in clues.known if not _is_layout(question, documents))
         if clues.named is None:
-            return self._without_template(prompt, clues, documents)
-        return self._of_template(prompt, clues, documents)
+            yield from self._without_template(prompt, clues, documents)
+        else:
+            yield from self._of_template(prompt, clues, documents)
 
     def _without_template(
         self, prompt: Prompt, clues: Clues, documents: Sequence[Occurrence]

@@ -1,37 +1,22 @@
-"""The truth: entries, their documents and the lookup log, in SQL. Every answer served was confirmed here."""
+"""The truth: entries, their documents and the logs, in SQL. Every answer served was confirmed here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from ibidem import database
-from ibidem.database import insert_into, open_engine, storage_errors, upsert_entry
+from ibidem.database import insert_into, open_engine, reading, upsert_entry, writing
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError
-from ibidem.rows import (
-    WAITING,
-    LookupRow,
-    StoredVector,
-    Totals,
-    entry_row,
-    source_rows,
-    to_entry,
-    to_stored_vector,
-)
+from ibidem.logs import ExampleTable, LookupTable
+from ibidem.rows import WAITING, StoredVector, Totals, entry_row, source_rows, to_entry, to_stored_vector
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
-LOG_LIMIT = 100_000  # lookups kept; the oldest go first
 
-_entries, _documents, _lookups, _meta = (
-    database.entries,
-    database.entry_documents,
-    database.lookups,
-    database.meta,
-)
+_entries, _documents, _meta = database.entries, database.entry_documents, database.meta
 _ENTRY = [column for column in _entries.c if column.name not in ("vector", "embedder", "indexed_in")]
 _ONE = sa.select(*_ENTRY).where(_entries.c.id == sa.bindparam("id"))
 _NEAR = (
@@ -50,7 +35,7 @@ _SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("i
 
 
 class Records:
-    """Access to one database.
+    """Access to one database; `lookups` and `examples` are its logs.
 
     Args:
         url: SQLAlchemy URL.
@@ -62,6 +47,7 @@ class Records:
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
+        self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
         try:
             self._create()
         except StorageError as error:
@@ -75,10 +61,10 @@ class Records:
         return self._engine.url.render_as_string(hide_password=True)
 
     def _create(self) -> None:
-        with self._reading() as db:
+        with reading(self._engine) as db:
             if sa.inspect(db).has_table("meta"):
                 self._refuse_newer()
-        with self._writing() as db:
+        with writing(self._engine) as db:
             for table in database.metadata.sorted_tables:
                 db.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
@@ -93,17 +79,6 @@ class Records:
                 f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem"
             )
 
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with storage_errors(), self._engine.connect() as db:
-            yield db
-
-    @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        """One transaction: all of it or nothing."""
-        with storage_errors(), self._engine.begin() as db:
-            yield db
-
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
         self._engine.dispose(close=False)
@@ -114,7 +89,7 @@ class Records:
 
     def get(self, entry_id: str) -> Entry | None:
         """The entry of this id, without its sources and vector."""
-        with self._reading() as db:
+        with reading(self._engine) as db:
             row = db.execute(_ONE, {"id": entry_id}).first()
         return None if row is None else to_entry(row._mapping)
 
@@ -128,7 +103,7 @@ class Records:
         if not points:
             return []
         wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": embedder}
-        with self._reading() as db:
+        with reading(self._engine) as db:
             rows = db.execute(_NEAR, wanted).all()
             sources = self._sources(db, [row.id for row in rows if row.documents != documents])
         return [to_entry(row._mapping, sources.get(row.id, ()), row.vector) for row in rows]
@@ -143,7 +118,7 @@ class Records:
     def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
         """Whether this namespace and scope has answers to compare by meaning; None if it has none at all."""
         query = sa.select(sa.func.max(sa.cast(_entries.c.semantic, sa.Integer)))
-        with self._reading() as db:
+        with reading(self._engine) as db:
             found = db.scalar(query.where(_entries.c.namespace == namespace, _entries.c.scope == scope))
         return None if found is None else bool(found)
 
@@ -160,70 +135,52 @@ class Records:
         return self._with_sources(query)
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
-        with self._reading() as db:
+        with reading(self._engine) as db:
             rows = db.execute(query).all()
             sources = self._sources(db, [row.id for row in rows])
         return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
 
-    def recent(self, limit: int = 20) -> list[LookupRow]:
-        """The last lookups, newest first."""
-        columns = [_lookups.c[name] for name in LookupRow.__slots__]
-        with self._reading() as db:
-            rows = db.execute(sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit)).all()
-        return [LookupRow(*row) for row in rows]
-
     def totals(self) -> Totals:
-        """Counts of entries and of the logged lookups by outcome."""
+        """Counts of entries, of the logged lookups by outcome, and of examples."""
         count = sa.func.count()
-        with self._reading() as db:
+        with reading(self._engine) as db:
             kinds: dict[bool, int] = dict(
                 db.execute(sa.select(_entries.c.semantic, count).group_by(_entries.c.semantic)).all()
             )
             waiting = db.scalar(sa.select(count).where(_entries.c.indexed_in == WAITING)) or 0
-            outcome = (_lookups.c.tier, _lookups.c.reason)
-            rows = db.execute(sa.select(*outcome, count).group_by(*outcome)).all()
-            saved = db.scalar(sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
-        hits = {tier: n for tier, _, n in rows if tier}
-        misses = {reason: n for tier, reason, n in rows if not tier}
-        return Totals(sum(kinds.values()), kinds.get(True, 0), waiting, hits, misses, int(saved))
+        asked = self.lookups.outcomes()
+        return Totals(
+            entries=sum(kinds.values()),
+            semantic_entries=kinds.get(True, 0),
+            unindexed=waiting,
+            hits=asked.hits,
+            misses=asked.misses,
+            tokens_saved=asked.tokens_saved,
+            examples=self.examples.count(),
+        )
 
     def put(self, entry: Entry, embedder: str | None) -> None:
         """Store the entry, replacing the one with the same id; durable against a killed process on return."""
         row = entry_row(entry, embedder)
-        with self._writing() as db:
+        with writing(self._engine) as db:
             db.execute(upsert_entry(db.dialect.name), row)
             db.execute(sa.delete(_documents).where(_documents.c.entry_id == entry.id))
             if entry.sources:
                 db.execute(sa.insert(_documents), source_rows(entry))
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all entries, or those of one namespace; returns how many. The lookup log of it goes too."""
-        with self._writing() as db:
-            entries, documents, log = sa.delete(_entries), sa.delete(_documents), sa.delete(_lookups)
-            if namespace is not None:
-                mine = sa.select(_entries.c.id).where(_entries.c.namespace == namespace)
-                documents = documents.where(_documents.c.entry_id.in_(mine))
-                entries = entries.where(_entries.c.namespace == namespace)
-                log = log.where(_lookups.c.namespace == namespace)
-            db.execute(documents)
-            db.execute(log)
+        """Delete all entries, lookups and examples, or those of one namespace; returns how many entries."""
+        documents, entries = sa.delete(_documents), sa.delete(_entries)
+        logs = [sa.delete(database.lookups), sa.delete(database.examples)]
+        if namespace is not None:
+            mine = sa.select(_entries.c.id).where(_entries.c.namespace == namespace)
+            documents = documents.where(_documents.c.entry_id.in_(mine))
+            entries = entries.where(_entries.c.namespace == namespace)
+            logs = [log.where(log.table.c.namespace == namespace) for log in logs]
+        with writing(self._engine) as db:
+            for delete in (documents, *logs):
+                db.execute(delete)
             return int(db.execute(entries).rowcount)
-
-    def log(self, rows: Sequence[LookupRow]) -> None:
-        """Append to the lookup log, count the hits of the entries served, forget the oldest lookups."""
-        served: dict[str, int] = {}
-        for row in rows:
-            if row.tier and row.entry_id:
-                served[row.entry_id] = served.get(row.entry_id, 0) + 1
-        names = LookupRow.__slots__
-        with self._writing() as db:
-            db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
-            for entry_id, hits in served.items():
-                db.execute(
-                    sa.update(_entries).where(_entries.c.id == entry_id).values(hits=_entries.c.hits + hits)
-                )
-            newest = sa.select(sa.func.max(_lookups.c.id)).scalar_subquery()
-            db.execute(sa.delete(_lookups).where(_lookups.c.id <= newest - LOG_LIMIT))
 
     def unindexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
         """Questions that the index of this generation does not hold, in no order."""
@@ -238,13 +195,13 @@ class Records:
     def _stored_vectors(self, where: sa.ColumnElement[bool], embedder: str, limit: int) -> list[StoredVector]:
         c = _entries.c
         query = sa.select(c.id, c.namespace, c.scope, c.question, c.vector, c.embedder).where(where)
-        with self._reading() as db:
+        with reading(self._engine) as db:
             rows = db.execute(query.limit(limit)).all()
         return [to_stored_vector(row, embedder) for row in rows]
 
     def count_indexed(self, generation: str) -> int:
         """How many points the index of this generation should hold."""
-        with self._reading() as db:
+        with reading(self._engine) as db:
             query = sa.select(sa.func.count(_entries.c.point.distinct())).where(
                 _entries.c.indexed_in == generation
             )
@@ -261,29 +218,29 @@ class Records:
             for row in rows
             if row.vector is not None
         ]
-        with self._writing() as db:
+        with writing(self._engine) as db:
             db.execute(values, changes)
 
     def set_exact_only(self, ids: Sequence[str]) -> None:
         """These questions cannot be compared by meaning; they are not indexed."""
         change = sa.update(_entries).where(_entries.c.id.in_(ids))
-        with self._writing() as db:
+        with writing(self._engine) as db:
             db.execute(change.values(semantic=False, indexed_in=None))
 
     def mark_indexed(self, points: Sequence[str], generation: str) -> None:
         """Note that the index of this generation holds these points."""
         where = sa.and_(_entries.c.point.in_(points), _entries.c.indexed_in.is_not(None))
-        with self._writing() as db:
+        with writing(self._engine) as db:
             db.execute(sa.update(_entries).where(where).values(indexed_in=generation))
 
     def meta(self, key: str) -> str | None:
         """A fact noted about this database, such as `schema_version`."""
-        with self._reading() as db:
+        with reading(self._engine) as db:
             return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
 
     def meta_once(self, key: str, value: str) -> str:
         """Note a fact unless it is noted; returns what is noted now."""
-        with self._writing() as db:
+        with writing(self._engine) as db:
             insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
             db.execute(insert.on_conflict_do_nothing())
         return self.meta(key) or value
@@ -292,6 +249,6 @@ class Records:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
         if self._engine.dialect.name != "sqlite":
             return []
-        with self._reading() as db:
+        with reading(self._engine) as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found

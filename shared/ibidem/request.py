@@ -175,6 +175,18 @@ class Hit:
     def __bool__(self) -> bool:
         return True
 
+    def provenance(self) -> dict[str, Any]:
+        """What a repeated answer tells a program about itself, in JSON values: frameworks store messages."""
+        spent, said = self.answer.input_tokens or 0, self.answer.output_tokens or 0
+        told = {
+            "entry_id": self.entry_id,
+            "tier": self.tier,
+            "similarity": round(float(self.similarity), 4),
+            "age_seconds": round(float(self.age), 3),
+            "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
+        }
+        return told if self.question is None else {**told, "question": self.question}
+
 
 @dataclass(frozen=True, slots=True)
 class Miss:

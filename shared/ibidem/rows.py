@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
+from ibidem.examples import DocumentRef, Example
 from ibidem.request import Answer
 
 WAITING = ""  # value of entries.indexed_in for a vector that is not in any index yet
@@ -44,6 +46,15 @@ class StoredVector:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Sums over the lookup log: hits by tier, misses by reason."""
+
+    hits: dict[str, int]
+    misses: dict[str, int]
+    tokens_saved: int
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over the database; lookups are those still in the log."""
 
@@ -53,6 +64,13 @@ class Totals:
     hits: dict[str, int] = field(default_factory=dict)
     misses: dict[str, int] = field(default_factory=dict)
     tokens_saved: int = 0
+    examples: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Hits per lookup; None before the first."""
+        hits, misses = sum(self.hits.values()), sum(self.misses.values())
+        return hits / (hits + misses) if hits + misses else None
 
 
 def entry_row(entry: Entry, embedder: str | None) -> dict[str, Any]:
@@ -121,3 +139,26 @@ def to_stored_vector(row: Any, embedder: str) -> StoredVector:
     """The question of a row, with its vector if `embedder` made it."""
     vector = to_vector(row.vector) if row.embedder == embedder and row.vector is not None else None
     return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
+
+
+def example_row(example: Example) -> dict[str, Any]:
+    """The columns of `examples` for an example."""
+    return {
+        "at": float(example.at),
+        "namespace": example.namespace,
+        "question": example.question,
+        "answer": example.answer,
+        "model": example.model,
+        "documents": json.dumps([(document.id, document.digest) for document in example.documents]),
+        "input_tokens": example.input_tokens,
+        "output_tokens": example.output_tokens,
+        "seconds": None if example.seconds is None else float(example.seconds),
+        "streamed": example.streamed,
+        "entry_id": example.entry_id,
+    }
+
+
+def to_example(row: Any) -> Example:
+    """The example of a row of `examples`."""
+    columns = {name: value for name, value in row.items() if name != "id"}
+    return Example(**{**columns, "documents": [DocumentRef(*pair) for pair in json.loads(row["documents"])]})

@@ -11,7 +11,8 @@ class Stats:
 
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
     by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
-    in the vector index yet; `index` says whether the index is in use, or why not.
+    in the vector index yet; `examples` counts the example log; `index` says whether the index is in use, or
+    why not.
     """
 
     entries: int
@@ -20,6 +21,7 @@ class Stats:
     hits: dict[str, int]
     misses: dict[str, int]
     tokens_saved: int
+    examples: int
     rejected: dict[str, int]
     faults: dict[str, int]
     index: str

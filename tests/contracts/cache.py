@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ibidem import Answer, CacheClosed, Document, Hit, InvalidInput, Miss, Rejected, Request, Stored
+from ibidem import Answer, CacheClosed, Document, Example, Hit, InvalidInput, Miss, Rejected, Request, Stored
 from tests.embedders import BagOfWords, Broken, Constant
 
 DOCS = (
@@ -240,6 +240,34 @@ class CacheContract:
         assert (stats.hits, stats.misses) == ({"exact": 1, "semantic": 1}, {"empty": 1})
         assert stats.tokens_saved == 2 * ANSWER.tokens
         assert (newest.tier, exact.tier, first.reason) == ("semantic", "exact", "empty")
+
+    def test_an_example_that_was_added_is_in_the_log(self, cache) -> None:
+        """With all that was said of it but the texts of its documents; `clear` forgets it."""
+        given = Example(
+            "how long",
+            "30 days",
+            at=12.5,
+            namespace="a",
+            model="m",
+            documents=DOCS,
+            input_tokens=2**40,
+            output_tokens=0,
+            seconds=1,
+            streamed=True,
+            entry_id="e" * 40,
+        )
+        assert cache.examples.add(given)
+        assert cache.examples.add(Example("\N{GREEK SMALL LETTER PI}?", "3.14", namespace="b"))
+        newest, oldest = cache.examples.recent()
+
+        assert (oldest, newest.question) == (given, "\N{GREEK SMALL LETTER PI}?")
+        assert cache.examples.recent(1) == [newest]
+        assert (cache.examples.recent(20, "a"), cache.examples.count("a")) == ([given], 1)
+        assert (cache.examples.count(), cache.stats().examples) == (2, 2)
+        cache.clear("a")
+        assert cache.examples.recent() == [newest]
+        cache.clear()
+        assert (cache.examples.count(), cache.stats().faults) == (0, {})
 
     def test_text_that_no_database_holds_spoils_nothing(self, cache) -> None:
         """A question cut in the middle of a character misses; the lookups beside it are logged."""

@@ -34,7 +34,7 @@ import ibidem
 from ibidem.prompt import Prompt, Segment, plain
 from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.skeleton import Skeleton, occurs
-from langchain_ibidem.errors import NotCacheable
+from ibidem.errors import NotCacheable
 from langchain_ibidem.keys import RequestBuilder, model_identity
 from langchain_ibidem.memory import RECENT_DOCUMENTS
 from langchain_ibidem.prompt import of_messages, parse

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ibidem import Answer, Document, Request, __version__
+from ibidem import Answer, Document, Example, Request, __version__
 from ibidem.cli import app
 from tests.embedders import BagOfWords
 
@@ -91,6 +91,30 @@ def test_log_says_what_came_of_each_lookup(filled: str) -> None:
     assert "hit: exact" in shown
     assert "miss: question_unknown" in shown
     assert "the prompt" not in shown
+
+
+def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
+    """When, from whom, for how many tokens; long texts are cut, and harmless to the terminal."""
+    cache = open_cache()
+    assert run("examples", "--path", filled).strip() == "No examples yet."
+    cache.examples.add(Example("how long", "30\n days", at=1.0, namespace="acme", documents=(DOCUMENT,)))
+    cache.examples.add(Example("and now", "long " * 99, input_tokens=1000, streamed=True, model="[red]gpt"))
+    cache.examples.add(Example("once more", "\x1b[31m30 days", entry_id="0123456789abcdef"))
+    cache.close()
+    lines = [line.rstrip() for line in run("examples", "--path", filled).splitlines() if line.strip()]
+
+    assert len(lines) == 5  # the head, a rule, three examples
+    assert "cache 01234567" in lines[2]
+    assert "\x1b" not in lines[2]
+    assert [part in lines[3] for part in ("model, streamed", "[red]gpt", "1,000", "and now")] == [True] * 4
+    assert lines[3].endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert lines[4].split()[2:] == ["model", "1", "how", "long", "30", "days"]
+
+    (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "acme"))
+    assert (told["question"], told["answer"], told["at"]) == ("how long", "30\n days", 1.0)
+    assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest}]
+    assert len(json.loads(run("examples", "--path", filled, "--json", "-n", "2"))) == 2
+    assert json.loads(run("stats", "--path", filled, "--json"))["examples"] == 3
 
 
 def test_clear_asks_first(filled: str) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ibidem import Answer, Document, Request, StorageError
+from ibidem import Answer, Document, Example, Request, StorageError
 from ibidem.database import set_aside_if_damaged
 from ibidem.entry import Entry, Source, to_bytes, to_vector
 from ibidem.records import Records
@@ -123,29 +123,31 @@ def test_exact_only_entries_are_never_indexed(records: Records) -> None:
     assert records.unindexed("g", "e", 10) == []
 
 
-def test_clear_takes_the_documents_and_the_log_along(records: Records) -> None:
+def test_clear_takes_the_documents_and_the_logs_along(records: Records) -> None:
     """Nothing of a namespace stays behind."""
     for namespace in ("a", "b"):
         sources = (Source("d", namespace, True),)
         records.put(replace(entry(namespace=namespace), sources=sources), "e")
-        records.log([LookupRow(1.0, namespace, "s", "q", "", "empty", None, None, 0.1, 0)])
+        records.lookups.add([LookupRow(1.0, namespace, "s", "q", "", "empty", None, None, 0.1, 0)])
+        records.examples.add([Example("q", "a", at=1.0, namespace=namespace)])
 
     assert records.clear("a") == 1
     assert [found.namespace for found in records.newest()] == ["b"]
-    assert [row.namespace for row in records.recent()] == ["b"]
+    assert [row.namespace for row in records.lookups.recent()] == ["b"]
+    assert [example.namespace for example in records.examples.recent()] == ["b"]
     assert records.clear() == 1
-    assert records.totals().entries == 0
+    assert (records.totals().entries, records.totals().examples) == (0, 0)
 
 
 def test_the_log_counts_hits_and_forgets_the_oldest(records: Records, monkeypatch) -> None:
     """The log is bounded; the counters of the entries stay."""
-    monkeypatch.setattr("ibidem.records.LOG_LIMIT", 10)
+    monkeypatch.setattr("ibidem.logs.LOG_LIMIT", 10)
     stored = entry()
     records.put(stored, "e")
     for n in range(15):
-        records.log([LookupRow(n, "", "s", "q", "exact", "", stored.id, 1.0, 0.1, 5)])
+        records.lookups.add([LookupRow(n, "", "s", "q", "exact", "", stored.id, 1.0, 0.1, 5)])
 
-    assert [row.at for row in records.recent(99)] == list(range(14, 4, -1))
+    assert [row.at for row in records.lookups.recent(99)] == list(range(14, 4, -1))
     assert records.get(stored.id).hits == 15
     assert records.totals().tokens_saved == 50
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
-import inspect
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
+from langchain_core.outputs import Generation
 
-import ibidem
+from ibidem.adapting import open_or_use
 from ibidem.bounded import BoundedDict
-from ibidem.errors import InvalidInput
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Hit, Request, digest, require_text
 from langchain_ibidem.codec import decode, encode
-from langchain_ibidem.errors import NotCacheable
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import install
 
@@ -61,11 +58,9 @@ class IbidemCache(BaseCache):
         any_message: bool = False,
         **options: Any,
     ) -> None:
-        if cache is not None and options:
-            raise InvalidInput(f"pass an open cache or options to open one, not both (got {sorted(options)})")
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
-        self.cache = _open(options) if cache is None else cache
+        self.cache = open_or_use(cache, options, type(self).__name__)
         self.namespace = require_text("namespace", namespace)
         self._owned = cache is None
         self._requests = RequestBuilder(
@@ -82,26 +77,14 @@ class IbidemCache(BaseCache):
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """The stored answer to this call, or None."""
-        try:
-            # LangChain only takes a real list, and fails on an empty one.
-            found = self.cache.lookup(self._begin(prompt, llm_string))
-            return (decode(found) or None) if isinstance(found, Hit) else None
-        except NotCacheable as reason:
-            self._skip(reason)
-        except Exception as error:
-            self._faults.note("look up an answer for LangChain", error)
-        return None
+        # LangChain only takes a real list, and fails on an empty one.
+        return self._faults.attempt("look up an answer for LangChain", lambda: self._find(prompt, llm_string))
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
-        try:
-            # Encoded at once: these are the objects that the program gets, and may change.
-            request, started = self._resume(prompt, llm_string)
-            self.cache.store(request, encode(return_val, seconds=time.monotonic() - started))
-        except NotCacheable as reason:
-            self._skip(reason)
-        except Exception as error:
-            self._faults.note("store an answer of LangChain", error)
+        self._faults.attempt(
+            "store an answer of LangChain", lambda: self._keep(prompt, llm_string, return_val)
+        )
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
@@ -141,8 +124,14 @@ class IbidemCache(BaseCache):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _skip(self, reason: NotCacheable) -> None:
-        self._faults.count(reason.cause, f"does not cache a call ({reason})")
+    def _find(self, prompt: str, llm_string: str) -> list[Generation] | None:
+        found = self.cache.lookup(self._begin(prompt, llm_string))
+        return (decode(found) or None) if isinstance(found, Hit) else None
+
+    def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE) -> None:
+        # Encoded at once: these are the objects that the program gets, and may change.
+        request, started = self._resume(prompt, llm_string)
+        self.cache.store(request, encode(generations, seconds=time.monotonic() - started))
 
     def _begin(self, prompt: str, llm_string: str) -> Request:
         request = self._requests.build(prompt, llm_string)
@@ -155,13 +144,3 @@ class IbidemCache(BaseCache):
         with self._lock:
             known = self._pending.get(digest(prompt, llm_string))
         return known or (self._begin(prompt, llm_string), time.monotonic())
-
-
-def _open(options: dict[str, Any]) -> SemanticCache:
-    known = inspect.signature(ibidem.open).parameters
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise InvalidInput(f"IbidemCache has no option {name!r}; {hint}")
-    return ibidem.open(**options)

@@ -16,8 +16,8 @@ from langchain_core.messages import AIMessage, message_to_dict, messages_from_di
 from langchain_core.outputs import ChatGeneration, Generation
 
 from ibidem.admission import COMPLETE
+from ibidem.errors import NotCacheable
 from ibidem.request import Answer, Hit
-from langchain_ibidem.errors import NotCacheable
 
 MARKER = "ibidem"
 _MESSAGES = frozenset(("ai", "AIMessageChunk"))
@@ -101,22 +101,10 @@ def _unpack(item: dict[str, Any], hit: Hit, number: int) -> Generation:
             # A repeated id would make LangGraph replace the earlier message instead of adding this one.
             "id": f"lc_run--{uuid4()}-{number}",
             "usage_metadata": dict(_NO_USAGE),  # nothing was spent; LangChain itself adds total_cost 0
-            "response_metadata": {**_as_repeated(message.response_metadata), MARKER: _marker(hit, message)},
+            "response_metadata": {**_as_repeated(message.response_metadata), MARKER: hit.provenance()},
         }
     )
     return ChatGeneration(message=repeated, generation_info=info and _as_repeated(info))
-
-
-def _marker(hit: Hit, message: AIMessage) -> dict[str, Any]:
-    """What a hit tells the program about itself. JSON-able: checkpoints keep messages."""
-    marker = {
-        "entry_id": hit.entry_id,
-        "tier": hit.tier,
-        "similarity": round(float(hit.similarity), 4),
-        "age_seconds": round(float(hit.age), 3),
-        "saved_tokens": {key: (message.usage_metadata or _NO_USAGE)[key] for key in _NO_USAGE},  # type: ignore[literal-required]
-    }
-    return marker if hit.question is None else {**marker, "question": hit.question}
 
 
 def _as_repeated(metadata: Mapping[str, Any]) -> dict[str, Any]:

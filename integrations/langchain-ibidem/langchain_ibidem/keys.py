@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 
 from ibidem.dissection import dissect, exactly
+from ibidem.errors import NotCacheable
 from ibidem.prompt import Prompt
 from ibidem.questions import Clues, QuestionFinder
 from ibidem.request import Request
 from ibidem.sources import Occurrence, occurring
-from langchain_ibidem.errors import NotCacheable
 from langchain_ibidem.memory import Memory, Render
 from langchain_ibidem.prompt import parse
 

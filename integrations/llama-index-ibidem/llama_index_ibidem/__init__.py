@@ -1,1 +1,5 @@
-"""LlamaIndex on Ibidem: not released yet; use the core (`ibidem.open`) until it is."""
+"""LlamaIndex on Ibidem: a caching model, a caching synthesizer and a handler that logs."""
+
+from llama_index_ibidem.llm import CachedLLM
+
+__all__ = ["CachedLLM"]

@@ -1,0 +1,106 @@
+"""From a call of a LlamaIndex model to the request that the core compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.llms.llm import LLM
+from llama_index.core.prompts import PromptType
+
+from ibidem.dissection import dissect, exactly
+from ibidem.prompt import Prompt
+from ibidem.questions import Clues, QuestionFinder
+from ibidem.request import Request
+from ibidem.sources import occurring
+from llama_index_ibidem.identity import asks_for_form, identity, parameters
+from llama_index_ibidem.prompt import of_messages, of_text
+from llama_index_ibidem.spans import (
+    Filled,
+    Surroundings,
+    documents_of,
+    recent_documents,
+    surroundings,
+)
+
+LONGEST_TEXT = 4096  # characters; a longer text is no question
+# Templates whose answers are read by people, or become part of one that is. The others make queries, choices
+# and triplets: data for a program, right for the very same prompt only.
+_ANSWERING = frozenset(
+    (
+        PromptType.SUMMARY,
+        PromptType.QUESTION_ANSWER,
+        PromptType.REFINE,
+        PromptType.SIMPLE_INPUT,
+        PromptType.SQL_RESPONSE_SYNTHESIS,
+        PromptType.SQL_RESPONSE_SYNTHESIS_V2,
+        PromptType.CONVERSATION,
+        PromptType.DECOMPOSE,
+        PromptType.CUSTOM,
+    )
+)
+
+
+class RequestBuilder:
+    """Builds requests for one model or synthesizer. Stateless."""
+
+    def __init__(
+        self,
+        namespace: str,
+        question_keys: Sequence[str],
+        *,
+        model_id: str = "",
+        semantic: bool = True,
+        any_message: bool = False,
+    ) -> None:
+        self.namespace, self.model_id, self.semantic = namespace, model_id, semantic
+        self._questions = QuestionFinder(question_keys, any_message=any_message)
+
+    def of_chat(self, llm: LLM, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Request:
+        """The request for `llm.chat(messages, **given)`.
+
+        Raises:
+            NotCacheable: Something that the answer depends on cannot be compared.
+        """
+        return self._build(llm, of_messages(messages), given)
+
+    def of_completion(self, llm: LLM, prompt: str, formatted: bool, given: Mapping[str, Any]) -> Request:
+        """The request for `llm.complete(prompt, formatted, **given)`.
+
+        Raises:
+            NotCacheable: As above.
+        """
+        return self._build(llm, of_text(prompt, formatted=formatted), given)
+
+    def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
+        around = surroundings()
+        own = [*(around.synthesis.documents if around.synthesis else ()), *documents_of(around.run)]
+        documents = occurring(prompt, own, recent_documents)
+        if self.semantic and not asks_for_form(llm, given) and _is_for_people(llm, around.filled):
+            dissection = dissect(prompt, documents, self._questions.find(prompt, _clues(around), documents))
+        else:
+            dissection = exactly(prompt, documents)
+        described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
+        return dissection.request(*described, namespace=self.namespace)
+
+
+def _is_for_people(llm: LLM, filled: Filled | None) -> bool:
+    """Whether the answer is to be read, as far as the template tells."""
+    if filled is None:
+        return llm.output_parser is None
+    kind = filled.template.metadata.get("prompt_type", PromptType.CUSTOM)
+    parsed = filled.template.output_parser or llm.output_parser
+    return not (filled.structured or parsed) and kind in _ANSWERING
+
+
+def _clues(around: Surroundings) -> Clues:
+    known = (around.synthesis.question,) if around.synthesis else ()
+    if around.filled is None:
+        return Clues(known=known, asked=around.asked)
+    given = {name: value for name, value in around.filled.variables.items() if isinstance(value, str)}
+    named = {name: value for name, value in given.items() if len(value) <= LONGEST_TEXT}
+    # A template may call the question otherwise than LlamaIndex does.
+    mapped = around.filled.template.template_var_mappings or {}
+    named |= {str(mapped[name]): value for name, value in named.items() if name in mapped}
+    return Clues(named, frozenset(named.values()), around.asked, known)

@@ -1,0 +1,166 @@
+"""The example log: answered questions, kept for few-shot prompts and fine-tuning.
+
+It is separate from the stored answers: an example may come from a streamed answer or from a model that is not
+cached, and it outlives the entry that gave it. Questions and answers are kept in clear; of the documents only
+ids and digests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ibidem.admission import storable
+from ibidem.errors import InvalidInput
+from ibidem.request import Document, require_bool, require_text
+
+if TYPE_CHECKING:
+    from ibidem.backend import Backend
+
+_TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infinity are not below it
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRef:
+    """A document that the model saw, by its id and the digest of its content; the text is not kept."""
+
+    id: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question that was answered.
+
+    Args:
+        question: The user's question alone. It is kept in clear: leave out what must not be.
+        answer: The answer as a reader sees it, whole.
+        at: When it was given, in seconds since the epoch; 0 stands for when it is added.
+        namespace: Tenant, user or application, as in `Request`; clearing it deletes its examples.
+        model: Name of the model that answered.
+        documents: The documents in the prompt, as `ibidem.Document`s. Each becomes a `DocumentRef` on
+            arrival: its text is not kept.
+        input_tokens: Prompt tokens, if known.
+        output_tokens: Completion tokens, if known.
+        seconds: How long the answer took, if known.
+        streamed: Whether it came in pieces.
+        entry_id: The entry of the cache that gave the answer; None if the model did.
+
+    Raises:
+        InvalidInput: A part has the wrong type, or question or answer is empty.
+    """
+
+    question: str
+    answer: str
+    at: float = field(default=0.0, kw_only=True)
+    namespace: str = field(default="", kw_only=True)
+    model: str = field(default="", kw_only=True)
+    documents: tuple[Document | DocumentRef, ...] = field(default=(), kw_only=True)
+    input_tokens: int | None = field(default=None, kw_only=True)
+    output_tokens: int | None = field(default=None, kw_only=True)
+    seconds: float | None = field(default=None, kw_only=True)
+    streamed: bool = field(default=False, kw_only=True)
+    entry_id: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("question", "answer", "namespace", "model"):
+            require_text(f"Example.{name}", getattr(self, name))
+        for name in ("question", "answer"):
+            if not getattr(self, name).strip():
+                raise InvalidInput(f"Example.{name} is empty; an example has a question and its answer")
+        for name in ("at", "input_tokens", "output_tokens", "seconds"):
+            _require_number(name, getattr(self, name))
+        require_bool("Example.streamed", self.streamed)
+        if self.entry_id is not None:
+            require_text("Example.entry_id", self.entry_id)
+        object.__setattr__(self, "documents", _refs(self.documents))
+
+
+def _require_number(name: str, value: object) -> None:
+    whole, needed = name.endswith("tokens"), name == "at"
+    if value is None and not needed:
+        return
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        kind = f"{'an int' if whole else 'a number'}{'' if needed else ' or None'}"
+        raise InvalidInput(f"Example.{name} must be {kind}, not {type(value).__name__}")
+
+
+def _refs(given: object) -> tuple[DocumentRef, ...]:
+    """What may be any iterable of documents, without their texts."""
+    found = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(document, (Document, DocumentRef)) for document in found):
+        raise InvalidInput("Example.documents must be a sequence of ibidem.Document")
+    return tuple(DocumentRef(document.id, document.digest) for document in found)
+
+
+class ExampleLog:
+    """The examples of one cache's database, written behind; reached as `SemanticCache.examples`. Thread-safe.
+
+    At most the newest 100,000 are kept, whichever process added them. They are written some moments later,
+    and at a normal exit; a killed process (kill -9) may lose those of its last moments. A batch that the
+    database does not take is dropped, as one of the lookup log is, and counted in `stats().faults`.
+
+    Args:
+        backend: Where the examples are written.
+        ready: Raises if the cache is closed; called before anything else.
+        clock: Seconds since the epoch; a test may pass its own.
+    """
+
+    def __init__(
+        self, backend: Backend, ready: Callable[[], None], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._backend, self._ready, self._clock = backend, ready, clock
+
+    def add(self, example: Example) -> bool:
+        """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
+
+        That is so where no database holds a text (lone surrogates, NUL) or a number of it, and while 10,000
+        wait to be written. Never raises because storage failed.
+
+        Raises:
+            InvalidInput: `example` is not an `Example`.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        if not isinstance(example, Example):
+            raise InvalidInput(f"expected an ibidem.Example, not {type(example).__name__}")
+        if not _fits(example):
+            self._backend.faults.count(
+                "keep examples: invalid", "refused an example with text or numbers that no database holds"
+            )
+            return False
+        return self._backend.note_example(example if example.at else replace(example, at=self._clock()))
+
+    def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
+        """The last `limit` examples added, by any process, the newest first; all or those of one namespace.
+
+        Raises:
+            InvalidInput: An argument has the wrong type, or `limit` is negative.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
+        return self._backend.records.examples.recent(limit, namespace) if self._look_up(namespace) else []
+
+    def count(self, namespace: str | None = None) -> int:
+        """How many examples are kept, in all or of one namespace. Raises as `recent`."""
+        return self._backend.records.examples.count(namespace) if self._look_up(namespace) else 0
+
+    def _look_up(self, namespace: str | None) -> bool:
+        """Write what waits; False if nothing can be stored in this namespace."""
+        self._ready()
+        if namespace is not None and not storable(require_text("namespace", namespace)):
+            return False
+        self._backend.flush()
+        return True
+
+
+def _fits(example: Example) -> bool:
+    """Whether SQL columns hold it."""
+    ids = (example.entry_id or "", *(document.id for document in example.documents))
+    texts = (example.question, example.answer, example.namespace, example.model, *ids)
+    numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
+    return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)
