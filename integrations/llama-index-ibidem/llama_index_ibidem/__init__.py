@@ -1,5 +1,22 @@
-"""LlamaIndex on Ibidem: a caching model, a caching synthesizer and a handler that logs."""
+"""LlamaIndex on Ibidem: `llama_index_ibidem.install()` is all a program needs."""
 
+try:
+    import llama_index.core  # noqa: F401
+except ModuleNotFoundError as error:
+    from ibidem.errors import MissingExtra
+
+    raise MissingExtra("llama_index_ibidem", "llama-index") from error
+
+from llama_index_ibidem.handler import IbidemCallbackHandler, IbidemEventHandler
+from llama_index_ibidem.installing import install, uninstall
 from llama_index_ibidem.llm import CachedLLM
+from llama_index_ibidem.synthesizer import CachedSynthesizer
 
-__all__ = ["CachedLLM"]
+__all__ = [
+    "CachedLLM",
+    "CachedSynthesizer",
+    "IbidemCallbackHandler",
+    "IbidemEventHandler",
+    "install",
+    "uninstall",
+]

@@ -15,7 +15,7 @@ from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.request import Answer, Hit, Request
 from llama_index_ibidem.codec import Response, decode, encode
-from llama_index_ibidem.reading import UNFINISHED, Told
+from llama_index_ibidem.reading import Told
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -65,10 +65,7 @@ class Exchange(Generic[Response]):
 
     def keep(self, response: Response) -> Response:
         """Store the model's response; returns it."""
-        told = Told.of(response)
-        if told.finish_reason == UNFINISHED:  # a whole response is one, whatever its provider left out
-            told = Told(None, told.input_tokens, told.output_tokens)
-        self._keep(response, told)
+        self._keep(response, Told.of(response).of_whole())
         return response
 
     def pass_on(self, stream: Iterator[Response]) -> Iterator[Response]:

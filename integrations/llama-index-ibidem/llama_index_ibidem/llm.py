@@ -20,8 +20,9 @@ from pydantic import Field, PrivateAttr, SerializeAsAny
 from ibidem.adapting import open_or_use
 from ibidem.errors import InvalidInput
 from ibidem.request import Request, require_text
-from llama_index_ibidem import spans
+from llama_index_ibidem.calls import watch
 from llama_index_ibidem.exchange import Desk, Exchange
+from llama_index_ibidem.identity import identity
 from llama_index_ibidem.native import NativeView
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.requests import RequestBuilder
@@ -97,12 +98,20 @@ class CachedLLM(FunctionCallingLLM):
         self._owned = cache is None
         self._desk = Desk(open_or_use(cache, options, type(self).__name__))
         self._native = NativeView(self)
-        spans.watch()
+        watch()
 
     @property
     def cache(self) -> SemanticCache:
         """The cache that is asked."""
         return self._desk.cache
+
+    def identity(self, model_id: str = "") -> str:
+        """What is compared of the model: all that its answers depend on but the prompt, without secrets.
+
+        Raises:
+            NotCacheable: The model holds what cannot be compared, and neither it nor `model_id` names it.
+        """
+        return identity(self.llm, model_id or self._requests.model_id)
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""

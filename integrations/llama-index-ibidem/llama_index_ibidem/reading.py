@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -41,6 +41,10 @@ class Told:
         """What a response tells, wherever its provider puts it."""
         usages = list(_usages(response))
         return cls(_finish_reason(response), _count(usages, _INPUT_KEYS), _count(usages, _OUTPUT_KEYS))
+
+    def of_whole(self) -> Told:
+        """The same of a response that did not come in pieces: it is whole, whatever its provider left out."""
+        return replace(self, finish_reason=None) if self.finish_reason == UNFINISHED else self
 
     def then(self, later: Told) -> Told:
         """What is known when `later` is told as well, as the chunks of a stream do."""

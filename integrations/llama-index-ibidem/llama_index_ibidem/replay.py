@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic
+from weakref import WeakKeyDictionary
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
@@ -131,6 +132,38 @@ class Replay(Generic[Response]):
     async def _aplain(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
         async for chunk in stream:
             yield chunk.model_copy(update={"raw": self._response.raw})
+
+
+_replayed: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def stream_of(text: str) -> Generator[str, None, None]:
+    """A stored text as a stream; `said_by` knows what it will have said."""
+
+    def pieces() -> Generator[str, None, None]:
+        yield from split(text)
+
+    _replayed[stream := pieces()] = text
+    return stream
+
+
+def astream_of(text: str) -> AsyncGenerator[str, None]:
+    """The same for async code."""
+
+    async def pieces() -> AsyncGenerator[str, None]:
+        for piece in split(text):
+            yield piece
+
+    _replayed[stream := pieces()] = text
+    return stream
+
+
+def said_by(stream: object) -> str | None:
+    """What a stream of `stream_of` says, without touching it; None for any other stream."""
+    try:
+        return _replayed.get(stream)
+    except TypeError:  # not every object can be remembered weakly
+        return None
 
 
 def in_pieces(response: Response) -> Iterator[Response]:

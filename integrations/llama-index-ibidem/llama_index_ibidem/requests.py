@@ -9,7 +9,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import PromptType
 
-from ibidem.dissection import dissect, exactly
+from ibidem.dissection import Dissection, dissect, exactly
 from ibidem.prompt import Prompt
 from ibidem.questions import Clues, QuestionFinder
 from ibidem.request import Request
@@ -73,25 +73,27 @@ class RequestBuilder:
         """
         return self._build(llm, of_text(prompt, formatted=formatted), given)
 
-    def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
-        around = surroundings()
+    def dissect(self, prompt: Prompt, around: Surroundings, *, exact: bool = False) -> Dissection:
+        """The prompt in its parts; with `exact`, or if only a program reads the answer, as a whole."""
         own = [*(around.synthesis.documents if around.synthesis else ()), *documents_of(around.run)]
         documents = occurring(prompt, own, recent_documents)
-        if self.semantic and not asks_for_form(llm, given) and _is_for_people(llm, around.filled):
-            dissection = dissect(prompt, documents, self._questions.find(prompt, _clues(around), documents))
-        else:
-            dissection = exactly(prompt, documents)
+        if exact or not _is_for_people(around.filled):
+            return exactly(prompt, documents)
+        return dissect(prompt, documents, self._questions.find(prompt, _clues(around), documents))
+
+    def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
+        exact = not self.semantic or llm.output_parser is not None or asks_for_form(llm, given)
         described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
+        dissection = self.dissect(prompt, surroundings(), exact=exact)
         return dissection.request(*described, namespace=self.namespace)
 
 
-def _is_for_people(llm: LLM, filled: Filled | None) -> bool:
+def _is_for_people(filled: Filled | None) -> bool:
     """Whether the answer is to be read, as far as the template tells."""
     if filled is None:
-        return llm.output_parser is None
+        return True
     kind = filled.template.metadata.get("prompt_type", PromptType.CUSTOM)
-    parsed = filled.template.output_parser or llm.output_parser
-    return not (filled.structured or parsed) and kind in _ANSWERING
+    return not filled.structured and filled.template.output_parser is None and kind in _ANSWERING
 
 
 def _clues(around: Surroundings) -> Clues:

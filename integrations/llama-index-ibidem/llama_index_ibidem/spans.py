@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
@@ -38,6 +39,9 @@ _TEMPLATES = frozenset(
         "predict apredict stream astream structured_predict astructured_predict "
         "stream_structured_predict astream_structured_predict"
     ).split()
+)
+_ENDPOINTS = frozenset(
+    "chat achat stream_chat astream_chat complete acomplete stream_complete astream_complete".split()
 )
 _SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
 _SEARCH = frozenset(("retrieve", "aretrieve"))
@@ -65,6 +69,14 @@ class Synthesis:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A model that is being asked, other than a `CachedLLM`."""
+
+
+Fact = Filled | Synthesis | Endpoint | str  # a text is what an engine was asked
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What surrounds a model call; `run` is the id of its outermost span."""
 
@@ -74,9 +86,23 @@ class Surroundings:
     run: str | None = None
 
 
-def surroundings() -> Surroundings:
-    """What surrounds the running call."""
-    return _watcher.surroundings(active_span_id.get())
+def surroundings(span: str | None = None) -> Surroundings:
+    """What surrounds the span, by default that of the running call."""
+    return _watcher.surroundings(span or active_span_id.get())
+
+
+def answer_of(span: str) -> str:
+    """The answer that a call in `span` is a part of: the synthesis above it, else the call itself."""
+    synthesis = _watcher.surroundings(span).synthesis
+    return synthesis.id if synthesis else span
+
+
+def is_nested(span: str) -> bool:
+    """Whether a call in `span` is made by another of the same model: `achat` calls `chat` calls `complete`.
+
+    A call that reaches the model through `CachedLLM` is not nested; spans of the way there do not count.
+    """
+    return _watcher.endpoints_above(span) > 1
 
 
 def documents_of(run: str | None) -> list[Retrieved]:
@@ -111,9 +137,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     """Remembers, bounded and thread-safe, what open spans were given and what retrievers returned."""
 
     _parents: BoundedDict[str, str | None] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
-    _facts: BoundedDict[str, Filled | Synthesis | str] = PrivateAttr(
-        default_factory=lambda: BoundedDict(_SPANS)
-    )
+    _facts: BoundedDict[str, Fact] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _found: BoundedDict[str, dict[str, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
     _recent: BoundedDict[str, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
@@ -135,7 +159,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """A span begins."""
         try:
-            fact = _fact_of(id_, bound_args.arguments)
+            fact = _fact_of(id_, bound_args.arguments, instance)
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand a span of LlamaIndex", error)
             fact = None
@@ -209,9 +233,15 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         with self._guard:
             return list(self._recent)
 
-    def synthesis_above(self, span: str | None) -> str | None:
-        """The id of the open synthesis within which `span` is."""
-        return found.id if (found := self.surroundings(span).synthesis) else None
+    def endpoints_above(self, span: str) -> int:
+        """How many endpoints of one model stand above each other, from `span` upwards."""
+        count = 0
+        with self._guard:
+            for id_ in self._upwards(span):
+                if not isinstance(self._facts.get(id_), Endpoint):
+                    break
+                count += 1
+        return count
 
     def _upwards(self, span: str | None) -> Iterator[str]:
         for _ in range(_DEPTH):
@@ -240,8 +270,10 @@ def _method_of(id_: str) -> str:
     return id_[:-_UUID].rpartition(".")[2]
 
 
-def _fact_of(id_: str, arguments: Mapping[str, Any]) -> Filled | Synthesis | str | None:
+def _fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | None:
     method = _method_of(id_)
+    if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
+        return None if id_.startswith("CachedLLM.") else Endpoint()
     if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
         variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}
         return Filled(prompt, variables, structured="structured" in method)

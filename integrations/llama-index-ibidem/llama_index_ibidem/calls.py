@@ -1,0 +1,165 @@
+"""What the model calls behind an answer amount to: compact makes one, refine many, a tree some at once.
+
+One instrumentation handler for the process watches them. It is how a synthesizer knows that its text was cut
+off, and what it cost: LlamaIndex hands it the text alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
+from llama_index.core.instrumentation.events.llm import (
+    LLMChatEndEvent,
+    LLMChatInProgressEvent,
+    LLMChatStartEvent,
+    LLMCompletionEndEvent,
+    LLMCompletionInProgressEvent,
+    LLMCompletionStartEvent,
+)
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+from pydantic import PrivateAttr
+
+from ibidem.admission import COMPLETE
+from ibidem.bounded import BoundedDict
+from ibidem.faults import Faults
+from ibidem.locks import ForkSafeLock
+from llama_index_ibidem import spans
+from llama_index_ibidem.codec import MARKER
+from llama_index_ibidem.reading import Told
+
+_OPEN = 1024  # answers and calls in flight; older ones were abandoned
+ModelResponse = ChatResponse | CompletionResponse
+
+STARTS = (LLMChatStartEvent, LLMCompletionStartEvent)
+CHUNKS = (LLMChatInProgressEvent, LLMCompletionInProgressEvent)
+ENDS = (LLMChatEndEvent, LLMCompletionEndEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The calls behind one answer so far.
+
+    `cut` is why one of them stopped early, "" if none did; tokens are sums, None where nothing was told;
+    `from_cache` names the entries that answered instead of the model.
+    """
+
+    count: int = 0
+    model: str = ""
+    cut: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    from_cache: tuple[str, ...] = ()
+
+    @property
+    def entry_id(self) -> str | None:
+        """The entry that gave the answer, if the model was not asked at all."""
+        return self.from_cache[-1] if self.count and len(self.from_cache) == self.count else None
+
+    def and_told(self, told: Told) -> Calls:
+        """With what the provider told at the end of one of them."""
+        reason = told.finish_reason or ""
+        return replace(
+            self,
+            cut=self.cut or ("" if reason.lower() in COMPLETE else reason),
+            input_tokens=_sum(self.input_tokens, told.input_tokens),
+            output_tokens=_sum(self.output_tokens, told.output_tokens),
+        )
+
+
+@dataclass(slots=True)
+class _Call:
+    answer: str
+    told: Told = field(default_factory=Told)
+    streamed: bool = False
+
+
+class CallWatcher(BaseEventHandler):
+    """Adds up the calls by the answer they belong to: a synthesis, else the call itself."""
+
+    _calls: BoundedDict[str, _Call] = PrivateAttr(default_factory=lambda: BoundedDict(_OPEN))
+    _answers: BoundedDict[str, Calls] = PrivateAttr(default_factory=lambda: BoundedDict(_OPEN))
+    _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
+    _faults: Faults = PrivateAttr(default_factory=Faults)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """How LlamaIndex names the handler."""
+        return "IbidemCallWatcher"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        """Something happened."""
+        try:
+            if isinstance(event, STARTS):
+                self._began(event)
+            elif isinstance(event, CHUNKS):
+                self._went_on(event)
+            elif isinstance(event, ENDS):
+                self._ended(event)
+        except Exception as error:  # LlamaIndex would swallow it without a trace
+            self._faults.note("understand an event of LlamaIndex", error)
+
+    def behind(self, answer: str) -> Calls:
+        """The calls behind an answer, by the id of its synthesis or of the call's span."""
+        with self._guard:
+            unfinished = [call.told for call in self._calls if call.answer == answer and call.streamed]
+            calls = self._answers.get(answer) or Calls()
+        for told in unfinished:  # in a stream the last chunk comes before the end
+            calls = calls.and_told(told)
+        return calls
+
+    def _began(self, event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
+        span = event.span_id
+        if span is None or spans.is_nested(span):
+            return
+        answer = spans.answer_of(span)
+        with self._guard:
+            self._calls.put(span, _Call(answer))
+            known = self._answers.get(answer) or Calls()
+            model = str(event.model_dict.get("model_name") or known.model)
+            self._answers.put(answer, replace(known, count=known.count + 1, model=model))
+
+    def _went_on(self, event: LLMChatInProgressEvent | LLMCompletionInProgressEvent) -> None:
+        with self._guard:
+            if (call := self._calls.get(event.span_id or "")) is not None:
+                call.told, call.streamed = call.told.then(Told.of(event.response)), True
+
+    def _ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
+        with self._guard:
+            call = self._calls.pop(event.span_id or "")
+            if call is None or event.response is None:
+                return
+            told = call.told if call.streamed else Told.of(event.response).of_whole()
+            known = (self._answers.get(call.answer) or Calls()).and_told(told)
+            if (entry := entry_of(event.response)) is not None:
+                known = replace(known, from_cache=(*known.from_cache, entry))
+            self._answers.put(call.answer, known)
+
+
+def entry_of(response: ModelResponse) -> str | None:
+    """The entry of the cache that gave this response; None if a model did."""
+    marker = response.raw.get(MARKER) if isinstance(response.raw, dict) else None
+    return str(marker["entry_id"]) if isinstance(marker, dict) and "entry_id" in marker else None
+
+
+def behind(answer: str) -> Calls:
+    """The calls behind an answer."""
+    return _watcher.behind(answer)
+
+
+def watch() -> None:
+    """Begin to watch spans and calls, once per process."""
+    spans.watch()
+    root = get_dispatcher()
+    if _watcher not in root.event_handlers:
+        root.add_event_handler(_watcher)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return one if other is None else (one or 0) + other
+
+
+_watcher = CallWatcher()

@@ -1,0 +1,187 @@
+"""Handlers that write answered questions to the example log; in LlamaIndex handlers cannot answer.
+
+Two for the two ways in which LlamaIndex tells what happens. Take one of them: both log the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
+from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent, SynthesizeStartEvent
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+from llama_index_instrumentation.events.span import SpanDropEvent
+from llama_index_instrumentation.span import active_span_id
+from pydantic import PrivateAttr
+
+from ibidem.adapting import open_or_use
+from ibidem.faults import Faults
+from ibidem.request import require_text
+from llama_index_ibidem.calls import ENDS, STARTS, watch
+from llama_index_ibidem.recorder import Recorder
+from llama_index_ibidem.requests import RequestBuilder
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+_DOING = "log what LlamaIndex answered"
+
+
+class IbidemCallbackHandler(BaseCallbackHandler):
+    """Logs every answered question, cached or not: `CallbackManager([IbidemCallbackHandler(cache)])`.
+
+    It writes question, answer, documents, model, tokens and time to `cache.examples`, also for streams (when
+    they end) and for models asked directly. It never raises and never touches a stream.
+
+    Args:
+        cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
+        namespace: Tenant, user or application that the examples belong to.
+        any_message: True to log every line that a model is asked directly; by default it must ask something.
+        **options: For `ibidem.open`: `path`, `database`, ...
+
+    Raises:
+        InvalidInput: An option does not exist.
+        IbidemError: The cache cannot be opened.
+    """
+
+    def __init__(
+        self,
+        cache: SemanticCache | None = None,
+        *,
+        namespace: str = "",
+        any_message: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
+        self._owned = cache is None
+        self.cache = open_or_use(cache, options, type(self).__name__)
+        self._faults = Faults()
+        self._recorder = _recorder(self.cache, namespace, any_message, self._faults)
+
+    def on_event_start(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        parent_id: str = "",
+        **kwargs: Any,
+    ) -> str:
+        """Something began."""
+        self._faults.attempt(_DOING, partial(self._began, event_type, payload or {}, event_id))
+        return event_id
+
+    def on_event_end(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Something ended."""
+        self._faults.attempt(_DOING, partial(self._ended, event_type, payload or {}, event_id))
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        """Not used."""
+
+    def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
+        """Not used."""
+
+    def faults(self) -> dict[str, int]:
+        """How often a failure was swallowed, by cause."""
+        return self._faults.counts()
+
+    def close(self) -> None:
+        """Close the cache that was opened here; one that was passed in stays open."""
+        if self._owned:
+            self.cache.close()
+
+    def _began(self, kind: CBEventType, payload: dict[str, Any], event: str) -> None:
+        span = active_span_id.get()
+        if kind == CBEventType.SYNTHESIZE:
+            self._recorder.synthesis_began(span)
+        elif kind == CBEventType.LLM:
+            asked = payload.get(EventPayload.MESSAGES) or str(payload.get(EventPayload.PROMPT, ""))
+            self._recorder.call_began(event, span, asked)
+
+    def _ended(self, kind: CBEventType, payload: dict[str, Any], event: str) -> None:
+        if kind == CBEventType.SYNTHESIZE:
+            self._recorder.synthesis_ended(active_span_id.get(), payload.get(EventPayload.RESPONSE))
+        elif kind == CBEventType.LLM:
+            response = payload.get(EventPayload.RESPONSE) or payload.get(EventPayload.COMPLETION)
+            self._recorder.call_ended(event, response)
+
+
+class IbidemEventHandler(BaseEventHandler):
+    """The same for LlamaIndex's instrumentation: `dispatcher.add_event_handler(IbidemEventHandler(cache))`.
+
+    The dispatcher comes from `llama_index.core.instrumentation.get_dispatcher()`. Arguments and errors are
+    those of `IbidemCallbackHandler`.
+    """
+
+    _owned: bool = PrivateAttr()
+    _cache: Any = PrivateAttr()
+    _swallowed: Faults = PrivateAttr(default_factory=Faults)
+    _recorder: Recorder = PrivateAttr()
+
+    def __init__(
+        self,
+        cache: SemanticCache | None = None,
+        *,
+        namespace: str = "",
+        any_message: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._owned = cache is None
+        self._cache = open_or_use(cache, options, type(self).__name__)
+        self._recorder = _recorder(self._cache, namespace, any_message, self._swallowed)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """How LlamaIndex names the handler."""
+        return "IbidemEventHandler"
+
+    @property
+    def cache(self) -> SemanticCache:
+        """The cache whose example log is written."""
+        return self._cache  # type: ignore[no-any-return]
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        """Something happened."""
+        if (work := self._work(event)) is not None:
+            self._swallowed.attempt(_DOING, work)
+
+    def faults(self) -> dict[str, int]:
+        """How often a failure was swallowed, by cause."""
+        return self._swallowed.counts()
+
+    def close(self) -> None:
+        """Close the cache that was opened here; one that was passed in stays open."""
+        if self._owned:
+            self._cache.close()
+
+    def _work(self, event: BaseEvent) -> Callable[[], None] | None:
+        recorder, span = self._recorder, event.span_id
+        if isinstance(event, SynthesizeStartEvent):
+            return partial(recorder.synthesis_began, span)
+        if isinstance(event, SynthesizeEndEvent):
+            return partial(recorder.synthesis_ended, span, event.response)
+        if isinstance(event, STARTS):
+            asked = event.messages if isinstance(event, LLMChatStartEvent) else event.prompt
+            return partial(recorder.call_began, span or "", span, asked)
+        if isinstance(event, ENDS):
+            return partial(recorder.call_ended, span or "", event.response)
+        if isinstance(event, SpanDropEvent):
+            return partial(recorder.call_ended, span or "", None)
+        return None
+
+
+def _recorder(cache: SemanticCache, namespace: str, any_message: bool, faults: Faults) -> Recorder:
+    watch()
+    requests = RequestBuilder(require_text("namespace", namespace), (), any_message=any_message)
+    return Recorder(cache, requests, faults)

@@ -1,0 +1,178 @@
+"""Answered questions of a LlamaIndex program, for the example log of a cache.
+
+A question is what a synthesizer was asked; else what a model was asked directly, if that was all the user
+said or retrieved documents were in the prompt. Other calls (rewriting a question, choosing a tool) are steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.response.schema import (
+    AsyncStreamingResponse,
+    PydanticResponse,
+    Response,
+    StreamingResponse,
+)
+from llama_index.core.schema import NodeWithScore
+
+from ibidem.bounded import BoundedDict
+from ibidem.examples import Example
+from ibidem.faults import Faults
+from ibidem.locks import ForkSafeLock
+from ibidem.request import Document
+from llama_index_ibidem import calls, spans
+from llama_index_ibidem.calls import Calls, ModelResponse
+from llama_index_ibidem.codec import MARKER, text_of
+from llama_index_ibidem.prompt import of_messages, of_text
+from llama_index_ibidem.reading import Told, is_for_programs
+from llama_index_ibidem.replay import said_by
+from llama_index_ibidem.requests import RequestBuilder
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+_OPEN = 1024
+
+
+@dataclass(slots=True)
+class _Question:
+    """A question that waits for its answer; `running` are the ids of model calls that have not ended."""
+
+    text: str
+    documents: tuple[Document, ...] = ()
+    started: float = field(default_factory=time.perf_counter)
+    running: set[str] = field(default_factory=set)
+    direct: bool = False
+    streamed: bool = False
+
+
+class Recorder:
+    """Joins questions and answers. Thread-safe; the handlers that feed it catch what it raises.
+
+    Events may come from LlamaIndex's callbacks or from its instrumentation; a synthesis and a direct call are
+    known by the ids of their spans, a model call by any id that is the same when it begins and ends.
+    """
+
+    def __init__(self, cache: SemanticCache, requests: RequestBuilder, faults: Faults) -> None:
+        self._cache, self._requests, self._faults = cache, requests, faults
+        self._lock = ForkSafeLock()
+        self._questions: BoundedDict[str, _Question] = BoundedDict(_OPEN)
+        self._answer_of: BoundedDict[str, str] = BoundedDict(_OPEN)
+
+    def synthesis_began(self, span: str | None) -> None:
+        """A synthesizer was asked; `span` is within its span."""
+        if (synthesis := spans.surroundings(span).synthesis) is not None:
+            with self._lock:
+                self._questions.put(synthesis.id, _Question(synthesis.question))
+
+    def synthesis_ended(self, span: str | None, response: object) -> None:
+        """It has answered, or begun to, or failed."""
+        synthesis = spans.surroundings(span).synthesis
+        if synthesis is None:
+            return
+        with self._lock:
+            question = self._questions.get(synthesis.id)
+        if question is None:
+            return
+        question.documents = _documents(getattr(response, "source_nodes", ()))
+        if isinstance(response, (StreamingResponse, AsyncStreamingResponse)):
+            question.streamed = True
+            text = said_by(response.response_gen)
+            if text is None and question.running:
+                return  # the last call tells the text when it ends
+        else:
+            text = _text(response)
+        self._answered(synthesis.id, text, _entry_of(response))
+
+    def call_began(self, call: str, span: str | None, asked: Sequence[ChatMessage] | str) -> None:
+        """A model was asked."""
+        if span is None or spans.is_nested(span):
+            return
+        answer = spans.answer_of(span)
+        with self._lock:
+            question = self._questions.get(answer)
+        if question is None and answer == span and (question := self._direct(span, asked)) is None:
+            return
+        with self._lock:
+            self._answer_of.put(call, answer)
+            if question is not None:
+                question.running.add(call)
+                self._questions.put(answer, question)
+
+    def call_ended(self, call: str, response: ModelResponse | None) -> None:
+        """The model has answered in full, or failed (None)."""
+        with self._lock:
+            answer = self._answer_of.pop(call)
+            question = self._questions.get(answer) if answer else None
+            if question is None or answer is None:
+                return
+            question.running.discard(call)
+        if response is None:
+            self._answered(answer, None, None)
+        elif question.direct:
+            question.streamed = response.delta is not None
+            text = None if is_for_programs(response) else text_of(response)
+            self._answered(answer, text, calls.entry_of(response), response)
+        elif question.streamed and not question.running:
+            self._answered(answer, text_of(response), None)
+
+    def _direct(self, span: str, asked: Sequence[ChatMessage] | str) -> _Question | None:
+        prompt = of_text(asked, formatted=True) if isinstance(asked, str) else of_messages(asked)
+        found = self._requests.dissect(prompt, spans.surroundings(span))
+        whole = found.question.strip() == prompt.last_human.strip()
+        if found.skeleton is None or not (whole or found.documents):
+            return None
+        return _Question(found.question, found.documents, direct=True)
+
+    def _answered(
+        self, answer: str, text: str | None, entry_id: str | None, last: ModelResponse | None = None
+    ) -> None:
+        """The answer is complete; without a text, or if it was cut off, there is nothing to learn from it."""
+        with self._lock:
+            question = self._questions.pop(answer)
+        behind = calls.behind(answer)
+        if last is not None and behind.output_tokens is None:  # its end may not have been told to all yet
+            behind = behind.and_told(Told.of(last).of_whole())
+        if question is None or not text or not text.strip() or behind.cut:
+            return
+        if not (behind.count or entry_id):
+            return  # nobody was asked: "Empty Response" and the like
+        self._cache.examples.add(self._example(question, text, behind, entry_id or behind.entry_id))
+
+    def _example(self, question: _Question, text: str, behind: Calls, entry_id: str | None) -> Example:
+        return Example(
+            question.text,
+            text,
+            namespace=self._requests.namespace,
+            model=behind.model,
+            documents=question.documents,
+            input_tokens=behind.input_tokens,
+            output_tokens=behind.output_tokens,
+            seconds=time.perf_counter() - question.started,
+            streamed=question.streamed,
+            entry_id=entry_id,
+        )
+
+
+def _documents(nodes: Sequence[NodeWithScore]) -> tuple[Document, ...]:
+    """One document a node, as the model saw it."""
+    shown = {document.id: document for document in reversed(spans.as_documents(nodes))}
+    return tuple(Document(document.id, document.text) for document in reversed(shown.values()))
+
+
+def _text(response: object) -> str | None:
+    """The answer of a synthesis that is not a stream. A stream is never touched: its text is the user's."""
+    if isinstance(response, PydanticResponse):
+        return response.response.model_dump_json() if response.response is not None else None
+    return response.response if isinstance(response, Response) else None
+
+
+def _entry_of(response: object) -> str | None:
+    metadata: Any = getattr(response, "metadata", None) or {}
+    marker = metadata.get(MARKER)
+    return str(marker["entry_id"]) if isinstance(marker, dict) and "entry_id" in marker else None

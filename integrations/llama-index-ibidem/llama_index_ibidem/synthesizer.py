@@ -1,0 +1,290 @@
+"""`CachedSynthesizer`: one stored answer per question, however many calls of the model it took."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms.llm import LLM
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+from pydantic import BaseModel
+
+from ibidem.adapting import open_or_use
+from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.request import Answer, Document, Hit, Request, digest, require_text
+from llama_index_ibidem import calls, spans
+from llama_index_ibidem.codec import MARKER
+from llama_index_ibidem.exchange import Desk
+from llama_index_ibidem.identity import identity, parameters
+from llama_index_ibidem.llm import CachedLLM
+from llama_index_ibidem.replay import astream_of, stream_of
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+_OF_THE_BASE = ("_prompt_helper", "_chat_prompt_helper", "_streaming", "_output_cls", "_multimodal")
+# Settings of synthesizers that change how they work, not what comes out.
+_OPERATIONAL = frozenset(("_use_async", "_verbose", "_streaming", "_empty_response"))
+
+
+# The hit that the running synthesis was answered with: LlamaIndex builds its response from the text alone.
+_served: ContextVar[Hit | None] = ContextVar("ibidem_served", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One question on its way: its request, the hit if there is one, and the id of its synthesis."""
+
+    request: Request | None
+    hit: Hit | None
+    synthesis: str | None
+    started: float
+
+
+class CachedSynthesizer(BaseSynthesizer):
+    """A response synthesizer that only synthesises what it has not answered before.
+
+    It compares the question by meaning, and exactly: the model, the kind of synthesizer, its templates and
+    settings. The nodes count by the cache's context rule. So `refine` over ten nodes is one entry, not ten.
+
+    `CachedSynthesizer(get_response_synthesizer(), cache)` goes where the synthesizer went.
+
+    Args:
+        synthesizer: The synthesizer.
+        cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
+        namespace: Tenant, user or application: what is stored in one namespace is never served in another.
+        model_id: Names the model and its settings, where its fields do not (the log says so).
+        semantic: False to repeat answers to identical questions only.
+        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+
+    Raises:
+        InvalidInput: `synthesizer` is none, or an option does not exist.
+        IbidemError: The cache cannot be opened.
+    """
+
+    def __init__(
+        self,
+        synthesizer: BaseSynthesizer,
+        cache: SemanticCache | None = None,
+        *,
+        namespace: str = "",
+        model_id: str = "",
+        semantic: bool = True,
+        **options: Any,
+    ) -> None:
+        if not isinstance(synthesizer, BaseSynthesizer):
+            kind = type(synthesizer).__name__
+            raise InvalidInput(f"synthesizer must be a LlamaIndex response synthesizer, not {kind}")
+        shared = {name.lstrip("_"): getattr(synthesizer, name) for name in _OF_THE_BASE}
+        super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
+        self._empty_response = synthesizer._empty_response
+        self._synthesizer = synthesizer
+        self._namespace, self._semantic = require_text("namespace", namespace), semantic
+        self._model_id = require_text("model_id", model_id)
+        self._owned = cache is None
+        self._desk = Desk(open_or_use(cache, options, type(self).__name__))
+        calls.watch()
+
+    @property
+    def cache(self) -> SemanticCache:
+        """The cache that is asked."""
+        return self._desk.cache
+
+    def faults(self) -> dict[str, int]:
+        """How often a question was not cached or a failure was swallowed, by cause."""
+        return self._desk.faults.counts()
+
+    def close(self) -> None:
+        """Close the cache that was opened here; one that was passed in stays open."""
+        if self._owned:
+            self.cache.close()
+
+    def get_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """The stored answer to this question over these texts, or the synthesizer's."""
+        asked = self._ask(spans.surroundings(), query_str, text_chunks, response_kwargs)
+        if (found := self._serve(asked)) is not None:
+            return stream_of(found) if self._streaming and isinstance(found, str) else found
+        answer = self._synthesizer.get_response(query_str, text_chunks, **response_kwargs)
+        if isinstance(answer, (str, BaseModel)):
+            self._keep(asked, answer)
+            return answer
+        return self._pass_on(asked, cast("Iterator[str]", answer))
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """As `get_response`; the cache is asked in a thread."""
+        around = spans.surroundings()
+        asked = await asyncio.to_thread(self._ask, around, query_str, text_chunks, response_kwargs)
+        if (found := self._serve(asked)) is not None:
+            return astream_of(found) if self._streaming and isinstance(found, str) else found
+        answer = await self._synthesizer.aget_response(query_str, text_chunks, **response_kwargs)
+        if isinstance(answer, (str, BaseModel)):
+            await asyncio.to_thread(self._keep, asked, answer)
+            return answer
+        return self._apass_on(asked, cast("AsyncIterator[str]", answer))
+
+    def get_response_from_messages(
+        self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """The synthesizer's: images and the like are not compared here, but by `CachedLLM`."""
+        _served.set(None)
+        return self._synthesizer.get_response_from_messages(query_str, message_chunks, **response_kwargs)
+
+    async def aget_response_from_messages(
+        self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """As `get_response_from_messages`."""
+        _served.set(None)
+        return await self._synthesizer.aget_response_from_messages(
+            query_str, message_chunks, **response_kwargs
+        )
+
+    @property
+    def callback_manager(self) -> CallbackManager:
+        """Whom to tell what happens."""
+        return self._callback_manager
+
+    @callback_manager.setter
+    def callback_manager(self, callback_manager: CallbackManager) -> None:
+        self._callback_manager = self._synthesizer.callback_manager = callback_manager
+
+    def _get_prompts(self) -> dict[str, BasePromptTemplate]:
+        return self._synthesizer._get_prompts()
+
+    def _get_prompt_modules(self) -> dict[str, Any]:
+        return self._synthesizer._get_prompt_modules()
+
+    def _update_prompts(self, prompts: dict[str, BasePromptTemplate]) -> None:
+        self._synthesizer._update_prompts(prompts)
+
+    def _prepare_response_output(
+        self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
+    ) -> RESPONSE_TYPE:
+        """LlamaIndex's response; a repeated one says so in `metadata["ibidem"]`."""
+        response = super()._prepare_response_output(response_str, source_nodes)
+        if (hit := _served.get()) is not None:
+            _served.set(None)
+            response.metadata = {**(response.metadata or {}), MARKER: hit.provenance()}
+        return response
+
+    def _ask(
+        self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
+    ) -> _Asked:
+        started = time.perf_counter()
+        build = partial(self._request, around, question, texts, given)
+        request, hit = self._desk.find(build)
+        return _Asked(request, hit, around.synthesis.id if around.synthesis else None, started)
+
+    def _serve(self, asked: _Asked) -> str | BaseModel | None:
+        """The text or form of the hit, if there is one that can be read."""
+        found = self._desk.faults.attempt("read a stored answer", partial(self._read, asked.hit))
+        _served.set(asked.hit if found is not None else None)
+        return found
+
+    def _read(self, hit: Hit | None) -> str | BaseModel | None:
+        if hit is None:
+            return None
+        text = hit.answer.text
+        return text if self._output_cls is None else self._output_cls.model_validate_json(text)
+
+    def _keep(self, asked: _Asked, answer: str | BaseModel) -> None:
+        self._desk.keep(asked.request, partial(self._answer, asked, answer))
+
+    def _pass_on(self, asked: _Asked, stream: Iterator[str]) -> Generator[str, None, None]:
+        """The pieces of the stream; what they amount to is stored if all of them are taken."""
+        pieces = []
+        for piece in stream:
+            pieces.append(piece)
+            yield piece
+        self._keep(asked, "".join(pieces))
+
+    async def _apass_on(self, asked: _Asked, stream: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+        pieces = []
+        async for piece in stream:
+            pieces.append(piece)
+            yield piece
+        await asyncio.to_thread(self._keep, asked, "".join(pieces))
+
+    def _answer(self, asked: _Asked, given: str | BaseModel) -> Answer:
+        behind = calls.behind(asked.synthesis or "")
+        form = isinstance(given, BaseModel) or isinstance(self._llm, StructuredLLM)
+        return Answer(
+            given.model_dump_json() if isinstance(given, BaseModel) else given,
+            model=behind.model,
+            input_tokens=behind.input_tokens,
+            output_tokens=behind.output_tokens,
+            finish_reason=behind.cut,
+            seconds=time.perf_counter() - asked.started,
+            semantic=not form,
+        )
+
+    def _request(
+        self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
+    ) -> Request:
+        if around.synthesis is None:
+            raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
+        if not question.strip():
+            raise NotCacheable("no_question", "the question is empty")
+        ids = {document.text: document.id for document in around.synthesis.documents}
+        shown = [text.strip() for text in texts]
+        return Request(
+            question,
+            scope=json.dumps(["llama_index/1", "synthesizer", *self._described(), parameters(given)]),
+            namespace=self._namespace,
+            documents=tuple(Document(ids.get(text, digest(text)), text) for text in shown),
+            semantic=self._semantic,
+        )
+
+    def _described(self) -> list[str]:
+        """Everything that the answer depends on, but for question and nodes."""
+        inner = self._synthesizer
+        settings = {
+            name: value
+            for name, value in vars(inner).items()
+            if name not in _OPERATIONAL and isinstance(value, (str, int, float, bool, type(None)))
+        }
+        return [
+            f"{type(inner).__module__}.{type(inner).__qualname__}",
+            _identity(self._llm, self._model_id),
+            parameters({"settings": settings, "form": self._output_cls}),
+            parameters({name: self._template(prompt) for name, prompt in inner.get_prompts().items()}),
+        ]
+
+    def _template(self, prompt: BasePromptTemplate) -> dict[str, Any]:
+        if prompt.function_mappings:
+            raise NotCacheable(
+                "function_mappings", "what a template's functions will say is not known; use CachedLLM"
+            )
+        parser = type(prompt.output_parser).__qualname__ if prompt.output_parser else None
+        return {
+            "template": prompt.get_template(llm=self._llm),
+            "variables": prompt.kwargs,
+            "names": prompt.template_var_mappings,
+            "parser": parser,
+        }
+
+
+def _identity(llm: LLM, model_id: str) -> str:
+    """The model inside; a form that it must fill counts as well."""
+    if isinstance(llm, StructuredLLM):
+        form = parameters({"form": llm.output_cls})
+        return json.dumps([_identity(llm.llm, model_id), form])
+    if isinstance(llm, CachedLLM):
+        return llm.identity(model_id)
+    return identity(llm, model_id)
