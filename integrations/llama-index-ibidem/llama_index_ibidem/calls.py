@@ -59,14 +59,15 @@ class Calls:
         """The entry that gave the answer, if the model was not asked at all."""
         return self.from_cache[-1] if self.count and len(self.from_cache) == self.count else None
 
-    def and_told(self, told: Told) -> Calls:
-        """With what the provider told at the end of one of them."""
+    def and_ended(self, told: Told, entry_id: str | None) -> Calls:
+        """With what the provider told at the end of one of them, or the entry that answered instead."""
         reason = told.finish_reason or ""
         return replace(
             self,
             cut=self.cut or ("" if reason.lower() in COMPLETE else reason),
             input_tokens=_sum(self.input_tokens, told.input_tokens),
             output_tokens=_sum(self.output_tokens, told.output_tokens),
+            from_cache=self.from_cache if entry_id is None else (*self.from_cache, entry_id),
         )
 
 
@@ -75,6 +76,7 @@ class _Call:
     answer: str
     told: Told = field(default_factory=Told)
     streamed: bool = False
+    entry: str | None = None
 
 
 class CallWatcher(BaseEventHandler):
@@ -105,10 +107,10 @@ class CallWatcher(BaseEventHandler):
     def behind(self, answer: str) -> Calls:
         """The calls behind an answer, by the id of its synthesis or of the call's span."""
         with self._guard:
-            unfinished = [call.told for call in self._calls if call.answer == answer and call.streamed]
             calls = self._answers.get(answer) or Calls()
-        for told in unfinished:  # in a stream the last chunk comes before the end
-            calls = calls.and_told(told)
+            for call in self._calls:
+                if call.answer == answer and call.streamed:  # its last chunk comes before its end
+                    calls = calls.and_ended(call.told, call.entry)
         return calls
 
     def _began(self, event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
@@ -119,13 +121,15 @@ class CallWatcher(BaseEventHandler):
         with self._guard:
             self._calls.put(span, _Call(answer))
             known = self._answers.get(answer) or Calls()
-            model = str(event.model_dict.get("model_name") or known.model)
+            named = (event.model_dict.get(key) for key in ("model_name", "model"))  # the latter until 0.14.22
+            model = next((name for name in named if isinstance(name, str) and name), known.model)
             self._answers.put(answer, replace(known, count=known.count + 1, model=model))
 
     def _went_on(self, event: LLMChatInProgressEvent | LLMCompletionInProgressEvent) -> None:
         with self._guard:
             if (call := self._calls.get(event.span_id or "")) is not None:
                 call.told, call.streamed = call.told.then(Told.of(event.response)), True
+                call.entry = entry_of(event.response)
 
     def _ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
         with self._guard:
@@ -133,10 +137,8 @@ class CallWatcher(BaseEventHandler):
             if call is None or event.response is None:
                 return
             told = call.told if call.streamed else Told.of(event.response).of_whole()
-            known = (self._answers.get(call.answer) or Calls()).and_told(told)
-            if (entry := entry_of(event.response)) is not None:
-                known = replace(known, from_cache=(*known.from_cache, entry))
-            self._answers.put(call.answer, known)
+            known = self._answers.get(call.answer) or Calls()
+            self._answers.put(call.answer, known.and_ended(told, entry_of(event.response)))
 
 
 def entry_of(response: ModelResponse) -> str | None:

@@ -137,7 +137,7 @@ class Recorder:
             question = self._questions.pop(answer)
         behind = calls.behind(answer)
         if last is not None and behind.output_tokens is None:  # its end may not have been told to all yet
-            behind = behind.and_told(Told.of(last).of_whole())
+            behind = behind.and_ended(Told.of(last).of_whole(), None)
         if question is None or not text or not text.strip() or behind.cut:
             return
         if not (behind.count or entry_id):

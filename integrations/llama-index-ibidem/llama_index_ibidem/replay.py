@@ -47,6 +47,10 @@ class Replay(Generic[Response]):
         """What events tell of the model."""
         return self._llm.to_payload()
 
+    def to_dict(self) -> dict[str, Any]:
+        """What events told of it before LlamaIndex 0.14.23."""
+        return self._llm.llm.to_dict()
+
     def chat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
         """As the model's `chat`."""
         self._chat(messages, **given)

@@ -35,7 +35,14 @@ from llama_index_ibidem.replay import astream_of, stream_of
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
-_OF_THE_BASE = ("_prompt_helper", "_chat_prompt_helper", "_streaming", "_output_cls", "_multimodal")
+_OF_THE_BASE = (
+    "_prompt_helper",
+    "_chat_prompt_helper",
+    "_streaming",
+    "_output_cls",
+    "_empty_response",
+    "_multimodal",
+)
 # Settings of synthesizers that change how they work, not what comes out.
 _OPERATIONAL = frozenset(("_use_async", "_verbose", "_streaming", "_empty_response"))
 
@@ -88,9 +95,10 @@ class CachedSynthesizer(BaseSynthesizer):
         if not isinstance(synthesizer, BaseSynthesizer):
             kind = type(synthesizer).__name__
             raise InvalidInput(f"synthesizer must be a LlamaIndex response synthesizer, not {kind}")
-        shared = {name.lstrip("_"): getattr(synthesizer, name) for name in _OF_THE_BASE}
+        # Some of them came with later versions of LlamaIndex.
+        known = [name for name in _OF_THE_BASE if hasattr(synthesizer, name)]
+        shared = {name.lstrip("_"): getattr(synthesizer, name) for name in known}
         super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
-        self._empty_response = synthesizer._empty_response
         self._synthesizer = synthesizer
         self._namespace, self._semantic = require_text("namespace", namespace), semantic
         self._model_id = require_text("model_id", model_id)
