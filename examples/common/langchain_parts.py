@@ -1,11 +1,8 @@
-"""What the LangChain demo needs beside the app: an offline model, edited documents."""
+"""What the LangChain demo needs beside the app: an offline model, its documents, Ibidem's embedder."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 from langchain_core.documents import Document
@@ -15,10 +12,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.vectorstores import VectorStore
 
-import ibidem
+from common.corpus import Passage
 from common.reader import LABEL, estimated_tokens, extract
 from ibidem.embedding import Embedder
-from ibidem.evidence import supporting
 
 
 class LocalEmbeddings(Embeddings):
@@ -66,24 +62,23 @@ class OfflineReader(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-@contextlib.contextmanager
-def edited(store: VectorStore, document: Document) -> Iterator[None]:
-    """The vector store with one more sentence in a document; as before at the end, for the next run."""
-    text = f"{document.page_content}\n\nThis passage was edited on {datetime.now()}."
-    try:
-        _replace(store, document.model_copy(update={"page_content": text}))
-        yield
-    finally:
-        _replace(store, document)
+def as_document(passage: Passage) -> Document:
+    """A passage as LangChain indexes it."""
+    return Document(passage.text, id=passage.id, metadata={"topic": passage.topic})
 
 
-def _replace(store: VectorStore, document: Document) -> None:
-    store.delete([str(document.id)])
-    store.add_documents([document])
+class StoredPassages:
+    """The passages in a LangChain vector store. See `common.demo.Documents`."""
 
+    def __init__(self, store: VectorStore) -> None:
+        self.store = store
 
-def resting_on(answer: str, question: str, documents: list[Document]) -> list[Document]:
-    """Those of the documents that the answer is taken from, by Ibidem's own rule; all if it cannot tell."""
-    pairs = [(document, ibidem.Document(document.id or "", document.page_content)) for document in documents]
-    evidence = supporting(answer, question, [known for _, known in pairs])
-    return [document for document, known in pairs if known.digest in evidence] or documents
+    def nearest(self, text: str, count: int) -> list[Passage]:
+        """Those that the app would retrieve for a text."""
+        found = self.store.similarity_search(text, k=count)
+        return [Passage(str(d.id), d.metadata["topic"], d.page_content) for d in found]
+
+    def replace(self, passage: Passage) -> None:
+        """Put a passage in the place of the one with its id."""
+        self.store.delete([passage.id])
+        self.store.add_documents([as_document(passage)])

@@ -1,24 +1,39 @@
-"""The demo checks itself; here it is made to pass, and to fail when it should."""
+"""The demos check themselves; here they are made to pass, and to fail when they should."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core import VectorStoreIndex
+from llama_index.core.prompts.chat_prompts import CHAT_TEXT_QA_PROMPT
+from llama_index.core.schema import MetadataMode
 
 import ibidem
+from llama_index_ibidem import CachedLLM
+from tests.embedders import BagOfWords
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.append(str(EXAMPLES))  # as for a script that lies there
-corpus, reader, report = map(import_module, ("common.corpus", "common.reader", "common.report"))
+corpus, reader, report, demo = map(
+    import_module, ("common.corpus", "common.reader", "common.report", "common.demo")
+)
 langchain_parts = import_module("common.langchain_parts")
+llama_index_parts = import_module("common.llama_index_parts")
+
+LANGCHAIN, LLAMA_INDEX = "langchain_rag.py", "llama_index_rag.py"
+SCRIPTS = (LANGCHAIN, LLAMA_INDEX)
 
 EXCERPTS = """The "for" statement
 *******************
@@ -30,10 +45,12 @@ The "while" statement repeats as long as an expression is true.
 
 The "else" clause of a loop runs unless the loop was left by "break"."""
 
+Done = subprocess.CompletedProcess[str]
 
-def run_demo(place: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+
+def run_demo(script: str, place: Path, *options: str, **environment: str) -> Done:
     return subprocess.run(
-        [sys.executable, EXAMPLES / "langchain_rag.py", "--delay", "0", "--dir", place, *options],
+        [sys.executable, EXAMPLES / script, "--delay", "0", "--dir", place, *options],
         env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
         cwd=place,
         capture_output=True,
@@ -44,16 +61,30 @@ def run_demo(place: Path, *options: str, **environment: str) -> subprocess.Compl
     )
 
 
+def from_the_cache(done: Done) -> dict[str, tuple[int, int]]:
+    """Of each part how many were asked and how many of them were answered from the cache."""
+    rows = re.findall(r"^ ([a-z ]+?) {2,}(\d+) +(\d+) +\d+ +[\d,]+ +-?[\d.]+ s *$", done.stdout, re.MULTILINE)
+    return {part: (int(asked), int(hits)) for part, asked, hits in rows}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory for all runs, so that only the first has to index."""
+    """One directory for all runs of both demos, so that only the first of each has to index."""
     return tmp_path_factory.mktemp("demo")
 
 
+@pytest.fixture(scope="module")
+def kept(place: Path) -> dict[str, list[Done]]:
+    """Both demos with the same kept answers, then both again: the two runs of each."""
+    first, second = ({script: run_demo(script, place, "--keep") for script in SCRIPTS} for _ in range(2))
+    return {script: [first[script], second[script]] for script in SCRIPTS}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
 class TestDemo:
-    def test_passes_its_own_checks(self, place: Path) -> None:
-        done = run_demo(place)
+    def test_passes_its_own_checks(self, script: str, place: Path) -> None:
+        done = run_demo(script, place)
         assert done.returncode == 0, done.stdout + done.stderr
         assert reader.LABEL in done.stdout
         assert "16 of 16 rewordings answered from the cache" in done.stdout
@@ -63,23 +94,55 @@ class TestDemo:
         assert "\x1b" not in done.stdout
         assert done.stdout.count("hit, semantic") >= 4
 
-    def test_kept_answers_are_answered_in_the_next_run(self, place: Path) -> None:
-        first, second = run_demo(place, "--keep"), run_demo(place, "--keep")
-        assert (first.returncode, second.returncode) == (0, 0), second.stdout + second.stderr
-        assert "miss, empty" in first.stdout
-        assert "Indexing" not in second.stdout
-        assert second.stdout.count("documents_changed") == 1
-        assert not any(reason in second.stdout for reason in ("miss, empty", "below_threshold", "guard:"))
-
-    def test_fails_if_an_edit_goes_unnoticed(self, place: Path) -> None:
-        done = run_demo(place, IBIDEM_CONTEXT="ignore")
+    def test_fails_if_an_edit_goes_unnoticed(self, script: str, place: Path) -> None:
+        done = run_demo(script, place, IBIDEM_CONTEXT="ignore")
         assert done.returncode == 1
         assert "FAILED edited where the answer comes from" in done.stdout
 
-    def test_fails_if_a_near_miss_is_answered(self, place: Path) -> None:
-        done = run_demo(place, "--threshold", "0.85", IBIDEM_CONTEXT="ignore")
+    def test_fails_if_a_near_miss_is_answered(self, script: str, place: Path) -> None:
+        done = run_demo(script, place, "--threshold", "0.85", IBIDEM_CONTEXT="ignore")
         assert done.returncode == 1
         assert "WRONG HIT, semantic" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+class TestKeptAnswers:
+    def test_are_not_shared_with_another_framework(self, script: str, kept: dict[str, list[Done]]) -> None:
+        first, _ = kept[script]
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert from_the_cache(first)["first time"] == (16, 0)
+        assert first.stdout.count("miss, empty") == 1
+
+    def test_are_answered_in_the_next_run(self, script: str, kept: dict[str, list[Done]]) -> None:
+        _, second = kept[script]
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert "Indexing" not in second.stdout
+        assert from_the_cache(second)["all"] == (53, 52)
+        assert second.stdout.count("documents_changed") == 1  # the edited document
+
+
+class TestModelOfLlamaIndex:
+    """What `--model` says if there is none."""
+
+    @staticmethod
+    def refusal(name: str) -> str:
+        options = demo.Namespace(model=name, delay=0.0)
+        with pytest.raises(SystemExit) as refused:
+            import_module("llama_index_rag").choose_model(options)
+        return str(refused.value.code)
+
+    def test_names_the_package_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "llama_index.llms.openai", None)
+        assert "pip install llama-index-llms-openai" in self.refusal("gpt-4o-mini")
+
+    def test_asks_for_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        assert "OPENAI_API_KEY" in self.refusal("gpt-4o-mini")
+
+    def test_knows_the_names_of_models(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+        assert "Unknown model 'gpt-none'" in self.refusal("gpt-none")
 
 
 class TestQuestions:
@@ -135,6 +198,81 @@ class TestReader:
         assert one.response_metadata["finish_reason"] == "stop"
         assert one.usage_metadata is not None
         assert one.usage_metadata["input_tokens"] > one.usage_metadata["output_tokens"] > 0
+
+
+class TestReaderOfLlamaIndex:
+    QUESTION = "When does the else clause run?"
+    PROMPT = CHAT_TEXT_QA_PROMPT.format_messages(context_str=EXCERPTS, query_str=QUESTION)
+
+    def test_says_what_the_other_says(self) -> None:
+        one, other = (llama_index_parts.OfflineReaderLLM(delay).chat(self.PROMPT) for delay in (0, 0.01))
+        assert one.message.content == other.message.content == reader.extract(self.QUESTION, EXCERPTS)
+
+    def test_is_labelled_complete_and_counts_tokens(self) -> None:
+        raw = llama_index_parts.OfflineReaderLLM().chat(self.PROMPT).raw
+        assert (raw["model"], raw["finish_reason"]) == (reader.LABEL, "stop")
+        assert raw["usage"]["prompt_tokens"] > raw["usage"]["completion_tokens"] > 0
+
+    def test_says_in_pieces_what_it_says_at_once(self) -> None:
+        model = llama_index_parts.OfflineReaderLLM()
+        *_, last = model.stream_chat(self.PROMPT)
+        assert last.message.content == model.chat(self.PROMPT).message.content
+
+    def test_finds_the_excerpts_among_lines_of_dashes(self) -> None:
+        table = f"{EXCERPTS}\n\n{'-' * 21}\n\nQuery: a heading\n\nAnswer: another"
+        prompt = CHAT_TEXT_QA_PROMPT.format_messages(context_str=table, query_str=self.QUESTION)
+        told = llama_index_parts.OfflineReaderLLM().chat(prompt).message.content
+        assert told == reader.extract(self.QUESTION, table)
+
+    def test_says_so_if_it_does_not_know_the_prompt(self) -> None:
+        assert llama_index_parts.OfflineReaderLLM().complete("Who won?").text == reader.NOTHING
+
+    def test_its_tokens_are_saved_by_a_hit(self, cache: ibidem.SemanticCache) -> None:
+        found: list[int] = []
+        for delay in (0, 0.01):  # how long it takes does not change the answer
+            model = CachedLLM(llama_index_parts.OfflineReaderLLM(delay), cache)
+            found.append(model.chat(self.PROMPT).raw["usage"]["total_tokens"])
+        assert found[0] > found[1] == 0
+        assert cache.stats().tokens_saved == found[0]
+
+
+def in_langchain() -> Any:
+    store = InMemoryVectorStore(langchain_parts.LocalEmbeddings(BagOfWords()))
+    store.add_documents([langchain_parts.as_document(passage) for passage in PASSAGES])
+    return langchain_parts.StoredPassages(store)
+
+
+def in_llama_index() -> Any:
+    nodes = [llama_index_parts.as_node(passage) for passage in PASSAGES]
+    embedding = llama_index_parts.LocalEmbedding(BagOfWords())
+    return llama_index_parts.IndexedPassages(VectorStoreIndex(nodes, embed_model=embedding))
+
+
+PASSAGES = [
+    corpus.Passage("for#0", "for", 'The "for" statement iterates over a sequence.'),
+    corpus.Passage("while#0", "while", 'The "while" statement repeats as long as an expression is true.'),
+]
+
+
+class TestDocuments:
+    @pytest.mark.parametrize("documents_in", [in_langchain, in_llama_index])
+    def test_are_edited_for_a_while(self, documents_in: Callable[[], Any]) -> None:
+        documents, question = documents_in(), "Which statement iterates over a sequence?"
+        assert documents.nearest(question, 2) == PASSAGES
+        with suppress(KeyboardInterrupt), demo.edited(documents, PASSAGES[0]):
+            assert "was edited on" in documents.nearest(question, 2)[0].text
+            assert documents.nearest("passage was edited on", 1)[0].id == "for#0"
+            raise KeyboardInterrupt
+        assert documents.nearest(question, 2) == PASSAGES
+
+    def test_answers_rest_on_those_they_are_taken_from(self) -> None:
+        question = "What does a while statement do?"
+        assert demo.resting_on("It repeats while an expression is true.", question, PASSAGES) == PASSAGES[1:]
+        assert demo.resting_on("Nobody knows.", question, PASSAGES) == PASSAGES
+
+    def test_of_llama_index_are_embedded_and_shown_without_their_metadata(self) -> None:
+        node = llama_index_parts.as_node(PASSAGES[0])
+        assert node.get_content(MetadataMode.LLM) == node.get_content(MetadataMode.EMBED) == PASSAGES[0].text
 
 
 class TestRow:

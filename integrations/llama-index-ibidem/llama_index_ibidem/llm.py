@@ -4,45 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     CompletionResponse,
-    LLMMetadata,
 )
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import LLM, ToolSelection
-from llama_index.core.llms.structured_llm import StructuredLLM
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from llama_index.core.llms.llm import LLM
+from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
-from ibidem.errors import InvalidInput
 from ibidem.request import Request, require_text
 from llama_index_ibidem.calls import watch
 from llama_index_ibidem.exchange import Desk, Exchange
 from llama_index_ibidem.identity import identity
-from llama_index_ibidem.native import NativeView
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.requests import RequestBuilder
+from llama_index_ibidem.wrapping import WrappingLLM
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
-# What `predict` and the like use of a model before they call its endpoints.
-_PROMPTING = (
-    "callback_manager",
-    "system_prompt",
-    "messages_to_prompt",
-    "completion_to_prompt",
-    "output_parser",
-    "pydantic_program_mode",
-    "query_wrapper_prompt",
-)
 
-
-class CachedLLM(FunctionCallingLLM):
+class CachedLLM(WrappingLLM):
     """A model that is only asked what it has not answered before.
 
     `Settings.llm = CachedLLM(OpenAI(...))`; to engines, agents and handlers it is the model it wraps. A
@@ -66,10 +51,8 @@ class CachedLLM(FunctionCallingLLM):
         IbidemError: The cache cannot be opened.
     """
 
-    llm: SerializeAsAny[LLM] = Field(description="The model that is asked when the cache has no answer.")
     _desk: Desk = PrivateAttr()
     _requests: RequestBuilder = PrivateAttr()
-    _native: NativeView = PrivateAttr()
     _owned: bool = PrivateAttr(default=False)
 
     def __init__(
@@ -84,8 +67,7 @@ class CachedLLM(FunctionCallingLLM):
         semantic: bool = True,
         **options: Any,
     ) -> None:
-        _check_model(llm)
-        super().__init__(llm=llm, **{name: getattr(llm, name) for name in _PROMPTING})
+        super().__init__(llm)
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
         self._requests = RequestBuilder(
@@ -97,8 +79,12 @@ class CachedLLM(FunctionCallingLLM):
         )
         self._owned = cache is None
         self._desk = Desk(open_or_use(cache, options, type(self).__name__))
-        self._native = NativeView(self)
         watch()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """How LlamaIndex names the class."""
+        return "CachedLLM"
 
     @property
     def cache(self) -> SemanticCache:
@@ -187,84 +173,16 @@ class CachedLLM(FunctionCallingLLM):
         stream = await self._model.astream_complete(prompt, formatted=formatted, **kwargs)
         return exchange.apass_on(stream)
 
-    # Structured output in the model's own way, where it has one; its calls of `chat` come back to us.
+    def __enter__(self) -> CachedLLM:
+        return self
 
-    def structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's, whose answer may be stored for the very same prompt."""
-        return self._native.model().structured_predict(*args, **kwargs)
-
-    async def astructured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `structured_predict`."""
-        return await self._native.model().astructured_predict(*args, **kwargs)
-
-    def stream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `structured_predict`, in pieces."""
-        return self._native.model().stream_structured_predict(*args, **kwargs)
-
-    async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `structured_predict`, in pieces."""
-        return await self._native.model().astream_structured_predict(*args, **kwargs)
-
-    # Tools are prepared and read by the model: each provider has its own form for them.
-
-    def _prepare_chat_with_tools(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._calling._prepare_chat_with_tools_compat(*args, **kwargs))
-
-    def _validate_chat_with_tools_response(self, *args: Any, **kwargs: Any) -> ChatResponse:
-        return cast(ChatResponse, self._calling._validate_chat_with_tools_response(*args, **kwargs))
-
-    def get_tool_calls_from_response(self, *args: Any, **kwargs: Any) -> list[ToolSelection]:
-        """The tool calls in a response."""
-        return cast("list[ToolSelection]", self._calling.get_tool_calls_from_response(*args, **kwargs))
-
-    # What the model says of itself.
-
-    @classmethod
-    def class_name(cls) -> str:
-        """How LlamaIndex names the class."""
-        return "CachedLLM"
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        """The model's."""
-        return self.llm.metadata
-
-    def to_payload(self) -> dict[str, Any]:
-        """What handlers are told of the model; nothing secret."""
-        return self.llm.to_payload()
-
-    def convert_chat_messages(self, messages: Sequence[ChatMessage]) -> list[Any]:
-        """Messages in the model's own form."""
-        return self.llm.convert_chat_messages(messages)
-
-    def __getattr__(self, name: str) -> Any:
-        """What is not ours is the model's: `llm.model`, `llm.temperature`."""
-        try:
-            return super().__getattr__(name)  # type: ignore[misc]
-        except AttributeError:
-            if name.startswith("__") or "llm" not in self.__dict__:
-                raise
-            return getattr(self.llm, name)
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"CachedLLM({type(self.llm).__name__}, namespace={self._requests.namespace!r})"
 
     __str__ = __repr__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, it is the model alone: an open cache does not travel."""
-        return _itself, (self.llm,)
-
-    @property
-    def _model(self) -> LLM:
-        """The model, telling the handlers that LlamaIndex has given to us since."""
-        self.llm.callback_manager = self.callback_manager
-        return self.llm
-
-    @property
-    def _calling(self) -> Any:
-        """The model as one that calls tools; callers have asked `metadata` whether it is."""
-        return self.llm
 
     def _chat_exchange(
         self, messages: Sequence[ChatMessage], given: dict[str, Any]
@@ -279,20 +197,3 @@ class CachedLLM(FunctionCallingLLM):
 
     def _exchange(self, kind: Any, build: Callable[[], Request]) -> Exchange[Any]:
         return Exchange(self._desk, kind, self.llm, build)
-
-
-def _check_model(llm: object) -> None:
-    if isinstance(llm, CachedLLM):
-        raise InvalidInput("this model is cached already")
-    if isinstance(llm, StructuredLLM):
-        raise InvalidInput(
-            "wrap the model inside: CachedLLM(structured.llm, ...).as_structured_llm(structured.output_cls)"
-        )
-    if not isinstance(llm, LLM):
-        raise InvalidInput(
-            f"llm must be a LlamaIndex model (llama_index.core.llms.LLM), not {type(llm).__name__}"
-        )
-
-
-def _itself(llm: LLM) -> LLM:
-    return llm

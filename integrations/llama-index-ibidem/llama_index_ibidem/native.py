@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.llms.llm import LLM
 
 if TYPE_CHECKING:
-    from llama_index_ibidem.llm import CachedLLM
+    from llama_index_ibidem.wrapping import WrappingLLM
 
 _SYNC = ("chat", "stream_chat", "complete", "stream_complete")
 _ASYNC = ("achat", "astream_chat", "acomplete", "astream_complete")
@@ -28,32 +28,32 @@ _SHARED = (
 
 
 class NativeView:
-    """Makes such copies for one `CachedLLM`."""
+    """Makes such copies for one `WrappingLLM`."""
 
-    def __init__(self, cached: CachedLLM) -> None:
-        self._cached = cached
+    def __init__(self, wrapper: WrappingLLM) -> None:
+        self._wrapper = wrapper
         self._class: type[LLM] | None = None
 
     def model(self) -> LLM:
         """The model as it is now; a shallow copy, so that its clients and settings are the same."""
-        model = self._cached.llm
+        model = self._wrapper.llm
         if self._class is None or self._class.__mro__[1] is not type(model):
-            self._class = _leading_back_to(self._cached, type(model))
-        view = model.model_copy(update={name: getattr(self._cached, name) for name in _SHARED})
+            self._class = _leading_back_to(self._wrapper, type(model))
+        view = model.model_copy(update={name: getattr(self._wrapper, name) for name in _SHARED})
         object.__setattr__(view, "__class__", self._class)
         return view
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeView:
-        return NativeView(memo.get(id(self._cached), self._cached))
+        return NativeView(memo.get(id(self._wrapper), self._wrapper))
 
 
-def _leading_back_to(cached: CachedLLM, model: type[LLM]) -> type[LLM]:
+def _leading_back_to(wrapper: WrappingLLM, model: type[LLM]) -> type[LLM]:
     def sync(name: str) -> Any:
-        return lambda self, *args, **kwargs: getattr(cached, name)(*args, **kwargs)
+        return lambda self, *args, **kwargs: getattr(wrapper, name)(*args, **kwargs)
 
     def awaited(name: str) -> Any:
         async def endpoint(self: LLM, *args: Any, **kwargs: Any) -> Any:
-            return await getattr(cached, name)(*args, **kwargs)
+            return await getattr(wrapper, name)(*args, **kwargs)
 
         return endpoint
 

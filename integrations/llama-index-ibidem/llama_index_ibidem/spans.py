@@ -27,6 +27,7 @@ from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.sources import Retrieved
+from llama_index_ibidem.wrapping import WrappingLLM
 
 RECENT_DOCUMENTS = 256
 _SPANS = 8192
@@ -273,7 +274,7 @@ def _method_of(id_: str) -> str:
 def _fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | None:
     method = _method_of(id_)
     if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
-        return None if id_.startswith("CachedLLM.") else Endpoint()
+        return None if isinstance(instance, WrappingLLM) else Endpoint()
     if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
         variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}
         return Filled(prompt, variables, structured="structured" in method)
