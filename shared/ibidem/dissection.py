@@ -48,8 +48,11 @@ def dissect(prompt: Prompt, documents: Sequence[Occurrence], questions: Iterable
 
 
 def exactly(prompt: Prompt, documents: Sequence[Occurrence]) -> Dissection:
-    """The prompt as a whole; its documents are named for their lineage alone."""
-    found = _cut(Skeleton(prompt), documents, None) or []
+    """The prompt as a whole; the documents of its own run are named for their lineage alone.
+
+    Not those of other runs: what others happen to retrieve must not change what this prompt is.
+    """
+    found = _cut(Skeleton(prompt), [d for d in documents if not d.stranger], None) or []
     whole = json.dumps([prompt.frame, [segment.text for segment in prompt.segments]])
     return Dissection(whole, _as_documents(found), None)
 
@@ -80,5 +83,9 @@ def _cut_documents(skeleton: Skeleton, documents: Sequence[Occurrence]) -> list[
 
 def _cut_document(skeleton: Skeleton, document: Occurrence) -> bool:
     return skeleton.cut_document(
-        document.text, document.digest, as_words=document.as_words, stranger=document.stranger
+        document.text,
+        document.digest,
+        as_words=document.as_words,
+        stranger=document.stranger,
+        pinned=document.pinned,
     )

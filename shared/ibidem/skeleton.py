@@ -96,7 +96,9 @@ class Skeleton:
                     return True
         return False
 
-    def cut_document(self, text: str, digest: str, *, as_words: bool, stranger: bool = False) -> bool:
+    def cut_document(
+        self, text: str, digest: str, *, as_words: bool, stranger: bool = False, pinned: bool = False
+    ) -> bool:
         """Cut every place where the document stands, `as_words` only at word borders; False if there is none.
 
         Earlier answers of the model are not searched: they may quote a document without being one. In the
@@ -105,7 +107,7 @@ class Skeleton:
         found = False
         for index, role in enumerate(self._roles):
             if role != "ai":
-                mark = _Mark(digest, pinned=stranger and role == "system")
+                mark = _Mark(digest, pinned=pinned or (stranger and role == "system"))
                 parts = self._texts[index]
                 cut = [piece for part in parts for piece in _cut_all(part, text, mark, as_words)]
                 self._texts[index] = cut

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ibidem.prompt import Prompt
 from ibidem.request import digest
 from ibidem.skeleton import occurs
 
+# Template variables that hold documents.
+CONTEXT_KEYS = frozenset(
+    "context context_str context_msg documents document docs sources passages chunks excerpts".split()
+)
 # A shorter text is too common to be recognised as a document by its letters alone.
 _TELLING_LENGTH = 8
 
@@ -26,7 +31,8 @@ class Retrieved:
 class Occurrence:
     """A document that occurs in a prompt, `as_words` if only its occurrences at word borders count.
 
-    A `stranger` was retrieved by another run than the one that made the prompt.
+    A `stranger` was retrieved by another run than the one that made the prompt. It is `pinned`, a part of the
+    prompt like any other, if it is all that a variable holds which is not one for documents.
     """
 
     id: str
@@ -34,6 +40,7 @@ class Occurrence:
     queries: tuple[str, ...]
     as_words: bool
     stranger: bool = False
+    pinned: bool = False
 
     @property
     def digest(self) -> str:
@@ -42,15 +49,23 @@ class Occurrence:
 
 
 def occurring(
-    prompt: Prompt, own: Iterable[Retrieved], recent: Callable[[], Iterable[Retrieved]]
+    prompt: Prompt,
+    own: Iterable[Retrieved],
+    recent: Callable[[], Iterable[Retrieved]],
+    variables: Mapping[str, Any] | None = None,
 ) -> list[Occurrence]:
-    """The documents whose text occurs in the prompt.
+    """The documents whose text occurs in the prompt; `variables` are those that filled its template.
 
     Documents of other runs (`recent`) only count if the prompt has none of its own: they are how prompts
     built by hand and agents are understood, and elsewhere could only cut what happens to look like them.
     """
     text = "\0".join(segment.text for segment in prompt.segments if segment.role != "ai")
-    return _found(text, own, strangers=False) or _found(text, recent(), strangers=True)
+    if found := _found(text, own, strangers=False):
+        return found
+    strangers = _found(text, recent(), strangers=True)
+    given = {key: value for key, value in (variables or {}).items() if key not in CONTEXT_KEYS}
+    other = {value.strip() for value in given.values() if isinstance(value, str)}
+    return [replace(stranger, pinned=stranger.text in other) for stranger in strangers]
 
 
 def _found(text: str, documents: Iterable[Retrieved], *, strangers: bool) -> list[Occurrence]:

@@ -31,10 +31,11 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, Prom
 from langchain_core.runnables import RunnableLambda
 
 import ibidem
+from ibidem.errors import NotCacheable
 from ibidem.prompt import Prompt, Segment, plain
 from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.skeleton import Skeleton, occurs
-from ibidem.errors import NotCacheable
+from ibidem.sources import Retrieved, occurring
 from langchain_ibidem.keys import RequestBuilder, model_identity
 from langchain_ibidem.memory import RECENT_DOCUMENTS
 from langchain_ibidem.prompt import of_messages, parse
@@ -457,9 +458,8 @@ def test_the_question_may_look_like_the_template() -> None:
 
 
 def test_strangers_documents_must_be_long_and_whole_words() -> None:
-    desk = Desk()
-    desk.retrieve("x", "What", "is the capital of Fra", "capital of France")
-    assert [d.text for d in desk.of_messages([HumanMessage(ASKED)]).documents] == ["capital of France"]
+    recent = [Retrieved(text, text) for text in ("What", "is the capital of Fra", "capital of France")]
+    assert [d.text for d in occurring(plain(ASKED), [], lambda: recent)] == ["capital of France"]
 
 
 def test_earlier_answers_are_not_documents() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
@@ -15,6 +15,7 @@ from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Hit, Request, digest, require_text
+from ibidem.threads import in_thread
 from langchain_ibidem.codec import decode, encode
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import install
@@ -96,15 +97,15 @@ class IbidemCache(BaseCache):
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """As `lookup`, in a thread."""
-        return await asyncio.to_thread(self.lookup, prompt, llm_string)
+        return await in_thread(self.lookup, prompt, llm_string)
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
-        await asyncio.to_thread(self.update, prompt, llm_string, return_val)
+        await in_thread(self.update, prompt, llm_string, return_val)
 
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
-        await asyncio.to_thread(self.clear, **kwargs)
+        await in_thread(partial(self.clear, **kwargs))
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""

@@ -80,7 +80,7 @@ class RequestBuilder:
 
     def _documents(self, prompt: Prompt, render: Render | None) -> list[Occurrence]:
         own = [*render.documents, *self._memory.documents_of(render.run)] if render else []
-        return occurring(prompt, own, self._memory.recent_documents)
+        return occurring(prompt, own, self._memory.recent_documents, render.named if render else None)
 
 
 def _clues(render: Render | None) -> Clues:

@@ -7,6 +7,7 @@ not kept: a hit says in its place that it is one, and that it cost no tokens.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
@@ -18,6 +19,7 @@ from ibidem.request import Answer, Hit
 from llama_index_ibidem.reading import USAGE_KEYS, Told, is_for_programs
 
 MARKER = "ibidem"
+_CLASS = "ibidem.class"
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 _OF_ONE_CALL = {"raw", "delta"}
@@ -62,22 +64,38 @@ def text_of(response: ChatResponse | CompletionResponse) -> str:
 def _dump(response: ChatResponse | CompletionResponse) -> str:
     try:
         shown = response.model_dump(mode="json", exclude=_OF_ONE_CALL)
+        _note_classes(response, shown)
         text = json.dumps([_name(type(response)), shown], allow_nan=False, separators=(",", ":"))
+        restored: ChatResponse | CompletionResponse
+        if isinstance(response, ChatResponse):
+            restored = _restore(text, ChatResponse)
+        else:
+            restored = _restore(text, CompletionResponse)
     except (PydanticSerializationError, TypeError, ValueError, RecursionError) as error:
         raise NotCacheable("not_json", f"the answer is not JSON ({type(error).__name__})") from None
-    restored: ChatResponse | CompletionResponse
-    if isinstance(response, ChatResponse):
-        restored = _restore(text, ChatResponse)
-    else:
-        restored = _restore(text, CompletionResponse)
-    again = restored.model_dump(mode="json", exclude=_OF_ONE_CALL)
-    if again != shown or not _same_blocks(restored, response):
-        raise NotCacheable("not_json", "the answer holds what JSON changes")
+    if not _same(restored, response):
+        raise NotCacheable("not_json", "the answer holds what JSON changes (sets, dates, objects)")
     return text
 
 
-def _same_blocks(one: Any, other: Any) -> bool:
-    return not isinstance(one, ChatResponse) or one.message.blocks == other.message.blocks
+def _same(one: ChatResponse | CompletionResponse, other: ChatResponse | CompletionResponse) -> bool:
+    of_one_call = dict.fromkeys(_OF_ONE_CALL)
+    bare, other_bare = one.model_copy(update=of_one_call), other.model_copy(update=of_one_call)
+    if isinstance(one, ChatResponse) and isinstance(other, ChatResponse):
+        return type(one.message) is type(other.message) and bare == other_bare
+    return bare == other_bare
+
+
+def _note_classes(response: ChatResponse | CompletionResponse, shown: dict[str, Any]) -> None:
+    """Put names of classes beside tool calls in OpenAI's own form: programs use them as objects."""
+    extras = response.message.additional_kwargs if isinstance(response, ChatResponse) else {}
+    calls = extras.get("tool_calls")
+    if isinstance(calls, list) and all(isinstance(call, BaseModel) for call in calls):
+        dumped = shown["message"]["additional_kwargs"]["tool_calls"]
+        pairs = zip(calls, dumped, strict=True)
+        shown["message"]["additional_kwargs"]["tool_calls"] = [
+            {_CLASS: _name(type(call)), "fields": fields} for call, fields in pairs
+        ]
 
 
 def _restore(payload: str, kind: type[Response]) -> Response:
@@ -86,7 +104,21 @@ def _restore(payload: str, kind: type[Response]) -> Response:
     known = {_name(found): found for found in _and_subclasses(kind)}
     if name not in known:
         raise ValueError("the stored answer has a form that this program does not know")
+    extras = shown.get("message", {}).get("additional_kwargs", {})
+    if isinstance(calls := extras.get("tool_calls"), list):
+        extras["tool_calls"] = [_call(call) for call in calls]
     return known[name].model_validate(shown)
+
+
+def _call(call: Any) -> Any:
+    """A tool call as the object it was: of a class of OpenAI's package, if the program uses that."""
+    if not (isinstance(call, dict) and _CLASS in call):
+        return call
+    module, _, name = call[_CLASS].rpartition(".")
+    found = getattr(sys.modules.get(module), name, None) if module.startswith("openai.types.") else None
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ValueError("the stored answer holds a tool call of an unknown class")
+    return found.model_validate(call["fields"])
 
 
 def _and_subclasses(kind: type[Response]) -> list[type[Response]]:

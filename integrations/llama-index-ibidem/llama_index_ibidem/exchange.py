@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, TextBlock
 from llama_index.core.llms.llm import LLM
 
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.request import Answer, Hit, Request
+from ibidem.threads import in_thread
 from llama_index_ibidem.codec import Response, decode, encode
 from llama_index_ibidem.reading import Told
 
@@ -82,11 +82,11 @@ class Exchange(Generic[Response]):
 
     async def afind(self) -> Response | None:
         """As `find`, in a thread."""
-        return await asyncio.to_thread(self.find)
+        return await in_thread(self.find)
 
     async def akeep(self, response: Response) -> Response:
         """As `keep`, in a thread."""
-        return await asyncio.to_thread(self.keep, response)
+        return await in_thread(self.keep, response)
 
     async def apass_on(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
         """As `pass_on`."""
@@ -98,7 +98,7 @@ class Exchange(Generic[Response]):
         finally:
             if close := getattr(stream, "aclose", None):
                 await close()
-        await asyncio.to_thread(self._keep_stream, assembly)
+        await in_thread(self._keep_stream, assembly)
 
     def _keep(self, response: Response, told: Told) -> None:
         seconds = time.perf_counter() - self._started
@@ -109,6 +109,8 @@ class Exchange(Generic[Response]):
         self._desk.keep(self._request, answer)
 
     def _keep_stream(self, assembly: Assembly[Response]) -> None:
+        if getattr(self._llm, "logprobs", None):
+            return  # whole responses hold them, streams may not
         if (whole := self._desk.faults.attempt(_STORE, assembly.whole)) is not None:
             self._keep(whole, assembly.told)
 
@@ -121,14 +123,16 @@ class Assembly(Generic[Response]):
         self._faults = faults
         self._last: Response | None = None
         self._pieces: list[str] = []
+        self._parts = 0
 
     def add(self, chunk: Response) -> None:
-        """One more chunk."""
-        self._last = chunk
+        """One more chunk. Copied, since the program may do with it what it likes."""
         self._faults.attempt("read a chunk of a stream", partial(self._read, chunk))
 
     def _read(self, chunk: Response) -> None:
+        self._last = _copied(chunk)
         self._pieces.append(chunk.delta or "")
+        self._parts = max(self._parts, _parts(chunk))
         self.told = self.told.then(Told.of(chunk))
 
     def whole(self) -> Response:
@@ -141,12 +145,34 @@ class Assembly(Generic[Response]):
         """
         if self._last is None:
             raise NotCacheable("empty_stream", "the stream held nothing")
+        if _parts(self._last) < self._parts:
+            raise NotCacheable("unclear_stream", "the last chunk does not repeat the tool calls before it")
         told, text = _text(self._last), "".join(self._pieces)
         if text in ("", told):
             return self._last
         if not text.startswith(told):
             raise NotCacheable("unclear_stream", "the pieces of the stream are not its text")
         return _with_text(self._last, text)
+
+
+def _copied(response: Response) -> Response:
+    if not isinstance(response, ChatResponse):
+        return response.model_copy()
+    message = response.message
+    blocks = [block.model_copy() for block in message.blocks]
+    given = message.additional_kwargs.items()
+    extras = {key: list(value) if isinstance(value, list) else value for key, value in given}
+    copied = message.model_copy(update={"blocks": blocks, "additional_kwargs": extras})
+    return response.model_copy(update={"message": copied})
+
+
+def _parts(response: ChatResponse | CompletionResponse) -> int:
+    """How much there is beside text: tool calls, thoughts, images."""
+    if not isinstance(response, ChatResponse):
+        return 0
+    calls = response.message.additional_kwargs.get("tool_calls")
+    blocks = sum(not isinstance(block, TextBlock) for block in response.message.blocks)
+    return max(blocks, len(calls) if isinstance(calls, list) else 0)
 
 
 def _text(response: ChatResponse | CompletionResponse) -> str:

@@ -92,7 +92,7 @@ class CachedLLM(WrappingLLM):
         return self._desk.cache
 
     def identity(self, model_id: str = "") -> str:
-        """What is compared of the model: all that its answers depend on but the prompt, without secrets.
+        """A digest of the model: of all that its answers depend on but the prompt.
 
         Raises:
             NotCacheable: The model holds what cannot be compared, and neither it nor `model_id` names it.
@@ -145,14 +145,14 @@ class CachedLLM(WrappingLLM):
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := exchange.find()) is not None:
             return Replay(self, found).complete(prompt, **kwargs)
-        return exchange.keep(self._model.complete(prompt, formatted=formatted, **kwargs))
+        return exchange.keep(self._model.complete(prompt, **_form(formatted), **kwargs))
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As `complete`; the cache is asked in a thread."""
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := await exchange.afind()) is not None:
             return await Replay(self, found).acomplete(prompt, **kwargs)
-        return await exchange.akeep(await self._model.acomplete(prompt, formatted=formatted, **kwargs))
+        return await exchange.akeep(await self._model.acomplete(prompt, **_form(formatted), **kwargs))
 
     def stream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -161,7 +161,7 @@ class CachedLLM(WrappingLLM):
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := exchange.find()) is not None:
             return Replay(self, found).stream_complete(prompt, **kwargs)
-        return exchange.pass_on(self._model.stream_complete(prompt, formatted=formatted, **kwargs))
+        return exchange.pass_on(self._model.stream_complete(prompt, **_form(formatted), **kwargs))
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -170,7 +170,7 @@ class CachedLLM(WrappingLLM):
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := await exchange.afind()) is not None:
             return await Replay(self, found).astream_complete(prompt, **kwargs)
-        stream = await self._model.astream_complete(prompt, formatted=formatted, **kwargs)
+        stream = await self._model.astream_complete(prompt, **_form(formatted), **kwargs)
         return exchange.apass_on(stream)
 
     def __enter__(self) -> CachedLLM:
@@ -197,3 +197,8 @@ class CachedLLM(WrappingLLM):
 
     def _exchange(self, kind: Any, build: Callable[[], Request]) -> Exchange[Any]:
         return Exchange(self._desk, kind, self.llm, build)
+
+
+def _form(formatted: bool) -> dict[str, bool]:
+    """The argument, where it is not the default: models need not know it."""
+    return {"formatted": True} if formatted else {}

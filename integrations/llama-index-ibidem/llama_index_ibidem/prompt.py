@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from io import IOBase
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from pydantic import BaseModel
 
 from ibidem.errors import NotCacheable
 from ibidem.prompt import Ordinals, Prompt, Segment
-from ibidem.request import digest
 
 _ROLES = {
     MessageRole.USER: "human",
@@ -55,6 +55,8 @@ def _frame(message: ChatMessage, ordinals: Ordinals, segments: list[Segment]) ->
     if any(isinstance(block, ToolCallBlock) for block in message.blocks):
         extras.pop("tool_calls", None)  # only a copy of the blocks
     frame: dict[str, Any] = {"role": message.role.value, "blocks": blocks}
+    if own := {name: value for name, value in message if name not in ChatMessage.model_fields}:
+        frame["own"] = own
     if (answers := extras.pop("tool_call_id", None)) is not None:
         frame["answers"] = ordinals.of(answers)
     if calls := extras.pop("tool_calls", None):
@@ -77,10 +79,12 @@ def _media(block: BaseModel) -> dict[str, Any]:
     """An image, a file, a thought: as it is. A file that is only named counts with what is in it."""
     if any(isinstance(value, IOBase) for _, value in block):
         raise NotCacheable("open_file", "a message holds an open file; pass its bytes or its path")
+    within = [inner for _, value in block if isinstance(value, list) for inner in value]
     shown = block.model_dump(mode="json", exclude_none=True)
+    shown["within"] = [_media(inner) for inner in within if isinstance(inner, BaseModel)]
     if path := getattr(block, "path", None):
         try:
-            shown["content"] = digest(Path(path).read_bytes().hex())
+            shown["file"] = blake2b(Path(path).read_bytes()).hexdigest()
         except OSError as error:
             raise NotCacheable("unreadable_file", f"a message names a file: {error.strerror}") from None
     return shown

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
-from llama_index.core.prompts import PromptType
+from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
 from ibidem.dissection import Dissection, dissect, exactly
 from ibidem.prompt import Prompt
@@ -24,6 +26,7 @@ from llama_index_ibidem.spans import (
     surroundings,
 )
 
+_VARIABLE = re.compile(r"\{[^{}]*\}")
 LONGEST_TEXT = 4096  # characters; a longer text is no question
 # Templates whose answers are read by people, or become part of one that is. The others make queries, choices
 # and triplets: data for a program, right for the very same prompt only.
@@ -76,7 +79,10 @@ class RequestBuilder:
     def dissect(self, prompt: Prompt, around: Surroundings, *, exact: bool = False) -> Dissection:
         """The prompt in its parts; with `exact`, or if only a program reads the answer, as a whole."""
         own = [*(around.synthesis.documents if around.synthesis else ()), *documents_of(around.run)]
-        documents = occurring(prompt, own, recent_documents)
+        variables = around.filled.variables if around.filled else None
+        documents = occurring(prompt, own, recent_documents, variables)
+        if around.filled is not None and not _made(around.filled.template, prompt):
+            around = replace(around, filled=None)
         if exact or not _is_for_people(around.filled):
             return exactly(prompt, documents)
         return dissect(prompt, documents, self._questions.find(prompt, _clues(around), documents))
@@ -94,6 +100,22 @@ def _is_for_people(filled: Filled | None) -> bool:
         return True
     kind = filled.template.metadata.get("prompt_type", PromptType.CUSTOM)
     return not filled.structured and filled.template.output_parser is None and kind in _ANSWERING
+
+
+def _made(template: BasePromptTemplate, prompt: Prompt) -> bool:
+    """Whether the template made the prompt. Its functions may ask the model as well, while it is filled."""
+    if not template.function_mappings:
+        return True
+    said = "\n".join(segment.text for segment in prompt.segments)
+    return all(piece.strip() in said for text in _texts(template) for piece in _VARIABLE.split(text))
+
+
+def _texts(template: BasePromptTemplate) -> list[str]:
+    if isinstance(template, PromptTemplate):
+        return [template.template]
+    if isinstance(template, ChatPromptTemplate):
+        return [message.content or "" for message in template.message_templates]
+    return ["\0"]  # a kind whose texts are not known: no prompt holds this
 
 
 def _clues(around: Surroundings) -> Clues:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
@@ -25,6 +24,7 @@ from pydantic import BaseModel
 from ibidem.adapting import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.request import Answer, Document, Hit, Request, digest, require_text
+from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.exchange import Desk
@@ -138,12 +138,12 @@ class CachedSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TEXT_TYPE:
         """As `get_response`; the cache is asked in a thread."""
         around = spans.surroundings()
-        asked = await asyncio.to_thread(self._ask, around, query_str, text_chunks, response_kwargs)
+        asked = await in_thread(self._ask, around, query_str, text_chunks, response_kwargs)
         if (found := self._serve(asked)) is not None:
             return astream_of(found) if self._streaming and isinstance(found, str) else found
         answer = await self._synthesizer.aget_response(query_str, text_chunks, **response_kwargs)
         if isinstance(answer, (str, BaseModel)):
-            await asyncio.to_thread(self._keep, asked, answer)
+            await in_thread(self._keep, asked, answer)
             return answer
         return self._apass_on(asked, cast("AsyncIterator[str]", answer))
 
@@ -227,7 +227,7 @@ class CachedSynthesizer(BaseSynthesizer):
         async for piece in stream:
             pieces.append(piece)
             yield piece
-        await asyncio.to_thread(self._keep, asked, "".join(pieces))
+        await in_thread(self._keep, asked, "".join(pieces))
 
     def _answer(self, asked: _Asked, given: str | BaseModel) -> Answer:
         behind = calls.behind(asked.synthesis or "")

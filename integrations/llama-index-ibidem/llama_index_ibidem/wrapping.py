@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SerializeAsAny
+from typing_extensions import Self
 
 from ibidem.errors import InvalidInput
 from llama_index_ibidem.native import NativeView
@@ -23,6 +26,7 @@ _PROMPTING = (
     "output_parser",
     "pydantic_program_mode",
     "query_wrapper_prompt",
+    "rate_limiter",
 )
 
 
@@ -43,7 +47,9 @@ class WrappingLLM(FunctionCallingLLM):
 
     def __init__(self, llm: LLM) -> None:
         _check(llm)
-        super().__init__(llm=llm, **{name: getattr(llm, name) for name in _PROMPTING})
+        # Some of them came with later versions of LlamaIndex.
+        known = [name for name in _PROMPTING if name in type(llm).model_fields]
+        super().__init__(llm=llm, **{name: getattr(llm, name) for name in known})
         self._native = NativeView(self)
 
     # Structured output in the model's own way, where it has one; its calls of `chat` come back to us.
@@ -66,15 +72,45 @@ class WrappingLLM(FunctionCallingLLM):
 
     # Tools are prepared and read by the model: each provider has its own form for them.
 
-    def _prepare_chat_with_tools(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._calling._prepare_chat_with_tools_compat(*args, **kwargs))
+    def _prepare_chat_with_tools(  # LlamaIndex reads the names of the arguments
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        if isinstance(self.llm, FunctionCallingLLM):
+            return self.llm._prepare_chat_with_tools_compat(
+                tools,
+                user_msg=user_msg,
+                chat_history=chat_history,
+                verbose=verbose,
+                allow_parallel_tool_calls=allow_parallel_tool_calls,
+                tool_required=tool_required,
+                **kwargs,
+            )
+        asked = ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg
+        return {"messages": [*(chat_history or ()), *([asked] if asked else ())]}
 
     def _validate_chat_with_tools_response(self, *args: Any, **kwargs: Any) -> ChatResponse:
-        return cast(ChatResponse, self._calling._validate_chat_with_tools_response(*args, **kwargs))
+        if isinstance(self.llm, FunctionCallingLLM):
+            return self.llm._validate_chat_with_tools_response(*args, **kwargs)
+        return super()._validate_chat_with_tools_response(*args, **kwargs)
 
-    def get_tool_calls_from_response(self, *args: Any, **kwargs: Any) -> list[ToolSelection]:
-        """The tool calls in a response."""
-        return cast("list[ToolSelection]", self._calling.get_tool_calls_from_response(*args, **kwargs))
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The tool calls in a response; a model that calls none gives none."""
+        if isinstance(self.llm, FunctionCallingLLM):
+            return self.llm.get_tool_calls_from_response(
+                response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
+            )
+        if error_on_no_tool_call:
+            raise ValueError(f"{type(self.llm).__name__} does not call tools")
+        return []
 
     # What the model says of itself.
 
@@ -100,19 +136,31 @@ class WrappingLLM(FunctionCallingLLM):
                 raise
             return getattr(self.llm, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is not ours is set on the model: `llm.temperature = 0`."""
+        ours = name.startswith("_") or name in type(self).model_fields or hasattr(type(self), name)
+        if not ours and hasattr(self.llm, name):
+            setattr(self.llm, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._native = NativeView(copied)
+        return copied
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it is the model alone: an open cache does not travel."""
         return _itself, (self.llm,)
 
     @property
     def _model(self) -> LLM:
-        """The model, telling the handlers that LlamaIndex has given to us since."""
-        self.llm.callback_manager = self.callback_manager
-        return self.llm
-
-    @property
-    def _calling(self) -> Any:
-        """The model as one that calls tools; callers have asked `metadata` whether it is."""
+        """The model, with what LlamaIndex and the program have given to us since."""
+        for name in ("callback_manager", "rate_limiter"):
+            mine = getattr(self, name, None)
+            if mine is not None and getattr(self.llm, name, None) is not mine:
+                with suppress(Exception):  # a frozen model keeps its own
+                    setattr(self.llm, name, mine)
         return self.llm
 
 
