@@ -24,6 +24,7 @@ from ibidem.locks import ForkSafeLock
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.rows import LookupRow
+from ibidem.scoring import scorer_for
 from ibidem.settings import Settings
 from ibidem.vectors import Vectors
 
@@ -47,6 +48,7 @@ class Backend:
         self.faults = Faults()
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
+        self.scorer = scorer_for(embedder.fingerprint)
         self.vectors = Vectors(
             self.records,
             embedder,

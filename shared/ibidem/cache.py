@@ -181,7 +181,7 @@ class SemanticCache:
             return Miss(refused)
         vector = self._backend.embedder.vector_of(request.question)
         candidates = self._candidates(request, vector, now)
-        verdict = decide(request, candidates, self.policy)
+        verdict = decide(request, candidates, self.policy, self._backend.scorer)
         if verdict.chosen is not None:
             return _hit(verdict.chosen, "semantic", now)
         if verdict.nearest is not None:
@@ -287,6 +287,7 @@ def _hit(candidate: Candidate, tier: Tier, now: float) -> Hit:
         entry_id=entry.id,
         tier=tier,
         similarity=candidate.similarity,
+        score=candidate.score if tier == "semantic" else 1.0,
         question=entry.question,
         age=max(0.0, now - entry.created),
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ibidem.entry import Entry
-from ibidem.guards import required_similarity, vetoed_by
+from ibidem.guards import vetoed_by
 from ibidem.request import Request
+from ibidem.scoring import CosineScorer, Scorer
 
 ContextRule = Literal["evidence", "same", "ignore"]
+_COSINE = CosineScorer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,62 +20,79 @@ class Policy:
     """How sure the cache must be.
 
     Args:
-        threshold: Least cosine similarity of the two questions.
+        threshold: Least score of a candidate. A score reads like a cosine similarity: see `ibidem.scoring`.
         context: Which documents must be the same. `same`: all of them; `evidence`: those that support the
             stored answer must be retrieved again, unchanged; `ignore`: none.
     """
 
-    threshold: float = 0.95
+    threshold: float = 0.96
     context: ContextRule = "evidence"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A stored answer near the question asked, with the cosine similarity of the two questions."""
+    """A stored answer near the question asked: the cosine similarity of the two questions, and the score."""
 
     entry: Entry
     similarity: float
+    score: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`chosen` may be served; if None, `reason` says why `nearest`, the best candidate, may not."""
+    """`chosen` may be served; if None, `reason` says why `nearest`, the best candidate, may not.
+
+    `best` is the candidate with the highest score that nothing but its score may speak against.
+    """
 
     chosen: Candidate | None
     reason: str
     nearest: Candidate | None
+    best: Candidate | None = None
 
 
-def decide(request: Request, candidates: Iterable[Candidate], policy: Policy) -> Verdict:
-    """Choose the most similar candidate that nothing speaks against.
+def decide(
+    request: Request,
+    candidates: Iterable[Candidate],
+    policy: Policy,
+    scorer: Scorer = _COSINE,
+    least: float | None = None,
+) -> Verdict:
+    """Choose the candidate with the highest score that nothing speaks against.
 
-    The candidates are already confirmed by the truth: alive, same namespace and scope. The reason of a
-    refusal is that of the most similar candidate.
+    The candidates are already confirmed by the truth: alive, same namespace and scope. Those whose cosine is
+    below `least` are not looked at; by default those that cannot reach the threshold. The reason of a refusal
+    is that of the most similar candidate.
     """
+    floor = scorer.least_cosine(policy.threshold) if least is None else least
     nearest: Candidate | None = None
+    best: Candidate | None = None
     reason = "below_threshold"
     for candidate in sorted(candidates, key=lambda c: c.similarity, reverse=True):
-        objection = _objection(request, candidate, policy)
-        if objection is None:
-            return Verdict(candidate, "", candidate)
+        scored, objection = _judged(request, candidate, policy, scorer, floor)
         if nearest is None:
-            nearest, reason = candidate, objection
-        if objection == "below_threshold":
+            nearest, reason = scored, objection
+        if not objection and (best is None or scored.score > best.score):
+            best = scored
+        if candidate.similarity < floor:
             break
-    return Verdict(None, reason, nearest)
+    if best is not None and best.score >= policy.threshold:
+        return Verdict(best, "", best, best)
+    return Verdict(None, reason or "below_threshold", nearest, best)
 
 
-def _objection(request: Request, candidate: Candidate, policy: Policy) -> str | None:
-    entry, similarity = candidate.entry, candidate.similarity
-    if entry.question is None or similarity < policy.threshold:
-        return "below_threshold"
+def _judged(
+    request: Request, candidate: Candidate, policy: Policy, scorer: Scorer, floor: float
+) -> tuple[Candidate, str]:
+    """The candidate with its score, and what speaks against it but the score; "" if nothing does."""
+    entry = candidate.entry
+    if entry.question is None or candidate.similarity < floor:
+        return candidate, "below_threshold"
     if guard := vetoed_by(request.question, entry.question):
-        return f"guard:{guard}"
-    if similarity < required_similarity(request.question, entry.question, policy.threshold):
-        return "guard:negation"
-    if not documents_agree(request, entry, policy.context):
-        return "documents_changed"
-    return None
+        return candidate, f"guard:{guard}"
+    score = scorer.score(request.question, entry.question, candidate.similarity)
+    scored = replace(candidate, score=score)
+    return scored, "" if documents_agree(request, entry, policy.context) else "documents_changed"
 
 
 def documents_agree(request: Request, entry: Entry, rule: ContextRule) -> bool:

@@ -1,9 +1,7 @@
 """Guards: wording that embeddings overlook and that changes the answer.
 
 A guard sees two questions whose embeddings are near and says whether the difference forbids one answer for
-both. On nine labelled streams of up to 4,000 questions (`tests/benchmarks/decisions.py`), neighbours above
-0.95 that were refused wrongly and rightly: numbers 25 and 178, dates 14 and 102, opposites 7 and 497, order
-175 and 214, spelling 6 and 7, code 4 and 2, negation 13 and 136.
+both. `tests/benchmarks/decisions.py` counts what each refuses rightly and wrongly.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ibidem.lexicon import OTHER_IN_CAPITALS
+from ibidem.phrasing import Phrasing, asks_otherwise, quantified_otherwise, roles_exchanged, take_apart
 from ibidem.wording import Wording, bare, opposed, read
-
-Guard = Callable[[Wording, Wording], bool]
 
 
 def numbers_differ(asked: Wording, stored: Wording) -> bool:
@@ -29,11 +26,7 @@ def dates_differ(asked: Wording, stored: Wording) -> bool:
 
 
 def order_differs(asked: Wording, stored: Wording) -> bool:
-    """The same words in another order: "bytes to string" is not "string to bytes".
-
-    Also with directions, persons and negations among the words: "from A to B" is not "to A from B", nor
-    "can I sue you" "can you sue me".
-    """
+    """The same words in another order: "x > y" is not "y > x". For code, and where English is not spoken."""
     return _moved(asked.content, stored.content) or _moved(asked.directed, stored.directed)
 
 
@@ -75,29 +68,29 @@ def _other_spelling(one: str, other: str, cased: bool) -> bool:
     return cased and one[1:] != other[1:]
 
 
-VETOES: dict[str, Guard] = {
+BY_WORDING: dict[str, Callable[[Wording, Wording], bool]] = {
     "numbers": numbers_differ,
     "dates": dates_differ,
     "opposites": opposed,
-    "order": order_differs,
     "spelling": spelling_differs,
     "code": code_differs,
 }
-
-# Negations differ in 10 % of right and 20 % of wrong neighbours in chatty support text: no veto, but the
-# questions must be this much closer to identical. 0.95 of the way from the threshold to 1: 0.9975 at 0.95
-# ("safe" and "not safe" reach 0.991).
-NEGATION_PENALTY = 0.95
+BY_PHRASING: dict[str, Callable[[Phrasing, Phrasing], bool]] = {
+    "roles": roles_exchanged,
+    "asking": asks_otherwise,
+    "quantifiers": quantified_otherwise,
+}
+NAMES = (*BY_WORDING, *BY_PHRASING, "order")
 
 
 def vetoed_by(asked: str, stored: str) -> str | None:
     """The name of the first guard that forbids serving `stored`'s answer for `asked`, or None."""
     one, other = read(asked), read(stored)
-    return next((name for name, guard in VETOES.items() if guard(one, other)), None)
-
-
-def required_similarity(asked: str, stored: str, threshold: float) -> float:
-    """The cosine this pair needs: the threshold, raised where the number of negations differs."""
-    if read(asked).negations == read(stored).negations:
-        return threshold
-    return threshold + NEGATION_PENALTY * (1.0 - threshold)
+    found = next((name for name, guard in BY_WORDING.items() if guard(one, other)), None)
+    if found is not None:
+        return found
+    here, there = take_apart(asked), take_apart(stored)
+    found = next((name for name, guard in BY_PHRASING.items() if guard(here, there)), None)
+    if found is None and (one.code or not (here.is_english and there.is_english)):
+        found = "order" if order_differs(one, other) else None
+    return found

@@ -39,10 +39,12 @@ UNITS = {
         "kb": "kb kilobyte kilobytes", "mb": "mb megabyte megabytes", "gb": "gb gigabyte gigabytes",
         "tb": "tb terabyte terabytes", "dollar": "dollar dollars usd", "euro": "euro euros eur",
         "celsius": "celsius", "fahrenheit": "fahrenheit", "liter": "liter liters litre litres",
-        "gallon": "gallon gallons", "percent": "percent",
+        "gallon": "gallon gallons", "percent": "percent percentage",
     }.items()
     for name in names.split()
 }  # fmt: skip
+
+SIGNS = {"$": "dollars", "\u20ac": "euros", "\u00a3": "pounds", "%": "percent"}
 
 NEGATIONS = frozenset(
     (
@@ -81,6 +83,7 @@ more greater larger bigger higher | less fewer smaller lower
 longest longer long | shortest shorter short
 oldest older old | newest newer new youngest younger young
 first earliest | last latest
+only | also
 best better good | worst worse bad
 fastest faster fast quick quickly | slowest slower slow slowly
 before prior earlier | after later following

@@ -171,6 +171,7 @@ class Hit:
     question: str | None
     age: float
     seconds: float = 0.0
+    score: float = 1.0
 
     def __bool__(self) -> bool:
         return True
@@ -182,6 +183,7 @@ class Hit:
             "entry_id": self.entry_id,
             "tier": self.tier,
             "similarity": round(float(self.similarity), 4),
+            "score": round(float(self.score), 4),
             "age_seconds": round(float(self.age), 3),
             "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
         }

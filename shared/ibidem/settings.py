@@ -24,7 +24,7 @@ def _similarity(value: Any) -> Any:
         raise ValueError("must be a number from 0.5 to 1.0") from None
     if not 0.5 <= number <= 1.0:
         raise ValueError(
-            "is a cosine similarity from 0.5 to 1.0; 0.95 is the default, higher is stricter. "
+            "is a cosine similarity from 0.5 to 1.0; 0.96 is the default, higher is stricter. "
             "A distance d is the similarity 1 - d"
         )
     return number
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     database: str | None = None
     chroma: Annotated[str, BeforeValidator(_server)] | None = None
     embedder: Any = None
-    threshold: Annotated[float, BeforeValidator(_similarity)] = 0.95
+    threshold: Annotated[float, BeforeValidator(_similarity)] = 0.96
     context: ContextRule = "evidence"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
 

@@ -21,6 +21,8 @@ _QUOTED = re.compile(r"`([^`]*)`|\"([^\"]*)\"|(?<!\w)'([^']*)'")
 # Characters of code, money and mathematics, besides those that Unicode calls signs.
 _SIGNS = frozenset("/\\^_*%&#@{}[]|~")
 _SIGN_CATEGORIES = frozenset(("Sm", "Sc", "So", "No", "Mn"))
+# An amount of money, a share or a plain number is a number with a unit, not code.
+_AMOUNT = re.compile(r"([$\u20ac\u00a3])?(\d[\d.,]*)(k|m)?([$\u20ac\u00a3%])?")
 _AROUND = "?.,;:!()\"'`“”‘’"
 
 
@@ -52,7 +54,7 @@ class Wording:
 @lru_cache(maxsize=4096)
 def read(question: str) -> Wording:
     """Take a question apart; a few tens of microseconds, remembered for the last 4,096 questions."""
-    text = question.lower().replace("’", "'")
+    text = _with_plain_amounts(question.lower().replace("’", "'"))
     words = [match.group() for match in _WORD.finditer(text)]
     written = text if question.isupper() else question  # all in capitals, they say nothing
     code = _code(question)
@@ -116,9 +118,26 @@ def _plain(number: str) -> str:
     return number
 
 
+def _with_plain_amounts(text: str) -> str:
+    """The text with amounts as words: "$250k" as "250000 dollars", "5%" as "5 percent"."""
+    return " ".join(_plain_amount(piece) for piece in text.split())
+
+
+def _plain_amount(piece: str) -> str:
+    bare = piece.strip(_AROUND)
+    found = _AMOUNT.fullmatch(bare)
+    if not found or not any(found.group(1, 3, 4)):
+        return piece
+    number = _plain(found[2].rstrip(".,"))
+    if found[3] and number.replace(".", "", 1).isdigit():
+        number = f"{float(number) * {'k': 1e3, 'm': 1e6}[found[3]]:.10g}"
+    units = (lexicon.SIGNS[sign] for sign in found.group(1, 4) if sign)
+    return piece.replace(bare, " ".join((number, *units)))
+
+
 def _code(question: str) -> tuple[str, ...]:
     pieces = (piece.strip(_AROUND) or piece for piece in question.split())
-    return tuple(piece for piece in pieces if _holds_sign(piece))
+    return tuple(piece for piece in pieces if _holds_sign(piece) and not _AMOUNT.fullmatch(piece.lower()))
 
 
 def _holds_sign(piece: str) -> bool:

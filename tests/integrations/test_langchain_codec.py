@@ -104,6 +104,7 @@ def test_a_hit_costs_nothing_and_says_what_it_saved() -> None:
         "entry_id": "e1",
         "tier": "semantic",
         "similarity": 0.9753,
+        "score": 1.0,
         "question": "What?",
         "age_seconds": 12.346,
         "saved_tokens": USAGE,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem.guards import required_similarity, vetoed_by
+from ibidem.guards import vetoed_by
+from ibidem.scoring import CosineScorer
 
 DIFFERENT = [
     ("numbers", "What was new in Python 3.11?", "What was new in Python 3.12?"),
@@ -31,10 +32,10 @@ DIFFERENT = [
     ("numbers", "returns within 5 days", "returns within 5 hours"),
     ("dates", "open at 9 am", "open at 9 pm"),
     ("dates", "sales in Jan 2024", "sales in Feb 2024"),
-    ("order", "Can I sue you?", "Can you sue me?"),
-    ("order", "Can my landlord evict me?", "Can I evict my landlord?"),
-    ("order", "refundable but not returnable", "not refundable but returnable"),
-    ("order", "convert bytes to strings", "convert a string to bytes"),
+    ("roles", "Can I sue you?", "Can you sue me?"),
+    ("roles", "Can my landlord evict me?", "Can I evict my landlord?"),
+    ("roles", "refundable but not returnable", "not refundable but returnable"),
+    ("roles", "convert bytes to strings", "convert a string to bytes"),
     ("code", "is x < y and y > z", "is x > y and y < z"),
     ("code", "rm -rf x", "rm --rf x"),
     ("code", "a / b in Python", "a // b in Python"),
@@ -43,9 +44,9 @@ DIFFERENT = [
     ("order", "Is a > b?", "Is b > a?"),
     ("spelling", "What is it?", "What is IT?"),
     ("spelling", "split 'a  b' at blanks", "split 'a b' at blanks"),
-    ("order", "convert bytes to a string", "convert a string to bytes"),
-    ("order", "flights from Boston to Denver", "flights from Denver to Boston"),
-    ("order", "flights from Boston to Denver", "flights to Boston from Denver"),
+    ("roles", "convert bytes to a string", "convert a string to bytes"),
+    ("roles", "flights from Boston to Denver", "flights from Denver to Boston"),
+    ("roles", "flights from Boston to Denver", "flights to Boston from Denver"),
     ("code", "Is C# compiled?", "Is C compiled?"),
     ("code", "when is x == y true", "when is x != y true"),
     ("code", "the price in $", "the price in €"),
@@ -54,6 +55,20 @@ DIFFERENT = [
     ("spelling", "Was heißt schon auf Englisch?", "Was heißt schön auf Englisch?"),
     ("spelling", "Can US citizens enter?", "Can us citizens Enter?"),
     ("opposites", "What happens before the loop?", "What happens after the loop?"),
+]
+
+DIFFERENT += [
+    ("roles", "who lends money to the bank", "who lends the bank to money"),
+    ("asking", "Can I vote by post?", "Must I vote by post?"),
+    ("asking", "Can I insure my bicycle?", "Do I have to insure my bicycle?"),
+    ("asking", "What did doctors prescribe for it?", "What do doctors prescribe for it?"),
+    ("asking", "Did Eurostar trains stop here?", "Will Eurostar trains stop here?"),
+    ("asking", "Who is covered by my policy?", "What is covered by my policy?"),
+    ("quantifiers", "Do all mammals give birth?", "Do any mammals give birth?"),
+    ("quantifiers", "Are all moles dangerous?", "Are some moles dangerous?"),
+    ("roles", "der Hund beisst den Mann heftig", "den Mann beisst der Hund heftig"),
+    ("numbers", "a mortgage of $250k", "a mortgage of $25k"),
+    ("numbers", "pay 5% interest", "pay 5 dollars interest"),
 ]
 
 SAME = [
@@ -70,6 +85,13 @@ SAME = [
     ("which one is best", "which is best"),
     ("What is a decorator in Python?", "What is a Python class decorator?"),
     ("what is the capital of France", "the capital of France is what"),
+    ("How do I delete rows in Excel?", "In Excel, how do I delete rows?"),
+    ("Can I take zinc and vitamin C?", "Can I take vitamin C and zinc?"),
+    ("Why is my phone not charging?", "Why isn't my phone charging?"),
+    ("a loan of $250k", "a loan of 250,000 dollars"),
+    ("at 5 percent", "at 5%"),
+    ("Can I show it on my phone?", "Could I show it on my phone?"),
+    ("Do all the shops close?", "Does every shop close?"),
 ]
 
 
@@ -97,15 +119,16 @@ def test_other_words_for_the_same_are_let_through(asked: str, stored: str) -> No
 )
 def test_negation_asks_for_nearly_identical_questions(asked: str, stored: str) -> None:
     """0.95 becomes 0.9975: negated questions lie at 0.94 to 0.991."""
-    assert required_similarity(asked, stored, 0.95) == pytest.approx(0.9975)
-    assert required_similarity(asked, asked, 0.95) == 0.95
+    scorer = CosineScorer()
+    assert scorer.score(asked, stored, 0.9975) == pytest.approx(0.95)
+    assert scorer.score(asked, asked, 0.95) == 0.95
 
 
 @given(st.text(max_size=60))
 def test_a_question_never_vetoes_itself(question: str) -> None:
     """Whatever the text, also with digits and signs of any script."""
     assert vetoed_by(question, question) is None
-    assert required_similarity(question, question, 0.9) == 0.9
+    assert CosineScorer().score(question, question, 0.9) == 0.9
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

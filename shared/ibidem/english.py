@@ -1,0 +1,145 @@
+"""Word lists of the scorer: which small words of English carry meaning, which words are one. Data only."""
+
+from __future__ import annotations
+
+FILLERS = frozenset(
+    (
+        "a an the please kindly hi hello hey thanks thank just really actually also so then well okay ok "
+        "um uh of am are is was were be been being do does did done doing have has had having will shall "
+        "get got go there here this that these those it its such tell show list give find display know "
+        "want wish like would can could may might help need let see look about information detail some "
+        "any which what honestly seriously basically possibly quickly mind telling wondering wonder "
+        "curious explain mean btw"
+    ).split()
+)
+PREPOSITIONS = frozenset(
+    (
+        "from to before after by into onto over under between until till since at in on for with within "
+        "during through against out off up down around near above below than toward towards"
+    ).split()
+)
+_PERSONS = {
+    "i": "i me my mine myself", "you": "you your yours", "he": "he him his", "she": "she her hers",
+    "we": "we us our ours", "they": "they them their theirs",
+}  # fmt: skip
+PERSONS = {word: person for person, words in _PERSONS.items() for word in words.split()}
+SPEAKERS = frozenset("i you he she we they me him her us them".split())
+SUBJECTS = frozenset("i he she we they".split())
+QUESTION_WORDS = {"who": "who", "whom": "who", "whose": "who", "when": "when", "where": "where", "why": "why"}
+_OTHER_SMALL = frozenset(
+    (
+        "should must all every each only both either more less fewer most least many much few same other "
+        "another else next last first always ever never again still already yet except too enough or and "
+        "if no not as how because while though although but nor"
+    ).split()
+)
+SMALL_WORDS = FILLERS | PREPOSITIONS | frozenset(PERSONS) | frozenset(QUESTION_WORDS) | _OTHER_SMALL
+_COMPARISONS = {
+    "less": "before earlier less fewer shorter smaller lower under below until cheaper younger max maximum",
+    "more": "after later more greater longer larger bigger higher over above exceeding older since min "
+    "minimum",
+    "equal": "exactly equal same", "or": "or either", "other": "other another except besides different",
+    "least": "least", "most": "most", "only": "by only both", "and": "and also", "than": "than as",
+}  # fmt: skip
+COMPARISONS = {word: kind for kind, words in _COMPARISONS.items() for word in words.split()}
+DIRECTIONS = frozenset(
+    (
+        "from to into onto before after until since by over under through between at in on for with "
+        "against than of"
+    ).split()
+)
+SAME_DIRECTION = {"into": "to", "onto": "to", "until": "to", "since": "from"}
+CONTRARY = frozenset(
+    (a, b) for x, y in (("from", "to"), ("before", "after"), ("over", "under")) for a, b in ((x, y), (y, x))
+)
+NEGATIONS = frozenset(
+    "not no never without none nor neither nobody nothing nowhere except excluding unless non".split()
+)
+CONTRACTIONS = {
+    "i'm": "i am", "im": "i am", "i've": "i have", "ive": "i have", "i'd": "i would", "i'll": "i will",
+    "whats": "what is", "let's": "let us", "can't": "can not", "cannot": "can not", "cant": "can not",
+    "won't": "will not", "wont": "will not", "dont": "do not", "doesnt": "does not", "didnt": "did not",
+    "isnt": "is not", "arent": "are not", "wasnt": "was not", "you're": "you are", "you've": "you have",
+    "we're": "we are", "they're": "they are", "it's": "it is", "that's": "that is", "there's": "there is",
+    "what's": "what is", "who's": "who is", "where's": "where is", "how's": "how is", "when's": "when is",
+    "wheres": "where is", "hows": "how is", "whos": "who is", "you'll": "you will",
+    "should've": "should have",
+}  # fmt: skip
+
+# What a question that can be answered with yes or no begins with: its answer hangs on it.
+MODES = {
+    word: mode
+    for mode, words in {
+        "may": "can could may might", "must": "must", "should": "should ought", "will": "will shall",
+        "did": "did", "does": "do does", "is": "is are am", "was": "was were", "has": "has have",
+    "had": "had",
+        "would": "would",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+# Those that never share an answer.
+CONTRASTS = frozenset(
+    frozenset(pair.split())
+    for pair in (
+        "may must|may should|must should|did does|did will|does will|is was|is will|was will".split("|")
+    )
+)
+TENSES = {
+    word: time
+    for time, words in {"past": "did was were had", "now": "do does is are has", "later": "will"}.items()
+    for word in words.split()
+}
+ASKED_FOR = {word: word for word in "who what when where why how".split()}
+QUANTIFIERS = {
+    word: kind
+    for kind, words in {"all": "all every each always", "any": "any some sometimes ever"}.items()
+    for word in words.split()
+}  # fmt: skip
+
+# Abbreviations and short forms -> what they stand for. None that is a word of its own as well.
+SHORT_FORMS = {
+    "nyc": "new york city", "uk": "united kingdom", "usa": "united states", "uae": "united arab emirates",
+    "eu": "european union", "irs": "internal revenue service", "vat": "value added tax",
+    "dob": "date of birth",
+    "info": "information", "tv": "television", "km": "kilometer", "kms": "kilometer", "cm": "centimeter",
+    "mm": "millimeter", "kg": "kilogram", "kilo": "kilogram", "kilos": "kilogram", "lb": "pound",
+    "lbs": "pound", "oz": "ounce", "ft": "foot", "feet": "foot", "hr": "hour", "hrs": "hour",
+    "mins": "minute",
+    "secs": "second", "sec": "second", "ml": "milliliter", "tsp": "teaspoon", "tbsp": "tablespoon",
+    "temp": "temperature", "approx": "approximately", "dept": "department", "govt": "government",
+    "vs": "versus", "app": "application", "apps": "application", "pic": "picture", "pics": "picture",
+    "photo": "photograph", "photos": "photograph", "fridge": "refrigerator", "phone": "telephone",
+    "phones": "telephone", "bike": "bicycle", "bikes": "bicycle", "exam": "examination",
+    "exams": "examination", "avg": "average", "acct": "account", "db": "database", "js": "javascript",
+    "mph": "miles per hour", "ad": "advertisement", "ads": "advertisement", "docs": "documents",
+    "repo": "repository", "config": "configuration", "pls": "please", "plz": "please", "thx": "thanks",
+    "u": "you", "ur": "your", "wifi": "wi fi", "men": "man", "women": "woman", "children": "child",
+    "kids": "child", "kid": "child", "teeth": "tooth", "mice": "mouse", "asap": "soon", "dr": "doctor",
+    "apt": "apartment", "id": "identification", "covid": "covid", "ac": "air conditioning",
+    "purchase": "buy", "automobile": "car", "automobiles": "car", "automobile's": "car",
+}  # fmt: skip
+
+# British spellings that no rule of `phrasing` covers -> American ones.
+SPELLINGS = dict(
+    pair.split()
+    for pair in (
+        "colour color|flavour flavor|neighbour neighbor|labour labor|harbour harbor|humour humor|"
+        "honour honor|behaviour behavior|favour favor|favourite favorite|tumour tumor|rumour rumor|"
+        "vapour vapor|armour armor|odour odor|savour savor|vigour vigor|rigour rigor|parlour parlor|"
+        "centre center|theatre theater|metre meter|litre liter|fibre fiber|kilometre kilometer|"
+        "centimetre centimeter|millimetre millimeter|millilitre milliliter|catalogue catalog|"
+        "dialogue dialog|analogue analog|programme program|aluminium aluminum|sulphur sulfur|tyre tire|"
+        "kerb curb|grey gray|cheque check|plough plow|mould mold|moult molt|defence defense|"
+        "offence offense|licence license|practise practice|pyjamas pajamas|mum mom|moustache mustache|"
+        "anaemia anemia|diarrhoea diarrhea|oestrogen estrogen|paediatrician pediatrician|"
+        "paediatric pediatric|haemorrhage hemorrhage|foetus fetus|manoeuvre maneuver|jewellery jewelry|"
+        "fulfil fulfill|enrol enroll|enrolment enrollment|instalment installment|skilful skillful|"
+        "travelling traveling|traveller traveler|cancelled canceled|cancelling canceling|"
+        "modelling modeling|labelled labeled|draught draft|doughnut donut|yoghurt yogurt|omelette omelet|"
+        "sceptical skeptical|judgement judgment|ageing aging|haemoglobin hemoglobin|leukaemia leukemia|"
+        "orthopaedic orthopedic|encyclopaedia encyclopedia|archaeology archeology|caesarean cesarean|"
+        "whisky whiskey|maths math|burnt burned|learnt learned|spelt spelled|dreamt dreamed|"
+        "woollen woolen|marvellous marvelous|disc disk|counsellor counselor|cosy cozy|chilli chili|"
+        "per_cent percent"
+    ).split("|")
+)
