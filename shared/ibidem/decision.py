@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +14,7 @@ from ibidem.scoring import CosineScorer, Scorer
 
 ContextRule = Literal["evidence", "same", "ignore"]
 _COSINE = CosineScorer()
+LOOKED_AT = 6  # candidates judged, the most similar ones: a judgement costs up to 0.2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,11 @@ def decide(
     is that of the most similar candidate.
     """
     floor = scorer.least_cosine(policy.threshold) if least is None else least
+    nearby = heapq.nlargest(LOOKED_AT, candidates, key=lambda c: c.similarity)
     nearest: Candidate | None = None
     best: Candidate | None = None
     reason = "below_threshold"
-    for candidate in sorted(candidates, key=lambda c: c.similarity, reverse=True):
+    for candidate in nearby:
         scored, objection = _judged(request, candidate, policy, scorer, floor)
         if nearest is None:
             nearest, reason = scored, objection

@@ -47,10 +47,12 @@ def spelling_differs(asked: Wording, stored: Wording) -> bool:
     """
     if asked.quoted != stored.quoted and _squeezed(asked.quoted) == _squeezed(stored.quoted):
         return True
-    here, there = asked.spellings - stored.spellings, stored.spellings - asked.spellings
-    pairs = [(one, other) for one in here for other in there if bare(one) == bare(other)]
+    twins: dict[str, list[str]] = {}
+    for other in stored.spellings - asked.spellings:
+        twins.setdefault(bare(other), []).append(other)
     cased = asked.cased and stored.cased
-    return any(_other_spelling(one, other, cased) for one, other in pairs)
+    here = asked.spellings - stored.spellings
+    return any(_other_spelling(one, other, cased) for one in here for other in twins.get(bare(one), ()))
 
 
 def _squeezed(quoted: tuple[str, ...]) -> list[str]:

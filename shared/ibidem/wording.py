@@ -154,6 +154,7 @@ def _is_accent(piece: str) -> bool:
     return composed != piece and not any(unicodedata.combining(c) for c in composed)
 
 
+@lru_cache(maxsize=16384)
 def bare(word: str) -> str:
     """The word without case and accents."""
     decomposed = unicodedata.normalize("NFKD", word.casefold())
@@ -164,6 +165,17 @@ def bare(word: str) -> str:
 def _opposites() -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
     pairs = (line.split("|") for line in lexicon.OPPOSITES.strip().splitlines())
     return tuple((_inflected(left), _inflected(right)) for left, right in pairs)
+
+
+@lru_cache(maxsize=1)
+def _sides() -> dict[str, list[frozenset[str]]]:
+    """Each word of a pair -> the other sides of its pairs."""
+    sides: dict[str, list[frozenset[str]]] = {}
+    for left, right in _opposites():
+        for here, there in ((left, right), (right, left)):
+            for word in here:
+                sides.setdefault(word, []).append(there)
+    return sides
 
 
 def _inflected(words: str) -> frozenset[str]:
@@ -178,7 +190,10 @@ def _inflected(words: str) -> frozenset[str]:
 
 def opposed(one: Wording, other: Wording) -> bool:
     """Whether a pair of opposites is split across the two: one side here only, the other there only."""
-    here, there = one.words - other.words, other.words - one.words
+    there = other.words - one.words
+    sides = _sides()
     return any(
-        (here & left and there & right) or (here & right and there & left) for left, right in _opposites()
+        not there.isdisjoint(opposites)
+        for word in one.words - other.words
+        for opposites in sides.get(word, ())
     )
