@@ -33,10 +33,11 @@ demo: $(VENV)/.demo ## RAG apps over the Python language reference, answered fro
 	$(BIN)/python examples/llama_index_rag.py
 
 test: lint types ## Lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 fast: $(VENV)/.dev ## The tests that take no longer than seconds
-	$(BIN)/python -m pytest -m 'not slow' -n 2
+	$(BIN)/python -m pytest -m 'not slow and not alone' -n 2
 
 lint: $(VENV)/.dev ## Style
 	$(BIN)/ruff check .

@@ -241,11 +241,6 @@ def test_a_handler_that_the_user_has_taken_out_is_no_problem(
     assert Settings._llm is model
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="install() sets Settings.callback_manager where there was none, so that the model's own is "
-    "overwritten for good: by Settings.llm, and by CachedLLM before each call",
-)
 def test_handlers_on_the_model_itself_survive(model: CountingFunctionCalling, cache: SemanticCache) -> None:
     """A manager that the user gave to the model alone hears its calls before, meanwhile and afterwards."""
     mine = CountingEvents()
@@ -555,3 +550,11 @@ def test_without_llama_index_the_error_is_the_command() -> None:
     code = "import sys; sys.modules['llama_index.core'] = None; import llama_index_ibidem"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "pip install 'ibidem[llama-index]'" in done.stderr
+
+
+def test_the_form_of_question_keys_does_not_count(
+    model: CountingFunctionCalling, cache: SemanticCache
+) -> None:
+    """A list, a tuple and a single name ask for the same."""
+    assert install(cache, question_keys=["a"]) is install(cache, question_keys=("a",))
+    assert install(cache, question_keys="a") is install()

@@ -79,12 +79,6 @@ ALL = [
 STREAMS = [(mode, way) for mode, way in ALL if way.endswith("streaming")]
 ABOUT_RIVERS = "The largest city of France lies at a broad river."
 
-LATE = (
-    "compact streams ask the model when they are read, after the span of the synthesis has ended: "
-    "`calls.behind` knows nothing of that call, so that nobody notices that it was cut off"
-)
-AS_LATE = pytest.mark.xfail(strict=True, reason=LATE)
-
 
 class Form(BaseModel):
     """What is to be found out."""
@@ -453,9 +447,6 @@ async def test_the_system_prompt_of_the_model_counts(desk: Desk) -> None:
     assert await desk.costs(engine, ASKED) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="CachedLLM.identity() tells of the model inside, not of its own prompts"
-)
 async def test_the_system_prompt_of_a_cached_model_counts(desk: Desk) -> None:
     """A system prompt that a `CachedLLM` is given later makes another question."""
     llm = desk.cached_model()
@@ -499,7 +490,6 @@ async def test_without_semantics_only_the_very_question_is_repeated(desk: Desk) 
     assert [await desk.costs(engine, question) for question in (ASKED, ASKED, REWORDED)] == [1, 0, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="`_described` leaves out the prompt helper, which cuts documents off")
 async def test_how_much_of_the_documents_is_shown_counts(desk: Desk) -> None:
     """An answer that was made from the first words alone is not given where there is room for all of them."""
     narrow = PromptHelper(context_window=600, num_output=0, chunk_size_limit=8, chunk_overlap_ratio=0.0)
@@ -533,20 +523,8 @@ class Toned(BaseSynthesizer):
     ("one", "other"),
     [
         ("kind", "rude"),
-        pytest.param(
-            {"tone": "kind"},
-            {"tone": "rude"},
-            marks=pytest.mark.xfail(
-                strict=True, reason="`_described` leaves out settings that are no str, number or bool"
-            ),
-        ),
-        pytest.param(
-            Form(subject="kind", detail=""),
-            Form(subject="rude", detail=""),
-            marks=pytest.mark.xfail(
-                strict=True, reason="`_described` leaves out settings that are no str, number or bool"
-            ),
-        ),
+        ({"tone": "kind"}, {"tone": "rude"}),
+        (Form(subject="kind", detail=""), Form(subject="rude", detail="")),
     ],
     ids=["text", "mapping", "model"],
 )
@@ -568,7 +546,6 @@ def _program(description: str) -> Callable[..., Any]:
     return make
 
 
-@pytest.mark.xfail(strict=True, reason="`_described` does not see the program factory")
 async def test_the_program_that_filters_answers_counts(desk: Desk) -> None:
     """Another `program_factory` asks the model for something else."""
     Settings.llm = desk.backend.model
@@ -577,7 +554,6 @@ async def test_the_program_that_filters_answers_counts(desk: Desk) -> None:
         assert await desk.costs(desk.engine(**filtered), ASKED) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="`_template` compares the class of a parser, not what it asks for")
 async def test_what_an_output_parser_asks_for_counts(desk: Desk) -> None:
     """A parser adds its schema to the prompt, so another schema is another prompt."""
     desk.backend.obey(lambda last, number: f'{{"subject": "river {number}", "detail": "", "source": ""}}')
@@ -588,7 +564,6 @@ async def test_what_an_output_parser_asks_for_counts(desk: Desk) -> None:
         assert await desk.costs(desk.engine(text_qa_template=template), ASKED) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="only forms count as data for a program, not what a parser reads")
 async def test_an_answer_that_a_parser_reads_fits_the_very_question_only(desk: Desk) -> None:
     """As with `CachedLLM`, text that a program acts upon is not repeated for a reworded question."""
     desk.backend.obey(lambda last, number: f'{{"subject": "river {number}", "detail": ""}}')
@@ -628,7 +603,6 @@ async def test_a_changed_form_is_another_question(desk: Desk) -> None:
     assert await desk.costs(desk.engine(), ASKED) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="`_read` takes the accumulated text for JSON of one form")
 @pytest.mark.parametrize("mode", ["accumulate", "compact_accumulate"])
 async def test_accumulated_forms_are_repeated_as_text(mode: str, desk: Desk) -> None:
     """LlamaIndex accumulates forms to one text; that text is the answer to repeat."""
@@ -640,7 +614,6 @@ async def test_accumulated_forms_are_repeated_as_text(mode: str, desk: Desk) -> 
     assert desk.backend.calls == MODEL_CALLS[mode]
 
 
-@pytest.mark.xfail(strict=True, reason="`_read` takes the streamed text for JSON of the form")
 async def test_a_stream_of_a_synthesizer_with_a_form_is_repeated_as_text(desk: Desk) -> None:
     """LlamaIndex's tree summary streams text even if it was given a form."""
     engine = desk.engine("tree_summarize", "query streaming", output_cls=Form)
@@ -745,14 +718,8 @@ async def test_a_callback_manager_reaches_the_synthesizer_inside(desk: Desk) -> 
 # What is never stored ------------------------------------------------------------------------------------
 
 
-def _late(mode: str, way: str, *modes: str) -> Any:
-    """A case that fails in `modes` as long as lazy streams are not watched."""
-    late = mode in (modes or ("compact",)) and way.endswith("streaming")
-    return pytest.param(mode, way, marks=AS_LATE if late else (), id=f"{mode}-{way}")
-
-
 @pytest.mark.parametrize("kind", ["desk", "openai"])
-@pytest.mark.parametrize(("mode", "way"), [_late(*case) for case in ALL])
+@pytest.mark.parametrize(("mode", "way"), ALL)
 async def test_a_truncated_answer_is_never_stored(
     mode: str, way: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -768,7 +735,7 @@ async def test_a_truncated_answer_is_never_stored(
     assert await desk.costs(engine, REWORDED, way) == 0
 
 
-@pytest.mark.parametrize(("mode", "way"), [_late(*case) for case in STREAMS if case[0] != "refine"])
+@pytest.mark.parametrize(("mode", "way"), [case for case in STREAMS if case[0] != "refine"])
 async def test_a_truncated_stream_that_tells_its_usage_is_never_stored(
     mode: str, way: str, openai: Desk
 ) -> None:
@@ -783,7 +750,7 @@ async def test_a_truncated_stream_that_tells_its_usage_is_never_stored(
     assert openai.entries == 1
 
 
-@pytest.mark.parametrize(("mode", "way"), [_late(*case, "compact", "refine") for case in STREAMS])
+@pytest.mark.parametrize(("mode", "way"), STREAMS)
 async def test_the_tokens_of_a_stream_are_kept_if_they_are_told(mode: str, way: str, openai: Desk) -> None:
     """A hit says what it has saved, all calls behind the answer together."""
     openai.backend.model.additional_kwargs = {"stream_options": {"include_usage": True}}
@@ -801,11 +768,6 @@ class Overriding(CountingFunctionCalling):
         return super().chat(messages, **given)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="LlamaIndex opens a span for the override as well: the call within is taken for a nested one, and "
-    "nobody hears why it ended",
-)
 async def test_a_truncated_answer_of_a_subclass_is_never_stored(desk: Desk) -> None:
     """A method that calls `super()` is one call, and its finish reason counts."""
     desk = Desk(FakeBackend(Overriding()), desk.cache, desk.namespace)
@@ -814,14 +776,8 @@ async def test_a_truncated_answer_of_a_subclass_is_never_stored(desk: Desk) -> N
     assert [await desk.costs(engine, ASKED) for _ in range(2)] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("way", "cut"),
-    [
-        pytest.param(way, cut, marks=AS_LATE if cut == 2 and way.endswith("streaming") else ())
-        for way in WAYS
-        for cut in (1, 2)
-    ],
-)
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
 async def test_one_truncated_part_spoils_the_answer(way: str, cut: int, desk: Desk) -> None:
     """If a refining step was cut off, first or last, the whole answer rests on half a text."""
 
@@ -869,9 +825,7 @@ async def test_a_stream_that_breaks_raises_and_is_never_stored(mode: str, way: s
 
 
 @pytest.mark.parametrize("way", ["query streaming", "aquery streaming"])
-@pytest.mark.parametrize(
-    "mode", [pytest.param("compact", marks=AS_LATE), "tree_summarize", "simple_summarize", "generation"]
-)
+@pytest.mark.parametrize("mode", ["compact", "tree_summarize", "simple_summarize", "generation"])
 async def test_a_stream_that_just_ends_is_never_stored(mode: str, way: str, openai: Desk) -> None:
     """A body that ends without a finish reason is half an answer, though no error tells so."""
     openai.backend.obey(lambda last, number: "an answer of many words")
@@ -904,11 +858,6 @@ async def test_the_error_of_the_real_client_is_the_users(openai: Desk) -> None:
     assert openai.entries == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="LlamaIndex's Refine swallows ValueError, TypeError and ValidationError of a model call and goes "
-    "on; the answer that comes of it is stored",
-)
 @pytest.mark.parametrize(("mode", "told"), [("compact", "Empty Response"), ("refine", "answer 2")])
 async def test_an_answer_that_lacks_a_failed_part_is_never_stored(mode: str, told: str, desk: Desk) -> None:
     """Where LlamaIndex hides that a call failed, the answer is not made permanent."""
@@ -944,10 +893,6 @@ async def test_the_users_own_empty_response_is_kept(desk: Desk) -> None:
     assert (await ask(engine, ASKED)).text == "Nothing in the archive."
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Generation overrides `synthesize` to ask the model without nodes too; CachedSynthesizer does not",
-)
 @pytest.mark.parametrize("way", WAYS)
 async def test_generation_asks_the_model_without_nodes_too(way: str, desk: Desk) -> None:
     """Mode `generation` needs no nodes, so it answers as it does without a cache."""
@@ -971,10 +916,6 @@ async def test_modes_that_ask_no_model_answer_as_ever(mode: str, way: str, desk:
     assert desk.backend.calls == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the old texts are repeated: each sentence is its own evidence, so a new node is no change",
-)
 async def test_context_only_gives_the_nodes_of_this_question(desk: Desk) -> None:
     """When a node has come to those that were there, its text is in the answer."""
     Settings.llm = desk.backend.model
@@ -1005,6 +946,30 @@ async def test_get_response_alone_is_not_cached(desk: Desk) -> None:
     assert [synthesizer.get_response(ASKED, ["some text"]) for _ in range(2)] == ["answer 1", "answer 2"]
     assert await synthesizer.aget_response(ASKED, ["some text"]) == "answer 3"
     assert synthesizer.faults() == {"no_synthesis": 3}
+
+
+async def test_an_empty_question_is_not_cached(desk: Desk) -> None:
+    """There is nothing to compare; the cause says so."""
+    synthesizer = desk.synthesizer()
+    synthesizer.synthesize(" ", [NodeWithScore(node=node) for node in nodes_about("France")])
+    assert synthesizer.faults() == {"no_question": 1}
+
+
+class Polite(type(inner(CountingFunctionCalling()))):  # type: ignore[misc]
+    """A synthesizer of the user's own with a `synthesize` of its own."""
+
+    def synthesize(self, *args: Any, **given: Any) -> Any:
+        response = super().synthesize(*args, **given)
+        response.metadata["polite"] = True
+        return response
+
+
+async def test_a_synthesize_of_ones_own_is_respected(desk: Desk) -> None:
+    """What a subclass does around the answer is done for hits too."""
+    engine = engine_of(desk.wrap(Polite(llm=desk.backend.model)))
+    for question in (ASKED, REWORDED):
+        assert (await ask(engine, question)).response.metadata["polite"]
+    assert (desk.backend.calls, desk.entries) == (1, 1)
 
 
 async def test_messages_are_not_cached(desk: Desk) -> None:
@@ -1047,10 +1012,6 @@ class Everything(BaseRetriever):
         return [NodeWithScore(node=TextNode(text="Letters have names.", id_="letters"))]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an answer that CachedLLM repeated for a reworded question is stored under the new wording",
-)
 async def test_a_repeated_answer_is_not_stored_for_its_new_wording(desk: Desk) -> None:
     """From one question to a near one and on to the next, an answer would wander away from what was asked."""
     words = "What is the alpha beta gamma delta epsilon zeta eta"
@@ -1118,19 +1079,7 @@ def _chat_over(engine: RetrieverQueryEngine, desk: Desk) -> CondenseQuestionChat
     return CondenseQuestionChatEngine.from_defaults(engine, memory=memory, llm=desk.backend.model)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "chat",
-        pytest.param(
-            "stream_chat",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the chat engine switches `_streaming` of the outer synthesizer, not of that inside",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("how", ["chat", "stream_chat"])
 async def test_a_chat_engine_over_a_cached_engine_talks(how: str, desk: Desk) -> None:
     """`CondenseQuestionChatEngine` switches its engine between whole answers and streams; both are cached."""
     for _ in range(2):
@@ -1141,10 +1090,6 @@ async def test_a_chat_engine_over_a_cached_engine_talks(how: str, desk: Desk) ->
     assert desk.backend.calls == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the chat engine switches `_streaming` of the outer synthesizer, not of that inside",
-)
 async def test_a_chat_engine_over_a_streaming_engine_talks(desk: Desk) -> None:
     """The other way round: `chat` on an engine that streams."""
     chat = _chat_over(desk.engine("tree_summarize", "query streaming"), desk)
@@ -1193,6 +1138,8 @@ def test_only_synthesizers_can_be_wrapped(cache: SemanticCache, fake: FakeBacken
     """Anything else, a wrong option, or a cache and options are told at once."""
     with pytest.raises(ibidem.InvalidInput, match="response synthesizer, not CountingFunctionCalling"):
         CachedSynthesizer(fake.model, cache)
+    with pytest.raises(ibidem.InvalidInput, match="cached already"):
+        CachedSynthesizer(CachedSynthesizer(inner(fake.model), cache), cache)
     with pytest.raises(ibidem.InvalidInput, match="did you mean 'threshold'"):
         CachedSynthesizer(inner(fake.model), treshold=0.9)
     with pytest.raises(ibidem.InvalidInput, match="not both"):

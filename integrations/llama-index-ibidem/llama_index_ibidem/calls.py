@@ -6,10 +6,12 @@ off, and what it cost: LlamaIndex hands it the text alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.llm import (
     LLMChatEndEvent,
     LLMChatInProgressEvent,
@@ -21,6 +23,7 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
+from llama_index_instrumentation.events.span import SpanDropEvent
 from pydantic import PrivateAttr
 
 from ibidem.admission import COMPLETE
@@ -37,6 +40,7 @@ ModelResponse = ChatResponse | CompletionResponse
 STARTS = (LLMChatStartEvent, LLMCompletionStartEvent)
 CHUNKS = (LLMChatInProgressEvent, LLMCompletionInProgressEvent)
 ENDS = (LLMChatEndEvent, LLMCompletionEndEvent)
+FAILED = "failed"  # in place of a finish reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class Calls:
     """The calls behind one answer so far.
 
     `cut` is why one of them stopped early, "" if none did; tokens are sums, None where nothing was told;
-    `from_cache` names the entries that answered instead of the model.
+    `from_cache` names the entries that answered instead of the model; `by_meaning` if one of them was
+    stored for another wording.
     """
 
     count: int = 0
@@ -53,21 +58,24 @@ class Calls:
     input_tokens: int | None = None
     output_tokens: int | None = None
     from_cache: tuple[str, ...] = ()
+    by_meaning: bool = False
 
     @property
     def entry_id(self) -> str | None:
         """The entry that gave the answer, if the model was not asked at all."""
         return self.from_cache[-1] if self.count and len(self.from_cache) == self.count else None
 
-    def and_ended(self, told: Told, entry_id: str | None) -> Calls:
-        """With what the provider told at the end of one of them, or the entry that answered instead."""
+    def and_ended(self, told: Told, marker: Mapping[str, Any]) -> Calls:
+        """With what the provider told at the end of one of them, or the marker of the entry that answered."""
+        entry_id = marker.get("entry_id")
         reason = told.finish_reason or ""
         return replace(
             self,
             cut=self.cut or ("" if reason.lower() in COMPLETE else reason),
             input_tokens=_sum(self.input_tokens, told.input_tokens),
             output_tokens=_sum(self.output_tokens, told.output_tokens),
-            from_cache=self.from_cache if entry_id is None else (*self.from_cache, entry_id),
+            from_cache=self.from_cache if entry_id is None else (*self.from_cache, str(entry_id)),
+            by_meaning=self.by_meaning or marker.get("tier", "exact") != "exact",
         )
 
 
@@ -76,7 +84,7 @@ class _Call:
     answer: str
     told: Told = field(default_factory=Told)
     streamed: bool = False
-    entry: str | None = None
+    marker: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CallWatcher(BaseEventHandler):
@@ -101,6 +109,10 @@ class CallWatcher(BaseEventHandler):
                 self._went_on(event)
             elif isinstance(event, ENDS):
                 self._ended(event)
+            elif isinstance(event, ExceptionEvent):
+                self._broke(event)
+            elif isinstance(event, SpanDropEvent):
+                self._failed(event.span_id)
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand an event of LlamaIndex", error)
 
@@ -110,12 +122,18 @@ class CallWatcher(BaseEventHandler):
             calls = self._answers.get(answer) or Calls()
             for call in self._calls:
                 if call.answer == answer and call.streamed:  # its last chunk comes before its end
-                    calls = calls.and_ended(call.told, call.entry)
+                    calls = calls.and_ended(call.told, call.marker)
         return calls
+
+    def is_nested(self, span: str) -> bool:
+        """Whether a call is under way above it. A method that only calls `super()` is none."""
+        above = spans.endpoints_above(span)
+        with self._guard:
+            return any(self._calls.get(each) is not None for each in above)
 
     def _began(self, event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
         span = event.span_id
-        if span is None or spans.is_nested(span):
+        if span is None or self.is_nested(span):
             return
         answer = spans.answer_of(span)
         with self._guard:
@@ -129,22 +147,57 @@ class CallWatcher(BaseEventHandler):
         with self._guard:
             if (call := self._calls.get(event.span_id or "")) is not None:
                 call.told, call.streamed = call.told.then(Told.of(event.response)), True
-                call.entry = entry_of(event.response)
+                call.marker = marker_of(event.response)
 
     def _ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
         with self._guard:
             call = self._calls.pop(event.span_id or "")
-            if call is None or event.response is None:
+            if call is None:
                 return
-            told = call.told if call.streamed else Told.of(event.response).of_whole()
-            known = self._answers.get(call.answer) or Calls()
-            self._answers.put(call.answer, known.and_ended(told, entry_of(event.response)))
+            if event.response is not None:
+                told = call.told if call.streamed else Told.of(event.response).of_whole()
+                known = self._answers.get(call.answer) or Calls()
+                self._answers.put(call.answer, known.and_ended(told, marker_of(event.response)))
+        spans.was_read(call.answer)
+
+    def _broke(self, event: ExceptionEvent) -> None:
+        """A stream broke; if its reader only stopped reading, that is no failure."""
+        if not isinstance(event.exception, GeneratorExit):
+            self._failed(event.span_id)
+            return
+        with self._guard:
+            self._calls.pop(event.span_id or "")
+
+    def _failed(self, span: str | None) -> None:
+        """Something below a synthesis failed; LlamaIndex may go on without it, the answer is not complete."""
+        if span is None:
+            return
+        with self._guard:
+            call = self._calls.pop(span)
+        synthesis = spans.surroundings(span).synthesis
+        answer = call.answer if call else synthesis.id if synthesis else None
+        if answer is None:
+            return
+        with self._guard:
+            known = self._answers.get(answer) or Calls()
+            self._answers.put(answer, replace(known, cut=known.cut or FAILED))
+
+
+def marker_of(response: ModelResponse) -> Mapping[str, Any]:
+    """What a response says of the entry of the cache that gave it; nothing if a model did."""
+    marker = response.raw.get(MARKER) if isinstance(response.raw, dict) else None
+    return marker if isinstance(marker, dict) else {}
 
 
 def entry_of(response: ModelResponse) -> str | None:
     """The entry of the cache that gave this response; None if a model did."""
-    marker = response.raw.get(MARKER) if isinstance(response.raw, dict) else None
-    return str(marker["entry_id"]) if isinstance(marker, dict) and "entry_id" in marker else None
+    entry_id = marker_of(response).get("entry_id")
+    return None if entry_id is None else str(entry_id)
+
+
+def is_nested(span: str) -> bool:
+    """Whether a call in `span` is made by another of the model: `achat` calls `chat` calls `complete`."""
+    return _watcher.is_nested(span)
 
 
 def behind(answer: str) -> Calls:

@@ -20,6 +20,7 @@ from llama_index_instrumentation.span import active_span_id
 from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
+from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.request import require_text
 from llama_index_ibidem.calls import ENDS, STARTS, watch
@@ -72,7 +73,7 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> str:
         """Something began."""
-        self._faults.attempt(_DOING, partial(self._began, event_type, payload or {}, event_id))
+        _attempt(self._faults, partial(self._began, event_type, payload or {}, event_id))
         return event_id
 
     def on_event_end(
@@ -83,7 +84,7 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Something ended."""
-        self._faults.attempt(_DOING, partial(self._ended, event_type, payload or {}, event_id))
+        _attempt(self._faults, partial(self._ended, event_type, payload or {}, event_id))
 
     def start_trace(self, trace_id: str | None = None) -> None:
         """Not used."""
@@ -153,8 +154,7 @@ class IbidemEventHandler(BaseEventHandler):
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
         """Something happened."""
-        if (work := self._work(event)) is not None:
-            self._swallowed.attempt(_DOING, work)
+        _attempt(self._swallowed, partial(self._hear, event))
 
     def faults(self) -> dict[str, int]:
         """How often a failure was swallowed, by cause."""
@@ -165,20 +165,29 @@ class IbidemEventHandler(BaseEventHandler):
         if self._owned:
             self._cache.close()
 
-    def _work(self, event: BaseEvent) -> Callable[[], None] | None:
+    def _hear(self, event: BaseEvent) -> None:
         recorder, span = self._recorder, event.span_id
         if isinstance(event, SynthesizeStartEvent):
-            return partial(recorder.synthesis_began, span)
-        if isinstance(event, SynthesizeEndEvent):
-            return partial(recorder.synthesis_ended, span, event.response)
-        if isinstance(event, STARTS):
+            recorder.synthesis_began(span)
+        elif isinstance(event, SynthesizeEndEvent):
+            recorder.synthesis_ended(span, event.response)
+        elif isinstance(event, STARTS):
             asked = event.messages if isinstance(event, LLMChatStartEvent) else event.prompt
-            return partial(recorder.call_began, span or "", span, asked)
-        if isinstance(event, ENDS):
-            return partial(recorder.call_ended, span or "", event.response)
-        if isinstance(event, SpanDropEvent):
-            return partial(recorder.call_ended, span or "", None)
-        return None
+            recorder.call_began(span or "", span, asked)
+        elif isinstance(event, ENDS):
+            recorder.call_ended(span or "", event.response)
+        elif isinstance(event, SpanDropEvent):
+            recorder.call_ended(span or "", None)
+
+
+def _attempt(faults: Faults, work: Callable[[], None]) -> None:
+    """Do it, or count why not."""
+    try:
+        work()
+    except NotCacheable as reason:
+        faults.count(reason.cause, f"does not log a question ({reason})")
+    except Exception as error:
+        faults.note(_DOING, error)
 
 
 def _recorder(cache: SemanticCache, namespace: str, any_message: bool, faults: Faults) -> Recorder:

@@ -68,14 +68,14 @@ def identity(llm: LLM, model_id: str = "") -> str:
     return digest(json.dumps(described))
 
 
-def parameters(given: Mapping[str, Any]) -> str:
+def parameters(given: Mapping[str, Any], *, lenient: bool = False) -> str:
     """The arguments of one call in the same manner. Within them order counts: models follow that of a schema.
 
     Raises:
-        NotCacheable: An argument cannot be compared.
+        NotCacheable: An argument cannot be compared. With `lenient`, its class alone counts.
     """
     told = {name: given[name] for name in sorted(given) if name not in _OPERATIONAL}
-    return json.dumps(_shown(told, lenient=False))
+    return json.dumps(_shown(told, lenient=lenient))
 
 
 def asks_for_form(llm: LLM, given: Mapping[str, Any]) -> bool:
@@ -152,8 +152,8 @@ def _shown(value: Any, *, lenient: bool) -> Any:
         return type(value).__qualname__
     raise NotCacheable(
         "opaque_parameters",
-        f"the model or the call holds a {type(value).__name__}, so a change of it would go unnoticed; "
-        "name the model and its settings: CachedLLM(llm, model_id='...')",
+        f"the model, the synthesizer or the call holds a {type(value).__name__}, so a change of it would go "
+        "unnoticed; name the model and its settings: model_id='...'",
     )
 
 

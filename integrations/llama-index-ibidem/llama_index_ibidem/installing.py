@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Installed:
-    """What was installed, and what was there before. `llm` is None if `Settings.llm` was cached already."""
+    """What was installed, and what was there before. `llm` is None if `Settings.llm` was cached already.
+
+    `own` is the manager that the model had for itself, whose handlers are carried over.
+    """
 
     given: tuple[Any, ...]
     handler: IbidemCallbackHandler
     llm: CachedLLM | None
     manager: CallbackManager
     manager_before: CallbackManager | None
+    model: LLM
+    own: CallbackManager
 
 
 _lock = ForkSafeLock()
@@ -68,7 +73,7 @@ def install(
     global _installed
     asking: dict[str, Any] = {
         "namespace": namespace,
-        "question_keys": question_keys,
+        "question_keys": (question_keys,) if isinstance(question_keys, str) else tuple(question_keys),
         "model_id": model_id,
         "any_message": any_message,
         "semantic": semantic,
@@ -105,8 +110,11 @@ def uninstall() -> None:
             Settings._llm = done.llm.llm
         if done.handler in done.manager.handlers:
             done.manager.remove_handler(done.handler)
-        if Settings._callback_manager is done.manager and not done.manager.handlers:
+        carried = done.own.handlers if done.manager_before is None else []
+        if Settings._callback_manager is done.manager and all(h in carried for h in done.manager.handlers):
             Settings._callback_manager = done.manager_before
+            if done.manager_before is None and done.model.callback_manager is done.manager:
+                done.model.callback_manager = done.own
         if done.given[0] is None:
             done.handler.cache.close()
 
@@ -123,10 +131,15 @@ def _install(model: LLM, given: tuple[Any, ...]) -> _Installed:
         if cache is None:
             opened.close()
         raise
+    own = model.callback_manager
     before, manager = Settings._callback_manager, Settings.callback_manager
+    if before is None:  # LlamaIndex will put the new manager in the place of the model's own
+        for each in own.handlers:
+            if each not in manager.handlers:
+                manager.add_handler(each)
     manager.add_handler(handler)
     Settings.llm = ours or model
-    return _Installed(given, handler, ours, manager, before)
+    return _Installed(given, handler, ours, manager, before, model, own)
 
 
 def _model() -> LLM:

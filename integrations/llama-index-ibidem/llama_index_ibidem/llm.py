@@ -92,12 +92,12 @@ class CachedLLM(WrappingLLM):
         return self._desk.cache
 
     def identity(self, model_id: str = "") -> str:
-        """A digest of the model: of all that its answers depend on but the prompt.
+        """A digest of the model with the prompt settings of this wrapper, which may have been changed here.
 
         Raises:
             NotCacheable: The model holds what cannot be compared, and neither it nor `model_id` names it.
         """
-        return identity(self.llm, model_id or self._requests.model_id)
+        return identity(self._as_prompted(), model_id or self._requests.model_id)
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SYNC = ("chat", "stream_chat", "complete", "stream_complete")
 _ASYNC = ("achat", "astream_chat", "acomplete", "astream_complete")
 # Settings of prompts that are given to the wrapper, by its owner or by LlamaIndex.
-_SHARED = (
+SHARED = (
     "callback_manager",
     "system_prompt",
     "messages_to_prompt",
@@ -39,7 +39,7 @@ class NativeView:
         model = self._wrapper.llm
         if self._class is None or self._class.__mro__[1] is not type(model):
             self._class = _leading_back_to(self._wrapper, type(model))
-        view = model.model_copy(update={name: getattr(self._wrapper, name) for name in _SHARED})
+        view = model.model_copy(update={name: getattr(self._wrapper, name) for name in SHARED})
         object.__setattr__(view, "__class__", self._class)
         return view
 

@@ -6,9 +6,12 @@ said or retrieved documents were in the prompt. Other calls (rewriting a questio
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -24,19 +27,30 @@ from ibidem.bounded import BoundedDict
 from ibidem.examples import Example
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
+from ibidem.prompt import Prompt
 from ibidem.request import Document
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.calls import Calls, ModelResponse
 from llama_index_ibidem.codec import MARKER, text_of
+from llama_index_ibidem.facts import as_documents
 from llama_index_ibidem.prompt import of_messages, of_text
 from llama_index_ibidem.reading import Told, is_for_programs
-from llama_index_ibidem.replay import said_by
+from llama_index_ibidem.replay import when_read
 from llama_index_ibidem.requests import RequestBuilder
+from llama_index_ibidem.spans import Surroundings
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
 _OPEN = 1024
+# ReAct: what a tool has told, and what the user gets of the last thing the model says.
+_OBSERVED = "Observation:"
+_CONCLUSION = re.compile(r"(?s)Answer:\s*(.*?)\s*\Z")
+# A turn of a conversation in a text, as LlamaIndex's chat engines write it.
+_EARLIER_ANSWER = re.compile(
+    r"(?msi)^(?:assistant|ai):.*?(?=^(?:user|human|assistant|ai|system|tool):|\n\s*\n|\Z)"
+)
+_NO_MARKER: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -49,6 +63,17 @@ class _Question:
     running: set[str] = field(default_factory=set)
     direct: bool = False
     streamed: bool = False
+    spent: float | None = None
+
+    def waits(self) -> None:
+        """Its stream was handed out; unless a model is at work, it takes no time until somebody reads it."""
+        self.spent = None if self.running else time.perf_counter() - self.started
+
+    def goes_on(self, call: str) -> None:
+        """A model was asked."""
+        self.running.add(call)
+        if self.spent is not None:
+            self.started, self.spent = time.perf_counter() - self.spent, None
 
 
 class Recorder:
@@ -82,16 +107,19 @@ class Recorder:
         question.documents = _documents(getattr(response, "source_nodes", ()))
         if isinstance(response, (StreamingResponse, AsyncStreamingResponse)):
             question.streamed = True
-            text = said_by(response.response_gen)
-            if text is None and question.running:
-                return  # the last call tells the text when it ends
-        else:
-            text = _text(response)
-        self._answered(synthesis.id, text, _entry_of(response))
+            question.waits()
+            marker, id_ = _marker_of(response), synthesis.id
+            when_read(response.response_gen, lambda text: self._read(id_, text, marker))
+            return  # of another stream the last call tells the text when it ends; it may not even have begun
+        self._answered(synthesis.id, _text(response), _marker_of(response))
+
+    def _read(self, answer: str, text: str, marker: Mapping[str, Any]) -> None:
+        """A stored text was read to its end, in the user's code: nothing is raised into it."""
+        self._faults.attempt("log a repeated answer", partial(self._answered, answer, text, marker))
 
     def call_began(self, call: str, span: str | None, asked: Sequence[ChatMessage] | str) -> None:
         """A model was asked."""
-        if span is None or spans.is_nested(span):
+        if span is None or calls.is_nested(span):
             return
         answer = spans.answer_of(span)
         with self._lock:
@@ -101,7 +129,7 @@ class Recorder:
         with self._lock:
             self._answer_of.put(call, answer)
             if question is not None:
-                question.running.add(call)
+                question.goes_on(call)
                 self._questions.put(answer, question)
 
     def call_ended(self, call: str, response: ModelResponse | None) -> None:
@@ -113,36 +141,48 @@ class Recorder:
                 return
             question.running.discard(call)
         if response is None:
-            self._answered(answer, None, None)
+            self._answered(answer, None)
         elif question.direct:
             question.streamed = response.delta is not None
-            text = None if is_for_programs(response) else text_of(response)
-            self._answered(answer, text, calls.entry_of(response), response)
+            text = None if is_for_programs(response) else _conclusion(text_of(response))
+            self._answered(answer, text, calls.marker_of(response), response)
         elif question.streamed and not question.running:
-            self._answered(answer, text_of(response), None)
+            self._answered(answer, text_of(response))
 
     def _direct(self, span: str, asked: Sequence[ChatMessage] | str) -> _Question | None:
         prompt = of_text(asked, formatted=True) if isinstance(asked, str) else of_messages(asked)
-        found = self._requests.dissect(prompt, spans.surroundings(span))
+        around = spans.surroundings(span)
+        found = self._requests.dissect(prompt, around)
+        if found.skeleton is None:
+            asked_first = _reasoned_about(prompt)
+            if asked_first is None or around.step or not self._requests.is_question(asked_first):
+                return None
+            return _Question(asked_first, found.documents, direct=True)
         whole = found.question.strip() == prompt.last_human.strip()
-        if found.skeleton is None or not (whole or found.documents):
+        if not (whole or _stand_outside_history(found.documents, prompt, around)):
             return None
         return _Question(found.question, found.documents, direct=True)
 
     def _answered(
-        self, answer: str, text: str | None, entry_id: str | None, last: ModelResponse | None = None
+        self,
+        answer: str,
+        text: str | None,
+        marker: Mapping[str, Any] = _NO_MARKER,
+        last: ModelResponse | None = None,
     ) -> None:
         """The answer is complete; without a text, or if it was cut off, there is nothing to learn from it."""
         with self._lock:
             question = self._questions.pop(answer)
         behind = calls.behind(answer)
         if last is not None and behind.output_tokens is None:  # its end may not have been told to all yet
-            behind = behind.and_ended(Told.of(last).of_whole(), None)
+            behind = behind.and_ended(Told.of(last).of_whole(), {})
         if question is None or not text or not text.strip() or behind.cut:
             return
+        entry_id = marker.get("entry_id", behind.entry_id)
         if not (behind.count or entry_id):
             return  # nobody was asked: "Empty Response" and the like
-        self._cache.examples.add(self._example(question, text, behind, entry_id or behind.entry_id))
+        behind = replace(behind, model=behind.model or marker.get("model", ""))
+        self._cache.examples.add(self._example(question, text, behind, entry_id))
 
     def _example(self, question: _Question, text: str, behind: Calls, entry_id: str | None) -> Example:
         return Example(
@@ -161,7 +201,7 @@ class Recorder:
 
 def _documents(nodes: Sequence[NodeWithScore]) -> tuple[Document, ...]:
     """One document a node, as the model saw it."""
-    shown = {document.id: document for document in reversed(spans.as_documents(nodes))}
+    shown = {document.id: document for document in reversed(as_documents(nodes))}
     return tuple(Document(document.id, document.text) for document in reversed(shown.values()))
 
 
@@ -172,7 +212,33 @@ def _text(response: object) -> str | None:
     return response.response if isinstance(response, Response) else None
 
 
-def _entry_of(response: object) -> str | None:
+def _marker_of(response: object) -> Mapping[str, Any]:
+    """What a response says of the entry that `CachedSynthesizer` took it from."""
     metadata: Any = getattr(response, "metadata", None) or {}
     marker = metadata.get(MARKER)
-    return str(marker["entry_id"]) if isinstance(marker, dict) and "entry_id" in marker else None
+    return marker if isinstance(marker, dict) else _NO_MARKER
+
+
+def _reasoned_about(prompt: Prompt) -> str | None:
+    """What a ReAct agent was asked, if the prompt goes on from what a tool has told it."""
+    if not prompt.last_human.startswith(_OBSERVED):
+        return None
+    said = [segment.text.strip() for segment in prompt.segments if segment.role == "human"]
+    return next((text for text in reversed(said) if not text.startswith(_OBSERVED)), None)
+
+
+def _conclusion(text: str) -> str | None:
+    """What the user gets of an answer: of a ReAct agent's, not the thought before it."""
+    if not text.lstrip().startswith("Thought:"):
+        return text
+    return found[1] if (found := _CONCLUSION.search(text)) else None
+
+
+def _stand_outside_history(documents: Sequence[Document], prompt: Prompt, around: Surroundings) -> bool:
+    """Whether any of the documents is more than quoted by an earlier answer, as in a question to condense."""
+    said = "\0".join(segment.text for segment in prompt.segments if segment.role != "ai")
+    for name, value in (around.filled.variables if around.filled else {}).items():
+        if "history" in name and isinstance(value, str) and value.strip():
+            said = said.replace(value.strip(), "\0")
+    said = _EARLIER_ANSWER.sub("\0", said)
+    return any(document.text in said for document in documents)

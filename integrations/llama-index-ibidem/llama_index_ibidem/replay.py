@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 from weakref import WeakKeyDictionary
 
@@ -138,36 +138,45 @@ class Replay(Generic[Response]):
             yield chunk.model_copy(update={"raw": self._response.raw})
 
 
-_replayed: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_readers: WeakKeyDictionary[Any, list[Callable[[str], None]]] = WeakKeyDictionary()
 
 
 def stream_of(text: str) -> Generator[str, None, None]:
-    """A stored text as a stream; `said_by` knows what it will have said."""
+    """A stored text as a stream; `when_read` tells who wants to know that all of it was read."""
+    readers = list[Callable[[str], None]]()
 
     def pieces() -> Generator[str, None, None]:
         yield from split(text)
+        for reader in readers:
+            reader(text)
 
-    _replayed[stream := pieces()] = text
+    _readers[stream := pieces()] = readers
     return stream
 
 
 def astream_of(text: str) -> AsyncGenerator[str, None]:
     """The same for async code."""
+    readers = list[Callable[[str], None]]()
 
     async def pieces() -> AsyncGenerator[str, None]:
         for piece in split(text):
             yield piece
+        for reader in readers:
+            reader(text)
 
-    _replayed[stream := pieces()] = text
+    _readers[stream := pieces()] = readers
     return stream
 
 
-def said_by(stream: object) -> str | None:
-    """What a stream of `stream_of` says, without touching it; None for any other stream."""
+def when_read(stream: object, tell: Callable[[str], None]) -> bool:
+    """Tell the text of a stream of `stream_of` when it was read to its end. False for any other stream."""
     try:
-        return _replayed.get(stream)
+        readers = _readers.get(stream)
     except TypeError:  # not every object can be remembered weakly
-        return None
+        return False
+    if readers is not None:
+        readers.append(tell)
+    return readers is not None
 
 
 def in_pieces(response: Response) -> Iterator[Response]:

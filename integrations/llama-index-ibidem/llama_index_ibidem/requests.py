@@ -13,13 +13,13 @@ from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, Pro
 
 from ibidem.dissection import Dissection, dissect, exactly
 from ibidem.prompt import Prompt
-from ibidem.questions import Clues, QuestionFinder
+from ibidem.questions import Clues, QuestionFinder, looks_like_question, one_line
 from ibidem.request import Request
 from ibidem.sources import occurring
+from llama_index_ibidem.facts import Filled
 from llama_index_ibidem.identity import asks_for_form, identity, parameters
 from llama_index_ibidem.prompt import of_messages, of_text
 from llama_index_ibidem.spans import (
-    Filled,
     Surroundings,
     documents_of,
     recent_documents,
@@ -59,6 +59,7 @@ class RequestBuilder:
     ) -> None:
         self.namespace, self.model_id, self.semantic = namespace, model_id, semantic
         self._questions = QuestionFinder(question_keys, any_message=any_message)
+        self._any_message = any_message
 
     def of_chat(self, llm: LLM, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Request:
         """The request for `llm.chat(messages, **given)`.
@@ -76,14 +77,18 @@ class RequestBuilder:
         """
         return self._build(llm, of_text(prompt, formatted=formatted), given)
 
+    def is_question(self, said: str) -> bool:
+        """Whether a line that no template vouches for is taken for a question."""
+        return one_line(said) if self._any_message else looks_like_question(said)
+
     def dissect(self, prompt: Prompt, around: Surroundings, *, exact: bool = False) -> Dissection:
-        """The prompt in its parts; with `exact`, or if only a program reads the answer, as a whole."""
+        """The prompt in its parts; as a whole with `exact`, or if only a program reads the answer."""
         own = [*(around.synthesis.documents if around.synthesis else ()), *documents_of(around.run)]
         variables = around.filled.variables if around.filled else None
         documents = occurring(prompt, own, recent_documents, variables)
         if around.filled is not None and not _made(around.filled.template, prompt):
             around = replace(around, filled=None)
-        if exact or not _is_for_people(around.filled):
+        if exact or around.step or not _is_for_people(around.filled):
             return exactly(prompt, documents)
         return dissect(prompt, documents, self._questions.find(prompt, _clues(around), documents))
 

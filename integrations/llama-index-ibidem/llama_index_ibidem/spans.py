@@ -11,13 +11,12 @@ A clue is only believed if it stands in the prompt. So a wrong join can cost a h
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llama_index.core.base.llms.base import BaseLLM
-from llama_index.core.prompts import BasePromptTemplate
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span import BaseSpan, active_span_id
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
@@ -27,64 +26,39 @@ from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.sources import Retrieved
-from llama_index_ibidem.wrapping import WrappingLLM
+from llama_index_ibidem.deferred import Deferred
+from llama_index_ibidem.facts import (
+    POSTPROCESS,
+    SEARCH,
+    Endpoint,
+    Fact,
+    Filled,
+    Step,
+    Synthesis,
+    as_documents,
+    asked_of,
+    fact_of,
+    method_of,
+)
 
 RECENT_DOCUMENTS = 256
 _SPANS = 8192
 _DEPTH = 64  # spans between a call and its root; deeper is a loop
 _QUERIES_PER_DOCUMENT = 32
-_UUID = 37  # characters after the name in a span's id: "-" and the uuid
-
-_TEMPLATES = frozenset(
-    (
-        "predict apredict stream astream structured_predict astructured_predict "
-        "stream_structured_predict astream_structured_predict"
-    ).split()
-)
-_ENDPOINTS = frozenset(
-    "chat achat stream_chat astream_chat complete acomplete stream_complete astream_complete".split()
-)
-_SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
-_SEARCH = frozenset(("retrieve", "aretrieve"))
-_POSTPROCESS = frozenset(("postprocess_nodes", "apostprocess_nodes"))
-_ASK = frozenset("query aquery chat achat stream_chat astream_chat run".split())
-_ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """A template that is being filled, its variables, and whether the answer must have a given form."""
-
-    template: BasePromptTemplate
-    variables: Mapping[str, Any]
-    structured: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Synthesis:
-    """A question that is being answered from nodes; `documents` are those nodes as a model sees them."""
-
-    id: str
-    question: str
-    documents: tuple[Retrieved, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A model that is being asked, other than a `CachedLLM`."""
-
-
-Fact = Filled | Synthesis | Endpoint | str  # a text is what an engine was asked
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What surrounds a model call; `run` is the id of its outermost span."""
+    """What surrounds a model call; `run` is the id of its outermost span.
+
+    It is a `step` if nodes are being judged or ordered: what a model says then is no answer.
+    """
 
     filled: Filled | None = None
     synthesis: Synthesis | None = None
     asked: str | None = None
     run: str | None = None
+    step: bool = False
 
 
 def surroundings(span: str | None = None) -> Surroundings:
@@ -98,12 +72,27 @@ def answer_of(span: str) -> str:
     return synthesis.id if synthesis else span
 
 
-def is_nested(span: str) -> bool:
-    """Whether a call in `span` is made by another of the same model: `achat` calls `chat` calls `complete`.
+def endpoints_above(span: str) -> list[str]:
+    """The spans of the endpoints of one model that stand above each other, from above `span` upwards.
 
-    A call that reaches the model through `CachedLLM` is not nested; spans of the way there do not count.
+    A call that reaches the model through `CachedLLM` has none above; spans of the way there do not count.
     """
-    return _watcher.endpoints_above(span) > 1
+    return _watcher.endpoints_above(span)
+
+
+@contextmanager
+def within(span: str | None) -> Iterator[None]:
+    """What is done inside belongs to the span, even if that has ended."""
+    token = active_span_id.set(span or active_span_id.get())
+    try:
+        yield
+    finally:
+        active_span_id.reset(token)
+
+
+def was_read(answer: str) -> None:
+    """The last model call for a synthesis has ended."""
+    _watcher.was_read(answer)
 
 
 def documents_of(run: str | None) -> list[Retrieved]:
@@ -114,17 +103,6 @@ def documents_of(run: str | None) -> list[Retrieved]:
 def recent_documents() -> list[Retrieved]:
     """What retrievers and postprocessors returned lately, in any run."""
     return _watcher.recent_documents()
-
-
-def as_documents(nodes: Sequence[NodeWithScore], queries: tuple[str, ...] = ()) -> tuple[Retrieved, ...]:
-    """The nodes as models see them: with metadata, as synthesizers show them; and bare, as programs do."""
-    found = []
-    for scored in nodes:
-        for mode in (MetadataMode.LLM, MetadataMode.NONE):
-            text = scored.node.get_content(metadata_mode=mode).strip()
-            if text:
-                found.append(Retrieved(scored.node.node_id, text, queries))
-    return tuple(found)
 
 
 def watch() -> None:
@@ -141,6 +119,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     _facts: BoundedDict[str, Fact] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _found: BoundedDict[str, dict[str, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
     _recent: BoundedDict[str, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
+    _deferred: Deferred = PrivateAttr(default_factory=Deferred)
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
     _faults: Faults = PrivateAttr(default_factory=Faults)
 
@@ -160,11 +139,17 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """A span begins."""
         try:
-            fact = _fact_of(id_, bound_args.arguments, instance)
+            fact = fact_of(id_, bound_args.arguments, instance)
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand a span of LlamaIndex", error)
             fact = None
         with self._guard:
+            parent_id = self._begun_by(id_, fact, parent_id, bound_args.arguments, instance)
+            if isinstance(fact, Synthesis):
+                # A class that overrides `synthesize` and calls `super()`: one synthesis, two spans.
+                above = self._facts.get(parent_id or "")
+                if isinstance(above, Synthesis) and above.question == fact.question:
+                    fact = replace(fact, id=above.id)
             self._parents.put(id_, parent_id)
             if fact is not None:
                 self._facts.put(id_, fact)
@@ -179,14 +164,16 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """A span ended; its place in the tree stays known for calls that outlive it (streams, threads)."""
         try:
-            method = _method_of(id_)
-            if method in _SEARCH or method in _POSTPROCESS:
-                query = _asked_of(bound_args.arguments) if method in _SEARCH else None
+            method = method_of(id_)
+            if method in SEARCH or method in POSTPROCESS:
+                query = asked_of(bound_args.arguments) if method in SEARCH else None
                 self._returned(id_, result, query)
         except Exception as error:
             self._faults.note("understand what a retriever returned", error)
         with self._guard:
-            self._facts.pop(id_)
+            fact = self._facts.pop(id_)
+            if isinstance(fact, Synthesis) and fact.id == id_:
+                self._deferred.handed_out(fact, result)
 
     def span_drop(
         self,
@@ -214,13 +201,15 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         found = Surroundings()
         with self._guard:
             for id_ in self._upwards(span):
-                fact = self._facts.get(id_)
+                fact = self._facts.get(id_) or self._deferred.synthesis(id_)
                 if isinstance(fact, Filled) and found.filled is None:
                     found = replace(found, filled=fact)
                 elif isinstance(fact, Synthesis) and found.synthesis is None:
                     found = replace(found, synthesis=fact)
                 elif isinstance(fact, str) and found.asked is None:
                     found = replace(found, asked=fact)
+                elif isinstance(fact, Step) and found.synthesis is None:
+                    found = replace(found, step=True)
                 found = replace(found, run=id_)
         return found
 
@@ -234,15 +223,37 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         with self._guard:
             return list(self._recent)
 
-    def endpoints_above(self, span: str) -> int:
-        """How many endpoints of one model stand above each other, from `span` upwards."""
-        count = 0
+    def was_read(self, answer: str) -> None:
+        """No other call will be made for the synthesis."""
+        with self._guard:
+            self._deferred.read(answer)
+
+    def endpoints_above(self, span: str) -> list[str]:
+        """The spans of endpoints of one model above `span`."""
+        found = list[str]()
         with self._guard:
             for id_ in self._upwards(span):
                 if not isinstance(self._facts.get(id_), Endpoint):
                     break
-                count += 1
-        return count
+                found.append(id_)
+        return found[1:]  # without itself
+
+    def _begun_by(
+        self, id_: str, fact: Fact | None, parent: str | None, arguments: Mapping[str, Any], instance: Any
+    ) -> str | None:
+        """The span that a beginning one belongs to: its parent, or the one whose stream is being read."""
+        if isinstance(fact, Filled) and self._synthesis_above(parent) is None:
+            return self._deferred.synthesis_for(fact) or parent
+        if isinstance(fact, Endpoint):
+            call = self._deferred.call_for(id_, method_of(id_), arguments, instance)
+            if call is not None:
+                self._facts.put(call, fact)  # its span has ended, but the call goes on
+                return call
+        return parent
+
+    def _synthesis_above(self, span: str | None) -> Synthesis | None:
+        facts = (self._facts.get(id_) or self._deferred.synthesis(id_) for id_ in self._upwards(span))
+        return next((fact for fact in facts if isinstance(fact, Synthesis)), None)
 
     def _upwards(self, span: str | None) -> Iterator[str]:
         for _ in range(_DEPTH):
@@ -264,33 +275,6 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                 if len(mine) < RECENT_DOCUMENTS:
                     mine[document.text] = known
             self._found.put(run, mine)
-
-
-def _method_of(id_: str) -> str:
-    """`"OpenAI.chat-<uuid>"` -> `"chat"`."""
-    return id_[:-_UUID].rpartition(".")[2]
-
-
-def _fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | None:
-    method = _method_of(id_)
-    if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
-        return None if isinstance(instance, WrappingLLM) else Endpoint()
-    if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
-        variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}
-        return Filled(prompt, variables, structured="structured" in method)
-    if method in _SYNTHESIZE:
-        question, nodes = _text_of(arguments.get("query")), arguments.get("nodes") or ()
-        return Synthesis(id_, question, as_documents(nodes)) if question else None
-    return _asked_of(arguments) if method in _ASK else None
-
-
-def _asked_of(arguments: Mapping[str, Any]) -> str | None:
-    return next((text for name in _ASKED if (text := _text_of(arguments.get(name)))), None)
-
-
-def _text_of(query: Any) -> str | None:
-    text = query.query_str if isinstance(query, QueryBundle) else query
-    return text if isinstance(text, str) and text.strip() else None
 
 
 _watcher = SpanWatcher()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.response_synthesizers.context_only import ContextOnly
+from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
@@ -27,10 +30,10 @@ from ibidem.request import Answer, Document, Hit, Request, digest, require_text
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.codec import MARKER
+from llama_index_ibidem.description import description, is_for_programs
 from llama_index_ibidem.exchange import Desk
-from llama_index_ibidem.identity import identity, parameters
-from llama_index_ibidem.llm import CachedLLM
 from llama_index_ibidem.replay import astream_of, stream_of
+from llama_index_ibidem.streams import apassed_on, passed_on
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -42,10 +45,16 @@ _OF_THE_BASE = (
     "_output_cls",
     "_empty_response",
     "_multimodal",
+)  # What a synthesizer's own `synthesize` calls.
+_OURS = (
+    "get_response",
+    "aget_response",
+    "get_response_from_messages",
+    "aget_response_from_messages",
+    "_prepare_response_output",
 )
-# Settings of synthesizers that change how they work, not what comes out.
-_OPERATIONAL = frozenset(("_use_async", "_verbose", "_streaming", "_empty_response"))
-
+_FORM, _TEXT = "form", "text"  # synthesizers that are given a form may still answer in words
+_ASK_NO_MODEL = (ContextOnly, NoText)
 
 # The hit that the running synthesis was answered with: LlamaIndex builds its response from the text alone.
 _served: ContextVar[Hit | None] = ContextVar("ibidem_served", default=None)
@@ -95,11 +104,13 @@ class CachedSynthesizer(BaseSynthesizer):
         if not isinstance(synthesizer, BaseSynthesizer):
             kind = type(synthesizer).__name__
             raise InvalidInput(f"synthesizer must be a LlamaIndex response synthesizer, not {kind}")
+        if isinstance(synthesizer, CachedSynthesizer):
+            raise InvalidInput("this synthesizer is cached already")
         # Some of them came with later versions of LlamaIndex.
         known = [name for name in _OF_THE_BASE if hasattr(synthesizer, name)]
         shared = {name.lstrip("_"): getattr(synthesizer, name) for name in known}
-        super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
         self._synthesizer = synthesizer
+        super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
         self._namespace, self._semantic = require_text("namespace", namespace), semantic
         self._model_id = require_text("model_id", model_id)
         self._owned = cache is None
@@ -120,6 +131,18 @@ class CachedSynthesizer(BaseSynthesizer):
         if self._owned:
             self.cache.close()
 
+    def synthesize(self, *args: Any, **given: Any) -> RESPONSE_TYPE:
+        """As the synthesizer does: some, like `generation`, have a way of their own."""
+        if not _overrides(self._synthesizer, "synthesize"):
+            return super().synthesize(*args, **given)
+        return self._view().synthesize(*args, **given)
+
+    async def asynthesize(self, *args: Any, **given: Any) -> RESPONSE_TYPE:
+        """As `synthesize`."""
+        if not _overrides(self._synthesizer, "asynthesize"):
+            return await super().asynthesize(*args, **given)
+        return await self._view().asynthesize(*args, **given)
+
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
@@ -131,7 +154,7 @@ class CachedSynthesizer(BaseSynthesizer):
         if isinstance(answer, (str, BaseModel)):
             self._keep(asked, answer)
             return answer
-        return self._pass_on(asked, cast("Iterator[str]", answer))
+        return passed_on(cast("Iterator[str]", answer), asked.synthesis, partial(self._keep, asked))
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
@@ -145,7 +168,8 @@ class CachedSynthesizer(BaseSynthesizer):
         if isinstance(answer, (str, BaseModel)):
             await in_thread(self._keep, asked, answer)
             return answer
-        return self._apass_on(asked, cast("AsyncIterator[str]", answer))
+        keep = partial(self._keep, asked)
+        return apassed_on(cast("AsyncIterator[str]", answer), asked.synthesis, keep)
 
     def get_response_from_messages(
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
@@ -172,6 +196,23 @@ class CachedSynthesizer(BaseSynthesizer):
     def callback_manager(self, callback_manager: CallbackManager) -> None:
         self._callback_manager = self._synthesizer.callback_manager = callback_manager
 
+    # LlamaIndex's chat engines switch it.
+
+    @property
+    def _streaming(self) -> bool:
+        return self._synthesizer._streaming
+
+    @_streaming.setter
+    def _streaming(self, streaming: bool) -> None:
+        self._synthesizer._streaming = streaming
+
+    def _view(self) -> BaseSynthesizer:
+        """The synthesizer as it is, but for the text: that is asked of us."""
+        view = copy(self._synthesizer)
+        for name in _OURS:
+            setattr(view, name, getattr(self, name))
+        return view
+
     def _get_prompts(self) -> dict[str, BasePromptTemplate]:
         return self._synthesizer._get_prompts()
 
@@ -188,13 +229,16 @@ class CachedSynthesizer(BaseSynthesizer):
         response = super()._prepare_response_output(response_str, source_nodes)
         if (hit := _served.get()) is not None:
             _served.set(None)
-            response.metadata = {**(response.metadata or {}), MARKER: hit.provenance()}
+            marker = {**hit.provenance(), "model": hit.answer.model}
+            response.metadata = {**(response.metadata or {}), MARKER: marker}
         return response
 
     def _ask(
         self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
     ) -> _Asked:
         started = time.perf_counter()
+        if isinstance(self._synthesizer, _ASK_NO_MODEL):
+            return _Asked(None, None, None, started)
         build = partial(self._request, around, question, texts, given)
         request, hit = self._desk.find(build)
         return _Asked(request, hit, around.synthesis.id if around.synthesis else None, started)
@@ -209,31 +253,21 @@ class CachedSynthesizer(BaseSynthesizer):
         if hit is None:
             return None
         text = hit.answer.text
-        return text if self._output_cls is None else self._output_cls.model_validate_json(text)
+        if self._output_cls is None or hit.answer.payload == _TEXT:
+            return text
+        return self._output_cls.model_validate_json(text)
 
     def _keep(self, asked: _Asked, answer: str | BaseModel) -> None:
-        self._desk.keep(asked.request, partial(self._answer, asked, answer))
-
-    def _pass_on(self, asked: _Asked, stream: Iterator[str]) -> Generator[str, None, None]:
-        """The pieces of the stream; what they amount to is stored if all of them are taken."""
-        pieces = []
-        for piece in stream:
-            pieces.append(piece)
-            yield piece
-        self._keep(asked, "".join(pieces))
-
-    async def _apass_on(self, asked: _Asked, stream: AsyncIterator[str]) -> AsyncGenerator[str, None]:
-        pieces = []
-        async for piece in stream:
-            pieces.append(piece)
-            yield piece
-        await in_thread(self._keep, asked, "".join(pieces))
-
-    def _answer(self, asked: _Asked, given: str | BaseModel) -> Answer:
+        """Store it; not under a new wording what a `CachedLLM` repeated for another: it would drift away."""
         behind = calls.behind(asked.synthesis or "")
+        if not behind.by_meaning:
+            self._desk.keep(asked.request, partial(self._answer, asked, answer, behind))
+
+    def _answer(self, asked: _Asked, given: str | BaseModel, behind: calls.Calls) -> Answer:
         form = isinstance(given, BaseModel) or isinstance(self._llm, StructuredLLM)
         return Answer(
             given.model_dump_json() if isinstance(given, BaseModel) else given,
+            payload=_FORM if isinstance(given, BaseModel) else _TEXT,
             model=behind.model,
             input_tokens=behind.input_tokens,
             output_tokens=behind.output_tokens,
@@ -245,54 +279,21 @@ class CachedSynthesizer(BaseSynthesizer):
     def _request(
         self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
     ) -> Request:
-        if around.synthesis is None:
-            raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
         if not question.strip():
             raise NotCacheable("no_question", "the question is empty")
+        if around.synthesis is None:
+            raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
+        described = description(self._synthesizer, self._model_id, given)
         ids = {document.text: document.id for document in around.synthesis.documents}
         shown = [text.strip() for text in texts]
         return Request(
             question,
-            scope=json.dumps(["llama_index/1", "synthesizer", *self._described(), parameters(given)]),
+            scope=json.dumps(["llama_index/1", "synthesizer", described]),
             namespace=self._namespace,
             documents=tuple(Document(ids.get(text, digest(text)), text) for text in shown),
-            semantic=self._semantic,
+            semantic=self._semantic and not is_for_programs(self._synthesizer),
         )
 
-    def _described(self) -> list[str]:
-        """Everything that the answer depends on, but for question and nodes."""
-        inner = self._synthesizer
-        settings = {
-            name: value
-            for name, value in vars(inner).items()
-            if name not in _OPERATIONAL and isinstance(value, (str, int, float, bool, type(None)))
-        }
-        return [
-            f"{type(inner).__module__}.{type(inner).__qualname__}",
-            _identity(self._llm, self._model_id),
-            parameters({"settings": settings, "form": self._output_cls}),
-            parameters({name: self._template(prompt) for name, prompt in inner.get_prompts().items()}),
-        ]
 
-    def _template(self, prompt: BasePromptTemplate) -> dict[str, Any]:
-        if prompt.function_mappings:
-            raise NotCacheable(
-                "function_mappings", "what a template's functions will say is not known; use CachedLLM"
-            )
-        parser = type(prompt.output_parser).__qualname__ if prompt.output_parser else None
-        return {
-            "template": prompt.get_template(llm=self._llm),
-            "variables": prompt.kwargs,
-            "names": prompt.template_var_mappings,
-            "parser": parser,
-        }
-
-
-def _identity(llm: LLM, model_id: str) -> str:
-    """The model inside; a form that it must fill counts as well."""
-    if isinstance(llm, StructuredLLM):
-        form = parameters({"form": llm.output_cls})
-        return json.dumps([_identity(llm.llm, model_id), form])
-    if isinstance(llm, CachedLLM):
-        return llm.identity(model_id)
-    return identity(llm, model_id)
+def _overrides(synthesizer: BaseSynthesizer, name: str) -> bool:
+    return inspect.getattr_static(type(synthesizer), name) is not vars(BaseSynthesizer)[name]

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny
 from typing_extensions import Self
 
 from ibidem.errors import InvalidInput
-from llama_index_ibidem.native import NativeView
+from llama_index_ibidem.native import SHARED, NativeView
 
 # What `predict` and the like use of a model before they call its endpoints.
 _PROMPTING = (
@@ -152,6 +152,11 @@ class WrappingLLM(FunctionCallingLLM):
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it is the model alone: an open cache does not travel."""
         return _itself, (self.llm,)
+
+    def _as_prompted(self) -> LLM:
+        """A shallow copy of the model with our settings of prompts."""
+        known = [name for name in SHARED if name in type(self.llm).model_fields]
+        return self.llm.model_copy(update={name: getattr(self, name) for name in known})
 
     @property
     def _model(self) -> LLM:

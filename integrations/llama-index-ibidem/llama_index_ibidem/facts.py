@@ -1,0 +1,104 @@
+"""What a span of LlamaIndex tells of the calls within it, as facts that are kept while it is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+
+from ibidem.sources import Retrieved
+from llama_index_ibidem.wrapping import WrappingLLM
+
+_UUID = 37  # characters after the name in a span's id: "-" and the uuid
+
+_TEMPLATES = frozenset(
+    (
+        "predict apredict stream astream structured_predict astructured_predict "
+        "stream_structured_predict astream_structured_predict"
+    ).split()
+)
+_ENDPOINTS = frozenset(
+    "chat achat stream_chat astream_chat complete acomplete stream_complete astream_complete".split()
+)
+_SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
+SEARCH = frozenset(("retrieve", "aretrieve"))
+POSTPROCESS = frozenset("postprocess_nodes apostprocess_nodes _postprocess_nodes _apostprocess_nodes".split())
+_ASK = frozenset("query aquery chat achat stream_chat astream_chat run".split())
+_ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A template that is being filled, its variables, and whether the answer must have a given form."""
+
+    template: BasePromptTemplate
+    variables: Mapping[str, Any]
+    structured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """A question that is being answered from nodes; `documents` are those nodes as a model sees them."""
+
+    id: str
+    question: str
+    documents: tuple[Retrieved, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A model that is being asked, other than a `CachedLLM`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Nodes are being judged or ordered: what a model says here is no answer."""
+
+
+Fact = Filled | Synthesis | Endpoint | Step | str  # a text is what an engine was asked
+
+
+def as_documents(nodes: Sequence[NodeWithScore], queries: tuple[str, ...] = ()) -> tuple[Retrieved, ...]:
+    """The nodes as models see them: with metadata, as synthesizers show them; and bare, as programs do."""
+    found = []
+    for scored in nodes:
+        for mode in (MetadataMode.LLM, MetadataMode.NONE):
+            text = scored.node.get_content(metadata_mode=mode).strip()
+            if text:
+                found.append(Retrieved(scored.node.node_id, text, queries))
+    return tuple(found)
+
+
+def method_of(id_: str) -> str:
+    """The method that a span is of: `"OpenAI.chat-<uuid>"` -> `"chat"`."""
+    return id_[:-_UUID].rpartition(".")[2]
+
+
+def fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | None:
+    """What the beginning span tells, if anything."""
+    method = method_of(id_)
+    if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
+        return None if isinstance(instance, WrappingLLM) else Endpoint()
+    if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
+        variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}
+        return Filled(prompt, variables, structured="structured" in method)
+    if method in _SYNTHESIZE:
+        question, nodes = _text_of(arguments.get("query")), arguments.get("nodes") or ()
+        return Synthesis(id_, question, as_documents(nodes)) if question else None
+    if method in POSTPROCESS:
+        return Step()
+    return asked_of(arguments) if method in _ASK else None
+
+
+def asked_of(arguments: Mapping[str, Any]) -> str | None:
+    """What an engine was asked, by the arguments of its method."""
+    return next((text for name in _ASKED if (text := _text_of(arguments.get(name)))), None)
+
+
+def _text_of(query: Any) -> str | None:
+    text = query.query_str if isinstance(query, QueryBundle) else query
+    return text if isinstance(text, str) and text.strip() else None
