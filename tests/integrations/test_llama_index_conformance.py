@@ -66,6 +66,7 @@ from tests.contracts.llama_index import (
     answer_of,
     listening,
     nodes_about,
+    settings_restored,
     shelves,
 )
 from tests.openai_server import OpenAIServer, running_openai
@@ -356,7 +357,7 @@ def choosing(last: str, number: int) -> str:
 
 
 def dividing(last: str, number: int) -> str:
-    """Divides a question into itself, twice."""
+    """Divides a question into itself and another."""
     if "<Output>" not in last:
         return f"answer {number}"
     asked = re.findall(r"<User Question>\n(.*)", last)[-1]
@@ -482,18 +483,21 @@ TALKING = [
     row("completion model astream_complete", bare, endpoint="astream_complete", **NESTED),
     row("completion model chat", bare, endpoint="chat", **NESTED),
 ]
-#: Answers that a program acts upon.
-ACTING = [
+#: Answers that a program acts upon, or answers after such, from documents.
+FILING = [
     row("output_cls query", query, output_cls=Form),
     row("output_cls aquery", aquery, output_cls=Form),
     row("structured llm query", structured_query),
+    row("query filtering", query_filtering, calls=2),
+    row("query routed", routed, say=choosing, calls=2),
+    row("query divided", divided, say=dividing, calls=3),
+]
+#: The same from the model alone.
+ACTING = [
     row("structured llm chat", structured_chat),
     row("structured llm achat", structured_achat),
     row("structured llm stream_chat", structured_stream_chat),
     row("structured llm complete", structured_complete),
-    row("query filtering", query_filtering, calls=2),
-    row("query routed", routed, say=choosing, calls=2),
-    row("query divided", divided, say=dividing, calls=3),
     row("query of tables", from_tables, say=selecting, calls=2),
     row("structured_predict", structured_predict),
     row("astructured_predict", astructured_predict),
@@ -511,6 +515,7 @@ ACTING = [
 ROWS = [
     *(replace(one, reads=True) for one in READING),
     *TALKING,
+    *(replace(one, reads=True, exact=True) for one in FILING),
     *(replace(one, exact=True) for one in ACTING),
 ]
 
@@ -577,11 +582,11 @@ class Show:
 
 
 @pytest.fixture(autouse=True)
-def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _settings() -> Iterator[None]:
     """LlamaIndex's global settings are as before after each test."""
-    for name in ("_llm", "_embed_model", "_callback_manager"):
-        monkeypatch.setattr(Settings, name, getattr(Settings, name))
-    Settings.embed_model = MockEmbedding(8)
+    with settings_restored():
+        Settings.embed_model = MockEmbedding(8)
+        yield
 
 
 @pytest.fixture(scope="module")
