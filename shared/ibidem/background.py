@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 
 from ibidem.faults import Faults
 
-GATHER_SECONDS = 0.02  # wait this long for more work before a batch: index writes cost per batch
+# Wait this long for more work before a batch, unless somebody waits for it. A write to Chroma holds the GIL
+# for 25 to 60 ms, be it 10 vectors or 40: at short intervals the whole program, its event loop too, would
+# stutter.
+GATHER_SECONDS = 0.5
 FLUSH_SECONDS = 10.0  # how long `stop` waits for the work that is left
 
 Job = Callable[[], bool]
@@ -33,6 +35,7 @@ class Background:
         self._wanted = 0  # wakes so far
         self._done = 0  # the wake after which everything was done
         self._stopping = False
+        self._awaited = False  # somebody waits: gather no longer
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
@@ -52,7 +55,8 @@ class Background:
         """Wait until the work known now is done; False if it was not within `timeout` seconds."""
         self.wake()
         with self._changed:
-            wanted = self._wanted
+            wanted, self._awaited = self._wanted, True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: self._done >= wanted or self._stopping, timeout)
 
     def stop(self) -> None:
@@ -71,8 +75,8 @@ class Background:
                 self._changed.wait_for(lambda: self._wanted > self._done or self._stopping)
                 if self._stopping:
                     return
-                wanted = self._wanted
-            time.sleep(GATHER_SECONDS)
+                self._changed.wait_for(lambda: self._awaited or self._stopping, GATHER_SECONDS)
+                wanted, self._awaited = self._wanted, False
             more = True
             while more and not self._stopping:
                 outcomes = [self._do(name, job) for name, job in self._jobs.items()]

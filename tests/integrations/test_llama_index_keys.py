@@ -1061,3 +1061,17 @@ def test_a_request_forgets_its_scope() -> None:
     """What is hashed is not kept."""
     request = request_of([said("hush", "system"), said(ASKED)], password="hush")
     assert "hush" not in repr(request)
+
+
+def test_a_verdict_is_not_repeated_for_another_statement(watched: SemanticCache, looked: Looked) -> None:
+    """An evaluator has a statement judged where a question stands: nearly the same is not the same."""
+    from llama_index.core.evaluation import FaithfulnessEvaluator
+
+    evaluator = FaithfulnessEvaluator(llm=CachedLLM(CountingFunctionCalling(), watched))
+    for statement in (
+        "Goods can be returned within thirty days.",
+        "Goods can be returned, within thirty days.",
+    ):
+        evaluator.evaluate(response=statement, contexts=["Goods can be returned within thirty days."])
+    assert not any(request.semantic for request, _ in looked)
+    assert len({request.key for request, _ in looked}) == 2

@@ -26,6 +26,8 @@ from llama_index_ibidem.spans import (
     surroundings,
 )
 
+# Evaluators have a statement judged, in the place of a question: "answer with either YES or NO".
+_VERDICT = re.compile(r"(?s)\bYES\b.*\bNO\b")
 _VARIABLE = re.compile(r"\{[^{}]*\}")
 LONGEST_TEXT = 4096  # characters; a longer text is no question
 # Templates whose answers are read by people, or become part of one that is. The others make queries, choices
@@ -103,8 +105,10 @@ def _is_for_people(filled: Filled | None) -> bool:
     """Whether the answer is to be read, as far as the template tells."""
     if filled is None:
         return True
-    kind = filled.template.metadata.get("prompt_type", PromptType.CUSTOM)
-    return not filled.structured and filled.template.output_parser is None and kind in _ANSWERING
+    template = filled.template
+    kind = template.metadata.get("prompt_type", PromptType.CUSTOM)
+    verdict = any(_VERDICT.search(text) for text in _texts(template))
+    return not (filled.structured or template.output_parser or verdict) and kind in _ANSWERING
 
 
 def _made(template: BasePromptTemplate, prompt: Prompt) -> bool:
