@@ -59,6 +59,9 @@ def open(
     embedder: str | Embedder | Any = None,
     threshold: float | None = None,
     context: ContextRule | None = None,
+    max_wrong: float | None = None,
+    audit_rate: float | None = None,
+    judge: Callable[[str, str, str], bool] | None = None,
     ttl: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
@@ -71,7 +74,16 @@ def open(
         embedder: What embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.
-        threshold: Least cosine similarity of two questions that may share an answer (0.5 to 1; 0.95).
+        threshold: Least score of a candidate (0.5 to 1; it reads like a cosine similarity). Not given,
+            `max_wrong` decides.
+        max_wrong: Wrong answers per hit by meaning that you accept (above 0, below 0.5; 0.02).
+        audit_rate: Share of the hits by meaning that are audited (0 to 1; 0): the model is asked although
+            an answer is stored, and `judge` compares the two. Above 0, nothing is served by meaning until
+            the judgements show that `max_wrong` is kept. At 0 a threshold that was measured for
+            `max_wrong` on other traffic decides.
+        judge: Called with question, stored answer and fresh answer, in a background thread; returns
+            whether the stored one would have been right. Default: `ibidem.judging.AnswerJudge`, a
+            stand-in for short answers.
         context: Which documents must be unchanged: `evidence` (those that support the answer; default),
             `same` (all of them) or `ignore`.
         ttl: Seconds an answer lives (30 days); `math.inf` for ever.
@@ -79,10 +91,12 @@ def open(
 
     Raises:
         ConfigurationError: A setting is wrong.
+        InvalidInput: `judge` cannot be called.
         EmbedderUnavailable: No embedding model was found.
         StorageError: The place cannot be used.
     """
     from ibidem import backend
+    from ibidem.audit import auditor_for
     from ibidem.cache import SemanticCache
     from ibidem.embedding import resolve_embedder
     from ibidem.settings import read_settings
@@ -94,7 +108,12 @@ def open(
         embedder=embedder,
         threshold=threshold,
         context=context,
+        max_wrong=max_wrong,
+        audit_rate=audit_rate,
         ttl=ttl,
     )
+    if judge is not None and not callable(judge):
+        raise InvalidInput(f"judge must be callable, not {type(judge).__name__}")
     shared = backend.acquire(settings, resolve_embedder(settings.embedder))
-    return SemanticCache(shared, settings.policy, ttl=settings.ttl, on_lookup=on_lookup)
+    auditor = auditor_for(shared, settings, judge)
+    return SemanticCache(shared, settings.policy, auditor=auditor, ttl=settings.ttl, on_lookup=on_lookup)

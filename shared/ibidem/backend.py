@@ -20,6 +20,7 @@ from ibidem.errors import StorageError
 from ibidem.examples import Example
 from ibidem.faults import Faults, log
 from ibidem.index import VectorIndex
+from ibidem.ledger import Ledger, scorer_name
 from ibidem.locks import ForkSafeLock
 from ibidem.records import Records
 from ibidem.request import digest
@@ -56,6 +57,8 @@ class Backend:
             self.faults,
             alone=settings.chroma is None,
         )
+        name = scorer_name(embedder.fingerprint, self.scorer)
+        self.ledger = Ledger(self.records.judgements, name, self.faults)
         self._log: collections.deque[LookupRow] = collections.deque(maxlen=LOG_WAITING)
         self._examples: collections.deque[Example] = collections.deque()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
@@ -76,6 +79,7 @@ class Backend:
             self.records.after_fork()
             self.vectors.after_fork()
             self._background.after_fork()
+            self.ledger.after_fork()
             self._log.clear()
             self._examples.clear()
 
@@ -99,7 +103,7 @@ class Backend:
     def clear(self, namespace: str | None) -> int:
         """Delete what `Records.clear` deletes, and what waits to be written of it."""
         with self._writing:
-            count = self.records.clear(namespace)
+            count = self.ledger.clear(namespace, partial(self.records.clear, namespace))
             _drop(self._log, namespace)
             _drop(self._examples, namespace)
         return count
@@ -109,7 +113,10 @@ class Backend:
         self._background.wake()
 
     def flush(self) -> bool:
-        """Wait until what is known now is indexed and logged; False if that took too long."""
+        """Wait until what is known now is indexed and logged; False if that took too long.
+
+        Audits may take longer, as a judge may ask a model: `ledger.flush` waits for them.
+        """
         return self._background.flush()
 
     def _write_log(self) -> bool:
@@ -128,6 +135,7 @@ class Backend:
         """Finish the background work and close everything."""
         self.check_process()
         self._background.stop()
+        self.ledger.close()
         self.vectors.close()
         self.records.close()
 

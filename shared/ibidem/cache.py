@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ibidem import backend as backends
 from ibidem.admission import refusal, storable
+from ibidem.audit import Auditor
 from ibidem.backend import Backend
 from ibidem.decision import Candidate, Policy, decide
 from ibidem.entry import Entry, Source, Vector, to_bytes, to_vector
@@ -17,7 +18,7 @@ from ibidem.evidence import supporting
 from ibidem.examples import ExampleLog
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
-from ibidem.rows import LookupRow
+from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
 
 OnLookup = Callable[[Request, Hit | Miss], None]
@@ -31,6 +32,7 @@ class SemanticCache:
     Args:
         backend: Truth, vectors and background work, shared by the caches of one place.
         policy: How sure the cache must be.
+        auditor: Asked which candidates may be served and which are compared; None for no audits.
         ttl: Seconds an answer lives.
         on_lookup: Called with each request and what came of it, in the thread that asked.
         clock: Seconds since the epoch; a test may pass its own.
@@ -41,12 +43,13 @@ class SemanticCache:
         backend: Backend,
         policy: Policy,
         *,
+        auditor: Auditor | None = None,
         ttl: float = math.inf,
         on_lookup: OnLookup | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
-        self._on_lookup = on_lookup
+        self._auditor, self._on_lookup = auditor, on_lookup
         self._lock = ForkSafeLock()
         self._rejected: dict[str, int] = {}
         self._closed = False
@@ -74,7 +77,7 @@ class SemanticCache:
             self._backend.faults.note("look up a question", error)
             result = Miss("error")
         result = replace(result, seconds=time.perf_counter() - started)
-        self._backend.note_lookup(self._row(request, result))
+        self._backend.note_lookup(lookup_row(request, result, self._clock()))
         self._tell(request, result)
         return result
 
@@ -91,19 +94,21 @@ class SemanticCache:
         self._ready(request)
         if not isinstance(answer, Answer):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
-        if reason := refusal(request, answer):
-            return self._reject(reason)
+        reason = refusal(request, answer)
         try:
-            self._keep(request, answer)
+            if not reason:
+                self._keep(request, answer)
+            if self._auditor is not None:
+                self._auditor.compare(request, None if reason else answer)
         except Exception as error:
             self._backend.faults.note("store an answer", error)
             return self._reject("error")
-        return Stored(request.key)
+        return self._reject(reason) if reason else Stored(request.key)
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all answers, or those of one namespace; returns how many answers.
 
-        Everything else that is kept of it goes too: the lookups and the examples (`examples`), also those
+        Everything else that is kept of it goes too: lookups, examples and judgements of audits, also those
         that wait to be written. What other processes have not written yet, they still will.
 
         Raises:
@@ -138,6 +143,7 @@ class SemanticCache:
             rejected=rejected,
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
+            audits=self._auditor.report() if self._auditor else (),
         )
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
@@ -146,10 +152,17 @@ class SemanticCache:
         self._backend.flush()
         return self._backend.records.lookups.recent(limit)
 
-    def flush(self) -> bool:
-        """Wait until every stored answer is indexed and every lookup logged; False if it took over 10 s."""
+    def judgements(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
+        """The last audits that were judged, newest first; also of other processes. `flush` waits for them."""
         self._ready()
-        return self._backend.flush()
+        if namespace is not None and not storable(require_text("namespace", namespace)):
+            return []
+        return self._backend.records.judgements.recent(limit, namespace)
+
+    def flush(self) -> bool:
+        """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
+        self._ready()
+        return self._backend.flush() and self._backend.ledger.flush()
 
     def close(self) -> None:
         """Write what is left and release files. A second call does nothing."""
@@ -183,10 +196,12 @@ class SemanticCache:
         candidates = self._candidates(request, vector, now)
         verdict = decide(request, candidates, self.policy, self._backend.scorer)
         if verdict.chosen is not None:
-            return _hit(verdict.chosen, "semantic", now)
+            ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
+            if ruling == "serve":
+                return _hit(verdict.chosen, "semantic", now)
+            return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
         if verdict.nearest is not None:
-            near = verdict.nearest
-            return Miss(verdict.reason, near.entry.question, near.entry.id, near.similarity)
+            return _missed(verdict.reason, verdict.nearest)
         if same is not None:
             return Miss(missing)
         kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
@@ -265,20 +280,6 @@ class SemanticCache:
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
         return Rejected(reason)
 
-    def _row(self, request: Request, result: Hit | Miss) -> LookupRow:
-        return LookupRow(
-            at=self._clock(),
-            namespace=request.namespace if storable(request.namespace) else "",
-            scope=request.scope_digest,
-            question=request.question if request.semantic and storable(request.question) else None,
-            tier=result.tier if isinstance(result, Hit) else "",
-            reason="" if isinstance(result, Hit) else result.reason,
-            entry_id=result.entry_id,
-            similarity=result.similarity,
-            seconds=result.seconds,
-            tokens_saved=result.answer.tokens if isinstance(result, Hit) else 0,
-        )
-
 
 def _hit(candidate: Candidate, tier: Tier, now: float) -> Hit:
     entry = candidate.entry
@@ -291,3 +292,7 @@ def _hit(candidate: Candidate, tier: Tier, now: float) -> Hit:
         question=entry.question,
         age=max(0.0, now - entry.created),
     )
+
+
+def _missed(reason: str, candidate: Candidate) -> Miss:
+    return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)

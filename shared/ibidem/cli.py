@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ibidem import __version__
+from ibidem import __version__, cli_audit
 from ibidem import cli_tables as tables
 from ibidem.backend import open_records
+from ibidem.cli_replay import replay_workload
 from ibidem.cli_tables import plain
 from ibidem.doctor import examine
 from ibidem.errors import IbidemError
@@ -119,6 +120,27 @@ def list_examples(
 
 
 @app.command()
+def audit(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    limit: LimitOption = 20,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how often hits by meaning are wrong, by the answers that were compared, and the last of these."""
+    with _records(path, database) as records:
+        settings = _settings(path, database)
+        found = cli_audit.report(records, settings, namespace)
+        rows = records.judgements.recent(limit, namespace)
+    if as_json:
+        _print_json({"namespaces": list(map(asdict, found)), "judgements": list(map(asdict, rows))})
+    elif rows:
+        out.print(cli_audit.estimates(found, settings.max_wrong), cli_audit.judgements(rows))
+    else:
+        out.print("No audits yet; open the cache with audit_rate above 0 to have some.")
+
+
+@app.command()
 def show(
     entry_id: Annotated[str, typer.Argument(metavar="ID", help="An id, or the beginning of one.")],
     path: PathOption = None,
@@ -172,6 +194,9 @@ def doctor(
         out.print(tables.findings(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+app.command("replay")(replay_workload)
 
 
 def main() -> None:

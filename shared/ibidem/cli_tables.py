@@ -34,6 +34,8 @@ def totals(counted: Totals, title: str) -> Table:
         table.add_row(f"  miss: {reason}", f"{count:,}")
     table.add_row("tokens saved", f"{counted.tokens_saved:,}")
     table.add_row("examples", f"{counted.examples:,}")
+    if counted.audits:
+        table.add_row("audits (wrong)", f"{counted.audits:,} ({counted.audits_wrong:,})")
     return table
 
 
@@ -101,8 +103,8 @@ def examples(found: Iterable[Example]) -> Table:
             one.model,
             f"{sum(known):,}" if known else "",
             str(len(one.documents)),
-            _short(one.question),
-            _short(one.answer),
+            short(one.question),
+            short(one.answer),
         )
         table.add_row(*map(plain, cells))
     return table
@@ -123,7 +125,8 @@ def plain(text: str) -> str:
     return printable.replace("[", r"\[")
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The text in one line, cut after `SHORT` characters."""
     line = " ".join(text.split())
     return line if len(line) <= SHORT else f"{line[: SHORT - 1]}\N{HORIZONTAL ELLIPSIS}"
 

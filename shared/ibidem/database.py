@@ -96,6 +96,27 @@ examples = sa.Table(
     sa.Index("ix_examples_namespace", "namespace", "id"),
 )
 
+judgements = sa.Table(
+    "judgements",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("entry_id", sa.String(32), nullable=False),
+    sa.Column("asked", sa.Text, nullable=False),
+    sa.Column("stored", sa.Text, nullable=False),
+    sa.Column("similarity", sa.Float, nullable=False),
+    sa.Column("score", sa.Float, nullable=False),
+    # Who gave the score: embedder and weights. Scores of different ones are never compared.
+    sa.Column("scorer", sa.String(32), nullable=False),
+    sa.Column("right", sa.Boolean, nullable=False),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Index("ix_judgements_namespace", "namespace", "id"),
+    # An id is never given again: other processes learn what is newer than the last one they saw.
+    sqlite_autoincrement=True,
+)
+
 meta = sa.Table(
     "meta",
     metadata,

@@ -11,7 +11,7 @@ from ibidem import database
 from ibidem.database import insert_into, open_engine, reading, upsert_entry, writing
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError
-from ibidem.logs import ExampleTable, LookupTable
+from ibidem.logs import ExampleTable, JudgementTable, LookupTable
 from ibidem.rows import WAITING, StoredVector, Totals, entry_row, source_rows, to_entry, to_stored_vector
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
@@ -35,7 +35,7 @@ _SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("i
 
 
 class Records:
-    """Access to one database; `lookups` and `examples` are its logs.
+    """Access to one database; `lookups`, `examples` and `judgements` are its logs.
 
     Args:
         url: SQLAlchemy URL.
@@ -48,6 +48,7 @@ class Records:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
+        self.judgements = JudgementTable(self._engine)
         try:
             self._create()
         except StorageError as error:
@@ -141,7 +142,7 @@ class Records:
         return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
 
     def totals(self) -> Totals:
-        """Counts of entries, of the logged lookups by outcome, and of examples."""
+        """Counts of entries, of the logged lookups by outcome, of examples and audits."""
         count = sa.func.count()
         with reading(self._engine) as db:
             kinds: dict[bool, int] = dict(
@@ -149,6 +150,7 @@ class Records:
             )
             waiting = db.scalar(sa.select(count).where(_entries.c.indexed_in == WAITING)) or 0
         asked = self.lookups.outcomes()
+        audits, wrong = self.judgements.audits()
         return Totals(
             entries=sum(kinds.values()),
             semantic_entries=kinds.get(True, 0),
@@ -157,6 +159,8 @@ class Records:
             misses=asked.misses,
             tokens_saved=asked.tokens_saved,
             examples=self.examples.count(),
+            audits=audits,
+            audits_wrong=wrong,
         )
 
     def put(self, entry: Entry, embedder: str | None) -> None:
@@ -169,9 +173,9 @@ class Records:
                 db.execute(sa.insert(_documents), source_rows(entry))
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all entries, lookups and examples, or those of one namespace; returns how many entries."""
+        """Delete all entries and logs, or those of one namespace; returns how many entries."""
         documents, entries = sa.delete(_documents), sa.delete(_entries)
-        logs = [sa.delete(database.lookups), sa.delete(database.examples)]
+        logs = [sa.delete(log) for log in (database.lookups, database.examples, database.judgements)]
         if namespace is not None:
             mine = sa.select(_entries.c.id).where(_entries.c.namespace == namespace)
             documents = documents.where(_documents.c.entry_id.in_(mine))

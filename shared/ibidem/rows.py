@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from ibidem.admission import storable
 from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
 from ibidem.examples import DocumentRef, Example
-from ibidem.request import Answer
+from ibidem.request import Answer, Hit, Miss, Request
 
 WAITING = ""  # value of entries.indexed_in for a vector that is not in any index yet
 
@@ -27,6 +28,28 @@ class LookupRow:
     similarity: float | None
     seconds: float
     tokens_saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementRow:
+    """Whether a stored answer would have been right for a question; the columns of the table `judgements`.
+
+    `entry_id` is the entry whose answer, given to the question `stored`, was compared with the model's to
+    `asked`. `source` is `audit` if it would have been served, `probe` if not; `scorer` says what gave the
+    `score`.
+    """
+
+    at: float
+    namespace: str
+    scope: str
+    entry_id: str
+    asked: str
+    stored: str
+    similarity: float
+    score: float
+    scorer: str
+    right: bool
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +88,30 @@ class Totals:
     misses: dict[str, int] = field(default_factory=dict)
     tokens_saved: int = 0
     examples: int = 0
+    audits: int = 0
+    audits_wrong: int = 0
 
     @property
     def hit_rate(self) -> float | None:
         """Hits per lookup; None before the first."""
         hits, misses = sum(self.hits.values()), sum(self.misses.values())
         return hits / (hits + misses) if hits + misses else None
+
+
+def lookup_row(request: Request, result: Hit | Miss, at: float) -> LookupRow:
+    """The line of the lookup log for a lookup at this time; text that cannot be stored is left out."""
+    return LookupRow(
+        at=at,
+        namespace=request.namespace if storable(request.namespace) else "",
+        scope=request.scope_digest,
+        question=request.question if request.semantic and storable(request.question) else None,
+        tier=result.tier if isinstance(result, Hit) else "",
+        reason="" if isinstance(result, Hit) else result.reason,
+        entry_id=result.entry_id,
+        similarity=result.similarity,
+        seconds=result.seconds,
+        tokens_saved=result.answer.tokens if isinstance(result, Hit) else 0,
+    )
 
 
 def entry_row(entry: Entry, embedder: str | None) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
+from ibidem.errors import InvalidInput
 from ibidem.phrasing import Phrasing, same_place, take_apart, unshared
 
 REACH = 1.02  # a little above 1, so that identical vectors have a finite logarithm
@@ -83,8 +85,34 @@ class LearnedScorer:
 @lru_cache(maxsize=1)
 def shipped() -> LearnedScorer:
     """The scorer that comes with Ibidem, for the default embedder."""
-    held = json.loads((files("ibidem") / "scorer.json").read_text(encoding="utf-8"))
+    held = _held()
     return LearnedScorer(held["weights"], held["bias"], held["embedder"])
+
+
+def threshold_for(max_wrong: float) -> float:
+    """The threshold at which about `max_wrong` of the hits are wrong, a share between 0 and 0.5.
+
+    For question-and-answer traffic like the two streams of customers' questions it was measured on, with the
+    default embedder and weights that had not learned from them; the worse of the two, interpolated. Other
+    traffic needs audits.
+
+    Raises:
+        InvalidInput: `max_wrong` is no such share.
+    """
+    if not 0.0 < max_wrong < 0.5:
+        raise InvalidInput(f"max_wrong is a share of the hits between 0 and 0.5, not {max_wrong!r}")
+    table: list[list[float]] = _held()["calibration"]
+    for (level, threshold), (next_level, next_threshold) in pairwise(table):
+        if max_wrong < next_level:
+            part = (max_wrong - level) / (next_level - level)
+            return threshold + part * (next_threshold - threshold)
+    return table[-1][1]
+
+
+@lru_cache(maxsize=1)
+def _held() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((files("ibidem") / "scorer.json").read_text(encoding="utf-8"))
+    return found
 
 
 def scorer_for(fingerprint: str) -> Scorer:

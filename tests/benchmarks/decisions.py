@@ -1,113 +1,123 @@
 """How often is the decision right? Replays labelled questions: hits, and wrong hits per hit and per request.
 
-    python -m tests.benchmarks.decisions --data FOLDER [--requests 4000] [--threshold 0.95]
+    python -m tests.benchmarks.decisions --data FOLDER [--requests 4000] [--threshold T] [--vectors FOLDER]
 
 FOLDER holds `streams/*.jsonl` with {"text", "meaning"}: two texts of one meaning may share an answer. Each
-stream is shuffled with a fixed seed and asked in order; every request that is no hit is stored. The labels
-have noise of their own: the last column is how often identical texts disagree, the floor of all wrong hits.
+stream is shuffled with a fixed seed and asked in order; every request that is no hit is stored. The rules:
+
+- cosine: a plain semantic cache;
+- cosine, hindsight: the threshold that serves most with 2 % wrong hits, had one known it;
+- guards: the cosine, and nothing a guard refuses;
+- scorer, held out: guards and weights fitted here without this stream and its family;
+- Ibidem: guards and the weights that are shipped; * where they were trained on this stream;
+- perfect: every meaning that came before is a hit.
+
+The labels have noise of their own: how often identical texts disagree is the floor of all wrong hits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem import Answer, Request
-from ibidem.decision import Candidate, Policy, decide
-from ibidem.embedding import resolve_embedder
-from ibidem.entry import Entry, Vector
+from ibidem.decision import Policy
+from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.replay import (
+    Outcome,
+    Row,
+    Share,
+    by_cosine,
+    by_policy,
+    ceiling,
+    curve_rule,
+    hindsight,
+    replay,
+    share,
+)
 from ibidem.request import normalise
+from ibidem.scoring import CosineScorer, LearnedScorer, scorer_for
+from ibidem.settings import read_settings
+from tests.benchmarks.fit_scorer import fit, without
+from tests.benchmarks.pairs import pairs_by_family
+from tests.benchmarks.streams import Stream, load_answers, load_streams
 
-Rule = Callable[[str, list[Candidate]], Candidate | None]
-NEIGHBOURS = 16
-
-
-@dataclass
-class Outcome:
-    """What one rule did on one stream."""
-
-    requests: int = 0
-    hits: int = 0
-    wrong: int = 0
-    reasons: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # reason -> [refused rightly, refused wrongly]
+SEED, LEVEL, GUARDED = 7, 0.02, 0.95
 
 
-def load(path: Path, requests: int) -> list[tuple[str, str]]:
-    """(text, meaning) in a fixed random order."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    random.Random(7).shuffle(rows)
-    return [(row["text"], row["meaning"]) for row in rows[:requests] if row["text"].strip()]
-
-
-def as_entry(number: int, text: str) -> Entry:
-    """The question as the truth would return it, without an answer."""
-    request = Request(text)
-    return Entry(
-        id=str(number),
-        namespace="",
-        scope=request.scope_digest,
-        question=request.question,
-        documents=request.documents_digest,
-        semantic=True,
-        answer=Answer("-"),
-        created=0.0,
-    )
-
-
-def replay(rows: list[tuple[str, str]], vectors: Vector, policy: Policy, *, guards: bool) -> Outcome:
-    """Ask every row of a cache that holds the rows before it that were no hits."""
-    outcome, exact, held = Outcome(), {}, []
-    stored = np.empty_like(vectors)
-    entries: list[Entry] = []
-    for number, (text, meaning) in enumerate(rows):
-        outcome.requests += 1
-        twin = exact.get(normalise(text))
-        chosen = twin if twin is not None else None
-        if chosen is None and held:
-            scores = stored[: len(held)] @ vectors[number]
-            best = np.argsort(-scores)[:NEIGHBOURS]
-            near = [Candidate(entries[at], float(scores[at])) for at in best]
-            chosen = _choose(text, near, policy, guards, outcome, meaning, rows)
-        if chosen is None:
-            exact[normalise(text)] = number
-            stored[len(held)] = vectors[number]
-            held.append(number)
-            entries.append(as_entry(number, text))
-        else:
-            outcome.hits += 1
-            outcome.wrong += rows[chosen][1] != meaning
-    return outcome
-
-
-def _choose(
-    text: str, near: list[Candidate], policy: Policy, guards: bool, outcome: Outcome, meaning: str, rows: list
-) -> int | None:
-    if not guards:
-        return int(near[0].entry.id) if near[0].similarity >= policy.threshold else None
-    verdict = decide(Request(text), near, policy)
-    if verdict.chosen is not None:
-        return int(verdict.chosen.entry.id)
-    if verdict.reason != "below_threshold" and verdict.nearest is not None:
-        tally = outcome.reasons.setdefault(verdict.reason, [0, 0])
-        tally[rows[int(verdict.nearest.entry.id)][1] == meaning] += 1
-    return None
-
-
-def floor(rows: list[tuple[str, str]]) -> str:
+def noise(rows: list[Row]) -> str:
     """How many of the repeated identical texts have another label than at first."""
-    first: dict[str, str] = {}
-    differing = [first.setdefault(normalise(text), meaning) != meaning for text, meaning in rows]
+    first: dict[str, object] = {}
+    differing = [first.setdefault(normalise(row.text), row.meaning) != row.meaning for row in rows]
     return f"{sum(differing)} of {len(rows) - len(first)}"
+
+
+class Held:
+    """Scorers that have not seen what they are tested on."""
+
+    def __init__(self, streams: list[Stream], embedder: Embedder) -> None:
+        self.embedder = embedder
+        families = {stream.family for stream in streams}
+        self.pairs = pairs_by_family(streams) if len(families) > 1 else {}
+
+    def scorer(self, family: str) -> LearnedScorer | None:
+        """Fitted without the family; None if there is no other."""
+        rest = {name: found for name, found in without(self.pairs, family).items() if found.requests}
+        taught = {name: found for name, found in rest.items() if len(set(found.undecided.right)) > 1}
+        return fit(taught, self.embedder.fingerprint) if taught else None
+
+
+def outcomes(stream: Stream, held: Held, policy: Policy) -> dict[str, Outcome | None]:
+    """What every rule does; None for one that cannot be tried."""
+    shipped = scorer_for(held.embedder.fingerprint)
+    own = held.scorer(stream.family)
+    mark = "*" if stream.name in trained_on() else ""
+    at = f"{policy.threshold:.3g}"
+    rules = {
+        "cosine 0.90": by_cosine(0.90),
+        "cosine 0.95": by_cosine(0.95),
+        f"guards {GUARDED}": by_policy(Policy(threshold=GUARDED), CosineScorer()),
+        f"scorer {at}, held out": None if own is None else by_policy(policy, own),
+        f"Ibidem {at}{mark}": by_policy(policy, shipped),
+    }
+    rows, vectors = stream.rows, list(stream.vectors)
+    return {name: None if rule is None else replay(rows, vectors, rule) for name, rule in rules.items()}
+
+
+def trained_on() -> set[str]:
+    """The streams behind the shipped weights."""
+    return set(json.loads((files("ibidem") / "scorer.json").read_text(encoding="utf-8"))["trained_on"])
+
+
+def in_hindsight(stream: Stream) -> tuple[Share, Share, Share]:
+    """Hits, wrong per hit and per request of the plain cosine at the best threshold."""
+    tried = replay(stream.rows, list(stream.vectors), curve_rule(None))
+    best = hindsight(tried.judged, LEVEL)
+    hits, wrong = (best.hits, best.wrong) if best else (0, 0)
+    return share(hits, tried.requests), share(wrong, hits), share(wrong, tried.requests)
+
+
+def add(table: Table, stream: Stream, found: dict[str, Outcome | None]) -> None:
+    """The lines of a stream."""
+    begin = (stream.name, f"{len(stream.texts):,}", noise(stream.rows))
+    lines: dict[str, tuple[object, ...]] = {}
+    for rule, outcome in found.items():
+        if outcome is None:
+            lines[rule] = ("-", "needs another family of streams", "")
+        else:
+            lines[rule] = (f"{outcome.hit_ratio.value:.1%}", outcome.wrong_per_hit, outcome.wrong_per_request)
+        if rule == "cosine 0.95":
+            hits, per_hit, per_request = in_hindsight(stream)
+            lines["cosine, hindsight"] = (f"{hits.value:.1%}", per_hit, per_request)
+    lines["perfect"] = (f"{ceiling(stream.rows):.1%}", "", "")
+    for number, (rule, cells) in enumerate(lines.items()):
+        table.add_row(*(begin if number == 0 else (stream.name, "", "")), rule, *map(str, cells))
+    table.add_section()
 
 
 def main() -> None:
@@ -115,36 +125,25 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", type=Path, required=True, help="folder with streams/*.jsonl")
     options.add_argument("--requests", type=int, default=4000, help="at most this many per stream")
-    options.add_argument("--threshold", type=float, default=0.95)
+    options.add_argument("--threshold", type=float, default=read_settings().policy.threshold)
+    options.add_argument("--vectors", type=Path, help="folder that keeps vectors between runs")
     given = options.parse_args()
-    streams = sorted((given.data / "streams").glob("*.jsonl"))
-    if not streams:
-        raise SystemExit(f"no streams/*.jsonl in {given.data}")
     embedder, policy = resolve_embedder(None), Policy(threshold=given.threshold)
-    table = Table(
-        title=f"threshold {given.threshold}, {embedder.fingerprint}, at most {given.requests} requests"
-    )
-    for name in ("stream", "rule", "requests", "hits", "wrong/hit", "wrong/request", "label noise"):
-        table.add_column(name, justify="left" if name in ("stream", "rule") else "right")
-    refused: dict[str, list[int]] = {}
+    streams = load_streams(given.data, embedder, given.vectors)
+    held = Held([*streams, *load_answers(given.data, embedder, given.vectors)], embedder)
+    columns = ("stream", "requests", "label noise", "rule", "hits", "wrong per hit", "wrong per request")
+    table = Table(*columns, title=f"{embedder.fingerprint}, at most {given.requests} requests, seed {SEED}")
+    refused: Counter[tuple[str, int]] = Counter()
     for stream in streams:
-        rows = load(stream, given.requests)
-        vectors = np.stack([embedder.embed([text])[0] for text, _ in rows])
-        for rule, guards in (("cosine", False), ("cosine + guards", True)):
-            told = replay(rows, vectors, policy, guards=guards)
-            share = told.wrong / told.hits if told.hits else 0.0
-            table.add_row(
-                stream.stem, rule, f"{told.requests:,}", f"{told.hits / told.requests:.1%}", f"{share:.1%}",
-                f"{told.wrong / told.requests:.2%}", floor(rows),
-            )  # fmt: skip
-            for reason, (rightly, wrongly) in told.reasons.items():
-                tally = refused.setdefault(reason, [0, 0])
-                tally[0] += rightly
-                tally[1] += wrongly
-    console = Console(width=110)
-    console.print(table)
-    for reason, (rightly, wrongly) in sorted(refused.items()):
-        console.print(f"{reason}: refused {rightly} wrong and {wrongly} right neighbours above the threshold")
+        sample = stream.sample(given.requests, SEED)
+        found = outcomes(sample, held, policy)
+        add(table, sample, found)
+        for name, tally in (list(found.values())[-1] or Outcome()).refused.items():
+            refused.update({(name, 0): tally[0], (name, 1): tally[1]})
+    out = Console(width=130)
+    out.print(table)
+    for name in sorted({name for name, _ in refused}):
+        out.print(f"guard:{name}: refused {refused[name, 0]} rightly, {refused[name, 1]} wrongly")
 
 
 if __name__ == "__main__":

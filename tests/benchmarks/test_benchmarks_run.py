@@ -8,7 +8,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ibidem.embedding import resolve_embedder
+from ibidem.errors import EmbedderUnavailable
+from ibidem.replay import Outcome, p_chr_auc
+from ibidem.scoring import shipped
+from ibidem.settings import read_settings
+from tests.benchmarks import suites
+from tests.benchmarks.fit_scorer import GRID, calibration, fit, judged, scores, smoothed, without
+from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
+from tests.benchmarks.streams import Stream
 from tests.helpers import ROOT, question
+
+
+def _model_missing() -> str:
+    """Why the default embedder cannot be used; "" if it can."""
+    try:
+        resolve_embedder(None)
+    except EmbedderUnavailable as error:
+        return f"the default embedder is not available: {error}"
+    return ""
+
+
+MISSING = _model_missing()
+needs_model = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 def run(*arguments: object, program: str = "scopes") -> str:
@@ -38,19 +64,143 @@ def test_scopes_without_data(tmp_path: Path) -> None:
     assert f"skipped: there is no {tmp_path / 'nq_questions.jsonl'}" in run("--data", tmp_path)
 
 
-def test_decisions(tmp_path: Path) -> None:
-    """Hits and wrong hits are told apart, and what the guards refused."""
-    texts = {
-        "what was new in version 3": "3",
-        "what was new in version 4": "4",
-        "What was new in version 3?": "3",
-    }
-    (tmp_path / "streams").mkdir()
-    rows = [json.dumps({"text": text, "meaning": meaning}) for text, meaning in texts.items()]
-    (tmp_path / "streams" / "versions.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    said = run("--data", tmp_path, "--threshold", "0.75", program="decisions")
-    cosine, guarded = (line.split("│") for line in said.splitlines() if "versions" in line)
+def write_streams(folder: Path, **streams: list[tuple[str, str]]) -> None:
+    """Labelled questions where the benchmarks look for them."""
+    (folder / "streams").mkdir()
+    for name, rows in streams.items():
+        lines = [json.dumps({"text": text, "meaning": meaning}) for text, meaning in rows]
+        (folder / "streams" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
-    assert [cell.strip() for cell in cosine[3:6]] == ["3", "66.7%", "50.0%"]
-    assert [cell.strip() for cell in guarded[3:6]] == ["3", "33.3%", "0.0%"]
-    assert "guard:numbers: refused" in said
+
+FLIGHTS = [
+    ("flights from Boston to Denver on Monday", "to Denver"),
+    ("flights from Denver to Boston on Monday", "to Boston"),
+    ("Flights from Boston to Denver on Monday?", "to Denver"),
+]
+
+
+@needs_model
+def test_decisions(tmp_path: Path) -> None:
+    """Every rule has its line: hits and wrong hits are told apart, and what the guards refused."""
+    write_streams(tmp_path, flights=FLIGHTS)
+    said = run("--data", tmp_path, "--threshold", "0.9", program="decisions")
+    lines = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if "flights" in line]
+    found = {cells[4]: cells[5:8] for cells in lines}
+
+    assert found["cosine 0.90"][0] == "66.7%"
+    assert found["cosine 0.90"][1].startswith("50.0% (")
+    assert found["Ibidem 0.9"] == ["33.3%", "0.0% (0.0%-97.5%)", "0.0% (0.0%-70.8%)"]
+    assert found["scorer 0.9, held out"][0] == "-"
+    assert found["perfect"][0] == "33.3%"
+    assert "cosine, hindsight" in found
+    assert "guard:roles: refused 1 rightly, 0 wrongly" in said
+
+
+def test_decisions_without_data(tmp_path: Path) -> None:
+    """Says which files are missing."""
+    command = [sys.executable, "-m", "tests.benchmarks.decisions", "--data", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 1
+    assert "no streams/*.jsonl in" in done.stderr
+
+
+# fitting the scorer -----------------------------------------------------------------------------------
+
+
+def pairs(seed: int, requests: int = 2_000) -> Pairs:
+    """As a stream would yield them in which one thing matters: "not", and the cosine."""
+    draw = np.random.default_rng(seed)
+    cosine = draw.uniform(0.85, 1.0, requests)
+    found = np.zeros((requests, len(NAMES)))
+    found[:, NAMES.index("one_word")] = draw.random(requests) < 0.4
+    chance = 1 / (1 + np.exp(-(40 * (cosine - 0.92) - 4 * found[:, NAMES.index("one_word")])))
+    yes, no = np.ones(requests, bool), np.zeros(requests, bool)
+    right = draw.random(requests) < chance
+    return Pairs(np.arange(requests), yes, cosine, right, no, no, yes, found, requests)
+
+
+def test_fit_finds_what_matters() -> None:
+    """A replaced word that mostly changes the meaning costs, "not" costs whatever the streams say."""
+    pytest.importorskip("scipy")
+    scorer = fit({"a": pairs(1), "b": pairs(2)}, "test")
+    held_out = pairs(3)
+    by_cosine = p_chr_auc(judged(held_out, held_out.cosine), held_out.requests)
+    by_score = p_chr_auc(judged(held_out, scores(held_out, scorer)), held_out.requests)
+
+    assert scorer.weights["one_word"] < -0.3
+    assert scorer.weights["negation"] <= -1.5
+    assert abs(scorer.weights["inserted"]) < 0.1
+    assert by_score > by_cosine
+
+
+def test_scores_are_those_of_the_scorer() -> None:
+    """What is fitted in bulk is what is served one by one."""
+    texts = [
+        "how do I bake bread",
+        "how can I bake the bread please",
+        "how do I bake no bread",
+        "wie backt man",
+    ]
+    stream = Stream("x_y", texts, [1, 1, 2, 3], np.full((4, 4), 0.5, np.float32))
+    found = pairs_of(stream)
+    one_by_one = [
+        shipped().score(texts[asked], texts[stored], 1.0) for asked in range(1, 4) for stored in range(asked)
+    ]
+
+    assert sorted(scores(found, shipped())) == pytest.approx(sorted(one_by_one), abs=1e-9)
+    assert (stream.family, found.right.sum(), found.requests) == ("x", 1, 4)
+
+
+def test_nothing_is_learned_from_what_is_tested() -> None:
+    """Nor, ever, from `atis`."""
+    assert without({"a": 1, "b": 2, "atis": 3}, "a") == {"b": 2}
+
+
+def test_calibration_is_monotone() -> None:
+    """A few unlucky hits at the strictest threshold do not count for more than the many below it."""
+    counts = zip(
+        GRID, range(100, 10_000, 100), (6, 6, 6, 6, 6, 8, 12, 16, 20, 30, 40, 60, 80, 100, 120), strict=False
+    )
+    found = {threshold: Outcome(hits=hits, wrong=wrong) for threshold, hits, wrong in counts}
+    rows = calibration({"one": found, "other": {at: Outcome(hits=100) for at in GRID}})
+
+    assert rows[0] == [0.0, 1.0]
+    assert rows == sorted(rows, key=lambda row: (row[0], -row[1]))
+    assert len({level for level, _ in rows}) == len(rows)
+    assert smoothed(found)[0] < 0.06
+
+
+# suites of pairs --------------------------------------------------------------------------------------
+
+
+SEEN_APART = pytest.mark.xfail(reason="an invisible joiner hides a word from the guards, not from the model")
+ODD = [
+    pytest.param(pair, id=pair.kind, marks=[SEEN_APART] if "un\u200dsafe" in pair.b else [])
+    for pair in suites.odd_pairs()
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> suites.Server:
+    """Decides as a cache with default settings."""
+    return suites.Server(resolve_embedder(None), read_settings().policy)
+
+
+@needs_model
+@pytest.mark.parametrize("suite", [suites.MUST_MISS, suites.MUST_HIT])
+def test_suites(suite: str, server: suites.Server) -> None:
+    """Of pairs that must not share an answer at most 1 % do, of those that should at least 70 %."""
+    counted = suites.by_kind(suites.load(suite), server)
+    Console(width=100).print(suites.table({suite: counted}, f"threshold {server.policy.threshold}"))
+    served = suites.total(counted).value
+
+    assert served <= suites.MOST_WRONG if suite == suites.MUST_MISS else served >= suites.LEAST_RIGHT
+
+
+@needs_model
+@pytest.mark.parametrize("pair", ODD)
+def test_odd_questions_are_no_hits(pair: suites.Pair, server: suites.Server) -> None:
+    """Homoglyphs, invisible characters, other scripts, emoji, word salads, novels: no crash, no hit."""
+    assert not server.serves(pair.a, pair.b)
+    assert not server.serves(pair.b, pair.a)

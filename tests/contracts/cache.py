@@ -269,6 +269,34 @@ class CacheContract:
         cache.clear()
         assert (cache.examples.count(), cache.stats().faults) == (0, {})
 
+    def test_an_audit_is_judged_and_in_the_log(self, open_cache) -> None:
+        """With what was asked, stored and compared, for every process to learn from; `clear` forgets it."""
+        cache = open_cache(audit_rate=1.0)
+        for namespace, fresh in (("a", ANSWER), ("b", Answer("It never can be returned."))):
+            cache.store(Request("how do I return my goods", namespace=namespace), ANSWER)
+            request = Request("how do I return my old goods", namespace=namespace, scope="")
+            miss = cache.lookup(request)
+            assert (miss.reason, miss.nearest) == ("below_budget", "how do I return my goods")
+            cache.store(request, fresh)
+            cache.flush()
+        newest, oldest = cache.judgements()
+
+        assert (newest.namespace, newest.right) == ("b", False)
+        assert (oldest.namespace, oldest.right, oldest.source) == ("a", True, "probe")
+        assert (oldest.asked, oldest.stored) == ("how do I return my old goods", "how do I return my goods")
+        assert oldest.entry_id == Request("how do I return my goods", namespace="a").key
+        assert cache.judgements(1) == cache.judgements(20, "b") == [newest]
+        assert [(one.namespace, one.audits, one.probes) for one in cache.stats().audits] == [
+            ("b", 0, 1),
+            ("a", 0, 1),
+        ]
+        cache.close()
+        again = open_cache(audit_rate=1.0)
+        assert again.judgements() == [newest, oldest]
+        again.clear("b")
+        assert again.judgements() == [oldest]
+        assert again.stats().faults == {}
+
     def test_text_that_no_database_holds_spoils_nothing(self, cache) -> None:
         """A question cut in the middle of a character misses; the lookups beside it are logged."""
         for question in ("a\ud800", "a\0b", "what is the state"):

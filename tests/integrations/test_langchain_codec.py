@@ -11,8 +11,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generati
 from pydantic import BaseModel
 
 import ibidem
-from langchain_ibidem.codec import decode, encode
 from ibidem.errors import NotCacheable
+from langchain_ibidem.codec import decode, encode
 
 USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
 

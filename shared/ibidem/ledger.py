@@ -1,0 +1,282 @@
+"""The judgements of one place: waiting to be made, written, learned; and the budgets that follow from them.
+
+Whatever takes time (the judge, the database) happens in a thread of its own, apart from the one that indexes.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, is_dataclass, replace
+from typing import TYPE_CHECKING
+
+from ibidem.background import Background
+from ibidem.bounded import BoundedDict
+from ibidem.budget import WINDOW, Budget, Judged, Ruling
+from ibidem.errors import StorageError
+from ibidem.faults import Faults
+from ibidem.locks import ForkSafeLock
+from ibidem.logs import JudgementTable
+from ibidem.request import Answer, digest
+from ibidem.rows import JudgementRow
+from ibidem.stats import AuditStats, audit_stats
+
+if TYPE_CHECKING:
+    from ibidem.judging import Judge
+    from ibidem.scoring import Scorer
+
+PENDING = 1_000  # questions that went to the model and whose answer is awaited; the oldest are forgotten
+WAITING = 1_000  # comparisons that may wait for the judge
+BUDGETS = 256  # namespaces whose budget is at hand, some 200 KB each; others are read from the log again
+POLL_SECONDS = 1.0  # at most so often it is asked what other processes judged
+LEARN_BATCH = 500  # judgements read at once
+JUDGE_SECONDS = 0.2  # after so long what was judged is written, and the rest judged next
+SOURCES = ("audit", "probe")  # judgements that a budget learns from
+REPORTED = 20  # namespaces told about, those judged last
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a budget is kept to; caches of one place that differ in it have budgets of their own."""
+
+    namespace: str
+    max_wrong: float
+    audit_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A question that was given to the model although an answer was stored; `row.right` is not known yet."""
+
+    key: str
+    row: JudgementRow
+    cached: str
+    judge: Judge
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A question that was given to the model, and its answer."""
+
+    asked: Pending
+    fresh: Answer
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A budget and the id of the last judgement that it knows."""
+
+    terms: Terms
+    budget: Budget
+    last: int
+
+
+class Ledger:
+    """The judgements of one place and the budgets that follow from them. Thread-safe.
+
+    A judgement counts when it is written, and so in the same way for every process that uses the database:
+    in this one some moments after it was made, in others within about a second of their next lookup that
+    asks for a ruling. (On PostgreSQL one that is committed after a later one may be overlooked by others.)
+
+    Args:
+        table: Where judgements are kept.
+        scorer: Name of what gives the scores; judgements of others are left alone.
+        faults: Where failures are counted.
+    """
+
+    def __init__(self, table: JudgementTable, scorer: str, faults: Faults) -> None:
+        self._table, self.scorer, self._faults = table, scorer, faults
+        self._lock = ForkSafeLock()
+        self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
+        self._background = Background(
+            {
+                "judge answers": self._judge,
+                "write judgements": self._write,
+                "learn judgements": self._learn,
+            },
+            faults,
+        )
+        self._reset()
+
+    def _reset(self) -> None:
+        self._budgets: BoundedDict[Terms, _Kept] = BoundedDict(BUDGETS)
+        self._pending: BoundedDict[str, Pending] = BoundedDict(PENDING)
+        self._waiting: collections.deque[Comparison] = collections.deque()
+        self._rows: collections.deque[JudgementRow] = collections.deque()
+        self._last: int | None = None  # id of the newest judgement seen; None before the first budget
+        self._polled = 0.0
+        self._clears = 0
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child: what waits belongs to the parent."""
+        self._background.after_fork()
+        self._reset()
+
+    def rule(self, terms: Terms, score: float) -> Ruling:
+        """What the budget of these terms says of a candidate of this score.
+
+        Raises:
+            StorageError: The judgements of this namespace cannot be read.
+        """
+        with self._lock:
+            ruling = self._kept(terms).budget.decide(score)
+            due = time.monotonic() - self._polled > POLL_SECONDS
+            if due:
+                self._polled = time.monotonic()
+        if due:
+            self._background.wake()
+        return ruling
+
+    def _kept(self, terms: Terms) -> _Kept:
+        """The budget of these terms, made of the newest judgements if not at hand. Under the lock."""
+        kept = self._budgets.get(terms)
+        if kept is None:
+            if self._last is None:
+                self._last = self._table.last_id()
+            rows = self._table.newest(WINDOW, terms.namespace, self.scorer)
+            budget = resumed(terms, (row for _, row in rows))
+            kept = _Kept(terms, budget, rows[-1][0] if rows else 0)
+            self._budgets.put(terms, kept)
+        return kept
+
+    def expect(self, pending: Pending) -> None:
+        """The model is being asked; `compare` follows if it answers."""
+        with self._lock:
+            self._pending.put(pending.key, pending)
+
+    def compare(self, key: str, fresh: Answer | None) -> None:
+        """The model has answered the request of this key, with nothing to compare if None; judged later."""
+        with self._lock:
+            pending = self._pending.pop(key)
+        if pending is None or fresh is None:
+            return
+        if len(self._waiting) >= WAITING:
+            self._faults.count(
+                "judge answers: too many wait", f"dropped an audit: {WAITING:,} wait for the judge"
+            )
+            return
+        self._waiting.append(Comparison(pending, fresh))
+        self._background.wake()
+
+    def clear(self, namespace: str | None, delete: Callable[[], int]) -> int:
+        """What `delete` returns; then forget what is known of the namespace and waits, all if it is None."""
+        with self._writing:
+            count = delete()
+            self._clears += 1
+            self._rows = collections.deque(row for row in self._rows if not _within(row, namespace))
+            for _ in range(len(self._waiting)):
+                comparison = self._waiting.popleft()
+                if not _within(comparison.asked.row, namespace):
+                    self._waiting.append(comparison)
+        with self._lock:
+            for pending in self._pending:
+                if _within(pending.row, namespace):
+                    self._pending.pop(pending.key)
+            self._budgets.clear()  # those of other namespaces are read from the log again
+        return count
+
+    def flush(self) -> bool:
+        """Wait until what is known now is judged, written and learned; False if that took too long."""
+        return self._last is None or self._background.flush()
+
+    def close(self) -> None:
+        """Judge and write what is left; waits for a judge for at most 20 s."""
+        self._background.stop()
+
+    def report(self, max_wrong: float, audit_rate: float) -> tuple[AuditStats, ...]:
+        """What the judgements say of the namespaces that were judged last.
+
+        Raises:
+            StorageError: The database failed.
+        """
+        namespaces = [name for name, scorer in self._table.namespaces(REPORTED) if scorer == self.scorer]
+        found = []
+        for namespace in namespaces:
+            rows = [row for _, row in self._table.newest(WINDOW, namespace, self.scorer)]
+            with self._lock:
+                budget = self._kept(Terms(namespace, max_wrong, audit_rate)).budget
+                found.append(audit_stats(namespace, rows, budget.threshold, budget.alarms))
+        return tuple(found)
+
+    def _judge(self) -> bool:
+        """Judge what waits, for a while."""
+        until = time.monotonic() + JUDGE_SECONDS
+        while time.monotonic() < until:
+            with self._writing:
+                if not self._waiting:
+                    break
+                comparison, clears = self._waiting.popleft(), self._clears
+            try:
+                right = _judged_right(comparison)
+            except Exception as error:
+                self._faults.note("judge an answer", error)
+                continue
+            with self._writing:
+                if clears == self._clears:  # else it may be one of those that were to be forgotten
+                    self._rows.append(replace(comparison.asked.row, right=right))
+        return len(self._waiting) > 0
+
+    def _write(self) -> bool:
+        with self._writing:
+            rows, self._rows = list(self._rows), collections.deque()
+            if rows:
+                try:
+                    self._table.add(rows)
+                except StorageError:
+                    # Nobody else will hear of them, but what is served here must not go on unwatched.
+                    with self._lock:
+                        for row in rows:
+                            self._tell(row, None)
+                    raise
+        return False
+
+    def _learn(self) -> bool:
+        """Learn what was written since the last time, by whichever process."""
+        with self._lock:
+            last = self._last
+        if last is None:
+            return False
+        found = self._table.after(last, LEARN_BATCH, self.scorer)
+        with self._lock:
+            for number, row in found:
+                self._tell(row, number)
+                self._last = number
+        return len(found) == LEARN_BATCH
+
+    def _tell(self, row: JudgementRow, number: int | None) -> None:
+        """Tell the budgets at hand, unless they know it: `number` is its id in the log. Under the lock."""
+        if row.source not in SOURCES:
+            return
+        for kept in self._budgets:
+            if kept.terms.namespace == row.namespace and (number is None or number > kept.last):
+                kept.budget.record(*_judged(row))
+                kept.last = max(kept.last, number or 0)
+
+
+def scorer_name(embedder: str, scorer: Scorer) -> str:
+    """A name for what gives the scores: the embedder of this fingerprint and the scorer with its weights."""
+    kind = type(scorer).__name__
+    return digest(embedder, kind, repr(scorer) if is_dataclass(scorer) else "")
+
+
+def resumed(terms: Terms, rows: Iterable[JudgementRow]) -> Budget:
+    """The budget that follows from these judgements, oldest first."""
+    judged = (_judged(row) for row in rows if row.source in SOURCES)
+    return Budget.resumed(judged, max_wrong=terms.max_wrong, audit_rate=terms.audit_rate)
+
+
+def _judged(row: JudgementRow) -> Judged:
+    return row.score, row.right, row.source == "audit"
+
+
+def _judged_right(comparison: Comparison) -> bool:
+    """Whether the stored answer would have been right; what the judge raises."""
+    asked, fresh = comparison.asked, comparison.fresh
+    if not fresh.semantic:  # the model called a tool, or the like; a text is no substitute
+        return False
+    return bool(asked.judge(asked.row.asked, asked.cached, fresh.text))
+
+
+def _within(row: JudgementRow, namespace: str | None) -> bool:
+    return namespace is None or row.namespace == namespace

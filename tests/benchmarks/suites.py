@@ -1,0 +1,137 @@
+"""Pairs of questions that must never share an answer, and pairs that should.
+
+    python -m tests.benchmarks.suites [--threshold T]
+
+Written for this project, in `suites/*.json`: nothing is trained on them. One question of each pair is
+stored, the other asked. The targets: of the must-miss pairs at most 1 % are served, of the must-hit pairs at
+least 70 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from ibidem import Request
+from ibidem.decision import Candidate, Policy, decide
+from ibidem.embedding import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.replay import Share, as_entry, share
+from ibidem.scoring import Scorer, scorer_for
+from ibidem.settings import read_settings
+
+FOLDER = Path(__file__).parent / "suites"
+MUST_MISS, MUST_HIT = "must_miss", "must_hit"
+MOST_WRONG, LEAST_RIGHT = 0.01, 0.70
+
+
+class Pair(NamedTuple):
+    """Two questions and the kind of difference between them."""
+
+    a: str
+    b: str
+    kind: str
+
+
+def load(name: str) -> list[Pair]:
+    """The pairs of a suite."""
+    held = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return [Pair(one["a"], one["b"], one["kind"]) for one in held]
+
+
+class Server:
+    """Decides about single pairs as the cache does."""
+
+    def __init__(self, embedder: Embedder, policy: Policy, scorer: Scorer | None = None) -> None:
+        self.embedder = CheckedEmbedder(embedder, lambda _, value: value)
+        self.policy = policy
+        self.scorer = scorer or scorer_for(embedder.fingerprint)
+
+    def serves(self, stored: str, asked: str) -> bool:
+        """Whether the answer to one is served for the other."""
+        one, other = Request(asked), Request(stored)
+        if one.key == other.key:
+            return True
+        if any(self.embedder.refusal(request.question) for request in (one, other)):
+            return False
+        vectors = [self.embedder.vector_of(request.question) for request in (one, other)]
+        near = Candidate(as_entry(other, "0"), min(1.0, float(vectors[0] @ vectors[1])))
+        return decide(one, [near], self.policy, self.scorer).chosen is not None
+
+
+def by_kind(pairs: list[Pair], server: Server) -> dict[str, tuple[int, int]]:
+    """(served, pairs) of each kind."""
+    counted: dict[str, list[bool]] = defaultdict(list)
+    for pair in pairs:
+        counted[pair.kind].append(server.serves(pair.a, pair.b))
+    return {kind: (sum(served), len(served)) for kind, served in sorted(counted.items())}
+
+
+def total(counted: dict[str, tuple[int, int]]) -> Share:
+    """The share served over all kinds."""
+    return share(sum(served for served, _ in counted.values()), sum(pairs for _, pairs in counted.values()))
+
+
+def table(counted: dict[str, dict[str, tuple[int, int]]], title: str) -> Table:
+    """A line per kind."""
+    shown = Table("suite", "kind", "served", "of", "share", title=title)
+    for suite, kinds in counted.items():
+        for kind, (served, pairs) in kinds.items():
+            shown.add_row(suite, kind, str(served), str(pairs), f"{served / pairs:.0%}")
+        shown.add_row(suite, "all", "", "", str(total(kinds)), end_section=True)
+    return shown
+
+
+def odd_pairs() -> list[Pair]:
+    """Questions of attackers and accidents: alike to the eye or to a model, but never one question."""
+    draw = random.Random(11)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(draw.choices(letters, k=draw.randint(3, 9))) for _ in range(400)]
+
+    def salad(count: int) -> str:
+        return " ".join(draw.choices(words, k=count))
+
+    rtl = "right to left"
+    long = "Please summarise this: " + salad(3_000)
+    return [
+        Pair("how do I reset my paypal password", "how do I reset my p\u0430yp\u0430l password", "homoglyph"),
+        Pair("is apple.com safe to log in to", "is \u0430pple.com safe to log in to", "homoglyph"),
+        Pair("how do I log in to google", "how do I log in to g\u043e\u043egle", "homoglyph"),
+        Pair("can I eat this mushroom", "can I n\u200bo\u200bt eat this mushroom", "zero-width"),
+        Pair("transfer to account 12", "transfer to account 1\u200b3", "zero-width"),
+        Pair("is it safe to drink", "is it un\u200dsafe to drink", "zero-width"),
+        Pair(long, long + " and translate it", "very long"),
+        Pair("x" * 20_000, "y" * 20_000, "very long"),
+        Pair("?", "!", "empty-ish"),
+        Pair(".", "\u200b", "empty-ish"),
+        Pair("\u3164", "\u2800", "empty-ish"),
+        Pair("\U0001f600", "\U0001f622", "emoji"),
+        Pair("is this \U0001f44d", "is this \U0001f44e", "emoji"),
+        Pair("\u202eevil is this file", "is this file evil", rtl),
+        Pair("\u05de\u05d4 \u05e9\u05dc\u05d5\u05de\u05da", "\u05de\u05d4 \u05d4\u05e9\u05e2\u05d4", rtl),
+        Pair("\u0643\u064a\u0641 \u062d\u0627\u0644\u0643", "\u0643\u0645 \u0633\u0627\u0639\u0629", rtl),
+        *(Pair(salad(80), salad(80), "word salad") for _ in range(20)),
+        *(Pair("what is the capital of France " + salad(60), salad(60), "word salad") for _ in range(5)),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--threshold", type=float, default=read_settings().policy.threshold)
+    given = options.parse_args()
+    embedder = resolve_embedder(None)
+    server = Server(embedder, Policy(threshold=given.threshold))
+    counted = {name: by_kind(load(name), server) for name in (MUST_MISS, MUST_HIT)}
+    counted["odd"] = by_kind(odd_pairs(), server)
+    Console(width=100).print(table(counted, f"threshold {given.threshold:.4g}, {embedder.fingerprint}"))
+
+
+if __name__ == "__main__":
+    main()
