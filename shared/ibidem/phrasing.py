@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from ibidem import english
 from ibidem.english import FILLERS, PERSONS, SMALL_WORDS
+from ibidem.wording import visible
 
 ENGLISH_SHARE = 0.3  # least share of known small words
 
@@ -82,7 +83,7 @@ def take_apart(text: str) -> Phrasing:
 
 
 def _words(text: str) -> Iterator[str]:
-    for word in _WORD.findall(text.lower().replace("\u2019", "'")):
+    for word in _WORD.findall(visible(text).lower().replace("\u2019", "'")):
         if word in english.CONTRACTIONS:
             yield from english.CONTRACTIONS[word].split()
         elif word.endswith("n't"):

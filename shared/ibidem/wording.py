@@ -54,6 +54,7 @@ class Wording:
 @lru_cache(maxsize=4096)
 def read(question: str) -> Wording:
     """Take a question apart; a few tens of microseconds, remembered for the last 4,096 questions."""
+    question = visible(question)
     text = _with_plain_amounts(question.lower().replace("’", "'"))
     words = [match.group() for match in _WORD.finditer(text)]
     written = text if question.isupper() else question  # all in capitals, they say nothing
@@ -73,6 +74,13 @@ def read(question: str) -> Wording:
         quoted=tuple("".join(found) for found in _QUOTED.findall(question)),
         words=frozenset(words),
     )
+
+
+def visible(text: str) -> str:
+    """The text without characters that nobody sees (zero-width joiners and such); models skip them too."""
+    if text.isascii():
+        return text
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def _is_negation(word: str) -> bool:

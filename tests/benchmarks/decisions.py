@@ -64,9 +64,15 @@ class Held:
         self.embedder = embedder
         families = {stream.family for stream in streams}
         self.pairs = pairs_by_family(streams) if len(families) > 1 else {}
+        self._fitted: dict[str, LearnedScorer | None] = {}
 
     def scorer(self, family: str) -> LearnedScorer | None:
         """Fitted without the family; None if there is no other."""
+        if family not in self._fitted:
+            self._fitted[family] = self._fit_without(family)
+        return self._fitted[family]
+
+    def _fit_without(self, family: str) -> LearnedScorer | None:
         rest = {name: found for name, found in without(self.pairs, family).items() if found.requests}
         taught = {name: found for name, found in rest.items() if len(set(found.undecided.right)) > 1}
         return fit(taught, self.embedder.fingerprint) if taught else None

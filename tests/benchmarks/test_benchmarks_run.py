@@ -174,11 +174,7 @@ def test_calibration_is_monotone() -> None:
 # suites of pairs --------------------------------------------------------------------------------------
 
 
-SEEN_APART = pytest.mark.xfail(reason="an invisible joiner hides a word from the guards, not from the model")
-ODD = [
-    pytest.param(pair, id=pair.kind, marks=[SEEN_APART] if "un\u200dsafe" in pair.b else [])
-    for pair in suites.odd_pairs()
-]
+ODD = [pytest.param(pair, id=pair.kind) for pair in suites.odd_pairs()]
 
 
 @pytest.fixture(scope="module")
