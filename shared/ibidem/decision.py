@@ -27,7 +27,7 @@ class Policy:
             stored answer must be retrieved again, unchanged; `ignore`: none.
     """
 
-    threshold: float = 0.96
+    threshold: float = 0.955
     context: ContextRule = "evidence"
 
 

@@ -77,6 +77,11 @@ MODES = {
     }.items()
     for word in words.split()
 }  # fmt: skip
+# Beginnings of words that are no slips of each other: hypertension, hypotension.
+PREFIXES = (
+    ("hyper", "hypo"), ("inter", "intra"), ("micro", "macro"), ("pre", "post"), ("endo", "exo"),
+    ("import", "export"), ("ante", "anti"), ("over", "under"), ("mono", "poly"), ("in", "ex"),
+)  # fmt: skip
 # Those that never share an answer.
 CONTRASTS = frozenset(
     frozenset(pair.split())

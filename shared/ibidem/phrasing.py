@@ -196,6 +196,8 @@ def misspelt(one: str, other: str) -> bool:
     """Whether one word is likely the other with a slip or another ending."""
     if min(len(one), len(other)) < 4 or one.isdigit() or other.isdigit():
         return False
+    if any({one[: len(a)], other[: len(b)]} == {a, b} for x in english.PREFIXES for a, b in (x, x[::-1])):
+        return False
     of_one_kind = min(len(one), len(other)) >= 5 and abs(len(one) - len(other)) <= 4
     if of_one_kind and (one.startswith(other[:-2]) or other.startswith(one[:-2])):
         return True

@@ -195,7 +195,7 @@ class Miss:
     """No answer, and the reason; the nearest candidate, if one was looked at.
 
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
-    `answer_exact_only` (tool calls and the like),
+    `answer_exact_only` (tool calls and the like), `audit` and `below_budget` (see `ibidem.audit`),
     `question_too_long`, `question_not_covered` (in a script that the model does not know), `no_index`
     (another process owns it, or it is down), `error`.
     """

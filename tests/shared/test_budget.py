@@ -83,7 +83,7 @@ def test_good_traffic_is_served_within_the_budget(seed: int) -> None:
     budget = new(seed)
     run = drive(budget, traffic(seed, 8000, 0.995))
 
-    assert run.hits(2000) > 0.3 * 6000
+    assert run.hits(2000) > 0.25 * 6000
     assert run.wrong_hits() / run.hits() < 0.02
     assert budget.threshold > 0.88
 
@@ -235,9 +235,9 @@ def test_any_judgements_are_borne(judgements: list[tuple[float, bool, bool]]) ->
         budget.record(score, right, audited)
 
 
-@pytest.mark.parametrize(("wrong", "judged", "bound"), [(0, 100, 0.0230), (1, 100, 0.0389), (5, 500, 0.0185)])
+@pytest.mark.parametrize(("wrong", "judged", "bound"), [(0, 100, 0.0391), (1, 100, 0.0583), (5, 500, 0.0241)])
 def test_the_bound_is_that_of_the_tables(wrong: int, judged: int, bound: float) -> None:
-    """90 % upper bounds of a Poisson mean: 2.30, 3.89, 9.27."""
+    """98 % upper bounds of a Poisson mean: 3.91, 5.83, 12.03."""
     assert poisson_upper(wrong, judged) == pytest.approx(bound, abs=3e-4)
 
 
