@@ -17,7 +17,7 @@ no judgement, that the traffic has changed. Either drops the evidence, and servi
 
 What it cannot do: it looks at many edges again and again, and opens when one looks good. Where the true rate
 above every edge is about `max_wrong`, it opens by luck: on banking77 with a budget of 2 %, 1 of 12 runs ended
-above it (8 of 12 with a 90 % bound, which is why it is 98). Where there is room (banking77 at 5 %, clinc150 at
+above it (8 of 12 with a 90 % bound: hence the 98). Where there is room (banking77 at 5 %, clinc150 at
 2 and 5 %) all runs kept it (`tests/benchmarks/budget.py`). Posterior means and invented judgements to start
 from overran it.
 """
