@@ -26,13 +26,14 @@ WRITER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import chroma, vectors
+from ibidem import background, chroma, vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
 path, first, sync, exact = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 chroma._HNSW["sync_threshold"] = sync
 vectors.EXACT_LIMIT = exact
+background.GATHER_SECONDS = 0.02  # as many index writes as a short life allows
 vectors.BATCH = 3 if sync == 2 else vectors.BATCH
 cache = ibidem.open(path, embedder=BagOfWords(), threshold=0.9)
 cache.lookup(ibidem.Request(question(10**6)))  # opens the index
