@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ibidem.intervals import clopper_pearson
+
 if TYPE_CHECKING:
     from ibidem.rows import JudgementRow
-
-_TAIL = 0.025  # on each side of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +71,3 @@ def audit_stats(namespace: str, rows: Sequence[JudgementRow], threshold: float, 
         threshold=threshold if math.isfinite(threshold) else None,
         alarms=alarms,
     )
-
-
-def clopper_pearson(wrong: int, judged: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share of which `wrong` of `judged` were seen; (0, 1) for none."""
-    if not judged:
-        return 0.0, 1.0
-    lower = 0.0 if wrong == 0 else _root(lambda p: 1.0 - _at_most(wrong - 1, judged, p) - _TAIL)
-    upper = 1.0 if wrong == judged else _root(lambda p: _TAIL - _at_most(wrong, judged, p))
-    return lower, upper
-
-
-def _at_most(count: int, of: int, p: float) -> float:
-    """The probability of at most `count` successes in `of` draws."""
-    log_p, log_q, all_ways = math.log(p), math.log1p(-p), math.lgamma(of + 1)
-    return sum(
-        math.exp(all_ways - math.lgamma(k + 1) - math.lgamma(of - k + 1) + k * log_p + (of - k) * log_q)
-        for k in range(count + 1)
-    )
-
-
-def _root(rising: Callable[[float], float]) -> float:
-    """Where a function that rises from 0 to 1 is 0, to 1e-9."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2.0
-        low, high = (low, middle) if rising(middle) > 0.0 else (middle, high)
-    return (low + high) / 2.0

@@ -30,11 +30,11 @@ from rich.table import Table
 from ibidem.budget import Budget
 from ibidem.decision import Candidate, Policy, Verdict, decide
 from ibidem.embedding import resolve_embedder
+from ibidem.intervals import clopper_pearson
 from ibidem.replay import Row, replay
 from ibidem.request import Request
 from ibidem.scoring import CosineScorer, Scorer, scorer_for
 from ibidem.settings import AUDIT_FLOOR
-from ibidem.stats import clopper_pearson
 from tests.benchmarks.streams import Stream, load_streams
 
 WINDOW, LEAST_HITS = 1000, 50  # requests; a window with fewer hits than that says nothing

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem.budget import WINDOW, Budget, poisson_upper
-from ibidem.stats import clopper_pearson
+from ibidem.intervals import clopper_pearson
 
 SEEDS = range(5)
 Traffic = Iterator[tuple[float, bool]]

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from ibidem import Answer, Request
 from ibidem.cli import app
 from ibidem.decision import Policy
+from ibidem.intervals import clopper_pearson
 from ibidem.replay import (
     Judged,
     Point,
@@ -25,7 +26,6 @@ from ibidem.replay import (
     by_cosine,
     by_policy,
     ceiling,
-    clopper_pearson,
     curve,
     curve_rule,
     hindsight,
