@@ -34,6 +34,8 @@ from tests.contracts.llama_index import (
 )
 from tests.openai_server import OpenAIServer, running_openai
 
+pytestmark = pytest.mark.alone  # how long the event loop is held is measured
+
 AT_ONCE = 20
 FORMS = (
     "Which river runs through the very largest city of {}?",
