@@ -14,7 +14,7 @@ from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.request import Answer, Hit, Request
 from ibidem.threads import in_thread
-from llama_index_ibidem.codec import Response, decode, encode
+from llama_index_ibidem.codec import Response, decode, encode, text_of
 from llama_index_ibidem.reading import Told
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Assembly(Generic[Response]):
             raise NotCacheable("empty_stream", "the stream held nothing")
         if _parts(self._last) < self._parts:
             raise NotCacheable("unclear_stream", "the last chunk does not repeat the tool calls before it")
-        told, text = _text(self._last), "".join(self._pieces)
+        told, text = text_of(self._last), "".join(self._pieces)
         if text in ("", told):
             return self._last
         if not text.startswith(told):
@@ -173,10 +173,6 @@ def _parts(response: ChatResponse | CompletionResponse) -> int:
     calls = response.message.additional_kwargs.get("tool_calls")
     blocks = sum(not isinstance(block, TextBlock) for block in response.message.blocks)
     return max(blocks, len(calls) if isinstance(calls, list) else 0)
-
-
-def _text(response: ChatResponse | CompletionResponse) -> str:
-    return (response.message.content if isinstance(response, ChatResponse) else response.text) or ""
 
 
 def _with_text(response: Response, text: str) -> Response:

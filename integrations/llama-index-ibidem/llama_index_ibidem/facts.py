@@ -62,14 +62,14 @@ class Step:
 Fact = Filled | Synthesis | Endpoint | Step | str  # a text is what an engine was asked
 
 
-def as_documents(nodes: Sequence[NodeWithScore], queries: tuple[str, ...] = ()) -> tuple[Retrieved, ...]:
+def as_documents(nodes: Sequence[NodeWithScore]) -> tuple[Retrieved, ...]:
     """The nodes as models see them: with metadata, as synthesizers show them; and bare, as programs do."""
     found = []
     for scored in nodes:
         for mode in (MetadataMode.LLM, MetadataMode.NONE):
             text = scored.node.get_content(metadata_mode=mode).strip()
             if text:
-                found.append(Retrieved(scored.node.node_id, text, queries))
+                found.append(Retrieved(scored.node.node_id, text))
     return tuple(found)
 
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from typing import TYPE_CHECKING, Any, Generic
 from weakref import WeakKeyDictionary
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from llama_index_ibidem.codec import Response
+from llama_index_ibidem.codec import Response, text_of
 
 if TYPE_CHECKING:
     from llama_index_ibidem.llm import CachedLLM
@@ -181,8 +181,7 @@ def when_read(stream: object, tell: Callable[[str], None]) -> bool:
 
 def in_pieces(response: Response) -> Iterator[Response]:
     """The response as a stream of it: some words at a time; the last chunk is the whole response."""
-    text = (response.message.content if isinstance(response, ChatResponse) else response.text) or ""
-    *pieces, last = split(text) or [""]
+    *pieces, last = split(text_of(response)) or [""]
     said = ""
     for piece in pieces:
         said += piece
