@@ -31,15 +31,18 @@ class Faults:
         self.count(f"{doing}: {kind}", f"failed to {doing} and went on without it ({told})")
         log.debug("Ibidem failed to %s", doing, exc_info=error)
 
-    def attempt(self, doing: str, work: Callable[[], T]) -> T | None:
+    def attempt(
+        self, doing: str, work: Callable[[], T], *, refused: str = "does not cache a call"
+    ) -> T | None:
         """What `work` gives, or None if it fails: the caller's program goes on without it.
 
-        For adapters. What must not be cached (`NotCacheable`) is counted by its cause.
+        For adapters. What must not be cached (`NotCacheable`) is counted by its cause; the log says what
+        was `refused`.
         """
         try:
             return work()
         except NotCacheable as reason:
-            self.count(reason.cause, f"does not cache a call ({reason})")
+            self.count(reason.cause, f"{refused} ({reason})")
         except Exception as error:
             self.note(doing, error)
         return None

@@ -20,7 +20,6 @@ from llama_index_instrumentation.span import active_span_id
 from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
-from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.request import require_text
 from llama_index_ibidem.calls import ENDS, STARTS, watch
@@ -182,12 +181,7 @@ class IbidemEventHandler(BaseEventHandler):
 
 def _attempt(faults: Faults, work: Callable[[], None]) -> None:
     """Do it, or count why not."""
-    try:
-        work()
-    except NotCacheable as reason:
-        faults.count(reason.cause, f"does not log a question ({reason})")
-    except Exception as error:
-        faults.note(_DOING, error)
+    faults.attempt(_DOING, work, refused="does not log a question")
 
 
 def _recorder(cache: SemanticCache, namespace: str, any_message: bool, faults: Faults) -> Recorder:
