@@ -6,7 +6,7 @@ the embedding model and the database load when a cache is opened or first used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.decision import ContextRule
     from ibidem.embedding import Embedder
+    from ibidem.eviction import Eviction
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,17 @@ def open(
     audit_rate: float | None = None,
     judge: Callable[[str, str, str], bool] | None = None,
     ttl: float | None = None,
+    namespace_ttl: Mapping[str, float] | None = None,
+    jitter: float | None = None,
+    sliding: bool | None = None,
+    grace: float | None = None,
+    max_entries: int | None = None,
+    max_bytes: int | None = None,
+    eviction: Eviction | None = None,
+    max_temperature: float | None = None,
+    write_quota: int | None = None,
+    redact: Callable[[str], str] | None = None,
+    admit: Callable[[Request, Answer], bool] | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
@@ -87,33 +99,32 @@ def open(
         context: Which documents must be unchanged: `evidence` (those that support the answer; default),
             `same` (all of them) or `ignore`.
         ttl: Seconds an answer lives (30 days); `math.inf` for ever.
+        namespace_ttl: The same for single namespaces, by their names.
+        jitter: Share of its life (0 to below 1; 0) by which an answer may die earlier, so that those stored
+            together do not expire together.
+        sliding: True to let the life of an answer begin anew whenever it is served. A wrong answer that is
+            often asked for then lives for ever.
+        grace: Seconds (0) after its life in which an answer is still served while one caller refreshes it.
+        max_entries: Answers kept (any number); then the least useful are evicted, within about a second.
+        max_bytes: Bytes they may take in the database (any number), estimated from texts and vectors.
+        eviction: What is evicted: `cost`, what saves the fewest tokens (default), or `lru`, what was not
+            asked for the longest.
+        max_temperature: Answers sampled at a higher temperature are not stored (1.0, where providers
+            sample unless told otherwise: above it somebody wants variety).
+        write_quota: Answers stored per namespace and hour by this process (any number), against poisoning.
+        redact: Returns a text without what must not be stored, such as names or keys. A question that it
+            changes is compared exactly and written to logs as it returns it; an answer that it changes is
+            not stored.
+        admit: Called with a request and its answer; returns whether the answer may be stored.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
 
     Raises:
-        ConfigurationError: A setting is wrong.
-        InvalidInput: `judge` cannot be called.
+        ConfigurationError: A setting is wrong, or another cache that is open on this place contradicts it.
+        InvalidInput: `judge`, `redact` or `admit` cannot be called.
         EmbedderUnavailable: No embedding model was found.
         StorageError: The place cannot be used.
     """
-    from ibidem import backend
-    from ibidem.audit import auditor_for
-    from ibidem.cache import SemanticCache
-    from ibidem.embedding import resolve_embedder
-    from ibidem.settings import read_settings
+    given = dict(locals())
+    from ibidem.opening import open_cache
 
-    settings = read_settings(
-        path=path,
-        database=database,
-        chroma=chroma,
-        embedder=embedder,
-        threshold=threshold,
-        context=context,
-        max_wrong=max_wrong,
-        audit_rate=audit_rate,
-        ttl=ttl,
-    )
-    if judge is not None and not callable(judge):
-        raise InvalidInput(f"judge must be callable, not {type(judge).__name__}")
-    shared = backend.acquire(settings, resolve_embedder(settings.embedder))
-    auditor = auditor_for(shared, settings, judge)
-    return SemanticCache(shared, settings.policy, auditor=auditor, ttl=settings.ttl, on_lookup=on_lookup)
+    return open_cache(given)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from ibidem.bounded import BoundedDict
+from ibidem.faults import Faults
+from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer, Request
 
 # What providers call a complete answer (OpenAI, Anthropic, Google, Mistral, Ollama, Cohere, Bedrock).
@@ -11,19 +17,96 @@ COMPLETE = frozenset(
         "tool_calls tool_use function_call"
     ).split()
 ) | {""}
+# Providers sample at 1 unless told otherwise, so up to there nobody has asked for variety; above it somebody
+# has, and a repeated answer would take it away.
+MAX_TEMPERATURE = 1.0
+QUOTA_SECONDS = 3600.0  # for which a write quota is
+NAMESPACES = 10_000  # whose writes are counted; the longest unused are forgotten
+
+Redact = Callable[[str], str]
+Admit = Callable[[Request, Answer], bool]
 
 
-def refusal(request: Request, answer: Answer) -> str | None:
-    """Why the answer must not be stored, or None. Reasons as in `Rejected`."""
+class Admission:
+    """What one cache may store. Thread-safe.
+
+    Args:
+        faults: Where failures of the callables are counted.
+        redact: Returns a text without what must not be stored; `str` in, `str` out.
+        admit: Returns whether an answer may be stored.
+        max_temperature: Answers sampled at a higher temperature are not stored.
+        write_quota: Answers stored per namespace and hour, by this process; None for any number.
+    """
+
+    def __init__(
+        self,
+        faults: Faults,
+        *,
+        redact: Redact | None = None,
+        admit: Admit | None = None,
+        max_temperature: float = MAX_TEMPERATURE,
+        write_quota: int | None = None,
+    ) -> None:
+        self._faults, self._redact, self._admit = faults, redact, admit
+        self._max_temperature, self._write_quota = max_temperature, write_quota
+        self._lock = ForkSafeLock()
+        self._written: BoundedDict[str, tuple[float, float]] = BoundedDict(NAMESPACES)
+
+    def refusal(self, request: Request, answer: Answer) -> str | None:
+        """Why the answer must not be stored, or None. Reasons as in `Rejected`."""
+        if reason := _unfit(request, answer):
+            return reason
+        if request.temperature is not None and request.temperature > self._max_temperature:
+            return "temperature"
+        if self.is_private(answer.text) or (answer.payload and self.is_private(answer.payload)):
+            return "private"
+        if self._admit is not None and not self._admitted(self._admit, request, answer):
+            return "not_admitted"
+        return "write_quota" if self._write_quota is not None and self._spent(request.namespace) else None
+
+    def is_private(self, text: str) -> bool:
+        """Whether `redact` would change the text, or fails on it."""
+        return self._redact is not None and self.redacted(text) != text
+
+    def redacted(self, text: str) -> str:
+        """The text as it may be written to a log; empty if `redact` fails on it."""
+        if self._redact is None:
+            return text
+        try:
+            shown = self._redact(text)
+            if isinstance(shown, str):
+                return shown
+            raise TypeError(f"redact must return a str, not {type(shown).__name__}")
+        except Exception as error:
+            self._faults.note("redact a text", error)
+            return ""
+
+    def _admitted(self, admit: Admit, request: Request, answer: Answer) -> bool:
+        try:
+            return bool(admit(request, answer))
+        except Exception as error:
+            self._faults.note("call admit", error)
+            return False
+
+    def _spent(self, namespace: str) -> bool:
+        """Count a write; whether the quota was used up before. It comes back evenly over the hour."""
+        now, quota = time.monotonic(), float(self._write_quota or 0)
+        with self._lock:
+            since, left = self._written.get(namespace) or (now, quota)
+            left = min(quota, left + quota * (now - since) / QUOTA_SECONDS)
+            self._written.put(namespace, (now, max(0.0, left - 1.0) if left >= 1.0 else left))
+        return left < 1.0
+
+
+def _unfit(request: Request, answer: Answer) -> str | None:
+    """What no cache stores."""
     if answer.finish_reason.lower() not in COMPLETE:
         return f"finish_reason:{answer.finish_reason}"
     if answer.semantic and not answer.text.strip():
         return "empty"
     ids = (document.id for document in request.documents)
     texts = (request.question, request.namespace, answer.text, answer.model, answer.payload, *ids)
-    if any(not storable(text) for text in texts):
-        return "invalid_text"
-    return None
+    return None if all(map(storable, texts)) else "invalid_text"
 
 
 def storable(text: str) -> bool:

@@ -19,18 +19,20 @@ from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError
 from ibidem.examples import Example
 from ibidem.faults import Faults, log
+from ibidem.housekeeping import Housekeeping
 from ibidem.index import VectorIndex
 from ibidem.ledger import Ledger, scorer_name
 from ibidem.locks import ForkSafeLock
 from ibidem.records import Records
 from ibidem.request import digest
-from ibidem.rows import LookupRow
+from ibidem.rows import LookupRow, size_of
 from ibidem.scoring import scorer_for
 from ibidem.settings import Settings
 from ibidem.vectors import Vectors
 
 if TYPE_CHECKING:
     from ibidem.embedding import Embedder
+    from ibidem.entry import Entry
 
 LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
@@ -49,6 +51,7 @@ class Backend:
         self.faults = Faults()
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
+        self.housekeeping = Housekeeping(self.records.removal, settings.bounds, settings.sliding)
         self.scorer = scorer_for(embedder.fingerprint)
         self.vectors = Vectors(
             self.records,
@@ -67,6 +70,7 @@ class Backend:
                 "index questions": self.vectors.work,
                 "write the lookup log": self._write_log,
                 "keep examples": self._write_examples,
+                "delete entries": self.housekeeping.work,
             },
             self.faults,
         )
@@ -108,8 +112,13 @@ class Backend:
             _drop(self._examples, namespace)
         return count
 
-    def wake(self) -> None:
-        """There is something to index."""
+    def keep(self, entry: Entry) -> None:
+        """Store an entry in the truth, and make it findable; raises what the database does."""
+        house = self.housekeeping
+        self.records.put(entry, self.embedder.fingerprint, house.bounds, house.floor)
+        if entry.vector is not None:
+            self.vectors.add(entry.namespace, entry.scope, entry.vector)
+        house.grown(size_of(entry))
         self._background.wake()
 
     def flush(self) -> bool:
@@ -122,7 +131,8 @@ class Backend:
     def _write_log(self) -> bool:
         with self._writing:
             if rows := _take(self._log):
-                self.records.lookups.add(rows)
+                house = self.housekeeping
+                self.records.lookups.add(rows, house.bounds, house.floor, sliding=house.sliding)
         return len(self._log) > 0
 
     def _write_examples(self) -> bool:
@@ -161,6 +171,7 @@ def acquire(settings: Settings, embedder: Embedder) -> Backend:
         backend = _open.get(key)
         if backend is not None:
             backend.check_process()
+            backend.housekeeping.tighten(settings.bounds, settings.sliding)
         else:
             backend = _open[key] = Backend(key, settings, embedder)
         backend.users += 1

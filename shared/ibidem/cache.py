@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ibidem import backend as backends
-from ibidem.admission import refusal, storable
+from ibidem.admission import Admission, storable
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
-from ibidem.decision import Candidate, Policy, decide
-from ibidem.entry import Entry, Source, Vector, to_bytes, to_vector
+from ibidem.decision import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
-from ibidem.evidence import supporting
 from ibidem.examples import ExampleLog
+from ibidem.finding import Finder
+from ibidem.keeping import Keeper
+from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
-from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
+from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
 
 OnLookup = Callable[[Request, Hit | Miss], None]
-
-NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
 
 
 class SemanticCache:
@@ -32,8 +30,9 @@ class SemanticCache:
     Args:
         backend: Truth, vectors and background work, shared by the caches of one place.
         policy: How sure the cache must be.
+        lifetime: How long answers live.
+        admission: What may be stored.
         auditor: Asked which candidates may be served and which are compared; None for no audits.
-        ttl: Seconds an answer lives.
         on_lookup: Called with each request and what came of it, in the thread that asked.
         clock: Seconds since the epoch; a test may pass its own.
     """
@@ -42,34 +41,43 @@ class SemanticCache:
         self,
         backend: Backend,
         policy: Policy,
+        lifetime: Lifetime,
+        admission: Admission,
         *,
         auditor: Auditor | None = None,
-        ttl: float = math.inf,
         on_lookup: OnLookup | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
-        self._auditor, self._on_lookup = auditor, on_lookup
+        self._backend, self.policy, self.lifetime, self._clock = backend, policy, lifetime, clock
+        self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
+        self._finder = Finder(backend, policy, auditor, lifetime)
+        self._keeper = Keeper(backend, admission, lifetime)
         self._lock = ForkSafeLock()
         self._rejected: dict[str, int] = {}
         self._closed = False
         self.examples = ExampleLog(backend, self._ready, clock)  # answered questions, for later use
 
-    def lookup(self, request: Request) -> Hit | Miss:
+    def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
 
         Never raises because storage, index or embedder failed: that is a miss with reason `error` (or
         `no_index`), counted in `stats().faults`.
 
+        Args:
+            request: What is asked.
+            max_age: The most seconds since the answer was given; not given, its lifetime decides.
+
         Raises:
-            InvalidInput: `request` is not a `Request`.
+            InvalidInput: `request` is not a `Request`, or `max_age` no such number.
             CacheClosed: The cache was closed.
         """
         self._ready(request)
-        started = time.perf_counter()
+        _require_seconds("max_age", max_age)
+        started, now = time.perf_counter(), self._clock()
+        private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
         try:
-            result = self._find(request)
+            result = self._finder.find(request, now, max_age, private)
         except IndexUnavailable as error:
             self._backend.faults.note("search by meaning", error)
             result = Miss("no_index")
@@ -77,15 +85,24 @@ class SemanticCache:
             self._backend.faults.note("look up a question", error)
             result = Miss("error")
         result = replace(result, seconds=time.perf_counter() - started)
-        self._backend.note_lookup(lookup_row(request, result, self._clock()))
+        question = self._admission.redacted(request.question) if private else request.question
+        self._backend.note_lookup(lookup_row(request, question, result, now))
         self._tell(request, result)
         return result
 
-    def store(self, request: Request, answer: Answer) -> Stored | Rejected:
+    def store(
+        self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
+    ) -> Stored | Rejected:
         """Keep the answer, if it is worth keeping; replaces the one to the very same request.
 
         On `Stored` the answer is durable against a killed process and found by the next lookup. Never
         raises because something failed inside: that is `Rejected("error")`.
+
+        Args:
+            request: What was asked.
+            answer: What the model said.
+            ttl: Seconds this answer lives, at most those of the cache.
+            tags: Names under which it can be invalidated later.
 
         Raises:
             InvalidInput: An argument has the wrong type.
@@ -94,10 +111,13 @@ class SemanticCache:
         self._ready(request)
         if not isinstance(answer, Answer):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
-        reason = refusal(request, answer)
+        _require_seconds("ttl", ttl)
+        labels = require_tags(tags)
+        reason = self._admission.refusal(request, answer)
         try:
             if not reason:
-                self._keep(request, answer)
+                self._keeper.keep(request, answer, self._clock(), ttl, labels)
+                self._finder.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)
         except Exception as error:
@@ -180,86 +200,6 @@ class SemanticCache:
     def __repr__(self) -> str:
         return f"SemanticCache({self._backend.records.url!r}, {self.policy})"
 
-    def _find(self, request: Request) -> Hit | Miss:
-        now = self._clock()
-        if not storable(request.namespace):  # nothing can be stored there
-            return Miss("empty")
-        same = self._backend.records.get(request.key)
-        if same is not None and self._alive(same, now):
-            return _hit(Candidate(same, 1.0), "exact", now)
-        missing = "empty" if same is None else "expired"
-        if not request.semantic:
-            return Miss("question_unknown" if same is None else missing)
-        if refused := self._backend.embedder.refusal(request.question):
-            return Miss(refused)
-        vector = self._backend.embedder.vector_of(request.question)
-        candidates = self._candidates(request, vector, now)
-        verdict = decide(request, candidates, self.policy, self._backend.scorer)
-        if verdict.chosen is not None:
-            ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
-            if ruling == "serve":
-                return _hit(verdict.chosen, "semantic", now)
-            return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
-        if verdict.nearest is not None:
-            return _missed(verdict.reason, verdict.nearest)
-        if same is not None:
-            return Miss(missing)
-        kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
-        return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
-
-    def _alive(self, entry: Entry, now: float) -> bool:
-        """Whether the entry may still be served, by the time it was given and by that of this cache."""
-        return entry.alive(now) and now < entry.created + self.ttl
-
-    def _candidates(self, request: Request, vector: Vector, now: float) -> list[Candidate]:
-        namespace, scope = request.namespace, request.scope_digest
-        points = self._backend.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
-        found = self._backend.records.near(
-            points,
-            namespace=namespace,
-            scope=scope,
-            embedder=self._backend.embedder.fingerprint,
-            documents=request.documents_digest,
-        )
-        rounded = to_vector(to_bytes(vector))
-        return [
-            # Stored vectors are rounded: the same question must not fall short of itself.
-            Candidate(entry, min(1.0, float(entry.vector @ vector)))
-            if (entry.vector != rounded).any()
-            else Candidate(entry, 1.0)
-            for entry in found
-            if entry.vector is not None and self._alive(entry, now)
-        ]
-
-    def _keep(self, request: Request, answer: Answer) -> None:
-        semantic = request.semantic and answer.semantic
-        vector: Vector | None = None
-        if semantic:
-            try:
-                semantic = self._backend.embedder.refusal(request.question) is None
-                vector = self._backend.embedder.vector_of(request.question) if semantic else None
-            except Exception as error:  # the answer is worth keeping; its vector is made later
-                self._backend.faults.note("embed a question", error)
-        evidence = supporting(answer.text, request.question, request.documents)
-        now = self._clock()
-        entry = Entry(
-            id=request.key,
-            namespace=request.namespace,
-            scope=request.scope_digest,
-            question=request.question if request.semantic else None,
-            documents=request.documents_digest,
-            semantic=semantic,
-            answer=answer,
-            created=now,
-            expires=None if math.isinf(self.ttl) else now + self.ttl,
-            sources=tuple(Source(d.id, d.digest, d.digest in evidence) for d in request.documents),
-            vector=vector,
-        )
-        self._backend.records.put(entry, self._backend.embedder.fingerprint)
-        if vector is not None:
-            self._backend.vectors.add(entry.namespace, entry.scope, vector)
-        self._backend.wake()
-
     def _ready(self, *requests: object) -> None:
         if self._closed:
             raise CacheClosed("this cache was closed; open another with ibidem.open()")
@@ -281,18 +221,7 @@ class SemanticCache:
         return Rejected(reason)
 
 
-def _hit(candidate: Candidate, tier: Tier, now: float) -> Hit:
-    entry = candidate.entry
-    return Hit(
-        answer=entry.answer,
-        entry_id=entry.id,
-        tier=tier,
-        similarity=candidate.similarity,
-        score=candidate.score if tier == "semantic" else 1.0,
-        question=entry.question,
-        age=max(0.0, now - entry.created),
-    )
-
-
-def _missed(reason: str, candidate: Candidate) -> Miss:
-    return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)
+def _require_seconds(name: str, value: object) -> None:
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if value is not None and not usable:
+        raise InvalidInput(f"{name} must be a number of seconds above 0, not {value!r}")

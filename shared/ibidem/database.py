@@ -1,10 +1,10 @@
-"""The tables of the truth and how to open them, on SQLite and PostgreSQL alike."""
+"""How the truth's database is opened, read and written, on SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,116 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ibidem.errors import MissingExtra, StorageError
+from ibidem.tables import entries
 
-# Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 1
 SERVER_SECONDS = 5  # how long a database server may take to connect
 STATEMENT_SECONDS = 30  # and to answer
+EXCLUSIVE = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
 BUSY_SECONDS = 5.0  # how long a locked SQLite file is waited for
-
-metadata = sa.MetaData()
-
-entries = sa.Table(
-    "entries",
-    metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("namespace", sa.Text, nullable=False),
-    sa.Column("scope", sa.String(32), nullable=False),
-    sa.Column("question", sa.Text),
-    sa.Column("documents", sa.String(32), nullable=False),
-    sa.Column("semantic", sa.Boolean, nullable=False),
-    sa.Column("answer", sa.Text, nullable=False),
-    sa.Column("payload", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("input_tokens", sa.Integer),
-    sa.Column("output_tokens", sa.Integer),
-    sa.Column("finish_reason", sa.Text, nullable=False),
-    sa.Column("seconds", sa.Float),
-    sa.Column("created", sa.Float, nullable=False, index=True),
-    sa.Column("expires", sa.Float),
-    sa.Column("hits", sa.Integer, nullable=False),
-    # The question's embedding in half precision (cosines stay right to 1e-3) and who made it.
-    sa.Column("embedder", sa.Text),
-    sa.Column("vector", sa.LargeBinary),
-    # Its point in the vector index; entries with the same vector and scope share one.
-    sa.Column("point", sa.String(32), index=True),
-    # The index generation that holds the vector; "" waits for indexing, NULL is never indexed.
-    sa.Column("indexed_in", sa.String(32), index=True),
-    # With the point, so that a search in a scope of 100,000 entries does not read them all.
-    sa.Index("ix_entries_scope", "namespace", "scope", "point"),
-)
-
-entry_documents = sa.Table(
-    "entry_documents",
-    metadata,
-    sa.Column("entry_id", sa.String(32), primary_key=True),
-    sa.Column("digest", sa.String(32), primary_key=True),
-    sa.Column("document_id", sa.Text, nullable=False, index=True),
-    sa.Column("supports", sa.Boolean, nullable=False),
-)
-
-lookups = sa.Table(
-    "lookups",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("namespace", sa.Text, nullable=False),
-    sa.Column("scope", sa.String(32), nullable=False),
-    sa.Column("question", sa.Text),
-    sa.Column("tier", sa.String(16), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("entry_id", sa.String(32)),
-    sa.Column("similarity", sa.Float),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("tokens_saved", sa.Integer, nullable=False),
-)
-
-examples = sa.Table(
-    "examples",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("namespace", sa.Text, nullable=False),
-    sa.Column("question", sa.Text, nullable=False),
-    sa.Column("answer", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    # Ids and digests as JSON, `[["id", "digest"], ...]`: they are only ever read with their example.
-    sa.Column("documents", sa.Text, nullable=False),
-    sa.Column("input_tokens", sa.BigInteger),
-    sa.Column("output_tokens", sa.BigInteger),
-    sa.Column("seconds", sa.Float),
-    sa.Column("streamed", sa.Boolean, nullable=False),
-    sa.Column("entry_id", sa.Text),
-    sa.Index("ix_examples_namespace", "namespace", "id"),
-)
-
-judgements = sa.Table(
-    "judgements",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("at", sa.Float, nullable=False),
-    sa.Column("namespace", sa.Text, nullable=False),
-    sa.Column("scope", sa.String(32), nullable=False),
-    sa.Column("entry_id", sa.String(32), nullable=False),
-    sa.Column("asked", sa.Text, nullable=False),
-    sa.Column("stored", sa.Text, nullable=False),
-    sa.Column("similarity", sa.Float, nullable=False),
-    sa.Column("score", sa.Float, nullable=False),
-    # Who gave the score: embedder and weights. Scores of different ones are never compared.
-    sa.Column("scorer", sa.String(32), nullable=False),
-    sa.Column("right", sa.Boolean, nullable=False),
-    sa.Column("source", sa.String(16), nullable=False),
-    sa.Index("ix_judgements_namespace", "namespace", "id"),
-    # An id is never given again: other processes learn what is newer than the last one they saw.
-    sqlite_autoincrement=True,
-)
-
-meta = sa.Table(
-    "meta",
-    metadata,
-    sa.Column("key", sa.String(64), primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
-)
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -206,17 +102,33 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield db
 
 
+@contextmanager
+def exclusively(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that no other process runs at the same time, for changes of the tables."""
+    with storage_errors(), engine.connect() as db:
+        if db.dialect.name == "sqlite":
+            db.exec_driver_sql("BEGIN IMMEDIATE")  # else the driver begins at the first INSERT
+        else:
+            db.execute(sa.select(sa.func.pg_advisory_xact_lock(EXCLUSIVE)))
+        yield db
+        db.commit()
+
+
 def insert_into(dialect: str) -> Any:
     """The dialect's `insert`, which knows `ON CONFLICT`."""
     return postgresql.insert if dialect == "postgresql" else sqlite.insert
 
 
-def upsert_entry(dialect: str) -> Any:
-    """Insert, or replace the answer but keep the vector: the same id means the same question."""
+def upsert_entry(dialect: str, rank: Callable[..., Any]) -> Any:
+    """Insert, or replace the answer but keep hits and vector: the same id means the same question.
+
+    `rank` gives the rank of an entry with these hits, cost, size and time of last use.
+    """
     insert = insert_into(dialect)(entries)
     new, old = insert.excluded, entries.c
-    kept = ("id", "vector", "embedder", "point", "indexed_in")
+    kept = ("id", "hits", "vector", "embedder", "point", "indexed_in")
     changes = {column.name: new[column.name] for column in old if column.name not in kept}
+    changes["rank"] = rank(old.hits, new.cost, new.size, new.used, least)
     changes["vector"] = sa.func.coalesce(old.vector, new.vector)
     changes["embedder"] = sa.func.coalesce(old.embedder, new.embedder)
     changes["point"] = sa.func.coalesce(old.point, new.point)
@@ -224,6 +136,11 @@ def upsert_entry(dialect: str) -> Any:
         (new.indexed_in.is_(None), None), else_=sa.func.coalesce(old.indexed_in, new.indexed_in)
     )
     return insert.on_conflict_do_update(index_elements=[old.id], set_=changes)
+
+
+def least(one: Any, other: Any) -> Any:
+    """The smaller of two columns or numbers; SQLite and PostgreSQL have different functions for it."""
+    return sa.case((one < other, one), else_=other)
 
 
 def set_aside_if_damaged(path: Path) -> Path | None:

@@ -45,8 +45,9 @@ class Entry:
     """One stored answer with the request it belongs to.
 
     `question` is None where the request was exact-only. `documents` is the digest of the whole document
-    set, `sources` the documents one by one. Times are seconds since the epoch. `vector` is the question's
-    embedding, shape (d,), unit length, or None while it is not embedded.
+    set, `sources` the documents one by one. Times are seconds since the epoch: `created`, `used` (when it was
+    stored or last served) and `expires`, when it is deleted; `ttl` is how many seconds it lives, None for
+    ever. `vector` is the question's embedding, shape (d,), unit length, or None while it is not embedded.
     """
 
     id: str
@@ -58,7 +59,10 @@ class Entry:
     answer: Answer
     created: float
     expires: float | None = None
+    ttl: float | None = None
+    used: float = 0.0
     hits: int = 0
+    tags: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
     vector: Vector | None = field(default=None, repr=False, compare=False)
 
@@ -71,7 +75,3 @@ class Entry:
     def point(self) -> str | None:
         """Where the vector index holds the entry, or None without a vector."""
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
-
-    def alive(self, now: float) -> bool:
-        """Whether the entry has not expired at `now`."""
-        return self.expires is None or now < self.expires

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from ibidem import database
-from ibidem.database import reading, writing
+from ibidem import tables
+from ibidem.database import least, reading, writing
+from ibidem.eviction import UNBOUNDED, Bounds
 from ibidem.examples import Example
 from ibidem.rows import JudgementRow, LookupRow, Outcomes, example_row, to_example
 
@@ -15,8 +17,8 @@ LOG_LIMIT = 100_000  # lookups kept; the oldest go first
 EXAMPLE_LIMIT = 100_000  # examples kept
 JUDGEMENT_LIMIT = 100_000  # judgements kept
 
-_entries, _lookups, _examples = database.entries, database.lookups, database.examples
-_judgements = database.judgements
+_entries, _lookups, _examples = tables.entries, tables.lookups, tables.examples
+_judgements = tables.judgements
 
 
 class LookupTable:
@@ -25,19 +27,26 @@ class LookupTable:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def add(self, rows: Sequence[LookupRow]) -> None:
-        """Append lookups, count the hits of the entries served, forget the oldest lookups."""
-        served: dict[str, int] = {}
-        for row in rows:
-            if row.tier and row.entry_id:
-                served[row.entry_id] = served.get(row.entry_id, 0) + 1
+    def add(
+        self,
+        rows: Sequence[LookupRow],
+        bounds: Bounds = UNBOUNDED,
+        floor: float = 0.0,
+        *,
+        sliding: bool = False,
+    ) -> None:
+        """Append lookups, forget the oldest; count the hits of the entries served and rank them anew.
+
+        If `sliding`, their lives begin anew.
+        """
+        hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id)
+        last = {row.entry_id: row.at for row in rows if row.tier}
+        served = [{"entry": entry_id, "n": n, "at": last[entry_id]} for entry_id, n in hits.items()]
         names = LookupRow.__slots__
         with writing(self._engine) as db:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
-            for entry_id, hits in served.items():
-                db.execute(
-                    sa.update(_entries).where(_entries.c.id == entry_id).values(hits=_entries.c.hits + hits)
-                )
+            if served:
+                db.execute(_served(bounds, floor, sliding), served)
             _forget_oldest(db, _lookups, LOG_LIMIT)
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
@@ -146,6 +155,17 @@ class JudgementTable:
         with reading(self._engine) as db:
             counts: dict[bool, int] = dict(db.execute(query.group_by(_judgements.c.right)).all())
         return sum(counts.values()), counts.get(False, 0)
+
+
+def _served(bounds: Bounds, floor: float, sliding: bool) -> sa.Update:
+    """Count `n` hits of an entry, the last one `at`."""
+    c, at = _entries.c, sa.bindparam("at", type_=sa.Float)
+    hits = c.hits + sa.bindparam("n", type_=sa.Integer)
+    # By number and not by column: on PostgreSQL all right sides are those before the update.
+    changes = {"hits": hits, "used": at, "rank": bounds.rank(floor, hits, c.cost, c.size, at, least)}
+    if sliding:
+        changes["expires"] = c.expires + (at - c.used)
+    return sa.update(_entries).where(c.id == sa.bindparam("entry")).values(changes)
 
 
 def _forget_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem import database
+from ibidem import tables
 from ibidem.database import insert_into, open_engine, reading, upsert_entry, writing
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError
+from ibidem.eviction import UNBOUNDED, Bounds
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
-from ibidem.rows import WAITING, StoredVector, Totals, entry_row, source_rows, to_entry, to_stored_vector
+from ibidem.migrations import prepare
+from ibidem.removal import Removal, delete
+from ibidem.rows import (
+    WAITING,
+    StoredVector,
+    Totals,
+    entry_row,
+    source_rows,
+    tag_rows,
+    to_entry,
+    to_stored_vector,
+)
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
 
-_entries, _documents, _meta = database.entries, database.entry_documents, database.meta
+_entries, _documents, _meta = tables.entries, tables.entry_documents, tables.meta
+_tags = tables.entry_tags
 _ENTRY = [column for column in _entries.c if column.name not in ("vector", "embedder", "indexed_in")]
 _ONE = sa.select(*_ENTRY).where(_entries.c.id == sa.bindparam("id"))
 _NEAR = (
@@ -35,7 +49,7 @@ _SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("i
 
 
 class Records:
-    """Access to one database; `lookups`, `examples` and `judgements` are its logs.
+    """Access to one database; `lookups`, `examples` and `judgements` are its logs, `removal` deletes.
 
     Args:
         url: SQLAlchemy URL.
@@ -48,9 +62,9 @@ class Records:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
-        self.judgements = JudgementTable(self._engine)
+        self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
         try:
-            self._create()
+            prepare(self._engine)
         except StorageError as error:
             self._engine.dispose()
             advice = "move it away to begin a new one, or use another path"
@@ -60,25 +74,6 @@ class Records:
     def url(self) -> str:
         """Where the database is, without its password."""
         return self._engine.url.render_as_string(hide_password=True)
-
-    def _create(self) -> None:
-        with reading(self._engine) as db:
-            if sa.inspect(db).has_table("meta"):
-                self._refuse_newer()
-        with writing(self._engine) as db:
-            for table in database.metadata.sorted_tables:
-                db.execute(sa.schema.CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    db.execute(sa.schema.CreateIndex(index, if_not_exists=True))
-        self.meta_once("schema_version", str(database.SCHEMA_VERSION))
-
-    def _refuse_newer(self) -> None:
-        """Before anything is written: a newer database may have other columns."""
-        found = int(self.meta("schema_version") or 0)
-        if found > database.SCHEMA_VERSION:
-            raise StorageError(
-                f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem"
-            )
 
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
@@ -163,28 +158,28 @@ class Records:
             audits_wrong=wrong,
         )
 
-    def put(self, entry: Entry, embedder: str | None) -> None:
+    def put(self, entry: Entry, embedder: str | None, bounds: Bounds = UNBOUNDED, floor: float = 0.0) -> None:
         """Store the entry, replacing the one with the same id; durable against a killed process on return."""
         row = entry_row(entry, embedder)
+        row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
         with writing(self._engine) as db:
-            db.execute(upsert_entry(db.dialect.name), row)
-            db.execute(sa.delete(_documents).where(_documents.c.entry_id == entry.id))
-            if entry.sources:
-                db.execute(sa.insert(_documents), source_rows(entry))
+            db.execute(upsert_entry(db.dialect.name, partial(bounds.rank, floor)), row)
+            for table, rows in ((_documents, source_rows(entry)), (_tags, tag_rows(entry))):
+                db.execute(sa.delete(table).where(table.c.entry_id == entry.id))
+                if rows:
+                    db.execute(sa.insert(table), rows)
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all entries and logs, or those of one namespace; returns how many entries."""
-        documents, entries = sa.delete(_documents), sa.delete(_entries)
-        logs = [sa.delete(log) for log in (database.lookups, database.examples, database.judgements)]
+        logs = [sa.delete(log) for log in (tables.lookups, tables.examples, tables.judgements)]
+        where: sa.ColumnElement[bool] = sa.true()
         if namespace is not None:
-            mine = sa.select(_entries.c.id).where(_entries.c.namespace == namespace)
-            documents = documents.where(_documents.c.entry_id.in_(mine))
-            entries = entries.where(_entries.c.namespace == namespace)
+            where = _entries.c.namespace == namespace
             logs = [log.where(log.table.c.namespace == namespace) for log in logs]
         with writing(self._engine) as db:
-            for delete in (documents, *logs):
-                db.execute(delete)
-            return int(db.execute(entries).rowcount)
+            for log in logs:
+                db.execute(log)
+            return delete(db, where)
 
     def unindexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
         """Questions that the index of this generation does not hold, in no order."""

@@ -49,6 +49,14 @@ def require_bool(name: str, value: object) -> None:
         raise InvalidInput(f"{name} must be a bool, not {type(value).__name__}")
 
 
+def require_tags(given: object) -> tuple[str, ...]:
+    """Return the tags as a tuple if they are names, else raise `InvalidInput`."""
+    tags = tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (None,)
+    if not all(isinstance(tag, str) and tag.strip() and "\0" not in tag for tag in tags):
+        raise InvalidInput(f"tags must be a list of names, not {given!r}")
+    return tags
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One retrieved document that the model saw. `digest` identifies its content."""
@@ -83,6 +91,7 @@ class Request:
         documents: The retrieved documents in the prompt, in any order.
         semantic: False if the question could not be told apart from the rest of the prompt: then only the
             very same request is a hit, and the text of the question is not stored.
+        temperature: At which the model samples, if known; only looked at when an answer is to be stored.
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -93,6 +102,7 @@ class Request:
     namespace: str = field(default="", kw_only=True)
     documents: tuple[Document, ...] = field(default=(), kw_only=True)
     semantic: bool = field(default=True, kw_only=True)
+    temperature: float | None = field(default=None, kw_only=True, compare=False)
     scope_digest: str = field(init=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
@@ -161,7 +171,8 @@ class Hit:
     """An answer that may be repeated, and why.
 
     `question` is the one the answer was given to (None for an entry that keeps no text), `similarity` its
-    cosine to the one asked, `age` in seconds since the answer was stored, `seconds` the time of the lookup.
+    cosine to the one asked, `age` in seconds since the answer was stored, `seconds` the time of the lookup,
+    `stale` whether it is served beyond its life while another caller refreshes it.
     """
 
     answer: Answer
@@ -172,6 +183,7 @@ class Hit:
     age: float
     seconds: float = 0.0
     score: float = 1.0
+    stale: bool = False
 
     def __bool__(self) -> bool:
         return True
@@ -185,6 +197,7 @@ class Hit:
             "similarity": round(float(self.similarity), 4),
             "score": round(float(self.score), 4),
             "age_seconds": round(float(self.age), 3),
+            "stale": self.stale,
             "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
         }
         return told if self.question is None else {**told, "question": self.question}
@@ -195,9 +208,9 @@ class Miss:
     """No answer, and the reason; the nearest candidate, if one was looked at.
 
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
-    `answer_exact_only` (tool calls and the like), `audit` and `below_budget` (see `ibidem.audit`),
-    `question_too_long`, `question_not_covered` (in a script that the model does not know), `no_index`
-    (another process owns it, or it is down), `error`.
+    `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
+    and `below_budget` (see `ibidem.audit`), `question_too_long`, `question_not_covered` (in a script that
+    the model does not know), `no_index` (another process owns it, or it is down), `error`.
     """
 
     reason: str
@@ -222,7 +235,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The answer was not stored, and why: `empty`, `finish_reason:<reason>`, `invalid_text`, `error`."""
+    """The answer was not stored, and why.
+
+    Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
+    `write_quota` (see `ibidem.open`), `error`.
+    """
 
     reason: str
 

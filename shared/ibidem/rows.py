@@ -8,6 +8,7 @@ from typing import Any
 
 from ibidem.admission import storable
 from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
+from ibidem.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
 from ibidem.examples import DocumentRef, Example
 from ibidem.request import Answer, Hit, Miss, Request
 
@@ -98,13 +99,16 @@ class Totals:
         return hits / (hits + misses) if hits + misses else None
 
 
-def lookup_row(request: Request, result: Hit | Miss, at: float) -> LookupRow:
-    """The line of the lookup log for a lookup at this time; text that cannot be stored is left out."""
+def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -> LookupRow:
+    """The line of the lookup log for a lookup at this time, with the question as it may be shown.
+
+    Text that cannot be stored is left out.
+    """
     return LookupRow(
         at=at,
         namespace=request.namespace if storable(request.namespace) else "",
         scope=request.scope_digest,
-        question=request.question if request.semantic and storable(request.question) else None,
+        question=question if request.semantic and storable(question) else None,
         tier=result.tier if isinstance(result, Hit) else "",
         reason="" if isinstance(result, Hit) else result.reason,
         entry_id=result.entry_id,
@@ -133,12 +137,24 @@ def entry_row(entry: Entry, embedder: str | None) -> dict[str, Any]:
         "seconds": answer.seconds,
         "created": entry.created,
         "expires": entry.expires,
+        "ttl": entry.ttl,
         "hits": 0,
+        "used": max(entry.created, entry.used),
+        "size": size_of(entry),
+        "cost": cost_of(answer),
         "embedder": None if entry.vector is None else embedder,
         "vector": None if entry.vector is None else to_bytes(entry.vector),
         "point": entry.point,
         "indexed_in": WAITING if entry.semantic else None,
     }
+
+
+def size_of(entry: Entry) -> int:
+    """Bytes that the entry takes in the database, about."""
+    texts = (entry.answer.text, entry.answer.payload, entry.question or "", entry.namespace)
+    vector = 0 if entry.vector is None else 2 * len(entry.vector)
+    documents = DOCUMENT_BYTES * len(entry.sources)
+    return OVERHEAD + sum(len(text.encode()) for text in texts) + vector + documents
 
 
 def source_rows(entry: Entry) -> list[dict[str, Any]]:
@@ -147,6 +163,11 @@ def source_rows(entry: Entry) -> list[dict[str, Any]]:
         {"entry_id": entry.id, "digest": s.digest, "document_id": s.id, "supports": s.supports}
         for s in {source.digest: source for source in entry.sources}.values()
     ]
+
+
+def tag_rows(entry: Entry) -> list[dict[str, str]]:
+    """The rows of `entry_tags` for an entry."""
+    return [{"entry_id": entry.id, "tag": tag} for tag in sorted(set(entry.tags))]
 
 
 def to_entry(row: Any, sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
@@ -170,6 +191,8 @@ def to_entry(row: Any, sources: tuple[Source, ...] = (), vector: bytes | None = 
         ),
         created=row["created"],
         expires=row["expires"],
+        ttl=row["ttl"],
+        used=row["used"],
         hits=row["hits"],
         sources=sources,
         vector=None if vector is None else to_vector(vector),

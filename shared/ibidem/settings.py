@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -10,14 +11,17 @@ from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ibidem.admission import MAX_TEMPERATURE
 from ibidem.decision import ContextRule, Policy
 from ibidem.errors import ConfigurationError
+from ibidem.eviction import Bounds, Eviction
+from ibidem.lifetime import DAYS, Lifetime
 from ibidem.scoring import threshold_for
 
-DAYS = 86_400.0
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
 AUDIT_FLOOR = 0.8
+LEAST_BYTES = 1_000_000  # a bound below that is a mistake: it would hold a few hundred answers
 
 
 def _similarity(value: Any) -> Any:
@@ -79,6 +83,15 @@ class Settings(BaseSettings):
     audit_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     context: ContextRule = "evidence"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
+    namespace_ttl: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    sliding: bool = False
+    grace: Annotated[float, Field(ge=0.0)] = 0.0
+    max_entries: Annotated[int, Field(ge=1)] | None = None
+    max_bytes: Annotated[int, Field(ge=LEAST_BYTES)] | None = None
+    eviction: Eviction = "cost"
+    max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
+    write_quota: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def database_file(self) -> Path:
@@ -97,6 +110,16 @@ class Settings(BaseSettings):
         else:
             threshold = AUDIT_FLOOR if self.audit_rate else threshold_for(self.max_wrong)
         return Policy(threshold=threshold, context=self.context)
+
+    @property
+    def lifetime(self) -> Lifetime:
+        """How long answers live."""
+        return Lifetime(self.ttl, self.namespace_ttl, self.jitter, self.sliding, self.grace)
+
+    @property
+    def bounds(self) -> Bounds:
+        """How large the cache may grow."""
+        return Bounds(self.max_entries, self.max_bytes, self.eviction)
 
 
 def read_settings(**given: Any) -> Settings:

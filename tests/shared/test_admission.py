@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ibidem import Answer, Request
-from ibidem.admission import refusal
+from ibidem.admission import Admission
+from ibidem.faults import Faults
+
+refusal = Admission(Faults()).refusal
 
 
 @pytest.mark.parametrize("reason", ["length", "max_tokens", "content_filter", "SAFETY", "error", "new"])

@@ -1,0 +1,131 @@
+"""Finding the answer to a request: the same one, or one to a question of the same meaning."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ibidem.admission import storable
+from ibidem.bounded import BoundedDict
+from ibidem.decision import Candidate, Policy, decide
+from ibidem.entry import Entry, Vector, to_bytes, to_vector
+from ibidem.lifetime import Lifetime
+from ibidem.locks import ForkSafeLock
+from ibidem.request import Hit, Miss, Request, Tier
+
+if TYPE_CHECKING:
+    from ibidem.audit import Auditor
+    from ibidem.backend import Backend
+
+NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
+REFRESH_SECONDS = 60.0  # how long the caller that refreshes a stale answer is waited for before another does
+REFRESHED = 10_000  # stale answers whose refreshing is remembered
+
+
+class Finder:
+    """Looks up requests for one cache.
+
+    Args:
+        backend: Truth and vectors.
+        policy: How sure the cache must be.
+        auditor: Asked which candidates may be served; None for no audits.
+        lifetime: How long answers are repeated.
+    """
+
+    def __init__(self, backend: Backend, policy: Policy, auditor: Auditor | None, lifetime: Lifetime) -> None:
+        self._backend, self._policy, self._auditor = backend, policy, auditor
+        self._lifetime = lifetime
+        self._lock = ForkSafeLock()
+        self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHED)  # until when, by entry
+
+    def find(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
+        """The answer, or why there is none. What storage, index or embedder raise passes through.
+
+        Args:
+            request: What is asked.
+            now: Seconds since the epoch.
+            max_age: The most seconds since the answer was stored; None for its lifetime.
+            private: Whether the question must not be compared by meaning, as it must not be embedded.
+        """
+        if not storable(request.namespace):  # nothing can be stored there
+            return Miss("empty")
+        same = self._backend.records.get(request.key)
+        if same is not None and (hit := self._served(Candidate(same, 1.0), "exact", now, max_age)):
+            return hit
+        missing = "empty" if same is None else "expired"
+        if not request.semantic:
+            return Miss("question_unknown" if same is None else missing)
+        refused = "question_private" if private else self._backend.embedder.refusal(request.question)
+        if refused:
+            return Miss(refused)
+        verdict = decide(request, self._candidates(request, now, max_age), self._policy, self._backend.scorer)
+        if verdict.chosen is not None:
+            ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
+            if ruling != "serve":
+                return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
+            served = self._served(verdict.chosen, "semantic", now, max_age)
+            return served or _missed("expired", verdict.chosen)
+        if verdict.nearest is not None:
+            return _missed(verdict.reason, verdict.nearest)
+        if same is not None:
+            return Miss(missing)
+        kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
+        return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
+
+    def refreshed(self, key: str) -> None:
+        """The answer to the request of this key was stored anew."""
+        with self._lock:
+            self._refreshing.pop(key)
+
+    def _served(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
+        """The hit, unless the entry is expired, or stale and the caller is the one to refresh it."""
+        entry = candidate.entry
+        state = self._lifetime.state(entry, now, max_age)
+        if state == "expired" or (state == "stale" and self._is_to_refresh(entry)):
+            return None
+        return Hit(
+            answer=entry.answer,
+            entry_id=entry.id,
+            tier=tier,
+            similarity=candidate.similarity,
+            score=candidate.score if tier == "semantic" else 1.0,
+            question=entry.question,
+            age=max(0.0, now - entry.created),
+            stale=state == "stale",
+        )
+
+    def _is_to_refresh(self, entry: Entry) -> bool:
+        """Whether nobody refreshes the entry yet; then the caller does."""
+        now = time.monotonic()
+        with self._lock:
+            if now < (self._refreshing.get(entry.id) or 0.0):
+                return False
+            self._refreshing.put(entry.id, now + REFRESH_SECONDS)
+            return True
+
+    def _candidates(self, request: Request, now: float, max_age: float | None) -> list[Candidate]:
+        vector = self._backend.embedder.vector_of(request.question)
+        namespace, scope = request.namespace, request.scope_digest
+        found = self._backend.records.near(
+            self._backend.vectors.nearest(namespace, scope, vector, NEIGHBOURS),
+            namespace=namespace,
+            scope=scope,
+            embedder=self._backend.embedder.fingerprint,
+            documents=request.documents_digest,
+        )
+        rounded = to_vector(to_bytes(vector))
+        return [
+            _candidate(entry, entry.vector, vector, rounded)
+            for entry in found
+            if entry.vector is not None and self._lifetime.state(entry, now, max_age) != "expired"
+        ]
+
+
+def _candidate(entry: Entry, stored: Vector, vector: Vector, rounded: Vector) -> Candidate:
+    """Stored vectors are rounded: the same question must not fall short of itself."""
+    same = not (stored != rounded).any()
+    return Candidate(entry, 1.0 if same else min(1.0, float(stored @ vector)))
+
+
+def _missed(reason: str, candidate: Candidate) -> Miss:
+    return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)

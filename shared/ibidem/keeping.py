@@ -1,0 +1,69 @@
+"""Storing an answer, if it is worth keeping."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ibidem.admission import Admission
+from ibidem.entry import Entry, Source, Vector
+from ibidem.evidence import supporting
+from ibidem.lifetime import Lifetime
+from ibidem.request import Answer, Request
+
+if TYPE_CHECKING:
+    from ibidem.backend import Backend
+
+
+class Keeper:
+    """Stores answers for one cache.
+
+    Args:
+        backend: Truth and vectors.
+        admission: What may be stored.
+        lifetime: How long answers live.
+    """
+
+    def __init__(self, backend: Backend, admission: Admission, lifetime: Lifetime) -> None:
+        self._backend, self._admission, self._lifetime = backend, admission, lifetime
+
+    def keep(
+        self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
+    ) -> None:
+        """Store an answer that was admitted; what the database raises passes through."""
+        semantic, vector = self._meaning(request, answer)
+        evidence = supporting(answer.text, request.question, request.documents)
+        life = self._lifetime.of(request.namespace, ttl)
+        entry = Entry(
+            id=request.key,
+            namespace=request.namespace,
+            scope=request.scope_digest,
+            question=request.question if self._may_be_read(request) else None,
+            documents=request.documents_digest,
+            semantic=semantic,
+            answer=answer,
+            created=now,
+            expires=self._lifetime.expires(life, now),
+            ttl=None if math.isinf(life) else life,
+            used=now,
+            sources=tuple(Source(d.id, d.digest, d.digest in evidence) for d in request.documents),
+            tags=tags,
+            vector=vector,
+        )
+        self._backend.keep(entry)
+
+    def _meaning(self, request: Request, answer: Answer) -> tuple[bool, Vector | None]:
+        """Whether the answer is found by meaning, and the question's vector, if it could be made now."""
+        if not (request.semantic and answer.semantic) or not self._may_be_read(request):
+            return False, None
+        embedder = self._backend.embedder
+        try:
+            if embedder.refusal(request.question) is not None:
+                return False, None
+            return True, embedder.vector_of(request.question)
+        except Exception as error:  # the answer is worth keeping; its vector is made later
+            self._backend.faults.note("embed a question", error)
+            return True, None
+
+    def _may_be_read(self, request: Request) -> bool:
+        return request.semantic and not self._admission.is_private(request.question)

@@ -1,0 +1,65 @@
+"""Making the tables, and bringing those of an older Ibidem up to date: once, by whoever opens them first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from ibidem import tables
+from ibidem.database import exclusively
+from ibidem.errors import StorageError
+
+_meta = tables.meta
+_VERSION = _meta.c.key == "schema_version"
+
+
+def prepare(engine: sa.Engine) -> None:
+    """Make the tables, or change those of an older version; nothing is written to a newer one.
+
+    Raises:
+        StorageError: The database was made by a newer Ibidem, or failed.
+    """
+    with exclusively(engine) as db:  # several processes may come at once
+        found = _version(db)
+        if found > tables.SCHEMA_VERSION:
+            raise StorageError(
+                f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem"
+            )
+        if found == tables.SCHEMA_VERSION:
+            return
+        for table in tables.metadata.sorted_tables:
+            db.execute(sa.schema.CreateTable(table, if_not_exists=True))
+        if not found:
+            db.execute(sa.insert(_meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
+        for version in range(found + 1, tables.SCHEMA_VERSION + 1) if found else ():
+            _MIGRATIONS[version](db)
+        db.execute(sa.update(_meta).where(_VERSION).values(value=str(tables.SCHEMA_VERSION)))
+        for table in tables.metadata.sorted_tables:
+            for index in table.indexes:
+                db.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+
+
+def _version(db: sa.Connection) -> int:
+    """Schema version of the database; 0 if it is empty."""
+    if not sa.inspect(db).has_table(_meta.name):
+        return 0
+    return int(db.scalar(sa.select(_meta.c.value).where(_VERSION)) or 0)
+
+
+def _add_columns(db: sa.Connection, table: sa.Table, *names: str) -> None:
+    for name in names:
+        column = sa.schema.CreateColumn(table.c[name]).compile(dialect=db.dialect)
+        db.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
+
+
+def _add_life(db: sa.Connection) -> None:
+    """What bounds and eviction need to know of an entry; sizes are estimated."""
+    entries, c = tables.entries, tables.entries.c
+    _add_columns(db, entries, "ttl", "used", "size", "cost", "rank")
+    texts = sa.func.length(c.answer) + sa.func.length(c.payload)
+    tokens = sa.func.coalesce(c.input_tokens, 0) + 4 * sa.func.coalesce(c.output_tokens, 0)
+    db.execute(sa.update(entries).values(used=c.created, size=texts + 1500, cost=tokens))
+
+
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {2: _add_life}  # by the version they lead to

@@ -1,0 +1,40 @@
+"""Opening a cache: what `ibidem.open` does with its arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ibidem import backend
+from ibidem.admission import Admission
+from ibidem.audit import auditor_for
+from ibidem.cache import SemanticCache
+from ibidem.embedding import resolve_embedder
+from ibidem.errors import InvalidInput
+from ibidem.settings import read_settings
+
+_HOOKS = ("judge", "redact", "admit", "on_lookup")
+
+
+def open_cache(given: dict[str, Any]) -> SemanticCache:
+    """Open a cache with the arguments of `ibidem.open`, None where nothing was given; raises as it does."""
+    hooks = {name: given[name] for name in _HOOKS}
+    for name, hook in hooks.items():
+        if hook is not None and not callable(hook):
+            raise InvalidInput(f"{name} must be callable, not {type(hook).__name__}")
+    settings = read_settings(**{name: value for name, value in given.items() if name not in hooks})
+    shared = backend.acquire(settings, resolve_embedder(settings.embedder))
+    admission = Admission(
+        shared.faults,
+        redact=hooks["redact"],
+        admit=hooks["admit"],
+        max_temperature=settings.max_temperature,
+        write_quota=settings.write_quota,
+    )
+    return SemanticCache(
+        shared,
+        settings.policy,
+        settings.lifetime,
+        admission,
+        auditor=auditor_for(shared, settings, hooks["judge"]),
+        on_lookup=hooks["on_lookup"],
+    )

@@ -1,0 +1,114 @@
+"""Deleting entries from the truth: the expired, the evicted, the invalidated, the cleared.
+
+All goes through `delete`, in the caller's transaction: with an entry go its documents and tags, and its point
+of the vector index is noted, for the index to forget it later, whichever process does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from ibidem import tables
+from ibidem.database import insert_into, least, reading, writing
+from ibidem.eviction import Bounds
+
+BATCH = 500  # entries deleted in one transaction, so that nobody waits long for the lock
+
+_entries, _dead, _meta = tables.entries, tables.dead_points, tables.meta
+_FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
+
+
+def delete(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+    """Delete the entries that fulfil the condition; returns how many."""
+    mine = sa.select(_entries.c.id).where(where)
+    points = sa.select(_entries.c.point).where(where, _entries.c.point.is_not(None)).distinct()
+    noted = insert_into(db.dialect.name)(_dead).from_select(["point"], points)
+    db.execute(noted.on_conflict_do_nothing())
+    for table in (tables.entry_documents, tables.entry_tags):
+        db.execute(sa.delete(table).where(table.c.entry_id.in_(mine)))
+    return int(db.execute(sa.delete(_entries).where(where)).rowcount)
+
+
+class Removal:
+    """What is deleted from one database, in batches. Every method raises `StorageError` when it fails."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def purge(self, now: float, limit: int = BATCH) -> int:
+        """Delete some entries that expired before `now`; returns how many."""
+        expired = sa.select(_entries.c.id).where(_entries.c.expires < now).limit(limit)
+        with writing(self._engine) as db:
+            found = list(db.scalars(expired))
+            return delete(db, _entries.c.id.in_(found)) if found else 0
+
+    def size(self) -> tuple[int, int]:
+        """How many entries there are, and the bytes they take; a scan."""
+        with reading(self._engine) as db:
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_entries.c.size), 0))
+            count, size = db.execute(query.select_from(_entries)).one()
+        return int(count), int(size)
+
+    def evict(self, entries: int, size: int) -> tuple[int, int, float]:
+        """Delete at least so many entries or bytes, the lowest ranks first, at most a batch.
+
+        Returns:
+            How many entries and bytes were deleted, and the floor of the ranks from now on.
+        """
+        lowest = sa.select(_entries.c.id, _entries.c.size, _entries.c.rank).order_by(_entries.c.rank)
+        victims: list[str] = []
+        freed, floor = 0, 0.0
+        with writing(self._engine) as db:
+            for entry_id, bytes_, rank in db.execute(lowest.limit(BATCH)):
+                if len(victims) >= entries and freed >= size:
+                    break
+                victims.append(entry_id)
+                freed, floor = freed + bytes_, rank
+            if victims:
+                delete(db, _entries.c.id.in_(victims))
+                _note(db, _FLOOR, repr(floor))
+        return len(victims), freed, floor
+
+    def floor(self) -> float:
+        """The floor of the ranks: the rank of what was evicted last."""
+        with reading(self._engine) as db:
+            return float(_noted(db, _FLOOR) or 0.0)
+
+    def rank_all(self, bounds: Bounds) -> float:
+        """Rank all entries as these bounds do, unless they are ranked so; returns the floor."""
+        c = _entries.c
+        with writing(self._engine) as db:
+            if _noted(db, _RANKING) == bounds.ranking:
+                return float(_noted(db, _FLOOR) or 0.0)
+            _note(db, _RANKING, bounds.ranking)
+            _note(db, _FLOOR, "0.0")
+            rank = bounds.rank(0.0, c.hits, c.cost, c.size, c.used, least)
+            db.execute(sa.update(_entries).values(rank=rank))
+        return 0.0
+
+    def dead_points(self, limit: int) -> list[str]:
+        """Points of the index that deleted entries left behind."""
+        with reading(self._engine) as db:
+            return list(db.scalars(sa.select(_dead.c.point).limit(limit)))
+
+    def alive_points(self, points: Sequence[str]) -> set[str]:
+        """Those of these points that some entry still has."""
+        query = sa.select(_entries.c.point.distinct()).where(_entries.c.point.in_(points))
+        with reading(self._engine) as db:
+            return set(db.scalars(query))
+
+    def bury(self, points: Sequence[str]) -> None:
+        """The index has forgotten these points."""
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_dead).where(_dead.c.point.in_(points)))
+
+
+def _noted(db: sa.Connection, key: str) -> str | None:
+    return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
+
+
+def _note(db: sa.Connection, key: str, value: str) -> None:
+    insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
+    db.execute(insert.on_conflict_do_update(index_elements=[_meta.c.key], set_={"value": value}))

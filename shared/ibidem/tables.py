@@ -1,0 +1,143 @@
+"""The tables of the truth."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+# Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
+SCHEMA_VERSION = 2
+
+metadata = sa.MetaData()
+
+entries = sa.Table(
+    "entries",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("question", sa.Text),
+    sa.Column("documents", sa.String(32), nullable=False),
+    sa.Column("semantic", sa.Boolean, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("input_tokens", sa.Integer),
+    sa.Column("output_tokens", sa.Integer),
+    sa.Column("finish_reason", sa.Text, nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Column("created", sa.Float, nullable=False, index=True),
+    # When it is deleted, whoever asks; and the lifetime that its caller asked for, if any.
+    sa.Column("expires", sa.Float, index=True),
+    sa.Column("ttl", sa.Float),
+    sa.Column("hits", sa.Integer, nullable=False),
+    # When it was stored or last served; bytes it takes; what it cost; the lowest rank is evicted first.
+    sa.Column("used", sa.Float, nullable=False, server_default="0"),
+    sa.Column("size", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("cost", sa.Float, nullable=False, server_default="0"),
+    sa.Column("rank", sa.Float, nullable=False, server_default="0", index=True),
+    # The question's embedding in half precision (cosines stay right to 1e-3) and who made it.
+    sa.Column("embedder", sa.Text),
+    sa.Column("vector", sa.LargeBinary),
+    # Its point in the vector index; entries with the same vector and scope share one.
+    sa.Column("point", sa.String(32), index=True),
+    # The index generation that holds the vector; "" waits for indexing, NULL is never indexed.
+    sa.Column("indexed_in", sa.String(32), index=True),
+    # With the point, so that a search in a scope of 100,000 entries does not read them all.
+    sa.Index("ix_entries_scope", "namespace", "scope", "point"),
+)
+
+entry_documents = sa.Table(
+    "entry_documents",
+    metadata,
+    sa.Column("entry_id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(32), primary_key=True),
+    sa.Column("document_id", sa.Text, nullable=False, index=True),
+    sa.Column("supports", sa.Boolean, nullable=False),
+)
+
+entry_tags = sa.Table(
+    "entry_tags",
+    metadata,
+    sa.Column("entry_id", sa.String(32), primary_key=True),
+    sa.Column("tag", sa.Text, primary_key=True, index=True),
+)
+
+# What was invalidated, so that answers that were being made meanwhile are not stored either.
+invalidations = sa.Table(
+    "invalidations",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+    # The criteria as JSON: they are only ever read as a whole.
+    sa.Column("criteria", sa.Text, nullable=False),
+)
+
+# Points of the vector index that deleted entries left behind, until the index has deleted them too.
+dead_points = sa.Table(
+    "dead_points",
+    metadata,
+    sa.Column("point", sa.String(32), primary_key=True),
+)
+
+lookups = sa.Table(
+    "lookups",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("question", sa.Text),
+    sa.Column("tier", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("entry_id", sa.String(32)),
+    sa.Column("similarity", sa.Float),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("tokens_saved", sa.Integer, nullable=False),
+)
+
+examples = sa.Table(
+    "examples",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("question", sa.Text, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    # Ids and digests as JSON, `[["id", "digest"], ...]`: they are only ever read with their example.
+    sa.Column("documents", sa.Text, nullable=False),
+    sa.Column("input_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("seconds", sa.Float),
+    sa.Column("streamed", sa.Boolean, nullable=False),
+    sa.Column("entry_id", sa.Text),
+    sa.Index("ix_examples_namespace", "namespace", "id"),
+)
+
+judgements = sa.Table(
+    "judgements",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("entry_id", sa.String(32), nullable=False),
+    sa.Column("asked", sa.Text, nullable=False),
+    sa.Column("stored", sa.Text, nullable=False),
+    sa.Column("similarity", sa.Float, nullable=False),
+    sa.Column("score", sa.Float, nullable=False),
+    # Who gave the score: embedder and weights. Scores of different ones are never compared.
+    sa.Column("scorer", sa.String(32), nullable=False),
+    sa.Column("right", sa.Boolean, nullable=False),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Index("ix_judgements_namespace", "namespace", "id"),
+    # An id is never given again: other processes learn what is newer than the last one they saw.
+    sqlite_autoincrement=True,
+)
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
