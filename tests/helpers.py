@@ -13,6 +13,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
 
 ROOT = Path(__file__).resolve().parent.parent
 _SYLLABLES = "ba ke di fo gu la me ni po ru sa te vi zo wu ja ce hi do lu".split()
@@ -113,3 +117,15 @@ def eventually(condition: Callable[[], object], timeout: float = 15.0, every: fl
     while not (value := condition()) and time.monotonic() < until:
         time.sleep(every)
     return value
+
+
+class Clock:
+    """The clock of an open cache, which stands still until it is told to advance."""
+
+    def __init__(self, cache: SemanticCache) -> None:
+        self.now = time.time()
+        cache._backend.clock = lambda: self.now
+
+    def advance(self, seconds: float) -> None:
+        """Go on, or back if negative."""
+        self.now += seconds

@@ -6,6 +6,7 @@ import atexit
 import collections
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,10 +49,13 @@ class Backend:
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
         self.key, self.users = key, 0
+        self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.faults = Faults()
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
-        self.housekeeping = Housekeeping(self.records.removal, settings.bounds, settings.sliding)
+        self.housekeeping = Housekeeping(
+            self.records.removal, settings.bounds, settings.sliding, lambda: self.clock()
+        )
         self.scorer = scorer_for(embedder.fingerprint)
         self.vectors = Vectors(
             self.records,

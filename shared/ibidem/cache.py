@@ -34,7 +34,6 @@ class SemanticCache:
         admission: What may be stored.
         auditor: Asked which candidates may be served and which are compared; None for no audits.
         on_lookup: Called with each request and what came of it, in the thread that asked.
-        clock: Seconds since the epoch; a test may pass its own.
     """
 
     def __init__(
@@ -46,16 +45,15 @@ class SemanticCache:
         *,
         auditor: Auditor | None = None,
         on_lookup: OnLookup | None = None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._backend, self.policy, self.lifetime, self._clock = backend, policy, lifetime, clock
+        self._backend, self.policy, self.lifetime = backend, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self._finder = Finder(backend, policy, auditor, lifetime)
         self._keeper = Keeper(backend, admission, lifetime)
         self._lock = ForkSafeLock()
         self._rejected: dict[str, int] = {}
         self._closed = False
-        self.examples = ExampleLog(backend, self._ready, clock)  # answered questions, for later use
+        self.examples = ExampleLog(backend, self._ready)  # answered questions, for later use
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -73,7 +71,7 @@ class SemanticCache:
         """
         self._ready(request)
         _require_seconds("max_age", max_age)
-        started, now = time.perf_counter(), self._clock()
+        started, now = time.perf_counter(), self._backend.clock()
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
         try:
@@ -116,7 +114,7 @@ class SemanticCache:
         reason = self._admission.refusal(request, answer)
         try:
             if not reason:
-                self._keeper.keep(request, answer, self._clock(), ttl, labels)
+                self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)
@@ -164,6 +162,9 @@ class SemanticCache:
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
             audits=self._auditor.report() if self._auditor else (),
+            bytes=totals.bytes,
+            evicted=self._backend.housekeeping.evicted,
+            expired=self._backend.housekeeping.expired,
         )
 
     def recent(self, limit: int = 20) -> list[LookupRow]:

@@ -7,7 +7,6 @@ ids and digests.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -105,13 +104,10 @@ class ExampleLog:
     Args:
         backend: Where the examples are written.
         ready: Raises if the cache is closed; called before anything else.
-        clock: Seconds since the epoch; a test may pass its own.
     """
 
-    def __init__(
-        self, backend: Backend, ready: Callable[[], None], clock: Callable[[], float] = time.time
-    ) -> None:
-        self._backend, self._ready, self._clock = backend, ready, clock
+    def __init__(self, backend: Backend, ready: Callable[[], None]) -> None:
+        self._backend, self._ready = backend, ready
 
     def add(self, example: Example) -> bool:
         """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
@@ -131,7 +127,9 @@ class ExampleLog:
                 "keep examples: invalid", "refused an example with text or numbers that no database holds"
             )
             return False
-        return self._backend.note_example(example if example.at else replace(example, at=self._clock()))
+        return self._backend.note_example(
+            example if example.at else replace(example, at=self._backend.clock())
+        )
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last `limit` examples added, by any process, the newest first; all or those of one namespace.

@@ -52,23 +52,23 @@ class Finder:
         same = self._backend.records.get(request.key)
         if same is not None and (hit := self._served(Candidate(same, 1.0), "exact", now, max_age)):
             return hit
-        missing = "empty" if same is None else "expired"
         if not request.semantic:
-            return Miss("question_unknown" if same is None else missing)
+            return Miss("question_unknown" if same is None else "expired")
         refused = "question_private" if private else self._backend.embedder.refusal(request.question)
         if refused:
             return Miss(refused)
-        verdict = decide(request, self._candidates(request, now, max_age), self._policy, self._backend.scorer)
+        candidates = self._candidates(request, now, max_age)
+        verdict = decide(request, candidates, self._policy, self._backend.scorer)
         if verdict.chosen is not None:
             ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
             if ruling != "serve":
                 return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
             served = self._served(verdict.chosen, "semantic", now, max_age)
             return served or _missed("expired", verdict.chosen)
+        if same is not None:
+            return _missed("expired", Candidate(same, 1.0))
         if verdict.nearest is not None:
             return _missed(verdict.reason, verdict.nearest)
-        if same is not None:
-            return Miss(missing)
         kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
 
@@ -117,7 +117,9 @@ class Finder:
         return [
             _candidate(entry, entry.vector, vector, rounded)
             for entry in found
-            if entry.vector is not None and self._lifetime.state(entry, now, max_age) != "expired"
+            if entry.vector is not None
+            and entry.id != request.key  # it was looked at before
+            and self._lifetime.state(entry, now, max_age) != "expired"
         ]
 
 

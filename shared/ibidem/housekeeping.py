@@ -11,6 +11,8 @@ from ibidem.locks import ForkSafeLock
 from ibidem.removal import BATCH, Removal
 
 PURGE_SECONDS = 60.0  # how often the expired are looked for, while in use
+# So long they stay after they expired: asked again meanwhile, they are replaced and keep their rank.
+LATE_SECONDS = 3_600.0
 RECOUNT_SECONDS = 60.0  # how often entries are counted, as other processes store and delete too
 SLACK = 0.01  # of a bound is freed beyond what is too much, so as not to evict at every store
 
@@ -25,9 +27,7 @@ class Housekeeping:
         clock: Seconds since the epoch.
     """
 
-    def __init__(
-        self, removal: Removal, bounds: Bounds, sliding: bool, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, removal: Removal, bounds: Bounds, sliding: bool, clock: Callable[[], float]) -> None:
         self._removal, self._clock = removal, clock
         self._lock = ForkSafeLock()
         self.bounds, self.sliding, self.floor = bounds, sliding, removal.floor()
@@ -59,7 +59,7 @@ class Housekeeping:
         """Delete one batch; returns whether there may be more."""
         now = time.monotonic()
         if now >= self._purge_at:
-            gone = self._removal.purge(self._clock())
+            gone = self._removal.purge(self._clock() - LATE_SECONDS)
             self.expired += gone
             if gone >= BATCH:
                 return True

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from ibidem import tables
-from ibidem.database import exclusively
+from ibidem.database import exclusively, reading
 from ibidem.errors import StorageError
 
 _meta = tables.meta
@@ -20,7 +20,10 @@ def prepare(engine: sa.Engine) -> None:
     Raises:
         StorageError: The database was made by a newer Ibidem, or failed.
     """
-    with exclusively(engine) as db:  # several processes may come at once
+    with reading(engine) as db:
+        if _version(db) == tables.SCHEMA_VERSION:
+            return
+    with exclusively(engine) as db:  # several processes may come at once: look again
         found = _version(db)
         if found > tables.SCHEMA_VERSION:
             raise StorageError(

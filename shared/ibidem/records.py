@@ -156,6 +156,7 @@ class Records:
             examples=self.examples.count(),
             audits=audits,
             audits_wrong=wrong,
+            bytes=self.removal.size()[1],
         )
 
     def put(self, entry: Entry, embedder: str | None, bounds: Bounds = UNBOUNDED, floor: float = 0.0) -> None:

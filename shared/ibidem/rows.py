@@ -91,6 +91,7 @@ class Totals:
     examples: int = 0
     audits: int = 0
     audits_wrong: int = 0
+    bytes: int = 0
 
     @property
     def hit_rate(self) -> float | None:

@@ -55,6 +55,9 @@ class Stats:
     faults: dict[str, int]
     index: str
     audits: tuple[AuditStats, ...] = ()
+    bytes: int = 0
+    evicted: int = 0
+    expired: int = 0
 
 
 def audit_stats(namespace: str, rows: Sequence[JudgementRow], threshold: float, alarms: int) -> AuditStats:

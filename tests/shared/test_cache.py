@@ -10,15 +10,16 @@ import sqlalchemy
 
 import ibidem
 from tests.contracts.cache import CacheContract
+from tests.contracts.lifecycle import LifecycleContract
 from tests.embedders import BagOfWords, DenseWords
 from tests.servers import running_chroma, running_postgres
 
 
-class TestEmbedded(CacheContract):
+class TestEmbedded(CacheContract, LifecycleContract):
     """SQLite and an embedded Chroma; a small index is searched in memory."""
 
 
-class TestEmbeddedBeyondMemory(CacheContract):
+class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract):
     """SQLite and an embedded Chroma that is really searched, as in a large cache."""
 
     @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-class TestChromaServer(CacheContract):
+class TestChromaServer(CacheContract, LifecycleContract):
     """SQLite and a Chroma server; each test on a collection of its own, named after its embedder."""
 
     @pytest.fixture
@@ -57,7 +58,7 @@ class TestChromaServer(CacheContract):
         return open_one
 
 
-class TestServers(CacheContract):
+class TestServers(CacheContract, LifecycleContract):
     """PostgreSQL and a Chroma server; each test on an empty database and a collection of its own."""
 
     @pytest.fixture

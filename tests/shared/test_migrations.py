@@ -1,0 +1,143 @@
+"""A database that an older Ibidem made is brought up to date when it is opened."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from sqlalchemy.schema import CreateTable
+
+import ibidem
+from ibidem import Answer, Document, Request, migrations, tables
+from ibidem.records import Records
+from tests.embedders import BagOfWords
+from tests.servers import running_postgres
+
+# What version 0.1.0 wrote before schema 2, as `iterdump` gives it.
+SCHEMA_1 = (Path(__file__).parent / "data" / "schema_1.sql").read_text()
+DOCUMENT = Document("d1", "Goods can be returned within 30 days of delivery.")
+
+
+def old_database(file: Path) -> None:
+    """Write one of schema 1, with an answer to a question, an exact one, a lookup and an example."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(SCHEMA_1)
+
+
+def columns(file: Path) -> dict[str, set[str]]:
+    """The columns of each table."""
+    with closing(sqlite3.connect(file)) as db:
+        names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = {name: {row[1] for row in db.execute(f"PRAGMA table_info({name})")} for name in names}
+    return {name: columns for name, columns in found.items() if not name.startswith("sqlite_")}
+
+
+def test_everything_is_still_there(tmp_path: Path) -> None:
+    """Answers with their documents, hits and vectors; logs and examples."""
+    old_database(tmp_path / "ibidem.sqlite3")
+    with ibidem.open(tmp_path, embedder=BagOfWords(16), threshold=0.5, ttl=1e9) as cache:
+        exact = cache.lookup(Request("where is the station", semantic=False))
+        reworded = Request("how long to return goods ok", documents=(DOCUMENT,), namespace="shop")
+        assert (exact.answer.text, exact.answer.payload) == ("There.", "{}")
+        assert cache.lookup(reworded).answer == Answer(
+            "Within 30 days of delivery.", model="m", input_tokens=7, output_tokens=5
+        )
+        stats = cache.stats()
+        assert (stats.entries, stats.examples, stats.hits, stats.faults) == (
+            2,
+            1,
+            {"exact": 2, "semantic": 1},
+            {},
+        )
+        assert stats.bytes > 2000
+
+
+def test_the_tables_are_those_of_a_new_database(tmp_path: Path) -> None:
+    """Column by column, and the indexes too."""
+    old, new = tmp_path / "old" / "ibidem.sqlite3", tmp_path / "new" / "ibidem.sqlite3"
+    old_database(old)
+    new.parent.mkdir()
+    found = []
+    for file in (old, new):
+        Records(f"sqlite:///{file}").close()
+        with closing(sqlite3.connect(file)) as db:
+            names = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+            version = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+        found.append((columns(file), names, version))
+
+    assert found[0] == found[1]
+    assert found[0][2] == (str(tables.SCHEMA_VERSION),)
+
+
+def test_several_threads_may_come_at_once(tmp_path: Path) -> None:
+    """One changes the tables, the others wait for it."""
+    file = tmp_path / "ibidem.sqlite3"
+    old_database(file)
+    failures: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            Records(f"sqlite:///{file}").close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert failures == []
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Neither columns nor version; the next opening tries again."""
+    file = tmp_path / "ibidem.sqlite3"
+    old_database(file)
+    before = columns(file)
+
+    def half(db: sqlalchemy.Connection) -> None:
+        db.exec_driver_sql("ALTER TABLE entries ADD COLUMN ttl FLOAT")
+        db.exec_driver_sql("ALTER TABLE nothing ADD COLUMN ttl FLOAT")
+
+    monkeypatch.setitem(migrations._MIGRATIONS, 2, half)
+    with pytest.raises(ibidem.StorageError, match="nothing"):
+        Records(f"sqlite:///{file}")
+    assert {name: found for name, found in columns(file).items() if name in before} == before
+    monkeypatch.undo()
+    Records(f"sqlite:///{file}").close()
+    assert "rank" in columns(file)["entries"]
+
+
+def test_postgresql_is_brought_up_to_date_too() -> None:
+    """By the same steps, also if several processes come at once."""
+    with running_postgres() as url:
+        engine = sqlalchemy.create_engine(url)
+        Records(url).close()
+        with engine.begin() as db:  # back to what schema 1 had
+            for name in ("ttl", "used", "size", "cost", "rank"):
+                db.exec_driver_sql(f"ALTER TABLE entries DROP COLUMN {name}")
+            for name in ("entry_tags", "invalidations", "dead_points"):
+                db.exec_driver_sql(f"DROP TABLE {name}")
+            db.exec_driver_sql("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+        with ThreadPoolExecutor(4) as pool:
+            for records in pool.map(Records, [url] * 4):
+                records.close()
+        found = {column["name"] for column in sqlalchemy.inspect(engine).get_columns("entries")}
+        indexes = {index["name"] for index in sqlalchemy.inspect(engine).get_indexes("entries")}
+        engine.dispose()
+
+    assert found == set(tables.entries.c.keys())
+    assert "ix_entries_rank" in indexes
+
+
+def test_every_version_has_its_step() -> None:
+    """A new schema version without a migration would strand its users."""
+    assert sorted(migrations._MIGRATIONS) == list(range(2, tables.SCHEMA_VERSION + 1))
+    assert "rank" in str(CreateTable(tables.entries))
