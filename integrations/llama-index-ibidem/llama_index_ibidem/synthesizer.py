@@ -292,6 +292,7 @@ class CachedSynthesizer(BaseSynthesizer):
             namespace=self._namespace,
             documents=tuple(Document(ids.get(text, digest(text)), text) for text in shown),
             semantic=self._semantic and not is_for_programs(self._synthesizer),
+            temperature=getattr(self._llm, "temperature", None),
         )
 
 
