@@ -63,6 +63,7 @@ def open(
     audit_rate: float | None = None,
     judge: Callable[[str, str, str], bool] | None = None,
     ttl: float | None = None,
+    single_flight: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
@@ -87,6 +88,8 @@ def open(
         context: Which documents must be unchanged: `evidence` (those that support the answer; default),
             `same` (all of them) or `ignore`.
         ttl: Seconds an answer lives (30 days); `math.inf` for ever.
+        single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
+            asking too; 0 switches it off.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
 
     Raises:
@@ -111,9 +114,17 @@ def open(
         max_wrong=max_wrong,
         audit_rate=audit_rate,
         ttl=ttl,
+        single_flight=single_flight,
     )
     if judge is not None and not callable(judge):
         raise InvalidInput(f"judge must be callable, not {type(judge).__name__}")
     shared = backend.acquire(settings, resolve_embedder(settings.embedder))
     auditor = auditor_for(shared, settings, judge)
-    return SemanticCache(shared, settings.policy, auditor=auditor, ttl=settings.ttl, on_lookup=on_lookup)
+    return SemanticCache(
+        shared,
+        settings.policy,
+        auditor=auditor,
+        ttl=settings.ttl,
+        single_flight=settings.single_flight,
+        on_lookup=on_lookup,
+    )

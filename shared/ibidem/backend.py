@@ -19,6 +19,7 @@ from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError
 from ibidem.examples import Example
 from ibidem.faults import Faults, log
+from ibidem.flights import Flights
 from ibidem.index import VectorIndex
 from ibidem.ledger import Ledger, scorer_name
 from ibidem.locks import ForkSafeLock
@@ -46,7 +47,7 @@ class Backend:
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
         self.key, self.users = key, 0
-        self.faults = Faults()
+        self.faults, self.flights = Faults(), Flights()
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.scorer = scorer_for(embedder.fingerprint)
@@ -80,6 +81,7 @@ class Backend:
             self.vectors.after_fork()
             self._background.after_fork()
             self.ledger.after_fork()
+            self.flights.after_fork()
             self._log.clear()
             self._examples.clear()
 
@@ -134,6 +136,7 @@ class Backend:
     def close(self) -> None:
         """Finish the background work and close everything."""
         self.check_process()
+        self.flights.close()
         self._background.stop()
         self.ledger.close()
         self.vectors.close()

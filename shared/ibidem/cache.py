@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ibidem import backend as backends
 from ibidem.admission import refusal, storable
+from ibidem.answering import Answering
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
 from ibidem.decision import Candidate, Policy, decide
@@ -17,7 +18,7 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
 from ibidem.examples import ExampleLog
 from ibidem.locks import ForkSafeLock
-from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
+from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
 
@@ -26,7 +27,7 @@ OnLookup = Callable[[Request, Hit | Miss], None]
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
 
 
-class SemanticCache:
+class SemanticCache(Answering):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -34,6 +35,7 @@ class SemanticCache:
         policy: How sure the cache must be.
         auditor: Asked which candidates may be served and which are compared; None for no audits.
         ttl: Seconds an answer lives.
+        single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
         clock: Seconds since the epoch; a test may pass its own.
     """
@@ -45,12 +47,13 @@ class SemanticCache:
         *,
         auditor: Auditor | None = None,
         ttl: float = math.inf,
+        single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._backend, self.policy, self.ttl, self._clock = backend, policy, ttl, clock
-        self._auditor, self._on_lookup = auditor, on_lookup
-        self._lock = ForkSafeLock()
+        self._auditor, self._on_lookup, self._lock = auditor, on_lookup, ForkSafeLock()
+        self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
         self.examples = ExampleLog(backend, self._ready, clock)  # answered questions, for later use
@@ -65,9 +68,13 @@ class SemanticCache:
             InvalidInput: `request` is not a `Request`.
             CacheClosed: The cache was closed.
         """
+        result = self._search(request)
+        self._note(request, result)
+        return result
+
+    def _search(self, request: Request) -> Hit | Miss:
         self._ready(request)
         started = time.perf_counter()
-        result: Hit | Miss
         try:
             result = self._find(request)
         except IndexUnavailable as error:
@@ -76,10 +83,7 @@ class SemanticCache:
         except Exception as error:
             self._backend.faults.note("look up a question", error)
             result = Miss("error")
-        result = replace(result, seconds=time.perf_counter() - started)
-        self._backend.note_lookup(lookup_row(request, result, self._clock()))
-        self._tell(request, result)
-        return result
+        return replace(result, seconds=time.perf_counter() - started)
 
     def store(self, request: Request, answer: Answer) -> Stored | Rejected:
         """Keep the answer, if it is worth keeping; replaces the one to the very same request.
@@ -143,6 +147,7 @@ class SemanticCache:
             rejected=rejected,
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
+            waits=self.flights.waits(),
             audits=self._auditor.report() if self._auditor else (),
         )
 
@@ -186,7 +191,7 @@ class SemanticCache:
             return Miss("empty")
         same = self._backend.records.get(request.key)
         if same is not None and self._alive(same, now):
-            return _hit(Candidate(same, 1.0), "exact", now)
+            return Candidate(same, 1.0).hit("exact", now)
         missing = "empty" if same is None else "expired"
         if not request.semantic:
             return Miss("question_unknown" if same is None else missing)
@@ -198,10 +203,10 @@ class SemanticCache:
         if verdict.chosen is not None:
             ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
             if ruling == "serve":
-                return _hit(verdict.chosen, "semantic", now)
-            return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
+                return verdict.chosen.hit("semantic", now)
+            return verdict.chosen.miss("audit" if ruling == "audit" else "below_budget")
         if verdict.nearest is not None:
-            return _missed(verdict.reason, verdict.nearest)
+            return verdict.nearest.miss(verdict.reason)
         if same is not None:
             return Miss(missing)
         kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
@@ -259,6 +264,7 @@ class SemanticCache:
         if vector is not None:
             self._backend.vectors.add(entry.namespace, entry.scope, vector)
         self._backend.wake()
+        self.flights.stored(entry.id)
 
     def _ready(self, *requests: object) -> None:
         if self._closed:
@@ -268,7 +274,8 @@ class SemanticCache:
                 raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
         self._backend.check_process()
 
-    def _tell(self, request: Request, result: Hit | Miss) -> None:
+    def _note(self, request: Request, result: Hit | Miss) -> None:
+        self._backend.note_lookup(lookup_row(request, result, self._clock()))
         if self._on_lookup is not None:
             try:
                 self._on_lookup(request, result)
@@ -279,20 +286,3 @@ class SemanticCache:
         with self._lock:
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
         return Rejected(reason)
-
-
-def _hit(candidate: Candidate, tier: Tier, now: float) -> Hit:
-    entry = candidate.entry
-    return Hit(
-        answer=entry.answer,
-        entry_id=entry.id,
-        tier=tier,
-        similarity=candidate.similarity,
-        score=candidate.score if tier == "semantic" else 1.0,
-        question=entry.question,
-        age=max(0.0, now - entry.created),
-    )
-
-
-def _missed(reason: str, candidate: Candidate) -> Miss:
-    return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ibidem.entry import Entry
 from ibidem.guards import vetoed_by
-from ibidem.request import Request
+from ibidem.request import Hit, Miss, Request, Tier
 from ibidem.scoring import CosineScorer, Scorer
 
 ContextRule = Literal["evidence", "same", "ignore"]
@@ -38,6 +38,22 @@ class Candidate:
     entry: Entry
     similarity: float
     score: float = -1.0
+
+    def hit(self, tier: Tier, now: float) -> Hit:
+        """The answer, to be repeated."""
+        return Hit(
+            answer=self.entry.answer,
+            entry_id=self.entry.id,
+            tier=tier,
+            similarity=self.similarity,
+            score=self.score if tier == "semantic" else 1.0,
+            question=self.entry.question,
+            age=max(0.0, now - self.entry.created),
+        )
+
+    def miss(self, reason: str) -> Miss:
+        """Why the answer may not be repeated."""
+        return Miss(reason, self.entry.question, self.entry.id, self.similarity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ DAYS = 86_400.0
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
 AUDIT_FLOOR = 0.8
 
+# Longer than most answers take, shorter than the minute after which gateways and users give up: if the call
+# that the others wait for hangs, they can still ask for themselves.
+SINGLE_FLIGHT = 30.0
+
 
 def _similarity(value: Any) -> Any:
     """Refuse what looks like a distance, the usual mistake, with a sentence that says so."""
@@ -56,6 +60,13 @@ def _server(value: Any) -> Any:
     return value
 
 
+def _seconds(value: Any) -> Any:
+    """Refuse `True`, which would be a wait of one second."""
+    if isinstance(value, bool):
+        raise ValueError("is a number of seconds; 0 switches it off")
+    return value
+
+
 class Settings(BaseSettings):
     """How a cache is opened. `ibidem.open` documents each setting."""
 
@@ -79,6 +90,7 @@ class Settings(BaseSettings):
     audit_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     context: ContextRule = "evidence"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
+    single_flight: Annotated[float, Field(ge=0.0, le=3600.0), BeforeValidator(_seconds)] = SINGLE_FLIGHT
 
     @property
     def database_file(self) -> Path:
