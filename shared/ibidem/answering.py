@@ -24,7 +24,7 @@ class Asking:
 
     def __init__(self, cache: Answering, request: Request) -> None:
         self.request = request
-        self._cache, self._flights = cache, cache.flights
+        self.cache, self._flights = cache, cache.flights
         self._patience = cache.single_flight
         self._until: float | None = None  # when it has waited enough; None if it did not wait
         self._since = 0
@@ -39,7 +39,7 @@ class Asking:
         """
         self._since, self._missed = self._flights.landings, None
         try:
-            found = self._cache._search(self.request)
+            found = self.cache._search(self.request)
         except CacheClosed:
             if self._until is None:
                 raise
@@ -89,7 +89,7 @@ class Asking:
             CacheClosed: The cache was closed.
         """
         try:
-            result = self._cache.store(self.request, answer)
+            result = self.cache.store(self.request, answer)
         except BaseException:
             self.end()
             raise
@@ -162,7 +162,7 @@ class Asking:
         self._missed = None
         if self._until is not None:
             self._flights.count(outcome)
-        self._cache._note(self.request, found)
+        self.cache._note(self.request, found)
 
 
 class Answering(ABC):

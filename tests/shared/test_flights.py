@@ -404,10 +404,11 @@ def test_an_answer_stored_during_the_lookup_is_found(cache: SemanticCache) -> No
 def test_hits_do_not_touch_the_table(cache: SemanticCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """They cost what they did."""
     cache.store(ASKED, Answer("known"))
-    monkeypatch.setattr(Flights, "enter", None)
-    monkeypatch.setattr(Flights, "_table", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(Flights, "enter", None)
+        patched.setattr(Flights, "_table", None)
 
-    assert cache.answer(ASKED, lambda request: Answer("new")).text == "known"
+        assert cache.answer(ASKED, lambda request: Answer("new")).text == "known"
 
 
 def test_a_destructor_may_end_a_lead_anywhere() -> None:
