@@ -63,6 +63,9 @@ class OpenAIServer:
         self.finish_reason: str | None = None
         #: Seconds before each answer.
         self.delay = 0.0
+        #: Answers wait until it is set, as it is from the beginning; what has come is in `requests` before.
+        self.gate = threading.Event()
+        self.gate.set()
         self._number = 0
         self._failures: list[int] = []
         self._breaks: list[tuple[int, bool]] = []
@@ -272,6 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, body = self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         headers = {name.lower(): value for name, value in self.headers.items()}
         number, failure, broken = openai._receive({"path": path, "body": body, "headers": headers})
+        openai.gate.wait(20)
         time.sleep(openai.delay)
         with contextlib.suppress(ConnectionError):  # a client may leave at any time
             if failure is not None:

@@ -22,6 +22,8 @@ class Asking:
     gets one line for the request: the hit, or the miss that the model was asked for.
     """
 
+    __slots__ = ("_flights", "_lead", "_missed", "_patience", "_since", "_until", "cache", "request")
+
     def __init__(self, cache: Answering, request: Request) -> None:
         self.request = request
         self.cache, self._flights = cache, cache.flights
