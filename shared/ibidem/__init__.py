@@ -75,6 +75,7 @@ def open(
     write_quota: int | None = None,
     redact: Callable[[str], str] | None = None,
     admit: Callable[[Request, Answer], bool] | None = None,
+    single_flight: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
@@ -116,6 +117,8 @@ def open(
             changes is compared exactly and written to logs as it returns it; an answer that it changes is
             not stored.
         admit: Called with a request and its answer; returns whether the answer may be stored.
+        single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
+            asking too; 0 switches it off.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
 
     Raises:

@@ -20,6 +20,7 @@ from ibidem.embedding import CheckedEmbedder, fingerprint_of
 from ibidem.errors import StorageError
 from ibidem.examples import Example
 from ibidem.faults import Faults, log
+from ibidem.flights import Flights
 from ibidem.housekeeping import Housekeeping
 from ibidem.index import VectorIndex
 from ibidem.ledger import Ledger, scorer_name
@@ -49,8 +50,8 @@ class Backend:
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
         self.key, self.users = key, 0
+        self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
-        self.faults = Faults()
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.housekeeping = Housekeeping(
@@ -88,6 +89,7 @@ class Backend:
             self.vectors.after_fork()
             self._background.after_fork()
             self.ledger.after_fork()
+            self.flights.after_fork()
             self._log.clear()
             self._examples.clear()
 
@@ -124,6 +126,7 @@ class Backend:
             self.vectors.add(entry.namespace, entry.scope, entry.vector)
         house.grown(size_of(entry))
         self._background.wake()
+        self.flights.stored(entry.id)
 
     def flush(self) -> bool:
         """Wait until what is known now is indexed and logged; False if that took too long.
@@ -148,6 +151,7 @@ class Backend:
     def close(self) -> None:
         """Finish the background work and close everything."""
         self.check_process()
+        self.flights.close()
         self._background.stop()
         self.ledger.close()
         self.vectors.close()

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ibidem import backend as backends
 from ibidem.admission import Admission, storable
+from ibidem.answering import Answering
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
 from ibidem.decision import Policy
@@ -24,7 +25,7 @@ from ibidem.stats import Stats
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
-class SemanticCache:
+class SemanticCache(Answering):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -33,6 +34,7 @@ class SemanticCache:
         lifetime: How long answers live.
         admission: What may be stored.
         auditor: Asked which candidates may be served and which are compared; None for no audits.
+        single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
     """
 
@@ -44,6 +46,7 @@ class SemanticCache:
         admission: Admission,
         *,
         auditor: Auditor | None = None,
+        single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
     ) -> None:
         self._backend, self.policy, self.lifetime = backend, policy, lifetime
@@ -51,11 +54,11 @@ class SemanticCache:
         self._finder = Finder(backend, policy, auditor, lifetime)
         self._keeper = Keeper(backend, admission, lifetime)
         self._lock = ForkSafeLock()
+        self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        self.examples = ExampleLog(
-            backend, self._ready, admission.redacted
-        )  # answered questions, for later use
+        # Answered questions, for later use.
+        self.examples = ExampleLog(backend, self._ready, admission.redacted)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -71,6 +74,11 @@ class SemanticCache:
             InvalidInput: `request` is not a `Request`, or `max_age` no such number.
             CacheClosed: The cache was closed.
         """
+        result = self._search(request, max_age)
+        self._note(request, result)
+        return result
+
+    def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
         _require_seconds("max_age", max_age)
         started, now = time.perf_counter(), self._backend.clock()
@@ -84,11 +92,7 @@ class SemanticCache:
         except Exception as error:
             self._backend.faults.note("look up a question", error)
             result = Miss("error")
-        result = replace(result, seconds=time.perf_counter() - started)
-        question = self._admission.redacted(request.question) if private else request.question
-        self._backend.note_lookup(lookup_row(request, question, result, now))
-        self._tell(request, result)
-        return result
+        return replace(result, seconds=time.perf_counter() - started)
 
     def store(
         self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
@@ -163,6 +167,7 @@ class SemanticCache:
             rejected=rejected,
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
+            waits=self.flights.waits(),
             audits=self._auditor.report() if self._auditor else (),
             bytes=totals.bytes,
             evicted=self._backend.housekeeping.evicted,
@@ -211,7 +216,9 @@ class SemanticCache:
                 raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
         self._backend.check_process()
 
-    def _tell(self, request: Request, result: Hit | Miss) -> None:
+    def _note(self, request: Request, result: Hit | Miss) -> None:
+        question = self._admission.redacted(request.question)
+        self._backend.note_lookup(lookup_row(request, question, result, self._backend.clock()))
         if self._on_lookup is not None:
             try:
                 self._on_lookup(request, result)

@@ -23,6 +23,10 @@ from ibidem.scoring import threshold_for
 AUDIT_FLOOR = 0.8
 LEAST_BYTES = 1_000_000  # a bound below that is a mistake: it would hold a few hundred answers
 
+# Longer than most answers take, shorter than the minute after which gateways and users give up: if the call
+# that the others wait for hangs, they can still ask for themselves.
+SINGLE_FLIGHT = 30.0
+
 
 def _similarity(value: Any) -> Any:
     """Refuse what looks like a distance, the usual mistake, with a sentence that says so."""
@@ -60,6 +64,13 @@ def _server(value: Any) -> Any:
     return value
 
 
+def _seconds(value: Any) -> Any:
+    """Refuse `True`, which would be a wait of one second."""
+    if isinstance(value, bool):
+        raise ValueError("is a number of seconds; 0 switches it off")
+    return value
+
+
 class Settings(BaseSettings):
     """How a cache is opened. `ibidem.open` documents each setting."""
 
@@ -92,6 +103,7 @@ class Settings(BaseSettings):
     eviction: Eviction = "cost"
     max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
     write_quota: Annotated[int, Field(ge=1)] | None = None
+    single_flight: Annotated[float, Field(ge=0.0, le=3600.0), BeforeValidator(_seconds)] = SINGLE_FLIGHT
 
     @property
     def database_file(self) -> Path:

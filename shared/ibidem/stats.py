@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ibidem.intervals import clopper_pearson
@@ -41,7 +41,9 @@ class Stats:
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
     by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
     in the vector index yet; `examples` counts the example log; `index` says whether the index is in use, or
-    why not. `audits` tells of the 20 namespaces audited last; it is empty if this cache makes no audits.
+    why not. `waits` counts, since opening, the requests of this process that waited for an identical one in
+    flight, by what came of it: `hit`, `asked` (it failed, or its answer could not be kept) or `timeout`.
+    `audits` tells of the 20 namespaces audited last; it is empty if this cache makes no audits.
     """
 
     entries: int
@@ -58,6 +60,7 @@ class Stats:
     bytes: int = 0
     evicted: int = 0
     expired: int = 0
+    waits: dict[str, int] = field(default_factory=dict)
 
 
 def audit_stats(namespace: str, rows: Sequence[JudgementRow], threshold: float, alarms: int) -> AuditStats:
