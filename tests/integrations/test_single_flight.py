@@ -373,18 +373,20 @@ async def test_crossed_batches_do_not_wait_for_each_other(
         if request.key not in seen:
             seen.add(request.key)
             first.wait()
+        else:
+            wait_until(lambda: len(cache.flights._leads) == 2)
         return search(request)
 
     monkeypatch.setattr(cache, "_search", crossed)
-    server.gate.set()
     both = [[ASKED, OTHER], [OTHER, ASKED]]
     if way == "threads":
         calls: list[Any] = [asyncio.wrap_future(pool.submit(model.generate, prompts)) for prompts in both]
     else:
         calls = [asyncio.create_task(model.agenerate(prompts)) for prompts in both]
+    await await_until(lambda: server.count == 2)
+    server.gate.set()
     await asyncio.wait_for(asyncio.gather(*calls), 10)
 
-    assert server.count == 2
     assert cache.stats().waits == {}
     assert not cache.flights._leads
 

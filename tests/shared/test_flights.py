@@ -285,8 +285,11 @@ async def test_a_cancelled_waiter_holds_nobody_up(cache: SemanticCache, model: M
     """Nor does one that is cancelled in the moment when it is given the lead."""
     lead = cache.flights.enter(ASKED.key, 0, 30, may_wait=True)
     assert isinstance(lead, Lead)
-    early, given, last = (asyncio.create_task(cache.aanswer(ASKED, model.later)) for _ in range(3))
-    await await_until(lambda: waiting(cache) == 3)
+    tasks = []
+    for number in range(1, 4):  # in this order
+        tasks.append(asyncio.create_task(cache.aanswer(ASKED, model.later)))
+        await await_until(lambda: waiting(cache) == number)  # noqa: B023
+    early, given, last = tasks
     early.cancel()
     await asyncio.sleep(0)
     lead.end()  # `given` has it, but has not run yet

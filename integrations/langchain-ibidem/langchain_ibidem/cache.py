@@ -107,6 +107,9 @@ class IbidemCache(BaseCache):
         """As `lookup`, in a thread; while it waits for an identical call it needs none."""
         try:
             return await self._afind(prompt, llm_string)
+        except Exception as error:
+            self._faults.note(_LOOK_UP, error)
+            return None
         except BaseException:  # cancelled
             calls.failed()
             raise
