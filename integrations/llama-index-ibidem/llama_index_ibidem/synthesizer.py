@@ -18,8 +18,6 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.response_synthesizers.context_only import ContextOnly
-from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
@@ -30,7 +28,7 @@ from ibidem.request import Answer, Document, Hit, Request, digest, require_text
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.codec import MARKER
-from llama_index_ibidem.description import description, is_for_programs
+from llama_index_ibidem.description import asks_no_model, description, is_for_programs
 from llama_index_ibidem.inquiry import Desk, Inquiry
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.streams import apassed_on, passed_on
@@ -54,7 +52,6 @@ _OURS = (
     "_prepare_response_output",
 )
 _FORM, _TEXT = "form", "text"  # synthesizers that are given a form may still answer in words
-_ASK_NO_MODEL = (ContextOnly, NoText)
 
 # The hit that the running synthesis was answered with: LlamaIndex builds its response from the text alone.
 _served: ContextVar[Hit | None] = ContextVar("ibidem_served", default=None)
@@ -272,20 +269,20 @@ class CachedSynthesizer(BaseSynthesizer):
     def _request(
         self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
     ) -> Request | None:
-        if isinstance(self._synthesizer, _ASK_NO_MODEL):
+        if asks_no_model(self._synthesizer):
             return None
         if not question.strip():
             raise NotCacheable("no_question", "the question is empty")
         if around.synthesis is None:
             raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
-        described = description(self._synthesizer, self._model_id, given)
+        described = ["llama_index/1", "synthesizer", description(self._synthesizer, self._model_id, given)]
         ids = {document.text: document.id for document in around.synthesis.documents}
-        shown = [text.strip() for text in texts]
+        shown = tuple(Document(ids.get(text, digest(text)), text) for text in map(str.strip, texts))
         return Request(
             question,
-            scope=json.dumps(["llama_index/1", "synthesizer", described]),
+            scope=json.dumps(described),
             namespace=self._namespace,
-            documents=tuple(Document(ids.get(text, digest(text)), text) for text in shown),
+            documents=shown,
             semantic=self._semantic and not is_for_programs(self._synthesizer),
             temperature=getattr(self._llm, "temperature", None),
         )
