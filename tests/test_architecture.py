@@ -15,7 +15,8 @@ SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 DOORS = {
     "chromadb": {"shared/ibidem/chroma.py", "shared/ibidem/chroma_server.py"},
-    "sqlalchemy": {"shared/ibidem/records.py", "shared/ibidem/logs.py", "shared/ibidem/database.py"},
+    "sqlalchemy": {f"shared/ibidem/{module}.py" for module in ("records", "logs", "database", "engines")},
+    "psycopg": {"shared/ibidem/postgres.py"},
     "torch": set(),
 }
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 300

@@ -17,6 +17,7 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
 from ibidem.examples import ExampleLog
 from ibidem.locks import ForkSafeLock
+from ibidem.patience import hurried
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
@@ -69,7 +70,8 @@ class SemanticCache:
         started = time.perf_counter()
         result: Hit | Miss
         try:
-            result = self._find(request)
+            with hurried():
+                result = self._find(request)
         except IndexUnavailable as error:
             self._backend.faults.note("search by meaning", error)
             result = Miss("no_index")
@@ -97,7 +99,8 @@ class SemanticCache:
         reason = refusal(request, answer)
         try:
             if not reason:
-                self._keep(request, answer)
+                with hurried():
+                    self._keep(request, answer)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)
         except Exception as error:
@@ -209,15 +212,14 @@ class SemanticCache:
 
     def _alive(self, entry: Entry, now: float) -> bool:
         """Whether the entry may still be served, by the time it was given and by that of this cache."""
-        return entry.alive(now) and now < entry.created + self.ttl
+        return entry.alive(now) and abs(now - entry.created) < self.ttl
 
     def _candidates(self, request: Request, vector: Vector, now: float) -> list[Candidate]:
-        namespace, scope = request.namespace, request.scope_digest
-        points = self._backend.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+        points = self._backend.vectors.nearest(request.namespace, request.scope_digest, vector, NEIGHBOURS)
         found = self._backend.records.near(
             points,
-            namespace=namespace,
-            scope=scope,
+            namespace=request.namespace,
+            scope=request.scope_digest,
             embedder=self._backend.embedder.fingerprint,
             documents=request.documents_digest,
         )

@@ -1,8 +1,7 @@
-"""The tables of the truth and how to open them, on SQLite and PostgreSQL alike."""
+"""The tables of the truth and how they are read and written, on SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ibidem.errors import MissingExtra, StorageError
+from ibidem.engines import breaker_of, is_away, storage_error, take_turn
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
 SCHEMA_VERSION = 1
-SERVER_SECONDS = 5  # how long a database server may take to connect
-STATEMENT_SECONDS = 30  # and to answer
-BUSY_SECONDS = 5.0  # how long a locked SQLite file is waited for
 
 metadata = sa.MetaData()
 
@@ -125,84 +121,40 @@ meta = sa.Table(
 )
 
 
-def open_engine(url: str) -> sa.Engine:
-    """A connection pool for the URL.
-
-    Raises:
-        MissingExtra: PostgreSQL's driver is not installed.
-        StorageError: The URL is malformed, or its database of another kind.
-    """
-    named = f"database={url.rpartition('@')[2]!r}"
-    try:
-        # Without hide_parameters, errors would quote questions and answers.
-        engine = sa.create_engine(url, hide_parameters=True, **_patience(url))
-    except ImportError as error:
-        if url.startswith("postgresql"):
-            raise MissingExtra(named, "postgres") from error
-        raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({error})") from error
-    except sa.exc.ArgumentError as error:
-        raise StorageError(f"cannot use {named}: {error}") from error
-    if engine.dialect.name not in ("sqlite", "postgresql"):
-        raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _configure_sqlite)
-    return engine
-
-
-def _patience(url: str) -> dict[str, Any]:
-    """How long a server is waited for; its drivers wait for ever."""
-    if url.startswith("sqlite"):
-        return {}
-    limits = {"connect_timeout": SERVER_SECONDS, "options": f"-c statement_timeout={STATEMENT_SECONDS}s"}
-    return {"pool_pre_ping": True, "pool_timeout": SERVER_SECONDS, "connect_args": limits}
-
-
-def _configure_sqlite(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-    _switch_to_wal(cursor)
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
-
-
-def _switch_to_wal(cursor: Any) -> None:
-    """For this lock SQLite does not wait by itself, when several processes make a database at once."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
-
-
 def sqlite_url(file: Path) -> str:
     """The SQLAlchemy URL of a SQLite file, whatever characters its path has."""
     return sa.URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Raise `StorageError` with what the database said, never the statement with its values."""
+def _guarded(engine: sa.Engine) -> Iterator[None]:
+    """Errors are `StorageError`; a server that is down is not called, one that goes down is remembered."""
+    breaker = breaker_of(engine)
+    if breaker is not None:
+        breaker.check()
+    epoch = breaker.epoch if breaker is not None else 0
     try:
         yield
     except sa.exc.SQLAlchemyError as error:
-        raise StorageError(str(getattr(error, "orig", None) or error)) from error
+        failure = storage_error(error)
+        if breaker is not None and is_away(error):
+            breaker.trip(failure, epoch)
+        raise failure from error
 
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection to read with. Errors are `StorageError`."""
-    with storage_errors(), engine.connect() as db:
+    with _guarded(engine), engine.connect() as db:
         yield db
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction: all of it or nothing. Errors are `StorageError`."""
-    with storage_errors(), engine.begin() as db:
+    with _guarded(engine), engine.begin() as db:
+        if db.dialect.name == "sqlite":
+            take_turn(db)
         yield db
 
 

@@ -73,5 +73,10 @@ class Entry:
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
 
     def alive(self, now: float) -> bool:
-        """Whether the entry has not expired at `now`."""
-        return self.expires is None or now < self.expires
+        """Whether the entry has not expired at `now`.
+
+        One from farther in the future than it was to live has: a clock was wrong, and it would live for ever.
+        """
+        if self.expires is None:
+            return True
+        return 2 * self.created - self.expires < now < self.expires

@@ -8,7 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem import database
-from ibidem.database import insert_into, open_engine, reading, upsert_entry, writing
+from ibidem.database import insert_into, reading, upsert_entry, writing
+from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
@@ -83,9 +84,13 @@ class Records:
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
         self._engine.dispose(close=False)
+        if breaker := breaker_of(self._engine):
+            breaker.after_fork()
 
     def close(self) -> None:
         """Close all connections."""
+        if breaker := breaker_of(self._engine):
+            breaker.stop()
         self._engine.dispose()
 
     def get(self, entry_id: str) -> Entry | None:
