@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ibidem.chroma import ChromaIndex, unavailable
 from ibidem.entry import Vector
 from ibidem.errors import IndexUnavailable
-from ibidem.patience import allowance, waiting
+from ibidem.patience import HURRIED_SECONDS, allowance, waiting
 
 HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
 RETRY_SECONDS = 0.05
@@ -154,7 +154,7 @@ def open_server(url: str, name: str, headers: Mapping[str, str] | None = None) -
         import httpx
         from chromadb.config import Settings
 
-        with httpx.Client(headers=sent, event_hooks={"request": [_limit]}) as first:
+        with httpx.Client(headers=sent, timeout=HURRIED_SECONDS) as first:  # the first lookup waits for this
             for path in _ASKED_FIRST:
                 first.get(f"{address}/api/v2/{path}").raise_for_status()
         client = chromadb.HttpClient(

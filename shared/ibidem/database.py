@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ibidem.engines import breaker_of, is_away, storage_error, take_turn
+from ibidem.patience import waiting
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
 SCHEMA_VERSION = 1
@@ -130,14 +131,20 @@ def sqlite_url(file: Path) -> str:
 def _guarded(engine: sa.Engine) -> Iterator[None]:
     """Errors are `StorageError`; a server that is down is not called, one that goes down is remembered."""
     breaker = breaker_of(engine)
-    if breaker is not None:
-        breaker.check()
-    epoch = breaker.epoch if breaker is not None else 0
+    if breaker is None:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            raise storage_error(error) from error
+        return
+    breaker.check()
+    epoch = breaker.epoch
     try:
-        yield
+        with waiting():
+            yield
     except sa.exc.SQLAlchemyError as error:
         failure = storage_error(error)
-        if breaker is not None and is_away(error):
+        if is_away(error):
             breaker.trip(failure, epoch)
         raise failure from error
 

@@ -15,6 +15,7 @@ from ibidem.patience import HURRIED_SECONDS, hurried, in_a_hurry
 
 SERVER_SECONDS = 5  # how long a database server may take to connect
 STATEMENT_SECONDS = 30  # and to answer
+LOCK_MS = 800  # and how long it lets a statement wait for another's lock
 BUSY_SECONDS = 5.0  # how long other writers of a SQLite file are waited for where nobody waits for the caller
 _BUSY = f"PRAGMA busy_timeout={int(HURRIED_SECONDS * 1000)}"  # readers wait for next to nothing
 # Codes with which a server says that it takes no calls now: shutting down, starting up, too many connections.
@@ -62,7 +63,9 @@ def _patience(url: str) -> dict[str, Any]:
     }
     chosen = sa.make_url(url).query
     limits = {name: value for name, value in limits.items() if name not in chosen}
-    limits["options"] = f"-c statement_timeout={STATEMENT_SECONDS}s {chosen.get('options', '')}".rstrip()
+    # Who waits for another's lock is told by the server, before it is taken for one that does not answer.
+    ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms"
+    limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
     return {**pool, "pool_pre_ping": True, "connect_args": limits}
 
 

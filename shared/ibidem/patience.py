@@ -14,6 +14,7 @@ LEAST_SECONDS = 0.05  # the last of several answers gets so long, however late t
 
 class _Left(threading.local):
     seconds: float | None = None  # of the lookup under way; None where nobody waits
+    since: float | None = None  # when the wait under way began
 
 
 _left = _Left()
@@ -36,15 +37,19 @@ def in_a_hurry() -> bool:
 
 def allowance() -> float:
     """Seconds that the next answer may take."""
-    return PATIENT_SECONDS if _left.seconds is None else max(LEAST_SECONDS, _left.seconds)
+    if _left.seconds is None:
+        return PATIENT_SECONDS
+    spent = 0.0 if _left.since is None else time.monotonic() - _left.since
+    return max(LEAST_SECONDS, _left.seconds - spent)
 
 
 @contextmanager
-def waiting() -> Iterator[float]:
-    """Take what this block lasts from the allowance; yields the allowance."""
-    started = time.monotonic()
+def waiting() -> Iterator[None]:
+    """Take what this block lasts from the allowance: connecting, asking, and waiting for one's turn."""
+    started = _left.since = time.monotonic()
     try:
-        yield allowance()
+        yield
     finally:
+        _left.since = None
         if _left.seconds is not None:
             _left.seconds -= time.monotonic() - started

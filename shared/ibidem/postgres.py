@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from ibidem.patience import allowance, waiting
+from ibidem.patience import allowance
 
 Steps = Generator[Any, Any, Any]
 
@@ -22,12 +22,12 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Run one exchange with the server; psycopg sends all of them through here."""
-        with waiting() as seconds:
-            try:
-                return super().wait(_bounded(gen, seconds), *args, **kwargs)
-            except _TooLate:
-                self.close()  # its answer may still come, and would be taken for that to the next question
-                raise psycopg.OperationalError(f"no answer within {seconds:.1f} s") from None
+        seconds = allowance()
+        try:
+            return super().wait(_bounded(gen, seconds), *args, **kwargs)
+        except _TooLate:
+            self.close()  # its answer may still come, and would be taken for that to the next question
+            raise psycopg.OperationalError(f"no answer within {seconds:.1f} s") from None
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
