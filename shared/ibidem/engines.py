@@ -124,7 +124,7 @@ def take_turn(db: sa.Connection) -> None:
 
 def _switch_to_wal(cursor: Any) -> None:
     """For this lock SQLite does not wait by itself, when several processes make a database at once."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + (HURRIED_SECONDS if in_a_hurry() else BUSY_SECONDS)
     while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")

@@ -11,7 +11,7 @@ from ibidem import database
 from ibidem.database import insert_into, reading, upsert_entry, writing
 from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source, to_bytes
-from ibidem.errors import StorageError
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
 from ibidem.rows import WAITING, StoredVector, Totals, entry_row, source_rows, to_entry, to_stored_vector
 
@@ -55,6 +55,8 @@ class Records:
         except StorageError as error:
             self._engine.dispose()
             advice = "move it away to begin a new one, or use another path"
+            if isinstance(error, StorageUnavailable):
+                advice = "the disk may be full, another program may hold it, or its server is down"
             raise StorageError(f"cannot open the database {self.url}: {error}; {advice}") from error
 
     @property

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ibidem.decision import ContextRule, Policy
 from ibidem.errors import ConfigurationError
@@ -65,7 +65,9 @@ def _headers(value: Any) -> Any:
         for text in pair
     )
     if not sound:
-        raise ValueError("must map names of headers to their values, in printable ASCII")
+        raise ValueError(
+            "must map names of headers to values, in printable ASCII; IBIDEM_CHROMA_HEADERS is a JSON object"
+        )
     return dict(value)
 
 
@@ -132,10 +134,6 @@ def read_settings(**given: Any) -> Settings:
             f"{'.'.join(map(str, problem['loc']))}: {_said(problem)}" for problem in error.errors()
         )
         raise ConfigurationError(f"cannot open the cache: {problems}") from None
-    except SettingsError:
-        raise ConfigurationError(
-            "cannot open the cache: IBIDEM_CHROMA_HEADERS must be a JSON object"
-        ) from None
 
 
 def _said(problem: Any) -> str:
