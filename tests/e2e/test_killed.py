@@ -19,7 +19,7 @@ from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 
 ROUNDS = 100
-INDEXED = 5  # in each fifth the index is open too: to try it after a kill takes a second
+INDEXED = 10  # in each tenth the index is open too: to try it after a kill takes a second
 TORN_ROUNDS = 12
 THRESHOLD = 0.9
 LIVES = 0.35  # seconds a child lives at most after its first acknowledged answer
