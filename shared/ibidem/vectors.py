@@ -148,7 +148,8 @@ class Vectors:
                 self._memory, self._complete = Memory(), False
             try:
                 index.reset()
-                self._complete = self._alone
+                with self._lock:
+                    self._complete = self._alone and self._index is index
             except IndexUnavailable as error:
                 # What it still holds, the truth does not confirm.
                 self._faults.note("empty the vector index", error)

@@ -124,6 +124,7 @@ class TestPostgres:
                 heals=seen.first_after(up, "exact"),
             )
 
+    @pytest.mark.alone
     def test_frozen(self, tmp_path: Path, postgres: PostgresServer) -> None:
         """Of 32 callers in flight each is released after a second; the next pay next to nothing."""
         with open_cache(tmp_path / "c", database=postgres.url) as cache:
@@ -224,6 +225,7 @@ class TestChroma:
                 heals=seen.first_after(up, "semantic"),
             )
 
+    @pytest.mark.alone
     def test_frozen(self, tmp_path: Path, chroma: ChromaServer) -> None:
         """Of 32 callers in flight each is released after a second; the next pay next to nothing."""
         with open_cache(tmp_path / "c", chroma=chroma.url) as cache:
@@ -244,6 +246,7 @@ class TestChroma:
         assert max(then) < OPEN
         assert max(stores) < OPEN
 
+    @pytest.mark.alone
     def test_frozen_from_the_start(self, tmp_path: Path, chroma: ChromaServer) -> None:
         """While the first lookup waits for the index to be opened, nobody who stores does."""
         chroma.freeze()

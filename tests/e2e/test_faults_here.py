@@ -113,6 +113,7 @@ print("free", flush=True)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["writes", "everything"])
 def test_sqlite_locked(tmp_path: Path, kind: str) -> None:
     """By another process, for seconds: lookups do not wait, stores not longer than a second."""
