@@ -14,6 +14,8 @@ import psycopg
 
 from ibidem.patience import allowance
 
+INTERVAL = 0.1  # seconds between two looks at the clock; psycopg's own
+
 Steps = Generator[Any, Any, Any]
 
 
@@ -23,6 +25,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Run one exchange with the server; psycopg sends all of them through here."""
         seconds = allowance()
+        kwargs.setdefault("interval", min(INTERVAL, seconds / 2))
         try:
             return super().wait(_bounded(gen, seconds), *args, **kwargs)
         except _TooLate:
@@ -40,7 +43,7 @@ class _TooLate(Exception):
 
 
 def _bounded(steps: Steps, seconds: float) -> Steps:
-    """The same steps, until time is up; psycopg comes by every tenth of a second while nothing arrives."""
+    """The same steps, until time is up; psycopg comes by at every interval while nothing arrives."""
     until = monotonic() + seconds
     try:
         wanted = next(steps)
