@@ -57,6 +57,7 @@ def open(
     *,
     database: str | None = None,
     chroma: str | None = None,
+    chroma_headers: Mapping[str, str] | None = None,
     embedder: str | Embedder | Any = None,
     threshold: float | None = None,
     context: ContextRule | None = None,
@@ -84,6 +85,7 @@ def open(
         path: Directory for the database and the vector index; default: the user's data directory.
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
         chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
+        chroma_headers: Sent to it with each request, such as the token that a proxy before it asks for.
         embedder: What embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.

@@ -18,6 +18,7 @@ from ibidem.finding import Finder
 from ibidem.keeping import Keeper
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
+from ibidem.patience import hurried
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
@@ -85,7 +86,8 @@ class SemanticCache(Answering):
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
         try:
-            result = self._finder.find(request, now, max_age, private)
+            with hurried():
+                result = self._finder.find(request, now, max_age, private)
         except IndexUnavailable as error:
             self._backend.faults.note("search by meaning", error)
             result = Miss("no_index")
@@ -120,7 +122,8 @@ class SemanticCache(Answering):
         try:
             reason = self._admission.refusal(request, answer)
             if not reason:
-                self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+                with hurried():
+                    self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)

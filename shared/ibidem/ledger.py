@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ibidem.background import Background
 from ibidem.bounded import BoundedDict
 from ibidem.budget import WINDOW, Budget, Judged, Ruling
-from ibidem.errors import StorageError
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.logs import JudgementTable
@@ -104,6 +104,7 @@ class Ledger:
         self._pending: BoundedDict[str, Pending] = BoundedDict(PENDING)
         self._waiting: collections.deque[Comparison] = collections.deque()
         self._rows: collections.deque[JudgementRow] = collections.deque()
+        self._told = 0  # so many of the first rows could not be written, and are known to the budgets
         self._last: int | None = None  # id of the newest judgement seen; None before the first budget
         self._polled = 0.0
         self._clears = 0
@@ -164,7 +165,9 @@ class Ledger:
         with self._writing:
             count = delete()
             self._clears += 1
-            self._rows = collections.deque(row for row in self._rows if not _within(row, namespace))
+            kept = [(at, row) for at, row in enumerate(self._rows) if not _within(row, namespace)]
+            self._told = sum(at < self._told for at, _ in kept)
+            self._rows = collections.deque(row for _, row in kept)
             for _ in range(len(self._waiting)):
                 comparison = self._waiting.popleft()
                 if not _within(comparison.asked.row, namespace):
@@ -220,16 +223,30 @@ class Ledger:
     def _write(self) -> bool:
         with self._writing:
             rows, self._rows = list(self._rows), collections.deque()
-            if rows:
-                try:
-                    self._table.add(rows)
-                except StorageError:
-                    # Nobody else will hear of them, but what is served here must not go on unwatched.
-                    with self._lock:
-                        for row in rows:
-                            self._tell(row, None)
-                    raise
+            if not rows:
+                return False
+            try:
+                self._table.add(rows)
+            except StorageError as error:
+                with self._lock:  # what is served here must not go on unwatched
+                    for row in rows[self._told :]:
+                        self._tell(row, None)
+                self._told = 0
+                if isinstance(error, StorageUnavailable):
+                    self._keep_for_later(rows)
+                raise
+            if self._told:
+                with self._lock:
+                    self._budgets.clear()  # they know these already: what is in the log is read again
+                self._told = 0
         return False
+
+    def _keep_for_later(self, rows: list[JudgementRow]) -> None:
+        """Rows that the budgets know and the log does not, in front of those that are judged next."""
+        for _ in rows[WAITING:]:
+            self._faults.count("write judgements: too many wait", "dropped a judgement: too many wait")
+        self._rows.extendleft(reversed(rows[-WAITING:]))
+        self._told = min(len(rows), WAITING)
 
     def _learn(self) -> bool:
         """Learn what was written since the last time, by whichever process."""
