@@ -12,10 +12,11 @@ from ibidem.admission import refusal, storable
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
 from ibidem.decision import Candidate, Policy, decide
-from ibidem.entry import Entry, Source, Vector, to_bytes, to_vector
+from ibidem.entry import Entry, Source, Vector, cosine
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.evidence import supporting
 from ibidem.examples import ExampleLog
+from ibidem.learning import drop_cache, fit_cache
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, Tier, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
@@ -159,6 +160,9 @@ class SemanticCache:
             return []
         return self._backend.records.judgements.recent(limit, namespace)
 
+    fit = fit_cache
+    drop_fit = drop_cache
+
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
         self._ready()
@@ -194,12 +198,13 @@ class SemanticCache:
             return Miss(refused)
         vector = self._backend.embedder.vector_of(request.question)
         candidates = self._candidates(request, vector, now)
-        verdict = decide(request, candidates, self.policy, self._backend.scorer)
-        if verdict.chosen is not None:
-            ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
+        scorer = self._backend.scorer
+        verdict = decide(request, candidates, self.policy, scorer)
+        if (best := verdict.chosen) is not None:
+            ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
             if ruling == "serve":
-                return _hit(verdict.chosen, "semantic", now)
-            return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
+                return _hit(best, "semantic", now)
+            return _missed("audit" if ruling == "audit" else "below_budget", best)
         if verdict.nearest is not None:
             return _missed(verdict.reason, verdict.nearest)
         if same is not None:
@@ -221,12 +226,8 @@ class SemanticCache:
             embedder=self._backend.embedder.fingerprint,
             documents=request.documents_digest,
         )
-        rounded = to_vector(to_bytes(vector))
         return [
-            # Stored vectors are rounded: the same question must not fall short of itself.
-            Candidate(entry, min(1.0, float(entry.vector @ vector)))
-            if (entry.vector != rounded).any()
-            else Candidate(entry, 1.0)
+            Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
             for entry in found
             if entry.vector is not None and self._alive(entry, now)
         ]

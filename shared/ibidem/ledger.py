@@ -32,7 +32,8 @@ BUDGETS = 256  # namespaces whose budget is at hand, some 200 KB each; others ar
 POLL_SECONDS = 1.0  # at most so often it is asked what other processes judged
 LEARN_BATCH = 500  # judgements read at once
 JUDGE_SECONDS = 0.2  # after so long what was judged is written, and the rest judged next
-SOURCES = ("audit", "probe")  # judgements that a budget learns from
+# Judgements that a budget learns from; those of a fit are older ones, with scores that it gave out of fold.
+SOURCES = ("audit", "probe", "fit")
 REPORTED = 20  # namespaces told about, those judged last
 
 
@@ -81,12 +82,14 @@ class Ledger:
 
     Args:
         table: Where judgements are kept.
-        scorer: Name of what gives the scores; judgements of others are left alone.
+        scorer: What gives the scores.
+        name: Its name; judgements of others are left alone.
         faults: Where failures are counted.
     """
 
-    def __init__(self, table: JudgementTable, scorer: str, faults: Faults) -> None:
-        self._table, self.scorer, self._faults = table, scorer, faults
+    def __init__(self, table: JudgementTable, scorer: Scorer, name: str, faults: Faults) -> None:
+        self._table, self._faults = table, faults
+        self._scored_by, self.scorer = scorer, name
         self._lock = ForkSafeLock()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
@@ -113,13 +116,22 @@ class Ledger:
         self._background.after_fork()
         self._reset()
 
-    def rule(self, terms: Terms, score: float) -> Ruling:
-        """What the budget of these terms says of a candidate of this score.
+    def adopt(self, scorer: Scorer, name: str) -> None:
+        """Another scorer gives the scores from now on; budgets begin with what is known of its scores."""
+        with self._lock:
+            self._scored_by, self.scorer = scorer, name
+            self._pending.clear()
+            self._budgets.clear()
+
+    def rule(self, terms: Terms, score: float, scorer: Scorer) -> Ruling:
+        """What the budget of these terms says of a candidate to which this scorer gave this score.
 
         Raises:
             StorageError: The judgements of this namespace cannot be read.
         """
         with self._lock:
+            if scorer is not self._scored_by:  # exchanged since: scores of two are not compared
+                return "refuse"
             ruling = self._kept(terms).budget.decide(score)
             due = time.monotonic() - self._polled > POLL_SECONDS
             if due:
