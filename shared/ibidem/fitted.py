@@ -4,9 +4,8 @@
 
 Features: the score that is shipped, the lexical differences it knows, how alike the words are, a cosine in a
 space that was learned (a low-rank metric), and words that were seen to matter. `scale` carries the log-odds z
-to the scale of the shipped score, on which `ibidem.scoring.threshold_for` says what a threshold means: at the
-threshold for a `max_wrong`, the labels prove it, under a one-sided 90 % bound. So every threshold keeps its
-meaning, whichever scorer a cache has.
+to the scale of the shipped score, on which `ibidem.scoring.threshold_for` says what a threshold means
+(`ibidem.fitting_scale`). So every threshold keeps its meaning, whichever scorer a cache has.
 """
 
 from __future__ import annotations

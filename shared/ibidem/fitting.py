@@ -77,16 +77,17 @@ class Pair:
 class Fit:
     """What was learned.
 
-    `best` holds, for each question, the place in the pairs of the candidate with the highest score; `scores`
-    the out-of-fold scores of all pairs, on the scale of `scorer`; `shipped` those of the shipped scorer.
-    `losses` is the out-of-fold log loss of each model, `better` whether the chosen one's is less than that of
-    the shipped score by more than a standard error.
+    `log_odds` are those of all pairs, out of fold, `scores` the same on the scale of `scorer`, `shipped` what
+    the shipped scorer gives them. `best` and `best_shipped` hold, for each question, the place in the pairs
+    of the candidate with the highest score. `losses` is the out-of-fold log loss of each model, `better`
+    whether the chosen one's is less than that of the shipped score by more than a standard error.
     """
 
     scorer: FittedScorer
     model: str
     losses: dict[str, float]
     better: bool
+    log_odds: Array
     scores: Array
     shipped: Array
     right: Bools
@@ -112,18 +113,22 @@ def learn(pairs: Sequence[Pair], base: Scorer, base_name: str, seed: int = 0) ->
     losses = {name: _log_loss(z, design.right) for name, z in out.items()}
     model = min(losses, key=lambda name: float(losses[name].mean()))
     best = design.best(out[model])
-    scale = fit_scale(out[model][best], design.right[best], out[model])
+    before = design.best(design.shipped)
+    scale = fit_scale(
+        out[model][best], design.right[best], out[model], (design.shipped[before], design.right[before])
+    )
     final = design.fit_all(np.ones(len(pairs), bool), seed)[model]
     return Fit(
         scorer=from_json(to_json(final.scorer(design, base, base_name, scale)), base, base_name),
         model=model,
         losses={name: float(loss.mean()) for name, loss in losses.items()},
         better=_worse_by(losses["shipped score"] - losses[model]),
+        log_odds=out[model],
         scores=np.array([scale(z) for z in out[model]]),
         shipped=design.shipped,
         right=design.right,
         best=best,
-        best_shipped=design.best(design.shipped),
+        best_shipped=before,
     )
 
 
@@ -167,7 +172,8 @@ class _Design:
             raise InvalidInput(
                 f"too few labels: {self.requests} questions, {right} pairs right and {wrong} wrong; at least "
                 f"{LEAST_LABELS} questions and {LEAST_OF_A_KIND} pairs of each kind are needed, and "
-                "1,000 to 2,000 questions make it worth while. Audits collect them (audit_rate), or give a file"
+                "1,000 to 2,000 questions are better; open the cache with audit_rate to collect them, or "
+                "give a file of labels"
             )
 
     def best(self, scores: Array) -> Places:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +31,10 @@ LEVELS = (
 )
 TOP = 5e-4  # scores above what is proved differ by no more, so that no stricter threshold is reached
 LOW_SHARE, LOW = 0.1, 0.8  # this share of the labelled pairs scores below what audits look at
+JUST = 1e-6  # of log-odds, below an edge
 BOTTOM = 0.5  # score of the worst labelled pair
+
+Bools = NDArray[np.bool_]
 
 
 def upper(wrong: int, judged: int, confidence: float = CONFIDENCE) -> float:
@@ -37,48 +42,81 @@ def upper(wrong: int, judged: int, confidence: float = CONFIDENCE) -> float:
     return clopper_pearson(wrong, judged, 2.0 * confidence - 1.0)[1]
 
 
-def prefixes(z: Array, right: NDArray[np.bool_]) -> list[tuple[float, float, int]]:
-    """(least log-odds, upper bound of wrong per hit, hits) of what such thresholds serve, strictest first."""
+class Prefix(NamedTuple):
+    """What a threshold serves of the labelled questions: the least log-odds, hits, wrong hits."""
+
+    edge: float
+    hits: int
+    wrong: int
+
+    @property
+    def bound(self) -> float:
+        """Of wrong per hit, from above."""
+        return upper(self.wrong, self.hits)
+
+
+def prefixes(z: Array, right: Bools) -> list[Prefix]:
+    """What thresholds serve, the strictest first, each with some more hits than the one before."""
     order = np.argsort(-z, kind="stable")
     ordered, wrong = z[order], np.cumsum(~right[order])
     found, count = [], 10
     while count <= len(z):
         at = int(np.searchsorted(-ordered, -ordered[count - 1], side="right"))  # with all of the same score
-        found.append((float(ordered[at - 1]), upper(int(wrong[at - 1]), at), at))
+        found.append(Prefix(float(ordered[at - 1]), at, int(wrong[at - 1])))
         count = max(at + 1, int(at * STEP))
     return found
 
 
-def fit_scale(z: Array, right: NDArray[np.bool_], everything: Array) -> Scale:
-    """The scale on which the threshold for a share of wrong hits is where the bound proves that share.
+def fit_scale(z: Array, right: Bools, everything: Array, shipped: tuple[Array, Bools]) -> Scale:
+    """The scale on which the threshold for a share of wrong hits keeps that share.
+
+    That is, the bound proves it. Or, as a proof takes many labels, it serves no more wrong hits of these
+    labels than the shipped score at the same threshold, which may be trusted unless the labels disprove it,
+    and the share is kept as far as the labels show.
 
     Args:
         z: Out-of-fold log-odds of the best candidate of each question.
         right: Whether it was right.
         everything: The log-odds of all pairs.
+        shipped: Shipped score of its best candidate of each question, and whether that was right.
     """
     looked_at = prefixes(z, right)
+    bounds = {one: one.bound for one in looked_at}
     knots: dict[float, float] = {}
-    least = min((bound for _, bound, _ in looked_at), default=1.0)
-    for level in sorted({least, *LEVELS}, reverse=True):
-        if least <= level <= LEVELS[0]:
-            lowest = min(edge for edge, bound, _ in looked_at if bound <= level)
-            knots[threshold_for(level)] = lowest
+    for level in {*LEVELS, *(bound for bound in bounds.values() if bound < LEVELS[0])}:
+        threshold = threshold_for(level)
+        trusted = _wrong_of_shipped(*shipped, threshold, level)
+        edges = [
+            one.edge
+            for one, bound in bounds.items()
+            if bound <= level or (one.wrong <= trusted and one.wrong <= level * one.hits)
+        ]
+        if edges:
+            knots[threshold] = min(edges)
     low, bottom = float(np.quantile(everything, LOW_SHARE)), float(everything.min())
-    ascending = [(bottom, BOTTOM), (low, LOW), *((edge, score) for score, edge in sorted(knots.items()))]
-    return Scale(tuple(_rising(ascending)), TOP if knots else threshold_for(LEVELS[0]) - LOW - TOP)
+    start = [(bottom, BOTTOM)] if bottom == low else [(bottom, BOTTOM), (low, LOW)]
+    return Scale(tuple(_rising(start, knots)), TOP if knots else threshold_for(LEVELS[0]) - LOW - TOP)
 
 
-def _rising(knots: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that rise in both; of two at the same log-odds the higher score, as what it says is proved."""
-    kept: list[tuple[float, float]] = []
-    for edge, score in knots:
-        while kept and edge <= kept[-1][0]:
-            kept.pop()
-        kept.append((edge, score))
-    if len(kept) < 2:
-        kept.insert(0, (kept[0][0] - 1.0, min(BOTTOM, kept[0][1] - 0.1)))
-    return kept
+def _wrong_of_shipped(scores: Array, right: Bools, threshold: float, level: float) -> int:
+    """Wrong hits of the shipped score at a threshold; -1 if it serves nothing or is disproved."""
+    served = right[scores >= threshold]
+    wrong = len(served) - int(served.sum())
+    return -1 if not len(served) or is_broken(wrong, len(served), level) else wrong
+
+
+def _rising(start: list[tuple[float, float]], knots: dict[float, float]) -> list[tuple[float, float]]:
+    """Knots that rise in both. Just below an edge the score is less than all that the edge allows."""
+    allowed: dict[float, list[float]] = {}
+    for score, edge in knots.items():
+        allowed.setdefault(edge, []).append(score)
+    kept = start
+    for edge, scores in sorted(allowed.items()):
+        kept = [knot for knot in kept if knot[0] < edge - JUST]
+        below = (edge - JUST, min(scores) - TOP)
+        kept += [below] if not kept or kept[-1][1] < below[1] else []
+        kept += [(edge, max(scores))] if kept[-1][1] < max(scores) else []
+    return kept if len(kept) > 1 else [(kept[0][0] - 1.0, kept[0][1] - 0.1), *kept]
 
 
 def is_broken(wrong: int, hits: int, max_wrong: float) -> bool:
