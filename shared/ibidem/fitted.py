@@ -133,7 +133,7 @@ class FittedScorer:
         rarity: Of words in the labelled questions.
         scale: Log-odds to score.
         least: The least cosine of a labelled pair: below it nothing is known.
-        least_shipped: The least shipped score of a labelled pair: the same.
+        least_shipped: The least shipped score that is known enough: the same.
         labels: How many questions it was fitted to.
         digest: Of the text that it was read from; names it.
     """

@@ -52,6 +52,9 @@ MODELS: dict[str, tuple[str, ...]] = {
 RISING = {BASE, METRIC, WORDS, "cosine", "rephrased", "fillers", "stems_shared", "trigrams_shared"}
 FREE = {"length"}
 SIGNS = np.array([0.0 if name in FREE else 1.0 if name in RISING else -1.0 for name in NAMES])
+# So far below the shipped score of all labelled pairs the fitted score is trusted: what audits judge ends
+# where the shipped score does. With 0, hits at 2 % wrong are 49 % and not 55 % on clinc150.
+BEYOND = 0.2
 KNOWN_WORDS = 5_000  # whose rarity is kept, the commonest
 
 Bools = NDArray[np.bool_]
@@ -250,7 +253,7 @@ class _Model:
             rarity=design.rarity,
             scale=scale,
             least=float(design.cosine.min()),
-            least_shipped=float(design.shipped.min()),
+            least_shipped=float(design.shipped.min()) - BEYOND,
             labels=design.requests,
         )
 

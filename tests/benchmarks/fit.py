@@ -1,6 +1,6 @@
 """What does a fit bring? Labels of the first half of a stream, everything measured on the second half.
 
-    python -m tests.benchmarks.fit --data FOLDER [--requests 9000] [--labels 2000] [--seeds 2]
+    python -m tests.benchmarks.fit --data FOLDER [--requests 13000] [--labels 2000] [--seeds 2]
 
 FOLDER holds `streams/*.jsonl` with {"text", "meaning"}. Each stream is shuffled with a seed and asked in
 order; every question is stored. Of at most `--labels` questions of the first half the best candidate is
@@ -220,7 +220,7 @@ def main() -> None:
     """Print the table."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--data", type=Path, required=True, help="folder with streams/*.jsonl")
-    options.add_argument("--requests", type=int, default=9000, help="at most this many per stream")
+    options.add_argument("--requests", type=int, default=13_000, help="at most this many per stream")
     options.add_argument("--labels", type=int, default=2000, help="at most this many per stream")
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--vectors", type=Path, help="folder to keep vectors in")
