@@ -258,7 +258,7 @@ class Ledger:
 
     def _tell(self, row: JudgementRow, number: int | None) -> None:
         """Tell the budgets at hand, unless they know it: `number` is its id in the log. Under the lock."""
-        if row.source not in SOURCES:
+        if row.source not in SOURCES or row.scorer != self.scorer:
             return
         for kept in self._budgets:
             if kept.terms.namespace == row.namespace and (number is None or number > kept.last):

@@ -213,6 +213,22 @@ def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
     records.close()
 
 
+def test_a_judgement_of_the_score_before_is_not_learned(tmp_path: Path) -> None:
+    """Even where it cannot be written and only this process hears of it."""
+    records = Records(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+    old, new = CosineScorer(), CosineScorer()
+    ledger = Ledger(records.judgements, old, "old", Faults())
+    terms = Terms("", 0.02, 1.0)
+    ledger.adopt(new, "new")
+    ledger.rule(terms, 0.9, new)
+    for name in ("old", "new"):
+        ledger._tell(judgement(TOLD[0], scorer=name), None)
+
+    assert len(ledger._kept(terms).budget.evidence) == 1
+    ledger.close()
+    records.close()
+
+
 # labels -----------------------------------------------------------------------------------------------
 
 
