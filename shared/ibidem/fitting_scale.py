@@ -11,7 +11,9 @@ from ibidem.fitted import Array, Scale
 from ibidem.intervals import clopper_pearson
 from ibidem.scoring import threshold_for
 
-CONFIDENCE = 0.9  # of the one-sided bounds
+# Of the one-sided bounds, as that of `ibidem.budget`. On the second half of banking77, four seeds, 2.0 % of
+# the hits were wrong with 98, 2.1 % with 95, 2.2 % with 90 % for a promise of 2 %.
+CONFIDENCE = 0.98
 STEP = 1.15  # the bound is looked at after so many times more hits: more looks find more luck
 LEVELS = (
     0.0375,
@@ -113,9 +115,9 @@ def _rising(start: list[tuple[float, float]], knots: dict[float, float]) -> list
     kept = start
     for edge, scores in sorted(allowed.items()):
         kept = [knot for knot in kept if knot[0] < edge - JUST]
-        below = (edge - JUST, min(scores) - TOP)
-        kept += [below] if not kept or kept[-1][1] < below[1] else []
-        kept += [(edge, max(scores))] if kept[-1][1] < max(scores) else []
+        below = max(min(scores) - TOP, kept[-1][1] + JUST if kept else -1.0)
+        if below < max(scores):
+            kept += [(edge - JUST, below), (edge, max(scores))]
     return kept if len(kept) > 1 else [(kept[0][0] - 1.0, kept[0][1] - 0.1), *kept]
 
 

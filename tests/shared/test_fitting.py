@@ -19,7 +19,7 @@ from ibidem.fitted import NAMES, FittedScorer, Metric, Rarity, Scale, WordWeight
 from ibidem.fitted_text import from_json, to_json
 from ibidem.fitting import Fit, Pair, learn
 from ibidem.fitting_parts import fit_logistic
-from ibidem.fitting_scale import LEVELS, fit_scale, upper
+from ibidem.fitting_scale import LEVELS, TOP, fit_scale, upper
 from ibidem.replay import Judged, hindsight
 from ibidem.scoring import CosineScorer, threshold_for, wrong_at
 from tests.labelled import pairs
@@ -147,11 +147,11 @@ def test_a_sign_that_is_given_is_kept() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(12, 600), st.floats(-6, 6), st.floats(0.2, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_scale_proves_what_a_threshold_promises(
     seed: int, count: int, shift: float, slope: float
 ) -> None:
-    """It rises, and what a threshold serves has a bound that keeps the share it stands for."""
+    """It rises; what a threshold serves, with what scores hardly less, is proved to keep its share."""
     draw = np.random.default_rng(seed)
     z = np.round(draw.normal(size=count) * slope + shift, 1)
     right = draw.random(count) < 1 / (1 + np.exp(-z))
@@ -162,8 +162,10 @@ def test_the_scale_proves_what_a_threshold_promises(
     assert (np.diff(scores) >= 0).all()
     assert scores.max() <= 1.0
     for level in LEVELS:
-        served = right[np.array([scale(x) for x in z]) >= threshold_for(level)]
-        assert not len(served) or upper(int((~served).sum()), len(served)) <= level + 0.003
+        given = np.array([scale(x) for x in z])
+        served = [right[given >= threshold_for(level) - less] for less in (0.0, 2 * TOP)]
+        bounds = [upper(int((~one).sum()), len(one)) for one in served]
+        assert not len(served[0]) or min(bounds) <= level + 1e-3
 
 
 def test_without_proof_no_threshold_is_reached() -> None:
