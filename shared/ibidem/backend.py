@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ibidem.adoption import adopted
 from ibidem.background import Background
 from ibidem.chroma import open_embedded
 from ibidem.chroma_server import open_server
@@ -24,18 +25,19 @@ from ibidem.faults import Faults, log
 from ibidem.flights import Flights
 from ibidem.housekeeping import Housekeeping
 from ibidem.index import VectorIndex
-from ibidem.ledger import Ledger, scorer_name
+from ibidem.ledger import Ledger
 from ibidem.locks import ForkSafeLock
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.rows import LookupRow, size_of
-from ibidem.scoring import scorer_for
 from ibidem.settings import Settings
+from ibidem.terms import scorer_name
 from ibidem.vectors import Vectors
 
 if TYPE_CHECKING:
     from ibidem.embedding import Embedder
     from ibidem.entry import Entry
+    from ibidem.scoring import Scorer
 
 LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
@@ -58,7 +60,7 @@ class Backend:
         self.housekeeping = Housekeeping(
             self.records.removal, settings.bounds, settings.sliding, lambda: self.clock()
         )
-        self.scorer = scorer_for(embedder.fingerprint)
+        self.scorer = adopted(self.records, embedder.fingerprint, self.faults)
         self.vectors = Vectors(
             self.records,
             embedder,
@@ -68,7 +70,7 @@ class Backend:
             opened=self.wake,
         )
         name = scorer_name(embedder.fingerprint, self.scorer)
-        self.ledger = Ledger(self.records.judgements, name, self.faults)
+        self.ledger = Ledger(self.records.judgements, self.scorer, name, self.faults)
         self._log: collections.deque[LookupRow] = collections.deque()
         self._examples: collections.deque[Example] = collections.deque()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
@@ -94,6 +96,11 @@ class Backend:
             self.flights.after_fork()
             self._log.clear()
             self._examples.clear()
+
+    def adopt(self, scorer: Scorer) -> None:
+        """Score with another scorer from now on; lookups under way end with the one they began with."""
+        self.ledger.adopt(scorer, scorer_name(self.embedder.fingerprint, scorer))
+        self.scorer = scorer
 
     def note_lookup(self, row: LookupRow) -> None:
         """Write a lookup to the log, later; if too many wait already, the oldest is dropped, counted."""

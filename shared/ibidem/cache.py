@@ -16,6 +16,7 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples import ExampleLog
 from ibidem.finding import Finder
 from ibidem.keeping import Keeper
+from ibidem.learning import drop_cache, fit_cache
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.patience import hurried
@@ -189,6 +190,9 @@ class SemanticCache(Answering):
         if namespace is not None and not storable(require_text("namespace", namespace)):
             return []
         return self._backend.records.judgements.recent(limit, namespace)
+
+    fit = fit_cache
+    drop_fit = drop_cache
 
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""

@@ -252,6 +252,13 @@ class Records:
             db.execute(insert.on_conflict_do_nothing())
         return self.meta(key) or value
 
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Note a fact in the place of what was noted; None forgets it."""
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_meta).where(_meta.c.key == key))
+            if value is not None:
+                db.execute(sa.insert(_meta).values(key=key, value=value))
+
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
         if self._engine.dialect.name != "sqlite":

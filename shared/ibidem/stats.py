@@ -18,10 +18,10 @@ class AuditStats:
     """What the last 1,500 judgements say of one namespace.
 
     `audits` of answers that would have been served, `wrong` of them wrong; `probes` are those of answers that
-    would not have been served. `wrong_per_hit` estimates how many of the hits by meaning are wrong (None
-    before the first audit), `interval` is its Clopper-Pearson 95 % interval. `threshold` is the least score
-    that is served now, None while nothing is served by meaning; `alarms` counts how often the evidence was
-    dropped because served answers went wrong or the traffic changed.
+    would not have been served, and the labels of a fit. `wrong_per_hit` estimates how many of the hits by
+    meaning are wrong (None before the first audit), `interval` is its Clopper-Pearson 95 % interval.
+    `threshold` is the least score that is served now, None while nothing is served by meaning; `alarms`
+    counts how often the evidence was dropped because served answers went wrong or the traffic changed.
     """
 
     namespace: str

@@ -19,11 +19,11 @@ from ibidem.cli import app
 from ibidem.decision import Policy
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.judging import AnswerJudge, contradict
-from ibidem.ledger import scorer_name
 from ibidem.records import Records
 from ibidem.rows import JudgementRow
 from ibidem.scoring import CosineScorer, LearnedScorer
 from ibidem.settings import AUDIT_FLOOR, read_settings
+from ibidem.terms import scorer_name
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import Child, answer, eventually, question, reworded
 
