@@ -6,12 +6,14 @@ import atexit
 import collections
 import os
 import threading
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ibidem.background import Background
+from ibidem.catalogue import Catalogue
 from ibidem.chroma import open_embedded
 from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
@@ -53,11 +55,13 @@ class Backend:
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.housekeeping = Housekeeping(self.records.removal, settings.bounds, settings.sliding)
         self.scorer = scorer_for(embedder.fingerprint)
+        catalogue = catalogue_of(settings, embedder, self.records)
         self.vectors = Vectors(
             self.records,
             embedder,
-            index_opener(settings, embedder),
+            index_opener(settings, catalogue),
             self.faults,
+            catalogue,
             alone=settings.chroma is None,
         )
         name = scorer_name(embedder.fingerprint, self.scorer)
@@ -73,6 +77,7 @@ class Backend:
                 "delete entries": self.housekeeping.work,
             },
             self.faults,
+            leisure={"renew the vector index": self.vectors.renew},
         )
         self._process = os.getpid()
 
@@ -230,9 +235,24 @@ def _make_private(path: Path) -> None:
         ) from error
 
 
-def index_opener(settings: Settings, embedder: Embedder) -> Callable[[], VectorIndex]:
-    """How to open the vector index that holds this embedder's vectors."""
+def catalogue_of(settings: Settings, embedder: Embedder, records: Records) -> Catalogue:
+    """Where the truth keeps which collection holds this embedder's vectors.
+
+    On a server each truth has collections of its own: what one deletes, another may still hold.
+    """
     name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
     if settings.chroma is not None:
-        return partial(open_server, settings.chroma, name)
-    return partial(open_embedded, settings.path / "chroma", name)
+        name = f"{name}-{records.meta_once('place', uuid.uuid4().hex)[:12]}"
+    return Catalogue(records, name)
+
+
+def index_opener(settings: Settings, catalogue: Catalogue) -> Callable[[], VectorIndex]:
+    """How to open the vector index: the collection in use when it is opened."""
+
+    def open_index() -> VectorIndex:
+        name = catalogue.read().name
+        if settings.chroma is not None:
+            return open_server(settings.chroma, name)
+        return open_embedded(settings.path / "chroma", name)
+
+    return open_index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from ibidem.faults import Faults
@@ -12,6 +13,8 @@ from ibidem.faults import Faults
 # stutter.
 GATHER_SECONDS = 0.5
 FLUSH_SECONDS = 10.0  # how long `stop` waits for the work that is left
+
+PAUSE_SECONDS = 0.1  # between two steps of what has time
 
 Job = Callable[[], bool]
 
@@ -23,10 +26,14 @@ class Background:
         jobs: By what they do ("index questions"): functions that do one bounded batch each and return
             whether there is more.
         faults: Where failures of a job go; a failed job is tried again at the next wake.
+        leisure: Jobs that have time: a step now and then, also while others are at work, until they have
+            nothing left to do. Nobody waits for them.
     """
 
-    def __init__(self, jobs: Mapping[str, Job], faults: Faults) -> None:
-        self._jobs = dict(jobs)
+    def __init__(
+        self, jobs: Mapping[str, Job], faults: Faults, leisure: Mapping[str, Job] | None = None
+    ) -> None:
+        self._jobs, self._leisure = dict(jobs), dict(leisure or {})
         self._faults = faults
         self._reset()
 
@@ -36,6 +43,8 @@ class Background:
         self._done = 0  # the wake after which everything was done
         self._stopping = False
         self._awaited = False  # somebody waits: gather no longer
+        self._unhurried = False  # a job that has time is not done
+        self._step_at = 0.0  # when it may do its next step
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
@@ -72,18 +81,31 @@ class Background:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted > self._done or self._stopping)
+                pause = PAUSE_SECONDS if self._unhurried else None
+                self._changed.wait_for(lambda: self._wanted > self._done or self._stopping, pause)
                 if self._stopping:
                     return
-                self._changed.wait_for(lambda: self._awaited or self._stopping, GATHER_SECONDS)
+                if self._wanted > self._done:
+                    gather = min(pause or GATHER_SECONDS, GATHER_SECONDS)
+                    self._changed.wait_for(lambda: self._awaited or self._stopping, gather)
                 wanted, self._awaited = self._wanted, False
-            more = True
+            more = wanted > self._done
             while more and not self._stopping:
                 outcomes = [self._do(name, job) for name, job in self._jobs.items()]
                 more = any(outcomes)
+                if more:
+                    self._step()
             with self._changed:
                 self._done = wanted
                 self._changed.notify_all()
+            self._step()
+
+    def _step(self) -> None:
+        """Let the jobs that have time do one step each, if the last is long enough ago."""
+        if time.monotonic() >= self._step_at and not self._stopping:
+            outcomes = [self._do(name, job) for name, job in self._leisure.items()]
+            self._unhurried = any(outcomes)
+            self._step_at = time.monotonic() + PAUSE_SECONDS / 2
 
     def _do(self, name: str, job: Job) -> bool:
         try:

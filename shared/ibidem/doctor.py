@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ibidem.backend import index_opener, open_records
+from ibidem.backend import catalogue_of, index_opener, open_records
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.records import Records
@@ -63,7 +63,7 @@ def _database(records: Records) -> Finding:
 
 def _index(settings: Settings, records: Records, embedder: Embedder) -> Finding:
     try:
-        index = index_opener(settings, embedder)()
+        index = index_opener(settings, catalogue_of(settings, embedder, records))()
     except IndexInUse:
         return Finding("vector index", True, "in use by another process, which looks after it")
     except IndexUnavailable as error:

@@ -6,27 +6,27 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ibidem.catalogue import Catalogue
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
 from ibidem.index import VectorIndex, coded
+from ibidem.lacking import Lacking
 from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.rows import StoredVector
+from ibidem.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
-EMBED_BATCH = 32  # questions embedded at a time when vectors are missing
 PAGE = 5_000  # unindexed entries read from the database at a time
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
 # misses. An HNSW graph can: of 2,000 questions from one template it lost 1,766 with a bag-of-words embedder.
 EXACT_LIMIT = 10_000
-REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
 RETRY_SECONDS = 5.0  # how long an index that failed is left alone
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 
@@ -39,6 +39,7 @@ class Vectors:
         embedder: Makes the vectors that are missing there.
         open_index: Opens the index; called at first use, and again some seconds after a failure.
         faults: Where failures in the background go.
+        catalogue: Says which collection is in use.
         alone: Whether only this process fills the index: then a small one is searched in memory.
     """
 
@@ -48,11 +49,13 @@ class Vectors:
         embedder: CheckedEmbedder,
         open_index: Callable[[], VectorIndex],
         faults: Faults,
+        catalogue: Catalogue,
         *,
         alone: bool,
     ) -> None:
         self._records, self._embedder, self._faults = records, embedder, faults
-        self._alone = alone
+        self._alone, self._catalogue = alone, catalogue
+        self._upkeep = Upkeep(records, catalogue, embedder.fingerprint, alone=alone)
         self._open_index = open_index
         self._closed = False
         self.after_fork()
@@ -63,9 +66,10 @@ class Vectors:
         self._working = threading.Lock()  # held while the index is written; taken before `_lock`
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
-        self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
+        self._lacking = Lacking(self._records, self._embedder, self._faults)
         self._retry_at = self._poll_at = 0.0
         self._failure: IndexUnavailable | None = None
+        self._upkeep.forget()
 
     @property
     def state(self) -> str:
@@ -91,10 +95,31 @@ class Vectors:
         if self._complete:
             return near
         try:
-            return list(dict.fromkeys([*near, *index.search(target, k)]))
+            return list(dict.fromkeys([*near, *self._search(index, target, k)]))
         except IndexUnavailable as error:
             self._abandon(error)
             raise
+
+    def _search(self, index: VectorIndex, target: Vector, k: int) -> list[str]:
+        """Search; once more if the collection was replaced meanwhile."""
+        try:
+            return index.search(target, k)
+        except IndexUnavailable:
+            current = self._current(index)
+            if current is index:
+                raise
+            return current.search(target, k)
+
+    def _current(self, index: VectorIndex) -> VectorIndex:
+        """The index in use, which this or another process may have exchanged for another."""
+        with self._lock:
+            if (
+                self._index is index
+                and not self._alone
+                and (name := self._catalogue.read().name) != index.name
+            ):
+                self._index = index.beside(name)
+            return self._index or index
 
     @property
     def poll_due(self) -> bool:
@@ -110,13 +135,16 @@ class Vectors:
         with self._working:
             index, memory = self._index, self._memory
             if index is None:
-                return False
-            if not memory.waiting:
-                self._fetch(memory, index.generation)
-            points, rows = memory.next(BATCH)
-            if not points:
+                self._upkeep.cap()
                 return False
             try:
+                index = self._current(index)
+                more = self._upkeep.bury(index, memory, self._lock)
+                if not memory.waiting:
+                    self._fetch(memory, index.generation)
+                points, rows = memory.next(BATCH)
+                if not points:
+                    return more
                 index.upsert(points, rows)
             except IndexUnavailable as error:
                 self._abandon(error)
@@ -128,6 +156,22 @@ class Vectors:
                 memory.forget_indexed()
             return True
 
+    def renew(self, *, wanted: bool = False) -> bool:
+        """A step towards a fresh collection if one is due, or wanted; returns whether there is more."""
+        with self._working:
+            if self._index is None:
+                return False
+            index = self._current(self._index)
+            try:
+                complete = self._upkeep.step(index, wanted=wanted)
+            except IndexUnavailable as error:
+                self._abandon(error)
+                raise
+            if complete is not None:
+                with self._lock:  # searches under way end in the old one, which is deleted at a later step
+                    self._index = complete
+            return self._upkeep.busy or complete is not None
+
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""
         with self._working, self._lock:
@@ -136,6 +180,7 @@ class Vectors:
             try:
                 self._index.reset()
                 self._memory, self._complete = Memory(), self._alone
+                self._upkeep.emptied()
             except IndexUnavailable as error:
                 # What it still holds, the truth does not confirm.
                 self._faults.note("empty the vector index", error)
@@ -146,6 +191,7 @@ class Vectors:
         with self._working, self._lock:
             self._closed = True  # a lookup under way must not open it again
             index, self._index = self._index, None
+            self._upkeep.forget()
             if index is not None:
                 index.close()
 
@@ -170,10 +216,9 @@ class Vectors:
     def _filled(self, index: VectorIndex) -> VectorIndex:
         """The index, after looking whether it holds what it should; closed again if that fails."""
         try:
-            held, wanted = index.count(), self._records.count_indexed(index.generation)
-            # Vectors were lost, or most belong to entries that are gone: begin anew, from the truth.
-            if held < wanted or held > 2 * wanted + PAGE:
+            if not self._upkeep.opened(index):  # vectors were lost: begin anew, from the truth
                 index.reset()
+                self._upkeep.emptied()
             self._fill(index.generation)
         except BaseException:
             with contextlib.suppress(IndexUnavailable):
@@ -183,51 +228,26 @@ class Vectors:
 
     def _fill(self, generation: str) -> None:
         """Take into memory what is not in the index, and if it is small all that is."""
-        self._memory, self._complete, self._refused = Memory(), False, {}
-        embedder = self._embedder.fingerprint
+        self._memory, self._complete = Memory(), False
+        embedder, other = self._embedder.fingerprint, self._catalogue.read().generation
         if self._alone:
-            indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1)
+            indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1, other)
             self._complete = len(indexed) <= EXACT_LIMIT
             if self._complete:
                 self._load(self._memory, indexed)
                 self._memory.indexed(len(self._memory))
-        self._load(self._memory, self._records.unindexed(generation, embedder, PAGE))
+        self._load(self._memory, self._records.unindexed(generation, embedder, PAGE, other))
 
     def _fetch(self, memory: Memory, generation: str) -> None:
         """Read a page of what the index lacks; embed a batch of what has no vector."""
-        page = self._records.unindexed(generation, self._embedder.fingerprint, PAGE)
+        other = self._catalogue.read().generation
+        page = self._records.unindexed(generation, self._embedder.fingerprint, PAGE, other)
         # Another entry with the same vector may have been indexed before.
         known = [row.point for row in page if row.point is not None and memory.holds(row.point)]
         if known:
             self._records.mark_indexed(known, generation)
         self._load(memory, page)
-        now = time.monotonic()
-        lacking = [row for row in page if row.vector is None and self._refused.get(row.id, 0.0) <= now]
-        if made := self._embedded(lacking[:EMBED_BATCH]):
-            self._records.set_vectors(made, self._embedder.fingerprint)
-            self._load(memory, made)
-
-    def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
-        """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
-
-        It is tried again after a while, and is compared exactly if it is longer than the embedder's window.
-        """
-        made, unfit = [], []
-        for row in rows:
-            try:
-                if self._embedder.refusal(row.question):
-                    unfit.append(row.id)
-                else:
-                    made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
-                self._refused.pop(row.id, None)
-            except Exception as error:
-                self._refused[row.id] = time.monotonic() + REFUSED_SECONDS
-                self._faults.note("embed a stored question", error)
-                if len(self._refused) > 1 and not made:
-                    break  # not this question: the embedder is down
-        if unfit:
-            self._records.set_exact_only(unfit)
-        return made
+        self._load(memory, self._lacking.embed([row for row in page if row.vector is None]))
 
     def _load(self, memory: Memory, rows: Sequence[StoredVector]) -> None:
         for row in rows:
@@ -238,6 +258,7 @@ class Vectors:
         """Close an index that failed; the next use after a pause opens, and if need be heals, it."""
         with self._lock:
             index, self._index = self._index, None
+            self._upkeep.forget()
             self._remember(error)
             self._memory, self._complete = Memory(), False
             if index is not None:
