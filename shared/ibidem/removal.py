@@ -103,7 +103,7 @@ class Removal:
 
     def alive_points(self, points: Sequence[str]) -> set[str]:
         """Those of these points that some entry still has."""
-        query = sa.select(_entries.c.point.distinct()).where(_entries.c.point.in_(points))
+        query = sa.select(_entries.c.point).distinct().where(_entries.c.point.in_(points))
         with reading(self._engine) as db:
             return set(db.scalars(query))
 
