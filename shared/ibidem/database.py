@@ -18,6 +18,7 @@ from ibidem.tables import entries
 SERVER_SECONDS = 5  # how long a database server may take to connect
 STATEMENT_SECONDS = 30  # and to answer
 EXCLUSIVE = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
+WAL_BYTES = 16_000_000  # what the write-ahead log keeps of its size after a peak
 BUSY_SECONDS = 5.0  # how long a locked SQLite file is waited for
 
 
@@ -58,6 +59,7 @@ def _configure_sqlite(connection: Any, _: object) -> None:
     cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
     _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
     cursor.close()
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ibidem.backend import catalogue_of, index_opener, open_records
-from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.doctor_index import compare, holder
+from ibidem.embedding import Embedder, fingerprint_of, resolve_embedder
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.records import Records
 from ibidem.settings import Settings
@@ -58,22 +59,24 @@ def _database(records: Records) -> Finding:
     if problems:
         text = f"{problems[0]}; restore {records.url} from a backup, or move it away to begin a new one"
         return Finding("database", False, text)
-    return Finding("database", True, f"{records.totals().entries:,} entries in {records.url}")
+    schema = records.meta("schema_version")
+    text = f"{records.totals().entries:,} entries in {records.url} (schema {schema})"
+    return Finding("database", True, text)
 
 
 def _index(settings: Settings, records: Records, embedder: Embedder) -> Finding:
+    catalogue = catalogue_of(settings, embedder, records)
     try:
-        index = index_opener(settings, catalogue_of(settings, embedder, records))()
+        index = index_opener(settings, catalogue)()
     except IndexInUse:
-        return Finding("vector index", True, "in use by another process, which looks after it")
+        text = f"in use by another process{holder(settings)}, which looks after it"
+        return Finding("vector index", True, text)
     except IndexUnavailable as error:
         return Finding("vector index", False, str(error))
     try:
-        held, wanted = index.count(), records.count_indexed(index.generation)
-        waiting = len(records.unindexed(index.generation, embedder.fingerprint, limit=100_000))
+        sound, text = compare(index, records, catalogue, fingerprint_of(embedder))
+    except IndexUnavailable as error:
+        sound, text = False, f"{error}; run `ibidem rebuild`"
     finally:
         index.close()
-    if held < wanted:
-        text = f"holds {held:,} of {wanted:,} vectors; it is rebuilt from the database at the next use"
-        return Finding("vector index", False, text)
-    return Finding("vector index", True, f"{held:,} vectors, {waiting:,} waiting to be indexed")
+    return Finding("vector index", sound, text)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ibidem.catalogue import Catalogue, Filling
 from ibidem.index import VectorIndex, coded
@@ -73,7 +74,7 @@ class Upkeep:
         again later is added after it was removed. Done twice, it does the same.
         """
         if self._catalogue.read().next and self._next is None:
-            return False  # whoever fills the new collection deletes from both
+            return False  # whoever fills the new collection deletes from it
         removal = self._records.removal
         dead = removal.dead_points(BATCH)
         if not dead:
@@ -82,9 +83,8 @@ class Upkeep:
             alive = removal.alive_points(dead)
             gone = [point for point in dead if point not in alive]
             memory.remove(gone)
-        for one in (index, self._next):
-            if one is not None and gone:
-                one.delete(gone)
+        if gone:  # what is being replaced need not be tidy
+            (self._next or index).delete(gone)
         # Another process may have stored, and indexed, one of them again before it was deleted here.
         alive = removal.alive_points(dead)
         if lost := alive - index.held(list(alive)):
@@ -93,6 +93,14 @@ class Upkeep:
         if gone:
             self._catalogue.change(lambda now: replace(now, dead=now.dead + len(gone)))
         return len(dead) == BATCH
+
+    def put(self, index: VectorIndex, points: Sequence[str], rows: NDArray[np.float32]) -> str:
+        """Add vectors to the index, and to the one being filled; returns the generation that holds them."""
+        index.upsert(points, rows)
+        if self._next is None or not self._still_mine():
+            return index.generation
+        self._next.upsert(points, rows)
+        return self._next.generation
 
     def cap(self) -> None:
         """Keep the notes for an index that nobody opens from growing: it will be compared when it is."""

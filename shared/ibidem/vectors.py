@@ -145,11 +145,11 @@ class Vectors:
                 points, rows = memory.next(BATCH)
                 if not points:
                     return more
-                index.upsert(points, rows)
+                generation = self._upkeep.put(index, points, rows)
             except IndexUnavailable as error:
                 self._abandon(error)
                 raise
-            self._records.mark_indexed(points, index.generation)
+            self._records.mark_indexed(points, generation)
             memory.indexed(len(points))
             if not self._complete or len(memory) > EXACT_LIMIT:
                 self._complete = False  # before forgetting: a search that finds less here asks the index
@@ -171,6 +171,28 @@ class Vectors:
                 with self._lock:  # searches under way end in the old one, which is deleted at a later step
                     self._index = complete
             return self._upkeep.busy or complete is not None
+
+    def rebuild(self, show: Callable[[int, int], None]) -> int:
+        """Replace the index by a new one at once; `show` is told how many vectors of how many it has.
+
+        Returns:
+            How many it holds in the end.
+
+        Raises:
+            IndexUnavailable: It belongs to another process, is down, or is being replaced by another process.
+        """
+        old = self._opened().name
+        while self.work():
+            pass
+        total = self._records.count_indexed(self._opened().generation, self._catalogue.read().generation)
+        self.renew(wanted=True)
+        while (index := self._opened()).name == old:
+            if not self._upkeep.busy:
+                raise IndexUnavailable("the index is being replaced already; try again in a minute")
+            show(total - self._records.count_indexed(index.generation), total)
+            self.renew()
+        self.renew()  # deletes the old one
+        return index.count()
 
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""

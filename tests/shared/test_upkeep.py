@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ibidem
 from ibidem import Answer, Document, Hit, IndexUnavailable, Request, tables, upkeep
 from ibidem.cache import SemanticCache
 from ibidem.database import writing
 from ibidem.memory import Memory
 from ibidem.removal import delete
-from tests.embedders import DenseWords
-from tests.helpers import answer, eventually, question, reworded
+from tests.embedders import BagOfWords, DenseWords
+from tests.helpers import Child, answer, eventually, question, reworded
+from tests.servers import running_chroma
 
 
 @pytest.fixture(params=[10_000, 0], ids=["in memory", "in the index"])
@@ -392,3 +394,50 @@ def drain(job: Callable[[], bool]) -> None:
         if not job():
             return
     raise AssertionError("it never ends")
+
+
+def test_two_processes_worth_of_vectors_on_one_server(tmp_path: Path, monkeypatch) -> None:
+    """One replaces the collection; the other goes on in the new one, without a miss."""
+    monkeypatch.setattr(upkeep, "BATCH", 10)
+    with running_chroma(tmp_path / "server") as server:
+        cache = ibidem.open(tmp_path / "c", embedder=BagOfWords(), threshold=0.9, chroma=server.url)
+        with cache, Child(OTHER, tmp_path / "c", server.url) as other:
+            assert other.line() == "ready"
+            fill(cache, range(60))
+            vectors = cache._backend.vectors
+            assert other.ask("find 7") == "True"
+            old = vectors._index.name
+            cache._backend._background.stop()
+            for _ in range(3):
+                vectors.renew(wanted=True)
+            assert other.ask("store 100") == other.ask("find 100") == "True"
+            while vectors._index.name == old:
+                vectors.renew(wanted=True)
+            drain(vectors.work)
+            assert all(finds(cache, n) for n in (*range(60), 100))
+            vectors._index.drop(old)
+            assert all(other.ask(f"find {n}") == "True" for n in (*range(60), 100))
+            assert other.ask("name") == vectors._index.name
+            assert other.end() == 0
+
+
+OTHER = """
+import sys
+import ibidem
+from tests.embedders import BagOfWords
+from tests.helpers import answer, question, reworded
+
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9, chroma=sys.argv[2])
+cache.lookup(ibidem.Request("opens the index"))
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, _, n = line.strip().partition(" ")
+    if verb == "store":
+        print(bool(cache.store(ibidem.Request(question(int(n))), ibidem.Answer(answer(int(n))))), flush=True)
+        cache.flush()
+    elif verb == "find":
+        found = cache.lookup(ibidem.Request(reworded(int(n))))
+        print(bool(found) and found.answer.text == answer(int(n)), flush=True)
+    else:
+        print(cache._backend.vectors._index.name, flush=True)
+"""
