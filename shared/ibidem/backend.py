@@ -8,6 +8,7 @@ import contextlib
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ibidem.adoption import adopted
 from ibidem.background import Background
+from ibidem.catalogue import Catalogue
 from ibidem.chroma import open_embedded
 from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
@@ -61,11 +63,13 @@ class Backend:
             self.records.removal, settings.bounds, settings.sliding, lambda: self.clock()
         )
         self.scorer = adopted(self.records, embedder.fingerprint, self.faults)
+        catalogue = catalogue_of(settings, embedder, self.records)
         self.vectors = Vectors(
             self.records,
             embedder,
-            index_opener(settings, embedder),
+            index_opener(settings, catalogue),
             self.faults,
+            catalogue,
             alone=settings.chroma is None,
             opened=self.wake,
         )
@@ -82,6 +86,7 @@ class Backend:
                 "delete entries": self.housekeeping.work,
             },
             self.faults,
+            leisure={"renew the vector index": self.vectors.renew},
         )
         self._process = os.getpid()
 
@@ -269,9 +274,24 @@ def _make_private(path: Path) -> None:
         ) from error
 
 
-def index_opener(settings: Settings, embedder: Embedder) -> Callable[[], VectorIndex]:
-    """How to open the vector index that holds this embedder's vectors."""
+def catalogue_of(settings: Settings, embedder: Embedder, records: Records) -> Catalogue:
+    """Where the truth keeps which collection holds this embedder's vectors.
+
+    On a server each truth has collections of its own: what one deletes, another may still hold.
+    """
     name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
     if settings.chroma is not None:
-        return partial(open_server, settings.chroma, name, settings.headers)
-    return partial(open_embedded, settings.path / "chroma", name)
+        name = f"{name}-{records.meta_once('place', uuid.uuid4().hex)[:12]}"
+    return Catalogue(records, name)
+
+
+def index_opener(settings: Settings, catalogue: Catalogue) -> Callable[[], VectorIndex]:
+    """How to open the vector index: the collection in use when it is opened."""
+
+    def open_index() -> VectorIndex:
+        name = catalogue.read().name
+        if settings.chroma is not None:
+            return open_server(settings.chroma, name, settings.headers)
+        return open_embedded(settings.path / "chroma", name)
+
+    return open_index

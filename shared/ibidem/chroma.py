@@ -8,11 +8,10 @@ documents or payload in Chroma cost up to 70 ms per write, so there are none.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import os
 import shutil
-import subprocess
-import sys
 import uuid
 import weakref
 from collections.abc import Iterator, Sequence
@@ -23,12 +22,11 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem.chroma_files import Marks, loads, sweep
 from ibidem.entry import Vector
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.faults import log
-from ibidem.locks import ForkSafeLock
 
-PROBE_SECONDS = 60.0
 _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
 
@@ -54,12 +52,17 @@ class ChromaIndex:
         with unavailable("open its collection"):
             self._collection = self._open()
 
-    def _open(self) -> Any:
+    def _open(self, generation: str | None = None) -> Any:
         """Get or make the collection; `get_or_create` keeps an existing collection's metadata."""
-        metadata = {"generation": uuid.uuid4().hex}
+        metadata = {"generation": generation or uuid.uuid4().hex}
         return self._client.get_or_create_collection(
             self._name, configuration={"hnsw": _HNSW}, metadata=metadata, embedding_function=None
         )
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self._name
 
     @property
     def generation(self) -> str:
@@ -76,6 +79,37 @@ class ChromaIndex:
         with unavailable("search"):
             found = self._collection.query(query_embeddings=[vector], n_results=k, include=[])
             return list(found["ids"][0])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Mark vectors as deleted, one to two milliseconds each; only a new collection is rid of them."""
+        with unavailable("delete vectors"):
+            self._collection.delete(ids=list(ids))
+
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that it holds."""
+        if not ids:
+            return set()
+        with unavailable("look for vectors"):
+            return set(self._collection.get(ids=list(ids), include=[])["ids"])
+
+    def ids(self, offset: int, limit: int) -> list[str]:
+        """A page of all ids."""
+        with unavailable("list its vectors"):
+            return list(self._collection.get(offset=offset, limit=limit, include=[])["ids"])
+
+    def beside(self, name: str, generation: str | None = None) -> ChromaIndex:
+        """Another collection by the same client."""
+        other = copy.copy(self)
+        other._name = name
+        with unavailable("open its collection"):
+            other._collection = other._open(generation)
+        return other
+
+    def drop(self, name: str) -> None:
+        """Delete another collection, if it is there."""
+        with unavailable("delete a collection"):
+            if name in {collection.name for collection in self._client.list_collections()}:
+                self._client.delete_collection(name)
 
     def count(self) -> int:
         """How many vectors it holds; a scan, 6 ms at 100,000."""
@@ -111,23 +145,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-class _Marks:
-    """Files beside the index directory that outlive a killed process."""
-
-    def __init__(self, directory: Path) -> None:
-        self.in_use = directory.with_name("index.in-use")
-        self.writing = directory.with_name("index.writing")
-        self._lock = ForkSafeLock()
-
-    @contextlib.contextmanager
-    def while_writing(self) -> Iterator[None]:
-        """Left in place by a failure too: then the files are as doubtful. One at a time."""
-        with self._lock:
-            self.writing.touch()
-            yield
-            self.writing.unlink(missing_ok=True)
-
-
 class EmbeddedIndex(ChromaIndex):
     """Chroma in this process on a directory that no other process uses meanwhile.
 
@@ -135,11 +152,11 @@ class EmbeddedIndex(ChromaIndex):
     `index.writing` while its files change.
     """
 
-    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, marks: _Marks) -> None:
-        self._lock, self._marks = lock, marks
+    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, directory: Path) -> None:
+        self._lock, self._marks, self._directory = lock, Marks(directory), directory
         self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
-        marks.in_use.write_text(str(os.getpid()))
+        self._marks.in_use.write_text(str(os.getpid()))
         _in_this_process.add(self)
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -156,10 +173,31 @@ class EmbeddedIndex(ChromaIndex):
         self._replayed = True
         return found
 
+    def delete(self, ids: Sequence[str]) -> None:
+        """Mark vectors as deleted, and leave a mark if that is interrupted."""
+        with self._marks.while_writing():
+            super().delete(ids)
+
+    def beside(self, name: str, generation: str | None = None) -> EmbeddedIndex:
+        """Another collection in the same directory."""
+        with self._marks.while_writing():
+            other = super().beside(name, generation)
+        assert isinstance(other, EmbeddedIndex)  # noqa: S101 (for the type checker)
+        other._replayed = False
+        _in_this_process.add(other)
+        return other
+
+    def drop(self, name: str) -> None:
+        """Delete another collection with its folder."""
+        with self._marks.while_writing():
+            super().drop(name)
+            sweep(self._directory)
+
     def reset(self) -> None:
-        """Delete the collection and make a new one."""
+        """Delete the collection with its folder and make a new one."""
         with self._marks.while_writing():
             super().reset()
+            sweep(self._directory)
 
     def close(self, *, sound: bool = True) -> None:
         """Release the directory to other processes."""
@@ -182,19 +220,20 @@ def open_embedded(directory: Path, name: str) -> EmbeddedIndex:
         IndexUnavailable: Another process has it open, or it cannot be opened.
     """
     lock = _lock(directory)
-    marks = _Marks(directory)
+    marks = Marks(directory)
     try:
         interrupted, unclean = marks.writing.exists(), marks.in_use.exists()
-        if directory.exists() and (interrupted or (unclean and not _loads(directory, name))):
+        if directory.exists() and (interrupted or (unclean and not loads(directory, name))):
             log.warning("The vector index in %s may be damaged; it is rebuilt from the database", directory)
             shutil.rmtree(directory)
         marks.writing.unlink(missing_ok=True)
+        sweep(directory)
         try:
-            return EmbeddedIndex(_embedded_client(directory), name, lock, marks)
+            return EmbeddedIndex(_embedded_client(directory), name, lock, directory)
         except IndexUnavailable:
             log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
             _set_aside(directory)
-            return EmbeddedIndex(_embedded_client(directory), name, lock, marks)
+            return EmbeddedIndex(_embedded_client(directory), name, lock, directory)
     except BaseException:
         lock.release()
         raise
@@ -229,22 +268,3 @@ def _set_aside(directory: Path) -> None:
     """Move a directory that Chroma refuses away; it may hold something that is not ours."""
     if directory.exists():
         directory.rename(f"{directory}.damaged-{uuid.uuid4().hex[:8]}")
-
-
-_PROBE = """
-import sys, chromadb
-client = chromadb.PersistentClient(path=sys.argv[1], settings=chromadb.Settings(anonymized_telemetry=False))
-for collection in client.list_collections():
-    if collection.name == sys.argv[2] and collection.count():
-        some = collection.get(limit=1, include=["embeddings"])
-        collection.query(query_embeddings=some["embeddings"], n_results=1)
-"""
-
-
-def _loads(directory: Path, name: str) -> bool:
-    """Whether a fresh process can count and search the collection."""
-    command = [sys.executable, "-c", _PROBE, str(directory), name]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS).returncode == 0  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return False

@@ -15,6 +15,7 @@ from rich.console import Console
 from ibidem import __version__, cli_audit, cli_fit
 from ibidem import cli_tables as tables
 from ibidem.backend import open_records
+from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
 from ibidem.cli_tables import plain
 from ibidem.doctor import examine
@@ -214,6 +215,7 @@ def fit(
     out.print(*said, sep="\n")
 
 
+app.command("rebuild")(rebuild_index)
 app.command("replay")(replay_workload)
 
 

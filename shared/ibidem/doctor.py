@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
-from ibidem.backend import index_opener, open_records
-from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.backend import catalogue_of, index_opener, open_records
+from ibidem.doctor_index import compare, holder
+from ibidem.embedding import Embedder, fingerprint_of, resolve_embedder
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.records import Records
 from ibidem.settings import Settings
@@ -72,33 +72,24 @@ def _ms(started: float) -> str:
 
 
 def _index(settings: Settings, records: Records, embedder: Embedder) -> Iterator[Finding]:
+    catalogue = catalogue_of(settings, embedder, records)
     try:
-        index = index_opener(settings, embedder)()
+        index = index_opener(settings, catalogue)()
     except IndexInUse:
-        yield Finding("vector index", True, f"in use by {_holder(settings)}, which looks after it")
+        text = f"in use by another process{holder(settings)}, which looks after it"
+        yield Finding("vector index", True, text)
         return
     except IndexUnavailable as error:
         yield Finding("vector index", False, str(error))
         return
     try:
-        started = time.perf_counter()
-        held = index.count()
         if settings.chroma is not None:
+            started = time.perf_counter()
+            index.count()
             yield Finding("Chroma server", True, f"answers in {_ms(started)}")
-        wanted = records.count_indexed(index.generation)
-        waiting = len(records.unindexed(index.generation, embedder.fingerprint, limit=100_000))
+        sound, text = compare(index, records, catalogue, fingerprint_of(embedder))
+    except IndexUnavailable as error:
+        sound, text = False, f"{error}; run `ibidem rebuild`"
     finally:
         index.close()
-    if held < wanted:
-        text = f"holds {held:,} of {wanted:,} vectors; it is rebuilt from the database at the next use"
-        yield Finding("vector index", False, text)
-    else:
-        yield Finding("vector index", True, f"{held:,} vectors, {waiting:,} waiting to be indexed")
-
-
-def _holder(settings: Settings) -> str:
-    """The process that has the embedded index open, as it noted itself."""
-    with suppress(OSError):
-        if noted := settings.path.joinpath("index.in-use").read_text().strip():
-            return f"another process (pid {noted})"
-    return "another process"
+    yield Finding("vector index", sound, text)

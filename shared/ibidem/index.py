@@ -39,6 +39,10 @@ class VectorIndex(Protocol):
     """Where vectors are found. Every method may raise `IndexUnavailable`."""
 
     @property
+    def name(self) -> str:
+        """Names its collection."""
+
+    @property
     def generation(self) -> str:
         """Names this filling of the index; a new or emptied one has a new name."""
 
@@ -47,6 +51,21 @@ class VectorIndex(Protocol):
 
     def search(self, vector: Vector, k: int) -> list[str]:
         """Ids of the k nearest, nearest first."""
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Forget these vectors; those it does not hold do not matter."""
+
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that it holds."""
+
+    def ids(self, offset: int, limit: int) -> list[str]:
+        """A page of all ids."""
+
+    def beside(self, name: str, generation: str | None = None) -> VectorIndex:
+        """Another collection, opened or made with this generation; closed with this one."""
+
+    def drop(self, name: str) -> None:
+        """Delete another collection with its files, if it is there."""
 
     def count(self) -> int:
         """How many vectors it holds."""

@@ -1,4 +1,4 @@
-"""Stored questions that have no vector yet, because the embedder failed or is another one now."""
+"""What the index lacks: read from the truth into memory, embedded if it has no vector of this embedder."""
 
 from __future__ import annotations
 
@@ -7,31 +7,67 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ibidem.catalogue import Catalogue
 from ibidem.faults import Faults
+from ibidem.index import coded
+from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.rows import StoredVector
 
 if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder
 
+PAGE = 5_000  # entries read from the database at a time
 EMBED_BATCH = 32  # questions embedded at a time
 REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
 
 
 class Lacking:
-    """Embeds them, some at a time.
+    """Reads and embeds it, some at a time.
 
     Args:
-        records: Where the vectors go.
-        embedder: Makes them.
+        records: The truth.
+        catalogue: Says which collections there are.
+        embedder: Makes vectors where there are none.
         faults: Where its failures go.
     """
 
-    def __init__(self, records: Records, embedder: CheckedEmbedder, faults: Faults) -> None:
-        self._records, self._embedder, self._faults = records, embedder, faults
+    def __init__(
+        self, records: Records, catalogue: Catalogue, embedder: CheckedEmbedder, faults: Faults
+    ) -> None:
+        self._records, self._catalogue = records, catalogue
+        self._embedder, self._faults = embedder, faults
         self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
 
-    def embed(self, page: Sequence[StoredVector]) -> list[StoredVector]:
+    def fill(self, generation: str, most: int | None) -> tuple[Memory, bool]:
+        """A page of what the index lacks, in memory.
+
+        All that the index has comes before, and True is returned, if that is at most `most`.
+        """
+        self._refused = {}
+        memory, complete = Memory(), False
+        embedder, other = self._embedder.fingerprint, self._catalogue.read().generation
+        if most is not None:
+            indexed = self._records.indexed(generation, embedder, most + 1, other)
+            complete = len(indexed) <= most
+            if complete:
+                load(memory, indexed)
+                memory.indexed(len(memory))
+        load(memory, self._records.unindexed(generation, embedder, PAGE, other))
+        return memory, complete
+
+    def fetch(self, memory: Memory, generation: str) -> None:
+        """Read the next page; embed a batch of what has no vector."""
+        other = self._catalogue.read().generation
+        page = self._records.unindexed(generation, self._embedder.fingerprint, PAGE, other)
+        # Another entry with the same vector may have been indexed before.
+        known = [row.point for row in page if row.point is not None and memory.holds(row.point)]
+        if known:
+            self._records.mark_indexed(known, generation)
+        load(memory, page)
+        load(memory, self._embed(page))
+
+    def _embed(self, page: Sequence[StoredVector]) -> list[StoredVector]:
         """Some of the rows that lack a vector, now with vectors, also in the truth."""
         now = time.monotonic()
         lacking = [row for row in page if row.vector is None and self._refused.get(row.id, 0.0) <= now]
@@ -52,7 +88,6 @@ class Lacking:
                     unfit.append(row.id)
                 else:
                     made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
-                self._refused.pop(row.id, None)
             except Exception as error:
                 self._refused[row.id] = time.monotonic() + REFUSED_SECONDS
                 self._faults.note("embed a stored question", error)
@@ -61,3 +96,10 @@ class Lacking:
         if unfit:
             self._records.set_exact_only(unfit)
         return made
+
+
+def load(memory: Memory, rows: Sequence[StoredVector]) -> None:
+    """Take the rows that have a vector into memory."""
+    for row in rows:
+        if row.vector is not None and row.point is not None:
+            memory.add(row.point, coded(row.vector, row.namespace, row.scope))

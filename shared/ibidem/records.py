@@ -16,7 +16,7 @@ from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
 from ibidem.migrations import prepare
-from ibidem.removal import Removal, delete
+from ibidem.removal import Removal, delete, note_orphans
 from ibidem.rows import (
     WAITING,
     StoredVector,
@@ -189,15 +189,18 @@ class Records:
                 db.execute(log)
             return delete(db, where)
 
-    def unindexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
-        """Questions that the index of this generation does not hold, in no order."""
+    def unindexed(self, generation: str, embedder: str, limit: int, other: str = "") -> list[StoredVector]:
+        """Questions that the index of this generation, or the other, does not hold, in no order."""
         held = _entries.c.indexed_in
-        # Two ranges instead of "!=", and no order: else the whole table is read, at every poll.
-        return self._stored_vectors(sa.or_(held < generation, held > generation), embedder, limit)
+        low, high = sorted((generation, other or generation))
+        # Ranges instead of "!=", and no order: else the whole table is read, at every poll.
+        between = sa.and_(held > low, held < high)
+        return self._stored_vectors(sa.or_(held < low, between, held > high), embedder, limit)
 
-    def indexed(self, generation: str, embedder: str, limit: int) -> list[StoredVector]:
-        """Questions that the index of this generation holds, in no order."""
-        return self._stored_vectors(_entries.c.indexed_in == generation, embedder, limit)
+    def indexed(self, generation: str, embedder: str, limit: int, other: str = "") -> list[StoredVector]:
+        """Questions that the index of this generation, or the other, holds, in no order."""
+        held = _entries.c.indexed_in.in_((generation, other or generation))
+        return self._stored_vectors(held, embedder, limit)
 
     def _stored_vectors(self, where: sa.ColumnElement[bool], embedder: str, limit: int) -> list[StoredVector]:
         c = _entries.c
@@ -206,12 +209,23 @@ class Records:
             rows = db.execute(query.limit(limit)).all()
         return [to_stored_vector(row, embedder) for row in rows]
 
-    def count_indexed(self, generation: str) -> int:
-        """How many points the index of this generation should hold."""
+    def count_indexed(self, generation: str, other: str = "") -> int:
+        """How many points the index of this generation, or the other, should hold."""
+        held = _entries.c.indexed_in.in_((generation, other or generation))
         with reading(self._engine) as db:
-            query = sa.select(sa.func.count(_entries.c.point.distinct())).where(
-                _entries.c.indexed_in == generation
-            )
+            return db.scalar(sa.select(sa.func.count(_entries.c.point.distinct())).where(held)) or 0
+
+    def points(self, after: str, limit: int) -> list[tuple[str, str]]:
+        """Points that the index should hold with the generations that do, in order of the points."""
+        c = _entries.c
+        query = sa.select(c.point, c.indexed_in).where(c.point > after, c.indexed_in.is_not(None))
+        with reading(self._engine) as db:
+            return [(row.point, row.indexed_in) for row in db.execute(query.order_by(c.point).limit(limit))]
+
+    def count_foreign(self, embedder: str) -> int:
+        """How many entries have a vector that another embedder made."""
+        query = sa.select(sa.func.count()).where(_entries.c.embedder != embedder)
+        with reading(self._engine) as db:
             return db.scalar(query) or 0
 
     def set_vectors(self, rows: Sequence[StoredVector], embedder: str) -> None:
@@ -235,10 +249,18 @@ class Records:
             db.execute(change.values(semantic=False, indexed_in=None))
 
     def mark_indexed(self, points: Sequence[str], generation: str) -> None:
-        """Note that the index of this generation holds these points."""
+        """Note that the index of this generation holds these points; those that nobody has are dead."""
         where = sa.and_(_entries.c.point.in_(points), _entries.c.indexed_in.is_not(None))
         with writing(self._engine) as db:
             db.execute(sa.update(_entries).where(where).values(indexed_in=generation))
+            note_orphans(db, points)
+
+    def index_again(self, points: Sequence[str] = (), ids: Sequence[str] = ()) -> None:
+        """The index does not hold these points, or the vectors of these entries."""
+        which = sa.or_(_entries.c.point.in_(points), _entries.c.id.in_(ids))
+        where = sa.and_(which, _entries.c.indexed_in.is_not(None))
+        with writing(self._engine) as db:
+            db.execute(sa.update(_entries).where(where).values(indexed_in=WAITING))
 
     def meta(self, key: str) -> str | None:
         """A fact noted about this database, such as `schema_version`."""
@@ -258,6 +280,14 @@ class Records:
             db.execute(sa.delete(_meta).where(_meta.c.key == key))
             if value is not None:
                 db.execute(sa.insert(_meta).values(key=key, value=value))
+
+    def meta_swap(self, key: str, old: str | None, new: str) -> bool:
+        """Note `new` if `old` is what is noted now; returns whether it was."""
+        insert = insert_into(self._engine.dialect.name)(_meta).values(key=key, value=new)
+        change = sa.update(_meta).where(_meta.c.key == key, _meta.c.value == old).values(value=new)
+        with writing(self._engine) as db:
+            done = db.execute(insert.on_conflict_do_nothing() if old is None else change)
+        return int(done.rowcount) == 1
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""

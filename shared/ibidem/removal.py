@@ -31,6 +31,14 @@ def delete(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     return int(db.execute(sa.delete(_entries).where(where)).rowcount)
 
 
+def note_orphans(db: sa.Connection, points: Sequence[str]) -> None:
+    """Note those of the points that the index holds by now and no entry has: it was deleted meanwhile."""
+    alive = set(db.scalars(sa.select(_entries.c.point).where(_entries.c.point.in_(points))))
+    if orphans := set(points) - alive:
+        noted = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
+        db.execute(noted, [{"point": point} for point in orphans])
+
+
 class Removal:
     """What is deleted from one database, in batches. Every method raises `StorageError` when it fails."""
 
@@ -97,9 +105,19 @@ class Removal:
 
     def alive_points(self, points: Sequence[str]) -> set[str]:
         """Those of these points that some entry still has."""
-        query = sa.select(_entries.c.point.distinct()).where(_entries.c.point.in_(points))
+        query = sa.select(_entries.c.point).distinct().where(_entries.c.point.in_(points))
         with reading(self._engine) as db:
             return set(db.scalars(query))
+
+    def count_dead(self) -> int:
+        """How many dead points wait for the index to forget them."""
+        with reading(self._engine) as db:
+            return db.scalar(sa.select(sa.func.count()).select_from(_dead)) or 0
+
+    def forget_dead(self) -> None:
+        """Forget all dead points: the index is empty, or is compared with the truth when it is opened."""
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_dead))
 
     def bury(self, points: Sequence[str]) -> None:
         """The index has forgotten these points."""

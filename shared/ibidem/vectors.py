@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ibidem.breaker import Breaker
+from ibidem.catalogue import Catalogue
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
@@ -16,13 +17,12 @@ from ibidem.index import VectorIndex, coded
 from ibidem.lacking import Lacking
 from ibidem.memory import Memory
 from ibidem.records import Records
-from ibidem.rows import StoredVector
+from ibidem.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
-PAGE = 5_000  # unindexed entries read from the database at a time
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
 # misses. An HNSW graph can: of 2,000 questions from one template it lost 1,766 with a bag-of-words embedder.
 EXACT_LIMIT = 10_000
@@ -39,6 +39,7 @@ class Vectors:
         embedder: Makes the vectors that are missing there.
         open_index: Opens the index; called at first use, and again some seconds after a failure.
         faults: Where failures in the background go.
+        catalogue: Says which collection is in use.
         alone: Whether the index is embedded, so that only this process fills it: then a small one is
             searched in memory. One on a server is opened in a thread apart: no caller waits for it.
         opened: Called when a server's index is open, as entries may wait for it.
@@ -50,12 +51,14 @@ class Vectors:
         embedder: CheckedEmbedder,
         open_index: Callable[[], VectorIndex],
         faults: Faults,
+        catalogue: Catalogue,
         *,
         alone: bool,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
         self._records, self._embedder, self._faults = records, embedder, faults
-        self._alone = alone
+        self._alone, self._catalogue = alone, catalogue
+        self._upkeep = Upkeep(records, catalogue, embedder.fingerprint, alone=alone)
         self._open_index = open_index
         self._closed = False
         self._breaker = None if alone else Breaker(self._open, closed=False, on_closed=opened)
@@ -69,11 +72,12 @@ class Vectors:
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
-        self._lacking = Lacking(self._records, self._embedder, self._faults)
+        self._lacking = Lacking(self._records, self._catalogue, self._embedder, self._faults)
         self._retry_at = self._poll_at = 0.0
         self._failure: IndexUnavailable | None = None
         if self._breaker is not None:
             self._breaker.after_fork()
+        self._upkeep.forget()
 
     @property
     def state(self) -> str:
@@ -95,16 +99,28 @@ class Vectors:
         Raises:
             IndexUnavailable: The index belongs to another process, or is down.
         """
-        index = self._opened()
+        index = self.opened()
         target = coded(vector, namespace, scope)
         near = self._memory.nearest(target, k)
-        if self._complete:
-            return near
+        return near if self._complete else list(dict.fromkeys([*near, *self._search(index, target, k)]))
+
+    def _search(self, index: VectorIndex, target: Vector, k: int) -> list[str]:
+        """Search; once more if the collection was replaced meanwhile."""
         try:
-            return list(dict.fromkeys([*near, *index.search(target, k)]))
+            return index.search(target, k)
         except IndexUnavailable as error:
+            if (current := self._current(index)) is not index:
+                return current.search(target, k)
             self._abandon(index, error)
             raise
+
+    def _current(self, index: VectorIndex) -> VectorIndex:
+        """The index in use, which this or another process may have exchanged for another."""
+        with self._lock:
+            if self._index is index and not self._alone:
+                name = self._catalogue.read().name
+                self._index = index if name == index.name else index.beside(name)
+            return self._index or index
 
     @property
     def poll_due(self) -> bool:
@@ -120,23 +136,42 @@ class Vectors:
         with self._working:
             index, memory = self._index, self._memory
             if index is None:
-                return False
-            if not memory.waiting:
-                self._fetch(memory, index.generation)
-            points, rows = memory.next(BATCH)
-            if not points:
+                self._upkeep.cap()
                 return False
             try:
-                index.upsert(points, rows)
+                index = self._current(index)
+                more = self._upkeep.bury(index, memory, self._lock)
+                if not memory.waiting:
+                    self._lacking.fetch(memory, index.generation)
+                points, rows = memory.next(BATCH)
+                if not points:
+                    return more
+                generation = self._upkeep.put(index, points, rows)
             except IndexUnavailable as error:
                 self._abandon(index, error)
                 raise
-            self._records.mark_indexed(points, index.generation)
+            self._records.mark_indexed(points, generation)
             memory.indexed(len(points))
             if not self._complete or len(memory) > EXACT_LIMIT:
                 self._complete = False  # before forgetting: a search that finds less here asks the index
                 memory.forget_indexed()
             return True
+
+    def renew(self, *, wanted: bool = False) -> bool:
+        """A step towards a fresh collection, if one is due or wanted; returns whether there is more."""
+        with self._working:
+            if self._index is None:
+                return False
+            index = self._current(self._index)
+            try:
+                complete = self._upkeep.step(index, wanted=wanted)
+            except IndexUnavailable as error:
+                self._abandon(index, error)
+                raise
+            if complete is not None:
+                with self._lock:  # searches under way end in the old one, which is deleted at a later step
+                    self._index = complete
+            return self._upkeep.busy or complete is not None
 
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""
@@ -150,6 +185,7 @@ class Vectors:
                 index.reset()
                 with self._lock:
                     self._complete = self._alone and self._index is index
+                self._upkeep.emptied()
             except IndexUnavailable as error:
                 # What it still holds, the truth does not confirm.
                 self._faults.note("empty the vector index", error)
@@ -162,20 +198,19 @@ class Vectors:
             index, self._index = self._index, None
             if self._breaker is not None:
                 self._breaker.stop()
+            self._upkeep.forget()
             if index is not None:
                 index.close()
 
-    def _opened(self) -> VectorIndex:
+    def opened(self) -> VectorIndex:
         """The index, if it is open or can be opened without waiting for a server that is down."""
-        index = self._index
-        if index is not None:
+        if (index := self._index) is not None:
             return index
         if self._breaker is None:
             self._open_here()
         else:
             self._await_server(self._breaker)
-        index = self._index
-        if index is None:  # closed or abandoned this very moment
+        if (index := self._index) is None:  # closed or abandoned this very moment
             raise self._unavailable()
         return index
 
@@ -221,43 +256,14 @@ class Vectors:
     def _filled(self, index: VectorIndex) -> tuple[Memory, bool]:
         """What is not in the index, and if it is small all that is; closes it again if that fails."""
         try:
-            held, wanted = index.count(), self._records.count_indexed(index.generation)
-            # Vectors were lost, or most belong to entries that are gone: begin anew, from the truth.
-            if held < wanted or held > 2 * wanted + PAGE:
+            if not self._upkeep.opened(index):  # vectors were lost: begin anew, from the truth
                 index.reset()
-            return self._filling(index.generation)
+                self._upkeep.emptied()
+            return self._lacking.fill(index.generation, EXACT_LIMIT if self._alone else None)
         except BaseException:
             with contextlib.suppress(IndexUnavailable):
                 index.close(sound=False)
             raise
-
-    def _filling(self, generation: str) -> tuple[Memory, bool]:
-        memory, complete = Memory(), False
-        self._lacking = Lacking(self._records, self._embedder, self._faults)
-        embedder = self._embedder.fingerprint
-        if self._alone:
-            indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1)
-            complete = len(indexed) <= EXACT_LIMIT
-            if complete:
-                self._load(memory, indexed)
-                memory.indexed(len(memory))
-        self._load(memory, self._records.unindexed(generation, embedder, PAGE))
-        return memory, complete
-
-    def _fetch(self, memory: Memory, generation: str) -> None:
-        """Read a page of what the index lacks; embed a batch of what has no vector."""
-        page = self._records.unindexed(generation, self._embedder.fingerprint, PAGE)
-        # Another entry with the same vector may have been indexed before.
-        known = [row.point for row in page if row.point is not None and memory.holds(row.point)]
-        if known:
-            self._records.mark_indexed(known, generation)
-        self._load(memory, page)
-        self._load(memory, self._lacking.embed(page))
-
-    def _load(self, memory: Memory, rows: Sequence[StoredVector]) -> None:
-        for row in rows:
-            if row.vector is not None and row.point is not None:
-                memory.add(row.point, coded(row.vector, row.namespace, row.scope))
 
     def _abandon(self, index: VectorIndex, error: IndexUnavailable) -> None:
         """Close an index that failed; it is opened, and if need be healed, after a pause."""
@@ -266,6 +272,7 @@ class Vectors:
             if self._index is not index:  # another thread was first, or it is a new one already
                 return
             self._index = None
+            self._upkeep.forget()
             self._memory, self._complete = Memory(), False
             self._remember(error)
         try:

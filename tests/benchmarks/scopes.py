@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 import ibidem
 from ibidem import Answer, Request, vectors
-from ibidem.backend import index_opener
+from ibidem.backend import catalogue_of, index_opener, open_records
 from ibidem.database import sqlite_url
 from ibidem.embedding import resolve_embedder
 from ibidem.engines import open_engine
@@ -202,7 +202,7 @@ def fill(settings: Settings, embedder: Any, load: Workload, deadline: float) -> 
     """Truth and index, in bulk but as the cache fills them; returns how many entries came in in time."""
     ibidem.open(settings.path, embedder=embedder).close()  # makes the tables
     index, engine = (
-        index_opener(settings, embedder)(),
+        index_opener(settings, catalogue_of(settings, embedder, open_records(settings)))(),
         open_engine(sqlite_url(settings.path / "ibidem.sqlite3")),
     )
     done = 0

@@ -246,3 +246,48 @@ def test_a_torn_index_after_a_clean_end_is_rebuilt_too(
         eventually(lambda: cache.lookup(ibidem.Request(reworded(0))), every=0.2)
         check_exact(cache, numbers)
         check_reworded(cache, numbers)
+
+
+RENEWER = """
+import sys
+import ibidem
+from ibidem import chroma, upkeep, vectors
+from tests.embedders import BagOfWords
+from tests.helpers import question
+
+chroma._HNSW["sync_threshold"] = 2
+vectors.EXACT_LIMIT, upkeep.BATCH = 0, 5
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9)
+cache.lookup(ibidem.Request(question(10**6)))
+print("open", flush=True)
+while True:
+    cache._backend.vectors.renew(wanted=True)
+    cache._backend.vectors.work()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_index_is_replaced_is_healed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the kill comes, every question is found at the next opening."""
+    monkeypatch.setattr(vectors, "EXACT_LIMIT", 0)
+    numbers = list(range(60))
+    with open_cache(tmp_path / "c") as cache:
+        cache.lookup(ibidem.Request(question(10**6)))
+        for n in numbers:
+            assert cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
+        assert cache.flush()
+    draw = random.Random(11)
+    for _ in range(TORN_ROUNDS):
+        with Child(RENEWER, tmp_path / "c") as child:
+            assert child.line() == "open"
+            time.sleep(draw.uniform(0.02, 0.6))
+            child.kill()
+        with open_cache(tmp_path / "c") as cache:
+            check_reworded(cache, numbers)
+            assert cache.flush()
+            check_reworded(cache, numbers)
+            assert cache.stats().unindexed == 0
+    folders = [one for one in (tmp_path / "c" / "chroma").iterdir() if one.is_dir()]
+    assert len(folders) <= 3

@@ -176,3 +176,44 @@ def test_errors_are_sentences(monkeypatch) -> None:
     monkeypatch.setenv("IBIDEM_THRESHOLD", "0.1")
 
     assert "threshold: is a cosine similarity" in run("stats", code=2)
+
+
+@pytest.fixture
+def _bag_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line opens caches with the embedder of these tests."""
+    for module in ("cli_rebuild", "doctor"):
+        monkeypatch.setattr(f"ibidem.{module}.resolve_embedder", lambda _: BagOfWords())
+
+
+@pytest.mark.usefixtures("_bag_of_words")
+def test_rebuild_fills_a_new_index(filled: str) -> None:
+    """From the database alone."""
+    assert "The index holds 2 vectors." in run("rebuild", "--path", filled)
+    assert "2 vectors, 0 waiting" in run("doctor", "--path", filled)
+
+
+@pytest.mark.usefixtures("_bag_of_words")
+def test_the_doctor_counts_what_is_missing_and_what_is_left_over(open_cache, filled: str) -> None:
+    """And the rebuild it advises heals both."""
+    run("rebuild", "--path", filled)
+    with open_cache() as cache:
+        cache.lookup(Request("opens the index"))
+        index = cache._backend.vectors._index
+        index.delete(index.ids(0, 1))
+        index.upsert(["left over"], BagOfWords(288).embed(["a"]))
+    said = run("doctor", "--path", filled, code=1)
+    assert "1 vectors are missing" in said
+    assert "1 belong to no entry" in said
+    assert "ibidem rebuild" in said
+    run("rebuild", "--path", filled)
+
+    assert "2 vectors, 0 waiting to be indexed" in run("doctor", "--path", filled)
+
+
+@pytest.mark.usefixtures("_bag_of_words")
+def test_rebuild_says_who_has_the_index(open_cache, filled: str) -> None:
+    """Another process's index is left alone."""
+    with open_cache() as cache:
+        cache.lookup(Request("opens the index"))
+
+        assert f"process {os.getpid()}" in run("rebuild", "--path", filled, code=2)

@@ -1,0 +1,113 @@
+"""`ibidem rebuild`: fill a new vector index from the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from ibidem.backend import catalogue_of, index_opener, open_records
+from ibidem.catalogue import Catalogue
+from ibidem.cli_tables import plain
+from ibidem.doctor_index import holder
+from ibidem.embedding import CheckedEmbedder, resolve_embedder
+from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, InvalidInput
+from ibidem.faults import Faults
+from ibidem.records import Records
+from ibidem.settings import Settings, read_settings
+from ibidem.vectors import Vectors
+
+out = Console()
+err = Console(stderr=True)
+
+PathOption = Annotated[
+    Path | None, typer.Option("--path", help="Directory of the cache; default: IBIDEM_PATH, else your own.")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
+]
+ChromaOption = Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option("--embedder", help="Name or directory of the embedding model, if not the default."),
+]
+
+
+def rebuild_index(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    chroma: ChromaOption = None,
+    embedder: EmbedderOption = None,
+) -> None:
+    """Fill a new vector index from the database and put it in place of the old one."""
+    try:
+        settings = read_settings(path=path, database=database, chroma=chroma, embedder=embedder)
+        if settings.database is None and not settings.database_file.is_file():
+            raise InvalidInput(f"there is no cache in {settings.path}; give its directory with --path")
+        count = _rebuilt(settings)
+    except IndexInUse:
+        whose = f"another process{holder(settings)} is using the index in {settings.path}"
+        _fail(f"{whose}; stop it and try again")
+    except IbidemError as error:
+        _fail(str(error))
+    else:
+        out.print(f"The index holds {count:,} {'vector' if count == 1 else 'vectors'}.")
+
+
+def _rebuilt(settings: Settings) -> int:
+    records, faults = open_records(settings), Faults()
+    try:
+        embedder = CheckedEmbedder(resolve_embedder(settings.embedder), records.meta_once)
+        catalogue = catalogue_of(settings, embedder, records)
+        vectors = Vectors(
+            records,
+            embedder,
+            index_opener(settings, catalogue),
+            faults,
+            catalogue,
+            alone=settings.chroma is None,
+        )
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, transient=True) as progress:
+            task = progress.add_task("Indexing", total=None)
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            try:
+                return _replaced(vectors, records, catalogue, show)
+            finally:
+                vectors.close()
+    finally:
+        records.close()
+
+
+def _replaced(
+    vectors: Vectors, records: Records, catalogue: Catalogue, show: Callable[[int, int], None]
+) -> int:
+    """Replace the index at once; `show` is told how many vectors of how many it has. Returns how many.
+
+    Raises:
+        IndexUnavailable: It belongs to another process, is down, or is being replaced by another process.
+    """
+    old = vectors.opened()
+    while vectors.work():
+        pass
+    total = records.count_indexed(old.generation, catalogue.read().generation)
+    more = vectors.renew(wanted=True)
+    while (index := vectors.opened()).name == old.name:
+        if not more:
+            raise IndexUnavailable("the index is being replaced already; try again in a minute")
+        show(total - records.count_indexed(index.generation), total)
+        more = vectors.renew()
+    vectors.renew()  # deletes the old one
+    return index.count()
+
+
+def _fail(message: str) -> None:
+    err.print(f"[red]error:[/] {plain(message)}", soft_wrap=True)
+    raise typer.Exit(2)

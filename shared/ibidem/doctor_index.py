@@ -1,0 +1,69 @@
+"""Does the vector index hold what the truth says? What `ibidem doctor` looks at there."""
+
+from __future__ import annotations
+
+import os
+
+from ibidem.catalogue import Catalogue
+from ibidem.index import VectorIndex
+from ibidem.records import Records
+from ibidem.settings import Settings
+
+PAGE = 5_000
+
+
+def compare(index: VectorIndex, records: Records, catalogue: Catalogue, embedder: str) -> tuple[bool, str]:
+    """Whether the index is sound, and a sentence with what was counted and what to do."""
+    now = catalogue.read()
+    generations = {index.generation, now.generation} - {""}
+    held = _ids(index)
+    wanted, known = _points(records, generations)
+    missing, orphans = len(wanted - held), len(held - known)
+    waiting = len(records.unindexed(index.generation, embedder, 100_000, now.generation))
+    foreign, dead = records.count_foreign(embedder), records.removal.count_dead()
+    notes = [
+        (missing, f"{missing:,} vectors are missing"),
+        (orphans, f"{orphans:,} belong to no entry"),
+        (now.dead, f"{now.dead:,} deleted ones are still passed in searches"),
+        (foreign, f"{foreign:,} entries have vectors of another embedder and are embedded anew when used"),
+        (dead, f"{dead:,} wait to be deleted"),
+        (int(bool(now.next)), "it is being replaced by a fresh one"),
+    ]
+    told = "; ".join(note for count, note in notes if count)
+    text = f"{len(held):,} vectors, {waiting:,} waiting to be indexed" + (f"; {told}" if told else "")
+    return not missing, f"{text}; run `ibidem rebuild`" if missing else text
+
+
+def _ids(index: VectorIndex) -> set[str]:
+    held: set[str] = set()
+    while page := index.ids(len(held), PAGE):
+        before = len(held)
+        held.update(page)
+        if len(held) == before:
+            break
+    return held
+
+
+def _points(records: Records, generations: set[str]) -> tuple[set[str], set[str]]:
+    """The points that an index of these generations should hold, and all points."""
+    wanted: set[str] = set()
+    known: set[str] = set()
+    after = ""
+    while page := records.points(after, PAGE):
+        after = page[-1][0]
+        known.update(point for point, _ in page)
+        wanted.update(point for point, generation in page if generation in generations)
+    return wanted, known
+
+
+def holder(settings: Settings) -> str:
+    """The process that has the embedded index open, as far as it can be told."""
+    try:
+        number = int((settings.path / "index.in-use").read_text())
+        if os.name == "posix":  # elsewhere signal 0 would end the process
+            os.kill(number, 0)
+    except PermissionError:
+        return f" (process {number}, of another user)"
+    except (OSError, ValueError):
+        return ""
+    return f" (process {number})"
