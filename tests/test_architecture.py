@@ -17,7 +17,7 @@ DOORS = {
     "chromadb": {"shared/ibidem/chroma.py", "shared/ibidem/chroma_server.py"},
     "sqlalchemy": {
         f"shared/ibidem/{module}.py"
-        for module in ("database", "logs", "migrations", "records", "removal", "tables")
+        for module in ("database", "invalidating", "logs", "migrations", "records", "removal", "tables")
     },
     "torch": set(),
 }

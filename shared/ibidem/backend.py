@@ -116,14 +116,19 @@ class Backend:
             _drop(self._examples, namespace)
         return count
 
-    def keep(self, entry: Entry) -> None:
-        """Store an entry in the truth, and make it findable; raises what the database does."""
+    def keep(self, entry: Entry, made: float) -> bool:
+        """Store an entry in the truth, and make it findable; raises what the database does.
+
+        False if it was asked for, at `made`, before what it rests on was invalidated.
+        """
         house = self.housekeeping
-        self.records.put(entry, self.embedder.fingerprint, house.bounds, house.floor)
+        if not self.records.put(entry, self.embedder.fingerprint, house.bounds, house.floor, made):
+            return False
         if entry.vector is not None:
             self.vectors.add(entry.namespace, entry.scope, entry.vector)
         house.grown(size_of(entry))
         self._background.wake()
+        return True
 
     def flush(self) -> bool:
         """Wait until what is known now is indexed and logged; False if that took too long.

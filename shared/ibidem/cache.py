@@ -10,6 +10,7 @@ from ibidem import backend as backends
 from ibidem.admission import Admission, storable
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
+from ibidem.correcting import Correcting
 from ibidem.decision import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples import ExampleLog
@@ -24,7 +25,7 @@ from ibidem.stats import Stats
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
-class SemanticCache:
+class SemanticCache(Correcting):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -114,7 +115,8 @@ class SemanticCache:
         reason = self._admission.refusal(request, answer)
         try:
             if not reason:
-                self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+                reason = self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+            if not reason:
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from ibidem.database import insert_into, open_engine, reading, upsert_entry, wri
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError
 from ibidem.eviction import UNBOUNDED, Bounds
+from ibidem.invalidating import Invalidations
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
 from ibidem.migrations import prepare
 from ibidem.removal import Removal, delete
@@ -49,7 +51,7 @@ _SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("i
 
 
 class Records:
-    """Access to one database; `lookups`, `examples` and `judgements` are its logs, `removal` deletes.
+    """Access to one database; `lookups`, `examples` and `judgements` are its logs, the rest deletes.
 
     Args:
         url: SQLAlchemy URL.
@@ -63,6 +65,7 @@ class Records:
         self._engine = open_engine(url)
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
         self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
+        self.invalidations = Invalidations(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:
@@ -107,7 +110,7 @@ class Records:
     def _sources(self, db: sa.Connection, ids: list[str]) -> dict[str, tuple[Source, ...]]:
         found: dict[str, tuple[Source, ...]] = {}
         for row in db.execute(_SOURCES, {"ids": ids}) if ids else ():
-            source = Source(row.document_id, row.digest, row.supports)
+            source = Source(row.document_id, row.digest, row.supports, row.source)
             found[row.entry_id] = (*found.get(row.entry_id, ()), source)
         return found
 
@@ -129,6 +132,12 @@ class Records:
         """Entries whose id begins with `prefix` (at most 20), with their sources."""
         query = sa.select(*_ENTRY).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
         return self._with_sources(query)
+
+    def of_ids(self, ids: Sequence[str]) -> list[Entry]:
+        """The entries of these ids, newest first, with their sources."""
+        return self._with_sources(
+            sa.select(*_ENTRY).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
+        )
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
         with reading(self._engine) as db:
@@ -159,16 +168,29 @@ class Records:
             bytes=self.removal.size()[1],
         )
 
-    def put(self, entry: Entry, embedder: str | None, bounds: Bounds = UNBOUNDED, floor: float = 0.0) -> None:
-        """Store the entry, replacing the one with the same id; durable against a killed process on return."""
+    def put(
+        self,
+        entry: Entry,
+        embedder: str | None,
+        bounds: Bounds = UNBOUNDED,
+        floor: float = 0.0,
+        made: float = math.inf,
+    ) -> bool:
+        """Store the entry, replacing the one with the same id; durable against a killed process on return.
+
+        False if it must not be stored: what it rests on was invalidated after it was asked for, at `made`.
+        """
         row = entry_row(entry, embedder)
         row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
         with writing(self._engine) as db:
+            if self.invalidations.refuse(db, entry, made):
+                return False
             db.execute(upsert_entry(db.dialect.name, partial(bounds.rank, floor)), row)
             for table, rows in ((_documents, source_rows(entry)), (_tags, tag_rows(entry))):
                 db.execute(sa.delete(table).where(table.c.entry_id == entry.id))
                 if rows:
                     db.execute(sa.insert(table), rows)
+        return True
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all entries and logs, or those of one namespace; returns how many entries."""

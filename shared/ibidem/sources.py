@@ -20,11 +20,12 @@ _TELLING_LENGTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """A document that a retriever returned, and the latest queries that found it."""
+    """A document that a retriever returned, the latest queries that found it, and what it was cut from."""
 
     id: str
     text: str
     queries: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
