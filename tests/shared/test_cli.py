@@ -112,7 +112,7 @@ def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
 
     (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "acme"))
     assert (told["question"], told["answer"], told["at"]) == ("how long", "30\n days", 1.0)
-    assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest}]
+    assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest, "source": ""}]
     assert len(json.loads(run("examples", "--path", filled, "--json", "-n", "2"))) == 2
     assert json.loads(run("stats", "--path", filled, "--json"))["examples"] == 3
 
