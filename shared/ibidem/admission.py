@@ -56,7 +56,7 @@ class Admission:
         """Why the answer must not be stored, or None. Reasons as in `Rejected`."""
         if reason := _unfit(request, answer):
             return reason
-        if request.temperature is not None and request.temperature > self._max_temperature:
+        if isinstance(request.temperature, (int, float)) and request.temperature > self._max_temperature:
             return "temperature"
         if self.is_private(answer.text) or (answer.payload and self.is_private(answer.payload)):
             return "private"

@@ -54,7 +54,9 @@ class SemanticCache(Correcting):
         self._lock = ForkSafeLock()
         self._rejected: dict[str, int] = {}
         self._closed = False
-        self.examples = ExampleLog(backend, self._ready)  # answered questions, for later use
+        self.examples = ExampleLog(
+            backend, self._ready, admission.redacted
+        )  # answered questions, for later use
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -112,8 +114,8 @@ class SemanticCache(Correcting):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
         _require_seconds("ttl", ttl)
         labels = require_tags(tags)
-        reason = self._admission.refusal(request, answer)
         try:
+            reason = self._admission.refusal(request, answer)
             if not reason:
                 reason = self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
             if not reason:

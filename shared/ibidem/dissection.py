@@ -24,7 +24,7 @@ class Dissection:
     documents: tuple[Document, ...]
     skeleton: str | None
 
-    def request(self, *scope: str, namespace: str) -> Request:
+    def request(self, *scope: str, namespace: str, temperature: float | None = None) -> Request:
         """The request to compare, for a model that the texts of `scope` describe.
 
         The scope may hold headers with secrets. The request hashes it and keeps nothing else: never log it.
@@ -35,6 +35,7 @@ class Dissection:
             namespace=namespace,
             documents=self.documents,
             semantic=self.skeleton is not None,
+            temperature=temperature,
         )
 
 

@@ -108,16 +108,18 @@ class ExampleLog:
     Args:
         backend: Where the examples are written.
         ready: Raises if the cache is closed; called before anything else.
+        redacted: Returns a text as it may be written, "" if that is not known.
     """
 
-    def __init__(self, backend: Backend, ready: Callable[[], None]) -> None:
-        self._backend, self._ready = backend, ready
+    def __init__(self, backend: Backend, ready: Callable[[], None], redacted: Callable[[str], str]) -> None:
+        self._backend, self._ready, self._redacted = backend, ready, redacted
 
     def add(self, example: Example) -> bool:
         """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
 
-        That is so where no database holds a text (lone surrogates, NUL) or a number of it, and while 10,000
-        wait to be written. Never raises because storage failed.
+        It is written as `redact` returns it. It cannot be kept where no database holds a text (lone
+        surrogates, NUL) or a number of it, and while 10,000 wait to be written. Never raises because storage
+        failed.
 
         Raises:
             InvalidInput: `example` is not an `Example`.
@@ -131,9 +133,11 @@ class ExampleLog:
                 "keep examples: invalid", "refused an example with text or numbers that no database holds"
             )
             return False
-        return self._backend.note_example(
-            example if example.at else replace(example, at=self._backend.clock())
-        )
+        question, answer = self._redacted(example.question), self._redacted(example.answer)
+        if not question or (example.answer and not answer):
+            return False
+        at = example.at or self._backend.clock()
+        return self._backend.note_example(replace(example, at=at, question=question, answer=answer))
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last `limit` examples added, by any process, the newest first; all or those of one namespace.

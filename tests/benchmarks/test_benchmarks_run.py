@@ -200,3 +200,15 @@ def test_odd_questions_are_no_hits(pair: suites.Pair, server: suites.Server) -> 
     """Homoglyphs, invisible characters, other scripts, emoji, word salads, novels: no crash, no hit."""
     assert not server.serves(pair.a, pair.b)
     assert not server.serves(pair.b, pair.a)
+
+
+def test_eviction(tmp_path: Path) -> None:
+    """On streams with lasting favourites no published rule saves more, but with room for 20 answers only."""
+    trace = tmp_path / "azure_llm_trace_conv.csv"
+    rows = [f"x,{100 + 37 * n % 4000},{1 + 91 * n % 700}" for n in range(500)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    printed = run("--data", tmp_path, "--requests", 20_000, "--answers", 2000, program="eviction")
+    lasting = [line.split("\u2502") for line in printed.splitlines() if "never" in line]
+
+    assert len(lasting) == 9
+    assert all(float(cells[-2]) >= (0.95 if "1%" in cells[3].split() else 1.0) for cells in lasting)

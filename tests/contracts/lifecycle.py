@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ibidem import Answer, ConfigurationError, Hit, InvalidInput, Miss, Rejected, Request
+from ibidem import Answer, ConfigurationError, Example, Hit, InvalidInput, Miss, Rejected, Request
 from ibidem.housekeeping import LATE_SECONDS
 from tests.helpers import Clock
 
@@ -199,6 +199,14 @@ class LifecycleContract:
             "what is the state of [name] ok",
         }
         assert [entry.question for entry in cache._backend.records.newest()] == [None]
+
+    def test_an_example_is_written_redacted(self, open_cache) -> None:
+        """Question and answer; none is written while the hook is broken."""
+        cache = open_cache(redact=lambda text: text.replace("Bob", "[name]"))
+        assert cache.examples.add(Example("who is Bob", "Bob is a builder"))
+        kept = cache.examples.recent()
+        assert [(one.question, one.answer) for one in kept] == [("who is [name]", "[name] is a builder")]
+        assert not open_cache(redact=lambda text: 1 / 0).examples.add(Example("who is Bob", "a builder"))
 
     def test_a_private_answer_is_not_stored(self, open_cache) -> None:
         """Nor is anything while the hook is broken."""

@@ -29,6 +29,7 @@ from langchain_core.messages import (
 )
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables import RunnableLambda
+from langchain_openai import ChatOpenAI
 
 import ibidem
 from ibidem.errors import NotCacheable
@@ -36,7 +37,7 @@ from ibidem.prompt import Prompt, Segment, plain
 from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.skeleton import Skeleton, occurs
 from ibidem.sources import Retrieved, occurring
-from langchain_ibidem.keys import RequestBuilder, model_identity
+from langchain_ibidem.keys import RequestBuilder, model_identity, temperature_of
 from langchain_ibidem.memory import RECENT_DOCUMENTS
 from langchain_ibidem.prompt import of_messages, parse
 from langchain_ibidem.tracker import Tracker
@@ -790,3 +791,15 @@ def test_a_support_chat_can_say_that_every_message_is_a_question() -> None:
     assert not careful.build(prompt, "m").semantic
     assert trusting.build(prompt, "m").question == "I lost my card."
     assert not trusting.build(dumps([HumanMessage("Context: a\nQuestion: b")]), "m").semantic
+
+
+@pytest.mark.parametrize(("model", "expected"), [(None, None), (0, 0.0), (1.5, 1.5)])
+def test_the_temperature_is_known(model: float | None, expected: float | None) -> None:
+    """Of chat and completion models; a call may raise it, and it is part of the scope as before."""
+    settings = {} if model is None else {"temperature": model}
+    chat = ChatOpenAI(model="m", api_key="k", **settings)
+    told = [chat._get_llm_string(), str(sorted({**settings, "model_name": "m"}.items()))]
+
+    assert [temperature_of(one) for one in told] == [expected] * 2
+    assert temperature_of(chat._get_llm_string(temperature=1.8)) == 1.8
+    assert Desk().builder.build("[]", told[1]).temperature == expected

@@ -167,6 +167,15 @@ def test_who_pays_and_how_long_it_may_take_do_not_count(changed: dict[str, Any])
     assert identity(openai(**changed)) == identity(before)
 
 
+def test_the_temperature_is_known() -> None:
+    """Of the model or of the call; hot samples are not stored."""
+    question = [said("What is the capital of France?")]
+
+    assert request_of(question, openai(temperature=0.0)).temperature == 0.0
+    assert request_of(question, openai(temperature=0.0), temperature=1.5).temperature == 1.5
+    assert request_of(question, Plain()).temperature is None
+
+
 def test_a_model_id_and_the_class_count() -> None:
     class Other(OpenAI):
         """Another class with the same settings."""

@@ -29,6 +29,7 @@ _STRUCTURED = re.compile(
     r"""['"](response_format|response_schema|response_json_schema|output_format|output_config)['"]"""
     r"""|\('format', [{']"""
 )
+_TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?)""")
 
 
 class RequestBuilder:
@@ -74,8 +75,9 @@ class RequestBuilder:
             dissection = dissect(parsed, documents, self._questions.find(parsed, _clues(render), documents))
         else:
             dissection = exactly(parsed, documents)
+        described = ("langchain/1", self._model_id, model_identity(llm_string))
         return dissection.request(
-            "langchain/1", self._model_id, model_identity(llm_string), namespace=self._namespace
+            *described, namespace=self._namespace, temperature=temperature_of(llm_string)
         )
 
     def _documents(self, prompt: Prompt, render: Render | None) -> list[Occurrence]:
@@ -96,6 +98,11 @@ def _names_its_model(llm_string: str) -> bool:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         names = _PARAMETER.findall(llm_string)
     return any(map(_NAMING.search, names))
+
+
+def temperature_of(llm_string: str) -> float | None:
+    """The temperature at which the model samples, the highest if the call gives another; None if unknown."""
+    return max(map(float, _TEMPERATURE.findall(llm_string)), default=None)
 
 
 def model_identity(llm_string: str) -> str:

@@ -98,7 +98,14 @@ class RequestBuilder:
         exact = not self.semantic or llm.output_parser is not None or asks_for_form(llm, given)
         described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
         dissection = self.dissect(prompt, surroundings(), exact=exact)
-        return dissection.request(*described, namespace=self.namespace)
+        temperature = temperature_of(llm, given)
+        return dissection.request(*described, namespace=self.namespace, temperature=temperature)
+
+
+def temperature_of(llm: LLM, given: Mapping[str, Any]) -> float | None:
+    """The temperature at which the model samples; None if unknown."""
+    found = given.get("temperature", getattr(llm, "temperature", None))
+    return float(found) if isinstance(found, (int, float)) else None
 
 
 def _is_for_people(filled: Filled | None) -> bool:

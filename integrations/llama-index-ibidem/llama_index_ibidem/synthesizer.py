@@ -291,6 +291,7 @@ class CachedSynthesizer(BaseSynthesizer):
             namespace=self._namespace,
             documents=shown_as(texts, around.synthesis.documents),
             semantic=self._semantic and not is_for_programs(self._synthesizer),
+            temperature=getattr(self._llm, "temperature", None),
         )
 
 
