@@ -115,7 +115,7 @@ def condition(criteria: Criteria) -> sa.ColumnElement[bool]:
         if criteria.current is not None:
             resting = resting.where(_documents.c.digest.not_in(sorted(criteria.current)))
         parts.append(c.id.in_(resting))
-    return sa.and_(*parts)
+    return sa.and_(sa.true(), *parts)
 
 
 def _exclude_stores(db: sa.Connection) -> None:
