@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -247,3 +248,35 @@ def test_feedback_is_redacted(open_cache) -> None:
     cache.feedback(hit, good=True, question="how does Ada reset it")
 
     assert cache.judgements()[0].asked == "how does [name] reset it"
+
+
+def test_no_query_reads_a_whole_table(records: Records) -> None:
+    """Neither that of a store nor those by document, tag or entry."""
+    asked: list[tuple[str, object]] = []
+
+    def note(_connection, _cursor, statement, parameters, *_rest) -> None:
+        asked.append((statement, parameters))
+
+    records.put(entry(), None)
+    sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
+    for criteria in (
+        Criteria(documents=("a", "b")),
+        Criteria(documents=("a",), current=frozenset({"c"})),
+        Criteria(tag="t"),
+        Criteria(entry="e"),
+        Criteria(namespace="n"),
+        Criteria(before=1.0),
+    ):
+        records.invalidations.preview(criteria, 5)
+    with records._engine.begin() as db:
+        records.invalidations.refuse(db, entry(), 1.0)
+    sqlalchemy.event.remove(records._engine, "before_cursor_execute", note)
+    with records._engine.connect() as db:
+        plans = [
+            " ".join(row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
+            for statement, parameters in asked
+            if statement.startswith("SELECT")
+        ]
+
+    assert len(plans) == 13
+    assert [plan for plan in plans if "SCAN" in plan] == []
