@@ -132,6 +132,8 @@ def _delete_some(db: sa.Connection, where: sa.ColumnElement[bool]) -> tuple[list
     if not found:
         return [], 0
     mine = _entries.c.id.in_(found)
+    if db.dialect.name == "postgresql":  # in the order in which others lock them, against deadlocks
+        db.execute(sa.select(_entries.c.id).where(mine).order_by(_entries.c.id).with_for_update())
     same = [(_examples.c[name], _entries.c[name]) for name in ("namespace", "question", "answer")]
     asked = sa.select(*(column for _, column in same)).where(mine, _entries.c.question.is_not(None))
     repeated = sa.tuple_(*(column for column, _ in same)).in_(asked)

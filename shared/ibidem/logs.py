@@ -42,7 +42,7 @@ class LookupTable:
         """
         hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id)
         last = {row.entry_id: row.at for row in rows if row.tier}
-        served = [{"entry": entry_id, "n": n, "at": last[entry_id]} for entry_id, n in hits.items()]
+        served = [{"entry": entry_id, "n": n, "at": last[entry_id]} for entry_id, n in sorted(hits.items())]
         names = LookupRow.__slots__
         with writing(self._engine) as db:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +22,10 @@ from ibidem.entry import Entry, Source
 from ibidem.invalidation import NAMES, Criteria, criteria_of
 from ibidem.records import Records
 from ibidem.request import digest
+from ibidem.rows import LookupRow
 from ibidem.tombstones import KEPT_SECONDS, Tombstones
 from tests.helpers import Clock
+from tests.servers import running_postgres
 
 names = st.sampled_from(["a", "b", "c%", "c", '\N{GREEK SMALL LETTER PI}"\\', "A"])
 times = st.integers(0, 5).map(float)
@@ -280,3 +286,26 @@ def test_no_query_reads_a_whole_table(records: Records) -> None:
 
     assert len(plans) == 13
     assert [plan for plan in plans if "SCAN" in plan] == []
+
+
+def test_hits_that_are_counted_meanwhile_do_not_deadlock() -> None:
+    """On a server, where each locks many rows: in one order."""
+    numbers = range(100)
+    with running_postgres() as url, closing(Records(url)) as records, ThreadPoolExecutor(3) as pool:
+        stop = threading.Event()
+
+        def count_hits(seed: int) -> None:
+            draw = random.Random(seed)
+            while not stop.is_set():
+                ids = draw.sample([digest(str(n)) for n in numbers], 80)
+                records.lookups.add(
+                    [LookupRow(1.0, "", "s", "q", "exact", "", id_, 1.0, 0.1, 1) for id_ in ids]
+                )
+
+        writers = [pool.submit(count_hits, seed) for seed in range(3)]
+        for round_ in range(5):
+            for n in numbers:
+                records.put(entry(id=digest(str(n)), created=float(round_)), None)
+            assert len(records.invalidations.run(Criteria(documents=("guide",)), lambda: 0.0)[0]) == 100
+        stop.set()
+        assert [writer.result(30) for writer in writers] == [None] * 3
