@@ -1,6 +1,7 @@
 """A real HTTP server on loopback that answers as the OpenAI API does, with answers that a test can foretell.
 
-It speaks `POST /v1/chat/completions`, whole and streamed. Any other POST, `/v1/responses` too, is a 404.
+It speaks `POST /v1/chat/completions`, whole and streamed, and `POST /v1/completions`, whole. Any other POST,
+`/v1/responses` too, is a 404.
 Every answer closes its connection, so that a client that nobody closes leaves no open socket behind.
 """
 
@@ -22,6 +23,7 @@ Json = dict[str, Any]
 Stream = tuple[list[Json], list[Json], list[Json]]
 
 CREATED = 1_700_000_000
+_PATHS = ("/v1/chat/completions", "/v1/completions")
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
@@ -61,6 +63,9 @@ class OpenAIServer:
         self.finish_reason: str | None = None
         #: Seconds before each answer.
         self.delay = 0.0
+        #: Answers wait until it is set, as it is from the beginning; what has come is in `requests` before.
+        self.gate = threading.Event()
+        self.gate.set()
         self._number = 0
         self._failures: list[int] = []
         self._breaks: list[tuple[int, bool]] = []
@@ -109,7 +114,7 @@ class OpenAIServer:
         """The request's number, the status to fail it with, and how to break it if it is a stream."""
         with self._lock:
             self.requests.append(request)
-            if request["path"] != "/v1/chat/completions":
+            if request["path"] not in _PATHS:
                 return 0, 404, None
             self._number += 1
             failure = self._failures.pop(0) if self._failures else None
@@ -194,6 +199,22 @@ def _answer_schema(body: Json) -> Json | None:
     return wanted and wanted["schema"]
 
 
+def _text_completion(number: int, body: Json, finish_reason: str) -> Json:
+    """The answer to all prompts of a request for completions; each names its prompt."""
+    prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+    choices = [
+        {
+            "index": index,
+            "text": f"answer {number} to {prompt}",
+            "finish_reason": finish_reason,
+            "logprobs": None,
+        }
+        for index, prompt in enumerate(prompts)
+    ]
+    common = {"id": f"cmpl-{number}", "object": "text_completion", "created": CREATED, "usage": USAGE}
+    return {**common, "model": body["model"], "choices": choices}
+
+
 def _completion(answer: Answer) -> Json:
     """A whole chat completion."""
     message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
@@ -254,12 +275,16 @@ class _Handler(BaseHTTPRequestHandler):
         path, body = self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         headers = {name.lower(): value for name, value in self.headers.items()}
         number, failure, broken = openai._receive({"path": path, "body": body, "headers": headers})
+        openai.gate.wait(20)
         time.sleep(openai.delay)
         with contextlib.suppress(ConnectionError):  # a client may leave at any time
             if failure is not None:
                 kind = "server_error" if failure >= 500 else "invalid_request_error"
                 error = {"message": f"error {failure}", "type": kind, "param": None, "code": None}
                 self._send_json(failure, {"error": error})
+                return
+            if "prompt" in body:
+                self._send_json(200, _text_completion(number, body, openai.finish_reason or "stop"))
                 return
             answer = openai._answer(number, body)
             if body.get("stream"):

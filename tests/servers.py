@@ -8,12 +8,15 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -84,27 +87,137 @@ def running_chroma(directory: Path) -> Iterator[ChromaServer]:
         server.kill()
 
 
+class PostgresServer:
+    """A PostgreSQL of its own; `url` is its SQLAlchemy URL. It can be stopped and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.port, self.user = directory, free_port(), _unprivileged()
+        self.url = f"postgresql+psycopg://ibidem@127.0.0.1:{self.port}/postgres"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._stopped: list[int] = []
+        initdb = _program("initdb")
+        if initdb is None or _program("postgres") is None:
+            pytest.skip("no PostgreSQL: apt-get install postgresql")
+        if self.user is not None:
+            shutil.chown(directory, self.user)
+        made = [initdb, "-D", str(directory), "-U", "ibidem", "-A", "trust", "--no-sync"]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL, user=self.user, cwd="/")
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        options = ["-p", str(self.port), "-k", str(self.directory), "-c", "listen_addresses=127.0.0.1"]
+        command = [str(_program("postgres")), "-D", str(self.directory), *options, "-c", "fsync=off"]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, user=self.user, cwd="/")
+        assert eventually(lambda: _listens(self.port), START_SECONDS), "postgres did not start"
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT is PostgreSQL's fast shutdown, which ends all sessions; SIGQUIT is a crash."""
+        if self.process is not None:
+            self.thaw()
+            self.process.send_signal(how)
+            self.process.wait(timeout=20)
+            self.process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP all its processes: the kernel accepts connections, nobody ever answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)  # first, so that it starts no other
+        self._stopped = [self.process.pid, *_children(self.process.pid)]
+        for pid in self._stopped[1:]:
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        for pid in self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._stopped = []
+
+
+def _children(parent: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@contextlib.contextmanager
+def running_postgres_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL, ended at the end. Skips where none is installed."""
+    with tempfile.TemporaryDirectory() as data:  # not below pytest's own, which another user cannot enter
+        server = PostgresServer(Path(data))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @contextlib.contextmanager
 def running_postgres() -> Iterator[str]:
-    """A PostgreSQL of its own; yields its SQLAlchemy URL. Skips where none is installed."""
-    initdb, postgres = _program("initdb"), _program("postgres")
-    if initdb is None or postgres is None:
-        pytest.skip("no PostgreSQL: apt-get install postgresql")
-    user, port = _unprivileged(), free_port()
-    with tempfile.TemporaryDirectory() as data:  # not below pytest's own, which another user cannot enter
-        if user is not None:
-            shutil.chown(data, user)
-        made = [initdb, "-D", data, "-U", "ibidem", "-A", "trust", "--no-sync"]
-        subprocess.run(made, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
-        options = ["-p", str(port), "-k", data, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        command = [postgres, "-D", data, *options]
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, user=user, cwd="/")
-        try:
-            assert eventually(lambda: _listens(port), START_SECONDS), "postgres did not start"
-            yield f"postgresql+psycopg://ibidem@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
+    """The SQLAlchemy URL of a running PostgreSQL."""
+    with running_postgres_server() as server:
+        yield server.url
+
+
+class Gate:
+    """A reverse proxy that asks for a token, as one does that stands before a Chroma server.
+
+    Who comes without it is refused with a page that quotes all headers, as debugging pages do.
+    """
+
+    def __init__(self, target: str, token: str, certificate: Path | None = None) -> None:
+        gate = self
+        self.target, self.token, self.refused, self.passed = target, token, 0, 0
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get("Authorization") != gate.token:
+                    gate.refused += 1
+                    self.reply(403, f"forbidden; you sent {dict(self.headers)}".encode())
+                    return
+                gate.passed += 1
+                url = gate.target + self.path.removeprefix("/chroma")
+                sent = urllib.request.Request(url, body or None, method=self.command)
+                sent.add_header("Content-Type", "application/json")
+                try:
+                    with urllib.request.urlopen(sent, timeout=10) as got:
+                        self.reply(got.status, got.read())
+                except urllib.error.HTTPError as error:
+                    with error:
+                        self.reply(error.code, error.read())
+                except OSError:
+                    self.reply(502, b"bad gateway")
+
+            do_GET = do_POST = do_DELETE = do_PUT = answer
+
+            def reply(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            scheme = "https"
+        self.url = f"{scheme}://localhost:{self._server.server_port}/chroma"
+
+    def __enter__(self) -> Gate:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def _program(name: str) -> str | None:

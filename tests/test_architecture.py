@@ -17,8 +17,18 @@ DOORS = {
     "chromadb": {"shared/ibidem/chroma.py", "shared/ibidem/chroma_server.py"},
     "sqlalchemy": {
         f"shared/ibidem/{module}.py"
-        for module in ("database", "invalidating", "logs", "migrations", "records", "removal", "tables")
+        for module in (
+            "database",
+            "engines",
+            "invalidating",
+            "logs",
+            "migrations",
+            "records",
+            "removal",
+            "tables",
+        )
     },
+    "psycopg": {"shared/ibidem/postgres.py"},
     "torch": set(),
 }
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 300

@@ -59,6 +59,7 @@ def open(
     *,
     database: str | None = None,
     chroma: str | None = None,
+    chroma_headers: Mapping[str, str] | None = None,
     embedder: str | Embedder | Any = None,
     threshold: float | None = None,
     context: ContextRule | None = None,
@@ -77,6 +78,7 @@ def open(
     write_quota: int | None = None,
     redact: Callable[[str], str] | None = None,
     admit: Callable[[Request, Answer], bool] | None = None,
+    single_flight: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
@@ -85,6 +87,7 @@ def open(
         path: Directory for the database and the vector index; default: the user's data directory.
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
         chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
+        chroma_headers: Sent to it with each request, such as the token that a proxy before it asks for.
         embedder: What embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.
@@ -118,6 +121,8 @@ def open(
             changes is compared exactly and written to logs as it returns it; an answer that it changes is
             not stored.
         admit: Called with a request and its answer; returns whether the answer may be stored.
+        single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
+            asking too; 0 switches it off.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
 
     Raises:

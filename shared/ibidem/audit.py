@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 from ibidem.budget import WINDOW, Ruling
 from ibidem.judging import AnswerJudge
-from ibidem.ledger import REPORTED, Ledger, Pending, Terms, resumed
+from ibidem.ledger import REPORTED, Ledger
 from ibidem.logs import JudgementTable
 from ibidem.request import Answer, Request
 from ibidem.rows import JudgementRow
 from ibidem.stats import AuditStats, audit_stats
+from ibidem.terms import Pending, Terms, resumed
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
     from ibidem.decision import Candidate
     from ibidem.judging import Judge
+    from ibidem.scoring import Scorer
     from ibidem.settings import Settings
 
 
@@ -37,14 +39,17 @@ class Auditor:
         self._ledger, self._judge = ledger, judge
         self._max_wrong, self._audit_rate = max_wrong, audit_rate
 
-    def rule(self, request: Request, candidate: Candidate, now: float) -> Ruling:
+    def rule(self, request: Request, candidate: Candidate, scorer: Scorer, now: float) -> Ruling:
         """Whether the candidate is served; if it is to be compared, the answer of the model is awaited.
+
+        `scorer` gave the candidate its score.
 
         Raises:
             StorageError: The judgements cannot be read.
         """
         terms = Terms(request.namespace, self._max_wrong, self._audit_rate)
-        ruling = self._ledger.rule(terms, candidate.score)
+        name = self._ledger.scorer
+        ruling = self._ledger.rule(terms, candidate.score, scorer)
         if ruling in ("audit", "probe"):
             row = JudgementRow(
                 at=now,
@@ -55,7 +60,7 @@ class Auditor:
                 stored=candidate.entry.question or "",
                 similarity=candidate.similarity,
                 score=candidate.score,
-                scorer=self._ledger.scorer,
+                scorer=name,
                 right=False,
                 source=ruling,
             )

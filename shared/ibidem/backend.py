@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import os
 import threading
 import time
@@ -12,28 +13,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ibidem.adoption import adopted
 from ibidem.background import Background
 from ibidem.chroma import open_embedded
 from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
 from ibidem.embedding import CheckedEmbedder, fingerprint_of
-from ibidem.errors import StorageError
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.examples import Example
 from ibidem.faults import Faults, log
+from ibidem.flights import Flights
 from ibidem.housekeeping import Housekeeping
 from ibidem.index import VectorIndex
-from ibidem.ledger import Ledger, scorer_name
+from ibidem.ledger import Ledger
 from ibidem.locks import ForkSafeLock
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.rows import LookupRow, size_of
-from ibidem.scoring import scorer_for
 from ibidem.settings import Settings
+from ibidem.terms import scorer_name
 from ibidem.vectors import Vectors
 
 if TYPE_CHECKING:
     from ibidem.embedding import Embedder
     from ibidem.entry import Entry
+    from ibidem.scoring import Scorer
 
 LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
@@ -49,24 +53,25 @@ class Backend:
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
         self.key, self.users = key, 0
+        self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
-        self.faults = Faults()
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.housekeeping = Housekeeping(
             self.records.removal, settings.bounds, settings.sliding, lambda: self.clock()
         )
-        self.scorer = scorer_for(embedder.fingerprint)
+        self.scorer = adopted(self.records, embedder.fingerprint, self.faults)
         self.vectors = Vectors(
             self.records,
             embedder,
             index_opener(settings, embedder),
             self.faults,
             alone=settings.chroma is None,
+            opened=self.wake,
         )
         name = scorer_name(embedder.fingerprint, self.scorer)
-        self.ledger = Ledger(self.records.judgements, name, self.faults)
-        self._log: collections.deque[LookupRow] = collections.deque(maxlen=LOG_WAITING)
+        self.ledger = Ledger(self.records.judgements, self.scorer, name, self.faults)
+        self._log: collections.deque[LookupRow] = collections.deque()
         self._examples: collections.deque[Example] = collections.deque()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
@@ -88,12 +93,20 @@ class Backend:
             self.vectors.after_fork()
             self._background.after_fork()
             self.ledger.after_fork()
+            self.flights.after_fork()
             self._log.clear()
             self._examples.clear()
 
+    def adopt(self, scorer: Scorer) -> None:
+        """Score with another scorer from now on; lookups under way end with the one they began with."""
+        self.ledger.adopt(scorer, scorer_name(self.embedder.fingerprint, scorer))
+        self.scorer = scorer
+
     def note_lookup(self, row: LookupRow) -> None:
-        """Write a lookup to the log, later."""
+        """Write a lookup to the log, later; if too many wait already, the oldest is dropped, counted."""
         self._log.append(row)
+        if len(self._log) > LOG_WAITING:
+            self._shorten_log()
         if len(self._log) == 1 or self.vectors.poll_due:
             self._background.wake()
 
@@ -128,7 +141,12 @@ class Backend:
             self.vectors.add(entry.namespace, entry.scope, entry.vector)
         house.grown(size_of(entry))
         self._background.wake()
+        self.flights.stored(entry.id)
         return True
+
+    def wake(self) -> None:
+        """There is work in the background, such as questions to index."""
+        self._background.wake()
 
     def flush(self) -> bool:
         """Wait until what is known now is indexed and logged; False if that took too long.
@@ -137,31 +155,47 @@ class Backend:
         """
         return self._background.flush()
 
+    def _shorten_log(self) -> None:
+        with contextlib.suppress(IndexError):  # they may be written just now
+            self._log.popleft()
+            self.faults.count(
+                "write the lookup log: too many wait", f"dropped a lookup: {LOG_WAITING:,} wait to be written"
+            )
+
     def _write_log(self) -> bool:
-        with self._writing:
-            if rows := _take(self._log):
-                house = self.housekeeping
-                self.records.lookups.add(rows, house.bounds, house.floor, sliding=house.sliding)
-        return len(self._log) > 0
+        house = self.housekeeping
+        return self._write(
+            self._log,
+            partial(self.records.lookups.add, bounds=house.bounds, floor=house.floor, sliding=house.sliding),
+        )
 
     def _write_examples(self) -> bool:
+        return self._write(self._examples, self.records.examples.add)
+
+    def _write(self, waiting: collections.deque[Row], add: Callable[[list[Row]], None]) -> bool:
+        """Write one batch; one that the database does not take now waits again, in its place."""
         with self._writing:
-            if rows := _take(self._examples):
-                self.records.examples.add(rows)
-        return len(self._examples) > 0
+            rows = [waiting.popleft() for _ in range(min(LOG_BATCH, len(waiting)))]
+            try:
+                if rows:
+                    add(rows)
+            except StorageUnavailable:
+                waiting.extendleft(reversed(rows))
+                raise
+        return len(waiting) > 0
 
     def close(self) -> None:
         """Finish the background work and close everything."""
         self.check_process()
+        self.flights.close()
         self._background.stop()
+        if left := len(self._log) + len(self._examples):
+            self.faults.count(
+                "write the logs: closed before", f"dropped {left:,} rows of its logs at closing"
+            )
         self.ledger.close()
         self.vectors.close()
         self.records.close()
-
-
-def _take(waiting: collections.deque[Row]) -> list[Row]:
-    """One batch from the front of the queue."""
-    return [waiting.popleft() for _ in range(min(LOG_BATCH, len(waiting)))]
 
 
 def _drop(waiting: collections.deque[Row], namespace: str | None) -> None:
@@ -175,7 +209,8 @@ def _drop(waiting: collections.deque[Row], namespace: str | None) -> None:
 def acquire(settings: Settings, embedder: Embedder) -> Backend:
     """The backend for these settings; the same one for the same place and embedder."""
     place = settings.chroma or str(settings.path / "chroma")
-    key = (settings.database or str(settings.path), place, fingerprint_of(embedder))
+    sent = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
+    key = (settings.database or str(settings.path), place, sent, fingerprint_of(embedder))
     with _open_lock:
         backend = _open.get(key)
         if backend is not None:
@@ -243,5 +278,5 @@ def index_opener(settings: Settings, embedder: Embedder) -> Callable[[], VectorI
     """How to open the vector index that holds this embedder's vectors."""
     name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
     if settings.chroma is not None:
-        return partial(open_server, settings.chroma, name)
+        return partial(open_server, settings.chroma, name, settings.headers)
     return partial(open_embedded, settings.path / "chroma", name)

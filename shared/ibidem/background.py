@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from ibidem.errors import StorageUnavailable
 from ibidem.faults import Faults
 
 # Wait this long for more work before a batch, unless somebody waits for it. A write to Chroma holds the GIL
@@ -12,6 +13,8 @@ from ibidem.faults import Faults
 # stutter.
 GATHER_SECONDS = 0.5
 FLUSH_SECONDS = 10.0  # how long `stop` waits for the work that is left
+AGAIN_SECONDS = 1.0  # a job that found the database away is tried again so soon, then after twice as long
+AGAIN_LAST_SECONDS = 30.0  # and so on up to here
 
 Job = Callable[[], bool]
 
@@ -22,7 +25,8 @@ class Background:
     Args:
         jobs: By what they do ("index questions"): functions that do one bounded batch each and return
             whether there is more.
-        faults: Where failures of a job go; a failed job is tried again at the next wake.
+        faults: Where failures of a job go; a failed job is tried again at the next wake. If the database
+            was away, also without one: what waits is written when it is back.
     """
 
     def __init__(self, jobs: Mapping[str, Job], faults: Faults) -> None:
@@ -36,6 +40,7 @@ class Background:
         self._done = 0  # the wake after which everything was done
         self._stopping = False
         self._awaited = False  # somebody waits: gather no longer
+        self._left_over = 0  # rounds in a row that left something undone, as the database was away
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
@@ -52,12 +57,13 @@ class Background:
             self._changed.notify_all()
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
-        """Wait until the work known now is done; False if it was not within `timeout` seconds."""
+        """Wait until the work known now is done; False if it was not, or not within `timeout` seconds."""
         self.wake()
         with self._changed:
             wanted, self._awaited = self._wanted, True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._done >= wanted or self._stopping, timeout)
+            ended = self._changed.wait_for(lambda: self._done >= wanted or self._stopping, timeout)
+            return ended and not self._left_over
 
     def stop(self) -> None:
         """Do what is left (bounded), then end the thread."""
@@ -72,22 +78,31 @@ class Background:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted > self._done or self._stopping)
+                self._changed.wait_for(lambda: self._wanted > self._done or self._stopping, self._pause())
                 if self._stopping:
                     return
                 self._changed.wait_for(lambda: self._awaited or self._stopping, GATHER_SECONDS)
                 wanted, self._awaited = self._wanted, False
-            more = True
+            more, away = True, False
             while more and not self._stopping:
                 outcomes = [self._do(name, job) for name, job in self._jobs.items()]
+                away = None in outcomes
                 more = any(outcomes)
             with self._changed:
                 self._done = wanted
+                self._left_over = self._left_over + 1 if away else 0
                 self._changed.notify_all()
 
-    def _do(self, name: str, job: Job) -> bool:
+    def _pause(self) -> float | None:
+        """How long to wait for a wake before trying again what was left over; None if nothing was."""
+        if not self._left_over:
+            return None
+        return float(min(AGAIN_LAST_SECONDS, AGAIN_SECONDS * 2 ** min(self._left_over - 1, 10)))
+
+    def _do(self, name: str, job: Job) -> bool | None:
+        """Whether there is more to do; None if the database was away."""
         try:
             return job()
         except Exception as error:
             self._faults.note(name, error)
-            return False
+            return None if isinstance(error, StorageUnavailable) else False

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ibidem import backend as backends
 from ibidem.admission import Admission, storable
+from ibidem.answering import Answering
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
 from ibidem.correcting import Correcting
@@ -16,8 +17,10 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples import ExampleLog
 from ibidem.finding import Finder
 from ibidem.keeping import Keeper
+from ibidem.learning import drop_cache, fit_cache
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
+from ibidem.patience import hurried
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
@@ -25,7 +28,7 @@ from ibidem.stats import Stats
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
-class SemanticCache(Correcting):
+class SemanticCache(Answering, Correcting):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -34,6 +37,7 @@ class SemanticCache(Correcting):
         lifetime: How long answers live.
         admission: What may be stored.
         auditor: Asked which candidates may be served and which are compared; None for no audits.
+        single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
     """
 
@@ -45,6 +49,7 @@ class SemanticCache(Correcting):
         admission: Admission,
         *,
         auditor: Auditor | None = None,
+        single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
     ) -> None:
         self._backend, self.policy, self.lifetime = backend, policy, lifetime
@@ -52,11 +57,11 @@ class SemanticCache(Correcting):
         self._finder = Finder(backend, policy, auditor, lifetime)
         self._keeper = Keeper(backend, admission, lifetime)
         self._lock = ForkSafeLock()
+        self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        self.examples = ExampleLog(
-            backend, self._ready, admission.redacted
-        )  # answered questions, for later use
+        # Answered questions, for later use.
+        self.examples = ExampleLog(backend, self._ready, admission.redacted)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -72,24 +77,26 @@ class SemanticCache(Correcting):
             InvalidInput: `request` is not a `Request`, or `max_age` no such number.
             CacheClosed: The cache was closed.
         """
+        result = self._search(request, max_age)
+        self._note(request, result)
+        return result
+
+    def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
         _require_seconds("max_age", max_age)
         started, now = time.perf_counter(), self._backend.clock()
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
         try:
-            result = self._finder.find(request, now, max_age, private)
+            with hurried():
+                result = self._finder.find(request, now, max_age, private)
         except IndexUnavailable as error:
             self._backend.faults.note("search by meaning", error)
             result = Miss("no_index")
         except Exception as error:
             self._backend.faults.note("look up a question", error)
             result = Miss("error")
-        result = replace(result, seconds=time.perf_counter() - started)
-        question = self._admission.redacted(request.question) if private else request.question
-        self._backend.note_lookup(lookup_row(request, question, result, now))
-        self._tell(request, result)
-        return result
+        return replace(result, seconds=time.perf_counter() - started)
 
     def store(
         self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
@@ -117,7 +124,8 @@ class SemanticCache(Correcting):
         try:
             reason = self._admission.refusal(request, answer)
             if not reason:
-                reason = self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+                with hurried():
+                    reason = self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
             if not reason:
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
@@ -165,6 +173,7 @@ class SemanticCache(Correcting):
             rejected=rejected,
             faults=self._backend.faults.counts(),
             index=self._backend.vectors.state,
+            waits=self.flights.waits(),
             audits=self._auditor.report() if self._auditor else (),
             bytes=totals.bytes,
             evicted=self._backend.housekeeping.evicted,
@@ -183,6 +192,9 @@ class SemanticCache(Correcting):
         if namespace is not None and not storable(require_text("namespace", namespace)):
             return []
         return self._backend.records.judgements.recent(limit, namespace)
+
+    fit = fit_cache
+    drop_fit = drop_cache
 
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
@@ -213,7 +225,9 @@ class SemanticCache(Correcting):
                 raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
         self._backend.check_process()
 
-    def _tell(self, request: Request, result: Hit | Miss) -> None:
+    def _note(self, request: Request, result: Hit | Miss) -> None:
+        question = self._admission.redacted(request.question)
+        self._backend.note_lookup(lookup_row(request, question, result, self._backend.clock()))
         if self._on_lookup is not None:
             try:
                 self._on_lookup(request, result)

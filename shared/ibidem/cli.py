@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ibidem import __version__, cli_audit
+from ibidem import __version__, cli_audit, cli_fit
 from ibidem import cli_tables as tables
 from ibidem.cli_common import (
     DatabaseOption,
@@ -185,6 +185,24 @@ def doctor(
         out.print(tables.findings(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def fit(
+    labels: cli_fit.Labels = None,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    namespace: Annotated[
+        str, typer.Option("--namespace", help="Whose audits begin with what a file of labels proves.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would bring.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Return to the score that is shipped.")] = False,
+) -> None:
+    """Fit the score to labels, what audits judged or a file; used if it is better, when a cache is opened."""
+    with truth_of(path, database) as records:
+        place = cli_fit.place_of(records, settings_of(path, database))
+        said = cli_fit.dropped(place) if drop else cli_fit.fitted(place, labels, namespace, dry_run=dry_run)
+    out.print(*said, sep="\n")
 
 
 app.command("invalidate")(invalidate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,66 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ibidem.errors import MissingExtra, StorageError
+from ibidem.engines import breaker_of, is_away, storage_error, take_turn
+from ibidem.patience import waiting
 from ibidem.tables import entries
 
-SERVER_SECONDS = 5  # how long a database server may take to connect
-STATEMENT_SECONDS = 30  # and to answer
 EXCLUSIVE = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
-BUSY_SECONDS = 5.0  # how long a locked SQLite file is waited for
-
-
-def open_engine(url: str) -> sa.Engine:
-    """A connection pool for the URL.
-
-    Raises:
-        MissingExtra: PostgreSQL's driver is not installed.
-        StorageError: The URL is malformed, or its database of another kind.
-    """
-    named = f"database={url.rpartition('@')[2]!r}"
-    try:
-        # Without hide_parameters, errors would quote questions and answers.
-        engine = sa.create_engine(url, hide_parameters=True, **_patience(url))
-    except ImportError as error:
-        if url.startswith("postgresql"):
-            raise MissingExtra(named, "postgres") from error
-        raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({error})") from error
-    except sa.exc.ArgumentError as error:
-        raise StorageError(f"cannot use {named}: {error}") from error
-    if engine.dialect.name not in ("sqlite", "postgresql"):
-        raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _configure_sqlite)
-    return engine
-
-
-def _patience(url: str) -> dict[str, Any]:
-    """How long a server is waited for; its drivers wait for ever."""
-    if url.startswith("sqlite"):
-        return {}
-    limits = {"connect_timeout": SERVER_SECONDS, "options": f"-c statement_timeout={STATEMENT_SECONDS}s"}
-    return {"pool_pre_ping": True, "pool_timeout": SERVER_SECONDS, "connect_args": limits}
-
-
-def _configure_sqlite(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-    _switch_to_wal(cursor)
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
-
-
-def _switch_to_wal(cursor: Any) -> None:
-    """For this lock SQLite does not wait by itself, when several processes make a database at once."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
 
 
 def sqlite_url(file: Path) -> str:
@@ -80,38 +24,51 @@ def sqlite_url(file: Path) -> str:
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Raise `StorageError` with what the database said, never the statement with its values."""
+def _guarded(engine: sa.Engine) -> Iterator[None]:
+    """Errors are `StorageError`; a server that is down is not called, one that goes down is remembered."""
+    breaker = breaker_of(engine)
+    if breaker is None:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            raise storage_error(error) from error
+        return
+    breaker.check()
+    epoch = breaker.epoch
     try:
-        yield
+        with waiting():
+            yield
     except sa.exc.SQLAlchemyError as error:
-        raise StorageError(str(getattr(error, "orig", None) or error)) from error
+        failure = storage_error(error)
+        if is_away(error):
+            breaker.trip(failure, epoch)
+        raise failure from error
 
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection to read with. Errors are `StorageError`."""
-    with storage_errors(), engine.connect() as db:
+    with _guarded(engine), engine.connect() as db:
         yield db
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction: all of it or nothing. Errors are `StorageError`."""
-    with storage_errors(), engine.begin() as db:
+    with _guarded(engine), engine.begin() as db:
+        if db.dialect.name == "sqlite":
+            take_turn(db)
         yield db
 
 
 @contextmanager
 def exclusively(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that no other process runs at the same time, for changes of the tables."""
-    with storage_errors(), engine.connect() as db:
-        if db.dialect.name == "sqlite":
-            db.exec_driver_sql("BEGIN IMMEDIATE")  # else the driver begins at the first INSERT
-        else:
+    with writing(engine) as db:
+        if db.dialect.name != "sqlite":  # where every writer is alone
+            db.execute(sa.text("SET LOCAL lock_timeout = 0"))
             db.execute(sa.select(sa.func.pg_advisory_xact_lock(EXCLUSIVE)))
         yield db
-        db.commit()
 
 
 def insert_into(dialect: str) -> Any:

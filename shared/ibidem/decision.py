@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ibidem.entry import Entry
 from ibidem.guards import vetoed_by
 from ibidem.request import Request
-from ibidem.scoring import CosineScorer, Scorer
+from ibidem.scoring import CosineScorer, Scorer, Vectors
 
 ContextRule = Literal["evidence", "same", "ignore"]
 _COSINE = CosineScorer()
@@ -33,11 +33,15 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A stored answer near the question asked: the cosine similarity of the two questions, and the score."""
+    """A stored answer near the question asked: the cosine similarity of the two questions, and the score.
+
+    `vectors` are the embeddings of the question asked and of the stored one, for a scorer that looks at them.
+    """
 
     entry: Entry
     similarity: float
     score: float = -1.0
+    vectors: Vectors | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def _judged(
         return candidate, "below_threshold"
     if guard := vetoed_by(request.question, entry.question):
         return candidate, f"guard:{guard}"
-    score = scorer.score(request.question, entry.question, candidate.similarity)
+    score = scorer.score(request.question, entry.question, candidate.similarity, candidate.vectors)
     scored = replace(candidate, score=score)
     return scored, "" if documents_agree(request, entry, policy.context) else "documents_changed"
 

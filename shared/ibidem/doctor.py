@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ibidem.backend import index_opener, open_records
@@ -37,7 +39,7 @@ def examine(settings: Settings) -> list[Finding]:
         except IbidemError as error:
             return [*findings, Finding("embedding model", False, str(error))]
         findings.append(Finding("embedding model", True, embedder.fingerprint))
-        return [*findings, _index(settings, records, embedder)]
+        return [*findings, *_index(settings, records, embedder)]
     finally:
         records.close()
 
@@ -51,29 +53,52 @@ def _leftovers(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(records: Records) -> Finding:
+    started = time.perf_counter()
     try:
+        schema = records.meta("schema_version")
+        took = _ms(started)
         problems = records.check()
     except StorageError as error:
         problems = [str(error)]
     if problems:
         text = f"{problems[0]}; restore {records.url} from a backup, or move it away to begin a new one"
         return Finding("database", False, text)
-    return Finding("database", True, f"{records.totals().entries:,} entries in {records.url}")
+    text = f"{records.totals().entries:,} entries in {records.url}, schema {schema}, answers in {took}"
+    return Finding("database", True, text)
 
 
-def _index(settings: Settings, records: Records, embedder: Embedder) -> Finding:
+def _ms(started: float) -> str:
+    return f"{1000 * (time.perf_counter() - started):.1f} ms"
+
+
+def _index(settings: Settings, records: Records, embedder: Embedder) -> Iterator[Finding]:
     try:
         index = index_opener(settings, embedder)()
     except IndexInUse:
-        return Finding("vector index", True, "in use by another process, which looks after it")
+        yield Finding("vector index", True, f"in use by {_holder(settings)}, which looks after it")
+        return
     except IndexUnavailable as error:
-        return Finding("vector index", False, str(error))
+        yield Finding("vector index", False, str(error))
+        return
     try:
-        held, wanted = index.count(), records.count_indexed(index.generation)
+        started = time.perf_counter()
+        held = index.count()
+        if settings.chroma is not None:
+            yield Finding("Chroma server", True, f"answers in {_ms(started)}")
+        wanted = records.count_indexed(index.generation)
         waiting = len(records.unindexed(index.generation, embedder.fingerprint, limit=100_000))
     finally:
         index.close()
     if held < wanted:
         text = f"holds {held:,} of {wanted:,} vectors; it is rebuilt from the database at the next use"
-        return Finding("vector index", False, text)
-    return Finding("vector index", True, f"{held:,} vectors, {waiting:,} waiting to be indexed")
+        yield Finding("vector index", False, text)
+    else:
+        yield Finding("vector index", True, f"{held:,} vectors, {waiting:,} waiting to be indexed")
+
+
+def _holder(settings: Settings) -> str:
+    """The process that has the embedded index open, as it noted itself."""
+    with suppress(OSError):
+        if noted := settings.path.joinpath("index.in-use").read_text().strip():
+            return f"another process (pid {noted})"
+    return "another process"

@@ -22,6 +22,12 @@ def to_vector(raw: bytes) -> Vector:
     return np.frombuffer(raw, dtype="<f2").astype(np.float32)
 
 
+def cosine(vector: Vector, stored: Vector) -> float:
+    """Of a unit vector and a stored one. That is rounded: the same question must not fall short of itself."""
+    found = min(1.0, float(stored @ vector))
+    return 1.0 if found > 0.99 and (stored == to_vector(to_bytes(vector))).all() else found
+
+
 def point_of(namespace: str, scope: str, vector: Vector) -> str:
     """Names the point of the vector index that stands for this vector in this scope.
 

@@ -30,6 +30,10 @@ class StorageError(IbidemError):
     """The truth (SQL) cannot be opened or used."""
 
 
+class StorageUnavailable(StorageError):
+    """The truth is away, locked or full for now: the same may work later."""
+
+
 class IndexUnavailable(IbidemError):
     """The vector index cannot be opened or used; the exact tier still works."""
 

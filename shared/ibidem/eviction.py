@@ -23,7 +23,7 @@ NEW = 0.05  # hits that a new entry is given
 MOST_HITS = 4  # hits that count
 OUTPUT_WEIGHT = 4.0  # a token said costs about four times one read (list prices of 2024 to 2026)
 CHARS_PER_TOKEN = 4.0  # of English text, where a model does not tell its tokens
-OVERHEAD = 600  # bytes of an entry beside its texts, vector and documents: ids, numbers, index pages
+OVERHEAD = 1_300  # bytes of an entry beside its texts, vector and documents, measured: ids, numbers, indexes
 DOCUMENT_BYTES = 150  # bytes that a document behind an answer takes: an id and a digest, not its text
 
 

@@ -102,8 +102,9 @@ class ExampleLog:
     """The examples of one cache's database, written behind; reached as `SemanticCache.examples`. Thread-safe.
 
     At most the newest 100,000 are kept, whichever process added them. They are written some moments later,
-    and at a normal exit; a killed process (kill -9) may lose those of its last moments. A batch that the
-    database does not take is dropped, as one of the lookup log is, and counted in `stats().faults`.
+    and at a normal exit; a killed process (kill -9) may lose those of its last moments. While the
+    database is away, locked or full they wait; a batch that it refuses otherwise is dropped, as one of the
+    lookup log is, and counted in `stats().faults`.
 
     Args:
         backend: Where the examples are written.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ibidem.admission import storable
 from ibidem.bounded import BoundedDict
 from ibidem.decision import Candidate, Policy, decide
-from ibidem.entry import Entry, Vector, to_bytes, to_vector
+from ibidem.entry import Entry, cosine
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Hit, Miss, Request, Tier
@@ -57,14 +57,13 @@ class Finder:
         refused = "question_private" if private else self._backend.embedder.refusal(request.question)
         if refused:
             return Miss(refused)
-        candidates = self._candidates(request, now, max_age)
-        verdict = decide(request, candidates, self._policy, self._backend.scorer)
-        if verdict.chosen is not None:
-            ruling = "serve" if self._auditor is None else self._auditor.rule(request, verdict.chosen, now)
+        candidates, scorer = self._candidates(request, now, max_age), self._backend.scorer
+        verdict = decide(request, candidates, self._policy, scorer)
+        if (best := verdict.chosen) is not None:
+            ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
             if ruling != "serve":
-                return _missed("audit" if ruling == "audit" else "below_budget", verdict.chosen)
-            served = self._served(verdict.chosen, "semantic", now, max_age)
-            return served or _missed("expired", verdict.chosen)
+                return _missed("audit" if ruling == "audit" else "below_budget", best)
+            return self._served(best, "semantic", now, max_age) or _missed("expired", best)
         if same is not None:
             return _missed("expired", Candidate(same, 1.0))
         if verdict.nearest is not None:
@@ -113,20 +112,13 @@ class Finder:
             embedder=self._backend.embedder.fingerprint,
             documents=request.documents_digest,
         )
-        rounded = to_vector(to_bytes(vector))
         return [
-            _candidate(entry, entry.vector, vector, rounded)
+            Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
             for entry in found
             if entry.vector is not None
             and entry.id != request.key  # it was looked at before
             and self._lifetime.state(entry, now, max_age) != "expired"
         ]
-
-
-def _candidate(entry: Entry, stored: Vector, vector: Vector, rounded: Vector) -> Candidate:
-    """Stored vectors are rounded: the same question must not fall short of itself."""
-    same = not (stored != rounded).any()
-    return Candidate(entry, 1.0 if same else min(1.0, float(stored @ vector)))
 
 
 def _missed(reason: str, candidate: Candidate) -> Miss:

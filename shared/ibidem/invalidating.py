@@ -42,8 +42,6 @@ class Invalidations:
 
     def refuse(self, db: sa.Connection, entry: Entry, made: float) -> bool:
         """Whether an answer asked for at `made` must not be stored; first in its transaction."""
-        if db.dialect.name == "sqlite":
-            db.exec_driver_sql("BEGIN IMMEDIATE")  # nobody else writes from here on
         # PostgreSQL locks the table for reading until the end of the transaction: see `_exclude_stores`.
         rows = db.execute(_NEWER, {"last": self._tombstones.last}).all()
         if rows:
@@ -120,10 +118,9 @@ def condition(criteria: Criteria) -> sa.ColumnElement[bool]:
 
 def _exclude_stores(db: sa.Connection) -> None:
     """Wait until no store is under way, and let none begin before this transaction ends."""
-    if db.dialect.name == "sqlite":
-        db.exec_driver_sql("BEGIN IMMEDIATE")
-    else:  # a store has read the table in its transaction, and so holds a lock on it
+    if db.dialect.name == "postgresql":  # a store has read the table in its transaction, and so locked it
         db.exec_driver_sql(f"LOCK TABLE {_invalidations.name} IN ACCESS EXCLUSIVE MODE")
+    # In SQLite whoever writes is alone.
 
 
 def _delete_some(db: sa.Connection, where: sa.ColumnElement[bool]) -> tuple[list[str], int]:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem.background import Background
 from ibidem.bounded import BoundedDict
-from ibidem.budget import WINDOW, Budget, Judged, Ruling
-from ibidem.errors import StorageError
+from ibidem.budget import WINDOW, Budget, Ruling
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.logs import JudgementTable
-from ibidem.request import Answer, digest
+from ibidem.request import Answer
 from ibidem.rows import JudgementRow
 from ibidem.stats import AuditStats, audit_stats
+from ibidem.terms import SOURCES, Comparison, Pending, Terms, judged, resumed
 
 if TYPE_CHECKING:
-    from ibidem.judging import Judge
     from ibidem.scoring import Scorer
 
 PENDING = 1_000  # questions that went to the model and whose answer is awaited; the oldest are forgotten
@@ -32,35 +32,7 @@ BUDGETS = 256  # namespaces whose budget is at hand, some 200 KB each; others ar
 POLL_SECONDS = 1.0  # at most so often it is asked what other processes judged
 LEARN_BATCH = 500  # judgements read at once
 JUDGE_SECONDS = 0.2  # after so long what was judged is written, and the rest judged next
-SOURCES = ("audit", "probe")  # judgements that a budget learns from
 REPORTED = 20  # namespaces told about, those judged last
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a budget is kept to; caches of one place that differ in it have budgets of their own."""
-
-    namespace: str
-    max_wrong: float
-    audit_rate: float
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A question that was given to the model although an answer was stored; `row.right` is not known yet."""
-
-    key: str
-    row: JudgementRow
-    cached: str
-    judge: Judge
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A question that was given to the model, and its answer."""
-
-    asked: Pending
-    fresh: Answer
 
 
 @dataclass(slots=True)
@@ -81,12 +53,14 @@ class Ledger:
 
     Args:
         table: Where judgements are kept.
-        scorer: Name of what gives the scores; judgements of others are left alone.
+        scorer: What gives the scores.
+        name: Its name; judgements of others are left alone.
         faults: Where failures are counted.
     """
 
-    def __init__(self, table: JudgementTable, scorer: str, faults: Faults) -> None:
-        self._table, self.scorer, self._faults = table, scorer, faults
+    def __init__(self, table: JudgementTable, scorer: Scorer, name: str, faults: Faults) -> None:
+        self._table, self._faults = table, faults
+        self._scored_by, self.scorer = scorer, name
         self._lock = ForkSafeLock()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
@@ -104,6 +78,7 @@ class Ledger:
         self._pending: BoundedDict[str, Pending] = BoundedDict(PENDING)
         self._waiting: collections.deque[Comparison] = collections.deque()
         self._rows: collections.deque[JudgementRow] = collections.deque()
+        self._told = 0  # so many of the first rows could not be written, and are known to the budgets
         self._last: int | None = None  # id of the newest judgement seen; None before the first budget
         self._polled = 0.0
         self._clears = 0
@@ -113,13 +88,22 @@ class Ledger:
         self._background.after_fork()
         self._reset()
 
-    def rule(self, terms: Terms, score: float) -> Ruling:
-        """What the budget of these terms says of a candidate of this score.
+    def adopt(self, scorer: Scorer, name: str) -> None:
+        """Another scorer gives the scores from now on; budgets begin with what is known of its scores."""
+        with self._lock:
+            self._scored_by, self.scorer = scorer, name
+            self._pending.clear()
+            self._budgets.clear()
+
+    def rule(self, terms: Terms, score: float, scorer: Scorer) -> Ruling:
+        """What the budget of these terms says of a candidate to which this scorer gave this score.
 
         Raises:
             StorageError: The judgements of this namespace cannot be read.
         """
         with self._lock:
+            if scorer is not self._scored_by:  # exchanged since: scores of two are not compared
+                return "refuse"
             ruling = self._kept(terms).budget.decide(score)
             due = time.monotonic() - self._polled > POLL_SECONDS
             if due:
@@ -164,7 +148,9 @@ class Ledger:
         with self._writing:
             count = delete()
             self._clears += 1
-            self._rows = collections.deque(row for row in self._rows if not _within(row, namespace))
+            kept = [(at, row) for at, row in enumerate(self._rows) if not _within(row, namespace)]
+            self._told = sum(at < self._told for at, _ in kept)
+            self._rows = collections.deque(row for _, row in kept)
             for _ in range(len(self._waiting)):
                 comparison = self._waiting.popleft()
                 if not _within(comparison.asked.row, namespace):
@@ -217,7 +203,7 @@ class Ledger:
                     break
                 comparison, clears = self._waiting.popleft(), self._clears
             try:
-                right = _judged_right(comparison)
+                right = comparison.is_right()
             except Exception as error:
                 self._faults.note("judge an answer", error)
                 continue
@@ -229,16 +215,30 @@ class Ledger:
     def _write(self) -> bool:
         with self._writing:
             rows, self._rows = list(self._rows), collections.deque()
-            if rows:
-                try:
-                    self._table.add(rows)
-                except StorageError:
-                    # Nobody else will hear of them, but what is served here must not go on unwatched.
-                    with self._lock:
-                        for row in rows:
-                            self._tell(row, None)
-                    raise
+            if not rows:
+                return False
+            try:
+                self._table.add(rows)
+            except StorageError as error:
+                with self._lock:  # what is served here must not go on unwatched
+                    for row in rows[self._told :]:
+                        self._tell(row, None)
+                self._told = 0
+                if isinstance(error, StorageUnavailable):
+                    self._keep_for_later(rows)
+                raise
+            if self._told:
+                with self._lock:
+                    self._budgets.clear()  # they know these already: what is in the log is read again
+                self._told = 0
         return False
+
+    def _keep_for_later(self, rows: list[JudgementRow]) -> None:
+        """Rows that the budgets know and the log does not, in front of those that are judged next."""
+        for _ in rows[WAITING:]:
+            self._faults.count("write judgements: too many wait", "dropped a judgement: too many wait")
+        self._rows.extendleft(reversed(rows[-WAITING:]))
+        self._told = min(len(rows), WAITING)
 
     def _learn(self) -> bool:
         """Learn what was written since the last time, by whichever process."""
@@ -255,36 +255,12 @@ class Ledger:
 
     def _tell(self, row: JudgementRow, number: int | None) -> None:
         """Tell the budgets at hand, unless they know it: `number` is its id in the log. Under the lock."""
-        if row.source not in SOURCES:
+        if row.source not in SOURCES or row.scorer != self.scorer:
             return
         for kept in self._budgets:
             if kept.terms.namespace == row.namespace and (number is None or number > kept.last):
-                kept.budget.record(*_judged(row))
+                kept.budget.record(*judged(row))
                 kept.last = max(kept.last, number or 0)
-
-
-def scorer_name(embedder: str, scorer: Scorer) -> str:
-    """A name for what gives the scores: the embedder of this fingerprint and the scorer with its weights."""
-    kind = type(scorer).__name__
-    return digest(embedder, kind, repr(scorer) if is_dataclass(scorer) else "")
-
-
-def resumed(terms: Terms, rows: Iterable[JudgementRow]) -> Budget:
-    """The budget that follows from these judgements, oldest first."""
-    judged = (_judged(row) for row in rows if row.source in SOURCES)
-    return Budget.resumed(judged, max_wrong=terms.max_wrong, audit_rate=terms.audit_rate)
-
-
-def _judged(row: JudgementRow) -> Judged:
-    return row.score, row.right, row.source == "audit"
-
-
-def _judged_right(comparison: Comparison) -> bool:
-    """Whether the stored answer would have been right; what the judge raises."""
-    asked, fresh = comparison.asked, comparison.fresh
-    if not fresh.semantic:  # the model called a tool, or the like; a text is no substitute
-        return False
-    return bool(asked.judge(asked.row.asked, asked.cached, fresh.text))
 
 
 def _within(row: JudgementRow, namespace: str | None) -> bool:

@@ -35,6 +35,7 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
         settings.policy,
         settings.lifetime,
         admission,
+        single_flight=settings.single_flight,
         auditor=auditor_for(shared, settings, hooks["judge"]),
         on_lookup=hooks["on_lookup"],
     )

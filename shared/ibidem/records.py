@@ -10,9 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem import tables
-from ibidem.database import insert_into, open_engine, reading, upsert_entry, writing
+from ibidem.database import insert_into, reading, upsert_entry, writing
+from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source, to_bytes
-from ibidem.errors import StorageError
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
 from ibidem.invalidating import Invalidations
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
@@ -71,6 +72,8 @@ class Records:
         except StorageError as error:
             self._engine.dispose()
             advice = "move it away to begin a new one, or use another path"
+            if isinstance(error, StorageUnavailable):
+                advice = "the disk may be full, another program may hold it, or its server is down"
             raise StorageError(f"cannot open the database {self.url}: {error}; {advice}") from error
 
     @property
@@ -81,9 +84,13 @@ class Records:
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
         self._engine.dispose(close=False)
+        if breaker := breaker_of(self._engine):
+            breaker.after_fork()
 
     def close(self) -> None:
         """Close all connections."""
+        if breaker := breaker_of(self._engine):
+            breaker.stop()
         self._engine.dispose()
 
     def get(self, entry_id: str) -> Entry | None:
@@ -266,6 +273,13 @@ class Records:
             insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
             db.execute(insert.on_conflict_do_nothing())
         return self.meta(key) or value
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Note a fact in the place of what was noted; None forgets it."""
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_meta).where(_meta.c.key == key))
+            if value is not None:
+                db.execute(sa.insert(_meta).values(key=key, value=value))
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""

@@ -63,7 +63,9 @@ class Removal:
         Returns:
             How many entries and bytes were deleted, and the floor of the ranks from now on.
         """
-        lowest = sa.select(_entries.c.id, _entries.c.size, _entries.c.rank).order_by(_entries.c.rank)
+        lowest = sa.select(_entries.c.id, _entries.c.size, _entries.c.rank).order_by(
+            _entries.c.rank, _entries.c.used
+        )
         victims: list[str] = []
         freed, floor = 0, 0.0
         with writing(self._engine) as db:

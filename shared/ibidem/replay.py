@@ -209,6 +209,7 @@ class _Store:
             Candidate(
                 self._entries[at],
                 1.0 if (stored[at] == rounded).all() else min(1.0, float(cosines[at])),
+                vectors=(vector, stored[at]),
             )
             for at in top[np.argsort(-cosines[top], kind="stable")]
         ]

@@ -36,8 +36,8 @@ class JudgementRow:
     """Whether a stored answer would have been right for a question; the columns of the table `judgements`.
 
     `entry_id` is the entry whose answer, given to the question `stored`, was compared with the model's to
-    `asked`. `source` is `audit` if it would have been served, `probe` if not, `feedback` if somebody said so;
-    `scorer` says what gave the `score`.
+    `asked`. `source` is `audit` if it would have been served, `probe` if not, `fit` for the label of a pair
+    to which a fit gave a new score, `feedback` if somebody said so; `scorer` says what gave the `score`.
     """
 
     at: float

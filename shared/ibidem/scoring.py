@@ -24,18 +24,20 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Protocol
 
+from ibidem.entry import Vector
 from ibidem.errors import InvalidInput
 from ibidem.phrasing import Phrasing, same_place, take_apart, unshared
 
 REACH = 1.02  # a little above 1, so that identical vectors have a finite logarithm
+Vectors = tuple[Vector, Vector]  # of the question asked and of the stored one: unit length, shape (d,)
 MOST = {"inserted": 2, "replaced": 3, "fillers": 5, "comparison": 2}  # counts saturate here
 
 
 class Scorer(Protocol):
-    """Turns the cosine of two questions into a score that is compared with the threshold."""
+    """Turns two questions into a score that is compared with the threshold."""
 
-    def score(self, asked: str, stored: str, cosine: float) -> float:
-        """At most 1; higher is surer. It must rise with the cosine."""
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
+        """At most 1; higher is surer. `vectors` are None where only the texts and their cosine are known."""
         ...
 
     def least_cosine(self, threshold: float) -> float:
@@ -50,7 +52,7 @@ class CosineScorer:
     and "not safe" reach 0.991).
     """
 
-    def score(self, asked: str, stored: str, cosine: float) -> float:
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
         """The cosine; its distance from 1 counts twenty times if the number of negations differs."""
         same = take_apart(asked).negations == take_apart(stored).negations
         return cosine if same else 1.0 - 20.0 * (1.0 - cosine)
@@ -68,7 +70,7 @@ class LearnedScorer:
     bias: float
     embedder: str = ""
 
-    def score(self, asked: str, stored: str, cosine: float) -> float:
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
         """The cosine, corrected for the words that differ."""
         found = features(asked, stored)
         penalty = self.bias - sum(self.weights[name] * value for name, value in found.items())
@@ -107,6 +109,16 @@ def threshold_for(max_wrong: float) -> float:
             part = (max_wrong - level) / (next_level - level)
             return threshold + part * (next_threshold - threshold)
     return table[-1][1]
+
+
+def wrong_at(threshold: float) -> float:
+    """The share of wrong hits that a threshold stands for: the inverse of `threshold_for`."""
+    table: list[list[float]] = _held()["calibration"]
+    for (level, edge), (next_level, next_edge) in pairwise(table):
+        if threshold > next_edge:
+            part = (edge - min(edge, threshold)) / (edge - next_edge)
+            return level + part * (next_level - level)
+    return table[-1][0]
 
 
 @lru_cache(maxsize=1)

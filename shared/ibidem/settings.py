@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ibidem.admission import MAX_TEMPERATURE
@@ -22,6 +22,10 @@ from ibidem.scoring import threshold_for
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
 AUDIT_FLOOR = 0.8
 LEAST_BYTES = 1_000_000  # a bound below that is a mistake: it would hold a few hundred answers
+
+# Longer than most answers take, shorter than the minute after which gateways and users give up: if the call
+# that the others wait for hangs, they can still ask for themselves.
+SINGLE_FLIGHT = 30.0
 
 
 def _similarity(value: Any) -> Any:
@@ -60,6 +64,27 @@ def _server(value: Any) -> Any:
     return value
 
 
+def _seconds(value: Any) -> Any:
+    """Refuse `True`, which would be a wait of one second."""
+    if isinstance(value, bool):
+        raise ValueError("is a number of seconds; 0 switches it off")
+    return value
+
+
+def _headers(value: Any) -> Any:
+    """Refuse what cannot be sent, without quoting it: a token with a line break would end up in the log."""
+    sound = isinstance(value, Mapping) and all(
+        isinstance(text, str) and text.strip() and text.isascii() and text.isprintable()
+        for pair in value.items()
+        for text in pair
+    )
+    if not sound:
+        raise ValueError(
+            "must map names of headers to values, in printable ASCII; IBIDEM_CHROMA_HEADERS is a JSON object"
+        )
+    return dict(value)
+
+
 class Settings(BaseSettings):
     """How a cache is opened. `ibidem.open` documents each setting."""
 
@@ -77,6 +102,7 @@ class Settings(BaseSettings):
     )
     database: str | None = None
     chroma: Annotated[str, BeforeValidator(_server)] | None = None
+    chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None
     embedder: Any = None
     threshold: Annotated[float, BeforeValidator(_similarity)] | None = None
     max_wrong: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
@@ -92,11 +118,17 @@ class Settings(BaseSettings):
     eviction: Eviction = "cost"
     max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
     write_quota: Annotated[int, Field(ge=1)] | None = None
+    single_flight: Annotated[float, Field(ge=0.0, le=3600.0), BeforeValidator(_seconds)] = SINGLE_FLIGHT
 
     @property
     def database_file(self) -> Path:
         """The SQLite file in `path`; not used if `database` is given."""
         return self.path / "ibidem.sqlite3"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent to the Chroma server with each request, in clear."""
+        return {name: value.get_secret_value() for name, value in (self.chroma_headers or {}).items()}
 
     @property
     def policy(self) -> Policy:
@@ -139,6 +171,8 @@ def read_settings(**given: Any) -> Settings:
 
 
 def _said(problem: Any) -> str:
+    if problem["loc"][0] == "chroma_headers":
+        return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"there is no such setting; there are {', '.join(Settings.model_fields)}"
     return f"{problem['msg'].removeprefix('Value error, ')} (not {problem['input']!r})"

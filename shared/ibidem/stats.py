@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ibidem.intervals import clopper_pearson
@@ -18,10 +18,10 @@ class AuditStats:
     """What the last 1,500 judgements say of one namespace.
 
     `audits` of answers that would have been served, `wrong` of them wrong; `probes` are those of answers that
-    would not have been served. `wrong_per_hit` estimates how many of the hits by meaning are wrong (None
-    before the first audit), `interval` is its Clopper-Pearson 95 % interval. `threshold` is the least score
-    that is served now, None while nothing is served by meaning; `alarms` counts how often the evidence was
-    dropped because served answers went wrong or the traffic changed.
+    would not have been served, and the labels of a fit. `wrong_per_hit` estimates how many of the hits by
+    meaning are wrong (None before the first audit), `interval` is its Clopper-Pearson 95 % interval.
+    `threshold` is the least score that is served now, None while nothing is served by meaning; `alarms`
+    counts how often the evidence was dropped because served answers went wrong or the traffic changed.
     """
 
     namespace: str
@@ -41,7 +41,9 @@ class Stats:
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
     by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
     in the vector index yet; `examples` counts the example log; `index` says whether the index is in use, or
-    why not. `audits` tells of the 20 namespaces audited last; it is empty if this cache makes no audits.
+    why not. `waits` counts, since opening, the requests of this process that waited for an identical one in
+    flight, by what came of it: `hit`, `asked` (it failed, or its answer could not be kept) or `timeout`.
+    `audits` tells of the 20 namespaces audited last; it is empty if this cache makes no audits.
     """
 
     entries: int
@@ -58,6 +60,7 @@ class Stats:
     bytes: int = 0
     evicted: int = 0
     expired: int = 0
+    waits: dict[str, int] = field(default_factory=dict)
 
 
 def audit_stats(namespace: str, rows: Sequence[JudgementRow], threshold: float, alarms: int) -> AuditStats:

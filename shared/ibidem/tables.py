@@ -34,7 +34,7 @@ entries = sa.Table(
     sa.Column("used", sa.Float, nullable=False, server_default="0"),
     sa.Column("size", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cost", sa.Float, nullable=False, server_default="0"),
-    sa.Column("rank", sa.Float, nullable=False, server_default="0", index=True),
+    sa.Column("rank", sa.Float, nullable=False, server_default="0"),
     # The question's embedding in half precision (cosines stay right to 1e-3) and who made it.
     sa.Column("embedder", sa.Text),
     sa.Column("vector", sa.LargeBinary),
@@ -44,6 +44,7 @@ entries = sa.Table(
     sa.Column("indexed_in", sa.String(32), index=True),
     # With the point, so that a search in a scope of 100,000 entries does not read them all.
     sa.Index("ix_entries_scope", "namespace", "scope", "point"),
+    sa.Index("ix_entries_rank", "rank", "used"),  # of the same rank the one unused the longest goes first
 )
 
 entry_documents = sa.Table(

@@ -6,13 +6,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ibidem.breaker import Breaker
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
 from ibidem.index import VectorIndex, coded
+from ibidem.lacking import Lacking
 from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.rows import StoredVector
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
-EMBED_BATCH = 32  # questions embedded at a time when vectors are missing
 PAGE = 5_000  # unindexed entries read from the database at a time
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
 # misses. An HNSW graph can: of 2,000 questions from one template it lost 1,766 with a bag-of-words embedder.
 EXACT_LIMIT = 10_000
-REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
-RETRY_SECONDS = 5.0  # how long an index that failed is left alone
+RETRY_SECONDS = 5.0  # how long an embedded index that failed is left alone
+FIRST_SECONDS = 5.0  # how long the first lookup of a process waits for a server's index to be opened
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 
 
@@ -39,7 +39,9 @@ class Vectors:
         embedder: Makes the vectors that are missing there.
         open_index: Opens the index; called at first use, and again some seconds after a failure.
         faults: Where failures in the background go.
-        alone: Whether only this process fills the index: then a small one is searched in memory.
+        alone: Whether the index is embedded, so that only this process fills it: then a small one is
+            searched in memory. One on a server is opened in a thread apart: no caller waits for it.
+        opened: Called when a server's index is open, as entries may wait for it.
     """
 
     def __init__(
@@ -50,22 +52,28 @@ class Vectors:
         faults: Faults,
         *,
         alone: bool,
+        opened: Callable[[], None] = lambda: None,
     ) -> None:
         self._records, self._embedder, self._faults = records, embedder, faults
         self._alone = alone
         self._open_index = open_index
         self._closed = False
+        self._breaker = None if alone else Breaker(self._open, closed=False, on_closed=opened)
         self.after_fork()
 
     def after_fork(self) -> None:
         """Leave the parent's index alone: its threads do not exist here, its files are not ours."""
-        self._lock = threading.RLock()  # held while index and memory are exchanged
+        self._lock = threading.RLock()  # held for moments, while index and memory are exchanged
+        self._opening = threading.Lock()  # held while an embedded index is opened; taken before `_lock`
         self._working = threading.Lock()  # held while the index is written; taken before `_lock`
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
-        self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
+        self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
+        self._lacking = Lacking(self._records, self._embedder, self._faults)
         self._retry_at = self._poll_at = 0.0
         self._failure: IndexUnavailable | None = None
+        if self._breaker is not None:
+            self._breaker.after_fork()
 
     @property
     def state(self) -> str:
@@ -75,9 +83,11 @@ class Vectors:
     def add(self, namespace: str, scope: str, vector: Vector) -> None:
         """Make a stored entry findable at once. If the index is not open, opening it will find the entry."""
         point, indexed = point_of(namespace, scope, vector), coded(vector, namespace, scope)
-        with self._lock:  # else an opening that has read the truth already would overlook the entry
+        with self._lock:
             if self._index is not None:
                 self._memory.add(point, indexed)
+            elif self._arrived is not None:  # the opening may have read the truth already
+                self._arrived.append((point, indexed))
 
     def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
         """Points near the vector, most of them of this namespace and scope.
@@ -93,7 +103,7 @@ class Vectors:
         try:
             return list(dict.fromkeys([*near, *index.search(target, k)]))
         except IndexUnavailable as error:
-            self._abandon(error)
+            self._abandon(index, error)
             raise
 
     @property
@@ -119,7 +129,7 @@ class Vectors:
             try:
                 index.upsert(points, rows)
             except IndexUnavailable as error:
-                self._abandon(error)
+                self._abandon(index, error)
                 raise
             self._records.mark_indexed(points, index.generation)
             memory.indexed(len(points))
@@ -130,68 +140,109 @@ class Vectors:
 
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""
-        with self._working, self._lock:
-            if self._index is None:
-                return
+        with self._working:
+            with self._lock:
+                index = self._index
+                if index is None:
+                    return
+                self._memory, self._complete = Memory(), False
             try:
-                self._index.reset()
-                self._memory, self._complete = Memory(), self._alone
+                index.reset()
+                with self._lock:
+                    self._complete = self._alone and self._index is index
             except IndexUnavailable as error:
                 # What it still holds, the truth does not confirm.
                 self._faults.note("empty the vector index", error)
-                self._abandon(error)
+                self._abandon(index, error)
 
     def close(self) -> None:
         """Close the index; what waits is found again at the next opening."""
         with self._working, self._lock:
             self._closed = True  # a lookup under way must not open it again
             index, self._index = self._index, None
+            if self._breaker is not None:
+                self._breaker.stop()
             if index is not None:
                 index.close()
 
     def _opened(self) -> VectorIndex:
-        if self._index is not None:
-            return self._index
-        with self._lock:
-            if self._index is not None:
-                return self._index
-            if self._closed:
-                raise IndexUnavailable("the cache was closed")
-            if self._failure is not None and time.monotonic() < self._retry_at:
-                raise type(self._failure)(str(self._failure))
-            try:
-                self._index = self._filled(self._open_index())
-            except IndexUnavailable as error:
-                self._remember(error)
-                raise
-            self._failure = None
-            return self._index
+        """The index, if it is open or can be opened without waiting for a server that is down."""
+        index = self._index
+        if index is not None:
+            return index
+        if self._breaker is None:
+            self._open_here()
+        else:
+            self._await_server(self._breaker)
+        index = self._index
+        if index is None:  # closed or abandoned this very moment
+            raise self._unavailable()
+        return index
 
-    def _filled(self, index: VectorIndex) -> VectorIndex:
-        """The index, after looking whether it holds what it should; closed again if that fails."""
+    def _await_server(self, breaker: Breaker) -> None:
+        epoch = breaker.epoch
+        try:
+            breaker.check(FIRST_SECONDS)
+        except Exception as error:
+            raise IndexUnavailable(str(error)) from None
+        if self._index is None and not self._closed:  # it failed while it was being taken for open
+            breaker.trip(self._unavailable(), epoch)
+
+    def _open_here(self) -> None:
+        with self._opening:
+            if self._index is not None:
+                return
+            if self._failure is not None and time.monotonic() < self._retry_at:
+                raise self._unavailable()
+            self._open()
+
+    def _open(self) -> None:
+        """Open the index and take in what it lacks. Who stores meanwhile does not wait, nor is overlooked."""
+        with self._lock:
+            if self._closed:
+                raise self._unavailable()
+            self._arrived = []
+        try:
+            index = self._open_index()
+            memory, complete = self._filled(index)
+        except Exception as error:
+            self._remember(error)
+            raise
+        with self._lock:
+            for point, vector in self._arrived or ():
+                memory.add(point, vector)
+            self._arrived = None
+            if not self._closed:
+                self._memory, self._complete, self._index = memory, complete, index
+                self._failure = None
+                return
+        index.close()
+
+    def _filled(self, index: VectorIndex) -> tuple[Memory, bool]:
+        """What is not in the index, and if it is small all that is; closes it again if that fails."""
         try:
             held, wanted = index.count(), self._records.count_indexed(index.generation)
             # Vectors were lost, or most belong to entries that are gone: begin anew, from the truth.
             if held < wanted or held > 2 * wanted + PAGE:
                 index.reset()
-            self._fill(index.generation)
+            return self._filling(index.generation)
         except BaseException:
             with contextlib.suppress(IndexUnavailable):
                 index.close(sound=False)
             raise
-        return index
 
-    def _fill(self, generation: str) -> None:
-        """Take into memory what is not in the index, and if it is small all that is."""
-        self._memory, self._complete, self._refused = Memory(), False, {}
+    def _filling(self, generation: str) -> tuple[Memory, bool]:
+        memory, complete = Memory(), False
+        self._lacking = Lacking(self._records, self._embedder, self._faults)
         embedder = self._embedder.fingerprint
         if self._alone:
             indexed = self._records.indexed(generation, embedder, EXACT_LIMIT + 1)
-            self._complete = len(indexed) <= EXACT_LIMIT
-            if self._complete:
-                self._load(self._memory, indexed)
-                self._memory.indexed(len(self._memory))
-        self._load(self._memory, self._records.unindexed(generation, embedder, PAGE))
+            complete = len(indexed) <= EXACT_LIMIT
+            if complete:
+                self._load(memory, indexed)
+                memory.indexed(len(memory))
+        self._load(memory, self._records.unindexed(generation, embedder, PAGE))
+        return memory, complete
 
     def _fetch(self, memory: Memory, generation: str) -> None:
         """Read a page of what the index lacks; embed a batch of what has no vector."""
@@ -201,53 +252,40 @@ class Vectors:
         if known:
             self._records.mark_indexed(known, generation)
         self._load(memory, page)
-        now = time.monotonic()
-        lacking = [row for row in page if row.vector is None and self._refused.get(row.id, 0.0) <= now]
-        if made := self._embedded(lacking[:EMBED_BATCH]):
-            self._records.set_vectors(made, self._embedder.fingerprint)
-            self._load(memory, made)
-
-    def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
-        """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
-
-        It is tried again after a while, and is compared exactly if it is longer than the embedder's window.
-        """
-        made, unfit = [], []
-        for row in rows:
-            try:
-                if self._embedder.refusal(row.question):
-                    unfit.append(row.id)
-                else:
-                    made.append(replace(row, vector=self._embedder.embed([row.question])[0]))
-                self._refused.pop(row.id, None)
-            except Exception as error:
-                self._refused[row.id] = time.monotonic() + REFUSED_SECONDS
-                self._faults.note("embed a stored question", error)
-                if len(self._refused) > 1 and not made:
-                    break  # not this question: the embedder is down
-        if unfit:
-            self._records.set_exact_only(unfit)
-        return made
+        self._load(memory, self._lacking.embed(page))
 
     def _load(self, memory: Memory, rows: Sequence[StoredVector]) -> None:
         for row in rows:
             if row.vector is not None and row.point is not None:
                 memory.add(row.point, coded(row.vector, row.namespace, row.scope))
 
-    def _abandon(self, error: IndexUnavailable) -> None:
-        """Close an index that failed; the next use after a pause opens, and if need be heals, it."""
+    def _abandon(self, index: VectorIndex, error: IndexUnavailable) -> None:
+        """Close an index that failed; it is opened, and if need be healed, after a pause."""
         with self._lock:
-            index, self._index = self._index, None
-            self._remember(error)
+            epoch = self._breaker.epoch if self._breaker is not None else 0
+            if self._index is not index:  # another thread was first, or it is a new one already
+                return
+            self._index = None
             self._memory, self._complete = Memory(), False
-            if index is not None:
-                try:
-                    index.close(sound=False)
-                except IndexUnavailable as problem:
-                    self._faults.note("close the vector index", problem)
+            self._remember(error)
+        try:
+            index.close(sound=False)
+        except IndexUnavailable as problem:
+            self._faults.note("close the vector index", problem)
+        if self._breaker is not None:
+            self._breaker.trip(error, epoch)
 
-    def _remember(self, error: IndexUnavailable) -> None:
+    def _remember(self, error: Exception) -> None:
         """Answer with this failure, without trying again, for a while."""
-        # A copy: the error itself holds on to the frames that it came through.
-        self._failure = type(error)(str(error))
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+        with self._lock:
+            self._arrived = None
+            # A copy: the error itself holds on to the frames that it came through.
+            kind = type(error) if isinstance(error, IndexUnavailable) else IndexUnavailable
+            self._failure = kind(str(error))
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    def _unavailable(self) -> IndexUnavailable:
+        if self._closed:
+            return IndexUnavailable("the cache was closed")
+        failure = self._failure or IndexUnavailable("the vector index is being opened")
+        return type(failure)(str(failure))

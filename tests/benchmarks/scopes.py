@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 import ibidem
 from ibidem import Answer, Request, vectors
 from ibidem.backend import index_opener
-from ibidem.cache import NEIGHBOURS
-from ibidem.database import entries as entries_table
-from ibidem.database import open_engine, sqlite_url
+from ibidem.database import sqlite_url
 from ibidem.embedding import resolve_embedder
+from ibidem.engines import open_engine
 from ibidem.entry import Entry, to_bytes, to_vector
+from ibidem.finding import NEIGHBOURS
 from ibidem.index import coded
 from ibidem.records import Records
 from ibidem.rows import entry_row
 from ibidem.settings import Settings, read_settings
+from ibidem.tables import entries as entries_table
 from tests.embedders import BagOfWords
 
 COPIES = 20  # scopes that hold one question

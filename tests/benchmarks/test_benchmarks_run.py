@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -12,16 +13,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ibidem import fitting_parts
+from ibidem import labels as labels_module
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.replay import Outcome, p_chr_auc
 from ibidem.scoring import shipped
 from ibidem.settings import read_settings
+from tests.benchmarks import budget as budget_benchmark
+from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks import suites
 from tests.benchmarks.fit_scorer import GRID, calibration, fit, judged, scores, smoothed, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
 from tests.benchmarks.streams import Stream
+from tests.embedders import BagOfWords
 from tests.helpers import ROOT, question
+from tests.labelled import CHATTER, DIMENSION, KEYS
+from tests.labelled import rows as labelled_rows
 
 
 def _model_missing() -> str:
@@ -103,6 +111,82 @@ def test_decisions_without_data(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert "no streams/*.jsonl in" in done.stderr
+
+
+def easy(count: int, seed: int) -> list[tuple[str, str]]:
+    """Questions of eight meanings, each with five words of its own and two that say nothing."""
+    draw = random.Random(seed)
+    meanings = [draw.randrange(8) for _ in range(count)]
+    return [(" ".join([*CHATTER[5 * n : 5 * n + 5], *draw.sample(KEYS, 2)]), str(n)) for n in meanings]
+
+
+def lines_of(said: str) -> dict[tuple[str, str], list[str]]:
+    """Stream and rule -> the other cells, of what a benchmark tells as it goes."""
+    cells = [line.split(" | ") for line in said.splitlines() if line.count(" | ") > 3]
+    return {(one[0], one[1]): one[2:] for one in cells}
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> BagOfWords:
+    """An embedder in the place of the default one, and fits of few steps."""
+    embedder = BagOfWords(DIMENSION)
+    for program in (budget_benchmark, fit_benchmark):
+        monkeypatch.setattr(program, "resolve_embedder", lambda _: embedder)
+    monkeypatch.setattr(fitting_parts, "STEPS", 100)
+    monkeypatch.setattr(fitting_parts, "WORD_STEPS", 60)
+    return embedder
+
+
+@pytest.mark.usefixtures("words")
+def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stream has a line, those that break and drift too; of answers that went stale more are wrong."""
+    write_streams(tmp_path, banking77=easy(600, 1), clinc150=easy(600, 2), atis=easy(600, 3))
+    options = ("--requests", "600", "--seeds", "1", "--max-wrong", "0.1", "--audit-rate", "0.1")
+    monkeypatch.setattr("sys.argv", ["budget", "--data", str(tmp_path), *options])
+    budget_benchmark.main()
+    found = lines_of(capsys.readouterr().err)
+
+    names = {"banking77", "banking77, broken", "banking77 -> atis", "clinc150", "clinc150, broken", "atis"}
+    assert {name for name, _ in found} == names
+    assert {rule.rstrip("*") for _, rule in found} == {"Ibidem", "cosine"}
+    hits, audits, probes, wrong = found["clinc150", "cosine"][:4]
+    assert all(float(cell.rstrip("%")) > 1.0 for cell in (hits, audits, probes))
+    assert wrong.startswith("0/")
+    assert not found["clinc150, broken", "cosine"][3].startswith("0/")
+    assert found["clinc150, broken", "cosine"][7] != ""
+
+
+@pytest.mark.usefixtures("words")
+def test_fit_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One table for all rules; on a stream where one word decides, a fit serves far more than the cosine."""
+    for module in (fit_benchmark, labels_module):
+        monkeypatch.setattr(module, "CURVE_FROM", 0.3)
+    monkeypatch.setattr(fit_benchmark, "AUDIT_FLOOR", 0.3)
+    write_streams(tmp_path, some=[(row.text, str(row.meaning)) for row in labelled_rows(1600)])
+    monkeypatch.setattr("sys.argv", ["fit", "--data", str(tmp_path), "--seeds", "1"])
+    fit_benchmark.main()
+    told = capsys.readouterr()
+    found = lines_of(told.err)
+
+    assert [rule for _, rule in found] == [
+        "cosine 0.90",
+        "cosine 0.95",
+        "cosine, hindsight",
+        "guards 0.95",
+        "shipped 0.955",
+        "shipped, hindsight",
+        "fitted 0.955",
+        "fitted, hindsight",
+        "perfect",
+    ]
+    assert "adopted" in told.err
+    hits = {rule: float(cells[0].rstrip("%")) for (_, rule), cells in found.items()}
+    assert hits["fitted, hindsight"] > hits["cosine, hindsight"] + 20
+    assert hits["fitted 0.955"] > hits["shipped 0.955"]
+    assert hits["perfect"] > 95
+    assert "of cosine" in told.out
 
 
 # fitting the scorer -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import PrivateAttr
 
 import ibidem
+from ibidem.answering import Answering
 
 COUNTRIES = (
     "France Peru Japan Kenya Chile Ghana India Italy Spain Egypt Qatar Nepal Tonga Samoa Malta Libya Sudan "
@@ -28,21 +29,25 @@ RAG = ChatPromptTemplate.from_messages(
 )
 
 
-class Recording:
+class Recording(Answering):
     """Passes everything on to a core and remembers the requests that were looked up and stored."""
 
     def __init__(self, core: ibidem.cache.SemanticCache) -> None:
         self.core = core
+        self.flights, self.single_flight = core.flights, core.single_flight
         self.looked_up: list[ibidem.Request] = []
         self.stored: list[ibidem.Request] = []
         self.hits: list[ibidem.Hit] = []
 
-    def lookup(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
+    def _search(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
         self.looked_up.append(request)
-        found = self.core.lookup(request)
+        found = self.core._search(request)
         if isinstance(found, ibidem.Hit):
             self.hits.append(found)
         return found
+
+    def _note(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
+        self.core._note(request, result)
 
     def store(self, request: ibidem.Request, answer: ibidem.Answer) -> ibidem.Stored | ibidem.Rejected:
         self.stored.append(request)

@@ -36,6 +36,7 @@ from openai import APIError
 from pydantic import BaseModel, Field, create_model
 
 import ibidem
+from ibidem.answering import Answering
 from ibidem.cache import SemanticCache
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
@@ -136,18 +137,22 @@ def engine_of(synthesizer: BaseSynthesizer, **edition: str) -> RetrieverQueryEng
     return RetrieverQueryEngine(Library(shelves(**edition)), synthesizer)
 
 
-class Watched:
+class Watched(Answering):
     """The cache that all tests share, since opening one takes long; and what one test does with it."""
 
     def __init__(self, core: SemanticCache) -> None:
         self.core = core
+        self.flights, self.single_flight = core.flights, core.single_flight
         self.asked: list[str] = []
         self.stored: set[str] = set()
         self.rejected: list[str] = []
 
-    def lookup(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
+    def _search(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
         self.asked.append(request.question)
-        return self.core.lookup(request)
+        return self.core._search(request)
+
+    def _note(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
+        self.core._note(request, result)
 
     def store(self, request: ibidem.Request, answer: ibidem.Answer) -> ibidem.Stored | ibidem.Rejected:
         outcome = self.core.store(request, answer)
@@ -1117,7 +1122,7 @@ async def test_a_stored_answer_that_cannot_be_read_is_a_miss(
     synthesizer = desk.synthesizer(output_cls=Form)
     engine = engine_of(synthesizer)
     await ask(engine, ASKED)
-    lookup = desk.cache.lookup
+    lookup = desk.cache._search
 
     def garbled(asked: ibidem.Request) -> Any:
         found = lookup(asked)
@@ -1127,7 +1132,7 @@ async def test_a_stored_answer_that_cannot_be_read_is_a_miss(
             else found
         )
 
-    monkeypatch.setattr(desk.cache, "lookup", garbled)
+    monkeypatch.setattr(desk.cache, "_search", garbled)
     told = await ask(engine, ASKED)
     assert isinstance(told.text, Form)
     assert told.marker is None

@@ -17,13 +17,13 @@ from ibidem import Answer, ConfigurationError, InvalidInput, Request
 from ibidem.cache import SemanticCache
 from ibidem.cli import app
 from ibidem.decision import Policy
-from ibidem.errors import StorageError
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.judging import AnswerJudge, contradict
-from ibidem.ledger import scorer_name
 from ibidem.records import Records
 from ibidem.rows import JudgementRow
 from ibidem.scoring import CosineScorer, LearnedScorer
 from ibidem.settings import AUDIT_FLOOR, read_settings
+from ibidem.terms import scorer_name
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import Child, answer, eventually, question, reworded
 
@@ -350,6 +350,49 @@ def test_a_database_that_takes_no_judgement_does_not_blind_the_budget(audited, m
 
     assert len(kept.budget.evidence) == 1
     assert cache.stats().faults == {"write judgements: StorageError": 1}
+
+
+def test_judgements_wait_for_a_database_that_is_away(audited, monkeypatch) -> None:
+    """The budget knows them meanwhile, and when they are written they are not learned twice."""
+
+    def away(_: object) -> None:
+        raise StorageUnavailable("disk full")
+
+    cache = audited()
+    with monkeypatch.context() as broken:
+        broken.setattr(cache._backend.records.judgements, "add", away)
+        fill(cache, 2)
+        ask(cache, 0)
+        assert not cache.flush()
+        (kept,) = cache._backend.ledger._budgets
+        assert len(kept.budget.evidence) == 1
+        assert cache.judgements() == []
+    ask(cache, 1)
+    assert cache.flush()
+    assert cache.flush()
+
+    assert len(cache.judgements()) == 2
+    cache.stats()  # asks for the budget again
+    (kept,) = cache._backend.ledger._budgets
+    assert len(kept.budget.evidence) == 2
+
+
+def test_clear_forgets_judgements_that_wait(audited, monkeypatch) -> None:
+    """As those that are written."""
+
+    def away(_: object) -> None:
+        raise StorageUnavailable("disk full")
+
+    cache = audited()
+    with monkeypatch.context() as broken:
+        broken.setattr(cache._backend.records.judgements, "add", away)
+        fill(cache, 1)
+        ask(cache, 0)
+        cache.flush()
+        cache.clear()
+    cache.flush()
+
+    assert cache.judgements() == []
 
 
 def test_clear_forgets_the_audits(audited) -> None:

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from ibidem.background import Background
-from ibidem.errors import StorageError
+from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 
@@ -37,6 +37,26 @@ def test_a_failing_job_does_not_stop_the_others() -> None:
 
     assert done
     assert set(faults.counts()) == {"fail: ValueError"}
+
+
+def test_a_job_that_finds_the_database_away_is_tried_again_by_itself(monkeypatch) -> None:
+    """Without a wake; until then `flush` says that something is left."""
+    monkeypatch.setattr("ibidem.background.AGAIN_SECONDS", 0.05)
+    faults, away, done = Faults(), [True], threading.Event()
+
+    def write() -> bool:
+        if away:
+            raise StorageUnavailable("connection refused")
+        done.set()
+        return False
+
+    background = Background({"write": write}, faults)
+    assert not background.flush(5)
+    away.clear()
+    assert done.wait(5)
+    assert background.flush(5)
+    background.stop()
+    assert set(faults.counts()) == {"write: StorageUnavailable"}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,7 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     findings = {f["check"]: f for f in json.loads(run("doctor", "--path", filled, "--json"))}
 
     assert findings["database"]["text"].startswith("2 entries")
+    assert re.search(r", schema \d+, answers in [\d.]+ ms$", findings["database"]["text"])
     assert findings["vector index"]["text"] == "2 vectors, 0 waiting to be indexed"
     assert all(finding["ok"] for finding in findings.values())
 
@@ -196,7 +199,9 @@ def test_doctor_takes_an_index_in_use_for_sound(filled: str, open_cache, monkeyp
     monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
     open_cache().lookup(Request("opens the index"))
 
-    assert "in use by another process" in run("doctor", "--path", filled)
+    said = " ".join(run("doctor", "--path", filled).split())
+    assert "in use by another process (pid" in said
+    assert str(os.getpid()) in said
 
 
 def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:

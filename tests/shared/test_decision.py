@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from ibidem import Answer, Document, Request
 from ibidem.decision import Candidate, Policy, decide, documents_agree
 from ibidem.entry import Entry, Source
+from ibidem.scoring import Vectors
 
 ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "three")
 
@@ -107,3 +109,25 @@ def test_context_rules(rule, entry: Entry, asked: tuple[Document, ...], agree: b
 def test_the_same_documents_always_agree(order: list[Document], rule) -> None:
     """Under every rule, in every order."""
     assert documents_agree(Request("x", documents=tuple(order)), stored("x", ONE, TWO, THREE), rule)
+
+
+class ByVectors:
+    """Sees the vectors: the score is their dot product."""
+
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
+        assert vectors is not None
+        return float(vectors[0] @ vectors[1])
+
+    def least_cosine(self, threshold: float) -> float:
+        return 0.0
+
+
+def test_a_scorer_sees_the_vectors_and_its_score_decides() -> None:
+    """The candidate with the highest score is served, not the nearest."""
+    asked = np.float32([1, 0])
+    near = Candidate(stored("the x"), 0.99, vectors=(asked, np.float32([0.5, 0])))
+    far = Candidate(stored("an x"), 0.9, vectors=(asked, np.float32([0.97, 0])))
+    verdict = decide(Request("x"), [near, far], Policy(), ByVectors())
+
+    assert verdict.chosen is not None
+    assert (verdict.chosen.entry.question, verdict.chosen.score) == ("an x", pytest.approx(0.97))

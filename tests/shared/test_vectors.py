@@ -133,10 +133,11 @@ def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, mon
     """They wait in the truth."""
     cache = open_cache()
     cache.lookup(Request("opens the index"))
-    cache._backend.vectors._abandon(IndexUnavailable("gone"))
+    vectors = cache._backend.vectors
+    vectors._abandon(vectors._index, IndexUnavailable("gone"))
     cache.store(Request("what is the state"), Answer("a"))
     assert cache.lookup(Request("what is the state now ok")).reason == "no_index"
-    cache._backend.vectors._retry_at = 0.0
+    vectors._retry_at = 0.0
 
     assert cache.lookup(Request("what is the state now ok")).tier == "semantic"
 
@@ -172,7 +173,7 @@ def test_a_lookup_under_way_does_not_reopen_a_closed_index(open_cache, tmp_path:
 
 def test_what_could_not_be_embedded_is_embedded_later(open_cache, monkeypatch) -> None:
     """A short outage of the embedder costs meaning for a short while only."""
-    monkeypatch.setattr("ibidem.vectors.REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr("ibidem.lacking.REFUSED_SECONDS", 0.0)
     embedder = Flaky()
     cache = open_cache(embedder=embedder)
     cache.lookup(Request("opens the index"))

@@ -11,11 +11,14 @@ from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
 
 from ibidem.adapting import open_or_use
+from ibidem.answering import Asking
 from ibidem.bounded import BoundedDict
+from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
-from ibidem.request import Hit, Request, digest, require_text
+from ibidem.request import Request, digest, require_text
 from ibidem.threads import in_thread
+from langchain_ibidem import calls
 from langchain_ibidem.codec import decode, encode
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import install
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
 _PENDING = 1024
+_LOOK_UP = "look up an answer for LangChain"
 
 
 class IbidemCache(BaseCache):
@@ -79,7 +83,11 @@ class IbidemCache(BaseCache):
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """The stored answer to this call, or None."""
         # LangChain only takes a real list, and fails on an empty one.
-        return self._faults.attempt("look up an answer for LangChain", lambda: self._find(prompt, llm_string))
+        try:
+            return self._faults.attempt(_LOOK_UP, lambda: self._find(prompt, llm_string))
+        except BaseException:  # interrupted: so are other prompts of this batch
+            calls.failed()
+            raise
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
@@ -96,8 +104,15 @@ class IbidemCache(BaseCache):
         self.cache.clear(namespace=kwargs.get("namespace", self.namespace))
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
-        """As `lookup`, in a thread."""
-        return await in_thread(self.lookup, prompt, llm_string)
+        """As `lookup`, in a thread; while it waits for an identical call it needs none."""
+        try:
+            return await self._afind(prompt, llm_string)
+        except Exception as error:
+            self._faults.note(_LOOK_UP, error)
+            return None
+        except BaseException:  # cancelled
+            calls.failed()
+            raise
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
@@ -126,13 +141,38 @@ class IbidemCache(BaseCache):
         self.close()
 
     def _find(self, prompt: str, llm_string: str) -> list[Generation] | None:
-        found = self.cache.lookup(self._begin(prompt, llm_string))
-        return (decode(found) or None) if isinstance(found, Hit) else None
+        asking = self.cache.asking(self._begin(prompt, llm_string))
+        while (found := _repeated(asking)) is None and asking.wait():
+            pass
+        calls.begin(asking, prompt)
+        return found
+
+    async def _afind(self, prompt: str, llm_string: str) -> list[Generation] | None:
+        asking, found = await in_thread(self._first, prompt, llm_string)
+        if asking is None:
+            return None
+        while found is None and await asking.await_turn():
+            found = await in_thread(self._faults.attempt, _LOOK_UP, partial(_repeated, asking))
+        calls.begin(asking, prompt)
+        return found
+
+    def _first(self, prompt: str, llm_string: str) -> tuple[Asking | None, list[Generation] | None]:
+        asking = self._faults.attempt(_LOOK_UP, lambda: self.cache.asking(self._begin(prompt, llm_string)))
+        if asking is None:
+            return None, None
+        return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking))
 
     def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE) -> None:
         # Encoded at once: these are the objects that the program gets, and may change.
         request, started = self._resume(prompt, llm_string)
-        self.cache.store(request, encode(generations, seconds=time.monotonic() - started))
+        asking = calls.answered(self.cache, request.key) or self.cache.asking(request)
+        with asking:
+            try:
+                answer = encode(generations, seconds=time.monotonic() - started)
+            except NotCacheable:
+                asking.refuse()
+                raise
+            asking.keep(answer)
 
     def _begin(self, prompt: str, llm_string: str) -> Request:
         request = self._requests.build(prompt, llm_string)
@@ -145,3 +185,8 @@ class IbidemCache(BaseCache):
         with self._lock:
             known = self._pending.get(digest(prompt, llm_string))
         return known or (self._begin(prompt, llm_string), time.monotonic())
+
+
+def _repeated(asking: Asking) -> list[Generation] | None:
+    hit = asking.look()
+    return (decode(hit) or None) if hit else None

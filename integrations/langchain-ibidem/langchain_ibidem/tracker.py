@@ -24,6 +24,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from ibidem.faults import Faults
 from ibidem.prompt import plain
+from langchain_ibidem import calls
 from langchain_ibidem.memory import Memory, retrieved
 from langchain_ibidem.prompt import of_messages
 from langchain_ibidem.variables import take
@@ -64,12 +65,21 @@ def _always(self: Tracker) -> bool:
     return True
 
 
+def _nobody_waits(self: Tracker) -> bool:
+    return not calls.are_listened_for()
+
+
 class Tracker(BaseCallbackHandler):
-    """Tells `memory` about templates and retrievers; what models, tools and agents do is not looked at."""
+    """Tells `memory` about templates and retrievers, and those who wait for a model's answer of its failure.
+
+    What tools and agents do is not looked at. Models are not listened to while nobody can wait for them, so
+    that a stream does not call us with each token.
+    """
 
     run_inline = False
     raise_error = False
-    ignore_llm = ignore_chat_model = ignore_agent = property(_always)
+    ignore_llm = property(_nobody_waits)
+    ignore_chat_model = ignore_agent = property(_always)
     ignore_retry = ignore_custom_event = property(_always)
 
     def __init__(self) -> None:
@@ -111,6 +121,11 @@ class Tracker(BaseCallbackHandler):
         """Note what was found."""
         found = map(retrieved, documents)
         self.memory.search_ended(run_id, [document for document in found if document.text])
+
+    @_event
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        """Let somebody else ask."""
+        calls.failed()
 
 
 def _fingerprints(rendered: PromptValue) -> tuple[str, ...]:

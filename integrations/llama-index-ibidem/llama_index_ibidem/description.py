@@ -10,6 +10,8 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.response_synthesizers.context_only import ContextOnly
+from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.types import BaseOutputParser
 
 from ibidem.errors import NotCacheable
@@ -42,6 +44,11 @@ def description(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str,
         parameters(given),
     ]
     return json.dumps(described)
+
+
+def asks_no_model(synthesizer: BaseSynthesizer) -> bool:
+    """Whether it only collects what was retrieved."""
+    return isinstance(synthesizer, (ContextOnly, NoText))
 
 
 def is_for_programs(synthesizer: BaseSynthesizer) -> bool:

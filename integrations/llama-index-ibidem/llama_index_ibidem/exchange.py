@@ -5,63 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, TextBlock
 from llama_index.core.llms.llm import LLM
+from typing_extensions import Self
 
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
-from ibidem.request import Answer, Hit, Request
+from ibidem.request import Answer, Request
 from ibidem.threads import in_thread
 from llama_index_ibidem.codec import Response, decode, encode, text_of
+from llama_index_ibidem.inquiry import Desk, Inquiry
 from llama_index_ibidem.reading import Told
 
-if TYPE_CHECKING:
-    from ibidem.cache import SemanticCache
-
-_LOOK_UP, _STORE = "look up an answer for LlamaIndex", "store an answer of LlamaIndex"
-
-
-class Desk:
-    """A cache as LlamaIndex objects use it: whatever goes wrong here, the program goes on without it."""
-
-    def __init__(self, cache: SemanticCache) -> None:
-        self.cache = cache
-        self.faults = Faults()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Desk:
-        return self  # a copied model asks the same cache
-
-    def find(self, build: Callable[[], Request]) -> tuple[Request | None, Hit | None]:
-        """The request, None if the call cannot be cached, and the hit if there is one."""
-        request = self.faults.attempt(_LOOK_UP, build)
-        if request is None:
-            return None, None
-        found = self.faults.attempt(_LOOK_UP, partial(self.cache.lookup, request))
-        return request, found if isinstance(found, Hit) else None
-
-    def keep(self, request: Request | None, answer: Callable[[], Answer]) -> None:
-        """Store what `answer` makes of the model's response."""
-        if request is not None:
-            self.faults.attempt(_STORE, lambda: self.cache.store(request, answer()))
+_STORE = "store an answer of LlamaIndex"
 
 
 class Exchange(Generic[Response]):
     """One call of `llm` that returns a `kind` of response."""
 
     def __init__(self, desk: Desk, kind: type[Response], llm: LLM, build: Callable[[], Request]) -> None:
-        self._desk, self._llm, self._build = desk, llm, build
-        self._kind: type[Response] = kind
-        self._request: Request | None = None
+        self._faults, self._llm = desk.faults, llm
+        self._inquiry: Inquiry[Response] = Inquiry(desk, build, lambda hit: decode(hit, kind))
         self._started = 0.0
 
     def find(self) -> Response | None:
         """The stored response, or None. The request is made now: models may change what they are given."""
-        self._request, hit = self._desk.find(self._build)
-        found = self._desk.faults.attempt(_LOOK_UP, partial(decode, hit, self._kind)) if hit else None
+        found = self._inquiry.find()
         self._started = time.perf_counter()
         return found
+
+    def __enter__(self) -> Self:
+        self._inquiry.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Around the call of the model: if it fails, one of those who wait for its answer asks."""
+        self._inquiry.__exit__(*error)
 
     def keep(self, response: Response) -> Response:
         """Store the model's response; returns it."""
@@ -70,35 +51,45 @@ class Exchange(Generic[Response]):
 
     def pass_on(self, stream: Iterator[Response]) -> Iterator[Response]:
         """The chunks of the stream; what they amount to is stored if all of them are taken."""
-        assembly = Assembly[Response](self._desk.faults)
-        try:
-            for chunk in stream:
-                assembly.add(chunk)
-                yield chunk
-        finally:
-            if close := getattr(stream, "close", None):
-                close()
-        self._keep_stream(assembly)
+        return self._inquiry.ended_with(self._passed_on(stream))
 
     async def afind(self) -> Response | None:
         """As `find`, in a thread."""
-        return await in_thread(self.find)
+        found = await self._inquiry.afind()
+        self._started = time.perf_counter()
+        return found
 
     async def akeep(self, response: Response) -> Response:
         """As `keep`, in a thread."""
         return await in_thread(self.keep, response)
 
-    async def apass_on(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
+    def apass_on(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
         """As `pass_on`."""
-        assembly = Assembly[Response](self._desk.faults)
-        try:
-            async for chunk in stream:
-                assembly.add(chunk)
-                yield chunk
-        finally:
-            if close := getattr(stream, "aclose", None):
-                await close()
-        await in_thread(self._keep_stream, assembly)
+        return self._inquiry.ended_with(self._apassed_on(stream))
+
+    def _passed_on(self, stream: Iterator[Response]) -> Iterator[Response]:
+        assembly = Assembly[Response](self._faults)
+        with self:
+            try:
+                for chunk in stream:
+                    assembly.add(chunk)
+                    yield chunk
+            finally:
+                if close := getattr(stream, "close", None):
+                    close()
+            self._keep_stream(assembly)
+
+    async def _apassed_on(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
+        assembly = Assembly[Response](self._faults)
+        with self:
+            try:
+                async for chunk in stream:
+                    assembly.add(chunk)
+                    yield chunk
+            finally:
+                if close := getattr(stream, "aclose", None):
+                    await close()
+            await in_thread(self._keep_stream, assembly)
 
     def _keep(self, response: Response, told: Told) -> None:
         seconds = time.perf_counter() - self._started
@@ -106,12 +97,15 @@ class Exchange(Generic[Response]):
         def answer() -> Answer:
             return encode(response, told, model=self._llm.metadata.model_name, seconds=seconds)
 
-        self._desk.keep(self._request, answer)
+        self._inquiry.keep(answer)
 
     def _keep_stream(self, assembly: Assembly[Response]) -> None:
-        if getattr(self._llm, "logprobs", None):
-            return  # whole responses hold them, streams may not
-        if (whole := self._desk.faults.attempt(_STORE, assembly.whole)) is not None:
+        # Whole responses hold logprobs, streams may not.
+        readable = not getattr(self._llm, "logprobs", None)
+        whole = self._faults.attempt(_STORE, assembly.whole) if readable else None
+        if whole is None:
+            self._inquiry.refuse()
+        else:
             self._keep(whole, assembly.told)
 
 

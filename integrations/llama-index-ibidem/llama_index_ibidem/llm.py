@@ -17,8 +17,9 @@ from pydantic import PrivateAttr
 from ibidem.adapting import open_or_use
 from ibidem.request import Request, require_text
 from llama_index_ibidem.calls import watch
-from llama_index_ibidem.exchange import Desk, Exchange
+from llama_index_ibidem.exchange import Exchange
 from llama_index_ibidem.identity import identity
+from llama_index_ibidem.inquiry import Desk
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.requests import RequestBuilder
 from llama_index_ibidem.wrapping import WrappingLLM
@@ -115,21 +116,24 @@ class CachedLLM(WrappingLLM):
         exchange = self._chat_exchange(messages, kwargs)
         if (found := exchange.find()) is not None:
             return Replay(self, found).chat(messages, **kwargs)
-        return exchange.keep(self._model.chat(messages, **kwargs))
+        with exchange:
+            return exchange.keep(self._model.chat(messages, **kwargs))
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`; the cache is asked in a thread."""
         exchange = self._chat_exchange(messages, kwargs)
         if (found := await exchange.afind()) is not None:
             return await Replay(self, found).achat(messages, **kwargs)
-        return await exchange.akeep(await self._model.achat(messages, **kwargs))
+        with exchange:
+            return await exchange.akeep(await self._model.achat(messages, **kwargs))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:  # type: ignore[override]
         """As `chat`, in pieces. The model's answer is stored when the last piece was taken."""
         exchange = self._chat_exchange(messages, kwargs)
         if (found := exchange.find()) is not None:
             return Replay(self, found).stream_chat(messages, **kwargs)
-        return exchange.pass_on(self._model.stream_chat(messages, **kwargs))
+        with exchange:
+            return exchange.pass_on(self._model.stream_chat(messages, **kwargs))
 
     async def astream_chat(  # type: ignore[override]
         self, messages: Sequence[ChatMessage], **kwargs: Any
@@ -138,21 +142,24 @@ class CachedLLM(WrappingLLM):
         exchange = self._chat_exchange(messages, kwargs)
         if (found := await exchange.afind()) is not None:
             return await Replay(self, found).astream_chat(messages, **kwargs)
-        return exchange.apass_on(await self._model.astream_chat(messages, **kwargs))
+        with exchange:
+            return exchange.apass_on(await self._model.astream_chat(messages, **kwargs))
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The stored answer to this prompt, or the model's."""
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := exchange.find()) is not None:
             return Replay(self, found).complete(prompt, **kwargs)
-        return exchange.keep(self._model.complete(prompt, **_form(formatted), **kwargs))
+        with exchange:
+            return exchange.keep(self._model.complete(prompt, **_form(formatted), **kwargs))
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As `complete`; the cache is asked in a thread."""
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := await exchange.afind()) is not None:
             return await Replay(self, found).acomplete(prompt, **kwargs)
-        return await exchange.akeep(await self._model.acomplete(prompt, **_form(formatted), **kwargs))
+        with exchange:
+            return await exchange.akeep(await self._model.acomplete(prompt, **_form(formatted), **kwargs))
 
     def stream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -161,7 +168,8 @@ class CachedLLM(WrappingLLM):
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := exchange.find()) is not None:
             return Replay(self, found).stream_complete(prompt, **kwargs)
-        return exchange.pass_on(self._model.stream_complete(prompt, **_form(formatted), **kwargs))
+        with exchange:
+            return exchange.pass_on(self._model.stream_complete(prompt, **_form(formatted), **kwargs))
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -170,8 +178,9 @@ class CachedLLM(WrappingLLM):
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := await exchange.afind()) is not None:
             return await Replay(self, found).astream_complete(prompt, **kwargs)
-        stream = await self._model.astream_complete(prompt, **_form(formatted), **kwargs)
-        return exchange.apass_on(stream)
+        with exchange:
+            stream = await self._model.astream_complete(prompt, **_form(formatted), **kwargs)
+            return exchange.apass_on(stream)
 
     def __enter__(self) -> CachedLLM:
         return self

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from typing import Any
 
 from ibidem.threads import in_thread
+from llama_index_ibidem.inquiry import Inquiry
 from llama_index_ibidem.spans import within
 
 
 def passed_on(
-    stream: Iterator[str], synthesis: str | None, keep: Callable[[str], None]
+    stream: Iterator[str], synthesis: str | None, inquiry: Inquiry[Any], keep: Callable[[str], None]
 ) -> Generator[str, None, None]:
-    """The pieces of the stream, to `keep` as one text if all of them are taken.
+    """The pieces of the stream, to `keep` as one text if all of them are taken; else the inquiry has failed.
 
     What is asked for them belongs to the synthesis; not so what their reader does between them.
     """
-    pieces = []
-    try:
-        while (piece := _next(stream, synthesis)) is not None:
-            pieces.append(piece)
-            yield piece
-    finally:
-        if close := getattr(stream, "close", None):
-            close()
-    keep("".join(pieces))
+    return inquiry.ended_with(_passed_on(stream, synthesis, inquiry, keep))
 
 
-async def apassed_on(
-    stream: AsyncIterator[str], synthesis: str | None, keep: Callable[[str], None]
+def apassed_on(
+    stream: AsyncIterator[str], synthesis: str | None, inquiry: Inquiry[Any], keep: Callable[[str], None]
 ) -> AsyncGenerator[str, None]:
     """The same for async code; kept in a thread."""
+    return inquiry.ended_with(_apassed_on(stream, synthesis, inquiry, keep))
+
+
+def _passed_on(
+    stream: Iterator[str], synthesis: str | None, inquiry: Inquiry[Any], keep: Callable[[str], None]
+) -> Generator[str, None, None]:
     pieces = []
-    try:
-        while (piece := await _anext(stream, synthesis)) is not None:
-            pieces.append(piece)
-            yield piece
-    finally:
-        if close := getattr(stream, "aclose", None):
-            await close()
-    await in_thread(keep, "".join(pieces))
+    with inquiry:
+        try:
+            while (piece := _next(stream, synthesis)) is not None:
+                pieces.append(piece)
+                yield piece
+        finally:
+            if close := getattr(stream, "close", None):
+                close()
+        keep("".join(pieces))
+
+
+async def _apassed_on(
+    stream: AsyncIterator[str], synthesis: str | None, inquiry: Inquiry[Any], keep: Callable[[str], None]
+) -> AsyncGenerator[str, None]:
+    pieces = []
+    with inquiry:
+        try:
+            while (piece := await _anext(stream, synthesis)) is not None:
+                pieces.append(piece)
+                yield piece
+        finally:
+            if close := getattr(stream, "aclose", None):
+                await close()
+        await in_thread(keep, "".join(pieces))
 
 
 def _next(stream: Iterator[str], synthesis: str | None) -> str | None:

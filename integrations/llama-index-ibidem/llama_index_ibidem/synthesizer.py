@@ -18,8 +18,6 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.response_synthesizers.context_only import ContextOnly
-from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import NodeWithScore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
@@ -30,9 +28,9 @@ from ibidem.request import Answer, Hit, Request, require_text
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.codec import MARKER
-from llama_index_ibidem.description import description, is_for_programs
-from llama_index_ibidem.exchange import Desk
+from llama_index_ibidem.description import asks_no_model, description, is_for_programs
 from llama_index_ibidem.facts import shown_as
+from llama_index_ibidem.inquiry import Desk, Inquiry
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.streams import apassed_on, passed_on
 
@@ -55,7 +53,6 @@ _OURS = (
     "_prepare_response_output",
 )
 _FORM, _TEXT = "form", "text"  # synthesizers that are given a form may still answer in words
-_ASK_NO_MODEL = (ContextOnly, NoText)
 
 # The hit that the running synthesis was answered with: LlamaIndex builds its response from the text alone.
 _served: ContextVar[Hit | None] = ContextVar("ibidem_served", default=None)
@@ -63,10 +60,9 @@ _served: ContextVar[Hit | None] = ContextVar("ibidem_served", default=None)
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One question on its way: its request, the hit if there is one, and the id of its synthesis."""
+    """One question on its way, and the id of its synthesis."""
 
-    request: Request | None
-    hit: Hit | None
+    inquiry: Inquiry[str | BaseModel]
     synthesis: str | None
     started: float
 
@@ -149,28 +145,30 @@ class CachedSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TEXT_TYPE:
         """The stored answer to this question over these texts, or the synthesizer's."""
         asked = self._ask(spans.surroundings(), query_str, text_chunks, response_kwargs)
-        if (found := self._serve(asked)) is not None:
+        if (found := _serve(asked, asked.inquiry.find())) is not None:
             return stream_of(found) if self._streaming and isinstance(found, str) else found
-        answer = self._synthesizer.get_response(query_str, text_chunks, **response_kwargs)
-        if isinstance(answer, (str, BaseModel)):
-            self._keep(asked, answer)
-            return answer
-        return passed_on(cast("Iterator[str]", answer), asked.synthesis, partial(self._keep, asked))
+        with asked.inquiry:
+            answer = self._synthesizer.get_response(query_str, text_chunks, **response_kwargs)
+            if isinstance(answer, (str, BaseModel)):
+                self._keep(asked, answer)
+                return answer
+            stream = cast("Iterator[str]", answer)
+            return passed_on(stream, asked.synthesis, asked.inquiry, partial(self._keep, asked))
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """As `get_response`; the cache is asked in a thread."""
-        around = spans.surroundings()
-        asked = await in_thread(self._ask, around, query_str, text_chunks, response_kwargs)
-        if (found := self._serve(asked)) is not None:
+        asked = self._ask(spans.surroundings(), query_str, text_chunks, response_kwargs)
+        if (found := _serve(asked, await asked.inquiry.afind())) is not None:
             return astream_of(found) if self._streaming and isinstance(found, str) else found
-        answer = await self._synthesizer.aget_response(query_str, text_chunks, **response_kwargs)
-        if isinstance(answer, (str, BaseModel)):
-            await in_thread(self._keep, asked, answer)
-            return answer
-        keep = partial(self._keep, asked)
-        return apassed_on(cast("AsyncIterator[str]", answer), asked.synthesis, keep)
+        with asked.inquiry:
+            answer = await self._synthesizer.aget_response(query_str, text_chunks, **response_kwargs)
+            if isinstance(answer, (str, BaseModel)):
+                await in_thread(self._keep, asked, answer)
+                return answer
+            stream = cast("AsyncIterator[str]", answer)
+            return apassed_on(stream, asked.synthesis, asked.inquiry, partial(self._keep, asked))
 
     def get_response_from_messages(
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
@@ -237,22 +235,12 @@ class CachedSynthesizer(BaseSynthesizer):
     def _ask(
         self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
     ) -> _Asked:
-        started = time.perf_counter()
-        if isinstance(self._synthesizer, _ASK_NO_MODEL):
-            return _Asked(None, None, None, started)
         build = partial(self._request, around, question, texts, given)
-        request, hit = self._desk.find(build)
-        return _Asked(request, hit, around.synthesis.id if around.synthesis else None, started)
+        read = partial(self._desk.faults.attempt, "read a stored answer")
+        inquiry = Inquiry[str | BaseModel](self._desk, build, lambda hit: read(lambda: self._read(hit)))
+        return _Asked(inquiry, around.synthesis.id if around.synthesis else None, time.perf_counter())
 
-    def _serve(self, asked: _Asked) -> str | BaseModel | None:
-        """The text or form of the hit, if there is one that can be read."""
-        found = self._desk.faults.attempt("read a stored answer", partial(self._read, asked.hit))
-        _served.set(asked.hit if found is not None else None)
-        return found
-
-    def _read(self, hit: Hit | None) -> str | BaseModel | None:
-        if hit is None:
-            return None
+    def _read(self, hit: Hit) -> str | BaseModel:
         text = hit.answer.text
         if self._output_cls is None or hit.answer.payload == _TEXT:
             return text
@@ -261,8 +249,10 @@ class CachedSynthesizer(BaseSynthesizer):
     def _keep(self, asked: _Asked, answer: str | BaseModel) -> None:
         """Store it; not under a new wording what a `CachedLLM` repeated for another: it would drift away."""
         behind = calls.behind(asked.synthesis or "")
-        if not behind.by_meaning:
-            self._desk.keep(asked.request, partial(self._answer, asked, answer, behind))
+        if behind.by_meaning:
+            asked.inquiry.refuse()
+        else:
+            asked.inquiry.keep(partial(self._answer, asked, answer, behind))
 
     def _answer(self, asked: _Asked, given: str | BaseModel, behind: calls.Calls) -> Answer:
         form = isinstance(given, BaseModel) or isinstance(self._llm, StructuredLLM)
@@ -279,20 +269,28 @@ class CachedSynthesizer(BaseSynthesizer):
 
     def _request(
         self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
-    ) -> Request:
+    ) -> Request | None:
+        if asks_no_model(self._synthesizer):
+            return None
         if not question.strip():
             raise NotCacheable("no_question", "the question is empty")
         if around.synthesis is None:
             raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
-        described = description(self._synthesizer, self._model_id, given)
+        described = ["llama_index/1", "synthesizer", description(self._synthesizer, self._model_id, given)]
         return Request(
             question,
-            scope=json.dumps(["llama_index/1", "synthesizer", described]),
+            scope=json.dumps(described),
             namespace=self._namespace,
             documents=shown_as(texts, around.synthesis.documents),
             semantic=self._semantic and not is_for_programs(self._synthesizer),
             temperature=getattr(self._llm, "temperature", None),
         )
+
+
+def _serve(asked: _Asked, found: str | BaseModel | None) -> str | BaseModel | None:
+    """What was found; LlamaIndex's response will tell of the hit."""
+    _served.set(asked.inquiry.hit if found is not None else None)
+    return found
 
 
 def _overrides(synthesizer: BaseSynthesizer, name: str) -> bool:

@@ -1,0 +1,125 @@
+"""A request of a LlamaIndex object to the cache; whatever goes wrong here, the program goes on without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import finalize
+
+from typing_extensions import Self
+
+from ibidem.answering import Asking
+from ibidem.errors import NotCacheable
+from ibidem.faults import Faults
+from ibidem.request import Answer, Hit, Request
+from ibidem.threads import in_thread
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+_LOOK_UP, _STORE = "look up an answer for LlamaIndex", "store an answer of LlamaIndex"
+
+Found = TypeVar("Found")
+Stream = TypeVar("Stream")
+
+
+class Desk:
+    """A cache as LlamaIndex objects use it, and what went wrong there."""
+
+    def __init__(self, cache: SemanticCache) -> None:
+        self.cache = cache
+        self.faults = Faults()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Desk:
+        return self  # a copied model asks the same cache
+
+
+class Inquiry(Generic[Found]):
+    """One request: found by itself or by waiting for an identical one; else the model is asked, and it ends.
+
+    Args:
+        desk: Where to ask.
+        build: Makes the request at the first lookup, None if there is nothing to ask.
+        read: What the program gets for a hit.
+    """
+
+    def __init__(
+        self, desk: Desk, build: Callable[[], Request | None], read: Callable[[Hit], Found | None]
+    ) -> None:
+        self._desk, self._build, self._read = desk, build, read
+        self._asking: Asking | None = None
+        self._begun = False
+        self.hit: Hit | None = None
+
+    def find(self) -> Found | None:
+        """What is stored, or will be when the call that others make for it has ended."""
+        while (found := self._look()) is None and self._waits():
+            pass
+        return found
+
+    async def afind(self) -> Found | None:
+        """As `find`: looked up in a thread, waited for without."""
+        while (found := await in_thread(self._look)) is None and await self._awaits():
+            pass
+        return found
+
+    def keep(self, answer: Callable[[], Answer]) -> None:
+        """Store what `answer` makes of the model's response, and end."""
+        if self._asking is not None:
+            with self._asking as asking:
+                self._desk.faults.attempt(_STORE, partial(_keep, asking, answer))
+
+    def refuse(self) -> None:
+        """End: an answer has come that is not kept."""
+        if self._asking is not None:
+            self._asking.refuse()
+
+    def end(self) -> None:
+        """End, if it has not: the call has failed. Somebody else may try."""
+        if self._asking is not None:
+            self._asking.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Around the call of the model: if it fails, this ends; if it begins a stream, it does not yet."""
+        if kind is not None:
+            self.end()
+
+    def ended_with(self, stream: Stream) -> Stream:
+        """The generator, which ends it when it is read or closed; also if nobody ever begins to read it."""
+        finalize(stream, self.end).atexit = False
+        return stream
+
+    def _look(self) -> Found | None:
+        faults = self._desk.faults
+        if not self._begun:
+            self._begun = True
+            self._asking = faults.attempt(_LOOK_UP, self._begin)
+        self.hit = faults.attempt(_LOOK_UP, self._asking.look) if self._asking is not None else None
+        return faults.attempt(_LOOK_UP, partial(self._read, self.hit)) if self.hit is not None else None
+
+    def _begin(self) -> Asking | None:
+        request = self._build()
+        return self._desk.cache.asking(request) if request is not None else None
+
+    def _waits(self) -> bool:
+        return self._asking is not None and bool(self._desk.faults.attempt(_LOOK_UP, self._asking.wait))
+
+    async def _awaits(self) -> bool:
+        try:
+            return self._asking is not None and await self._asking.await_turn()
+        except Exception as error:
+            self._desk.faults.note(_LOOK_UP, error)
+            return False
+
+
+def _keep(asking: Asking, answer: Callable[[], Answer]) -> None:
+    try:
+        given = answer()
+    except NotCacheable:
+        asking.refuse()
+        raise
+    asking.keep(given)
