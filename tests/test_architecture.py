@@ -17,7 +17,18 @@ DOORS = {
     "chromadb": {"shared/ibidem/chroma.py", "shared/ibidem/chroma_server.py"},
     "sqlalchemy": {
         f"shared/ibidem/{module}.py"
-        for module in ("database", "engines", "logs", "migrations", "records", "removal", "tables")
+        for module in (
+            "database",
+            "engines",
+            "invalidating",
+            "logs",
+            "migrations",
+            "notes",
+            "notes",
+            "records",
+            "removal",
+            "tables",
+        )
     },
     "psycopg": {"shared/ibidem/postgres.py"},
     "torch": set(),

@@ -21,6 +21,7 @@ from ibidem.errors import (
     StorageError,
 )
 from ibidem.examples import Example
+from ibidem.invalidation import Invalidated
 from ibidem.request import Answer, Document, Hit, Miss, Rejected, Request, Stored
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "IbidemError",
     "IndexUnavailable",
     "InvalidInput",
+    "Invalidated",
     "Miss",
     "MissingExtra",
     "Rejected",

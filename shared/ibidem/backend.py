@@ -6,30 +6,22 @@ import atexit
 import collections
 import contextlib
 import os
-import threading
 import time
-import uuid
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ibidem.adoption import adopted
 from ibidem.background import Background
-from ibidem.catalogue import Catalogue
-from ibidem.chroma import open_embedded
-from ibidem.chroma_server import open_server
-from ibidem.database import set_aside_if_damaged, sqlite_url
 from ibidem.embedding import CheckedEmbedder, fingerprint_of
-from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.errors import StorageUnavailable
 from ibidem.examples import Example
-from ibidem.faults import Faults, log
+from ibidem.faults import Faults
 from ibidem.flights import Flights
 from ibidem.housekeeping import Housekeeping
-from ibidem.index import VectorIndex
 from ibidem.ledger import Ledger
 from ibidem.locks import ForkSafeLock
-from ibidem.records import Records
+from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.request import digest
 from ibidem.rows import LookupRow, size_of
 from ibidem.settings import Settings
@@ -134,15 +126,20 @@ class Backend:
             _drop(self._examples, namespace)
         return count
 
-    def keep(self, entry: Entry) -> None:
-        """Store an entry in the truth, and make it findable; raises what the database does."""
+    def keep(self, entry: Entry, made: float) -> bool:
+        """Store an entry in the truth, and make it findable; raises what the database does.
+
+        False if it was asked for, at `made`, before what it rests on was invalidated.
+        """
         house = self.housekeeping
-        self.records.put(entry, self.embedder.fingerprint, house.bounds, house.floor)
+        if not self.records.put(entry, self.embedder.fingerprint, house.bounds, house.floor, made):
+            return False
         if entry.vector is not None:
             self.vectors.add(entry.namespace, entry.scope, entry.vector)
         house.grown(size_of(entry))
         self._background.wake()
         self.flights.stored(entry.id)
+        return True
 
     def wake(self) -> None:
         """There is work in the background, such as questions to index."""
@@ -240,58 +237,3 @@ def _close_all() -> None:
         _open.clear()
     for backend in left:
         backend.close()
-
-
-def open_records(settings: Settings) -> Records:
-    """The truth for these settings; makes the directory, private to the user.
-
-    A file in its place that is no database is moved aside, never deleted, and a new one begun.
-
-    Raises:
-        StorageError: The place cannot be used.
-    """
-    if settings.database is None:
-        _make_private(settings.path)
-        file = settings.database_file
-        try:
-            aside = set_aside_if_damaged(file) if file.exists() else None
-        except OSError as error:
-            raise StorageError(f"cannot read {file}: {error.strerror}") from error
-        if aside:
-            log.warning("%s is not a database; it was kept as %s and a new one begun", file, aside)
-    return Records(settings.database or sqlite_url(settings.database_file))
-
-
-def _make_private(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}-{threading.get_ident()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {path}: {error.strerror}; choose another place with path= or IBIDEM_PATH"
-        ) from error
-
-
-def catalogue_of(settings: Settings, embedder: Embedder, records: Records) -> Catalogue:
-    """Where the truth keeps which collection holds this embedder's vectors.
-
-    On a server each truth has collections of its own: what one deletes, another may still hold.
-    """
-    name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
-    if settings.chroma is not None:
-        name = f"{name}-{records.meta_once('place', uuid.uuid4().hex)[:12]}"
-    return Catalogue(records, name)
-
-
-def index_opener(settings: Settings, catalogue: Catalogue) -> Callable[[], VectorIndex]:
-    """How to open the vector index: the collection in use when it is opened."""
-
-    def open_index() -> VectorIndex:
-        name = catalogue.read().name
-        if settings.chroma is not None:
-            return open_server(settings.chroma, name, settings.headers)
-        return open_embedded(settings.path / "chroma", name)
-
-    return open_index

@@ -11,6 +11,7 @@ from ibidem.admission import Admission, storable
 from ibidem.answering import Answering
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
+from ibidem.correcting import Correcting
 from ibidem.decision import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples import ExampleLog
@@ -27,7 +28,7 @@ from ibidem.stats import Stats
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
-class SemanticCache(Answering):
+class SemanticCache(Answering, Correcting):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -124,7 +125,8 @@ class SemanticCache(Answering):
             reason = self._admission.refusal(request, answer)
             if not reason:
                 with hurried():
-                    self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+                    reason = self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+            if not reason:
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)

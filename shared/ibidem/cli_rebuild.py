@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ibidem.backend import catalogue_of, index_opener, open_records
 from ibidem.catalogue import Catalogue
-from ibidem.cli_tables import plain
+from ibidem.cli_common import DatabaseOption, PathOption, err, fail, out, require_cache, sentences
 from ibidem.doctor_index import holder
 from ibidem.embedding import CheckedEmbedder, resolve_embedder
-from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, InvalidInput
+from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.faults import Faults
+from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.records import Records
 from ibidem.settings import Settings, read_settings
 from ibidem.vectors import Vectors
 
-out = Console()
-err = Console(stderr=True)
-
-PathOption = Annotated[
-    Path | None, typer.Option("--path", help="Directory of the cache; default: IBIDEM_PATH, else your own.")
-]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
-]
 ChromaOption = Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")]
 EmbedderOption = Annotated[
     str | None,
@@ -44,18 +33,15 @@ def rebuild_index(
     embedder: EmbedderOption = None,
 ) -> None:
     """Fill a new vector index from the database and put it in place of the old one."""
-    try:
+    with sentences():
         settings = read_settings(path=path, database=database, chroma=chroma, embedder=embedder)
-        if settings.database is None and not settings.database_file.is_file():
-            raise InvalidInput(f"there is no cache in {settings.path}; give its directory with --path")
-        count = _rebuilt(settings)
-    except IndexInUse:
-        whose = f"another process{holder(settings)} is using the index in {settings.path}"
-        _fail(f"{whose}; stop it and try again")
-    except IbidemError as error:
-        _fail(str(error))
-    else:
-        out.print(f"The index holds {count:,} {'vector' if count == 1 else 'vectors'}.")
+        require_cache(settings)
+        try:
+            count = _rebuilt(settings)
+        except IndexInUse:
+            whose = f"another process{holder(settings)} is using the index in {settings.path}"
+            fail(f"{whose}; stop it and try again")
+    out.print(f"The index holds {count:,} {'vector' if count == 1 else 'vectors'}.")
 
 
 def _rebuilt(settings: Settings) -> int:
@@ -106,8 +92,3 @@ def _replaced(
         more = vectors.renew()
     vectors.renew()  # deletes the old one
     return index.count()
-
-
-def _fail(message: str) -> None:
-    err.print(f"[red]error:[/] {plain(message)}", soft_wrap=True)
-    raise typer.Exit(2)

@@ -59,7 +59,8 @@ def exactly(prompt: Prompt, documents: Sequence[Occurrence]) -> Dissection:
 
 
 def _as_documents(found: Iterable[Occurrence]) -> tuple[Document, ...]:
-    return tuple(Document(occurrence.id, occurrence.text) for occurrence in found)
+    named = ((document.id, one.text, document.source) for one in found for document in one.named)
+    return tuple(Document(id_, text, source=source) for id_, text, source in dict.fromkeys(named))
 
 
 def _cut(

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ibidem.backend import catalogue_of, index_opener, open_records
 from ibidem.doctor_index import compare, holder
 from ibidem.embedding import Embedder, fingerprint_of, resolve_embedder
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
+from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.records import Records
 from ibidem.settings import Settings
 

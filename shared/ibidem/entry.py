@@ -39,11 +39,15 @@ def point_of(namespace: str, scope: str, vector: Vector) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A document behind an answer: its id, the digest of its content, and whether it supports the answer."""
+    """A document behind an answer: its id, the digest of its content, and whether it supports the answer.
+
+    `source` is the id of what it was cut from, empty if that is not known.
+    """
 
     id: str
     digest: str
     supports: bool
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,14 @@ _TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infi
 
 @dataclass(frozen=True, slots=True)
 class DocumentRef:
-    """A document that the model saw, by its id and the digest of its content; the text is not kept."""
+    """A document that the model saw, by its id and the digest of its content; the text is not kept.
+
+    `source` is what it was cut from, if known.
+    """
 
     id: str
     digest: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ def _refs(given: object) -> tuple[DocumentRef, ...]:
     found = tuple(given) if isinstance(given, Iterable) else (None,)
     if not all(isinstance(document, (Document, DocumentRef)) for document in found):
         raise InvalidInput("Example.documents must be a sequence of ibidem.Document")
-    return tuple(DocumentRef(document.id, document.digest) for document in found)
+    return tuple(DocumentRef(document.id, document.digest, document.source) for document in found)
 
 
 class ExampleLog:
@@ -163,7 +167,7 @@ class ExampleLog:
 
 def _fits(example: Example) -> bool:
     """Whether SQL columns hold it."""
-    ids = (example.entry_id or "", *(document.id for document in example.documents))
+    ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
     texts = (example.question, example.answer, example.namespace, example.model, *ids)
     numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
     return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)

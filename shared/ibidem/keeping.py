@@ -29,8 +29,8 @@ class Keeper:
 
     def keep(
         self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
-    ) -> None:
-        """Store an answer that was admitted; what the database raises passes through."""
+    ) -> str | None:
+        """Store an answer that was admitted, or say why not; what the database raises passes through."""
         semantic, vector = self._meaning(request, answer)
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
@@ -46,11 +46,11 @@ class Keeper:
             expires=self._lifetime.expires(life, now),
             ttl=None if math.isinf(life) else life,
             used=now,
-            sources=tuple(Source(d.id, d.digest, d.digest in evidence) for d in request.documents),
+            sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in request.documents),
             tags=tags,
             vector=vector,
         )
-        self._backend.keep(entry)
+        return None if self._backend.keep(entry, request.made) else "invalidated"
 
     def _meaning(self, request: Request, answer: Answer) -> tuple[bool, Vector | None]:
         """Whether the answer is found by meaning, and the question's vector, if it could be made now."""

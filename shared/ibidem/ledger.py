@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -161,6 +161,15 @@ class Ledger:
                     self._pending.pop(pending.key)
             self._budgets.clear()  # those of other namespaces are read from the log again
         return count
+
+    def forget(self, ids: Collection[str]) -> None:
+        """These entries were invalidated: what is still to be compared with them proves nothing any more."""
+        with self._writing, self._lock:
+            for pending in self._pending:
+                if pending.row.entry_id in ids:
+                    self._pending.pop(pending.key)
+            left = (one for one in self._waiting if one.asked.row.entry_id not in ids)
+            self._waiting = collections.deque(left)
 
     def flush(self) -> bool:
         """Wait until what is known now is judged, written and learned; False if that took too long."""

@@ -19,6 +19,7 @@ JUDGEMENT_LIMIT = 100_000  # judgements kept
 
 _entries, _lookups, _examples = tables.entries, tables.lookups, tables.examples
 _judgements = tables.judgements
+_AUDITED = _judgements.c.source != "feedback"  # what people said does not crowd out what was measured
 
 
 class LookupTable:
@@ -41,7 +42,7 @@ class LookupTable:
         """
         hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id)
         last = {row.entry_id: row.at for row in rows if row.tier}
-        served = [{"entry": entry_id, "n": n, "at": last[entry_id]} for entry_id, n in hits.items()]
+        served = [{"entry": entry_id, "n": n, "at": last[entry_id]} for entry_id, n in sorted(hits.items())]
         names = LookupRow.__slots__
         with writing(self._engine) as db:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
@@ -120,9 +121,9 @@ class JudgementTable:
             return [JudgementRow(*row) for row in db.execute(query)]
 
     def newest(self, limit: int, namespace: str, scorer: str) -> list[tuple[int, JudgementRow]]:
-        """The last judgements of a namespace whose scores this scorer gave, with ids, oldest first."""
+        """The last audits of a namespace whose scores this scorer gave, with ids, oldest first."""
         c = _judgements.c
-        query = sa.select(c.id, *self._columns).where(c.namespace == namespace, c.scorer == scorer)
+        query = sa.select(c.id, *self._columns).where(c.namespace == namespace, c.scorer == scorer, _AUDITED)
         with reading(self._engine) as db:
             rows = db.execute(query.order_by(c.id.desc()).limit(limit)).all()
         return [(row[0], JudgementRow(*row[1:])) for row in reversed(rows)]
@@ -141,9 +142,9 @@ class JudgementTable:
             return db.scalar(sa.select(sa.func.max(_judgements.c.id))) or 0
 
     def namespaces(self, limit: int) -> list[tuple[str, str]]:
-        """The namespaces judged last, the last first, each with the scorer of its newest judgement."""
+        """The namespaces audited last, the last first, each with the scorer of its newest audit."""
         c = _judgements.c
-        newest = sa.select(sa.func.max(c.id).label("id")).group_by(c.namespace).subquery()
+        newest = sa.select(sa.func.max(c.id).label("id")).where(_AUDITED).group_by(c.namespace).subquery()
         query = sa.select(c.namespace, c.scorer).join(newest, c.id == newest.c.id)
         with reading(self._engine) as db:
             rows = db.execute(query.order_by(c.id.desc()).limit(limit)).all()

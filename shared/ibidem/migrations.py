@@ -65,4 +65,16 @@ def _add_life(db: sa.Connection) -> None:
     db.execute(sa.update(entries).values(used=c.created, size=texts + 1500, cost=tokens))
 
 
-_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {2: _add_life}  # by the version they lead to
+def _add_sources(db: sa.Connection) -> None:
+    """What a document was cut from; and two documents may have the same text."""
+    table = tables.entry_documents
+    kept = [column.name for column in table.c if column.name != "source"]
+    former = sa.table(f"former_{table.name}", *map(sa.column, kept))
+    db.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {former.name}")  # SQLite changes no keys
+    db.execute(sa.schema.CreateTable(table))
+    db.execute(sa.insert(table).from_select(kept, sa.select(former)))
+    db.exec_driver_sql(f"DROP TABLE {former.name}")
+
+
+# By the version they lead to.
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {2: _add_life, 3: _add_sources}

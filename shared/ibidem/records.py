@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem import tables
-from ibidem.database import insert_into, reading, upsert_entry, writing
+from ibidem.database import reading, upsert_entry, writing
 from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
+from ibidem.invalidating import Invalidations
 from ibidem.logs import ExampleTable, JudgementTable, LookupTable
 from ibidem.migrations import prepare
+from ibidem.notes import Notes
 from ibidem.removal import Removal, delete, note_orphans
 from ibidem.rows import (
     WAITING,
@@ -49,8 +52,8 @@ _NEAR = (
 _SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("ids", expanding=True)))
 
 
-class Records:
-    """Access to one database; `lookups`, `examples` and `judgements` are its logs, `removal` deletes.
+class Records(Notes):
+    """Access to one database; `lookups`, `examples` and `judgements` are its logs, the rest deletes.
 
     Args:
         url: SQLAlchemy URL.
@@ -64,6 +67,7 @@ class Records:
         self._engine = open_engine(url)
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
         self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
+        self.invalidations = Invalidations(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:
@@ -114,7 +118,7 @@ class Records:
     def _sources(self, db: sa.Connection, ids: list[str]) -> dict[str, tuple[Source, ...]]:
         found: dict[str, tuple[Source, ...]] = {}
         for row in db.execute(_SOURCES, {"ids": ids}) if ids else ():
-            source = Source(row.document_id, row.digest, row.supports)
+            source = Source(row.document_id, row.digest, row.supports, row.source)
             found[row.entry_id] = (*found.get(row.entry_id, ()), source)
         return found
 
@@ -136,6 +140,12 @@ class Records:
         """Entries whose id begins with `prefix` (at most 20), with their sources."""
         query = sa.select(*_ENTRY).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
         return self._with_sources(query)
+
+    def of_ids(self, ids: Sequence[str]) -> list[Entry]:
+        """The entries of these ids, newest first, with their sources."""
+        return self._with_sources(
+            sa.select(*_ENTRY).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
+        )
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
         with reading(self._engine) as db:
@@ -166,16 +176,29 @@ class Records:
             bytes=self.removal.size()[1],
         )
 
-    def put(self, entry: Entry, embedder: str | None, bounds: Bounds = UNBOUNDED, floor: float = 0.0) -> None:
-        """Store the entry, replacing the one with the same id; durable against a killed process on return."""
+    def put(
+        self,
+        entry: Entry,
+        embedder: str | None,
+        bounds: Bounds = UNBOUNDED,
+        floor: float = 0.0,
+        made: float = math.inf,
+    ) -> bool:
+        """Store the entry, replacing the one with the same id; durable against a killed process on return.
+
+        False if it must not be stored: what it rests on was invalidated after it was asked for, at `made`.
+        """
         row = entry_row(entry, embedder)
         row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
         with writing(self._engine) as db:
+            if self.invalidations.refuse(db, entry, made):
+                return False
             db.execute(upsert_entry(db.dialect.name, partial(bounds.rank, floor)), row)
             for table, rows in ((_documents, source_rows(entry)), (_tags, tag_rows(entry))):
                 db.execute(sa.delete(table).where(table.c.entry_id == entry.id))
                 if rows:
                     db.execute(sa.insert(table), rows)
+        return True
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all entries and logs, or those of one namespace; returns how many entries."""
@@ -261,33 +284,6 @@ class Records:
         where = sa.and_(which, _entries.c.indexed_in.is_not(None))
         with writing(self._engine) as db:
             db.execute(sa.update(_entries).where(where).values(indexed_in=WAITING))
-
-    def meta(self, key: str) -> str | None:
-        """A fact noted about this database, such as `schema_version`."""
-        with reading(self._engine) as db:
-            return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
-
-    def meta_once(self, key: str, value: str) -> str:
-        """Note a fact unless it is noted; returns what is noted now."""
-        with writing(self._engine) as db:
-            insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
-            db.execute(insert.on_conflict_do_nothing())
-        return self.meta(key) or value
-
-    def set_meta(self, key: str, value: str | None) -> None:
-        """Note a fact in the place of what was noted; None forgets it."""
-        with writing(self._engine) as db:
-            db.execute(sa.delete(_meta).where(_meta.c.key == key))
-            if value is not None:
-                db.execute(sa.insert(_meta).values(key=key, value=value))
-
-    def meta_swap(self, key: str, old: str | None, new: str) -> bool:
-        """Note `new` if `old` is what is noted now; returns whether it was."""
-        insert = insert_into(self._engine.dialect.name)(_meta).values(key=key, value=new)
-        change = sa.update(_meta).where(_meta.c.key == key, _meta.c.value == old).values(value=new)
-        with writing(self._engine) as db:
-            done = db.execute(insert.on_conflict_do_nothing() if old is None else change)
-        return int(done.rowcount) == 1
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""

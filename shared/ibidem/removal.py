@@ -13,10 +13,12 @@ import sqlalchemy as sa
 from ibidem import tables
 from ibidem.database import insert_into, least, reading, writing
 from ibidem.eviction import Bounds
+from ibidem.tombstones import KEPT_SECONDS
 
 BATCH = 500  # entries deleted in one transaction, so that nobody waits long for the lock
 
 _entries, _dead, _meta = tables.entries, tables.dead_points, tables.meta
+_invalidations = tables.invalidations
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
 
 
@@ -46,9 +48,13 @@ class Removal:
         self._engine = engine
 
     def purge(self, now: float, limit: int = BATCH) -> int:
-        """Delete some entries that expired before `now`; returns how many."""
+        """Delete some entries that expired before `now`, and old tombstones; returns how many entries."""
         expired = sa.select(_entries.c.id).where(_entries.c.expires < now).limit(limit)
+        # All but the newest, as SQLite would give its number again, to one that others take for known.
+        newest = sa.select(sa.func.max(_invalidations.c.id)).scalar_subquery()
+        old = sa.and_(_invalidations.c.at < now - KEPT_SECONDS, _invalidations.c.id < newest)
         with writing(self._engine) as db:
+            db.execute(sa.delete(_invalidations).where(old))
             found = list(db.scalars(expired))
             return delete(db, _entries.c.id.in_(found)) if found else 0
 

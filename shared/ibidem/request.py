@@ -7,6 +7,7 @@ it can hold secrets (system prompts, headers).
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,14 +60,20 @@ def require_tags(given: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One retrieved document that the model saw. `digest` identifies its content."""
+    """One retrieved document that the model saw. `digest` identifies its content.
+
+    `source` is the id of what it was cut from, such as a file, if known: what rested on any part of a source
+    can be invalidated by its id too.
+    """
 
     id: str
     text: str = field(repr=False)
+    source: str = field(default="", kw_only=True)
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         require_text("Document.id", self.id)
+        require_text("Document.source", self.source)
         object.__setattr__(self, "digest", digest(require_text("Document.text", self.text)))
 
 
@@ -92,6 +99,8 @@ class Request:
         semantic: False if the question could not be told apart from the rest of the prompt: then only the
             very same request is a hit, and the text of the question is not stored.
         temperature: At which the model samples, if known; only looked at when an answer is to be stored.
+        made: When the question was asked, in seconds since the epoch; now, if not given. No part of what is
+            compared: an answer to what was asked before its documents were invalidated is not stored.
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -103,6 +112,7 @@ class Request:
     documents: tuple[Document, ...] = field(default=(), kw_only=True)
     semantic: bool = field(default=True, kw_only=True)
     temperature: float | None = field(default=None, kw_only=True, compare=False)
+    made: float = field(default_factory=time.time, kw_only=True, compare=False, repr=False)
     scope_digest: str = field(init=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
@@ -238,7 +248,7 @@ class Rejected:
     """The answer was not stored, and why.
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
-    `write_quota` (see `ibidem.open`), `error`.
+    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made), `error`.
     """
 
     reason: str

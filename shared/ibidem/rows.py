@@ -37,7 +37,7 @@ class JudgementRow:
 
     `entry_id` is the entry whose answer, given to the question `stored`, was compared with the model's to
     `asked`. `source` is `audit` if it would have been served, `probe` if not, `fit` for the label of a pair
-    to which a fit gave a new score; `scorer` says what gave the `score`.
+    to which a fit gave a new score, `feedback` if somebody said so; `scorer` says what gave the `score`.
     """
 
     at: float
@@ -159,10 +159,16 @@ def size_of(entry: Entry) -> int:
 
 
 def source_rows(entry: Entry) -> list[dict[str, Any]]:
-    """The rows of `entry_documents` for an entry; each content once."""
+    """The rows of `entry_documents` for an entry; each content of a document once."""
     return [
-        {"entry_id": entry.id, "digest": s.digest, "document_id": s.id, "supports": s.supports}
-        for s in {source.digest: source for source in entry.sources}.values()
+        {
+            "entry_id": entry.id,
+            "digest": s.digest,
+            "document_id": s.id,
+            "supports": s.supports,
+            "source": s.source,
+        }
+        for s in {(source.id, source.digest): source for source in entry.sources}.values()
     ]
 
 
@@ -214,7 +220,7 @@ def example_row(example: Example) -> dict[str, Any]:
         "question": example.question,
         "answer": example.answer,
         "model": example.model,
-        "documents": json.dumps([(document.id, document.digest) for document in example.documents]),
+        "documents": json.dumps([(d.id, d.digest, d.source) for d in example.documents]),
         "input_tokens": example.input_tokens,
         "output_tokens": example.output_tokens,
         "seconds": None if example.seconds is None else float(example.seconds),
@@ -226,4 +232,17 @@ def example_row(example: Example) -> dict[str, Any]:
 def to_example(row: Any) -> Example:
     """The example of a row of `examples`."""
     columns = {name: value for name, value in row.items() if name != "id"}
-    return Example(**{**columns, "documents": [DocumentRef(*pair) for pair in json.loads(row["documents"])]})
+    return Example(**{**columns, "documents": [DocumentRef(*ref) for ref in json.loads(row["documents"])]})
+
+
+def lineage_of(row: Any) -> Example:
+    """The example of a row without its texts: for what it rests on."""
+    return Example(
+        "-",
+        "-",
+        at=row.at,
+        namespace=row.namespace,
+        model=row.model,
+        documents=tuple(DocumentRef(*ref) for ref in json.loads(row.documents)),
+        entry_id=row.entry_id,
+    )

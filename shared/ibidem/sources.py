@@ -20,11 +20,12 @@ _TELLING_LENGTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """A document that a retriever returned, and the latest queries that found it."""
+    """A document that a retriever returned, the latest queries that found it, and what it was cut from."""
 
     id: str
     text: str
     queries: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,11 @@ class Occurrence:
     """A document that occurs in a prompt, `as_words` if only its occurrences at word borders count.
 
     A `stranger` was retrieved by another run than the one that made the prompt. It is `pinned`, a part of the
-    prompt like any other, if it is all that a variable holds which is not one for documents.
+    prompt like any other, if it is all that a variable holds which is not one for documents. `named` is what
+    it is called: more than one where several documents have this text.
     """
 
-    id: str
+    named: tuple[Retrieved, ...]
     text: str
     queries: tuple[str, ...]
     as_words: bool
@@ -69,12 +71,16 @@ def occurring(
 
 
 def _found(text: str, documents: Iterable[Retrieved], *, strangers: bool) -> list[Occurrence]:
+    named: dict[str, list[Retrieved]] = {}
+    for document in documents:
+        named.setdefault(document.text, []).append(document)
     found = []
-    for document in {document.text: document for document in documents}.values():
-        short = len(document.text) < _TELLING_LENGTH
-        if (short and strangers) or document.text not in text:
+    for telling, those in named.items():
+        short = len(telling) < _TELLING_LENGTH
+        if (short and strangers) or telling not in text:
             continue
         as_words = short or strangers
-        if occurs(text, document.text, as_words=as_words):
-            found.append(Occurrence(document.id, document.text, document.queries, as_words, strangers))
+        if occurs(text, telling, as_words=as_words):
+            queries = dict.fromkeys(query for document in those for query in document.queries)
+            found.append(Occurrence(tuple(those), telling, tuple(queries), as_words, strangers))
     return found

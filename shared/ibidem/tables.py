@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = sa.MetaData()
 
@@ -52,8 +52,11 @@ entry_documents = sa.Table(
     metadata,
     sa.Column("entry_id", sa.String(32), primary_key=True),
     sa.Column("digest", sa.String(32), primary_key=True),
-    sa.Column("document_id", sa.Text, nullable=False, index=True),
+    # In the key: two documents may have the same text.
+    sa.Column("document_id", sa.Text, primary_key=True, index=True),
     sa.Column("supports", sa.Boolean, nullable=False),
+    # The id of what the document was cut from, such as a file; empty if that is not known.
+    sa.Column("source", sa.Text, nullable=False, server_default="", index=True),
 )
 
 entry_tags = sa.Table(
@@ -105,7 +108,7 @@ examples = sa.Table(
     sa.Column("question", sa.Text, nullable=False),
     sa.Column("answer", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
-    # Ids and digests as JSON, `[["id", "digest"], ...]`: they are only ever read with their example.
+    # As JSON, `[["id", "digest", "source"], ...]`: they are only ever read with their example.
     sa.Column("documents", sa.Text, nullable=False),
     sa.Column("input_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),

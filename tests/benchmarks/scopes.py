@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 import ibidem
 from ibidem import Answer, Request, vectors
-from ibidem.backend import catalogue_of, index_opener, open_records
 from ibidem.database import sqlite_url
 from ibidem.embedding import resolve_embedder
 from ibidem.engines import open_engine
 from ibidem.entry import Entry, to_bytes, to_vector
 from ibidem.finding import NEIGHBOURS
 from ibidem.index import coded
+from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.records import Records
 from ibidem.rows import entry_row
 from ibidem.settings import Settings, read_settings

@@ -10,16 +10,17 @@ import sqlalchemy
 
 import ibidem
 from tests.contracts.cache import CacheContract
+from tests.contracts.invalidation import InvalidationContract
 from tests.contracts.lifecycle import LifecycleContract
 from tests.embedders import BagOfWords, DenseWords
 from tests.servers import running_chroma, running_postgres
 
 
-class TestEmbedded(CacheContract, LifecycleContract):
+class TestEmbedded(CacheContract, LifecycleContract, InvalidationContract):
     """SQLite and an embedded Chroma; a small index is searched in memory."""
 
 
-class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract):
+class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract, InvalidationContract):
     """SQLite and an embedded Chroma that is really searched, as in a large cache."""
 
     @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-class TestChromaServer(CacheContract, LifecycleContract):
+class TestChromaServer(CacheContract, LifecycleContract, InvalidationContract):
     """SQLite and a Chroma server; each test on a collection of its own, named after its embedder."""
 
     @pytest.fixture
@@ -58,7 +59,7 @@ class TestChromaServer(CacheContract, LifecycleContract):
         return open_one
 
 
-class TestServers(CacheContract, LifecycleContract):
+class TestServers(CacheContract, LifecycleContract, InvalidationContract):
     """PostgreSQL and a Chroma server; each test on an empty database and a collection of its own."""
 
     @pytest.fixture

@@ -36,7 +36,8 @@ def filled(open_cache, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibidem.cli.out", Console(width=200))
+    for module in ("cli", "cli_common", "cli_invalidate"):
+        monkeypatch.setattr(f"ibidem.{module}.out", Console(width=200))
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -114,7 +115,7 @@ def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
 
     (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "acme"))
     assert (told["question"], told["answer"], told["at"]) == ("how long", "30\n days", 1.0)
-    assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest}]
+    assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest, "source": ""}]
     assert len(json.loads(run("examples", "--path", filled, "--json", "-n", "2"))) == 2
     assert json.loads(run("stats", "--path", filled, "--json"))["examples"] == 3
 
@@ -125,6 +126,55 @@ def test_clear_asks_first(filled: str) -> None:
     assert "Deleted 1 entry." in run("clear", "--path", filled, "--namespace", "acme", "--yes")
     assert "Deleted 1 entry." in run("clear", "--path", filled, "--yes")
     assert "No entries." in run("ls", "--path", filled)
+
+
+def test_invalidate_says_what_goes_and_asks(filled: str, tmp_path: Path) -> None:
+    """By the name of a document; what the file says now stays."""
+    now = tmp_path / "guide.md"
+    now.write_text(DOCUMENT.text)
+    command = ("invalidate", "--path", filled, "--document", "guide#3")
+    assert "how do I reset it" in run(*command, "--dry-run")
+    assert "No entries." in run(*command, "--current", str(now), "--dry-run")
+    assert "Aborted" in run(*command, code=1)
+    told = json.loads(run(*command, "--model", "gpt", "--before", "2999-01-01T00:00Z", "--yes", "--json"))
+    assert (told["count"], told["dry_run"]) == (1, False)
+    assert [entry["question"] for entry in told["newest"]] == ["how do I reset it"]
+    (left,) = json.loads(run("ls", "--path", filled, "--json"))
+    assert "No entries." in run("invalidate", "--path", filled, "--before", "3d", "--dry-run")
+    assert "Deleted 1 entry." in run("invalidate", "--path", filled, "--entry", left["id"][:6], "--yes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "say what to invalidate"),
+        (("--before", "2026-01-01T00:00"), "a time with its zone"),
+        (("--before", "soon"), "or an age like"),
+        (("--entry", "zzz"), "no entry begins with 'zzz'"),
+        (("--document", "d", "--current", "missing.txt"), "cannot read missing.txt as text: No such file"),
+        (("--current", "README.md"), "say which one with document="),
+    ],
+    ids=str,
+)
+def test_invalidate_explains_itself(filled: str, arguments, says) -> None:
+    """In one sentence, and nothing is deleted."""
+    assert says in run("invalidate", "--path", filled, "--yes", *arguments, code=2)
+    assert len(json.loads(run("ls", "--path", filled, "--json"))) == 2
+
+
+def test_feedback_deletes_what_is_bad(filled: str) -> None:
+    """And keeps what was said."""
+    newest, oldest = json.loads(run("ls", "--path", filled, "--json"))
+    assert "Noted." in run("feedback", newest["id"][:8], "--good", "--path", filled)
+    assert "deleted entry" in run("feedback", oldest["id"], "--bad", "--path", filled)
+    assert [one["id"] for one in json.loads(run("ls", "--path", filled, "--json"))] == [newest["id"]]
+    assert "Missing option" in run("feedback", newest["id"], "--path", filled, code=2)
+    told = json.loads(run("audit", "--path", filled, "--json"))
+    assert [(row["source"], row["right"]) for row in told["judgements"]] == [
+        ("feedback", False),
+        ("feedback", True),
+    ]
+    assert told["namespaces"] == []
 
 
 def test_looking_does_not_create(tmp_path: Path) -> None:
@@ -150,7 +200,7 @@ def test_doctor_takes_an_index_in_use_for_sound(filled: str, open_cache, monkeyp
     open_cache().lookup(Request("opens the index"))
 
     said = " ".join(run("doctor", "--path", filled).split())
-    assert "in use by another process (pid" in said
+    assert "in use by another process (process" in said
     assert str(os.getpid()) in said
 
 

@@ -8,5 +8,6 @@ except ModuleNotFoundError as error:
     raise MissingExtra("langchain_ibidem", "langchain") from error
 
 from langchain_ibidem.cache import IbidemCache
+from langchain_ibidem.invalidating import invalidating
 
-__all__ = ["IbidemCache"]
+__all__ = ["IbidemCache", "invalidating"]

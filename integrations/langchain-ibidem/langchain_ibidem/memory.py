@@ -20,6 +20,8 @@ _RUNS = 4096
 _RENDERS = 2048
 _DOCUMENTS_PER_RUN = 256
 _QUERIES_PER_DOCUMENT = 32
+# Where loaders write what a document was cut from.
+SOURCE_KEYS = ("source", "file_path", "url")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,13 @@ class Render:
 def retrieved(document: Document) -> Retrieved:
     """The adapter's view of a LangChain document; surrounding blanks are the template's business."""
     text = document.page_content.strip()
-    known = (document.id, document.metadata.get("id"), document.metadata.get("source"))
-    name = next((value for value in known if isinstance(value, str) and value), None)
-    return Retrieved(name or digest(text), text)
+    source = _first_name(document.metadata.get(key) for key in SOURCE_KEYS)
+    name = _first_name((document.id, document.metadata.get("id"), source))
+    return Retrieved(name or digest(text), text, source=source)
+
+
+def _first_name(values: Iterable[Any]) -> str:
+    return next((value for value in values if isinstance(value, str) and value), "")
 
 
 class Memory:
@@ -57,8 +63,9 @@ class Memory:
         self._rendering: BoundedDict[UUID, Variables] = BoundedDict(_RUNS)
         self._queries: BoundedDict[UUID, str] = BoundedDict(_RUNS)
         self._renders: BoundedDict[str, Render] = BoundedDict(_RENDERS)
-        self._of_run: BoundedDict[UUID, dict[str, Retrieved]] = BoundedDict(_RUNS)
-        self._recent: BoundedDict[str, Retrieved] = BoundedDict(RECENT_DOCUMENTS)
+        # Documents by id and text: several may have the same text, and one may have changed.
+        self._of_run: BoundedDict[UUID, dict[tuple[str, str], Retrieved]] = BoundedDict(_RUNS)
+        self._recent: BoundedDict[tuple[str, str], Retrieved] = BoundedDict(RECENT_DOCUMENTS)
 
     def run_started(self, run: UUID, parent: UUID | None, inputs: Any) -> None:
         """A run began inside `parent`, or is an outermost one that was asked `inputs`."""
@@ -107,12 +114,13 @@ class Memory:
             query, outermost = self._queries.pop(run), self._outermost.get(run)
             mine = (self._of_run.get(outermost) if outermost else None) or {}
             for document in found[:_DOCUMENTS_PER_RUN]:
-                known = self._recent.get(document.text) or document
+                key = (document.id, document.text)
+                known = self._recent.get(key) or document
                 if query and query not in known.queries:
                     known = replace(known, queries=(*known.queries, query)[-_QUERIES_PER_DOCUMENT:])
-                self._recent.put(document.text, known)
+                self._recent.put(key, known)
                 if len(mine) < _DOCUMENTS_PER_RUN:
-                    mine[document.text] = known
+                    mine[key] = known
             if outermost:
                 self._of_run.put(outermost, mine)
 

@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
 
 from llama_index_ibidem.handler import IbidemCallbackHandler, IbidemEventHandler
 from llama_index_ibidem.installing import install, uninstall
+from llama_index_ibidem.invalidating import invalidating
 from llama_index_ibidem.llm import CachedLLM
 from llama_index_ibidem.synthesizer import CachedSynthesizer
 
@@ -18,5 +19,6 @@ __all__ = [
     "IbidemCallbackHandler",
     "IbidemEventHandler",
     "install",
+    "invalidating",
     "uninstall",
 ]

@@ -10,6 +10,7 @@ from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from ibidem.request import Document, digest
 from ibidem.sources import Retrieved
 from llama_index_ibidem.wrapping import WrappingLLM
 
@@ -66,10 +67,26 @@ def as_documents(nodes: Sequence[NodeWithScore]) -> tuple[Retrieved, ...]:
     """The nodes as models see them: with metadata, as synthesizers show them; and bare, as programs do."""
     found = []
     for scored in nodes:
+        source = scored.node.source_node.node_id if scored.node.source_node else ""
         for mode in (MetadataMode.LLM, MetadataMode.NONE):
             text = scored.node.get_content(metadata_mode=mode).strip()
             if text:
-                found.append(Retrieved(scored.node.node_id, text))
+                found.append(Retrieved(scored.node.node_id, text, source=source))
+    return tuple(found)
+
+
+def shown_as(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document, ...]:
+    """The texts that a synthesizer is given, each under the names of the nodes that it shows.
+
+    It may put several into one; a text in which none is found may show any of them.
+    """
+    found = []
+    for text in (text.strip() for text in texts):
+        behind = [node for node in nodes if node.text == text]
+        behind = behind or [node for node in nodes if node.text in text] or [*nodes]
+        behind = behind or [Retrieved(digest(text), text)]
+        named = dict.fromkeys((node.id, node.source) for node in behind)
+        found += [Document(id_, text, source=source) for id_, source in named]
     return tuple(found)
 
 

@@ -202,7 +202,7 @@ class Recorder:
 def _documents(nodes: Sequence[NodeWithScore]) -> tuple[Document, ...]:
     """One document a node, as the model saw it."""
     shown = {document.id: document for document in reversed(as_documents(nodes))}
-    return tuple(Document(document.id, document.text) for document in reversed(shown.values()))
+    return tuple(Document(one.id, one.text, source=one.source) for one in reversed(shown.values()))
 
 
 def _text(response: object) -> str | None:

@@ -45,6 +45,7 @@ RECENT_DOCUMENTS = 256
 _SPANS = 8192
 _DEPTH = 64  # spans between a call and its root; deeper is a loop
 _QUERIES_PER_DOCUMENT = 32
+_Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,9 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
 
     _parents: BoundedDict[str, str | None] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _facts: BoundedDict[str, Fact] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
-    _found: BoundedDict[str, dict[str, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
-    _recent: BoundedDict[str, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
+    # Documents by id and text: several may have the same text, and one may have changed.
+    _found: BoundedDict[str, dict[_Key, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
+    _recent: BoundedDict[_Key, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
     _deferred: Deferred = PrivateAttr(default_factory=Deferred)
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
     _faults: Faults = PrivateAttr(default_factory=Faults)
@@ -268,12 +270,13 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
             *_, run = self._upwards(id_)
             mine = self._found.get(run) or {}
             for document in as_documents(nodes[:RECENT_DOCUMENTS]):
-                known = self._recent.get(document.text) or document
+                key = (document.id, document.text)
+                known = self._recent.get(key) or document
                 if query and query not in known.queries:
                     known = replace(known, queries=(*known.queries, query)[-_QUERIES_PER_DOCUMENT:])
-                self._recent.put(document.text, known)
+                self._recent.put(key, known)
                 if len(mine) < RECENT_DOCUMENTS:
-                    mine[document.text] = known
+                    mine[key] = known
             self._found.put(run, mine)
 
 

@@ -24,11 +24,12 @@ from pydantic import BaseModel
 
 from ibidem.adapting import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.request import Answer, Document, Hit, Request, digest, require_text
+from ibidem.request import Answer, Hit, Request, require_text
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.description import asks_no_model, description, is_for_programs
+from llama_index_ibidem.facts import shown_as
 from llama_index_ibidem.inquiry import Desk, Inquiry
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.streams import apassed_on, passed_on
@@ -276,13 +277,11 @@ class CachedSynthesizer(BaseSynthesizer):
         if around.synthesis is None:
             raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
         described = ["llama_index/1", "synthesizer", description(self._synthesizer, self._model_id, given)]
-        ids = {document.text: document.id for document in around.synthesis.documents}
-        shown = tuple(Document(ids.get(text, digest(text)), text) for text in map(str.strip, texts))
         return Request(
             question,
             scope=json.dumps(described),
             namespace=self._namespace,
-            documents=shown,
+            documents=shown_as(texts, around.synthesis.documents),
             semantic=self._semantic and not is_for_programs(self._synthesizer),
             temperature=getattr(self._llm, "temperature", None),
         )

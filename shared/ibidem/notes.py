@@ -1,0 +1,41 @@
+"""Facts noted about a database, by key: its schema version, which index is in use, what was fitted."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from ibidem.database import insert_into, reading, writing
+from ibidem.tables import meta as _meta
+
+
+class Notes:
+    """The notes of one database. Every method raises `StorageError` when the database fails."""
+
+    _engine: sa.Engine
+
+    def meta(self, key: str) -> str | None:
+        """A fact noted about this database, such as `schema_version`."""
+        with reading(self._engine) as db:
+            return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
+
+    def meta_once(self, key: str, value: str) -> str:
+        """Note a fact unless it is noted; returns what is noted now."""
+        with writing(self._engine) as db:
+            insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
+            db.execute(insert.on_conflict_do_nothing())
+        return self.meta(key) or value
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Note a fact in the place of what was noted; None forgets it."""
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_meta).where(_meta.c.key == key))
+            if value is not None:
+                db.execute(sa.insert(_meta).values(key=key, value=value))
+
+    def meta_swap(self, key: str, old: str | None, new: str) -> bool:
+        """Note `new` if `old` is what is noted now; returns whether it was."""
+        insert = insert_into(self._engine.dialect.name)(_meta).values(key=key, value=new)
+        change = sa.update(_meta).where(_meta.c.key == key, _meta.c.value == old).values(value=new)
+        with writing(self._engine) as db:
+            done = db.execute(insert.on_conflict_do_nothing() if old is None else change)
+        return int(done.rowcount) == 1

@@ -1,0 +1,79 @@
+"""Where a cache is: its directory, its database, its vector index."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ibidem.catalogue import Catalogue
+from ibidem.chroma import open_embedded
+from ibidem.chroma_server import open_server
+from ibidem.database import set_aside_if_damaged, sqlite_url
+from ibidem.errors import StorageError
+from ibidem.faults import log
+from ibidem.index import VectorIndex
+from ibidem.records import Records
+from ibidem.request import digest
+from ibidem.settings import Settings
+
+if TYPE_CHECKING:
+    from ibidem.embedding import Embedder
+
+
+def open_records(settings: Settings) -> Records:
+    """The truth for these settings; makes the directory, private to the user.
+
+    A file in its place that is no database is moved aside, never deleted, and a new one begun.
+
+    Raises:
+        StorageError: The place cannot be used.
+    """
+    if settings.database is None:
+        _make_private(settings.path)
+        file = settings.database_file
+        try:
+            aside = set_aside_if_damaged(file) if file.exists() else None
+        except OSError as error:
+            raise StorageError(f"cannot read {file}: {error.strerror}") from error
+        if aside:
+            log.warning("%s is not a database; it was kept as %s and a new one begun", file, aside)
+    return Records(settings.database or sqlite_url(settings.database_file))
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}-{threading.get_ident()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror}; choose another place with path= or IBIDEM_PATH"
+        ) from error
+
+
+def catalogue_of(settings: Settings, embedder: Embedder, records: Records) -> Catalogue:
+    """Where the truth keeps which collection holds this embedder's vectors.
+
+    On a server each truth has collections of its own: what one deletes, another may still hold.
+    """
+    name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
+    if settings.chroma is not None:
+        name = f"{name}-{records.meta_once('place', uuid.uuid4().hex)[:12]}"
+    return Catalogue(records, name)
+
+
+def index_opener(settings: Settings, catalogue: Catalogue) -> Callable[[], VectorIndex]:
+    """How to open the vector index: the collection in use when it is opened."""
+
+    def open_index() -> VectorIndex:
+        name = catalogue.read().name
+        if settings.chroma is not None:
+            return open_server(settings.chroma, name, settings.headers)
+        return open_embedded(settings.path / "chroma", name)
+
+    return open_index

@@ -1,0 +1,172 @@
+"""What every cache promises of taking answers back, whatever it is built on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from ibidem import Answer, Document, Example, InvalidInput, Rejected, Request, Stored
+
+TERMS = Document("terms#4", "Goods can be returned within 30 days of delivery.", source="terms.md")
+NEWS = Document("news#1", "Parcels leave Lyon every morning.", source="news.md")
+QUESTION = Request("how long to return goods", documents=(TERMS, NEWS))
+REWORDED = Request("how long to return the goods ok", documents=(TERMS, NEWS))
+ANSWER = Answer("Within 30 days of delivery.", model="m")
+
+
+class InvalidationContract:
+    """Promises of `invalidate` and `feedback`."""
+
+    @pytest.mark.parametrize(
+        ("criteria", "count"),
+        [
+            ({"document": "terms#4"}, 1),
+            ({"document": "terms.md"}, 1),
+            ({"document": ["nothing", NEWS]}, 1),
+            ({"document": "terms#4", "current": TERMS.text + "\n"}, 0),
+            ({"document": "terms.md", "current": ["Goods can", TERMS.text]}, 0),
+            ({"document": "terms.md", "current": "Within 14 days."}, 1),
+            ({"document": "terms.md", "current": []}, 1),
+            ({"current": Document("terms#4", "Within 14 days.")}, 1),
+            ({"current": TERMS}, 0),
+            ({"tag": "returns"}, 1),
+            ({"tag": "return"}, 0),
+            ({"namespace": ""}, 2),
+            ({"namespace": "other"}, 1),
+            ({"model": "m"}, 1),
+            ({"entry": QUESTION.key}, 1),
+            ({"entry": QUESTION.key[:8]}, 0),
+            ({"before": time.time() + 60}, 3),
+            ({"before": datetime.now(timezone.utc) - timedelta(days=1)}, 0),
+            ({"document": "terms#4", "namespace": "other"}, 0),
+            ({"document": "terms#4", "model": "m", "tag": "returns", "namespace": ""}, 1),
+        ],
+        ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
+    )
+    def test_what_fulfils_all_criteria_goes(self, cache, criteria, count) -> None:
+        """A dry run says so before; what is gone is found neither exactly nor by meaning."""
+        cache.store(QUESTION, ANSWER, tags=["returns", "shop"])
+        cache.store(Request("where is the station"), Answer("there", model="n"))
+        cache.store(Request("what is the state", namespace="other"), Answer("fine"))
+        cache.flush()
+        foretold = cache.invalidate(**criteria, dry_run=True)
+        assert foretold.count == len(foretold.entries) == count
+        assert cache.stats().entries == 3
+        assert cache.invalidate(**criteria).count == count
+        assert cache.stats().entries == 3 - count
+        gone = QUESTION.key in {entry.id for entry in foretold.entries}
+        assert [bool(cache.lookup(request)) for request in (QUESTION, REWORDED)] == [not gone] * 2
+        assert cache.stats().faults == {}
+
+    def test_an_answer_that_was_being_made_is_not_stored(self, cache) -> None:
+        """One that was asked for afterwards is."""
+        before = Request(QUESTION.question, documents=QUESTION.documents)
+        other = Request("where is the station")
+        cache.invalidate(document="terms.md")
+        assert cache.store(before, ANSWER) == Rejected("invalidated")
+        assert isinstance(cache.store(other, ANSWER), Stored)
+        assert isinstance(cache.store(Request(before.question, documents=before.documents), ANSWER), Stored)
+        assert cache.stats().rejected == {"invalidated": 1}
+
+    def test_dead_content_is_refused_whenever_it_was_asked(self, cache) -> None:
+        """A retriever that still has it in memory brings nothing back; what the document says now is fine."""
+        cache.invalidate(document="terms.md", current="Goods can be returned within 14 days.")
+        now = Document("terms#5", "Goods can be returned within 14 days.", source="terms.md")
+        assert cache.store(Request("how long", documents=(TERMS,)), ANSWER) == Rejected("invalidated")
+        assert cache.store(Request("how long", documents=(now,)), Answer("14 days"))
+
+    def test_many_are_deleted_in_batches(self, cache, monkeypatch) -> None:
+        """And their documents and examples with them."""
+        monkeypatch.setattr("ibidem.invalidating.BATCH", 7)
+        for n in range(30):
+            request = Request(f"what about subject{n}", documents=(TERMS,))
+            stored = cache.store(request, Answer(f"answer {n}"))
+            cache.examples.add(Example("again", "x", entry_id=stored.entry_id))
+        cache.examples.add(Example("what about subject3", "answer 3"))  # the model's own answer
+        cache.examples.add(Example("what about the shop", "open", documents=(TERMS,)))  # never stored
+        cache.examples.add(Example("what about subject3", "another answer"))
+        cache.examples.count()  # written
+        done = cache.invalidate(document="terms#4")
+
+        assert (done.count, done.examples) == (30, 32)
+        assert [example.answer for example in cache.examples.recent()] == ["another answer"]
+
+    def test_stores_and_invalidations_at_once_leave_nothing_behind(self, open_cache) -> None:
+        """However they meet: what was asked before the last invalidation is not there after it."""
+        cache = open_cache()
+        failures: list[str] = []
+        stop = threading.Event()
+
+        def store(worker: int) -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                document = Document(f"d{n % 3}", f"text {n % 3}")
+                request = Request(f"subject{worker}x{n}", documents=(document,))
+                time.sleep(0.002)  # the model
+                cache.store(request, Answer(repr(request.made)))
+
+        with ThreadPoolExecutor(3) as pool:
+            workers = [pool.submit(store, worker) for worker in range(3)]
+            for round_ in range(15):
+                time.sleep(0.01)
+                asked = time.time()
+                cache.invalidate(document=f"d{round_ % 3}")
+                left = cache.invalidate(document=f"d{round_ % 3}", dry_run=True).entries
+                failures += [str(entry) for entry in left if float(entry.answer.text) <= asked]
+            stop.set()
+            for worker in workers:
+                worker.result(30)
+
+        assert failures == []
+        assert cache.stats().faults == {}
+
+    def test_a_bad_answer_is_gone_at_once(self, cache) -> None:
+        """And may be stored anew when the model gives another; what was said is kept."""
+        cache.store(QUESTION, ANSWER)
+        hit = cache.lookup(REWORDED)
+        assert cache.feedback(hit, good=True, question="how long?")
+        assert cache.feedback({"ibidem": hit.provenance()}, good=False)
+        assert not cache.lookup(QUESTION)
+        assert not cache.lookup(REWORDED)
+        assert cache.store(QUESTION, ANSWER) == Rejected("invalidated")
+        assert cache.store(Request(QUESTION.question, documents=QUESTION.documents), Answer("30 days"))
+        bad, good = cache.judgements()
+        assert (bad.right, bad.source, bad.entry_id) == (False, "feedback", QUESTION.key)
+        assert (good.right, good.asked, good.stored) == (True, "how long?", QUESTION.question)
+        assert good.score == pytest.approx(hit.score)
+
+    @pytest.mark.parametrize("unknown", ["f" * 32, "", "a\0b", {}, {"model": "gpt"}, {"ibidem": 3}], ids=str)
+    def test_feedback_on_what_is_not_there_is_no_error(self, cache, unknown) -> None:
+        """An answer may be evicted before somebody reads it, or come from the model."""
+        assert cache.feedback(unknown, good=False) is False
+        assert cache.judgements() == []
+
+    def test_misuse_of_criteria_is_an_error(self, cache) -> None:
+        """Nothing given must not mean everything."""
+        for criteria, match in (
+            ({}, "say what to invalidate"),
+            ({"document": []}, "holds what is none, or nothing"),
+            ({"document": ""}, "holds what is none"),
+            ({"document": 3}, "an id or several, not int"),
+            ({"document": [None]}, "holds what is none"),
+            ({"document": "a\0b"}, "no database"),
+            ({"current": "text"}, "say which one"),
+            ({"document": "d", "current": 3}, "a text, an ibidem.Document"),
+            ({"tag": 3}, "tag must be a str"),
+            ({"before": datetime.now()}, "no time zone"),
+            ({"before": "yesterday"}, "seconds since the epoch or a datetime"),
+            ({"before": True}, "seconds since the epoch"),
+            ({"before": float("nan")}, "seconds since the epoch"),
+            ({"tag": "t", "dry_run": 1}, "dry_run must be a bool"),
+        ):
+            with pytest.raises(InvalidInput, match=match):
+                cache.invalidate(**criteria)
+        with pytest.raises(InvalidInput, match="must be a Hit"):
+            cache.feedback(None, good=True)
+        with pytest.raises(InvalidInput, match="good must be a bool"):
+            cache.feedback("x", good="yes")

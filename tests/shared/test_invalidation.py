@@ -1,0 +1,311 @@
+"""Criteria and tombstones; the promises of the cache are in the contract."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ibidem import Answer, Document, Rejected, Request
+from ibidem.entry import Entry, Source
+from ibidem.invalidation import NAMES, Criteria, criteria_of
+from ibidem.records import Records
+from ibidem.request import digest
+from ibidem.rows import LookupRow
+from ibidem.tombstones import KEPT_SECONDS, Tombstones
+from tests.helpers import Clock
+from tests.servers import running_postgres
+
+names = st.sampled_from(["a", "b", "c%", "c", '\N{GREEK SMALL LETTER PI}"\\', "A"])
+times = st.integers(0, 5).map(float)
+digests = names.map(digest)
+entries = st.builds(
+    Entry,
+    id=st.integers(0, 10**9).map(lambda n: digest(str(n))),
+    namespace=names,
+    scope=st.just("s"),
+    question=st.just("q"),
+    documents=st.just("d"),
+    semantic=st.just(False),
+    answer=names.map(lambda model: Answer("text", model=model)),
+    created=times,
+    tags=st.sets(names, max_size=2).map(lambda tags: tuple(sorted(tags))),
+    sources=st.lists(
+        st.builds(Source, names, digests, st.booleans(), st.just("") | names),
+        max_size=3,
+        unique_by=lambda source: (source.id, source.digest),
+    ).map(tuple),
+)
+some_criteria = st.builds(
+    Criteria,
+    documents=st.lists(names, max_size=3, unique=True).map(tuple),
+    current=st.none() | st.frozensets(digests, max_size=2),
+    tag=st.none() | names,
+    namespace=st.none() | names,
+    model=st.none() | names,
+    entry=st.none(),
+    before=st.none() | times,
+)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
+    """A truth that the examples of a property share, one after another."""
+    made = Records(f"sqlite:///{tmp_path_factory.mktemp('truth') / 'x.sqlite3'}")
+    yield made
+    made.close()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300, deadline=None)
+@given(
+    stored=st.lists(entries, max_size=8, unique_by=lambda entry: entry.id),
+    criteria=some_criteria,
+    one=st.data(),
+)
+def test_sql_deletes_what_the_criteria_say(records: Records, stored, criteria, one) -> None:
+    """Exactly that, whatever is stored and asked for; a dry run foretells it."""
+    records.clear()
+    with records._engine.begin() as db:
+        db.exec_driver_sql("DELETE FROM invalidations")
+    records.invalidations._tombstones = Tombstones()
+    if stored and one.draw(st.booleans()):
+        criteria = replace(criteria, entry=one.draw(st.sampled_from(stored)).id)
+    for entry in stored:
+        records.put(entry, None)
+    concerned = {entry.id for entry in stored if criteria.concern(entry)}
+    count, newest = records.invalidations.preview(criteria, 100)
+    gone, _ = records.invalidations.run(criteria, lambda: 0.0)
+
+    assert (count, set(newest), set(gone)) == (len(concerned), concerned, concerned)
+    assert {entry.id for entry in records.newest(100)} == {entry.id for entry in stored} - concerned
+    with records._engine.connect() as db:
+        left = db.exec_driver_sql(
+            "SELECT entry_id FROM entry_documents UNION SELECT entry_id FROM entry_tags"
+        )
+        assert not concerned & {row[0] for row in left}
+
+
+@given(criteria=some_criteria)
+def test_criteria_survive_the_database(criteria: Criteria) -> None:
+    """As text and back."""
+    assert Criteria.read(criteria.as_json()) == (None if criteria == Criteria() else criteria)
+
+
+@given(
+    st.recursive(st.none() | st.integers() | st.text() | st.booleans(), st.lists).map(json.dumps) | st.text()
+)
+def test_what_is_no_criteria_is_read_as_none(text: str) -> None:
+    """A row may come from a newer Ibidem, or from anybody."""
+    assert Criteria.read(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"tag": 3}',
+        '{"documents": "a"}',
+        '{"documents": [1]}',
+        '{"current": ["a"], "new": 1}',
+        '{"before": "now"}',
+        '{"before": true}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_damaged_criteria_are_read_as_none(text: str) -> None:
+    """A wrong type in a known place."""
+    assert Criteria.read(text) is None
+
+
+def entry(**given) -> Entry:
+    """An entry that rests on `guide`."""
+    sources = (Source("guide#1", digest("old"), True, "guide"),)
+    made = Entry("1" * 32, "", "s", "q", "d", True, Answer("a"), created=1000.0, sources=sources)
+    return replace(made, **given)
+
+
+def test_tombstones_refuse_what_was_asked_before() -> None:
+    """Under any name of a document; what is not concerned is stored."""
+    known = Tombstones()
+    known.add([(1, 500.0, Criteria(documents=("guide",)).as_json())])
+
+    assert [known.refuse(entry(), made) for made in (499.0, 500.0, 500.1)] == [True, True, False]
+    assert not known.refuse(entry(sources=()), 499.0)
+    known.add([(2, 600.0, Criteria(entry="1" * 32).as_json()), (3, 700.0, Criteria(model="m").as_json())])
+    assert [known.refuse(entry(sources=()), made) for made in (600.0, 600.1)] == [True, False]
+    assert known.refuse(entry(answer=Answer("a", model="m")), 650.0)
+    assert known.last == 3
+
+
+def test_tombstones_are_forgotten_in_time() -> None:
+    """Also those of dead content."""
+    known = Tombstones()
+    dead = Criteria(documents=("guide",), current=frozenset({digest("new")}))
+    known.add([(1, 500.0, dead.as_json())])
+
+    assert known.refuse(entry(created=500.0 + KEPT_SECONDS), 1e9)
+    assert not known.refuse(entry(created=501.0 + KEPT_SECONDS), 1e9)
+
+
+def test_what_cannot_be_read_refuses_all_that_was_asked_before() -> None:
+    """Nobody knows what it was about."""
+    known = Tombstones()
+    known.add([(1, 500.0, "?")])
+
+    assert [known.refuse(entry(sources=()), made) for made in (499.0, 501.0)] == [True, False]
+
+
+def test_of_too_many_tombstones_the_time_is_remembered(monkeypatch) -> None:
+    """It costs hits and never causes one."""
+    monkeypatch.setattr("ibidem.tombstones.LIMIT", 10)
+    known = Tombstones()
+    known.add((n, float(n), Criteria(documents=(f"d{n}",)).as_json()) for n in range(1, 21))
+
+    assert known.refuse(entry(), 10.0)
+    assert not known.refuse(entry(), 11.0)
+
+
+def test_a_long_list_of_documents_is_split() -> None:
+    """No database takes a hundred thousand parameters."""
+    criteria = criteria_of(
+        document=[str(n) for n in range(2 * NAMES + 1)], current=None, before=None, tag="t"
+    )
+    parts = list(criteria.parts())
+
+    assert [(len(part.documents), part.tag) for part in parts] == [(NAMES, "t"), (NAMES, "t"), (1, "t")]
+    assert list(Criteria(tag="t").parts()) == [Criteria(tag="t")]
+
+
+def test_old_tombstones_leave_the_database(open_cache, tmp_path: Path) -> None:
+    """But for the newest: its number must not be given again."""
+    cache = open_cache()
+    clock = Clock(cache)
+    for _ in range(3):
+        cache.invalidate(document="guide")
+    clock.advance(3 * KEPT_SECONDS)
+    cache._backend.records.removal.purge(clock.now)
+    with sqlite3.connect(tmp_path / "cache" / "ibidem.sqlite3") as db:
+        assert [row[0] for row in db.execute("SELECT id FROM invalidations")] == [3]
+    db.close()
+    clock.advance(1)
+    cache.invalidate(tag="t")
+    assert cache._backend.records.invalidations._tombstones.last <= 4
+    asked = Request("q", made=clock.now - 1)
+    assert cache.store(asked, Answer("a"), tags=["t"]) == Rejected("invalidated")
+
+
+def test_two_documents_of_one_text_are_both_behind_the_answer(open_cache) -> None:
+    """Either of them invalidates it."""
+    cache = open_cache()
+    for gone in ("a", "b"):
+        twins = (Document("a", "the same text"), Document("b", "the same text"))
+        cache.store(Request("q", documents=twins), Answer("a"))
+        assert cache.invalidate(document=gone).count == 1
+
+
+def test_audits_of_what_was_invalidated_are_not_made(open_cache) -> None:
+    """Another answer is no proof against the old one: its document has changed."""
+    judged = []
+    cache = open_cache(audit_rate=1.0, judge=lambda *texts: judged.append(texts) or True)
+    document = Document("guide", "Hold the button.")
+    cache.store(Request("how do I reset my radio", documents=(document,)), Answer("Hold it."))
+    reworded = Request("how do I reset my old radio", documents=(document,))
+    assert cache.lookup(reworded).reason == "below_budget"
+    cache.invalidate(document="guide")
+    cache.store(Request(reworded.question, documents=(document,)), Answer("Press it."))
+    cache.flush()
+
+    assert judged == []
+    assert cache.judgements() == []
+
+
+def test_feedback_does_not_crowd_out_audits(open_cache, monkeypatch) -> None:
+    """A budget reads the last judgements of its namespace: those of audits."""
+    cache = open_cache(audit_rate=1.0)
+    cache.store(Request("how do I reset my radio"), Answer("Hold it."))
+    cache.lookup(Request("how do I reset my old radio"))
+    cache.store(Request("how do I reset my old radio"), Answer("Hold it."))
+    cache.flush()
+    for _ in range(5):
+        cache.feedback(Request("how do I reset my radio").key, good=True)
+    table, scorer = cache._backend.records.judgements, cache._backend.ledger.scorer
+
+    assert [row.source for _, row in table.newest(2, "", scorer)] == ["probe"]
+    assert table.namespaces(5) == [("", scorer)]
+    assert [one.probes for one in cache.stats().audits] == [1]
+
+
+def test_feedback_is_redacted(open_cache) -> None:
+    """As the log of lookups is."""
+    cache = open_cache(redact=lambda text: text.replace("Ada", "[name]"))
+    hit = cache.store(Request("how do I reset it"), Answer("Hold it."))
+    cache.feedback(hit, good=True, question="how does Ada reset it")
+
+    assert cache.judgements()[0].asked == "how does [name] reset it"
+
+
+def test_no_query_reads_a_whole_table(records: Records) -> None:
+    """Neither that of a store nor those by document, tag or entry."""
+    asked: list[tuple[str, object]] = []
+
+    def note(_connection, _cursor, statement, parameters, *_rest) -> None:
+        asked.append((statement, parameters))
+
+    records.put(entry(), None)
+    sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
+    for criteria in (
+        Criteria(documents=("a", "b")),
+        Criteria(documents=("a",), current=frozenset({"c"})),
+        Criteria(tag="t"),
+        Criteria(entry="e"),
+        Criteria(namespace="n"),
+        Criteria(before=1.0),
+    ):
+        records.invalidations.preview(criteria, 5)
+    with records._engine.begin() as db:
+        records.invalidations.refuse(db, entry(), 1.0)
+    sqlalchemy.event.remove(records._engine, "before_cursor_execute", note)
+    with records._engine.connect() as db:
+        plans = [
+            " ".join(row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
+            for statement, parameters in asked
+            if statement.startswith("SELECT")
+        ]
+
+    assert len(plans) == 13
+    assert [plan for plan in plans if "SCAN" in plan] == []
+
+
+def test_hits_that_are_counted_meanwhile_do_not_deadlock() -> None:
+    """On a server, where each locks many rows: in one order."""
+    numbers = range(100)
+    with running_postgres() as url, closing(Records(url)) as records, ThreadPoolExecutor(3) as pool:
+        stop = threading.Event()
+
+        def count_hits(seed: int) -> None:
+            draw = random.Random(seed)
+            while not stop.is_set():
+                ids = draw.sample([digest(str(n)) for n in numbers], 80)
+                records.lookups.add(
+                    [LookupRow(1.0, "", "s", "q", "exact", "", id_, 1.0, 0.1, 1) for id_ in ids]
+                )
+
+        writers = [pool.submit(count_hits, seed) for seed in range(3)]
+        for round_ in range(5):
+            for n in numbers:
+                records.put(entry(id=digest(str(n)), created=float(round_)), None)
+            assert len(records.invalidations.run(Criteria(documents=("guide",)), lambda: 0.0)[0]) == 100
+        stop.set()
+        assert [writer.result(30) for writer in writers] == [None] * 3
