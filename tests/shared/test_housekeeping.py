@@ -6,15 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from ibidem import Answer
+from ibidem import Answer, tables
 from ibidem.database import sqlite_url
 from ibidem.entry import Entry
 from ibidem.eviction import Bounds
 from ibidem.housekeeping import Housekeeping
 from ibidem.records import Records
 from ibidem.request import digest
-from ibidem.rows import size_of
+from ibidem.rows import LookupRow, size_of
 
 BOUND = 100
 
@@ -94,3 +95,17 @@ def test_a_bound_of_one_keeps_one(processes) -> None:
     for name in names("a", 4):
         one.store(name)
         assert one.records.removal.size()[0] == 1
+
+
+def test_entries_without_a_size_are_ranked(processes) -> None:
+    """A process of before schema 2 that still runs writes such; the log of hits must not be lost for it."""
+    one, _ = processes
+    one.house.bounds = bounds = Bounds(max_bytes=1_000_000)
+    one.store("a")
+    with one.records._engine.begin() as db:
+        db.execute(sa.update(tables.entries).values(size=0))
+        db.execute(sa.delete(tables.meta).where(tables.meta.c.key == "eviction_ranking"))
+    hit = LookupRow(time.time(), "", "", None, "exact", "", digest("a"), 1.0, 0.0, 1)
+    one.records.lookups.add([hit], bounds)
+    assert one.records.totals().hits == {"exact": 1}
+    assert one.records.removal.rank_all(bounds) == 0.0
