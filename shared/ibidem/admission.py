@@ -130,7 +130,9 @@ def _texts(value: Any) -> Iterator[str]:
             held = json.loads(value) if value.lstrip()[:1] in ("{", "[", '"') else None
         except (ValueError, RecursionError):
             held = None
-        yield from (value,) if held is None else _texts(held)
+        yield value
+        if held is not None:
+            yield from _texts(held)
 
 
 def storable(text: str) -> bool:

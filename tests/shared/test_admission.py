@@ -44,6 +44,7 @@ def test_text_that_databases_cannot_hold_is_refused(text: str) -> None:
         json.dumps({"args": {"who": "Müller"}}),
         json.dumps({"arguments": json.dumps({"Müller": 1})}),
         json.dumps([["one", 'the "big" one']]),
+        json.dumps({"arguments": json.dumps(["big"])}),
     ],
 )
 def test_what_must_not_be_stored_is_seen_behind_the_escapes_of_json(payload: str) -> None:
