@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
@@ -58,7 +60,7 @@ class Admission:
             return reason
         if isinstance(request.temperature, (int, float)) and request.temperature > self._max_temperature:
             return "temperature"
-        if self.is_private(answer.text) or (answer.payload and self.is_private(answer.payload)):
+        if self.is_private(answer.text) or (answer.payload and self._holds_private(answer.payload)):
             return "private"
         if self._admit is not None and not self._admitted(self._admit, request, answer):
             return "not_admitted"
@@ -67,6 +69,12 @@ class Admission:
     def is_private(self, text: str) -> bool:
         """Whether `redact` would change the text, or fails on it."""
         return self._redact is not None and self.redacted(text) != text
+
+    def _holds_private(self, payload: str) -> bool:
+        """As `is_private`; in JSON a name may be escaped, so its texts are also read as they are meant."""
+        if self._redact is None:
+            return False
+        return self.is_private(payload) or self.is_private("\n".join(_texts(payload)))
 
     def redacted(self, text: str) -> str:
         """The text as it may be written to a log; empty if `redact` fails on it."""
@@ -107,6 +115,24 @@ def _unfit(request: Request, answer: Answer) -> str | None:
     ids = (name for document in request.documents for name in (document.id, document.source))
     texts = (request.question, request.namespace, answer.text, answer.model, answer.payload, *ids)
     return None if all(map(storable, texts)) else "invalid_text"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, or in a text that is JSON, such as the arguments of a tool call."""
+    if isinstance(value, dict):
+        for pair in value.items():
+            yield from _texts(list(pair))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        try:
+            held = json.loads(value) if value.lstrip()[:1] in ("{", "[", '"') else None
+        except (ValueError, RecursionError):
+            held = None
+        yield value
+        if held is not None:
+            yield from _texts(held)
 
 
 def storable(text: str) -> bool:

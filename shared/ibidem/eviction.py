@@ -61,7 +61,8 @@ class Bounds:
         if self.eviction == "lru":
             return used
         saved = (least(hits, MOST_HITS) + NEW) * cost
-        return floor + (saved / size if self.max_bytes is not None else saved)
+        # One byte more than it has: an Ibidem of before schema 2 that is still running writes no sizes.
+        return floor + (saved / (size + 1) if self.max_bytes is not None else saved)
 
 
 UNBOUNDED = Bounds()

@@ -34,6 +34,7 @@ class Housekeeping:
         self._ranking = ""  # how the entries are ranked; not known yet
         self.evicted = self.expired = 0  # entries deleted by this process
         self._entries = self._bytes = 0
+        self._stores = self._counted = 0  # stores so far, and as of the last count
         self._purge_at = self._count_at = 0.0
 
     def tighten(self, bounds: Bounds, sliding: bool) -> None:
@@ -51,8 +52,9 @@ class Housekeeping:
             self.bounds = self.bounds.tightened(bounds)
 
     def grown(self, size: int) -> None:
-        """An entry of so many bytes was stored."""
+        """An entry of so many bytes was stored; it may have replaced another."""
         with self._lock:
+            self._stores += 1
             self._entries, self._bytes = self._entries + 1, self._bytes + size
 
     def work(self) -> bool:
@@ -75,7 +77,9 @@ class Housekeeping:
             self._ranking = bounds.ranking
         if now >= self._count_at:
             self._recount(now)
-        entries, size = _excess(self._entries, bounds.max_entries), _excess(self._bytes, bounds.max_bytes)
+        if any(self._too_much()) and self._counted != self._stores:
+            self._recount(now)  # what was replaced, cleared or deleted by others is no more
+        entries, size = self._too_much()
         if not entries and not size:
             return False
         gone, freed, floor = self._removal.evict(entries, size)
@@ -87,13 +91,21 @@ class Housekeeping:
             self._recount(now)
         return gone > 0
 
+    def _too_much(self) -> tuple[int, int]:
+        """Entries and bytes that must go."""
+        bounds = self.bounds
+        return _excess(self._entries, bounds.max_entries), _excess(self._bytes, bounds.max_bytes)
+
     def _recount(self, now: float) -> None:
+        stores = self._stores  # what is stored while it counts may be missed, and is not taken for counted
         entries, size = self._removal.size()
+        floor = self._removal.floor()
         with self._lock:
-            self._entries, self._bytes = entries, size
+            self._entries, self._bytes, self._counted = entries, size, stores
+            self.floor = max(self.floor, floor)  # other processes evict, too
             self._count_at = now + RECOUNT_SECONDS
 
 
 def _excess(held: int, bound: int | None) -> int:
     """How much of what is held must go."""
-    return 0 if bound is None or held <= bound else held - int(bound * (1.0 - SLACK))
+    return 0 if bound is None or held <= bound else held - max(1, int(bound * (1.0 - SLACK)))

@@ -74,7 +74,8 @@ def fit_cache(
     Args:
         labels: `ibidem.labels.Label(asked, stored, right)`, or `ibidem.replay.Row(text, meaning)` in the
             order in which they were asked; not given, what audits of this cache have judged. The newest
-            4,000 count.
+            4,000 count. Those with a question that `redact` would change are left out, as such questions
+            are not compared by meaning.
         namespace: Whose audits begin with what given labels prove; judgements stay with their own.
         dry_run: Only report.
 
@@ -84,6 +85,8 @@ def fit_cache(
         CacheClosed: The cache was closed.
     """
     self.flush()
+    if labels is not None:  # their texts are kept: as judgements, and as words that the scorer knows
+        labels = [label for label in labels if not any(map(self._admission.is_private, _texts(label)))]
     backend = self._backend
     place = Place(backend.records, backend.embedder, self.policy.threshold, self._auditor is not None)
     report = place.fit(labels, namespace=namespace, dry_run=dry_run)
@@ -105,6 +108,12 @@ def drop_cache(self: SemanticCache) -> bool:
     if there:
         backend.adopt(scorer_for(backend.embedder.fingerprint))
     return there
+
+
+def _texts(label: object) -> tuple[str, ...]:
+    if isinstance(label, Label):
+        return label.asked, label.stored
+    return (label.text,) if isinstance(label, Row) else ()
 
 
 @dataclass(frozen=True, slots=True)

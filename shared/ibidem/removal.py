@@ -84,6 +84,7 @@ class Removal:
                 freed, floor = freed + bytes_, rank
             if victims:
                 delete(db, _entries.c.id.in_(victims))
+                floor = max(floor, float(_noted(db, _FLOOR) or 0.0))  # of a process that knew a lower one
                 _note(db, _FLOOR, repr(floor))
         return len(victims), freed, floor
 

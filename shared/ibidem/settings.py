@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ibidem.admission import MAX_TEMPERATURE
 from ibidem.decision import ContextRule, Policy
@@ -64,13 +64,6 @@ def _server(value: Any) -> Any:
     return value
 
 
-def _seconds(value: Any) -> Any:
-    """Refuse `True`, which would be a wait of one second."""
-    if isinstance(value, bool):
-        raise ValueError("is a number of seconds; 0 switches it off")
-    return value
-
-
 def _headers(value: Any) -> Any:
     """Refuse what cannot be sent, without quoting it: a token with a line break would end up in the log."""
     sound = isinstance(value, Mapping) and all(
@@ -118,7 +111,18 @@ class Settings(BaseSettings):
     eviction: Eviction = "cost"
     max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
     write_quota: Annotated[int, Field(ge=1)] | None = None
-    single_flight: Annotated[float, Field(ge=0.0, le=3600.0), BeforeValidator(_seconds)] = SINGLE_FLIGHT
+    single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
+
+    @field_validator(
+        "ttl", "grace", "max_entries", "max_bytes", "write_quota", "max_temperature", "single_flight",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        """Refuse `True`, which would be one second, or one entry."""
+        if isinstance(value, bool):
+            raise ValueError("is a number, no switch")
+        return value
 
     @property
     def database_file(self) -> Path:
@@ -168,6 +172,8 @@ def read_settings(**given: Any) -> Settings:
             f"{'.'.join(map(str, problem['loc']))}: {_said(problem)}" for problem in error.errors()
         )
         raise ConfigurationError(f"cannot open the cache: {problems}") from None
+    except SettingsError as error:  # names the setting and does not quote what was given
+        raise ConfigurationError(f"cannot open the cache: {error}: its variable must be JSON") from None
 
 
 def _said(problem: Any) -> str:

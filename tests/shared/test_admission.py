@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ibidem import Answer, Request
@@ -34,3 +36,21 @@ def test_text_that_databases_cannot_hold_is_refused(text: str) -> None:
     """In the question or in the answer."""
     assert refusal(Request("q"), Answer(text)) == "invalid_text"
     assert refusal(Request(text), Answer("a")) == "invalid_text"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        json.dumps({"args": {"who": "Müller"}}),
+        json.dumps({"arguments": json.dumps({"Müller": 1})}),
+        json.dumps([["one", 'the "big" one']]),
+        json.dumps({"arguments": json.dumps(["big"])}),
+    ],
+)
+def test_what_must_not_be_stored_is_seen_behind_the_escapes_of_json(payload: str) -> None:
+    """Arguments of tool calls are JSON in JSON."""
+    redacting = Admission(Faults(), redact=lambda text: text.replace("Müller", "").replace('"big"', ""))
+    request = Request("q")
+    assert redacting.refusal(request, Answer("", payload=payload, semantic=False)) == "private"
+    assert not redacting.refusal(request, Answer("", payload='["a", 1, null, "[", "{}"]', semantic=False))
+    assert not refusal(request, Answer("", payload=payload, semantic=False))

@@ -341,3 +341,21 @@ def test_fit_takes_what_replay_takes(fit_cache, tmp_path: Path) -> None:
     file.write_text("\n".join(lines), encoding="utf-8")
 
     assert "labelled questions" in run(file, "--path", tmp_path / "cache", "--dry-run")
+
+
+def test_a_label_with_a_private_question_leaves_no_trace(fit_cache, tmp_path: Path) -> None:
+    """Neither among the judgements nor among the words of the score."""
+    cache = fit_cache(redact=lambda text: text.replace("bob", "[name]"))
+    private = [Label(f"{STORED} bob", SAME, right=True), Label(STORED, f"{SAME} bob", right=True)]
+    report = cache.fit([*TOLD, *private])
+    assert report.adopted
+    held = records_of(tmp_path)
+    judged = held.judgements.recent(5000)
+    assert judged
+    assert not any("bob" in row.asked or "bob" in row.stored for row in judged)
+    assert "bob" not in str(held.meta(key_of(cache._backend.embedder.fingerprint)))
+    held.close()
+    with pytest.raises(InvalidInput):
+        cache.fit([Row("where is bob", 1)])
+    with pytest.raises(InvalidInput):
+        cache.fit([*TOLD, "no label"])

@@ -1,0 +1,111 @@
+"""Bounds: how much is evicted, by several processes on one database."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from ibidem import Answer, tables
+from ibidem.database import sqlite_url
+from ibidem.entry import Entry
+from ibidem.eviction import Bounds
+from ibidem.housekeeping import Housekeeping
+from ibidem.records import Records
+from ibidem.request import digest
+from ibidem.rows import LookupRow, size_of
+
+BOUND = 100
+
+
+class Process:
+    """What one process does with the database: its own count, its own floor."""
+
+    def __init__(self, path: Path) -> None:
+        self.records = Records(sqlite_url(path / "ibidem.sqlite3"))
+        self.house = Housekeeping(
+            self.records.removal, Bounds(max_entries=BOUND), sliding=False, clock=time.time
+        )
+
+    def store(self, *names: str) -> None:
+        """Store an entry of each name, then evict what is too much."""
+        for name in names:
+            answer = Answer("x", input_tokens=100, output_tokens=0)
+            entry = Entry(digest(name), "", "", None, "", False, answer, created=time.time())
+            self.records.put(entry, None, self.house.bounds, self.house.floor)
+            self.house.grown(size_of(entry))
+        while self.house.work():
+            pass
+
+    def holds(self, name: str) -> bool:
+        """Whether the entry of this name is still there."""
+        return self.records.get(digest(name)) is not None
+
+
+@pytest.fixture
+def processes(tmp_path: Path):
+    """Two that were started together."""
+    found = Process(tmp_path), Process(tmp_path)
+    yield found
+    for process in found:
+        process.records.close()
+
+
+def names(prefix: str, count: int) -> list[str]:
+    """So many names."""
+    return [f"{prefix}{n}" for n in range(count)]
+
+
+def test_what_is_stored_again_evicts_nothing(processes) -> None:
+    """A full cache that is filled with the same answers again keeps them all."""
+    one, _ = processes
+    for _ in range(3):
+        one.store(*names("a", BOUND))
+    assert all(map(one.holds, names("a", BOUND)))
+
+
+def test_what_others_deleted_makes_room(processes) -> None:
+    """After another process cleared a full cache, a few answers fit."""
+    one, other = processes
+    one.store(*names("a", BOUND))
+    other.records.clear()
+    one.store(*names("b", BOUND // 2))
+    assert all(map(one.holds, names("b", BOUND // 2)))
+
+
+def test_no_process_evicts_first_what_another_stored_last(processes) -> None:
+    """The floor of the ranks rises in all processes, whichever evicts."""
+    one, other = processes
+    other.store("first")
+    for batch in range(10):
+        one.store(*names(f"a{batch}-", BOUND))
+    other.house._count_at = 0.0  # a minute later
+    other.store(*names("b", 3))
+    other.store(*names("c", 3))
+    one.store("last")
+    assert all(map(one.holds, names("c", 3)))
+
+
+def test_a_bound_of_one_keeps_one(processes) -> None:
+    """What is freed beyond the bound is never all."""
+    one, _ = processes
+    one.house.bounds = Bounds(max_entries=1)
+    for name in names("a", 4):
+        one.store(name)
+        assert one.records.removal.size()[0] == 1
+
+
+def test_entries_without_a_size_are_ranked(processes) -> None:
+    """A process of before schema 2 that still runs writes such; the log of hits must not be lost for it."""
+    one, _ = processes
+    one.house.bounds = bounds = Bounds(max_bytes=1_000_000)
+    one.store("a")
+    with one.records._engine.begin() as db:
+        db.execute(sa.update(tables.entries).values(size=0))
+        db.execute(sa.delete(tables.meta).where(tables.meta.c.key == "eviction_ranking"))
+    hit = LookupRow(time.time(), "", "", None, "exact", "", digest("a"), 1.0, 0.0, 1)
+    one.records.lookups.add([hit], bounds)
+    assert one.records.totals().hits == {"exact": 1}
+    assert one.records.removal.rank_all(bounds) == 0.0
