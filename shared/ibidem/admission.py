@@ -96,6 +96,12 @@ class Admission:
             self._faults.note("call admit", error)
             return False
 
+    def give_back(self, namespace: str) -> None:
+        """A write that was counted has failed."""
+        with self._lock:
+            if self._write_quota is not None and (known := self._written.get(namespace)):
+                self._written.put(namespace, (known[0], known[1] + 1.0))
+
     def _spent(self, namespace: str) -> bool:
         """Count a write; whether the quota was used up before. It comes back evenly over the hour."""
         now, quota = time.monotonic(), float(self._write_quota or 0)

@@ -52,7 +52,7 @@ class Backend:
         self.records = open_records(settings)
         self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.housekeeping = Housekeeping(
-            self.records.removal, settings.bounds, settings.sliding, lambda: self.clock()
+            self.records.removal, settings.bounds, settings.lifetime, lambda: self.clock()
         )
         self.scorer = adopted(self.records, embedder.fingerprint, self.faults)
         catalogue = catalogue_of(settings, embedder, self.records)
@@ -132,7 +132,7 @@ class Backend:
         False if it was asked for, at `made`, before what it rests on was invalidated.
         """
         house = self.housekeeping
-        if not self.records.put(entry, self.embedder.fingerprint, house.bounds, house.floor, made):
+        if not self.records.put(entry, self.embedder.fingerprint, house.ranking, house.floor, made):
             return False
         if entry.vector is not None:
             self.vectors.add(entry.namespace, entry.scope, entry.vector)
@@ -163,7 +163,7 @@ class Backend:
         house = self.housekeeping
         return self._write(
             self._log,
-            partial(self.records.lookups.add, bounds=house.bounds, floor=house.floor, sliding=house.sliding),
+            partial(self.records.lookups.add, bounds=house.ranking, floor=house.floor, life=house.lifetime),
         )
 
     def _write_examples(self) -> bool:

@@ -132,6 +132,7 @@ class SemanticCache(Answering, Correcting):
                 self._auditor.compare(request, None if reason else answer)
         except Exception as error:
             self._backend.faults.note("store an answer", error)
+            self._admission.give_back(request.namespace)
             return self._reject("error")
         return self._reject(reason) if reason else Stored(request.key)
 

@@ -42,6 +42,11 @@ class Bounds:
     eviction: Eviction = "cost"
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a bound at all."""
+        return self.max_entries is not None or self.max_bytes is not None
+
+    @property
     def ranking(self) -> str:
         """Names how entries are ranked; ranks of different names are not compared."""
         return "lru" if self.eviction == "lru" else f"cost/{'byte' if self.max_bytes else 'entry'}"
@@ -66,6 +71,8 @@ class Bounds:
 
 
 UNBOUNDED = Bounds()
+# How entries are ranked, by the names of the rankings.
+RANKINGS = {one.ranking: one for one in (UNBOUNDED, Bounds(max_bytes=1), Bounds(eviction="lru"))}
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ibidem.errors import ConfigurationError
 from ibidem.eviction import Bounds
+from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.removal import BATCH, Removal
 
@@ -23,15 +24,17 @@ class Housekeeping:
     Args:
         removal: Deletes.
         bounds: How large the place may grow.
-        sliding: Whether a life begins anew with every hit.
+        lifetime: Whether a life begins anew with every hit, and how long its grace is.
         clock: Seconds since the epoch.
     """
 
-    def __init__(self, removal: Removal, bounds: Bounds, sliding: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, removal: Removal, bounds: Bounds, lifetime: Lifetime, clock: Callable[[], float]
+    ) -> None:
         self._removal, self._clock = removal, clock
         self._lock = ForkSafeLock()
-        self.bounds, self.sliding, self.floor = bounds, sliding, removal.floor()
-        self._ranking = ""  # how the entries are ranked; not known yet
+        self.bounds, self.lifetime, self.floor = bounds, lifetime, removal.floor()
+        self.ranking = removal.ranking()  # ranks as the entries are ranked
         self.evicted = self.expired = 0  # entries deleted by this process
         self._entries = self._bytes = 0
         self._stores = self._counted = 0  # stores so far, and as of the last count
@@ -44,10 +47,10 @@ class Housekeeping:
             ConfigurationError: It has another rule of eviction or expiry; one place has one.
         """
         with self._lock:
-            if (bounds.eviction, sliding) != (self.bounds.eviction, self.sliding):
+            if (bounds.eviction, sliding) != (self.bounds.eviction, self.lifetime.sliding):
                 raise ConfigurationError(
                     f"eviction={bounds.eviction!r}, sliding={sliding}: a cache that is open on this place "
-                    f"has eviction={self.bounds.eviction!r}, sliding={self.sliding}; use the same"
+                    f"has eviction={self.bounds.eviction!r}, sliding={self.lifetime.sliding}; use the same"
                 )
             self.bounds = self.bounds.tightened(bounds)
 
@@ -70,13 +73,13 @@ class Housekeeping:
 
     def _evict(self, now: float) -> bool:
         bounds = self.bounds
-        if bounds.max_entries is None and bounds.max_bytes is None:
-            return False
-        if self._ranking != bounds.ranking:
-            self.floor = self._removal.rank_all(bounds)
-            self._ranking = bounds.ranking
         if now >= self._count_at:
             self._recount(now)
+        if not bounds.limited:
+            return False
+        if self.ranking.ranking != bounds.ranking:
+            self.floor = self._removal.rank_all(bounds)
+            self.ranking = bounds
         if any(self._too_much()) and self._counted != self._stores:
             self._recount(now)  # what was replaced, cleared or deleted by others is no more
         entries, size = self._too_much()
@@ -97,6 +100,10 @@ class Housekeeping:
         return _excess(self._entries, bounds.max_entries), _excess(self._bytes, bounds.max_bytes)
 
     def _recount(self, now: float) -> None:
+        self.ranking = self._removal.ranking()  # another process may have bounds, or other ones
+        if not self.bounds.limited:
+            self._count_at = now + RECOUNT_SECONDS
+            return
         stores = self._stores  # what is stored while it counts may be missed, and is not taken for counted
         entries, size = self._removal.size()
         floor = self._removal.floor()

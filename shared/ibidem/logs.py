@@ -11,6 +11,7 @@ from ibidem import tables
 from ibidem.database import least, reading, writing
 from ibidem.eviction import UNBOUNDED, Bounds
 from ibidem.examples import Example
+from ibidem.lifetime import Lifetime
 from ibidem.rows import JudgementRow, LookupRow, Outcomes, example_row, to_example
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest go first
@@ -34,11 +35,11 @@ class LookupTable:
         bounds: Bounds = UNBOUNDED,
         floor: float = 0.0,
         *,
-        sliding: bool = False,
+        life: Lifetime | None = None,
     ) -> None:
         """Append lookups, forget the oldest; count the hits of the entries served and rank them anew.
 
-        If `sliding`, their lives begin anew.
+        If `life` is sliding, theirs begin anew, but for those served stale: they are to be refreshed.
         """
         hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id)
         last = {row.entry_id: row.at for row in rows if row.tier}
@@ -47,7 +48,7 @@ class LookupTable:
         with writing(self._engine) as db:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
             if served:
-                db.execute(_served(bounds, floor, sliding), served)
+                db.execute(_served(bounds, floor, life), served)
             _forget_oldest(db, _lookups, LOG_LIMIT)
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
@@ -158,14 +159,16 @@ class JudgementTable:
         return sum(counts.values()), counts.get(False, 0)
 
 
-def _served(bounds: Bounds, floor: float, sliding: bool) -> sa.Update:
+def _served(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
     """Count `n` hits of an entry, the last one `at`."""
     c, at = _entries.c, sa.bindparam("at", type_=sa.Float)
     hits = c.hits + sa.bindparam("n", type_=sa.Integer)
     # By number and not by column: on PostgreSQL all right sides are those before the update.
     changes = {"hits": hits, "used": at, "rank": bounds.rank(floor, hits, c.cost, c.size, at, least)}
-    if sliding:
-        changes["expires"] = c.expires + (at - c.used)
+    if life is not None and life.sliding:
+        alive = sa.or_(c.expires.is_(None), at < c.expires - life.grace)
+        changes["used"] = sa.case((alive, at), else_=c.used)
+        changes["expires"] = sa.case((alive, c.expires + (at - c.used)), else_=c.expires)
     return sa.update(_entries).where(c.id == sa.bindparam("entry")).values(changes)
 
 

@@ -12,13 +12,14 @@ import sqlalchemy as sa
 
 from ibidem import tables
 from ibidem.database import insert_into, least, reading, writing
-from ibidem.eviction import Bounds
+from ibidem.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.tombstones import KEPT_SECONDS
 
 BATCH = 500  # entries deleted in one transaction, so that nobody waits long for the lock
 
 _entries, _dead, _meta = tables.entries, tables.dead_points, tables.meta
 _invalidations = tables.invalidations
+_PREFIXES = "0123456789abcdef"  # with which ids begin
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
 
 
@@ -93,16 +94,26 @@ class Removal:
         with reading(self._engine) as db:
             return float(_noted(db, _FLOOR) or 0.0)
 
+    def ranking(self) -> Bounds:
+        """Bounds that rank as the entries are ranked."""
+        with reading(self._engine) as db:
+            return RANKINGS.get(_noted(db, _RANKING) or "", UNBOUNDED)
+
     def rank_all(self, bounds: Bounds) -> float:
-        """Rank all entries as these bounds do, unless they are ranked so; returns the floor."""
+        """Rank all entries as these bounds do, unless they are ranked so; returns the floor.
+
+        In parts, so that stores do not wait long; done again if it was interrupted.
+        """
         c = _entries.c
+        if self.ranking().ranking == bounds.ranking:
+            return self.floor()
+        rank = bounds.rank(0.0, c.hits, c.cost, c.size, c.used, least)
+        for first in _PREFIXES:
+            with writing(self._engine) as db:
+                db.execute(sa.update(_entries).where(c.id.startswith(first)).values(rank=rank))
         with writing(self._engine) as db:
-            if _noted(db, _RANKING) == bounds.ranking:
-                return float(_noted(db, _FLOOR) or 0.0)
             _note(db, _RANKING, bounds.ranking)
             _note(db, _FLOOR, "0.0")
-            rank = bounds.rank(0.0, c.hits, c.cost, c.size, c.used, least)
-            db.execute(sa.update(_entries).values(rank=rank))
         return 0.0
 
     def dead_points(self, limit: int) -> list[str]:

@@ -102,6 +102,18 @@ class LifecycleContract:
         assert cache.lookup(REWORDED).reason == "expired"
         assert cache.lookup(REWORDED).stale
 
+    def test_a_stale_answer_does_not_begin_a_new_life(self, open_cache) -> None:
+        """Though lives slide: it is to be refreshed."""
+        cache = open_cache(ttl=100, grace=1000, sliding=True)
+        clock = Clock(cache)
+        cache.store(QUESTION, ANSWER)
+        clock.advance(150)
+        assert not cache.lookup(QUESTION)  # this caller refreshes, and fails
+        for _ in range(3):
+            assert cache.lookup(QUESTION).stale
+            cache.flush()
+            clock.advance(10)
+
     def test_the_expired_are_deleted(self, open_cache) -> None:
         """Not only hidden, some time after."""
         cache = open_cache(ttl=100)
@@ -239,6 +251,15 @@ class LifecycleContract:
         assert stored == [True, True, True, False, False]
         assert cache.store(Request("q", namespace="b"), ANSWER)
         assert cache.stats().rejected == {"write_quota": 2}
+
+    def test_a_store_that_fails_spends_no_quota(self, open_cache, monkeypatch) -> None:
+        """The database was away for a moment."""
+        cache = open_cache(write_quota=1)
+        with monkeypatch.context() as broken:
+            broken.setattr(cache._backend.records, "put", None)
+            assert cache.store(QUESTION, ANSWER) == Rejected("error")
+        assert cache.store(QUESTION, ANSWER)
+        assert cache.store(QUESTION, ANSWER) == Rejected("write_quota")
 
     def test_misuse_of_times_and_tags_is_an_error(self, cache) -> None:
         """With the name of the argument."""

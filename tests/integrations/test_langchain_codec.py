@@ -107,6 +107,7 @@ def test_a_hit_costs_nothing_and_says_what_it_saved() -> None:
         "score": 1.0,
         "question": "What?",
         "age_seconds": 12.346,
+        "stale": False,
         "saved_tokens": USAGE,
     }
     json.dumps(back.response_metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ibidem.database import sqlite_url
 from ibidem.entry import Entry
 from ibidem.eviction import Bounds
 from ibidem.housekeeping import Housekeeping
+from ibidem.lifetime import Lifetime
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.rows import LookupRow, size_of
@@ -26,7 +28,7 @@ class Process:
     def __init__(self, path: Path) -> None:
         self.records = Records(sqlite_url(path / "ibidem.sqlite3"))
         self.house = Housekeeping(
-            self.records.removal, Bounds(max_entries=BOUND), sliding=False, clock=time.time
+            self.records.removal, Bounds(max_entries=BOUND), Lifetime(), clock=time.time
         )
 
     def store(self, *names: str) -> None:
@@ -109,3 +111,15 @@ def test_entries_without_a_size_are_ranked(processes) -> None:
     one.records.lookups.add([hit], bounds)
     assert one.records.totals().hits == {"exact": 1}
     assert one.records.removal.rank_all(bounds) == 0.0
+
+
+def test_a_process_without_bounds_ranks_as_the_place_does(tmp_path: Path) -> None:
+    """Else its answers would be compared with others by different measures."""
+    with closing(Process(tmp_path).records) as records:
+        Housekeeping(records.removal, Bounds(max_bytes=10**9), Lifetime(), time.time).work()
+        free = Housekeeping(records.removal, Bounds(), Lifetime(), time.time)
+        assert free.ranking.ranking == "cost/byte"
+        Housekeeping(records.removal, Bounds(eviction="lru", max_entries=9), Lifetime(), time.time).work()
+        free._count_at = 0.0
+        free.work()
+        assert free.ranking.ranking == "lru"
