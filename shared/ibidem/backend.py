@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ibidem.entry import Entry
     from ibidem.scoring import Scorer
 
+POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
 
@@ -80,7 +81,7 @@ class Backend:
             self.faults,
             leisure={"renew the vector index": self.vectors.renew},
         )
-        self._process = os.getpid()
+        self._process, self._poll_at = os.getpid(), 0.0
 
     def check_process(self) -> None:
         """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
@@ -104,8 +105,16 @@ class Backend:
         self._log.append(row)
         if len(self._log) > LOG_WAITING:
             self._shorten_log()
-        if len(self._log) == 1 or self.vectors.poll_due:
+        if len(self._log) == 1 or self._poll_due():
             self._background.wake()
+
+    def _poll_due(self) -> bool:
+        """Whether it is time to look for entries that other processes stored."""
+        now = time.monotonic()
+        if now < self._poll_at:
+            return False
+        self._poll_at = now + POLL_SECONDS
+        return True
 
     def note_example(self, example: Example) -> bool:
         """Write an example to its log, later; False, counted, if too many wait already."""

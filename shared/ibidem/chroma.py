@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import os
 import shutil
 import uuid
-import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from ibidem.chroma_files import Marks, loads, sweep
 from ibidem.entry import Vector
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.faults import log
+from ibidem.locks import undying
+from ibidem.small import SmallIndex
 
 _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
@@ -128,23 +129,6 @@ class ChromaIndex:
             self._client.close()
 
 
-_in_this_process: weakref.WeakSet[EmbeddedIndex] = weakref.WeakSet()
-
-
-def _leave_to_parent() -> None:
-    """Keep alive, in a forked child, what the parent opened: destroying it would wait for ever.
-
-    Chroma's destructor waits for threads that exist only in the parent.
-    """
-    for index in tuple(_in_this_process):
-        for kept in (index, index._client):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
-
-
 class EmbeddedIndex(ChromaIndex):
     """Chroma in this process on a directory that no other process uses meanwhile.
 
@@ -157,7 +141,7 @@ class EmbeddedIndex(ChromaIndex):
         self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
         self._marks.in_use.write_text(str(os.getpid()))
-        _in_this_process.add(self)
+        undying(self, client)  # Chroma's destructor waits for threads that exist only in the parent
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add or move vectors, and leave a mark if that is interrupted."""
@@ -184,7 +168,7 @@ class EmbeddedIndex(ChromaIndex):
             other = super().beside(name, generation)
         assert isinstance(other, EmbeddedIndex)  # noqa: S101 (for the type checker)
         other._replayed = False
-        _in_this_process.add(other)
+        undying(other)
         return other
 
     def drop(self, name: str) -> None:
@@ -209,17 +193,26 @@ class EmbeddedIndex(ChromaIndex):
             self._lock.release()
 
 
-def open_embedded(directory: Path, name: str) -> EmbeddedIndex:
+def open_small(directory: Path, name: str) -> SmallIndex:
+    """Own a directory without opening Chroma there: its vectors are few enough for memory.
+
+    Raises:
+        IndexUnavailable: Another process owns it.
+    """
+    return SmallIndex(directory, name, _lock(directory), partial(open_embedded, directory, name))
+
+
+def open_embedded(directory: Path, name: str, lock: filelock.BaseFileLock | None = None) -> EmbeddedIndex:
     """Open Chroma on a directory, alone: two processes on one would corrupt it.
 
     A process killed while it wrote may leave a torn index, which loads and searches and crashes the process
     at a later write: it is removed. After another unclean end the files are first tried in a process of
-    their own. The caller fills a new index from the truth.
+    their own. The caller fills a new index from the truth. A `lock` on the directory is taken over.
 
     Raises:
         IndexUnavailable: Another process has it open, or it cannot be opened.
     """
-    lock = _lock(directory)
+    lock = lock or _lock(directory)
     marks = Marks(directory)
     try:
         interrupted, unclean = marks.writing.exists(), marks.in_use.exists()

@@ -17,7 +17,8 @@ from ibidem.faults import Faults
 from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.records import Records
 from ibidem.settings import Settings, read_settings
-from ibidem.vectors import Vectors
+from ibidem.small import SmallIndex
+from ibidem.vectors import EXACT_LIMIT, Vectors
 
 ChromaOption = Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")]
 EmbedderOption = Annotated[
@@ -32,7 +33,10 @@ def rebuild_index(
     chroma: ChromaOption = None,
     embedder: EmbedderOption = None,
 ) -> None:
-    """Fill a new vector index from the database and put it in place of the old one."""
+    """Fill a new vector index from the database and put it in place of the old one.
+
+    A small embedded cache (10,000 vectors) has none: they are searched in memory.
+    """
     with sentences():
         settings = read_settings(path=path, database=database, chroma=chroma, embedder=embedder)
         require_cache(settings)
@@ -83,6 +87,8 @@ def _replaced(
     old = vectors.opened()
     while vectors.work():
         pass
+    if isinstance(old, SmallIndex):
+        return records.count_semantic(EXACT_LIMIT)
     total = records.count_indexed(old.generation, catalogue.read().generation)
     more = vectors.renew(wanted=True)
     while (index := vectors.opened()).name == old.name:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ibidem import vectors
 from ibidem.doctor_index import compare, holder
 from ibidem.embedding import Embedder, fingerprint_of, resolve_embedder
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
@@ -73,14 +74,23 @@ def _ms(started: float) -> str:
 
 def _index(settings: Settings, records: Records, embedder: Embedder) -> Iterator[Finding]:
     catalogue = catalogue_of(settings, embedder, records)
+    held = records.count_semantic(vectors.EXACT_LIMIT + 1)
+    small = settings.chroma is None and held <= vectors.EXACT_LIMIT
     try:
-        index = index_opener(settings, catalogue)()
+        index = index_opener(settings, catalogue)(small=small)
     except IndexInUse:
         text = f"in use by another process{holder(settings)}, which looks after it"
         yield Finding("vector index", True, text)
         return
     except IndexUnavailable as error:
         yield Finding("vector index", False, str(error))
+        return
+    if small:
+        index.close()
+        foreign = records.count_foreign(fingerprint_of(embedder))
+        text = f"{held - foreign:,} vectors, few enough to be searched in memory"
+        text += f"; {foreign:,} are of another embedder and are made anew when used" if foreign else ""
+        yield Finding("vector index", True, text)
         return
     try:
         if settings.chroma is not None:

@@ -75,3 +75,10 @@ class VectorIndex(Protocol):
 
     def close(self, *, sound: bool = True) -> None:
         """Release files and locks. If not `sound`, the next opening looks for damage first."""
+
+
+class IndexOpener(Protocol):
+    """Opens the vector index of a place; raises `IndexUnavailable`."""
+
+    def __call__(self, small: bool = False) -> VectorIndex:
+        """The index; if it is embedded and `small`, only its place is taken, as memory holds all vectors."""

@@ -53,7 +53,7 @@ class Lacking:
             if complete:
                 load(memory, indexed)
                 memory.indexed(len(memory))
-        load(memory, self._records.unindexed(generation, embedder, PAGE, other))
+        load(memory, self._records.unindexed(generation, embedder, max(PAGE, most or 0), other))
         return memory, complete
 
     def fetch(self, memory: Memory, generation: str) -> None:

@@ -1,7 +1,8 @@
-"""A lock that a forked child can use, whoever held it in the parent."""
+"""What a forked child needs: locks that it can use, and objects of its parent that it must not destroy."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -32,5 +33,20 @@ def _renew_all() -> None:
         lock.renew()
 
 
+_undying: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+def undying(*things: object) -> None:
+    """A forked child never destroys these: that would reach for the parent's files or threads."""
+    for thing in things:
+        _undying.add(thing)
+
+
+def _keep_all() -> None:
+    for thing in tuple(_undying):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(after_in_child=_keep_all)

@@ -70,6 +70,11 @@ class Memory:
         with self._changing:
             self._indexed += n
 
+    def index_anew(self) -> None:
+        """All wait for another index."""
+        with self._changing:
+            self._indexed = 0
+
     def forget_indexed(self) -> None:
         """Keep only what is not in the index."""
         with self._changing:

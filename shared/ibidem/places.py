@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibidem.catalogue import Catalogue
-from ibidem.chroma import open_embedded
+from ibidem.chroma import open_embedded, open_small
 from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
 from ibidem.errors import StorageError
 from ibidem.faults import log
-from ibidem.index import VectorIndex
+from ibidem.index import IndexOpener, VectorIndex
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.settings import Settings
@@ -67,13 +66,15 @@ def catalogue_of(settings: Settings, embedder: Embedder, records: Records) -> Ca
     return Catalogue(records, name)
 
 
-def index_opener(settings: Settings, catalogue: Catalogue) -> Callable[[], VectorIndex]:
+def index_opener(settings: Settings, catalogue: Catalogue) -> IndexOpener:
     """How to open the vector index: the collection in use when it is opened."""
 
-    def open_index() -> VectorIndex:
+    def open_index(small: bool = False) -> VectorIndex:
         name = catalogue.read().name
         if settings.chroma is not None:
             return open_server(settings.chroma, name, settings.headers)
+        if small:
+            return open_small(settings.path / "chroma", catalogue.base)
         return open_embedded(settings.path / "chroma", name)
 
     return open_index

@@ -238,6 +238,12 @@ class Records(Notes):
         with reading(self._engine) as db:
             return db.scalar(sa.select(sa.func.count(_entries.c.point.distinct())).where(held)) or 0
 
+    def count_semantic(self, most: int) -> int:
+        """How many entries can be found by meaning, counted up to `most`."""
+        some = sa.select(_entries.c.id).where(_entries.c.indexed_in.is_not(None)).limit(most).subquery()
+        with reading(self._engine) as db:
+            return db.scalar(sa.select(sa.func.count()).select_from(some)) or 0
+
     def points(self, after: str, limit: int) -> list[tuple[str, str]]:
         """Points that the index should hold with the generations that do, in order of the points."""
         c = _entries.c

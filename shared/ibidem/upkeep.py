@@ -20,6 +20,7 @@ from ibidem.catalogue import Catalogue, Filling
 from ibidem.index import VectorIndex, coded
 from ibidem.memory import Memory
 from ibidem.records import Records
+from ibidem.small import SmallIndex
 
 BATCH = 50  # vectors copied or deleted at a time: Chroma holds the GIL meanwhile, 50 to 100 ms
 LEAST_STALE = 1_000  # fewer stale points are not worth a new collection
@@ -51,15 +52,19 @@ class Upkeep:
         self._orphans = 0  # points in the index that the truth did not have when it was opened
         self._look_at = self._cap_at = 0.0
 
-    def opened(self, index: VectorIndex) -> bool:
-        """Look at an index just opened; False if it lacks what it should hold, and must be emptied."""
+    def opened(self, index: VectorIndex) -> None:
+        """Look at an index just opened; if it lacks what it should hold, it is emptied, to be filled anew."""
+        if isinstance(index, SmallIndex):
+            return
         other = self._catalogue.read().generation
         before = self._records.count_indexed(index.generation, other)
         held = index.count()
         # Counted twice, as others may store and delete meanwhile.
         wanted = min(before, self._records.count_indexed(index.generation, other))
         self._orphans = max(0, held - wanted - self._records.removal.count_dead())
-        return held >= wanted
+        if held < wanted:
+            index.reset()
+            self.emptied()
 
     def emptied(self) -> None:
         """The collection in use is a new, empty one: what is noted about the old one is void."""
@@ -73,7 +78,8 @@ class Upkeep:
         Nothing can be added while `adding` is held: what is stored again before that is alive, what is stored
         again later is added after it was removed. Done twice, it does the same.
         """
-        if self._catalogue.read().next and self._next is None:
+        small = isinstance(index, SmallIndex)
+        if not small and self._catalogue.read().next and self._next is None:
             return False  # whoever fills the new collection deletes from it
         removal = self._records.removal
         dead = removal.dead_points(BATCH)
@@ -90,7 +96,7 @@ class Upkeep:
         if lost := alive - index.held(list(alive)):
             self._records.index_again(points=list(lost))
         removal.bury(dead)
-        if gone:
+        if gone and not small:
             self._catalogue.change(lambda now: replace(now, dead=now.dead + len(gone)))
         return len(dead) == BATCH
 
@@ -116,6 +122,8 @@ class Upkeep:
 
     def step(self, index: VectorIndex, *, wanted: bool = False) -> VectorIndex | None:
         """Do a little towards a new collection, if one is due or `wanted`; returns it when it is complete."""
+        if isinstance(index, SmallIndex):
+            return None
         if self._next is None:
             if not wanted and time.monotonic() < self._look_at:
                 return None

@@ -13,10 +13,11 @@ from ibidem.catalogue import Catalogue
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
-from ibidem.index import VectorIndex, coded
+from ibidem.index import IndexOpener, VectorIndex, coded
 from ibidem.lacking import Lacking
 from ibidem.memory import Memory
 from ibidem.records import Records
+from ibidem.small import SmallIndex
 from ibidem.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ BATCH = 50  # vectors per index write: each write holds the GIL, half a millisec
 EXACT_LIMIT = 10_000
 RETRY_SECONDS = 5.0  # how long an embedded index that failed is left alone
 FIRST_SECONDS = 5.0  # how long the first lookup of a process waits for a server's index to be opened
-POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 
 
 class Vectors:
@@ -49,7 +49,7 @@ class Vectors:
         self,
         records: Records,
         embedder: CheckedEmbedder,
-        open_index: Callable[[], VectorIndex],
+        open_index: IndexOpener,
         faults: Faults,
         catalogue: Catalogue,
         *,
@@ -73,7 +73,7 @@ class Vectors:
         self._memory, self._complete = Memory(), False
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
         self._lacking = Lacking(self._records, self._catalogue, self._embedder, self._faults)
-        self._retry_at = self._poll_at = 0.0
+        self._retry_at = 0.0
         self._failure: IndexUnavailable | None = None
         if self._breaker is not None:
             self._breaker.after_fork()
@@ -122,15 +122,6 @@ class Vectors:
                 self._index = index if name == index.name else index.beside(name)
             return self._index or index
 
-    @property
-    def poll_due(self) -> bool:
-        """Whether it is time to look for entries that other processes stored."""
-        now = time.monotonic()
-        if now < self._poll_at:
-            return False
-        self._poll_at = now + POLL_SECONDS
-        return True
-
     def work(self) -> bool:
         """Index one batch of stored questions; returns whether there may be more."""
         with self._working:
@@ -146,16 +137,26 @@ class Vectors:
                 points, rows = memory.next(BATCH)
                 if not points:
                     return more
-                generation = self._upkeep.put(index, points, rows)
+                self._records.mark_indexed(points, self._upkeep.put(index, points, rows))
+                memory.indexed(len(points))
+                if len(memory) > EXACT_LIMIT and isinstance(index, SmallIndex):
+                    self._outgrow(index, memory)
+                    return True
             except IndexUnavailable as error:
                 self._abandon(index, error)
                 raise
-            self._records.mark_indexed(points, generation)
-            memory.indexed(len(points))
             if not self._complete or len(memory) > EXACT_LIMIT:
                 self._complete = False  # before forgetting: a search that finds less here asks the index
                 memory.forget_indexed()
             return True
+
+    def _outgrow(self, small: SmallIndex, memory: Memory) -> None:
+        """They are too many to be searched one by one: all go into a real index, which is searched then."""
+        index = small.grow()
+        self._upkeep.opened(index)
+        with self._lock:
+            memory.index_anew()
+            self._index = index
 
     def renew(self, *, wanted: bool = False) -> bool:
         """A step towards a fresh collection, if one is due or wanted; returns whether there is more."""
@@ -238,7 +239,8 @@ class Vectors:
                 raise self._unavailable()
             self._arrived = []
         try:
-            index = self._open_index()
+            few = self._alone and self._records.count_semantic(EXACT_LIMIT + 1) <= EXACT_LIMIT
+            index = self._open_index(small=few and EXACT_LIMIT > 0)
             memory, complete = self._filled(index)
         except Exception as error:
             self._remember(error)
@@ -256,9 +258,7 @@ class Vectors:
     def _filled(self, index: VectorIndex) -> tuple[Memory, bool]:
         """What is not in the index, and if it is small all that is; closes it again if that fails."""
         try:
-            if not self._upkeep.opened(index):  # vectors were lost: begin anew, from the truth
-                index.reset()
-                self._upkeep.emptied()
+            self._upkeep.opened(index)
             return self._lacking.fill(index.generation, EXACT_LIMIT if self._alone else None)
         except BaseException:
             with contextlib.suppress(IndexUnavailable):

@@ -22,10 +22,10 @@ from tests.helpers import Child, answer, eventually, question, reworded
 from tests.servers import running_chroma
 
 
-@pytest.fixture(params=[10_000, 0], ids=["in memory", "in the index"])
-def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small caches are searched in memory, large ones in Chroma: both."""
-    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", request.param)
+@pytest.fixture(autouse=True)
+def searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a large cache, whose vectors are in Chroma."""
+    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
 
 
 @pytest.fixture
@@ -120,7 +120,6 @@ def test_memory_is_searched_while_it_changes() -> None:
     assert len(memory) == 100
 
 
-@pytest.mark.usefixtures("searched")
 def test_what_is_deleted_leaves_memory_and_index(open_cache) -> None:
     """And nothing waits any more; what stays is found."""
     cache = open_cache()
@@ -156,7 +155,6 @@ def test_a_point_that_another_entry_has_stays(open_cache, monkeypatch) -> None:
     assert cache._backend.vectors._index.count() == 1
 
 
-@pytest.mark.usefixtures("searched")
 @pytest.mark.parametrize("moment", ["dead_points", "alive_points", "bury"])
 def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch, moment: str) -> None:
     """Whenever that happens it is found at once, and still after everything is indexed."""
@@ -193,7 +191,6 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
     assert removal.count_dead() == 0
 
 
-@pytest.mark.usefixtures("searched")
 def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
     """Deleted from the index and not noted so: stored again it is found, also after a restart."""
     cache = open_cache()
@@ -221,7 +218,6 @@ def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
 
 def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -> None:
     """Another process indexed a question again before this one deleted its old point."""
-    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
     cache = open_cache()
     fill(cache, range(3))
     vectors, records = cache._backend.vectors, cache._backend.records
@@ -240,7 +236,7 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
     assert finds(cache, 2)
 
 
-@pytest.mark.usefixtures("searched", "brisk")
+@pytest.mark.usefixtures("brisk")
 def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, monkeypatch) -> None:
     """Four threads ask all the time and always find; the old collection goes with its folder."""
     monkeypatch.setattr(upkeep, "BATCH", 20)
@@ -288,7 +284,6 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
     assert again._backend.vectors._index.generation == generation
 
 
-@pytest.mark.usefixtures("searched")
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 8])
 def test_a_replacement_that_is_interrupted_is_gone_on_with(open_cache, monkeypatch, steps: int) -> None:
     """By whoever opens the index next; meanwhile nothing is missing."""
@@ -352,7 +347,6 @@ def test_clearing_everything_ends_a_replacement(open_cache, monkeypatch) -> None
 def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
     """What was marked as held by it is not lost with it."""
     monkeypatch.setattr(upkeep, "BATCH", 10)
-    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
     cache = open_cache()
     fill(cache, range(50))
     vectors = cache._backend.vectors
