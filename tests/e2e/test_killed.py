@@ -113,7 +113,15 @@ def clear(cache, n):
     cache.clear(str(n))
     say("cleared", n)
 
-OPERATIONS = [store] * 9 + [clear]
+def invalidate(cache, n):
+    for m in range(n, n + 3):
+        request = ibidem.Request(question(m), namespace=str(n))
+        cache.store(request, ibidem.Answer(answer(m)), tags=[f"of {n}"])
+    say("filled", n)
+    cache.invalidate(tag=f"of {n}")
+    say("cleared", n)
+
+OPERATIONS = [store] * 8 + [clear, invalidate]
 
 def work(first, index):
     say("pid", os.getpid())
