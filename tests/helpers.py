@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ibidem import Answer, Hit, Request
+
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
@@ -129,3 +131,17 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Go on, or back if negative."""
         self.now += seconds
+
+
+def fill(cache: SemanticCache, numbers: range, namespace: str = "") -> None:
+    """Store these questions; the index is open before."""
+    cache.lookup(Request("opens the index"))
+    for n in numbers:
+        assert cache.store(Request(question(n), namespace=namespace), Answer(answer(n)))
+    assert cache.flush()
+
+
+def finds(cache: SemanticCache, n: int, namespace: str = "") -> bool:
+    """Whether the question, worded otherwise, gets its answer."""
+    found = cache.lookup(Request(reworded(n), namespace=namespace))
+    return isinstance(found, Hit) and found.answer.text == answer(n)

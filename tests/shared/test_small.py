@@ -9,25 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ibidem import Answer, Hit, Request, vectors
-from ibidem.cache import SemanticCache
+from ibidem import Answer, Request, vectors
 from ibidem.small import SmallIndex
 from tests.embedders import BagOfWords, DenseWords
-from tests.helpers import Child, answer, question, reworded
-
-
-def fill(cache: SemanticCache, numbers: range, namespace: str = "") -> None:
-    """Store these questions; the index is open before."""
-    cache.lookup(Request("opens the index"))
-    for n in numbers:
-        assert cache.store(Request(question(n), namespace=namespace), Answer(answer(n)))
-    assert cache.flush()
-
-
-def finds(cache: SemanticCache, n: int, namespace: str = "") -> bool:
-    """Whether the question, worded otherwise, gets its answer."""
-    found = cache.lookup(Request(reworded(n), namespace=namespace))
-    return isinstance(found, Hit) and found.answer.text == answer(n)
+from tests.helpers import Child, answer, fill, finds, question
 
 
 def test_chroma_is_not_even_loaded(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ibidem
-from ibidem import Answer, Document, Hit, IndexUnavailable, Request, tables, upkeep
-from ibidem.cache import SemanticCache
+from ibidem import Answer, Document, IndexUnavailable, Request, tables, upkeep
 from ibidem.database import writing
 from ibidem.memory import Memory
 from ibidem.removal import delete
 from tests.embedders import BagOfWords, DenseWords
-from tests.helpers import Child, answer, eventually, question, reworded
+from tests.helpers import Child, answer, eventually, fill, finds, question
 from tests.servers import running_chroma
 
 
@@ -34,20 +33,6 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "LEAST_STALE", 10)
     monkeypatch.setattr(upkeep, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr("ibidem.background.PAUSE_SECONDS", 0.01)
-
-
-def fill(cache: SemanticCache, numbers: range, namespace: str = "") -> None:
-    """Store these questions; the index is open before."""
-    cache.lookup(Request("opens the index"))
-    for n in numbers:
-        assert cache.store(Request(question(n), namespace=namespace), Answer(answer(n)))
-    assert cache.flush()
-
-
-def finds(cache: SemanticCache, n: int, namespace: str = "") -> bool:
-    """Whether the question, worded otherwise, gets its answer."""
-    found = cache.lookup(Request(reworded(n), namespace=namespace))
-    return isinstance(found, Hit) and found.answer.text == answer(n)
 
 
 def folders(path: Path) -> int:
