@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import select
@@ -145,3 +146,16 @@ def finds(cache: SemanticCache, n: int, namespace: str = "") -> bool:
     """Whether the question, worded otherwise, gets its answer."""
     found = cache.lookup(Request(reworded(n), namespace=namespace))
     return isinstance(found, Hit) and found.answer.text == answer(n)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Until something is so that another thread does."""
+    assert eventually(condition, 10, 0.002)
+
+
+async def await_until(condition: Callable[[], object]) -> None:
+    """The same in a task."""
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        await asyncio.sleep(0.002)

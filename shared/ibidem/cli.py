@@ -20,6 +20,7 @@ from ibidem.cli_common import (
     entry_of,
     out,
     print_json,
+    print_list,
     require_cache,
     sentences,
     settings_of,
@@ -75,10 +76,7 @@ def list_entries(
     """List the newest entries."""
     with truth_of(path, database) as records:
         entries = records.newest(limit, namespace)
-    if as_json:
-        print_json([tables.summary(entry) for entry in entries])
-    else:
-        out.print(tables.entries(entries) if entries else "No entries.")
+    print_list(entries, as_json, tables.summary, tables.entries, "No entries.")
 
 
 @app.command("log")
@@ -91,10 +89,7 @@ def list_lookups(
     """List the last lookups: what was asked, and why it was a hit or a miss."""
     with truth_of(path, database) as records:
         rows = records.lookups.recent(limit)
-    if as_json:
-        print_json([asdict(row) for row in rows])
-    else:
-        out.print(tables.lookups(rows) if rows else "No lookups yet.")
+    print_list(rows, as_json, asdict, tables.lookups, "No lookups yet.")
 
 
 @app.command("examples")
@@ -108,10 +103,7 @@ def list_examples(
     """List the newest examples: questions that a model or the cache answered."""
     with truth_of(path, database) as records:
         examples = records.examples.recent(limit, namespace)
-    if as_json:
-        print_json([asdict(example) for example in examples])
-    else:
-        out.print(tables.examples(examples) if examples else "No examples yet.")
+    print_list(examples, as_json, asdict, tables.examples, "No examples yet.")
 
 
 @app.command()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from ibidem.cli_tables import plain
 from ibidem.entry import Entry
@@ -17,6 +18,8 @@ from ibidem.errors import IbidemError
 from ibidem.places import open_records
 from ibidem.records import Records
 from ibidem.settings import Settings, read_settings
+
+Row = TypeVar("Row")
 
 out = Console()
 err = Console(stderr=True)
@@ -77,6 +80,20 @@ def fail(message: str) -> NoReturn:
 def print_json(value: Any) -> None:
     """Print for programs."""
     out.print_json(json.dumps(value), indent=2)
+
+
+def print_list(
+    rows: Sequence[Row],
+    as_json: bool,
+    plainly: Callable[[Row], Any],
+    table: Callable[[Sequence[Row]], Table],
+    nothing: str,
+) -> None:
+    """Print rows for programs or as a table; `nothing` if there are none."""
+    if as_json:
+        print_json([plainly(row) for row in rows])
+    else:
+        out.print(table(rows) if rows else nothing)
 
 
 def entry_of(records: Records, prefix: str) -> Entry:

@@ -31,14 +31,15 @@ class Keeper:
         self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
     ) -> str | None:
         """Store an answer that was admitted, or say why not; what the database raises passes through."""
-        semantic, vector = self._meaning(request, answer)
+        readable = request.semantic and not self._admission.is_private(request.question)
+        semantic, vector = self._meaning(request) if readable and answer.semantic else (False, None)
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
         entry = Entry(
             id=request.key,
             namespace=request.namespace,
             scope=request.scope_digest,
-            question=request.question if self._may_be_read(request) else None,
+            question=request.question if readable else None,
             documents=request.documents_digest,
             semantic=semantic,
             answer=answer,
@@ -52,10 +53,8 @@ class Keeper:
         )
         return None if self._backend.keep(entry, request.made) else "invalidated"
 
-    def _meaning(self, request: Request, answer: Answer) -> tuple[bool, Vector | None]:
-        """Whether the answer is found by meaning, and the question's vector, if it could be made now."""
-        if not (request.semantic and answer.semantic) or not self._may_be_read(request):
-            return False, None
+    def _meaning(self, request: Request) -> tuple[bool, Vector | None]:
+        """Whether the question can be found by meaning, and its vector, if it could be made now."""
         embedder = self._backend.embedder
         try:
             if embedder.refusal(request.question) is not None:
@@ -64,6 +63,3 @@ class Keeper:
         except Exception as error:  # the answer is worth keeping; its vector is made later
             self._backend.faults.note("embed a question", error)
             return True, None
-
-    def _may_be_read(self, request: Request) -> bool:
-        return request.semantic and not self._admission.is_private(request.question)

@@ -8,6 +8,17 @@ from ibidem.database import insert_into, reading, writing
 from ibidem.tables import meta as _meta
 
 
+def noted(db: sa.Connection, key: str) -> str | None:
+    """What is noted under the key, in the caller's transaction."""
+    return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
+
+
+def note(db: sa.Connection, key: str, value: str) -> None:
+    """Note it in the place of what was noted, in the caller's transaction."""
+    insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
+    db.execute(insert.on_conflict_do_update(index_elements=[_meta.c.key], set_={"value": value}))
+
+
 class Notes:
     """The notes of one database. Every method raises `StorageError` when the database fails."""
 
@@ -16,7 +27,7 @@ class Notes:
     def meta(self, key: str) -> str | None:
         """A fact noted about this database, such as `schema_version`."""
         with reading(self._engine) as db:
-            return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
+            return noted(db, key)
 
     def meta_once(self, key: str, value: str) -> str:
         """Note a fact unless it is noted; returns what is noted now."""
@@ -28,9 +39,10 @@ class Notes:
     def set_meta(self, key: str, value: str | None) -> None:
         """Note a fact in the place of what was noted; None forgets it."""
         with writing(self._engine) as db:
-            db.execute(sa.delete(_meta).where(_meta.c.key == key))
-            if value is not None:
-                db.execute(sa.insert(_meta).values(key=key, value=value))
+            if value is None:
+                db.execute(sa.delete(_meta).where(_meta.c.key == key))
+            else:
+                note(db, key, value)
 
     def meta_swap(self, key: str, old: str | None, new: str) -> bool:
         """Note `new` if `old` is what is noted now; returns whether it was."""

@@ -13,11 +13,12 @@ import sqlalchemy as sa
 from ibidem import tables
 from ibidem.database import insert_into, least, reading, writing
 from ibidem.eviction import RANKINGS, UNBOUNDED, Bounds
+from ibidem.notes import note, noted
 from ibidem.tombstones import KEPT_SECONDS
 
 BATCH = 500  # entries deleted in one transaction, so that nobody waits long for the lock
 
-_entries, _dead, _meta = tables.entries, tables.dead_points, tables.meta
+_entries, _dead = tables.entries, tables.dead_points
 _invalidations = tables.invalidations
 _PREFIXES = "0123456789abcdef"  # with which ids begin
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
@@ -27,19 +28,23 @@ def delete(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     """Delete the entries that fulfil the condition; returns how many."""
     mine = sa.select(_entries.c.id).where(where)
     points = sa.select(_entries.c.point).where(where, _entries.c.point.is_not(None)).distinct()
-    noted = insert_into(db.dialect.name)(_dead).from_select(["point"], points)
-    db.execute(noted.on_conflict_do_nothing())
+    left = insert_into(db.dialect.name)(_dead).from_select(["point"], points)
+    db.execute(left.on_conflict_do_nothing())
     for table in (tables.entry_documents, tables.entry_tags):
         db.execute(sa.delete(table).where(table.c.entry_id.in_(mine)))
     return int(db.execute(sa.delete(_entries).where(where)).rowcount)
 
 
+def _alive(db: sa.Connection, points: Sequence[str]) -> set[str]:
+    """Those of the points that some entry has."""
+    return set(db.scalars(sa.select(_entries.c.point).distinct().where(_entries.c.point.in_(points))))
+
+
 def note_orphans(db: sa.Connection, points: Sequence[str]) -> None:
     """Note those of the points that the index holds by now and no entry has: it was deleted meanwhile."""
-    alive = set(db.scalars(sa.select(_entries.c.point).where(_entries.c.point.in_(points))))
-    if orphans := set(points) - alive:
-        noted = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
-        db.execute(noted, [{"point": point} for point in orphans])
+    if orphans := set(points) - _alive(db, points):
+        left = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
+        db.execute(left, [{"point": point} for point in orphans])
 
 
 class Removal:
@@ -85,19 +90,19 @@ class Removal:
                 freed, floor = freed + bytes_, rank
             if victims:
                 delete(db, _entries.c.id.in_(victims))
-                floor = max(floor, float(_noted(db, _FLOOR) or 0.0))  # of a process that knew a lower one
-                _note(db, _FLOOR, repr(floor))
+                floor = max(floor, float(noted(db, _FLOOR) or 0.0))  # of a process that knew a lower one
+                note(db, _FLOOR, repr(floor))
         return len(victims), freed, floor
 
     def floor(self) -> float:
         """The floor of the ranks: the rank of what was evicted last."""
         with reading(self._engine) as db:
-            return float(_noted(db, _FLOOR) or 0.0)
+            return float(noted(db, _FLOOR) or 0.0)
 
     def ranking(self) -> Bounds:
         """Bounds that rank as the entries are ranked."""
         with reading(self._engine) as db:
-            return RANKINGS.get(_noted(db, _RANKING) or "", UNBOUNDED)
+            return RANKINGS.get(noted(db, _RANKING) or "", UNBOUNDED)
 
     def rank_all(self, bounds: Bounds) -> float:
         """Rank all entries as these bounds do, unless they are ranked so; returns the floor.
@@ -112,8 +117,8 @@ class Removal:
             with writing(self._engine) as db:
                 db.execute(sa.update(_entries).where(c.id.startswith(first)).values(rank=rank))
         with writing(self._engine) as db:
-            _note(db, _RANKING, bounds.ranking)
-            _note(db, _FLOOR, "0.0")
+            note(db, _RANKING, bounds.ranking)
+            note(db, _FLOOR, "0.0")
         return 0.0
 
     def dead_points(self, limit: int) -> list[str]:
@@ -123,9 +128,8 @@ class Removal:
 
     def alive_points(self, points: Sequence[str]) -> set[str]:
         """Those of these points that some entry still has."""
-        query = sa.select(_entries.c.point).distinct().where(_entries.c.point.in_(points))
         with reading(self._engine) as db:
-            return set(db.scalars(query))
+            return _alive(db, points)
 
     def count_dead(self) -> int:
         """How many dead points wait for the index to forget them."""
@@ -141,12 +145,3 @@ class Removal:
         """The index has forgotten these points."""
         with writing(self._engine) as db:
             db.execute(sa.delete(_dead).where(_dead.c.point.in_(points)))
-
-
-def _noted(db: sa.Connection, key: str) -> str | None:
-    return db.scalar(sa.select(_meta.c.value).where(_meta.c.key == key))
-
-
-def _note(db: sa.Connection, key: str, value: str) -> None:
-    insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
-    db.execute(insert.on_conflict_do_update(index_elements=[_meta.c.key], set_={"value": value}))

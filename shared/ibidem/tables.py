@@ -9,6 +9,12 @@ SCHEMA_VERSION = 3
 
 metadata = sa.MetaData()
 
+
+def _number() -> sa.Column[int]:
+    """The id of a row that is appended: SQLite counts up only what is exactly an INTEGER PRIMARY KEY."""
+    return sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+
+
 entries = sa.Table(
     "entries",
     metadata,
@@ -70,7 +76,7 @@ entry_tags = sa.Table(
 invalidations = sa.Table(
     "invalidations",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    _number(),
     sa.Column("at", sa.Float, nullable=False, index=True),
     # The criteria as JSON: they are only ever read as a whole.
     sa.Column("criteria", sa.Text, nullable=False),
@@ -86,7 +92,7 @@ dead_points = sa.Table(
 lookups = sa.Table(
     "lookups",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    _number(),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("namespace", sa.Text, nullable=False),
     sa.Column("scope", sa.String(32), nullable=False),
@@ -102,7 +108,7 @@ lookups = sa.Table(
 examples = sa.Table(
     "examples",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    _number(),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("namespace", sa.Text, nullable=False),
     sa.Column("question", sa.Text, nullable=False),
@@ -121,7 +127,7 @@ examples = sa.Table(
 judgements = sa.Table(
     "judgements",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    _number(),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("namespace", sa.Text, nullable=False),
     sa.Column("scope", sa.String(32), nullable=False),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import Library as Nodes
 from tests.contracts.llama_index import shelves
-from tests.helpers import eventually
+from tests.helpers import await_until, wait_until
 from tests.openai_server import OpenAIServer, running_openai
 
 ASKED = "How long can I return goods?"
@@ -148,19 +147,6 @@ def client(request: pytest.FixtureRequest, server: OpenAIServer, cache: Semantic
 def waiting(cache: SemanticCache) -> int:
     """How many wait for the answer to any request."""
     return sum(not place.done() for lead in cache.flights._leads.values() for place in lead.waiting)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Until something is so that another thread does."""
-    assert eventually(condition, 10, 0.002)
-
-
-async def await_until(condition: Callable[[], object]) -> None:
-    """The same in a task."""
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until
-        await asyncio.sleep(0.002)
 
 
 def results(calls: list[Future[Any]]) -> set[Any]:

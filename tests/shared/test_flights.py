@@ -7,8 +7,7 @@ import math
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -21,7 +20,7 @@ from ibidem.answering import Asking
 from ibidem.cache import SemanticCache
 from ibidem.flights import Flights, Lead, Outcome, Turn
 from tests.conftest import OpenCache
-from tests.helpers import eventually
+from tests.helpers import await_until, wait_until
 
 ASKED = Request("How long can I return goods?")
 OTHER = Request("Where is the warehouse?")
@@ -76,19 +75,6 @@ def waiting(cache: SemanticCache, request: Request = ASKED) -> int:
     """How many wait for the answer to the request."""
     lead = cache.flights._leads.get(request.key)
     return sum(not place.done() for place in lead.waiting) if lead else 0
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Until something is so that another thread does."""
-    assert eventually(condition, 10, 0.002)
-
-
-async def await_until(condition: Callable[[], object]) -> None:
-    """The same in a task."""
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until
-        await asyncio.sleep(0.002)
 
 
 def in_flight(
