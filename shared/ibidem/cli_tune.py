@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,19 +102,17 @@ def evaluate_models(workloads: Workloads, models: Models = None, as_json: JsonOp
         with err.status("Embedding"):
             found = _compare(read, names)
     if as_json:
-        print_json(
-            [_plainly(file, name, row) for file, rows in found.items() for name, row in zip(names, rows)]
-        )
+        print_json([one for file, rows in found.items() for one in _plainly(file, names, rows)])
         return
     for file, rows in found.items():
         out.print(_table(file, names, rows))
 
 
-def _plainly(file: str, name: str, figures: PairMetrics | StreamMetrics) -> dict[str, Any]:
-    return {"file": file, "model": name, **asdict(figures)}
-
-
 Figures = list[PairMetrics] | list[StreamMetrics]
+
+
+def _plainly(file: str, names: list[str], rows: Sequence[PairMetrics | StreamMetrics]) -> list[dict[str, Any]]:
+    return [{"file": file, "model": name, **asdict(row)} for name, row in zip(names, rows, strict=True)]
 
 
 def _compare(read: dict[str, list[LabelledPair] | list[Row]], names: list[str]) -> dict[str, Figures]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from ibidem.components import components
 from ibidem.errors import InvalidInput
@@ -66,13 +66,17 @@ def _pair(line: str, where: str) -> LabelledPair | None:
     if not isinstance(given, dict) or names[-1] not in given:
         raise InvalidInput(f'{where}: must be {{"a", "b", "same"}} or {{"asked", "stored", "right"}}')
     one, other, same = (given.get(name) for name in names)
-    if not all(isinstance(text, str) and text.strip() for text in (one, other)):
+    if not (_is_question(one) and _is_question(other)):
         raise InvalidInput(f'{where}: "{names[0]}" and "{names[1]}" must be questions')
     if same is None:
         return None
     if same not in (0, 1):
         raise InvalidInput(f'{where}: "{names[2]}" must be 1, 0 or null, not {same!r}')
     return LabelledPair(one, other, bool(same))
+
+
+def _is_question(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def distinct(pairs: Iterable[LabelledPair]) -> list[LabelledPair]:
@@ -110,7 +114,7 @@ def divide(pairs: Sequence[LabelledPair], shares: tuple[float, float], seed: int
         one, other = (side[_unit(question, number, large)] for question in (pair.a, pair.b))
         if one == other:
             sides[one].append(pair)
-    return Division(*sides, dropped=len(pairs) - sum(map(len, sides)))
+    return Division(sides[0], sides[1], sides[2], dropped=len(pairs) - sum(map(len, sides)))
 
 
 def _unit(question: str, number: dict[str, int], large: set[int]) -> str | int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -69,7 +69,7 @@ class SharedAnswerLoss(nn.Module):
         if self.name == "bce":
             return functional.binary_cross_entropy_with_logits(logits, labels)
         soft = labels * (1.0 - 2.0 * SOFTENED) + SOFTENED
-        return cast(Tensor, (functional.logsigmoid(logits) - soft.log()).square().mean())
+        return (functional.logsigmoid(logits) - soft.log()).square().mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """For the record of the training."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import numpy as np
 import torch
-from datasets import Dataset  # type: ignore[import-untyped]
+from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import (
     SentenceTransformer,
@@ -18,6 +19,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 
 from ibidem.tuning.data import LabelledPair
 from ibidem.tuning.losses import LossName, SharedAnswerLoss
@@ -145,8 +147,15 @@ def _has_bfloat16(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported()
 
 
+def _silence() -> None:
+    """The bars of the libraries: progress is told to whoever asked."""
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def load(base: str, device: str | None = None) -> SentenceTransformer:
     """The model of this name or directory."""
+    _silence()
     model = SentenceTransformer(base, device=device)
     model.max_seq_length = min(model.max_seq_length or WINDOW, WINDOW)
     model.model_card_data.generate_widget_examples = False  # the card is Ibidem's own
