@@ -15,10 +15,10 @@ from ibidem.cli_common import JsonOption, err, out, print_json, sentences
 from ibidem.cli_tables import plain
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.errors import InvalidInput
+from ibidem.labels import Label, read_labels
 from ibidem.minilm_files import MODEL_NAME
 from ibidem.replay import Row
-from ibidem.tuning.data import LabelledPair, read_pairs
-from ibidem.tuning.evaluate import StreamMetrics, compare_on_pairs, measure_on_stream, read_workload
+from ibidem.tuning.evaluate import StreamMetrics, compare_on_pairs, measure_on_stream
 from ibidem.tuning.metrics import LEVELS, PairMetrics
 
 PairsOption = Annotated[
@@ -66,7 +66,7 @@ def tune_model(
     with sentences():
         from ibidem.tuning import tune as tuning
 
-        given = [pair for path in pairs for pair in read_pairs(path)]
+        given = [label for path in pairs for label in _pairs_in(path)]
         recipe = tuning.recipe(
             loss=loss,
             temperature=temperature,
@@ -94,11 +94,20 @@ def tune_model(
     out.print(f"The model is in {plain(str(report.directory))}; ibidem promote uses it.", soft_wrap=True)
 
 
+def _pairs_in(path: Path) -> list[Label]:
+    labels = [label for label in read_labels(path) if isinstance(label, Label)]
+    if not labels:
+        raise InvalidInput(
+            f"{path} holds questions with meanings; tune takes pairs, as ibidem pairs writes them"
+        )
+    return labels
+
+
 def evaluate_models(workloads: Workloads, models: Models = None, as_json: JsonOption = False) -> None:
     """Compare embedding models on labelled pairs or questions, by cosine alone: AUC, hits, P-CHR AUC."""
     with sentences():
         names = models or [MODEL_NAME]
-        read = {str(path): read_workload(path) for path in workloads}
+        read = {str(path): read_labels(path) for path in workloads}
         with err.status("Embedding"):
             found = _compare(read, names)
     if as_json:
@@ -111,17 +120,19 @@ def evaluate_models(workloads: Workloads, models: Models = None, as_json: JsonOp
 Figures = list[PairMetrics] | list[StreamMetrics]
 
 
-def _plainly(file: str, names: list[str], rows: Sequence[PairMetrics | StreamMetrics]) -> list[dict[str, Any]]:
+def _plainly(
+    file: str, names: list[str], rows: Sequence[PairMetrics | StreamMetrics]
+) -> list[dict[str, Any]]:
     return [{"file": file, "model": name, **asdict(row)} for name, row in zip(names, rows, strict=True)]
 
 
-def _compare(read: dict[str, list[LabelledPair] | list[Row]], names: list[str]) -> dict[str, Figures]:
+def _compare(read: dict[str, list[Label] | list[Row]], names: list[str]) -> dict[str, Figures]:
     embedders: list[Embedder] = [resolve_embedder(name) for name in names]
     found: dict[str, Figures] = {}
     for file, labels in read.items():
         rows = [label for label in labels if isinstance(label, Row)]
-        pairs = [label for label in labels if isinstance(label, LabelledPair)]
-        if len({pair.same for pair in pairs}) == 1:
+        pairs = [label for label in labels if isinstance(label, Label)]
+        if len({pair.right for pair in pairs}) == 1:
             raise InvalidInput(f"{file} holds pairs of one kind only; a comparison needs both")
         found[file] = (
             [measure_on_stream(rows, one) for one in embedders]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ibidem.embedding import Embedder
-from ibidem.tuning.data import LabelledPair, distinct, divide
+from ibidem.labels import Label
+from ibidem.tuning.data import distinct, divide
 from tests.benchmarks.streams import Stream, load_streams
 
 HELD_OUT = ("overnight_calendar", "overnight_publications")  # domains that no model is tuned on
@@ -28,21 +29,20 @@ SHARES = (0.1, 0.3)  # of the hard pairs: to choose by, to measure with
 class Data:
     """Pairs to learn from, to choose the epoch by, and sets to measure with, by name; and whole streams."""
 
-    train: list[LabelledPair]
-    validation: list[LabelledPair]
-    tests: dict[str, list[LabelledPair]]
+    train: list[Label]
+    validation: list[Label]
+    tests: dict[str, list[Label]]
     streams: list[Stream]
 
 
 def load(data: Path, embedder: Embedder, kept: Path | None, seed: int = 0) -> Data:
     """Everything; no question that is measured with is learned from."""
     hard = distinct(
-        LabelledPair(row["a"], row["b"], bool(row["same"]))
-        for row in _lines(data / "pairs" / "nq_hard.jsonl")
+        Label(row["a"], row["b"], bool(row["same"])) for row in _lines(data / "pairs" / "nq_hard.jsonl")
     )
     division = divide(hard, SHARES, seed)
     streams = {stream.name: stream for stream in load_streams(data, embedder, kept)}
-    held = {text for pair in (*division.validation, *division.test) for text in (pair.a, pair.b)}
+    held = {text for pair in (*division.validation, *division.test) for text in (pair.asked, pair.stored)}
     taught = [
         *division.train,
         *_answered(data / "nq_questions.jsonl", embedder, held, seed),
@@ -52,12 +52,12 @@ def load(data: Path, embedder: Embedder, kept: Path | None, seed: int = 0) -> Da
     return Data(distinct(taught), division.validation, tests, [streams[name] for name in SIMILAR])
 
 
-def neighbours(stream: Stream) -> list[LabelledPair]:
+def neighbours(stream: Stream) -> list[Label]:
     """Each question with its nearest others, and whether they mean the same."""
     return _pairs(stream.texts, stream.vectors, stream.same)
 
 
-def _answered(path: Path, embedder: Embedder, held: set[str], seed: int) -> list[LabelledPair]:
+def _answered(path: Path, embedder: Embedder, held: set[str], seed: int) -> list[Label]:
     """Natural Questions near each other; the same if their answers meet. Those held out take no part."""
     answers = {
         row["question"]: frozenset(map(_plain, row["answers"])) - {""}
@@ -71,8 +71,8 @@ def _answered(path: Path, embedder: Embedder, held: set[str], seed: int) -> list
     return _even(found, len(found), seed)
 
 
-def _pairs(texts: Sequence[str], vectors: np.ndarray, same: Callable[[int, int], bool]) -> list[LabelledPair]:
-    found: dict[tuple[int, int], LabelledPair] = {}
+def _pairs(texts: Sequence[str], vectors: np.ndarray, same: Callable[[int, int], bool]) -> list[Label]:
+    found: dict[tuple[int, int], Label] = {}
     for start in range(0, len(texts), 1_000):
         cosines = vectors[start : start + 1_000] @ vectors.T
         for row, near in enumerate(cosines):
@@ -80,14 +80,14 @@ def _pairs(texts: Sequence[str], vectors: np.ndarray, same: Callable[[int, int],
             for other in np.argpartition(-near, NEIGHBOURS)[: NEIGHBOURS + 1].tolist():
                 if texts[one] != texts[other] and near[other] >= NEAR:
                     key = min(one, other), max(one, other)
-                    found[key] = LabelledPair(texts[key[0]], texts[key[1]], same(*key))
+                    found[key] = Label(texts[key[0]], texts[key[1]], same(*key))
     return distinct(found.values())
 
 
-def _even(pairs: list[LabelledPair], most: int, seed: int) -> list[LabelledPair]:
+def _even(pairs: list[Label], most: int, seed: int) -> list[Label]:
     """At most so many, as many of one kind as of the other."""
     shuffled = random.Random(seed).sample(pairs, len(pairs))
-    right, wrong = ([pair for pair in shuffled if pair.same is kind] for kind in (True, False))
+    right, wrong = ([pair for pair in shuffled if pair.right is kind] for kind in (True, False))
     each = min(len(right), len(wrong), most // 2)
     return right[:each] + wrong[:each]
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ibidem.embedding import CheckedEmbedder, Embedder
 from ibidem.entry import Vector
-from ibidem.errors import InvalidInput
+from ibidem.labels import Label
 from ibidem.replay import Outcome, Row, ceiling, curve_rule, hindsight, p_chr_auc, replay, share
 from ibidem.request import normalise
-from ibidem.tuning.data import LabelledPair, read_pairs
 from ibidem.tuning.metrics import LEVELS, Array, PairMetrics, auc, cosines, measure
 
 
@@ -33,29 +30,7 @@ class StreamMetrics:
     p_chr: float
 
 
-def read_workload(path: Path) -> list[LabelledPair] | list[Row]:
-    """Pairs as `read_pairs` reads them, or a stream of `{"text", "meaning"}`; the first line tells.
-
-    Raises:
-        InvalidInput: The file cannot be read, or a line is neither.
-    """
-    from ibidem.cli_replay import read_rows
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = next((line for line in file if line.strip()), "")
-        is_stream = "text" in json.loads(first or "{}")
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidInput(f"{path}: the first line is no JSON: {error}") from None
-    found: list[LabelledPair] | list[Row] = read_rows(path) if is_stream else read_pairs(path)
-    if not found:
-        raise InvalidInput(f"{path} holds no labels")
-    return found
-
-
-def compare_on_pairs(pairs: Sequence[LabelledPair], models: Sequence[Embedder]) -> list[PairMetrics]:
+def compare_on_pairs(pairs: Sequence[Label], models: Sequence[Embedder]) -> list[PairMetrics]:
     """The figures of each model; the first draws the grey zone. Guards take no part."""
     found: list[Array] = [cosines(model.embed, pairs) for model in models]
     return [measure(pairs, mine, found[0]) for mine in found]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.components import components
+from ibidem.labels import Label
 from ibidem.replay import Judged, Share, hindsight, p_chr_auc, share
-from ibidem.tuning.data import LabelledPair
 
 LEVELS = (0.01, 0.02, 0.05)
 GREY = (0.80, 0.97)  # cosines at which a decision is hard, as CacheVerifier (Xin 2026) draws them
@@ -57,7 +57,7 @@ def roc(scores: Array, same: Bools) -> tuple[Array, Array]:
 
 
 def measure(
-    pairs: Sequence[LabelledPair], cosines: Array, reference: Array | None = None, seed: int = 0
+    pairs: Sequence[Label], cosines: Array, reference: Array | None = None, seed: int = 0
 ) -> PairMetrics:
     """Measure the cosines of `pairs`, float[n].
 
@@ -84,35 +84,35 @@ def measure(
     )
 
 
-def cosines(embed: Callable[[Sequence[str]], NDArray[np.float32]], pairs: Sequence[LabelledPair]) -> Array:
+def cosines(embed: Callable[[Sequence[str]], NDArray[np.float32]], pairs: Sequence[Label]) -> Array:
     """The cosine of each pair, float64[n]; each question is embedded once.
 
     Args:
         embed: Unit vectors of texts, shape (n, d).
         pairs: Whose labels do not matter.
     """
-    texts = sorted({text for pair in pairs for text in (pair.a, pair.b)})
+    texts = sorted({text for pair in pairs for text in (pair.asked, pair.stored)})
     vectors = dict(zip(texts, embed(texts), strict=True))
-    return np.array([float(vectors[pair.a] @ vectors[pair.b]) for pair in pairs])
+    return np.array([float(vectors[pair.asked] @ vectors[pair.stored]) for pair in pairs])
 
 
-def labels_of(pairs: Sequence[LabelledPair]) -> Bools:
+def labels_of(pairs: Sequence[Label]) -> Bools:
     """Whether one answer serves both, bool[n]."""
-    return np.array([pair.same for pair in pairs], bool)
+    return np.array([pair.right for pair in pairs], bool)
 
 
 def resampled(
-    pairs: Sequence[LabelledPair], figure: Callable[[NDArray[np.int64]], float], seed: int = 0
+    pairs: Sequence[Label], figure: Callable[[NDArray[np.int64]], float], seed: int = 0
 ) -> tuple[float, float]:
     """The 95 % interval of a figure, by the bootstrap over groups of connected questions.
 
     Pairs that share questions are not independent, so they are drawn together. `figure` gets places in the
     pairs; draws for which it is NaN are left out. (NaN, NaN) if all are.
     """
-    number = components((pair.a, pair.b) for pair in pairs)
+    number = components((pair.asked, pair.stored) for pair in pairs)
     groups: dict[int, list[int]] = {}
     for at, pair in enumerate(pairs):
-        groups.setdefault(number[pair.a], []).append(at)
+        groups.setdefault(number[pair.asked], []).append(at)
     places = [np.array(group) for group in groups.values()]
     draw = np.random.default_rng(seed)
     found = [

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from ibidem.tuning.data import LabelledPair
+from ibidem.labels import Label
 from ibidem.tuning.losses import LossName, SharedAnswerLoss
 from ibidem.tuning.metrics import auc, cosines, labels_of
 
@@ -76,8 +76,8 @@ class Trained:
 
 def train(
     base: str,
-    pairs: Sequence[LabelledPair],
-    validation: Sequence[LabelledPair],
+    pairs: Sequence[Label],
+    validation: Sequence[Label],
     recipe: Recipe,
     progress: Progress = lambda step, steps, auc: None,
 ) -> Trained:
@@ -162,12 +162,12 @@ def load(base: str, device: str | None = None) -> SentenceTransformer:
     return model
 
 
-def _dataset(pairs: Sequence[LabelledPair]) -> Dataset:
+def _dataset(pairs: Sequence[Label]) -> Dataset:
     return Dataset.from_dict(
         {
-            "a": [pair.a for pair in pairs],
-            "b": [pair.b for pair in pairs],
-            "label": [float(pair.same) for pair in pairs],
+            "a": [pair.asked for pair in pairs],
+            "b": [pair.stored for pair in pairs],
+            "label": [float(pair.right) for pair in pairs],
         }
     )
 
@@ -189,7 +189,7 @@ def embed(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float3
 class _AucEvaluator(BaseEvaluator):
     """AUC of the cosines on labelled pairs, after each epoch."""
 
-    def __init__(self, pairs: Sequence[LabelledPair]) -> None:
+    def __init__(self, pairs: Sequence[Label]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.primary_metric = METRIC
         self._pairs, self.found = pairs, list[float]()

@@ -25,7 +25,7 @@ from ibidem.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_
 from ibidem.scoring import scorer_for
 from ibidem.terms import scorer_name
 from ibidem.tuning import card
-from ibidem.tuning.data import Division, LabelledPair, distinct, divide
+from ibidem.tuning.data import Division, distinct, divide
 from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, labels_of, measure, resampled
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class TuneReport:
 
 
 def tune(
-    pairs: Sequence[LabelledPair],
+    pairs: Sequence[Label],
     out: Path,
     *,
     base: str = MODEL_NAME,
@@ -110,8 +110,8 @@ def _training() -> ModuleType:
     return training
 
 
-def _require_enough(pairs: Sequence[LabelledPair], division: Division) -> None:
-    right = sum(pair.same for pair in pairs)
+def _require_enough(pairs: Sequence[Label], division: Division) -> None:
+    right = sum(pair.right for pair in pairs)
     wrong = len(pairs) - right
     if len(pairs) < LEAST_PAIRS or min(right, wrong) < LEAST_OF_A_KIND:
         raise InvalidInput(
@@ -120,7 +120,7 @@ def _require_enough(pairs: Sequence[LabelledPair], division: Division) -> None:
             "ibidem pairs and ibidem teach, or fit the score alone with ibidem fit"
         )
     for name in ("train", "validation", "test"):
-        if len({pair.same for pair in getattr(division, name)}) < 2:
+        if len({pair.right for pair in getattr(division, name)}) < 2:
             raise InvalidInput(
                 f"the questions hang together so much that none are left for the {name} part; give pairs of "
                 "more different questions, or another --seed"
@@ -189,7 +189,7 @@ def _require_architecture(folder: Path) -> None:
         )
 
 
-def _gain(pairs: Sequence[LabelledPair], before: Array, after: Array) -> tuple[float, float, float]:
+def _gain(pairs: Sequence[Label], before: Array, after: Array) -> tuple[float, float, float]:
     """AUC after less AUC before, with its interval: of the same draws, since both saw the same pairs."""
     same = labels_of(pairs)
 
@@ -200,13 +200,12 @@ def _gain(pairs: Sequence[LabelledPair], before: Array, after: Array) -> tuple[f
     return difference(np.arange(len(pairs))), low, high
 
 
-def _fit_scorer(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[LabelledPair]) -> dict[str, Any]:
+def _fit_scorer(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Label]) -> dict[str, Any]:
     """Fit the pair score to pairs that were not learned from, and write it; why not, if there are too few."""
     checked = CheckedEmbedder(embedder, lambda _, value: value)
     base = scorer_for(checked.fingerprint)
-    labels = [Label(pair.a, pair.b, pair.same) for pair in pairs]
     try:
-        found = learn(pairs_of(labels, checked), base, scorer_name(checked.fingerprint, base))
+        found = learn(pairs_of(pairs, checked), base, scorer_name(checked.fingerprint, base))
     except InvalidInput as error:
         return {"fitted": False, "said": f"Not fitted, the cosine itself is compared: {error}."}
     (directory / card.SCORER_FILE).write_text(to_json(found.scorer), encoding="ascii")
@@ -242,5 +241,5 @@ def _more(
     }
 
 
-def _digest(pairs: Sequence[LabelledPair]) -> str:
+def _digest(pairs: Sequence[Label]) -> str:
     return sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
