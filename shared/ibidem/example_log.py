@@ -51,8 +51,8 @@ class ExampleLog:
         surrogates, NUL) or a number of it, and while 10,000 wait to be written; nor, uncounted, by a cache
         that keeps none (`examples=False`). Never raises because storage failed.
 
-        The same answer to the same question, told of twice within ten seconds in one process, is one
-        example; what the second knows more is added while the first waits to be written.
+        If the same answer to the same question was stored in this cache within ten seconds, by this process,
+        it is one example: what either knows more is joined, unless the other was written already.
 
         Raises:
             InvalidInput: `example` is not an `Example`.
@@ -93,7 +93,7 @@ class ExampleLog:
             tags=entry.tags,
         )
         if _fits(example):
-            self._backend.note_example(example, entry.vector)
+            self._backend.note_example(example, entry.vector, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.

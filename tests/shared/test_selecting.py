@@ -394,10 +394,26 @@ def test_one_answer_told_of_twice_is_one_example(cache: SemanticCache) -> None:
     other, one = cache.examples.recent()
     assert (one.entry_id, one.model, one.output_tokens, one.streamed) == (stored.entry_id, "m", 5, True)
     assert (one.feedback, one.scope, other.namespace) == (False, request.scope_digest, "other")
-    cache.examples.add(told)  # written already
-    assert cache.examples.count() == 2
+    cache.examples.add(told)  # somebody was asked again
+    assert cache.examples.count() == 3
+
+
+@pytest.mark.parametrize("first", ["store", "add"])
+def test_one_answer_is_one_example_if_the_first_was_written_already(cache: SemanticCache, first: str) -> None:
+    """Whoever comes first."""
+
+    def store() -> None:
+        cache.store(Request("how long"), Answer("30 days"))
+
+    def add() -> None:
+        cache.examples.add(Example("how long", "30 days"))
+
+    for tell in (store, add) if first == "store" else (add, store):
+        tell()
+        cache.flush()
+    assert cache.examples.count() == 1
     cache.clear()
-    cache.examples.add(told)
+    (add if first == "store" else store)()
     assert cache.examples.count() == 1
 
 
@@ -413,8 +429,8 @@ def test_entries_with_one_text_are_two_examples(cache: SemanticCache) -> None:
 def test_the_same_answer_later_is_another_example(cache: SemanticCache, monkeypatch) -> None:
     """Told of twice is a matter of moments."""
     monkeypatch.setattr("ibidem.example_queue.TWICE_SECONDS", 0.0)
-    for _ in range(2):
-        fill(cache, "how long")
+    cache.store(Request("how long"), Answer("30 days"))
+    cache.examples.add(Example("how long", "30 days"))
 
     assert cache.examples.count() == 2
 
