@@ -850,7 +850,7 @@ async def test_condensing_a_follow_up_is_not_logged(quoting: bool, both: Log) ->
 
 @cases([*ENGINES, *CHATS, *BARE])
 async def test_a_cached_model_and_a_handler_tell_of_one_answer(case: Case, open_cache: OpenCache) -> None:
-    """In one namespace, with the entry where one call of the model is the answer; of steps nothing is told."""
+    """In one namespace it is one example, and steps are none."""
     cache = open_cache()
     handler = IbidemCallbackHandler(cache)
     Settings.callback_manager = CallbackManager([handler])
