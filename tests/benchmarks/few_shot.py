@@ -1,9 +1,9 @@
-"""Few-shot selection: does a program that copies the selected examples answer better as the log grows?
+"""Few-shot selection: whether a program that copies the selected examples answers better as the log grows.
 
 For each size of the log, questions that are not in it are answered with the label of the nearest selected
-example, with the most frequent label of four, and with that of an example drawn at random. A part of the log is
-wrong, as a model's answers are, and people have judged some: is it right to prefer what they call good, and by
-how much? And what does a selection cost, by the size of the log?
+example, with the most frequent label of four, and with that of an example drawn at random. Then a part of the
+log is wrong, as answers of models are, and people judged some: by how much nearer should those count that
+they call good? And what does a selection cost, by the size of the log?
 
     python -m tests.benchmarks.few_shot --data DIRECTORY [--stream banking77] [--quick]
 """

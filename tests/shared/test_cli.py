@@ -99,8 +99,8 @@ def test_log_says_what_came_of_each_lookup(filled: str) -> None:
 def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
     """When, from whom, for how many tokens; long texts are cut, and harmless to the terminal."""
     cache = open_cache()
-    assert run("examples", "--path", filled, "--namespace", "acme").strip() == "No examples yet."
-    cache.examples.add(Example("how long", "30\n days", at=1.0, namespace="acme", documents=(DOCUMENT,)))
+    assert run("examples", "--path", filled, "--namespace", "n").strip() == "No examples yet."
+    cache.examples.add(Example("how long", "30\n days", at=1.0, namespace="n", documents=(DOCUMENT,)))
     cache.examples.add(Example("and now", "long " * 99, input_tokens=1000, streamed=True, model="[red]gpt"))
     cache.examples.add(Example("once more", "\x1b[31m30 days", entry_id="0123456789abcdef"))
     cache.close()
@@ -117,7 +117,7 @@ def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
     assert lines[4].split()[0] == "3"
     assert lines[4].split()[3:] == ["1", "how", "long", "30", "days"]
 
-    (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "acme"))
+    (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "n"))
     assert (told["question"], told["answer"], told["at"]) == ("how long", "30\n days", 1.0)
     assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest, "source": ""}]
     assert len(json.loads(run("examples", "--path", filled, "--json", "-n", "2"))) == 2
@@ -130,11 +130,11 @@ def test_examples_are_selected_judged_and_counted(filled: str, open_cache, monke
     cache = open_cache()
     for n, said in enumerate(("return a coat", "return a hat", "painted the ceiling")):
         cache.examples.add(
-            Example(f"how to {said}", "[red]so", namespace="acme", model="m", tags=("t", str(n)))
+            Example(f"how to {said}", "[red]so", namespace="few", model="m", tags=("t", str(n)))
         )
     cache.close()
     at = ("--path", filled, "--json")
-    select = ("examples", "select", "how to return a shoe", "--namespace", "acme", *at)
+    select = ("examples", "select", "how to return a shoe", "--namespace", "few", *at)
 
     assert json.loads(run("examples", "select", "how to return a shoe", *at, "--namespace", "b")) == []
     found = json.loads(run(*select, "-k", "2"))
@@ -145,11 +145,11 @@ def test_examples_are_selected_judged_and_counted(filled: str, open_cache, monke
     assert [one["id"] for one in json.loads(run(*select, "-k", "1"))] == [found[1]["id"]]
     assert [one["tags"] for one in json.loads(run(*select, "--tag", "2"))] == [["t", "2"]]
     assert json.loads(run(*select, "--model", "n")) == json.loads(run(*select, "--max-tokens", "5")) == []
-    assert "[red]so" in run("examples", "select", "how to return", "--namespace", "acme", "--path", filled)
-    told = json.loads(run("examples", "stats", *at, "--namespace", "acme"))
+    assert "[red]so" in run("examples", "select", "how to return", "--namespace", "few", "--path", filled)
+    told = json.loads(run("examples", "stats", *at, "--namespace", "few"))
     assert (told["total"], told["good"], told["bad"], told["unknown"]) == (3, 1, 1, 1)
-    assert (told["namespaces"], told["models"]) == ({"acme": 3}, {"m": 3})
-    assert "namespace acme" in run("examples", "stats", "--path", filled)
+    assert (told["namespaces"], told["models"]) == ({"few": 3}, {"m": 3})
+    assert "namespace few" in run("examples", "stats", "--path", filled)
     assert "there is no example 99" in run("examples", "feedback", "99", "--good", "--path", filled, code=2)
     assert "--good" in run("examples", "feedback", "1", "--path", filled, code=2)
 
