@@ -276,18 +276,17 @@ class CacheContract:
     def test_examples_are_selected_judged_and_counted(self, cache) -> None:
         """Stored answers and what was added; by the truth, whichever database holds it."""
         cache.store(Request("how do I return my goods", namespace="a"), ANSWER, tags=["x"])
-        cache.examples.add(
-            Example("how do I return my hat", "by mail", namespace="a", model="m", tags=("x",))
-        )
+        hat = Example("how do I return my hat", "by mail", namespace="a", model="n", tags=("x",))
+        cache.examples.add(hat)
         cache.examples.add(Example("how do I return my coat", "by mail", namespace="b", input_tokens=2**40))
         cache.flush()
         asked = "how do I return my shoes"
         found = cache.examples.select(asked, namespace="a", tags=["x"])
 
         assert {one.question for one in found} == {"how do I return my goods", "how do I return my hat"}
-        (hat,) = cache.examples.select(asked, namespace="a", model="m")
+        (hat,) = cache.examples.select(asked, namespace="a", model="n")
         assert cache.examples.feedback(hat.id, good=False)
-        assert cache.examples.select(asked, namespace="a", model="m") == []
+        assert cache.examples.select(asked, namespace="a", model="n") == []
         assert cache.examples.select(asked, namespace="a", min_feedback=True) == []
         assert cache.examples.feedback(hat.id, good=True)
         assert len(cache.examples.select(asked, namespace="a", min_feedback=True)) == 1
