@@ -96,14 +96,17 @@ class ExampleTable:
         with reading(self._engine) as db:
             return {row.id for row in db.execute(query) if not tags or {*tags} <= {*json.loads(row.tags)}}
 
-    def newest_vector(self, namespace: str, embedder: str) -> tuple[int, int]:
-        """How many examples of the namespace the embedder has seen, and the highest id of these."""
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(_c.id), 0)).where(
-            _c.namespace == namespace, _c.embedder == embedder
-        )
+    def newest_vector(self, namespace: str, embedder: str) -> int:
+        """The highest id of the examples of the namespace that the embedder has seen; 0 if there are none."""
+        query = sa.select(sa.func.max(_c.id)).where(_c.namespace == namespace, _c.embedder == embedder)
         with reading(self._engine) as db:
-            count, last = db.execute(query).one()
-        return int(count), int(last)
+            return db.scalar(query) or 0
+
+    def count_vectors(self, namespace: str, embedder: str) -> int:
+        """How many examples of the namespace the embedder has seen; reads the index of all of them."""
+        query = sa.select(sa.func.count()).where(_c.namespace == namespace, _c.embedder == embedder)
+        with reading(self._engine) as db:
+            return db.scalar(query) or 0
 
     def vector_ids(self, namespace: str, embedder: str) -> list[int]:
         """Ids of the examples of the namespace that the embedder has seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 NAMESPACES = 256  # whose vectors are held; those unused the longest are read again when they are needed
 AT_ONCE = 64  # questions without a vector that a selection embeds itself, the newest; the rest come later
+COUNT_SECONDS = 1.0  # between two counts of the vectors; what was added is seen at once
 _POOL, _POOL_PER_EXAMPLE = 64, 16  # how many of the nearest a selection chooses from, at least
 _WIDER = 4  # times as many, if too few of them can be used
 
@@ -88,7 +90,8 @@ class Selector:
         vector = self._embedder.vector_of(wanted.question)
         self.embed_some(wanted.namespace)
         allowed = self._allowed(wanted)
-        pool = max(_POOL, _POOL_PER_EXAMPLE * wanted.k)
+        pool = max(COUNT_SECONDS = 1.0  # between two counts of the vectors; what was added is seen at once
+_POOL, _POOL_PER_EXAMPLE * wanted.k)
         while True:
             found, exhausted = self._nearest(wanted.namespace, vector, pool, allowed)
             left = usable(found, wanted.question)
@@ -113,11 +116,17 @@ class Selector:
             vectors = self._embedder.embed([text for _, text in readable]) if readable else ()
             made = dict(zip((id_ for id_, _ in readable), vectors, strict=True))
             self._table.set_vectors([(id_, made.get(id_)) for id_, _ in rows], self._embedder.fingerprint)
+            self._changed(namespace)
         if more := len(rows) == limit:
             self._behind.add(namespace)
         else:
             self._behind.discard(namespace)
         return more
+
+    def _changed(self, namespace: str) -> None:
+        with self._lock:
+            if (matrix := self._held.get(namespace)) is not None:
+                matrix.due_at = 0.0
 
     @property
     def behind(self) -> bool:
@@ -146,10 +155,11 @@ class Selector:
         fingerprint, table = self._embedder.fingerprint, self._table
         matrix = self._held.get(namespace) or _Matrix()
         self._held.put(namespace, matrix)
-        count, last = table.newest_vector(namespace, fingerprint)
-        if last > matrix.last:
-            matrix.add(table.vectors(namespace, fingerprint, after=matrix.last))
-        if matrix.count != count:  # some were deleted, or embedded after later ones
+        if table.newest_vector(namespace, fingerprint) > (last := matrix.last):
+            matrix.add(table.vectors(namespace, fingerprint, after=last))
+        if not matrix.is_due():
+            return matrix
+        if matrix.count != table.count_vectors(namespace, fingerprint):  # deleted, or embedded after later ones
             ids = table.vector_ids(namespace, fingerprint)
             missing = matrix.keep(ids)
             matrix.add(table.vectors(namespace, fingerprint, ids=missing))
@@ -164,6 +174,14 @@ class _Matrix:
         self._rows = np.zeros((0, 0), dtype=np.float32)
         self._made = np.zeros(0, dtype=bool)  # whether there is a vector
         self.count = 0
+        self.due_at = 0.0  # when it is counted again
+
+    def is_due(self) -> bool:
+        """Whether to look for what was deleted, and for what came behind later ones; now and then."""
+        due = time.monotonic() >= self.due_at
+        if due:
+            self.due_at = time.monotonic() + COUNT_SECONDS
+        return due
 
     @property
     def last(self) -> int:
