@@ -90,8 +90,7 @@ class Selector:
         vector = self._embedder.vector_of(wanted.question)
         self.embed_some(wanted.namespace)
         allowed = self._allowed(wanted)
-        pool = max(COUNT_SECONDS = 1.0  # between two counts of the vectors; what was added is seen at once
-_POOL, _POOL_PER_EXAMPLE * wanted.k)
+        pool = max(_POOL, _POOL_PER_EXAMPLE * wanted.k)
         while True:
             found, exhausted = self._nearest(wanted.namespace, vector, pool, allowed)
             left = usable(found, wanted.question)
@@ -155,13 +154,13 @@ _POOL, _POOL_PER_EXAMPLE * wanted.k)
         fingerprint, table = self._embedder.fingerprint, self._table
         matrix = self._held.get(namespace) or _Matrix()
         self._held.put(namespace, matrix)
-        if table.newest_vector(namespace, fingerprint) > (last := matrix.last):
+        ends = table.ends_of_vectors(namespace, fingerprint)
+        if ends[1] > (last := matrix.last):
             matrix.add(table.vectors(namespace, fingerprint, after=last))
-        if not matrix.is_due():
-            return matrix
-        if matrix.count != table.count_vectors(namespace, fingerprint):  # deleted, or embedded after later ones
-            ids = table.vector_ids(namespace, fingerprint)
-            missing = matrix.keep(ids)
+        matrix.drop_before(ends[0])  # of a full log the oldest go
+        if matrix.is_due() and matrix.live != table.count_vectors(namespace, fingerprint):
+            # Some were deleted, or embedded after later ones.
+            missing = matrix.keep(table.vector_ids(namespace, fingerprint))
             matrix.add(table.vectors(namespace, fingerprint, ids=missing))
         return matrix
 
@@ -173,8 +172,11 @@ class _Matrix:
         self._ids = np.zeros(0, dtype=np.int64)
         self._rows = np.zeros((0, 0), dtype=np.float32)
         self._made = np.zeros(0, dtype=bool)  # whether there is a vector
-        self.count = 0
-        self.due_at = 0.0  # when it is counted again
+        self._here = np.zeros(0, dtype=bool)  # False: dropped
+        self._count = 0
+        self.live = 0  # not dropped
+        self.last = 0  # the highest id so far
+        self.due_at = 0.0  # when they are counted again
 
     def is_due(self) -> bool:
         """Whether to look for what was deleted, and for what came behind later ones; now and then."""
@@ -183,31 +185,32 @@ class _Matrix:
             self.due_at = time.monotonic() + COUNT_SECONDS
         return due
 
-    @property
-    def last(self) -> int:
-        """The highest id."""
-        return int(self._ids[: self.count].max()) if self.count else 0
-
     def add(self, vectors: Sequence[tuple[int, bytes | None]]) -> None:
         """Append vectors as the database has them."""
+        if not vectors:
+            return
         raw = [row for _, row in vectors if row is not None]
         self._reserve(len(vectors), len(raw[0]) // 2 if raw else self._rows.shape[1])
-        new = slice(self.count, self.count + len(vectors))
+        new = slice(self._count, self._count + len(vectors))
         self._ids[new] = [id_ for id_, _ in vectors]
         self._made[new] = [row is not None for _, row in vectors]
+        self._here[new] = True
         if raw:
-            filled = self.count + np.flatnonzero(self._made[new])
+            filled = self._count + np.flatnonzero(self._made[new])
             self._rows[filled] = np.frombuffer(b"".join(raw), dtype="<f2").reshape(len(raw), -1)
-        self.count = new.stop
+        self._count, self.live = new.stop, self.live + len(vectors)
+        self.last = max(self.last, int(self._ids[new].max()))
+
+    def drop_before(self, first: int) -> None:
+        """Drop those with lower ids."""
+        self._drop(self._ids[: self._count] < first)
 
     def keep(self, ids: Iterable[int]) -> list[int]:
         """Drop all but these; returns those of them that are not here."""
         wanted = np.fromiter(ids, dtype=np.int64)
-        stay = np.flatnonzero(np.isin(self._ids[: self.count], wanted))
-        self.count = len(stay)
-        for column in (self._ids, self._rows, self._made):
-            column[: self.count] = column[stay]
-        return [int(id_) for id_ in np.setdiff1d(wanted, self._ids[: self.count])]
+        held = self._ids[: self._count]
+        self._drop(~np.isin(held, wanted))
+        return [int(id_) for id_ in np.setdiff1d(wanted, held[self._here[: self._count]])]
 
     def nearest(
         self, vector: Vector, count: int, allowed: NDArray[np.int64] | None
@@ -215,22 +218,34 @@ class _Matrix:
         """Ids, cosines and vectors of the nearest, the nearest first; of one cosine the newer."""
         if not self._rows.shape[1]:
             return []
-        ids, cosines = self._ids[: self.count], self._rows[: self.count] @ vector
-        may = self._made[: self.count]
+        ids, cosines = self._ids[: self._count], self._rows[: self._count] @ vector
+        may = self._made[: self._count] & self._here[: self._count]
         places = np.flatnonzero(may if allowed is None else may & np.isin(ids, allowed))
         if len(places) > count:
             places = places[np.argpartition(-cosines[places], count - 1)[:count]]
         order = np.lexsort((-ids[places], -np.round(cosines[places], 6)))
         return [(int(ids[at]), float(cosines[at]), self._rows[at].copy()) for at in places[order]]
 
+    def _drop(self, gone: NDArray[np.bool_]) -> None:
+        here = self._here[: self._count]
+        here &= ~gone
+        self.live = int(np.count_nonzero(here))
+        if self._count - self.live > self._count // 8:  # moving the rows costs too much to do it each time
+            stay = np.flatnonzero(here)
+            for column in (self._ids, self._rows, self._made, self._here):
+                column[: len(stay)] = column[stay]
+            self._count = len(stay)
+
     def _reserve(self, more: int, dimension: int) -> None:
-        if self.count + more <= len(self._rows) and self._rows.shape[1] == dimension:
+        if self._count + more <= len(self._rows) and self._rows.shape[1] == dimension:
             return
-        size = max(self.count + more, 2 * len(self._rows))
-        self._ids, self._made = np.resize(self._ids, size), np.resize(self._made, size)
+        size = max(self._count + more, len(self._rows) * 5 // 4)
+        self._ids, self._made, self._here = (
+            np.resize(column, size) for column in (self._ids, self._made, self._here)
+        )
         rows = np.zeros((size, dimension), dtype=np.float32)
         if self._rows.shape[1] == dimension:
-            rows[: self.count] = self._rows[: self.count]
+            rows[: self._count] = self._rows[: self._count]
         self._rows = rows
 
 
