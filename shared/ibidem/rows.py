@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ibidem.admission import storable
@@ -11,6 +11,8 @@ from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
 from ibidem.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
 from ibidem.examples import DocumentRef, Example
 from ibidem.request import Answer, Hit, Miss, Request
+
+_EXAMPLE = [field.name for field in fields(Example)]  # are the columns of `examples`
 
 WAITING = ""  # value of entries.indexed_in for a vector that is not in any index yet
 
@@ -51,6 +53,15 @@ class JudgementRow:
     scorer: str
     right: bool
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedExample:
+    """An example with the vector of its question, if `embedder` has made it already."""
+
+    example: Example
+    vector: Vector | None = field(default=None, repr=False, compare=False)
+    embedder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +223,10 @@ def to_stored_vector(row: Any, embedder: str) -> StoredVector:
     return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
 
 
-def example_row(example: Example) -> dict[str, Any]:
+def example_row(given: Example | EmbeddedExample) -> dict[str, Any]:
     """The columns of `examples` for an example."""
+    one = given if isinstance(given, EmbeddedExample) else EmbeddedExample(given)
+    example = one.example
     return {
         "at": float(example.at),
         "namespace": example.namespace,
@@ -226,13 +239,19 @@ def example_row(example: Example) -> dict[str, Any]:
         "seconds": None if example.seconds is None else float(example.seconds),
         "streamed": example.streamed,
         "entry_id": example.entry_id,
+        "scope": example.scope,
+        "feedback": example.feedback,
+        "tags": json.dumps(example.tags),
+        "embedder": "" if one.vector is None else one.embedder,
+        "vector": None if one.vector is None else to_bytes(one.vector),
     }
 
 
 def to_example(row: Any) -> Example:
     """The example of a row of `examples`."""
-    columns = {name: value for name, value in row.items() if name != "id"}
-    return Example(**{**columns, "documents": [DocumentRef(*ref) for ref in json.loads(row["documents"])]})
+    documents = [DocumentRef(*ref) for ref in json.loads(row["documents"])]
+    columns = {name: row[name] for name in _EXAMPLE}
+    return Example(**{**columns, "documents": documents, "tags": json.loads(row["tags"])})
 
 
 def lineage_of(row: Any) -> Example:
@@ -245,4 +264,5 @@ def lineage_of(row: Any) -> Example:
         model=row.model,
         documents=tuple(DocumentRef(*ref) for ref in json.loads(row.documents)),
         entry_id=row.entry_id,
+        tags=json.loads(row.tags),
     )

@@ -255,12 +255,16 @@ class CacheContract:
             seconds=1,
             streamed=True,
             entry_id="e" * 40,
+            scope=Request("how long").scope_digest,
+            feedback=False,
+            tags=("returns", "\N{GREEK SMALL LETTER PI}"),
         )
         assert cache.examples.add(given)
         assert cache.examples.add(Example("\N{GREEK SMALL LETTER PI}?", "3.14", namespace="b"))
         newest, oldest = cache.examples.recent()
 
         assert (oldest, newest.question) == (given, "\N{GREEK SMALL LETTER PI}?")
+        assert oldest.id < newest.id
         assert cache.examples.recent(1) == [newest]
         assert (cache.examples.recent(20, "a"), cache.examples.count("a")) == ([given], 1)
         assert (cache.examples.count(), cache.stats().examples) == (2, 2)
@@ -268,6 +272,28 @@ class CacheContract:
         assert cache.examples.recent() == [newest]
         cache.clear()
         assert (cache.examples.count(), cache.stats().faults) == (0, {})
+
+    def test_examples_are_selected_judged_and_counted(self, cache) -> None:
+        """Stored answers and what was added; by the truth, whichever database holds it."""
+        cache.store(Request("how do I return my goods", namespace="a"), ANSWER, tags=["x"])
+        hat = Example("how do I return my hat", "by mail", namespace="a", model="n", tags=("x",))
+        cache.examples.add(hat)
+        cache.examples.add(Example("how do I return my coat", "by mail", namespace="b", input_tokens=2**40))
+        cache.flush()
+        asked = "how do I return my shoes"
+        found = cache.examples.select(asked, namespace="a", tags=["x"])
+
+        assert {one.question for one in found} == {"how do I return my goods", "how do I return my hat"}
+        (hat,) = cache.examples.select(asked, namespace="a", model="n")
+        assert cache.examples.feedback(hat.id, good=False)
+        assert cache.examples.select(asked, namespace="a", model="n") == []
+        assert cache.examples.select(asked, namespace="a", min_feedback=True) == []
+        assert cache.examples.feedback(hat.id, good=True)
+        assert len(cache.examples.select(asked, namespace="a", min_feedback=True)) == 1
+        stats = cache.examples.stats()
+        assert (stats.namespaces, stats.good, stats.unknown) == ({"a": 2, "b": 1}, 1, 2)
+        assert stats.input_tokens >= 2**40
+        assert cache.stats().faults == {}
 
     def test_an_audit_is_judged_and_in_the_log(self, open_cache) -> None:
         """With what was asked, stored and compared, for every process to learn from; `clear` forgets it."""
