@@ -95,7 +95,7 @@ def _repeated(
 
 
 def components(ties: Ties, seen: Callable[[int], object]) -> Numbers:
-    """Clusters, int64[n]: rows that belong together, or are linked by others that do, have the same number."""
+    """Clusters, int64[n]: rows that belong together, also through others, have the same number."""
     count = len(ties.vectors)
     labels = np.arange(count)
     for begin, end in _tiles(count):
