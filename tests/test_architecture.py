@@ -23,7 +23,7 @@ DOORS = {
             "invalidating",
             "logs",
             "migrations",
-            "notes",
+            "example_table",
             "notes",
             "records",
             "removal",

@@ -15,8 +15,9 @@ from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
+from ibidem.example_table import ExampleTable
 from ibidem.invalidating import Invalidations
-from ibidem.logs import ExampleTable, JudgementTable, LookupTable
+from ibidem.logs import JudgementTable, LookupTable
 from ibidem.migrations import prepare
 from ibidem.notes import Notes
 from ibidem.removal import Removal, delete, note_orphans

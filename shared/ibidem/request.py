@@ -101,6 +101,8 @@ class Request:
         temperature: At which the model samples, if known; only looked at when an answer is to be stored.
         made: When the question was asked, in seconds since the epoch; now, if not given. No part of what is
             compared: an answer to what was asked before its documents were invalidated is not stored.
+        example: False if the answer is a step of a program, such as a question put anew: it may be stored,
+            but is no example.
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -113,6 +115,7 @@ class Request:
     semantic: bool = field(default=True, kw_only=True)
     temperature: float | None = field(default=None, kw_only=True, compare=False)
     made: float = field(default_factory=time.time, kw_only=True, compare=False, repr=False)
+    example: bool = field(default=True, kw_only=True, compare=False, repr=False)
     scope_digest: str = field(init=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
@@ -123,6 +126,7 @@ class Request:
             raise InvalidInput("question is empty; pass the user's question, or do not ask the cache")
         documents = _documents(self.documents)
         require_bool("semantic", self.semantic)
+        require_bool("example", self.example)
         normal = normalise(question) if self.semantic else question
         scope_digest = digest(require_text("scope", self.scope))
         documents_digest = digest(*sorted({d.digest for d in documents}))
