@@ -48,7 +48,7 @@ class Choice:
         if self.documents is not None:
             _require_one_of("documents", self.documents, get_args(Documents))
         for name in ("models", "tags"):
-            object.__setattr__(self, name, _names(name, getattr(self, name)))
+            _require_names(name, getattr(self, name))
         for name in ("namespace", "system"):
             require_text(name, getattr(self, name) or "")
         if self.since is not None:
@@ -67,7 +67,7 @@ class Choice:
             "feedback": example.feedback not in wanted,
             "model": bool(self.models) and example.model not in self.models,
             "since": self.since is not None and example.at < self.since,
-            "tag": bool(self.tags) and not set(self.tags) & set(example.tags),
+            "tag": not set(self.tags) <= set(example.tags),
             "documents": kept == ("skip" if example.documents else "only"),
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
@@ -85,8 +85,13 @@ def _require_number(name: str, given: Any, least: float, most: float) -> None:
         raise InvalidInput(f"{name} must be a number {limits}, not {given!r}")
 
 
-def _names(name: str, given: Any) -> tuple[str, ...]:
-    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
-    if not all(isinstance(one, str) for one in found):
+def _require_names(name: str, given: Any) -> None:
+    if not isinstance(given, tuple) or not all(isinstance(one, str) for one in given):
         raise InvalidInput(f"{name} must be a list of names, not {given!r}")
-    return tuple(sorted(set(found)))
+
+
+def tuple_of(given: Iterable[str]) -> tuple[str, ...]:
+    """Several names, or a single one, each once and in order; what is neither stays, to be refused."""
+    if isinstance(given, str):
+        return (given,)
+    return tuple(sorted(set(given), key=str)) if isinstance(given, (list, tuple, set, frozenset)) else given  # type: ignore[return-value]

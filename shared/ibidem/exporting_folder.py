@@ -118,9 +118,10 @@ def _is_export(folder: Path) -> bool:
 
 
 def _replace(scratch: Path, out: Path) -> None:
+    is_export = _is_export(out)
     (out / MANIFEST_FILE).unlink(missing_ok=True)
     for name in (*_FILES, MANIFEST_FILE):
         if (scratch / name).exists():
             os.replace(scratch / name, out / name)
-        else:
+        elif is_export:  # a stranger's test file is not deleted
             (out / name).unlink(missing_ok=True)
