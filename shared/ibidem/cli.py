@@ -26,6 +26,7 @@ from ibidem.cli_common import (
     settings_of,
     truth_of,
 )
+from ibidem.cli_export import export_examples
 from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
@@ -201,6 +202,7 @@ def fit(
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
+app.command("export")(export_examples)
 app.command("replay")(replay_workload)
 
 
