@@ -173,4 +173,4 @@ def _notes(found: Manifest) -> Iterator[str]:
             "training data do not tell apart. --tag or --model choose among them."
         )
     if found.settings["documents"] == "skip" and (documents := found.dropped.get("documents")):
-        yield f"{documents:,} were answered from documents: cache.examples.export(texts=...) can add the texts."
+        yield f"{documents:,} were answered from documents; cache.examples.export(texts=...) adds these."

@@ -22,7 +22,9 @@ ROUNDING = 1e-4
 # intents (clinc150) are mostly of different meaning.
 RELATED = 0.6
 LOOKED_AT = 16  # nearest questions that are tried for a duplicate
-PARTS = 5  # of a cluster too large to be tested as a whole: each a fifth of the test questions
+# A cluster too large for the test is cut into parts of a fifth of it; into larger ones, which have less of a
+# border, only where these do not fill the test.
+PARTS = (5, 2, 1)
 ROUNDS = 8
 
 TRAIN, TEST, BORDER = 0, 1, 2
@@ -124,7 +126,7 @@ def split(ties: Ties, labels: Numbers, share: float, seed: int) -> NDArray[np.in
     Clusters go to the test as a whole, drawn by chance, while there is room. Of one that is larger than a
     fifth of the room parts can go there (by k-means, Lloyd 1982). The rows outside a part that belong to rows
     in it are its border and go nowhere; a part whose border is larger than itself is not taken. So
-    the border is never larger than the test.
+    the border is never larger than the test, and a test may be smaller than asked for.
 
     Args:
         ties: Which rows belong together.
@@ -135,15 +137,15 @@ def split(ties: Ties, labels: Numbers, share: float, seed: int) -> NDArray[np.in
     sides = np.full(len(labels), TRAIN, np.int8)
     room = round(share * len(labels))
     draw = np.random.default_rng(seed)
-    units = _units(ties.vectors, labels, max(1, room // PARTS), draw)
-    for at in draw.permutation(len(units)):
-        whole, unit = units[at]
-        unit = unit[sides[unit] == TRAIN]
-        if 0 < len(unit) <= room:
-            border = _border(ties, unit, whole[sides[whole] == TRAIN])
-            if len(border) <= len(unit):
-                sides[unit], sides[border] = TEST, BORDER
-                room -= len(unit)
+    for parts in PARTS:
+        units = _units(ties.vectors, labels, max(1, room // parts), draw)
+        for at in draw.permutation(len(units)):
+            whole, unit = units[at]
+            unit = unit[sides[unit] == TRAIN]
+            if 0 < len(unit) <= room - int((sides == TEST).sum()):
+                border = _border(ties, unit, whole[sides[whole] == TRAIN])
+                if len(border) <= len(unit):
+                    sides[unit], sides[border] = TEST, BORDER
     return sides
 
 
