@@ -25,6 +25,7 @@ LOOKED_AT = 16  # nearest questions that are tried for a duplicate
 # A cluster too large for the test is cut into parts of a fifth of it; into larger ones, which have less of a
 # border, only where these do not fill the test.
 PARTS = (5, 2, 1)
+LEFT = 0.05  # of the test that may stay empty
 ROUNDS = 8
 
 TRAIN, TEST, BORDER = 0, 1, 2
@@ -137,15 +138,19 @@ def split(ties: Ties, labels: Numbers, share: float, seed: int) -> NDArray[np.in
     sides = np.full(len(labels), TRAIN, np.int8)
     room = round(share * len(labels))
     draw = np.random.default_rng(seed)
-    for parts in PARTS:
+    left = room
+    for parts in PARTS if room else ():
         units = _units(ties.vectors, labels, max(1, room // parts), draw)
         for at in draw.permutation(len(units)):
             whole, unit = units[at]
             unit = unit[sides[unit] == TRAIN]
-            if 0 < len(unit) <= room - int((sides == TEST).sum()):
+            if 0 < len(unit) <= left:
                 border = _border(ties, unit, whole[sides[whole] == TRAIN])
                 if len(border) <= len(unit):
                     sides[unit], sides[border] = TEST, BORDER
+                    left -= len(unit)
+        if left < LEFT * room:
+            break
     return sides
 
 

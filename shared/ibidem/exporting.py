@@ -64,7 +64,7 @@ def export_examples(
             longer the one that the model saw.
         redact: Applied to questions, answers and documents, after the cache's own. None to apply that alone.
         near: Cosine similarity from which a question is a repetition of another, unless a guard of the
-            cache keeps them apart (numbers, negations, ...); 1 to keep all.
+            cache (numbers, dates, ...) or a negation keeps them apart; 1 to keep all.
         apart: Cosine similarity below which questions may stand on both sides of the split.
         test_share: Share of the questions for the test.
         seed: Of the split.

@@ -26,6 +26,7 @@ from ibidem.exporting_folder import (
 )
 from ibidem.exporting_rows import Dropped, Reader, Redact, Row, Texts
 from ibidem.guards import vetoed_by
+from ibidem.phrasing import take_apart
 
 if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder
@@ -122,8 +123,11 @@ class Export:
         comparable = np.array([self._embedder.refusal(rows[at].question) is None for at in order])
 
         def same(one: int, other: int) -> bool:
-            asked, stored = rows[order[one]], rows[order[other]]
-            return vetoed_by(asked.question, stored.question) is None
+            asked, stored = rows[order[one]].question, rows[order[other]].question
+            is_negated = (
+                take_apart(asked).negations != take_apart(stored).negations
+            )  # embeddings hardly see it
+            return not is_negated and vetoed_by(asked, stored) is None
 
         repeats = duplicates(
             vectors[order],
