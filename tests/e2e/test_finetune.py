@@ -45,7 +45,7 @@ def test_a_model_learns_from_an_export(open_cache: OpenCache, tmp_path: Path, fo
         question = f"which colour has thing{n} of maker{n}"
         cache.examples.add(Example(question, f"The colour of it is {COLOURS[n % 8]}."))
     found = cache.examples.export(tmp_path / "data", form, apart=0.9)  # type: ignore[arg-type]
-    said = run("data", "--epochs", 15, "--rate", "1e-2", place=tmp_path)
+    said = run("data", "--epochs", 6, "--rate", "1e-2", place=tmp_path)
     before, after = map(float, re.findall(r"loss on the test: ([\d.]+) before, ([\d.]+) after", said)[0])
 
     assert found.test == 8
