@@ -144,9 +144,8 @@ class Records(Notes):
 
     def of_ids(self, ids: Sequence[str]) -> list[Entry]:
         """The entries of these ids, newest first, with their sources."""
-        return self._with_sources(
-            sa.select(*_ENTRY).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
-        )
+        query = sa.select(*_ENTRY).where(_entries.c.id.in_(ids))
+        return self._with_sources(query.order_by(_entries.c.created.desc()))
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
         with reading(self._engine) as db:

@@ -110,7 +110,7 @@ class TestTrl:
     def test_chats_pass_its_chat_template(
         self, exported: Callable[..., Path], tokenizer: Any, form: Format, user: str, model: str
     ) -> None:
-        """ShareGPT's form after the conversion that trl has for it, which leaves the names of the speakers."""
+        """ShareGPT's form after trl's conversion, which leaves the names of the speakers."""
         trl = pytest.importorskip("trl.data_utils")
         rows = [trl.maybe_convert_to_chatml(row) for row in loaded(exported(form))["test"]]
         texts = [trl.apply_chat_template(row, tokenizer)["text"] for row in rows]
