@@ -27,6 +27,7 @@ from ibidem.cli_common import (
     truth_of,
 )
 from ibidem.cli_examples import examples_app
+from ibidem.cli_export import export_examples
 from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
@@ -190,6 +191,7 @@ app.add_typer(examples_app)
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
+app.command("export")(export_examples)
 app.command("replay")(replay_workload)
 app.command("tune")(tune_model)
 app.command("evaluate")(evaluate_models)

@@ -10,6 +10,7 @@ from ibidem.admission import storable
 from ibidem.entry import Entry
 from ibidem.errors import InvalidInput
 from ibidem.examples import DocumentRef, Example, ExampleStats
+from ibidem.exporting import export_examples
 from ibidem.request import Answer, require_text
 from ibidem.selecting import Wanted
 
@@ -178,6 +179,8 @@ class ExampleLog:
         if not wanted.question or not all(map(storable, texts)):
             return []
         return self._backend.select(wanted)
+
+    export = export_examples
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last `limit` examples added, by any process, the newest first; all or those of one namespace.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -81,6 +81,19 @@ class ExampleTable:
         """Delete what was answered before; returns how many."""
         with writing(self._engine) as db:
             return int(db.execute(sa.delete(_examples).where(_c.at < at)).rowcount)
+
+    def each(self, namespace: str | None, embedder: str) -> Iterator[tuple[Example, bytes | None]]:
+        """All there are at the first call, oldest first, read in pages, with vectors of this embedder."""
+        with reading(self._engine) as db:
+            newest = db.scalar(_within(sa.select(sa.func.max(_c.id)), namespace)) or 0
+        query = _within(sa.select(*_EXAMPLE, _c.vector, _c.embedder), namespace).where(_c.id <= newest)
+        last = 0
+        while last < newest:
+            with reading(self._engine) as db:
+                page = db.execute(query.where(_c.id > last).order_by(_c.id).limit(BATCH)).all()
+            for row in page:
+                yield to_example(row._mapping), row.vector if row.embedder == embedder else None
+            last = page[-1].id if page else newest
 
     # What a selection needs.
 
