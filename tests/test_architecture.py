@@ -24,9 +24,9 @@ DOORS = {
             "logs",
             "migrations",
             "notes",
-            "notes",
             "records",
             "removal",
+            "stored",
             "tables",
         )
     },

@@ -220,7 +220,8 @@ class Miss:
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audit`), `question_too_long`, `question_not_covered` (in a script that
-    the model does not know), `no_index` (another process owns it, or it is down), `error`.
+    the model does not know), `no_index` (another process owns it, or it is down), `bypassed` (a teacher is
+    asked: see `ibidem.teaching`), `error`.
     """
 
     reason: str
@@ -248,7 +249,8 @@ class Rejected:
     """The answer was not stored, and why.
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
-    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made), `error`.
+    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made),
+    `bypassed` (a teacher said it), `error`.
     """
 
     reason: str
