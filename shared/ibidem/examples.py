@@ -7,6 +7,7 @@ ids and digests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 from ibidem.admission import storable
 from ibidem.bypass import is_bypassed
 from ibidem.errors import InvalidInput
-from ibidem.request import Document, require_bool, require_text
+from ibidem.request import Document, require_bool, require_tags, require_text
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
 
+_SCOPE = re.compile("(?:[0-9a-f]{32})?")
 _TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infinity are not below it
 
 
@@ -50,7 +52,11 @@ class Example:
         output_tokens: Completion tokens, if known.
         seconds: How long the answer took, if known.
         streamed: Whether it came in pieces.
-        entry_id: The entry of the cache that gave the answer; None if the model did.
+        entry_id: The entry of the cache that holds the answer; None if none does.
+        scope: Digest of everything else the model saw (`Request.scope_digest`), empty if unknown.
+        feedback: True if somebody called the answer good, False if bad; None if nobody said.
+        tags: Names by which it can be selected.
+        id: Its number in the log, if it was read from there; ids grow in the order of adding. Not compared.
 
     Raises:
         InvalidInput: A part has the wrong type, or question or answer is empty.
@@ -67,9 +73,13 @@ class Example:
     seconds: float | None = field(default=None, kw_only=True)
     streamed: bool = field(default=False, kw_only=True)
     entry_id: str | None = field(default=None, kw_only=True)
+    scope: str = field(default="", kw_only=True)
+    feedback: bool | None = field(default=None, kw_only=True)
+    tags: tuple[str, ...] = field(default=(), kw_only=True)
+    id: int | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("question", "answer", "namespace", "model"):
+        for name in ("question", "answer", "namespace", "model", "scope"):
             require_text(f"Example.{name}", getattr(self, name))
         for name in ("question", "answer"):
             if not getattr(self, name).strip():
@@ -79,7 +89,14 @@ class Example:
         require_bool("Example.streamed", self.streamed)
         if self.entry_id is not None:
             require_text("Example.entry_id", self.entry_id)
+        if not _SCOPE.fullmatch(self.scope):
+            raise InvalidInput("Example.scope must be a digest (Request.scope_digest), or empty")
+        if self.feedback is not None:
+            require_bool("Example.feedback", self.feedback)
+        if self.id is not None and (isinstance(self.id, bool) or not isinstance(self.id, int)):
+            raise InvalidInput(f"Example.id must be an int or None, not {type(self.id).__name__}")
         object.__setattr__(self, "documents", _refs(self.documents))
+        object.__setattr__(self, "tags", require_tags(self.tags))
 
 
 def _require_number(name: str, value: object) -> None:
@@ -171,6 +188,6 @@ class ExampleLog:
 def _fits(example: Example) -> bool:
     """Whether SQL columns hold it."""
     ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
-    texts = (example.question, example.answer, example.namespace, example.model, *ids)
+    texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
     numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
     return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)

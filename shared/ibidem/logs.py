@@ -20,6 +20,7 @@ JUDGEMENT_LIMIT = 100_000  # judgements kept
 
 _entries, _lookups, _examples = tables.entries, tables.lookups, tables.examples
 _judgements = tables.judgements
+_EXAMPLE = [column for column in _examples.c if column.name not in ("vector", "embedder")]
 _AUDITED = _judgements.c.source != "feedback"  # what people said does not crowd out what was measured
 
 
@@ -83,7 +84,7 @@ class ExampleTable:
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last examples added, newest first; all or those of one namespace."""
-        query = sa.select(_examples).order_by(_examples.c.id.desc()).limit(limit)
+        query = sa.select(*_EXAMPLE).order_by(_examples.c.id.desc()).limit(limit)
         if namespace is not None:
             query = query.where(_examples.c.namespace == namespace)
         with reading(self._engine) as db:

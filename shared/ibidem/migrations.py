@@ -67,8 +67,21 @@ def _add_life(db: sa.Connection) -> None:
 
 def _add_sources(db: sa.Connection) -> None:
     """What a document was cut from; and two documents may have the same text."""
-    table = tables.entry_documents
-    kept = [column.name for column in table.c if column.name != "source"]
+    _make_anew(db, tables.entry_documents, {"source"})
+
+
+def _add_meaning(db: sa.Connection) -> None:
+    """What is known of examples beyond their texts; an id is never given again."""
+    added = ("scope", "feedback", "tags", "embedder", "vector")
+    if db.dialect.name == "sqlite":  # which counts on from the highest id only where the table says so
+        _make_anew(db, tables.examples, set(added))
+    else:  # its sequence knows which ids were given
+        _add_columns(db, tables.examples, *added)
+
+
+def _make_anew(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
+    """Copy the rows into a new table, which has other columns and keys."""
+    kept = [column.name for column in table.c if column.name not in added]
     former = sa.table(f"former_{table.name}", *map(sa.column, kept))
     db.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {former.name}")  # SQLite changes no keys
     db.execute(sa.schema.CreateTable(table))
@@ -77,4 +90,4 @@ def _add_sources(db: sa.Connection) -> None:
 
 
 # By the version they lead to.
-_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {2: _add_life, 3: _add_sources}
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {2: _add_life, 3: _add_sources, 4: _add_meaning}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ibidem.admission import storable
@@ -11,6 +11,8 @@ from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
 from ibidem.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
 from ibidem.examples import DocumentRef, Example
 from ibidem.request import Answer, Hit, Miss, Request
+
+_EXAMPLE = [field.name for field in fields(Example)]  # are the columns of `examples`
 
 WAITING = ""  # value of entries.indexed_in for a vector that is not in any index yet
 
@@ -226,13 +228,17 @@ def example_row(example: Example) -> dict[str, Any]:
         "seconds": None if example.seconds is None else float(example.seconds),
         "streamed": example.streamed,
         "entry_id": example.entry_id,
+        "scope": example.scope,
+        "feedback": example.feedback,
+        "tags": json.dumps(example.tags),
     }
 
 
 def to_example(row: Any) -> Example:
     """The example of a row of `examples`."""
-    columns = {name: value for name, value in row.items() if name != "id"}
-    return Example(**{**columns, "documents": [DocumentRef(*ref) for ref in json.loads(row["documents"])]})
+    documents = [DocumentRef(*ref) for ref in json.loads(row["documents"])]
+    columns = {name: row[name] for name in _EXAMPLE}
+    return Example(**{**columns, "documents": documents, "tags": json.loads(row["tags"])})
 
 
 def lineage_of(row: Any) -> Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = sa.MetaData()
 
@@ -121,7 +121,17 @@ examples = sa.Table(
     sa.Column("seconds", sa.Float),
     sa.Column("streamed", sa.Boolean, nullable=False),
     sa.Column("entry_id", sa.Text),
+    sa.Column("scope", sa.String(32), nullable=False, server_default=""),
+    sa.Column("feedback", sa.Boolean),  # NULL: nobody said
+    sa.Column("tags", sa.Text, nullable=False, server_default="[]"),  # JSON, as of documents
+    # The question's embedding, as of entries; who made it, "" while nobody has. No vector: too long for it.
+    sa.Column("embedder", sa.Text, nullable=False, server_default=""),
+    sa.Column("vector", sa.LargeBinary),
     sa.Index("ix_examples_namespace", "namespace", "id"),
+    sa.Index("ix_examples_entry", "entry_id"),
+    sa.Index("ix_examples_embedder", "embedder", "id"),
+    # As of judgements: what was read is only added to.
+    sqlite_autoincrement=True,
 )
 
 judgements = sa.Table(

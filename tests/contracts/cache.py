@@ -255,12 +255,16 @@ class CacheContract:
             seconds=1,
             streamed=True,
             entry_id="e" * 40,
+            scope=Request("how long").scope_digest,
+            feedback=False,
+            tags=("returns", "\N{GREEK SMALL LETTER PI}"),
         )
         assert cache.examples.add(given)
         assert cache.examples.add(Example("\N{GREEK SMALL LETTER PI}?", "3.14", namespace="b"))
         newest, oldest = cache.examples.recent()
 
         assert (oldest, newest.question) == (given, "\N{GREEK SMALL LETTER PI}?")
+        assert oldest.id < newest.id
         assert cache.examples.recent(1) == [newest]
         assert (cache.examples.recent(20, "a"), cache.examples.count("a")) == ([given], 1)
         assert (cache.examples.count(), cache.stats().examples) == (2, 2)

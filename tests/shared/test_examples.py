@@ -37,6 +37,9 @@ examples = st.builds(
     seconds=st.none() | st.floats(0, 1e6),
     streamed=st.booleans(),
     entry_id=st.none() | text,
+    scope=st.sampled_from(["", "0123456789abcdef" * 2]),
+    feedback=st.none() | st.booleans(),
+    tags=st.lists(spoken, max_size=3).map(tuple),
 )
 
 
@@ -52,7 +55,10 @@ def test_an_example_comes_back_as_it_went_in(tmp_path: Path, example: Example) -
     records = Records(f"sqlite:///{tmp_path / 'truth.sqlite3'}")
     records.examples.add([example])
 
-    assert records.examples.recent(1) == [example]
+    (kept,) = records.examples.recent(1)
+    assert kept == example
+    assert example.id is None
+    assert kept.id == records.examples.count()
     records.close()
 
 
@@ -169,6 +175,12 @@ def test_a_tenant_cleared_while_others_write_is_gone(cache) -> None:
         ({"output_tokens": True}, "Example.output_tokens must be an int or None, not bool"),
         ({"streamed": 1}, "Example.streamed must be a bool"),
         ({"entry_id": 7}, "Example.entry_id must be a str"),
+        ({"scope": "shop"}, "Example.scope must be a digest"),
+        ({"scope": None}, "Example.scope must be a str"),
+        ({"feedback": 1}, "Example.feedback must be a bool, not int"),
+        ({"tags": "news"}, "tags must be a list of names"),
+        ({"tags": [" "]}, "tags must be a list of names"),
+        ({"id": "7"}, "Example.id must be an int or None, not str"),
         ({"documents": MEMO}, "must be a sequence of ibidem.Document"),
         ({"documents": [SECRET]}, "must be a sequence of ibidem.Document"),
         ({"documents": SECRET}, "must be a sequence of ibidem.Document"),
@@ -211,6 +223,7 @@ def test_a_closed_cache_says_so(cache) -> None:
         {"namespace": "\0"},
         {"model": "\udfff"},
         {"entry_id": "\0"},
+        {"tags": ("\ud800",)},
         {"documents": (Document("a\ud800", ""),)},
         {"at": float("nan")},
         {"seconds": float("inf")},

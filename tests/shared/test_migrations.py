@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy.schema import CreateTable
 
 import ibidem
-from ibidem import Answer, Document, Request, migrations, tables
+from ibidem import Answer, Document, Example, Request, migrations, tables
 from ibidem.records import Records
 from tests.embedders import BagOfWords
 from tests.servers import running_postgres
@@ -123,18 +123,45 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
         with engine.begin() as db:  # back to what schema 1 had
             for name in ("ttl", "used", "size", "cost", "rank"):
                 db.exec_driver_sql(f"ALTER TABLE entries DROP COLUMN {name}")
+            for name in ("scope", "feedback", "tags", "embedder", "vector"):
+                db.exec_driver_sql(f"ALTER TABLE examples DROP COLUMN {name}")
+            db.exec_driver_sql(
+                "INSERT INTO examples (at, namespace, question, answer, model, documents, streamed) "
+                "VALUES (1.0, '', 'an old question', 'a', '', '[]', false)"
+            )
             for name in ("entry_tags", "invalidations", "dead_points"):
                 db.exec_driver_sql(f"DROP TABLE {name}")
             db.exec_driver_sql("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
         with ThreadPoolExecutor(4) as pool:
             for records in pool.map(Records, [url] * 4):
                 records.close()
-        found = {column["name"] for column in sqlalchemy.inspect(engine).get_columns("entries")}
-        indexes = {index["name"] for index in sqlalchemy.inspect(engine).get_indexes("entries")}
+        columns, indexes = {}, set()
+        for table in (tables.entries, tables.examples):
+            found = sqlalchemy.inspect(engine)
+            columns[table] = {column["name"] for column in found.get_columns(table.name)}
+            indexes |= {index["name"] for index in found.get_indexes(table.name)}
         engine.dispose()
+        records = Records(url)
+        records.examples.add([Example("a new one", "a", tags=("t",))])
+        kept = records.examples.recent()
+        records.close()
 
-    assert found == set(tables.entries.c.keys())
-    assert "ix_entries_rank" in indexes
+    assert all(found == set(table.c.keys()) for table, found in columns.items())
+    assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_embedder"}
+    assert kept == [Example("a new one", "a", tags=("t",)), Example("an old question", "a", at=1.0)]
+
+
+def test_an_example_keeps_its_number_and_no_number_comes_back(tmp_path: Path) -> None:
+    """Of an old log: what another process read of it stays right when the newest example is deleted."""
+    file = tmp_path / "ibidem.sqlite3"
+    old_database(file)
+    records = Records(f"sqlite:///{file}")
+    assert records.examples.recent()[0].id == 1
+    records.clear()
+    records.examples.add([Example("q", "a")])
+
+    assert records.examples.recent()[0].id == 2
+    records.close()
 
 
 def test_every_version_has_its_step() -> None:
