@@ -29,6 +29,7 @@ from ibidem.cli_common import (
 from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
+from ibidem.cli_teach import mine_pairs, teach_pairs
 from ibidem.doctor import examine
 
 app = typer.Typer(
@@ -202,6 +203,8 @@ app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
 app.command("replay")(replay_workload)
+app.command("pairs")(mine_pairs)
+app.command("teach")(teach_pairs)
 
 
 def main() -> None:

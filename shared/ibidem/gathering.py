@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ibidem.labels import SOURCES
 from ibidem.logs import EXAMPLE_LIMIT, JUDGEMENT_LIMIT, LOG_LIMIT
 from ibidem.pairs import QuestionPair
-from ibidem.request import normalise
+from ibidem.request import digest, normalise
 
 if TYPE_CHECKING:
     from ibidem.entry import Vector
@@ -116,7 +116,11 @@ def _kept(records: Records, embedder: str, namespace: str | None) -> dict[str, d
         kept.answers.setdefault((row.scope, row.documents), row.answer)
     for example in records.examples.recent(min(2 * MOST, EXAMPLE_LIMIT), namespace):
         text = normalise(example.question)
-        found.setdefault(example.namespace, {}).setdefault(text, Kept(text))
+        kept = found.setdefault(example.namespace, {}).setdefault(text, Kept(text))
+        # What the cache repeated is the answer to another question, and would say that the two are alike.
+        if example.scope and example.entry_id is None and example.feedback is not False:
+            documents = digest(*sorted({document.digest for document in example.documents}))
+            kept.answers.setdefault((example.scope, documents), example.answer)
     return found
 
 
