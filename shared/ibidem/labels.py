@@ -46,7 +46,7 @@ def read_labels(path: Path) -> list[Label] | list[Row]:
     """
     found: list[Any] = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line.strip():
                 label = _label(line, f"{path}, line {number}")
                 if label is None:
