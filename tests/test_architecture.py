@@ -23,6 +23,7 @@ DOORS = {
             "invalidating",
             "logs",
             "migrations",
+            "example_table",
             "notes",
             "records",
             "removal",

@@ -15,7 +15,7 @@ from ibidem.bypass import BYPASSED, is_bypassed
 from ibidem.correcting import Correcting
 from ibidem.decision import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
-from ibidem.examples import ExampleLog
+from ibidem.example_log import ExampleLog
 from ibidem.finding import Finder
 from ibidem.keeping import Keeper
 from ibidem.learning import drop_cache, fit_cache
@@ -41,6 +41,7 @@ class SemanticCache(Answering, Correcting):
         auditor: Asked which candidates may be served and which are compared; None for no audits.
         single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
+        examples: Whether what is stored is an example too.
     """
 
     def __init__(
@@ -53,17 +54,18 @@ class SemanticCache(Answering, Correcting):
         auditor: Auditor | None = None,
         single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
+        examples: bool = True,
     ) -> None:
         self._backend, self.policy, self.lifetime = backend, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self._finder = Finder(backend, policy, auditor, lifetime)
-        self._keeper = Keeper(backend, admission, lifetime)
+        # Answered questions, for later use.
+        self.examples = ExampleLog(backend, self._ready, admission.redacted, kept=examples)
+        self._keeper = Keeper(backend, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        # Answered questions, for later use.
-        self.examples = ExampleLog(backend, self._ready, admission.redacted)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.

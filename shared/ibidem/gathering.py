@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ibidem.entry import to_vector
 from ibidem.labels import SOURCES
-from ibidem.logs import EXAMPLE_LIMIT, JUDGEMENT_LIMIT, LOG_LIMIT
+from ibidem.logs import JUDGEMENT_LIMIT, LOG_LIMIT
 from ibidem.pairs import QuestionPair
-from ibidem.request import digest, normalise
+from ibidem.request import digest_of, key_of, normalise
 
 if TYPE_CHECKING:
     from ibidem.entry import Vector
+    from ibidem.examples import Example
     from ibidem.records import Records
     from ibidem.rows import JudgementRow, LookupRow
 
@@ -51,9 +53,17 @@ def gather(records: Records, embedder: str, namespace: str | None = None) -> Gat
     rows = records.judgements.recent(JUDGEMENT_LIMIT, namespace)
     told = {(pair.namespace, pair.a, pair.b): pair for pair in _judged(rows)}
     lookups = [row for row in records.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
-    for pair in _looked_up(lookups, _stored_texts(records, rows, lookups), left_out):
+    examples = records.examples.recent(2 * MOST, namespace)
+    known = _stored_texts(records, rows, examples, lookups)
+    for pair in _looked_up(lookups, known, left_out):
         told.setdefault((pair.namespace, pair.a, pair.b), pair)
-    return Gathered(list(told.values()), _kept(records, embedder, namespace), left_out)
+    kept: dict[str, dict[str, Kept]] = {}
+    for row in records.stored.newest(2 * MOST, embedder, namespace):
+        one = _of(kept, row.namespace, row.question)
+        one.vector = row.vector if one.vector is None else one.vector
+        one.answers.setdefault((row.scope, row.documents), row.answer)
+    _add_examples(kept, examples, records, embedder)
+    return Gathered(list(told.values()), kept, left_out)
 
 
 def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
@@ -82,12 +92,23 @@ def _met(row: LookupRow) -> bool:
 
 
 def _stored_texts(
-    records: Records, judged: Iterable[JudgementRow], lookups: Iterable[LookupRow]
+    records: Records,
+    judged: Iterable[JudgementRow],
+    examples: Iterable[Example],
+    lookups: Iterable[LookupRow],
 ) -> dict[str, str]:
-    """Stored questions by id of their entry; what was judged is remembered beyond the entry's life."""
+    """Stored questions by id of their entry; judgements and examples remember some beyond its life."""
     wanted = dict.fromkeys(row.entry_id for row in lookups if _met(row) and row.entry_id)
+    told = {one.entry_id: one.question for one in examples if one.entry_id and _is_its_own(one)}
     remembered = {row.entry_id: row.stored for row in judged if row.entry_id}
-    return {**remembered, **records.stored.texts(list(wanted))}
+    return {**told, **remembered, **records.stored.texts(list(wanted))}
+
+
+def _is_its_own(example: Example) -> bool:
+    """Whether its entry was stored for the very question, and not repeated for another one."""
+    documents = digest_of(document.digest for document in example.documents)
+    key = key_of(example.namespace, example.scope, normalise(example.question), documents)
+    return key == example.entry_id
 
 
 def _looked_up(
@@ -107,21 +128,28 @@ def _looked_up(
             yield QuestionPair(a, b, source="hit" if row.tier else "near_miss", namespace=row.namespace)
 
 
-def _kept(records: Records, embedder: str, namespace: str | None) -> dict[str, dict[str, Kept]]:
-    """The stored questions and those of the example log, by namespace and text, newest first."""
-    found: dict[str, dict[str, Kept]] = {}
-    for row in records.stored.newest(2 * MOST, embedder, namespace):
-        text = normalise(row.question)
-        kept = found.setdefault(row.namespace, {}).setdefault(text, Kept(text, row.vector))
-        kept.answers.setdefault((row.scope, row.documents), row.answer)
-    for example in records.examples.recent(min(2 * MOST, EXAMPLE_LIMIT), namespace):
-        text = normalise(example.question)
-        kept = found.setdefault(example.namespace, {}).setdefault(text, Kept(text))
+def _of(kept: dict[str, dict[str, Kept]], namespace: str, question: str) -> Kept:
+    text = normalise(question)
+    return kept.setdefault(namespace, {}).setdefault(text, Kept(text))
+
+
+def _add_examples(
+    kept: dict[str, dict[str, Kept]], examples: Iterable[Example], records: Records, embedder: str
+) -> None:
+    """Questions of the example log, the newest first, with the vectors that were made for it."""
+    lacking: dict[str, dict[int, Kept]] = {}
+    for example in examples:
+        one = _of(kept, example.namespace, example.question)
+        if one.vector is None and example.id is not None:
+            lacking.setdefault(example.namespace, {})[example.id] = one
         # What the cache repeated is the answer to another question, and would say that the two are alike.
-        if example.scope and example.entry_id is None and example.feedback is not False:
-            documents = digest(*sorted({document.digest for document in example.documents}))
-            kept.answers.setdefault((example.scope, documents), example.answer)
-    return found
+        own = example.entry_id is None or _is_its_own(example)
+        if example.scope and own and example.feedback is not False:
+            documents = digest_of(document.digest for document in example.documents)
+            one.answers.setdefault((example.scope, documents), example.answer)
+    for namespace, by_id in lacking.items():
+        for id_, raw in records.examples.vectors(namespace, embedder, ids=list(by_id)):
+            by_id[id_].vector = None if raw is None else to_vector(raw)
 
 
 def sift(gathered: Gathered, refusal: Callable[[str], str | None]) -> Gathered:

@@ -15,8 +15,9 @@ from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source, to_bytes
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
+from ibidem.example_table import ExampleTable
 from ibidem.invalidating import Invalidations
-from ibidem.logs import ExampleTable, JudgementTable, LookupTable
+from ibidem.logs import JudgementTable, LookupTable
 from ibidem.migrations import prepare
 from ibidem.notes import Notes
 from ibidem.removal import Removal, delete, note_orphans
@@ -143,9 +144,8 @@ class Records(Notes):
 
     def of_ids(self, ids: Sequence[str]) -> list[Entry]:
         """The entries of these ids, newest first, with their sources."""
-        return self._with_sources(
-            sa.select(*_ENTRY).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
-        )
+        query = sa.select(*_ENTRY).where(_entries.c.id.in_(ids))
+        return self._with_sources(query.order_by(_entries.c.created.desc()))
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
         with reading(self._engine) as db:

@@ -56,6 +56,15 @@ class JudgementRow:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedExample:
+    """An example with the vector of its question, if `embedder` has made it already."""
+
+    example: Example
+    vector: Vector | None = field(default=None, repr=False, compare=False)
+    embedder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredVector:
     """A stored question as the index needs it; `vector` is None if it must be embedded (again)."""
 
@@ -214,8 +223,10 @@ def to_stored_vector(row: Any, embedder: str) -> StoredVector:
     return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
 
 
-def example_row(example: Example) -> dict[str, Any]:
+def example_row(given: Example | EmbeddedExample) -> dict[str, Any]:
     """The columns of `examples` for an example."""
+    one = given if isinstance(given, EmbeddedExample) else EmbeddedExample(given)
+    example = one.example
     return {
         "at": float(example.at),
         "namespace": example.namespace,
@@ -231,6 +242,8 @@ def example_row(example: Example) -> dict[str, Any]:
         "scope": example.scope,
         "feedback": example.feedback,
         "tags": json.dumps(example.tags),
+        "embedder": "" if one.vector is None else one.embedder,
+        "vector": None if one.vector is None else to_bytes(one.vector),
     }
 
 

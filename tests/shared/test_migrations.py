@@ -147,7 +147,7 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
         records.close()
 
     assert all(found == set(table.c.keys()) for table, found in columns.items())
-    assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_embedder"}
+    assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_vector"}
     assert kept == [Example("a new one", "a", tags=("t",)), Example("an old question", "a", at=1.0)]
 
 

@@ -144,16 +144,19 @@ def test_a_question_too_long_to_compare_is_in_no_pair(cache: SemanticCache) -> N
     assert cache.pairs().left_out == {"question_too_long": 2}
 
 
-def test_what_is_lost_with_a_deleted_entry_is_told(cache: SemanticCache) -> None:
-    """The log holds its id and not its question."""
+@pytest.mark.parametrize("examples", [True, False])
+def test_the_question_of_a_deleted_entry_is_known_from_the_example_log(open_cache, examples: bool) -> None:
+    """Without it what is lost is told: the lookup log holds the id and not the question."""
+    cache = open_cache(examples=examples)
     stored = cache.store(Request(question(1)), Answer("one"))
     cache.lookup(Request(reworded(1)))
     cache.invalidate(entry=stored.entry_id)
 
     mined = cache.pairs()
 
-    assert mined.pairs == ()
-    assert mined.left_out == {DELETED: 1}
+    found = [(pair.a, pair.b, pair.source) for pair in mined.pairs]
+    assert found == ([(reworded(1), question(1), "hit")] if examples else [])
+    assert mined.left_out == ({} if examples else {DELETED: 1})
 
 
 def test_each_pair_comes_once_and_always_the_same(open_cache) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ibidem import Answer, Example, InvalidInput, Miss, Rejected, Request, asking
+from ibidem import Answer, Example, InvalidInput, Rejected, Request, asking
 from ibidem.cli import app
 from ibidem.errors import TeacherUnavailable
 from ibidem.labels import read_labels
@@ -340,7 +340,7 @@ from pathlib import Path
 from ibidem.pairs import read_pairs
 from ibidem.teaching import teach
 def slow(prompt):
-    print(json.loads(prompt.split("\\n##########\\n")[1])["new question"])
+    sys.stdout.write(json.loads(prompt.split("\\n##########\\n")[1])["new question"] + "\\n")
     time.sleep(0.02)
     return "yes"
 pairs = read_pairs(Path(sys.argv[1]))
@@ -400,6 +400,7 @@ def test_a_teacher_leaves_caches_and_logs_alone(open_cache) -> None:
     cache = open_cache()
     cache.store(Request("known"), Answer("an answer"))
     told: list[object] = []
+    kept = cache.examples.count()
 
     def teacher(prompt: str) -> str:
         told.append(cache.lookup(Request("known")))
@@ -410,11 +411,9 @@ def test_a_teacher_leaves_caches_and_logs_alone(open_cache) -> None:
 
     teach(some(1), teacher)
 
-    assert told == [Miss("bypassed", seconds=0.0), Rejected("bypassed"), False, "fresh"] or (
-        told[0].reason == "bypassed" and told[1:] == [Rejected("bypassed"), False, "fresh"]
-    )
+    assert (told[0].reason, *told[1:]) == ("bypassed", Rejected("bypassed"), False, "fresh")
     assert cache.lookup(Request("known"))
-    assert (cache.stats().entries, cache.examples.count(), len(cache.recent())) == (1, 0, 1)
+    assert (cache.stats().entries, cache.examples.count(), len(cache.recent())) == (1, kept, 1)
 
 
 def test_the_cost_is_told_before() -> None:

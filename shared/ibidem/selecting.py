@@ -1,0 +1,192 @@
+"""Finding the examples nearest to a question. Their vectors are held in memory while selections are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem.bounded import BoundedDict
+from ibidem.entry import Vector
+from ibidem.examples import Example
+from ibidem.locks import ForkSafeLock
+from ibidem.selection import Candidate, pick, usable
+
+if TYPE_CHECKING:
+    from ibidem.embedding import CheckedEmbedder
+    from ibidem.example_table import ExampleTable
+
+NAMESPACES = 256  # whose vectors are held; those unused the longest are read again when they are needed
+AT_ONCE = 64  # questions without a vector that a selection embeds itself, the newest; the rest come later
+_POOL, _POOL_PER_EXAMPLE = 64, 16  # how many of the nearest a selection chooses from, at least
+_WIDER = 4  # times as many, if too few of them can be used
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be selected; see `ExampleLog.select`."""
+
+    question: str
+    k: int
+    max_tokens: int | None = None
+    namespace: str = ""
+    good: bool = False
+    diversity: float = 0.3
+    tags: tuple[str, ...] = ()
+    model: str | None = None
+    count_tokens: Callable[[str], int] | None = None
+
+    @property
+    def filtered(self) -> bool:
+        """Whether not every example of the namespace will do."""
+        return self.good or bool(self.tags) or self.model is not None
+
+
+class Selector:
+    """Selects examples of one database. Thread-safe; raises what the database or the embedder does.
+
+    Vectors are held as float32: 1.5 KB an example with 384 dimensions.
+    """
+
+    def __init__(self, table: ExampleTable, embedder: CheckedEmbedder) -> None:
+        self._table, self._embedder = table, embedder
+        self._lock = ForkSafeLock()
+        self._held: BoundedDict[str, _Matrix] = BoundedDict(NAMESPACES)
+        self._behind: set[str] = set()  # namespaces with questions left to embed
+
+    def select(self, wanted: Wanted) -> list[Example]:
+        """The examples; none for a question that the embedder cannot read."""
+        if not wanted.k or self._embedder.refusal(wanted.question) is not None:
+            return []
+        vector = self._embedder.vector_of(wanted.question)
+        self.embed_some(wanted.namespace)
+        allowed = self._allowed(wanted)
+        pool = max(_POOL, _POOL_PER_EXAMPLE * wanted.k)
+        while True:
+            found, exhausted = self._nearest(wanted.namespace, vector, pool, allowed)
+            left = usable(found, wanted.question)
+            if exhausted or len(left) >= _WIDER * wanted.k:
+                break
+            pool *= _WIDER
+        diversity, budget = wanted.diversity, wanted.max_tokens
+        return pick(left, wanted.k, diversity=diversity, max_tokens=budget, count=wanted.count_tokens)
+
+    def work(self) -> bool:
+        """Embed some of what is left, of a namespace that was selected from; whether there is more."""
+        for namespace in tuple(self._behind):
+            self.embed_some(namespace)
+            break
+        return bool(self._behind)
+
+    def embed_some(self, namespace: str, limit: int = AT_ONCE) -> bool:
+        """Embed the newest questions that have no vector of this embedder; whether there may be more."""
+        rows = self._table.unseen(namespace, self._embedder.fingerprint, limit)
+        if rows:
+            readable = [(id_, text) for id_, text in rows if self._embedder.refusal(text) is None]
+            vectors = self._embedder.embed([text for _, text in readable]) if readable else ()
+            made = dict(zip((id_ for id_, _ in readable), vectors, strict=True))
+            self._table.set_vectors([(id_, made.get(id_)) for id_, _ in rows], self._embedder.fingerprint)
+        if more := len(rows) == limit:
+            self._behind.add(namespace)
+        else:
+            self._behind.discard(namespace)
+        return more
+
+    @property
+    def behind(self) -> bool:
+        """Whether questions are left to embed."""
+        return bool(self._behind)
+
+    def _allowed(self, wanted: Wanted) -> NDArray[np.int64] | None:
+        if not wanted.filtered:
+            return None
+        ids = self._table.fitting(wanted.namespace, model=wanted.model, tags=wanted.tags, good=wanted.good)
+        return np.fromiter(ids, dtype=np.int64, count=len(ids))
+
+    def _nearest(
+        self, namespace: str, vector: Vector, count: int, allowed: NDArray[np.int64] | None
+    ) -> tuple[list[Candidate], bool]:
+        """The nearest examples that are still there, and whether there are no others."""
+        with self._lock:
+            matrix = self._fresh(namespace)
+            near = matrix.nearest(vector, count, allowed)
+        found = {example.id: example for example in self._table.of_ids([id_ for id_, _, _ in near])}
+        here = [Candidate(found[id_], row, cosine) for id_, cosine, row in near if id_ in found]
+        return here, len(near) < count
+
+    def _fresh(self, namespace: str) -> _Matrix:
+        """The vectors of a namespace as the database has them now; only what changed is read."""
+        fingerprint, table = self._embedder.fingerprint, self._table
+        matrix = self._held.get(namespace) or _Matrix()
+        self._held.put(namespace, matrix)
+        count, last = table.newest_vector(namespace, fingerprint)
+        if last > matrix.last:
+            matrix.add(table.vectors(namespace, fingerprint, after=matrix.last))
+        if matrix.count != count:  # some were deleted, or embedded after later ones
+            ids = table.vector_ids(namespace, fingerprint)
+            missing = matrix.keep(ids)
+            matrix.add(table.vectors(namespace, fingerprint, ids=missing))
+        return matrix
+
+
+class _Matrix:
+    """Vectors by id: rows of a matrix that has room to grow."""
+
+    def __init__(self) -> None:
+        self._ids = np.zeros(0, dtype=np.int64)
+        self._rows = np.zeros((0, 0), dtype=np.float32)
+        self._made = np.zeros(0, dtype=bool)  # whether there is a vector
+        self.count = 0
+
+    @property
+    def last(self) -> int:
+        """The highest id."""
+        return int(self._ids[: self.count].max()) if self.count else 0
+
+    def add(self, vectors: Sequence[tuple[int, bytes | None]]) -> None:
+        """Append vectors as the database has them."""
+        raw = [row for _, row in vectors if row is not None]
+        self._reserve(len(vectors), len(raw[0]) // 2 if raw else self._rows.shape[1])
+        new = slice(self.count, self.count + len(vectors))
+        self._ids[new] = [id_ for id_, _ in vectors]
+        self._made[new] = [row is not None for _, row in vectors]
+        if raw:
+            filled = self.count + np.flatnonzero(self._made[new])
+            self._rows[filled] = np.frombuffer(b"".join(raw), dtype="<f2").reshape(len(raw), -1)
+        self.count = new.stop
+
+    def keep(self, ids: Iterable[int]) -> list[int]:
+        """Drop all but these; returns those of them that are not here."""
+        wanted = np.fromiter(ids, dtype=np.int64)
+        stay = np.flatnonzero(np.isin(self._ids[: self.count], wanted))
+        self.count = len(stay)
+        for column in (self._ids, self._rows, self._made):
+            column[: self.count] = column[stay]
+        return [int(id_) for id_ in np.setdiff1d(wanted, self._ids[: self.count])]
+
+    def nearest(
+        self, vector: Vector, count: int, allowed: NDArray[np.int64] | None
+    ) -> list[tuple[int, float, Vector]]:
+        """Ids, cosines and vectors of the nearest, the nearest first; of one cosine the newer."""
+        if not self._rows.shape[1]:
+            return []
+        ids, cosines = self._ids[: self.count], self._rows[: self.count] @ vector
+        may = self._made[: self.count]
+        places = np.flatnonzero(may if allowed is None else may & np.isin(ids, allowed))
+        if len(places) > count:
+            places = places[np.argpartition(-cosines[places], count - 1)[:count]]
+        order = np.lexsort((-ids[places], -np.round(cosines[places], 6)))
+        return [(int(ids[at]), float(cosines[at]), self._rows[at].copy()) for at in places[order]]
+
+    def _reserve(self, more: int, dimension: int) -> None:
+        if self.count + more <= len(self._rows) and self._rows.shape[1] == dimension:
+            return
+        size = max(self.count + more, 2 * len(self._rows))
+        self._ids, self._made = np.resize(self._ids, size), np.resize(self._made, size)
+        rows = np.zeros((size, dimension), dtype=np.float32)
+        if self._rows.shape[1] == dimension:
+            rows[: self.count] = self._rows[: self.count]
+        self._rows = rows
