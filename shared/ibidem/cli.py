@@ -9,6 +9,7 @@ import typer
 
 from ibidem import __version__, cli_audit, cli_fit
 from ibidem import cli_tables as tables
+from ibidem.cli_advise import advise_next
 from ibidem.cli_common import (
     DatabaseOption,
     IdArgument,
@@ -203,6 +204,7 @@ app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
 app.command("replay")(replay_workload)
+app.command("advise")(advise_next)
 app.command("pairs")(mine_pairs)
 app.command("teach")(teach_pairs)
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ibidem.database import reading
 from ibidem.entry import Vector, to_vector
 from ibidem.tables import entries as _entries
+from ibidem.tables import entry_documents as _documents
 
 _AT_ONCE = 500  # ids in one query: databases bound the number of parameters
 
@@ -28,6 +29,15 @@ class StoredQuestion:
     documents: str
     answer: str
     vector: Vector | None = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Stored answers: how many had documents in their prompt, and of how many of these one supports them."""
+
+    answers: int
+    with_documents: int
+    supported: int
 
 
 class StoredTable:
@@ -56,6 +66,19 @@ class StoredTable:
                 rows = db.execute(sa.select(c.id, c.question).where(some, c.question.is_not(None)))
                 found.update({row.id: row.question for row in rows})
         return found
+
+    def support(self, namespace: str | None = None) -> dict[str, Support]:
+        """By namespace, what the stored answers rest on; all or one."""
+        c, supports = _entries.c, sa.cast(_documents.c.supports, sa.Integer)
+        best = sa.select(_documents.c.entry_id, sa.func.max(supports).label("best"))
+        by_entry = best.group_by(_documents.c.entry_id).subquery()
+        joined = _entries.outerjoin(by_entry, by_entry.c.entry_id == c.id)
+        counts = (sa.func.count(), sa.func.count(by_entry.c.best), sa.func.sum(by_entry.c.best))
+        query = sa.select(c.namespace, *counts).select_from(joined).group_by(c.namespace)
+        if namespace is not None:
+            query = query.where(c.namespace == namespace)
+        with reading(self._engine) as db:
+            return {row[0]: Support(row[1], row[2], int(row[3] or 0)) for row in db.execute(query)}
 
 
 def _vector(made_by: str | None, raw: bytes | None, embedder: str) -> Vector | None:
