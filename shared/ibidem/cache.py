@@ -21,7 +21,7 @@ from ibidem.keeping import Keeper
 from ibidem.learning import drop_cache, fit_cache
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
-from ibidem.pairing import pairs_of_cache
+from ibidem.pairing import advise_cache, pairs_of_cache
 from ibidem.patience import hurried
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
@@ -203,6 +203,7 @@ class SemanticCache(Answering, Correcting):
         return self._backend.records.judgements.recent(limit, namespace)
 
     pairs = pairs_of_cache
+    advise = advise_cache
     fit = fit_cache
     drop_fit = drop_cache
 

@@ -1,10 +1,11 @@
-"""`SemanticCache.pairs`."""
+"""`SemanticCache.pairs` and `SemanticCache.advise`: what a cache can learn from, and what would pay next."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ibidem.admission import storable
+from ibidem.advice import Advised, advise
 from ibidem.errors import InvalidInput
 from ibidem.mining import LIMIT, Mined, Miner
 from ibidem.request import require_text
@@ -41,3 +42,21 @@ def pairs_of_cache(self: SemanticCache, *, namespace: str | None = None, limit: 
         backend.records, backend.embedder, backend.scorer, self.policy.threshold, self._admission.is_private
     )
     return miner.mine(namespace, limit)
+
+
+def advise_cache(self: SemanticCache, *, namespace: str | None = None) -> Advised:
+    """What the logs say would pay next: see `ibidem.advice.advise`. Takes seconds; lookups go on meanwhile.
+
+    Args:
+        namespace: Only this one; default: all.
+
+    Raises:
+        InvalidInput: The namespace is not a str.
+        StorageError: The database failed.
+        CacheClosed: The cache was closed.
+    """
+    if namespace is not None:
+        require_text("namespace", namespace)
+    self.flush()
+    backend = self._backend
+    return advise(backend.records, backend.embedder, threshold=self.policy.threshold, namespace=namespace)
