@@ -51,12 +51,12 @@ def advise_cache(self: SemanticCache, *, namespace: str | None = None) -> Advise
         namespace: Only this one; default: all.
 
     Raises:
-        InvalidInput: The namespace is not a str.
+        InvalidInput: The namespace is not a str that can be stored.
         StorageError: The database failed.
         CacheClosed: The cache was closed.
     """
-    if namespace is not None:
-        require_text("namespace", namespace)
+    if namespace is not None and not storable(require_text("namespace", namespace)):
+        raise InvalidInput("namespace has characters that no database holds, so nothing is logged for it")
     self.flush()
     backend = self._backend
     return advise(backend.records, backend.embedder, threshold=self.policy.threshold, namespace=namespace)

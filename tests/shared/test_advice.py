@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ibidem import Answer, Document, Example, Request
+from ibidem import Answer, Document, Example, InvalidInput, Request
 from ibidem.adoption import key_of
 from ibidem.advice import Advised, advise
 from ibidem.advice_misses import REMEDIES
@@ -374,6 +375,30 @@ def test_a_sample_is_spread_over_the_log() -> None:
     """As many as wanted, evenly; all of fewer."""
     assert list(evenly(range(10), 5)) == [0, 2, 4, 6, 8]
     assert list(evenly(range(3), 5)) == [0, 1, 2]
+
+
+@pytest.mark.alone
+def test_a_hundred_thousand_lookups_take_seconds(records: Records, advised) -> None:
+    """And as many examples."""
+    for start in range(0, 100_000, 10_000):
+        numbers = range(start, start + 10_000)
+        records.lookups.add([lookup(kind(n % 5_000, n % 7)) for n in numbers])
+        records.examples.add(
+            [Example(question(n % 9_000), "a", scope=SCOPE, input_tokens=90) for n in numbers]
+        )
+    started = time.perf_counter()
+
+    found = advised()
+
+    assert time.perf_counter() - started < 10
+    assert (found.lookups, found.examples, found.sampled) == (100_000, 100_000, 1_000)
+
+
+def test_what_is_no_namespace_is_refused(cache) -> None:
+    """By name."""
+    for wrong in (3, "\ud800"):
+        with pytest.raises(InvalidInput, match="namespace"):
+            cache.advise(namespace=wrong)
 
 
 def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
