@@ -31,6 +31,7 @@ from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
 from ibidem.cli_teach import mine_pairs, teach_pairs
+from ibidem.cli_tune import evaluate_models, tune_model
 from ibidem.doctor import examine
 
 app = typer.Typer(
@@ -207,6 +208,8 @@ app.command("replay")(replay_workload)
 app.command("advise")(advise_next)
 app.command("pairs")(mine_pairs)
 app.command("teach")(teach_pairs)
+app.command("tune")(tune_model)
+app.command("evaluate")(evaluate_models)
 
 
 def main() -> None:
