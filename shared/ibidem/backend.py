@@ -24,7 +24,7 @@ from ibidem.ledger import Ledger
 from ibidem.locks import ForkSafeLock
 from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.request import digest
-from ibidem.rows import LookupRow, size_of
+from ibidem.rows import EmbeddedExample, LookupRow, size_of
 from ibidem.selecting import Selector, Wanted
 from ibidem.settings import Settings
 from ibidem.terms import scorer_name
@@ -118,14 +118,18 @@ class Backend:
         self._poll_at = now + POLL_SECONDS
         return True
 
-    def note_example(self, example: Example, vector: Vector | None = None) -> bool:
-        """Write an example to its log, later; False, counted, if too many wait already."""
+    def note_example(self, example: Example, vector: Vector | None = None, *, stored: bool = False) -> bool:
+        """Write an example to its log, later; False, counted, if too many wait already.
+
+        `stored` if its answer was just stored.
+        """
         if len(self._examples) >= LOG_WAITING:
             self.faults.count(
                 "keep examples: too many wait", f"dropped an example: {LOG_WAITING:,} wait to be written"
             )
             return False
-        self._examples.put(example, vector, self.embedder.fingerprint)
+        given = EmbeddedExample(example, vector, self.embedder.fingerprint)
+        self._examples.put(given, stored=stored)
         self._background.wake()
         return True
 
@@ -136,9 +140,9 @@ class Backend:
             self._background.wake()
         return found
 
-    def forget_written(self) -> None:
+    def forget_told(self) -> None:
         """Examples may have been deleted."""
-        self._examples.forget_written()
+        self._examples.forget_told()
 
     def clear(self, namespace: str | None) -> int:
         """Delete what `Records.clear` deletes, and what waits to be written of it."""
@@ -196,12 +200,12 @@ class Backend:
 
     def _write_examples(self) -> bool:
         with self._writing:
-            rows = self._examples.take(LOG_BATCH)
+            taken = self._examples.take(LOG_BATCH)
             try:
-                if rows:
-                    self.records.examples.add(rows)
+                if taken:
+                    self.records.examples.add([one for _, one in taken])
             except StorageUnavailable:
-                self._examples.put_back(rows)
+                self._examples.put_back(taken)
                 raise
         return len(self._examples) > 0
 

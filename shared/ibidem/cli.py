@@ -27,6 +27,7 @@ from ibidem.cli_common import (
     settings_of,
     truth_of,
 )
+from ibidem.cli_examples import examples_app
 from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
@@ -93,20 +94,6 @@ def list_lookups(
     with truth_of(path, database) as records:
         rows = records.lookups.recent(limit)
     print_list(rows, as_json, asdict, tables.lookups, "No lookups yet.")
-
-
-@app.command("examples")
-def list_examples(
-    path: PathOption = None,
-    database: DatabaseOption = None,
-    limit: LimitOption = 20,
-    namespace: NamespaceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the newest examples: questions that a model or the cache answered."""
-    with truth_of(path, database) as records:
-        examples = records.examples.recent(limit, namespace)
-    print_list(examples, as_json, asdict, tables.examples, "No examples yet.")
 
 
 @app.command()
@@ -201,6 +188,7 @@ def fit(
     out.print(*said, sep="\n")
 
 
+app.add_typer(examples_app)
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)

@@ -132,7 +132,7 @@ class Correcting(ABC):
     def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
         ids, gone = run(self._backend.records, criteria, self._backend.clock, examples=examples)
         self._backend.ledger.forget(set(ids))
-        self._backend.forget_written()
+        self._backend.forget_told()
         return Invalidated(len(ids), examples=gone)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ibidem.admission import storable
 from ibidem.bypass import is_bypassed
 from ibidem.entry import Entry
 from ibidem.errors import InvalidInput
 from ibidem.examples import DocumentRef, Example, ExampleStats
-from ibidem.request import Answer, normalise, require_tags, require_text
+from ibidem.request import Answer, require_text
 from ibidem.selecting import Wanted
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class ExampleLog:
         surrogates, NUL) or a number of it, and while 10,000 wait to be written; nor, uncounted, by a cache
         that keeps none (`examples=False`). Never raises because storage failed.
 
-        The same answer to the same question, told of twice within ten seconds in one process, is one
-        example; what the second knows more is added while the first waits to be written.
+        If the same answer to the same question was stored in this cache within ten seconds, by this process,
+        it is one example: what either knows more is joined, unless the other was written already.
 
         Raises:
             InvalidInput: `example` is not an `Example`.
@@ -94,7 +94,7 @@ class ExampleLog:
             tags=entry.tags,
         )
         if _fits(example):
-            self._backend.note_example(example, entry.vector)
+            self._backend.note_example(example, entry.vector, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.
@@ -164,15 +164,15 @@ class ExampleLog:
             CacheClosed: The cache was closed.
         """
         self._ready()
-        wanted = Wanted(
-            normalise(require_text("question", question)),
-            _whole("k", k),
-            max_tokens=None if max_tokens is None else _whole("max_tokens", max_tokens),
-            namespace=require_text("namespace", namespace),
-            good=_only_good(min_feedback),
-            diversity=_share("diversity", diversity),
-            tags=require_tags(tags),
-            model=None if model is None else require_text("model", model),
+        wanted = Wanted.checked(
+            question,
+            k,
+            max_tokens=max_tokens,
+            namespace=namespace,
+            min_feedback=min_feedback,
+            diversity=diversity,
+            tags=tags,
+            model=model,
             count_tokens=count_tokens,
         )
         texts = (wanted.question, wanted.namespace, wanted.model or "", *wanted.tags)
@@ -196,6 +196,15 @@ class ExampleLog:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
         return self._backend.records.examples.count(namespace) if self._look_up(namespace) else 0
 
+    def check(self, k: int, **options: Any) -> None:
+        """Raise what `select` would with these arguments; for adapters, which are not to fail later.
+
+        Raises:
+            InvalidInput: An argument has the wrong type or is out of range.
+            TypeError: There is no such argument.
+        """
+        self.select("", k, **options)
+
     def stats(self, namespace: str | None = None) -> ExampleStats:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
         return self._backend.records.examples.stats(namespace) if self._look_up(namespace) else ExampleStats()
@@ -215,21 +224,3 @@ def _fits(example: Example) -> bool:
     texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
     numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
     return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidInput(f"{name} must be a whole number from 0, not {value!r}")
-    return value
-
-
-def _share(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise InvalidInput(f"{name} must be a number from 0 to 1, not {value!r}")
-    return float(value)
-
-
-def _only_good(value: object) -> bool:
-    if value is not None and value is not True:
-        raise InvalidInput(f"min_feedback must be True (only good ones) or None, not {value!r}")
-    return value is True

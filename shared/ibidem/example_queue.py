@@ -1,7 +1,7 @@
 """Examples on their way to the log. One answer may be told of twice; it is written once.
 
 A cache that stores an answer and a handler that follows the program tell of the same answer within moments,
-and neither knows of the other: what both say is joined by namespace, question and answer.
+and neither knows of the other: what the two say is joined by namespace, question and answer.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem.bounded import BoundedDict
-from ibidem.entry import Vector
 from ibidem.examples import Example
 from ibidem.locks import ForkSafeLock
 from ibidem.request import digest, normalise
@@ -23,10 +22,20 @@ from ibidem.rows import EmbeddedExample
 if TYPE_CHECKING:
     from ibidem.example_table import ExampleTable
 
-TWICE_SECONDS = 10.0  # within which the same answer is taken for one that was told of before
+TWICE_SECONDS = 10.0  # between the two, at most
 FORGET_SECONDS = 60.0  # how often the old are looked for, while in use
 _REMEMBERED = 4096
 _UNKNOWN = (None, "", ())
+
+
+@dataclass(slots=True)
+class _Told:
+    """An example that only one of the two has told of yet, and its number in the queue."""
+
+    number: int
+    stored: bool
+    entry_id: str | None
+    at: float
 
 
 class ExampleQueue:
@@ -34,60 +43,56 @@ class ExampleQueue:
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
-        self._waiting: collections.OrderedDict[str, EmbeddedExample] = collections.OrderedDict()
-        # When, and of which entry: two entries may hold one text.
-        self._written: BoundedDict[str, tuple[float, str | None]] = BoundedDict(_REMEMBERED)
+        self._waiting: collections.OrderedDict[int, EmbeddedExample] = collections.OrderedDict()
+        self._told_once: BoundedDict[str, list[_Told]] = BoundedDict(_REMEMBERED)
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, example: Example, vector: Vector | None, embedder: str) -> None:
-        """Append an example, unless it is one that waits, which then knows more, or was just written."""
-        key = _key(example)
-        with self._lock:
-            known = self._waiting.get(key)
-            if known is not None and _same(known.example.entry_id, example.entry_id):
-                joined = _joined(known.example, example)
-                vector = known.vector if known.vector is not None else vector
-                self._waiting[key] = EmbeddedExample(joined, vector, embedder)
-                return
-            at, entry_id = self._written.get(key) or (-TWICE_SECONDS, None)
-            if time.monotonic() - at < TWICE_SECONDS and _same(entry_id, example.entry_id):
-                return
-            if known is not None:
-                key = digest(key, example.entry_id or "")
-            self._waiting[key] = EmbeddedExample(example, vector, embedder)
+    def put(self, given: EmbeddedExample, *, stored: bool) -> None:
+        """Append an example; one that the other has told of as well only adds what it knows more.
 
-    def take(self, limit: int) -> list[EmbeddedExample]:
-        """The first that wait, which then do not any more."""
+        `stored` if a cache tells of it that has stored the answer, else somebody who followed the program.
+        """
+        key, example, now = _key(given.example), given.example, time.monotonic()
         with self._lock:
-            taken = [self._waiting.popitem(last=False)[1] for _ in range(min(limit, len(self._waiting)))]
-            now = time.monotonic()
-            for one in taken:
-                self._written.put(_key(one.example), (now, one.example.entry_id))
-        return taken
+            told = [one for one in self._told_once.get(key) or () if now - one.at < TWICE_SECONDS]
+            other = next((one for one in told if _is_same(one, example.entry_id, stored)), None)
+            if other is None:
+                self._next += 1
+                self._waiting[self._next] = given
+                told.append(_Told(self._next, stored, example.entry_id, now))
+            else:
+                told.remove(other)
+                if (first := self._waiting.get(other.number)) is not None:
+                    self._waiting[other.number] = _joined(first, given)
+            self._told_once.put(key, told)
 
-    def put_back(self, taken: Iterable[EmbeddedExample]) -> None:
+    def take(self, limit: int) -> list[tuple[int, EmbeddedExample]]:
+        """The first that wait, which then do not any more, with their numbers."""
+        with self._lock:
+            return [self._waiting.popitem(last=False) for _ in range(min(limit, len(self._waiting)))]
+
+    def put_back(self, taken: Sequence[tuple[int, EmbeddedExample]]) -> None:
         """Let them wait again, in their place."""
         with self._lock:
-            for one in reversed([*taken]):
-                key = _key(one.example)
-                key = digest(key, one.example.entry_id or "") if key in self._waiting else key
-                self._waiting[key] = one
-                self._waiting.move_to_end(key, last=False)
+            for number, one in reversed(taken):
+                self._waiting[number] = one
+                self._waiting.move_to_end(number, last=False)
 
     def drop(self, namespace: str | None = None) -> None:
         """Forget those of a namespace, or all."""
         with self._lock:
-            self._written.clear()
-            for key, one in tuple(self._waiting.items()):
+            self._told_once.clear()
+            for number, one in tuple(self._waiting.items()):
                 if namespace is None or one.example.namespace == namespace:
-                    del self._waiting[key]
+                    del self._waiting[number]
 
-    def forget_written(self) -> None:
-        """Some of what was written may be deleted: the same answer is an example again."""
+    def forget_told(self) -> None:
+        """Some of what was written may be deleted: who tells of it now tells of another answer."""
         with self._lock:
-            self._written.clear()
+            self._told_once.clear()
 
 
 class Forgetting:
@@ -118,13 +123,15 @@ def _key(example: Example) -> str:
     return digest(example.namespace, normalise(example.question), example.answer)
 
 
-def _same(one: str | None, other: str | None) -> bool:
-    return one is None or other is None or one == other
+def _is_same(one: _Told, entry_id: str | None, stored: bool) -> bool:
+    return one.stored != stored and (None in (one.entry_id, entry_id) or one.entry_id == entry_id)
 
 
-def _joined(first: Example, then: Example) -> Example:
+def _joined(first: EmbeddedExample, then: EmbeddedExample) -> EmbeddedExample:
     """What both say; where they differ, the first."""
+    one, other = first.example, then.example
     names = "model documents input_tokens output_tokens seconds entry_id scope feedback".split()
-    known = {name: getattr(then, name) for name in names if getattr(first, name) in _UNKNOWN}
-    tags = tuple(dict.fromkeys((*first.tags, *then.tags)))
-    return replace(first, **known, tags=tags, streamed=first.streamed or then.streamed)
+    known = {name: getattr(other, name) for name in names if getattr(one, name) in _UNKNOWN}
+    tags = tuple(dict.fromkeys((*one.tags, *other.tags)))
+    example = replace(one, **known, tags=tags, streamed=one.streamed or other.streamed)
+    return replace(first if first.vector is not None else then, example=example)

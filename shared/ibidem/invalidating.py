@@ -79,14 +79,14 @@ class Invalidations:
 
     def _forget_examples(self, criteria: Criteria) -> int:
         """Delete examples that fulfil the criteria themselves: their entry may be gone, or never was one."""
-        if criteria.tag is not None:
-            return 0
         c = _examples.c
-        query = sa.select(c.id, c.at, c.namespace, c.model, c.documents, c.entry_id)
+        query = sa.select(c.id, c.at, c.namespace, c.model, c.documents, c.entry_id, c.tags)
         for column, value in ((c.namespace, criteria.namespace), (c.model, criteria.model)):
             query = query if value is None else query.where(column == value)
+        # As JSON writes them. LIKE finds too many, never too few.
+        if criteria.tag is not None:
+            query = query.where(c.tags.contains(json.dumps(criteria.tag), autoescape=True))
         if 0 < len(criteria.documents) <= _FEW:
-            # As JSON writes them. LIKE finds too many, never too few.
             names = map(json.dumps, criteria.documents)
             query = query.where(sa.or_(*(c.documents.contains(name, autoescape=True) for name in names)))
         with reading(self._engine) as db:

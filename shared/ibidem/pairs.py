@@ -12,6 +12,8 @@ from ibidem.admission import storable
 from ibidem.errors import InvalidInput
 
 JUDGED = ("judgement", "feedback")  # who labelled, if a fresh answer was compared or a person said so
+# Valid within JSON, but some programs end a line there.
+_BREAKS = {ord(one): json.dumps(one)[1:-1] for one in "\x85\u2028\u2029"}
 SHAPE = '{"a": question, "b": question, "same": 0, 1 or null}'
 
 
@@ -46,7 +48,8 @@ class QuestionPair:
         }
         known = {name: value for name, value in told.items() if value not in ("", None)}
         same = None if self.same is None else int(self.same)
-        return json.dumps({"a": self.a, "b": self.b, "same": same, **known, **self.extra}, ensure_ascii=False)
+        line = json.dumps({"a": self.a, "b": self.b, "same": same, **known, **self.extra}, ensure_ascii=False)
+        return line.translate(_BREAKS)
 
 
 def write_pairs(path: Path, pairs: Iterable[QuestionPair]) -> None:

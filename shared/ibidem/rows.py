@@ -264,4 +264,5 @@ def lineage_of(row: Any) -> Example:
         model=row.model,
         documents=tuple(DocumentRef(*ref) for ref in json.loads(row.documents)),
         entry_id=row.entry_id,
+        tags=json.loads(row.tags),
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.bounded import BoundedDict
 from ibidem.entry import Vector
+from ibidem.errors import InvalidInput
 from ibidem.examples import Example
 from ibidem.locks import ForkSafeLock
+from ibidem.request import normalise, require_tags, require_text
 from ibidem.selection import Candidate, pick, usable
 
 if TYPE_CHECKING:
@@ -38,6 +40,28 @@ class Wanted:
     tags: tuple[str, ...] = ()
     model: str | None = None
     count_tokens: Callable[[str], int] | None = None
+
+    @classmethod
+    def checked(cls, question: object, k: object, **given: Any) -> Wanted:
+        """The same from what a user gave.
+
+        Raises:
+            InvalidInput: Something has the wrong type or is out of range.
+        """
+        budget, model, count = given["max_tokens"], given["model"], given["count_tokens"]
+        if count is not None and not callable(count):
+            raise InvalidInput(f"count_tokens must be callable, not {type(count).__name__}")
+        return cls(
+            normalise(require_text("question", question)),
+            _whole("k", k),
+            max_tokens=None if budget is None else _whole("max_tokens", budget),
+            namespace=require_text("namespace", given["namespace"]),
+            good=_only_good(given["min_feedback"]),
+            diversity=_share("diversity", given["diversity"]),
+            tags=require_tags(given["tags"]),
+            model=None if model is None else require_text("model", model),
+            count_tokens=count,
+        )
 
     @property
     def filtered(self) -> bool:
@@ -190,3 +214,21 @@ class _Matrix:
         if self._rows.shape[1] == dimension:
             rows[: self.count] = self._rows[: self.count]
         self._rows = rows
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidInput(f"{name} must be a whole number from 0, not {value!r}")
+    return value
+
+
+def _share(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise InvalidInput(f"{name} must be a number from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def _only_good(value: object) -> bool:
+    if value is not None and value is not True:
+        raise InvalidInput(f"min_feedback must be True (only good ones) or None, not {value!r}")
+    return value is True

@@ -341,7 +341,7 @@ def test_a_pairs_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 
     assert read_pairs(file) == pairs
     assert [pair.extra for pair in read_pairs(file)] == [{}, {"answer_a": "", "weight": None}, {}]
-    assert len(file.read_text(encoding="utf-8").split("\n")) == 4
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 3
     assert read_labels(file) == [Label("a\n\u2028?", "b", True), Label("c", "d", False)]
 
 

@@ -45,7 +45,7 @@ def read_pairs(path: Path) -> list[LabelledPair]:
     """
     found = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line.strip() and (pair := _pair(line, f"{path}, line {number}")):
                 found.append(pair)
     except UnicodeDecodeError as error:
