@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from ibidem.lexicon import COMMON_WORDS
 
 EQUAL, DIFFER = "the stored answers are equal", "the stored answers differ"
 SHORT = 8  # words of an answer up to which a difference is taken for a difference of meaning
-APART = 0.4  # cosine of two questions that have nothing to do with one another
-_LOOKED_AT = 200  # questions with one answer that are compared with one another
+# Least mean cosine of questions with one answer, above that of all questions: of 77 intents of banking77 none is
+# below, of 148 of clinc150 2 %, and of five questions drawn at random 97 % and 98 %.
+TOGETHER = 0.15
 _TELLING = re.compile(r"[^\W\d_]{3,}")
 _VERDICTS = frozenset(("yes", "true", "false", "none"))
 
@@ -23,20 +24,24 @@ Answers = tuple[str, str]  # scope, and the words of an answer
 
 
 def stock_answers(questions: Iterable[Kept], vectors: Mapping[str, Vector]) -> frozenset[Answers]:
-    """Answers that fit anything ("I do not know."): they were given to questions far from one another."""
-    asked: dict[Answers, list[str]] = {}
+    """Answers that fit anything ("I do not know."): three questions or more have them that are not alike."""
+    questions = [one for one in questions if one.text in vectors]
+    least = _mean_cosine([one.text for one in questions], vectors) + TOGETHER
+    asked: dict[Answers, set[str]] = {}
     for one in questions:
         for (scope, _), answer in one.answers.items():
-            if one.text in vectors:
-                asked.setdefault((scope, _said(answer)), []).append(one.text)
-    return frozenset(said for said, texts in asked.items() if _far_apart(texts, vectors))
+            asked.setdefault((scope, _said(answer)), set()).add(one.text)
+    many = ((said, texts) for said, texts in asked.items() if len(texts) > 2)
+    return frozenset(said for said, texts in many if _mean_cosine(texts, vectors) < least)
 
 
-def _far_apart(texts: list[str], vectors: Mapping[str, Vector]) -> bool:
-    if len(texts) < 2:
-        return False
-    some = np.stack([vectors[text] for text in texts[:_LOOKED_AT]])
-    return bool((some @ some.T).min() < APART)
+def _mean_cosine(texts: Collection[str], vectors: Mapping[str, Vector]) -> float:
+    """Of all pairs of different questions; 0 for fewer than two."""
+    count = len(texts)
+    if count < 2:
+        return 0.0
+    total = np.sum([vectors[text] for text in texts], axis=0, dtype=np.float64)
+    return float((total @ total - count) / (count * (count - 1)))
 
 
 def compared(one: Kept, other: Kept, stock: frozenset[Answers]) -> tuple[bool | None, str]:

@@ -386,11 +386,11 @@ def test_a_hundred_thousand_lookups_take_seconds(records: Records, advised) -> N
         records.examples.add(
             [Example(question(n % 9_000), "a", scope=SCOPE, input_tokens=90) for n in numbers]
         )
-    started = time.perf_counter()
+    started = time.process_time()
 
     found = advised()
 
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert (found.lookups, found.examples, found.sampled) == (100_000, 100_000, 1_000)
 
 
