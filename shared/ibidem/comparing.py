@@ -14,8 +14,8 @@ from ibidem.lexicon import COMMON_WORDS
 
 EQUAL, DIFFER = "the stored answers are equal", "the stored answers differ"
 SHORT = 8  # words of an answer up to which a difference is taken for a difference of meaning
-# Least mean cosine of questions with one answer, above that of all questions: of 77 intents of banking77 none is
-# below, of 148 of clinc150 2 %, and of five questions drawn at random 97 % and 98 %.
+# Least mean cosine of questions with one answer, above that of all questions: with the default model no intent
+# of banking77 is below it and 2 % of clinc150, but 99 % of five questions drawn at random.
 TOGETHER = 0.15
 _TELLING = re.compile(r"[^\W\d_]{3,}")
 _VERDICTS = frozenset(("yes", "true", "false", "none"))
@@ -40,8 +40,8 @@ def _mean_cosine(texts: Collection[str], vectors: Mapping[str, Vector]) -> float
     count = len(texts)
     if count < 2:
         return 0.0
-    total = np.sum([vectors[text] for text in texts], axis=0, dtype=np.float64)
-    return float((total @ total - count) / (count * (count - 1)))
+    total = np.stack([vectors[text] for text in texts]).sum(axis=0, dtype=np.float64)
+    return (float(total @ total) - count) / (count * (count - 1))
 
 
 def compared(one: Kept, other: Kept, stock: frozenset[Answers]) -> tuple[bool | None, str]:
