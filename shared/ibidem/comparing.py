@@ -14,8 +14,8 @@ from ibidem.lexicon import COMMON_WORDS
 
 EQUAL, DIFFER = "the stored answers are equal", "the stored answers differ"
 SHORT = 8  # words of an answer up to which a difference is taken for a difference of meaning
-# Least mean cosine of questions with one answer, above that of all questions: with the default model no intent
-# of banking77 is below it and 2 % of clinc150, but 99 % of five questions drawn at random.
+# Least mean cosine of questions with one answer, above that of all questions. With the default model no
+# intent of banking77 is below it and 2 % of clinc150, but 99 % of five questions drawn at random.
 TOGETHER = 0.15
 _TELLING = re.compile(r"[^\W\d_]{3,}")
 _VERDICTS = frozenset(("yes", "true", "false", "none"))
