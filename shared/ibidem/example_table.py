@@ -96,14 +96,21 @@ class ExampleTable:
         with reading(self._engine) as db:
             return {row.id for row in db.execute(query) if not tags or {*tags} <= {*json.loads(row.tags)}}
 
-    def newest_vector(self, namespace: str, embedder: str) -> tuple[int, int]:
-        """How many examples of the namespace the embedder has seen, and the highest id of these."""
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.max(_c.id), 0)).where(
-            _c.namespace == namespace, _c.embedder == embedder
-        )
+    def ends_of_vectors(self, namespace: str, embedder: str) -> tuple[int, int]:
+        """Lowest and highest id of the examples of the namespace that the embedder has seen, or 0."""
+        # Two queries: together, SQLite would read the index from one end to the other.
+        ends = []
         with reading(self._engine) as db:
-            count, last = db.execute(query).one()
-        return int(count), int(last)
+            for end in (sa.func.min(_c.id), sa.func.max(_c.id)):
+                query = sa.select(end).where(_c.namespace == namespace, _c.embedder == embedder)
+                ends.append(int(db.scalar(query) or 0))
+        return ends[0], ends[1]
+
+    def count_vectors(self, namespace: str, embedder: str) -> int:
+        """How many examples of the namespace the embedder has seen; reads the index of all of them."""
+        query = sa.select(sa.func.count()).where(_c.namespace == namespace, _c.embedder == embedder)
+        with reading(self._engine) as db:
+            return db.scalar(query) or 0
 
     def vector_ids(self, namespace: str, embedder: str) -> list[int]:
         """Ids of the examples of the namespace that the embedder has seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 NAMESPACES = 256  # whose vectors are held; those unused the longest are read again when they are needed
 AT_ONCE = 64  # questions without a vector that a selection embeds itself, the newest; the rest come later
+COUNT_SECONDS = 1.0  # between two counts of the vectors; what was added is seen at once
 _POOL, _POOL_PER_EXAMPLE = 64, 16  # how many of the nearest a selection chooses from, at least
 _WIDER = 4  # times as many, if too few of them can be used
 
@@ -113,11 +115,17 @@ class Selector:
             vectors = self._embedder.embed([text for _, text in readable]) if readable else ()
             made = dict(zip((id_ for id_, _ in readable), vectors, strict=True))
             self._table.set_vectors([(id_, made.get(id_)) for id_, _ in rows], self._embedder.fingerprint)
+            self._changed(namespace)
         if more := len(rows) == limit:
             self._behind.add(namespace)
         else:
             self._behind.discard(namespace)
         return more
+
+    def _changed(self, namespace: str) -> None:
+        with self._lock:
+            if (matrix := self._held.get(namespace)) is not None:
+                matrix.due_at = 0.0
 
     @property
     def behind(self) -> bool:
@@ -146,12 +154,13 @@ class Selector:
         fingerprint, table = self._embedder.fingerprint, self._table
         matrix = self._held.get(namespace) or _Matrix()
         self._held.put(namespace, matrix)
-        count, last = table.newest_vector(namespace, fingerprint)
-        if last > matrix.last:
-            matrix.add(table.vectors(namespace, fingerprint, after=matrix.last))
-        if matrix.count != count:  # some were deleted, or embedded after later ones
-            ids = table.vector_ids(namespace, fingerprint)
-            missing = matrix.keep(ids)
+        ends = table.ends_of_vectors(namespace, fingerprint)
+        if ends[1] > (last := matrix.last):
+            matrix.add(table.vectors(namespace, fingerprint, after=last))
+        matrix.drop_before(ends[0])  # of a full log the oldest go
+        if matrix.is_due() and matrix.live != table.count_vectors(namespace, fingerprint):
+            # Some were deleted, or embedded after later ones.
+            missing = matrix.keep(table.vector_ids(namespace, fingerprint))
             matrix.add(table.vectors(namespace, fingerprint, ids=missing))
         return matrix
 
@@ -163,33 +172,45 @@ class _Matrix:
         self._ids = np.zeros(0, dtype=np.int64)
         self._rows = np.zeros((0, 0), dtype=np.float32)
         self._made = np.zeros(0, dtype=bool)  # whether there is a vector
-        self.count = 0
+        self._here = np.zeros(0, dtype=bool)  # False: dropped
+        self._count = 0
+        self.live = 0  # not dropped
+        self.last = 0  # the highest id so far
+        self.due_at = 0.0  # when they are counted again
 
-    @property
-    def last(self) -> int:
-        """The highest id."""
-        return int(self._ids[: self.count].max()) if self.count else 0
+    def is_due(self) -> bool:
+        """Whether to look for what was deleted, and for what came behind later ones; now and then."""
+        due = time.monotonic() >= self.due_at
+        if due:
+            self.due_at = time.monotonic() + COUNT_SECONDS
+        return due
 
     def add(self, vectors: Sequence[tuple[int, bytes | None]]) -> None:
         """Append vectors as the database has them."""
+        if not vectors:
+            return
         raw = [row for _, row in vectors if row is not None]
         self._reserve(len(vectors), len(raw[0]) // 2 if raw else self._rows.shape[1])
-        new = slice(self.count, self.count + len(vectors))
+        new = slice(self._count, self._count + len(vectors))
         self._ids[new] = [id_ for id_, _ in vectors]
         self._made[new] = [row is not None for _, row in vectors]
+        self._here[new] = True
         if raw:
-            filled = self.count + np.flatnonzero(self._made[new])
+            filled = self._count + np.flatnonzero(self._made[new])
             self._rows[filled] = np.frombuffer(b"".join(raw), dtype="<f2").reshape(len(raw), -1)
-        self.count = new.stop
+        self._count, self.live = new.stop, self.live + len(vectors)
+        self.last = max(self.last, int(self._ids[new].max()))
+
+    def drop_before(self, first: int) -> None:
+        """Drop those with lower ids."""
+        self._drop(self._ids[: self._count] < first)
 
     def keep(self, ids: Iterable[int]) -> list[int]:
         """Drop all but these; returns those of them that are not here."""
         wanted = np.fromiter(ids, dtype=np.int64)
-        stay = np.flatnonzero(np.isin(self._ids[: self.count], wanted))
-        self.count = len(stay)
-        for column in (self._ids, self._rows, self._made):
-            column[: self.count] = column[stay]
-        return [int(id_) for id_ in np.setdiff1d(wanted, self._ids[: self.count])]
+        held = self._ids[: self._count]
+        self._drop(~np.isin(held, wanted))
+        return [int(id_) for id_ in np.setdiff1d(wanted, held[self._here[: self._count]])]
 
     def nearest(
         self, vector: Vector, count: int, allowed: NDArray[np.int64] | None
@@ -197,22 +218,34 @@ class _Matrix:
         """Ids, cosines and vectors of the nearest, the nearest first; of one cosine the newer."""
         if not self._rows.shape[1]:
             return []
-        ids, cosines = self._ids[: self.count], self._rows[: self.count] @ vector
-        may = self._made[: self.count]
+        ids, cosines = self._ids[: self._count], self._rows[: self._count] @ vector
+        may = self._made[: self._count] & self._here[: self._count]
         places = np.flatnonzero(may if allowed is None else may & np.isin(ids, allowed))
         if len(places) > count:
             places = places[np.argpartition(-cosines[places], count - 1)[:count]]
         order = np.lexsort((-ids[places], -np.round(cosines[places], 6)))
         return [(int(ids[at]), float(cosines[at]), self._rows[at].copy()) for at in places[order]]
 
+    def _drop(self, gone: NDArray[np.bool_]) -> None:
+        here = self._here[: self._count]
+        here &= ~gone
+        self.live = int(np.count_nonzero(here))
+        if self._count - self.live > self._count // 8:  # moving the rows costs too much to do it each time
+            stay = np.flatnonzero(here)
+            for column in (self._ids, self._rows, self._made, self._here):
+                column[: len(stay)] = column[stay]
+            self._count = len(stay)
+
     def _reserve(self, more: int, dimension: int) -> None:
-        if self.count + more <= len(self._rows) and self._rows.shape[1] == dimension:
+        if self._count + more <= len(self._rows) and self._rows.shape[1] == dimension:
             return
-        size = max(self.count + more, 2 * len(self._rows))
-        self._ids, self._made = np.resize(self._ids, size), np.resize(self._made, size)
+        size = max(self._count + more, len(self._rows) * 5 // 4)
+        self._ids, self._made, self._here = (
+            np.resize(column, size) for column in (self._ids, self._made, self._here)
+        )
         rows = np.zeros((size, dimension), dtype=np.float32)
         if self._rows.shape[1] == dimension:
-            rows[: self.count] = self._rows[: self.count]
+            rows[: self._count] = self._rows[: self._count]
         self._rows = rows
 
 

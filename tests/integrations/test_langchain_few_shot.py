@@ -227,7 +227,7 @@ def test_without_the_cache_there_are_no_examples(cache: SemanticCache, monkeypat
         raise StorageError("disk I/O error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(cache._backend.records.examples, "newest_vector", fail)
+        broken.setattr(cache._backend.records.examples, "ends_of_vectors", fail)
         assert text_template(selector).invoke({"input": ASKED}).to_string().startswith("Answer as these.")
         assert asyncio.run(selector.aselect_examples({"input": ASKED})) == []
     assert selector.faults() == {"select examples: StorageError": 2}

@@ -230,7 +230,7 @@ def test_failures_are_told(cache: SemanticCache, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise StorageError("disk I/O error")
 
-    monkeypatch.setattr(cache._backend.records.examples, "newest_vector", fail)
+    monkeypatch.setattr(cache._backend.records.examples, "ends_of_vectors", fail)
     with pytest.raises(StorageError, match="disk I/O error"):
         cache.examples.select(ASKED)
     cache.close()
