@@ -27,6 +27,7 @@ DOORS = {
             "notes",
             "records",
             "removal",
+            "stored",
             "tables",
         )
     },

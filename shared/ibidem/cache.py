@@ -11,6 +11,7 @@ from ibidem.admission import Admission, storable
 from ibidem.answering import Answering
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
+from ibidem.bypass import BYPASSED, is_bypassed
 from ibidem.correcting import Correcting
 from ibidem.decision import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
@@ -20,6 +21,7 @@ from ibidem.keeping import Keeper
 from ibidem.learning import drop_cache, fit_cache
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
+from ibidem.pairing import advise_cache, pairs_of_cache
 from ibidem.patience import hurried
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
@@ -86,6 +88,8 @@ class SemanticCache(Answering, Correcting):
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
         _require_seconds("max_age", max_age)
+        if is_bypassed():
+            return Miss(BYPASSED)
         started, now = time.perf_counter(), self._backend.clock()
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
@@ -123,6 +127,8 @@ class SemanticCache(Answering, Correcting):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
         _require_seconds("ttl", ttl)
         labels = require_tags(tags)
+        if is_bypassed():
+            return Rejected(BYPASSED)
         try:
             reason = self._admission.refusal(request, answer)
             if not reason:
@@ -196,6 +202,8 @@ class SemanticCache(Answering, Correcting):
             return []
         return self._backend.records.judgements.recent(limit, namespace)
 
+    pairs = pairs_of_cache
+    advise = advise_cache
     fit = fit_cache
     drop_fit = drop_cache
 
@@ -229,6 +237,8 @@ class SemanticCache(Answering, Correcting):
         self._backend.check_process()
 
     def _note(self, request: Request, result: Hit | Miss) -> None:
+        if is_bypassed():
+            return
         question = self._admission.redacted(request.question)
         self._backend.note_lookup(lookup_row(request, question, result, self._backend.clock()))
         if self._on_lookup is not None:

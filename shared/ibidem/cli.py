@@ -9,6 +9,7 @@ import typer
 
 from ibidem import __version__, cli_audit, cli_fit
 from ibidem import cli_tables as tables
+from ibidem.cli_advise import advise_next
 from ibidem.cli_common import (
     DatabaseOption,
     IdArgument,
@@ -31,6 +32,7 @@ from ibidem.cli_export import export_examples
 from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
+from ibidem.cli_teach import mine_pairs, teach_pairs
 from ibidem.cli_tune import evaluate_models, tune_model
 from ibidem.doctor import examine
 
@@ -193,6 +195,9 @@ app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
 app.command("export")(export_examples)
 app.command("replay")(replay_workload)
+app.command("advise")(advise_next)
+app.command("pairs")(mine_pairs)
+app.command("teach")(teach_pairs)
 app.command("tune")(tune_model)
 app.command("evaluate")(evaluate_models)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ibidem.admission import storable
+from ibidem.bypass import is_bypassed
 from ibidem.entry import Entry
 from ibidem.errors import InvalidInput
 from ibidem.examples import DocumentRef, Example, ExampleStats
@@ -62,7 +63,7 @@ class ExampleLog:
         self._ready()
         if not isinstance(example, Example):
             raise InvalidInput(f"expected an ibidem.Example, not {type(example).__name__}")
-        if not self.kept:
+        if not self.kept or is_bypassed():
             return False
         if not _fits(example):
             self._backend.faults.count(

@@ -31,11 +31,11 @@ from ibidem.rows import (
     to_entry,
     to_stored_vector,
 )
+from ibidem.stored import StoredTable
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
 
-_entries, _documents, _meta = tables.entries, tables.entry_documents, tables.meta
-_tags = tables.entry_tags
+_entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
 _ENTRY = [column for column in _entries.c if column.name not in ("vector", "embedder", "indexed_in")]
 _ONE = sa.select(*_ENTRY).where(_entries.c.id == sa.bindparam("id"))
 _NEAR = (
@@ -68,7 +68,7 @@ class Records(Notes):
         self._engine = open_engine(url)
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
         self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
-        self.invalidations = Invalidations(self._engine)
+        self.invalidations, self.stored = Invalidations(self._engine), StoredTable(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:
