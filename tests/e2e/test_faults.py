@@ -20,7 +20,7 @@ import ibidem
 from ibidem.patience import HURRIED_SECONDS
 from tests.e2e.load import Load
 from tests.e2e.test_processes import by_meaning, exact, open_cache, store
-from tests.helpers import answer, eventually
+from tests.helpers import answer, eventually, reworded
 from tests.servers import ChromaServer, PostgresServer, running_chroma, running_postgres_server
 
 OPEN = 0.050  # what a lookup may cost while it is known that the server is down
