@@ -19,15 +19,17 @@ DOORS = {
         f"shared/ibidem/{module}.py"
         for module in (
             "database",
+            "embedders",
             "engines",
             "invalidating",
             "logs",
             "migrations",
-            "notes",
+            "model_table",
             "notes",
             "records",
             "removal",
             "tables",
+            "vector_table",
         )
     },
     "psycopg": {"shared/ibidem/postgres.py"},

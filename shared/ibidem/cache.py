@@ -21,6 +21,7 @@ from ibidem.learning import drop_cache, fit_cache
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.patience import hurried
+from ibidem.promoting import promote_cache, rollback_cache
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
@@ -160,7 +161,7 @@ class SemanticCache(Answering, Correcting):
         """Counts, after writing what is still to be written."""
         self._ready()
         self._backend.flush()
-        totals = self._backend.records.totals()
+        totals = self._backend.records.totals(self._backend.embedder.fingerprint)
         with self._lock:
             rejected = dict(self._rejected)
         return Stats(
@@ -196,6 +197,8 @@ class SemanticCache(Answering, Correcting):
 
     fit = fit_cache
     drop_fit = drop_cache
+    promote = promote_cache
+    rollback = rollback_cache
 
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""

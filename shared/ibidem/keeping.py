@@ -13,6 +13,7 @@ from ibidem.request import Answer, Request
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
+    from ibidem.matcher import Matcher
 
 
 class Keeper:
@@ -32,7 +33,8 @@ class Keeper:
     ) -> str | None:
         """Store an answer that was admitted, or say why not; what the database raises passes through."""
         readable = request.semantic and not self._admission.is_private(request.question)
-        semantic, vector = self._meaning(request) if readable and answer.semantic else (False, None)
+        matcher = self._backend.matcher  # once: the vector is of the embedder that it is stored for
+        semantic, vector = self._meaning(matcher, request) if readable and answer.semantic else (False, None)
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
         entry = Entry(
@@ -51,11 +53,11 @@ class Keeper:
             tags=tags,
             vector=vector,
         )
-        return None if self._backend.keep(entry, request.made) else "invalidated"
+        return None if self._backend.keep(entry, request.made, matcher) else "invalidated"
 
-    def _meaning(self, request: Request) -> tuple[bool, Vector | None]:
+    def _meaning(self, matcher: Matcher, request: Request) -> tuple[bool, Vector | None]:
         """Whether the question can be found by meaning, and its vector, if it could be made now."""
-        embedder = self._backend.embedder
+        embedder = matcher.embedder
         try:
             if embedder.refusal(request.question) is not None:
                 return False, None

@@ -29,6 +29,12 @@ class Notes:
         with reading(self._engine) as db:
             return noted(db, key)
 
+    def meta_keys(self, prefix: str) -> list[str]:
+        """What follows this prefix in the keys that begin with it."""
+        with reading(self._engine) as db:
+            found = db.scalars(sa.select(_meta.c.key).where(_meta.c.key.startswith(prefix, autoescape=True)))
+            return [key.removeprefix(prefix) for key in found]
+
     def meta_once(self, key: str, value: str) -> str:
         """Note a fact unless it is noted; returns what is noted now."""
         with writing(self._engine) as db:

@@ -14,7 +14,7 @@ from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
 from ibidem.index import IndexOpener, VectorIndex, coded
-from ibidem.lacking import Lacking
+from ibidem.lacking import PAGE, Lacking
 from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.small import SmallIndex
@@ -56,9 +56,10 @@ class Vectors:
         alone: bool,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
-        self._records, self._embedder, self._faults = records, embedder, faults
+        self.table = records.vectors_of(embedder.fingerprint)
+        self._embedder, self._faults = embedder, faults
         self._alone, self._catalogue = alone, catalogue
-        self._upkeep = Upkeep(records, catalogue, embedder.fingerprint, alone=alone)
+        self._upkeep = Upkeep(self.table, catalogue, alone=alone)
         self._open_index = open_index
         self._closed = False
         self._breaker = None if alone else Breaker(self._open, closed=False, on_closed=opened)
@@ -72,7 +73,7 @@ class Vectors:
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
-        self._lacking = Lacking(self._records, self._catalogue, self._embedder, self._faults)
+        self._lacking = Lacking(self.table, self._catalogue, self._embedder, self._faults)
         self._retry_at = 0.0
         self._failure: IndexUnavailable | None = None
         if self._breaker is not None:
@@ -137,7 +138,7 @@ class Vectors:
                 points, rows = memory.next(BATCH)
                 if not points:
                     return more
-                self._records.mark_indexed(points, self._upkeep.put(index, points, rows))
+                self.table.mark_indexed(points, self._upkeep.put(index, points, rows))
                 memory.indexed(len(points))
                 if len(memory) > EXACT_LIMIT and isinstance(index, SmallIndex):
                     self._outgrow(index, memory)
@@ -149,6 +150,17 @@ class Vectors:
                 self._complete = False  # before forgetting: a search that finds less here asks the index
                 memory.forget_indexed()
             return True
+
+    def caught_up(self) -> bool:
+        """Whether the index is open, and all questions that can be embedded now are found by a search."""
+        with self._working:
+            index = self._index
+            if index is None or self._lacking.due():
+                return False
+            if isinstance(index, SmallIndex):  # all that had vectors were read when it was opened
+                return True
+            page = self.table.unindexed(index.generation, PAGE, self._catalogue.read().generation)
+            return len(page) < PAGE and all(self._memory.holds(row.point) for row in page if row.point)
 
     def _outgrow(self, small: SmallIndex, memory: Memory) -> None:
         """They are too many to be searched one by one: all go into a real index, which is searched then."""
@@ -239,7 +251,7 @@ class Vectors:
                 raise self._unavailable()
             self._arrived = []
         try:
-            few = self._alone and self._records.count_semantic(EXACT_LIMIT + 1) <= EXACT_LIMIT
+            few = self._alone and self.table.count(EXACT_LIMIT + 1) <= EXACT_LIMIT
             index = self._open_index(small=few and EXACT_LIMIT > 0)
             memory, complete = self._filled(index)
         except Exception as error:
