@@ -27,6 +27,7 @@ from ibidem.cli_common import (
     truth_of,
 )
 from ibidem.cli_invalidate import give_feedback, invalidate
+from ibidem.cli_promote import promote
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
 from ibidem.doctor import examine
@@ -202,6 +203,7 @@ app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
 app.command("replay")(replay_workload)
+app.command("promote")(promote)
 
 
 def main() -> None:

@@ -171,6 +171,6 @@ class Following:
         kept = promotion.fingerprints if promotion else frozenset()
         if records.embedders.forget(kept):
             return True
-        sweep_models(self._backend.settings, kept | records.embedders.known().keys())
+        sweep_models(self._backend.settings, records)
         self._look_at = now + LOOK_SECONDS
         return bool(self._retired)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from ibidem.catalogue import Catalogue
 from ibidem.faults import Faults
-from ibidem.index import coded
+from ibidem.index import VectorIndex, coded
 from ibidem.memory import Memory
 from ibidem.rows import StoredVector
+from ibidem.small import SmallIndex
 from ibidem.vector_table import VectorTable
 
 if TYPE_CHECKING:
@@ -65,6 +66,15 @@ class Lacking:
             self._table.mark_indexed(known, generation)
         load(memory, page)
         load(memory, self.embed())
+
+    def left(self, memory: Memory, index: VectorIndex) -> bool:
+        """Whether there is a question to embed now, or one that neither memory nor this index has."""
+        if self.due():
+            return True
+        if isinstance(index, SmallIndex):  # all that had vectors were read when it was opened
+            return False
+        page = self._table.unindexed(index.generation, PAGE, self._catalogue.read().generation)
+        return len(page) == PAGE or not all(memory.holds(row.point) for row in page if row.point)
 
     def embed(self) -> list[StoredVector]:
         """Some of the questions that lack a vector, now with vectors, also in the truth."""

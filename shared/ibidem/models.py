@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,11 +154,12 @@ def _fetch(model: Model, records: Records, directory: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sweep_models(settings: Settings, fingerprints: Collection[str]) -> None:
-    """Delete the files on this host of models other than these; not where other caches may use them."""
+def sweep_models(settings: Settings, records: Records) -> None:
+    """Delete the files on this host of models that are not registered, unless other caches may use them."""
     if settings.database is not None:
         return
-    kept = {digest(fingerprint) for fingerprint in fingerprints}
-    for found in models_directory(settings).glob("*"):
-        if found.is_dir() and found.name not in kept and _ID.fullmatch(found.name):
-            shutil.rmtree(found, ignore_errors=True)
+    found = [one for one in models_directory(settings).glob("*") if one.is_dir() and _ID.fullmatch(one.name)]
+    kept = set(map(digest, records.embedders.known()))  # read last: who makes a directory registers before
+    for directory in found:
+        if directory.name not in kept:
+            shutil.rmtree(directory, ignore_errors=True)

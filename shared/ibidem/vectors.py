@@ -6,22 +6,19 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ibidem.breaker import Breaker
 from ibidem.catalogue import Catalogue
+from ibidem.embedding import CheckedEmbedder
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
 from ibidem.index import IndexOpener, VectorIndex, coded
-from ibidem.lacking import PAGE, Lacking
+from ibidem.lacking import Lacking
 from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.small import SmallIndex
 from ibidem.upkeep import Upkeep
-
-if TYPE_CHECKING:
-    from ibidem.embedding import CheckedEmbedder
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
@@ -42,7 +39,7 @@ class Vectors:
         catalogue: Says which collection is in use.
         alone: Whether the index is embedded, so that only this process fills it: then a small one is
             searched in memory. One on a server is opened in a thread apart: no caller waits for it.
-        opened: Called when a server's index is open, as entries may wait for it.
+        opened: Called when that is done, as entries may wait for it.
     """
 
     def __init__(
@@ -57,8 +54,7 @@ class Vectors:
         opened: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = records.vectors_of(embedder.fingerprint)
-        self._embedder, self._faults = embedder, faults
-        self._alone, self._catalogue = alone, catalogue
+        self._embedder, self._faults, self._alone, self._catalogue = embedder, faults, alone, catalogue
         self._upkeep = Upkeep(self.table, catalogue, alone=alone)
         self._open_index = open_index
         self._closed = False
@@ -154,13 +150,7 @@ class Vectors:
     def caught_up(self) -> bool:
         """Whether the index is open, and all questions that can be embedded now are found by a search."""
         with self._working:
-            index = self._index
-            if index is None or self._lacking.due():
-                return False
-            if isinstance(index, SmallIndex):  # all that had vectors were read when it was opened
-                return True
-            page = self.table.unindexed(index.generation, PAGE, self._catalogue.read().generation)
-            return len(page) < PAGE and all(self._memory.holds(row.point) for row in page if row.point)
+            return self._index is not None and not self._lacking.left(self._memory, self._index)
 
     def _outgrow(self, small: SmallIndex, memory: Memory) -> None:
         """They are too many to be searched one by one: all go into a real index, which is searched then."""
