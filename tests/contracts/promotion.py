@@ -241,7 +241,9 @@ class PromotionContract:
 
         def step() -> bool:
             ask(cache, 1)
-            done = self.limit or not records.meta_keys("forgotten:")  # without Chroma there is nothing to drop
+            done = self.limit or not records.meta_keys(
+                "forgotten:"
+            )  # without Chroma there is nothing to drop
             return done and set(records.embedders.known()) == kept
 
         for _ in range(3):
