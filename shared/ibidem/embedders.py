@@ -30,16 +30,14 @@ def number_of(fingerprint: str) -> int:
     return int.from_bytes(blake2b(fingerprint.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def demand(db: sa.Connection, embedder: int) -> None:
-    """Note of every entry that has no vector of this embedder, nor is to have one, that it is to be made."""
+def demand(db: sa.Connection, embedder: int, first: str = "") -> None:
+    """Note of the entries whose ids begin so that this embedder is to make the vectors that there are not."""
     entries = tables.entries.c
-    lacking = sa.select(
-        entries.id, sa.literal(embedder, sa.BigInteger), sa.literal(LACKING, sa.String)
-    ).where(entries.semantic)
-    insert = insert_into(db.dialect.name)(_vectors).from_select(
-        ["entry_id", "embedder", "indexed_in"], lacking
-    )
-    db.execute(insert.on_conflict_do_nothing())
+    number, lacking = sa.literal(embedder, sa.BigInteger), sa.literal(LACKING, sa.String)
+    wanted = sa.select(entries.id, number, lacking).where(entries.semantic, entries.id.startswith(first))
+    insert = insert_into(db.dialect.name)(_vectors)
+    demanded = insert.from_select(["entry_id", "embedder", "indexed_in"], wanted)
+    db.execute(demanded.on_conflict_do_nothing())
 
 
 class Embedders:
@@ -50,21 +48,32 @@ class Embedders:
 
     def use(self, fingerprint: str, seconds: float = USED_SECONDS) -> None:
         """Keep the vectors of this embedder for so long at least; at first of all, have them made."""
-        c, number, until = _embedders.c, number_of(fingerprint), time.time() + seconds
+        c, until = _embedders.c, time.time() + seconds
+        mine = c.id == number_of(fingerprint)
         with reading(self._engine) as db:
-            known = db.scalar(sa.select(c.until).where(c.id == number, ~c.retired))
-        if known is not None and known >= time.time() + seconds / 2:
-            return
+            kept = db.scalar(sa.select(c.until).where(mine, c.state == "used"))
+        if kept is None:
+            self._register(fingerprint, until)
+        elif kept < until - seconds / 2:
+            change = sa.update(_embedders).where(mine, c.until < until)
+            with writing(self._engine) as db:
+                db.execute(change.values(until=until))
+
+    def _register(self, fingerprint: str, until: float) -> None:
+        """Have it make a vector of every entry; the stores that begin now see to theirs themselves."""
+        c, number = _embedders.c, number_of(fingerprint)
+        row = {"id": number, "fingerprint": fingerprint, "until": until, "state": "new"}
+        insert = insert_into(self._engine.dialect.name)(_embedders).values(row)
+        changes = {"until": until, "state": "new"}
         with writing(self._engine) as db:
             _exclude_stores(db)
-            row = {"id": number, "fingerprint": fingerprint, "until": until, "retired": False}
-            insert = insert_into(db.dialect.name)(_embedders).values(row)
-            db.execute(
-                insert.on_conflict_do_update(index_elements=[c.id], set_={"until": until, "retired": False})
-            )
-            if known is None:
-                db.execute(sa.delete(tables.meta).where(tables.meta.c.key == FORGOTTEN + digest(fingerprint)))
-                demand(db, number)
+            db.execute(insert.on_conflict_do_update(index_elements=[c.id], set_=changes))
+            db.execute(sa.delete(tables.meta).where(tables.meta.c.key == FORGOTTEN + digest(fingerprint)))
+        for first in "0123456789abcdef":  # in parts, so that stores do not wait long
+            with writing(self._engine) as db:
+                demand(db, number, first)
+        with writing(self._engine) as db:
+            db.execute(sa.update(_embedders).where(c.id == number, c.state == "new").values(state="used"))
 
     def known(self) -> dict[str, float]:
         """The fingerprints of all that are registered, and until when they are kept."""
@@ -83,7 +92,9 @@ class Embedders:
         mine = sa.select(_vectors.c.entry_id).where(_vectors.c.embedder == number).limit(BATCH)
         with writing(self._engine) as db:
             fingerprint = db.scalar(
-                sa.select(_embedders.c.fingerprint).where(_embedders.c.id == number, _embedders.c.retired)
+                sa.select(_embedders.c.fingerprint).where(
+                    _embedders.c.id == number, _embedders.c.state == "retired"
+                )
             )
             if fingerprint is None:  # it is used again
                 return True
@@ -101,15 +112,15 @@ class Embedders:
     def _retire(self, keep: Collection[str]) -> int | None:
         """One that is not needed any more; nobody makes vectors for it from now on."""
         c = _embedders.c
-        unused = c.fingerprint.not_in(list(keep)) & (c.retired | (c.until < time.time()))
+        unused = c.fingerprint.not_in(list(keep)) & ((c.state == "retired") | (c.until < time.time()))
         with reading(self._engine) as db:
-            row = db.execute(sa.select(c.id, c.retired).where(unused).limit(1)).first()
-        if row is None or row.retired:
+            row = db.execute(sa.select(c.id, c.state).where(unused).limit(1)).first()
+        if row is None or row.state == "retired":
             return None if row is None else int(row.id)
         with writing(self._engine) as db:
             _exclude_stores(db)
             change = sa.update(_embedders).where(c.id == row.id, c.until < time.time())
-            done = db.execute(change.values(retired=True))
+            done = db.execute(change.values(state="retired"))
         return int(row.id) if done.rowcount else None
 
 

@@ -89,7 +89,7 @@ def _separate_vectors(db: sa.Connection) -> None:
     for fingerprint in db.scalars(sa.select(c.embedder).where(made).distinct()).all():
         number = number_of(fingerprint)
         mine = made & (c.embedder == fingerprint)
-        row = {"id": number, "fingerprint": fingerprint, "until": time.time() + DAYS, "retired": False}
+        row = {"id": number, "fingerprint": fingerprint, "until": time.time() + DAYS, "state": "used"}
         db.execute(sa.insert(tables.embedders).values(row))
         columns = [column.name for column in tables.entry_vectors.c]
         here = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)

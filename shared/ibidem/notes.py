@@ -55,5 +55,8 @@ class Notes:
         insert = insert_into(self._engine.dialect.name)(_meta).values(key=key, value=new)
         change = sa.update(_meta).where(_meta.c.key == key, _meta.c.value == old).values(value=new)
         with writing(self._engine) as db:
-            done = db.execute(insert.on_conflict_do_nothing() if old is None else change)
+            done = db.execute(
+                insert.on_conflict_do_nothing() if old is None else change,
+                execution_options={"preserve_rowcount": True},  # else it is -1 after an insert
+            )
         return int(done.rowcount) == 1

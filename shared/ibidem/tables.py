@@ -53,8 +53,8 @@ embedders = sa.Table(
     sa.Column("fingerprint", sa.Text, nullable=False),
     # Until when its vectors are kept though it is not the model in use or the one before.
     sa.Column("until", sa.Float, nullable=False),
-    # Whether its vectors are being deleted.
-    sa.Column("retired", sa.Boolean, nullable=False),
+    # "new" until every entry has its row, then "used", "retired" while its vectors are being deleted.
+    sa.Column("state", sa.String(8), nullable=False),
 )
 
 entry_vectors = sa.Table(

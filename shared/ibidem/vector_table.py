@@ -39,7 +39,7 @@ def put_vector(db: sa.Connection, entry: Entry, embedder: int) -> None:
         )
     others = sa.select(
         sa.literal(entry.id, sa.String), _embedders.c.id, sa.literal(LACKING, sa.String)
-    ).where(_embedders.c.id != embedder, ~_embedders.c.retired)
+    ).where(_embedders.c.id != embedder, _embedders.c.state != "retired")
     insert = insert.from_select(["entry_id", "embedder", "indexed_in"], others)
     db.execute(insert.on_conflict_do_nothing())
 
