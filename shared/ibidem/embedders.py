@@ -6,6 +6,7 @@ So no entry is overlooked, whichever process stores it and whichever model that 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection
 from hashlib import blake2b
@@ -14,11 +15,13 @@ import sqlalchemy as sa
 
 from ibidem import tables
 from ibidem.database import insert_into, reading, writing
+from ibidem.errors import StorageUnavailable
 from ibidem.notes import note
 from ibidem.request import digest
 from ibidem.rows import LACKING
 
 USED_SECONDS = 3_600.0  # so long the vectors of an embedder are kept after somebody used it
+FEW = 5_000  # entries that are gone through in one transaction
 BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for the lock
 FORGOTTEN = "forgotten:"  # begins the keys that say whose collections of the index are to be deleted
 
@@ -56,7 +59,7 @@ class Embedders:
             self._register(fingerprint, until)
         elif kept < until - seconds / 2:
             change = sa.update(_embedders).where(mine, c.until < until)
-            with writing(self._engine) as db:
+            with contextlib.suppress(StorageUnavailable), writing(self._engine) as db:  # then the next time
                 db.execute(change.values(until=until))
 
     def _register(self, fingerprint: str, until: float) -> None:
@@ -69,7 +72,10 @@ class Embedders:
             _exclude_stores(db)
             db.execute(insert.on_conflict_do_update(index_elements=[c.id], set_=changes))
             db.execute(sa.delete(tables.meta).where(tables.meta.c.key == FORGOTTEN + digest(fingerprint)))
-        for first in "0123456789abcdef":  # in parts, so that stores do not wait long
+        with reading(self._engine) as db:
+            some = sa.select(tables.entries.c.id).limit(FEW + 1).subquery()
+            few = (db.scalar(sa.select(sa.func.count()).select_from(some)) or 0) <= FEW
+        for first in ("",) if few else "0123456789abcdef":  # in parts, so that stores do not wait long
             with writing(self._engine) as db:
                 demand(db, number, first)
         with writing(self._engine) as db:

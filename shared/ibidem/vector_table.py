@@ -61,9 +61,12 @@ class VectorTable:
         """Questions with a vector that the index of this generation, or the other, lacks; in no order."""
         held = _vectors.c.indexed_in
         low, high = sorted((generation, other or generation))
-        # Ranges instead of "!=", and no order: else the whole table is read, at every poll.
+        # Ranges instead of "!=", each a query of its own, and no order: else all rows are read, at every poll.
         between, above = sa.and_(held > low, held < high), sa.and_(held > high, held < LACKING)
-        return self._stored(sa.or_(held < low, between, above), limit)
+        found: list[StoredVector] = []
+        for where in (held < low, between, above):
+            found += self._stored(where, limit - len(found)) if limit > len(found) else []
+        return found
 
     def indexed(self, generation: str, limit: int, other: str = "") -> list[StoredVector]:
         """Questions that the index of this generation, or the other, holds, in no order."""
