@@ -61,7 +61,7 @@ class VectorTable:
         """Questions with a vector that the index of this generation, or the other, lacks; in no order."""
         held = _vectors.c.indexed_in
         low, high = sorted((generation, other or generation))
-        # Ranges instead of "!=", each a query of its own, and no order: else all rows are read, at every poll.
+        # Ranges instead of "!=", each by itself, and no order: else all rows are read, at every poll.
         between, above = sa.and_(held > low, held < high), sa.and_(held > high, held < LACKING)
         found: list[StoredVector] = []
         for where in (held < low, between, above):
