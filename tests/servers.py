@@ -108,7 +108,12 @@ class PostgresServer:
         options = ["-p", str(self.port), "-k", str(self.directory), "-c", "listen_addresses=127.0.0.1"]
         command = [str(_program("postgres")), "-D", str(self.directory), *options, "-c", "fsync=off"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, user=self.user, cwd="/")
-        assert eventually(lambda: _listens(self.port), START_SECONDS), "postgres did not start"
+        assert eventually(self._ready, START_SECONDS), "postgres did not start"
+
+    def _ready(self) -> bool:
+        """Whether it takes connections: it listens a while before."""
+        asks = [str(_program("pg_isready")), "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(asks, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT is PostgreSQL's fast shutdown, which ends all sessions; SIGQUIT is a crash."""
@@ -229,11 +234,3 @@ def _program(name: str) -> str | None:
 def _unprivileged() -> str | None:
     """PostgreSQL refuses to run as root: the user to run it as, or None for the one we are."""
     return None if getpass.getuser() != "root" and os.getuid() else "nobody"
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

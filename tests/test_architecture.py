@@ -19,16 +19,19 @@ DOORS = {
         f"shared/ibidem/{module}.py"
         for module in (
             "database",
+            "embedders",
             "engines",
             "invalidating",
             "logs",
             "migrations",
             "example_table",
+            "model_table",
             "notes",
             "records",
             "removal",
             "stored",
             "tables",
+            "vector_table",
         )
     },
     "psycopg": {"shared/ibidem/postgres.py"},

@@ -6,12 +6,16 @@ the caches of one place (`ibidem.ledger`).
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from ibidem.budget import WINDOW, Ruling
+from ibidem.embedding import resolve_embedder
+from ibidem.errors import EmbedderUnavailable
 from ibidem.judging import AnswerJudge
 from ibidem.ledger import REPORTED, Ledger
 from ibidem.logs import JudgementTable
+from ibidem.models import read_promotion
 from ibidem.request import Answer, Request
 from ibidem.rows import JudgementRow
 from ibidem.stats import AuditStats, audit_stats
@@ -20,6 +24,7 @@ from ibidem.terms import Pending, Terms, resumed
 if TYPE_CHECKING:
     from ibidem.backend import Backend
     from ibidem.decision import Candidate
+    from ibidem.embedding import Embedder
     from ibidem.judging import Judge
     from ibidem.scoring import Scorer
     from ibidem.settings import Settings
@@ -80,8 +85,17 @@ def auditor_for(backend: Backend, settings: Settings, judge: Judge | None) -> Au
     """The auditor of a cache with these settings; None if it makes no audits."""
     if not settings.audit_rate:
         return None
-    chosen = judge or AnswerJudge(backend.embedder)
+    chosen = judge or AnswerJudge(_comparing(backend, settings))
     return Auditor(backend.ledger, settings.max_wrong, settings.audit_rate, chosen)
+
+
+def _comparing(backend: Backend, settings: Settings) -> Embedder:
+    """What compares answers: the default model also where another was promoted, tuned to questions only."""
+    promotion = None if settings.embedder is not None else read_promotion(backend.records)
+    if promotion is not None and promotion.current.promoted:
+        with contextlib.suppress(EmbedderUnavailable):  # then the promoted one must do
+            return resolve_embedder(None)
+    return backend.embedder
 
 
 def report_of(table: JudgementTable, max_wrong: float, audit_rate: float) -> tuple[AuditStats, ...]:

@@ -11,29 +11,30 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ibidem.adoption import adopted
 from ibidem.background import Background
-from ibidem.embedding import CheckedEmbedder, fingerprint_of
+from ibidem.embedding import fingerprint_of, resolve_embedder
 from ibidem.errors import StorageUnavailable
 from ibidem.example_queue import ExampleQueue, Forgetting
-from ibidem.examples import Example
 from ibidem.faults import Faults
 from ibidem.flights import Flights
+from ibidem.following import Following
 from ibidem.housekeeping import Housekeeping
 from ibidem.ledger import Ledger
 from ibidem.locks import ForkSafeLock
-from ibidem.places import catalogue_of, index_opener, open_records
+from ibidem.matcher import Matcher, matcher_of
+from ibidem.models import embedder_of
+from ibidem.places import open_records
 from ibidem.request import digest
 from ibidem.rows import EmbeddedExample, LookupRow, size_of
 from ibidem.selecting import Selector, Wanted
 from ibidem.settings import Settings
-from ibidem.terms import scorer_name
-from ibidem.vectors import Vectors
 
 if TYPE_CHECKING:
-    from ibidem.embedding import Embedder
-    from ibidem.entry import Entry, Vector
+    from ibidem.embedding import CheckedEmbedder, Embedder
+    from ibidem.entry import Entry
+    from ibidem.examples import Example
     from ibidem.scoring import Scorer
+    from ibidem.vectors import Vectors
 
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 LOG_BATCH = 500
@@ -46,61 +47,85 @@ _open_lock = ForkSafeLock()
 class Backend:
     """The shared parts behind one or more `SemanticCache` objects; made by `acquire`, ended by `release`."""
 
-    def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder) -> None:
-        self.key, self.users = key, 0
+    def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
+        self.key, self.users, self.settings = key, 0, settings
         self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.records = open_records(settings)
-        self.embedder = embedder = CheckedEmbedder(embedder, self.records.meta_once)
         self.housekeeping = Housekeeping(
             self.records.removal, settings.bounds, settings.lifetime, lambda: self.clock()
         )
-        self.scorer = adopted(self.records, embedder.fingerprint, self.faults)
-        catalogue = catalogue_of(settings, embedder, self.records)
-        self.vectors = Vectors(
-            self.records,
-            embedder,
-            index_opener(settings, catalogue),
-            self.faults,
-            catalogue,
-            alone=settings.chroma is None,
-            opened=self.wake,
-        )
-        name = scorer_name(embedder.fingerprint, self.scorer)
-        self.ledger = Ledger(self.records.judgements, self.scorer, name, self.faults)
+        try:
+            chosen = embedder or embedder_of(settings, self.records)
+            # What lookups and stores that begin now use; exchanged as a whole. `coming` takes its place soon.
+            self.matcher: Matcher = self.matcher_of(chosen)
+        except BaseException:
+            self.records.close()
+            raise
+        self.coming: Matcher | None = None
+        self.following = Following(self)
+        name = self.matcher.scorer_name
+        self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults)
         self._log: collections.deque[LookupRow] = collections.deque()
-        self._examples, self.selector = ExampleQueue(), Selector(self.records.examples, embedder)
+        self._examples = ExampleQueue()
+        self.selector = Selector(self.records.examples, self.embedder)
         self.forgetting = Forgetting(self.records.examples, settings.example_ttl, lambda: self.clock())
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
             {
-                "index questions": self.vectors.work,
+                "index questions": lambda: self.matcher.vectors.work(),
                 "write the lookup log": self._write_log,
                 "keep examples": self._write_examples,
                 "delete old examples": self.forgetting.work,
                 "delete entries": self.housekeeping.work,
             },
             self.faults,
-            leisure={"renew the vector index": self.vectors.renew, "embed examples": self.selector.work},
+            leisure={
+                "renew the vector index": lambda: self.matcher.vectors.renew(),
+                "embed examples": lambda: self.selector.work(),
+                "follow a promotion": self.following.step,
+            },
         )
         self._process, self._poll_at = os.getpid(), 0.0
+
+    def matcher_of(self, embedder: Embedder) -> Matcher:
+        """What matches questions with this embedder; raises as `ibidem.matcher.matcher_of` does."""
+        return matcher_of(self.settings, self.records, embedder, self.faults, self.wake)
+
+    @property
+    def embedder(self) -> CheckedEmbedder:
+        """The embedder in use now."""
+        return self.matcher.embedder
+
+    @property
+    def vectors(self) -> Vectors:
+        """Its vectors."""
+        return self.matcher.vectors
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer in use now."""
+        return self.matcher.scorer
 
     def check_process(self) -> None:
         """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self.records.after_fork()
-            self.vectors.after_fork()
+            self.matcher.vectors.after_fork()
+            self.following.after_fork()
             self._background.after_fork()
             self.ledger.after_fork()
             self.flights.after_fork()
             self._log.clear()
             self._examples.drop()
 
-    def adopt(self, scorer: Scorer) -> None:
-        """Score with another scorer from now on; lookups under way end with the one they began with."""
-        self.ledger.adopt(scorer, scorer_name(self.embedder.fingerprint, scorer))
-        self.scorer = scorer
+    def adopt(self, matcher: Matcher) -> None:
+        """Match with this from now on; lookups under way end with what they began with."""
+        self.ledger.adopt(matcher.scorer, matcher.scorer_name)
+        if matcher.fingerprint != self.matcher.fingerprint:
+            self.selector = Selector(self.records.examples, matcher.embedder)
+        self.matcher = matcher
 
     def note_lookup(self, row: LookupRow) -> None:
         """Write a lookup to the log, later; if too many wait already, the oldest is dropped, counted."""
@@ -118,7 +143,7 @@ class Backend:
         self._poll_at = now + POLL_SECONDS
         return True
 
-    def note_example(self, example: Example, vector: Vector | None = None, *, stored: bool = False) -> bool:
+    def note_example(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
         """Write an example to its log, later; False, counted, if too many wait already.
 
         `stored` if its answer was just stored.
@@ -128,7 +153,6 @@ class Backend:
                 "keep examples: too many wait", f"dropped an example: {LOG_WAITING:,} wait to be written"
             )
             return False
-        given = EmbeddedExample(example, vector, self.embedder.fingerprint)
         self._examples.put(given, stored=stored)
         self._background.wake()
         return True
@@ -152,16 +176,18 @@ class Backend:
             self._examples.drop(namespace)
         return count
 
-    def keep(self, entry: Entry, made: float) -> bool:
+    def keep(self, entry: Entry, made: float, matcher: Matcher) -> bool:
         """Store an entry in the truth, and make it findable; raises what the database does.
 
-        False if it was asked for, at `made`, before what it rests on was invalidated.
+        False if it was asked for, at `made`, before what it rests on was invalidated. Its vector is the
+        matcher's.
         """
         house = self.housekeeping
-        if not self.records.put(entry, self.embedder.fingerprint, house.ranking, house.floor, made):
+        if not self.records.put(entry, matcher.fingerprint, house.ranking, house.floor, made):
             return False
         if entry.vector is not None:
-            self.vectors.add(entry.namespace, entry.scope, entry.vector)
+            matcher.vectors.add(entry.namespace, entry.scope, entry.vector)
+            self.following.take_along(entry, matcher)
         house.grown(size_of(entry))
         self._background.wake()
         self.flights.stored(entry.id)
@@ -219,7 +245,8 @@ class Backend:
                 "write the logs: closed before", f"dropped {left:,} rows of its logs at closing"
             )
         self.ledger.close()
-        self.vectors.close()
+        self.following.close()
+        self.matcher.vectors.close()
         self.records.close()
 
 
@@ -231,11 +258,13 @@ def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
             waiting.append(row)
 
 
-def acquire(settings: Settings, embedder: Embedder) -> Backend:
+def acquire(settings: Settings) -> Backend:
     """The backend for these settings; the same one for the same place and embedder."""
+    embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
     place = settings.chroma or str(settings.path / "chroma")
     sent = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
-    key = (settings.database or str(settings.path), place, sent, fingerprint_of(embedder))
+    which = "" if embedder is None else fingerprint_of(embedder)
+    key = (settings.database or str(settings.path), place, sent, which)
     with _open_lock:
         backend = _open.get(key)
         if backend is not None:

@@ -23,6 +23,7 @@ from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.pairing import advise_cache, pairs_of_cache
 from ibidem.patience import hurried
+from ibidem.promoting import promote_cache, rollback_cache
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
 from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
@@ -168,7 +169,7 @@ class SemanticCache(Answering, Correcting):
         """Counts, after writing what is still to be written."""
         self._ready()
         self._backend.flush()
-        totals = self._backend.records.totals()
+        totals = self._backend.records.totals(self._backend.embedder.fingerprint)
         with self._lock:
             rejected = dict(self._rejected)
         return Stats(
@@ -206,6 +207,8 @@ class SemanticCache(Answering, Correcting):
     advise = advise_cache
     fit = fit_cache
     drop_fit = drop_cache
+    promote = promote_cache
+    rollback = rollback_cache
 
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""

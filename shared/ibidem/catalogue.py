@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from ibidem.embedders import FORGOTTEN
 from ibidem.records import Records
 
 
@@ -26,6 +27,16 @@ class Filling:
     until: float = 0.0
     retired: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def names(self) -> set[str]:
+        """All collections there are."""
+        return {self.name, self.next, *(name for name, _ in self.retired)} - {""}
+
+
+def base_of(embedder: str, place: str) -> str:
+    """The name of the first collection for the embedder with this digest of its fingerprint."""
+    return f"ibidem-{embedder[:16]}" + (f"-{place[:12]}" if place else "")
+
 
 class Catalogue:
     """The `Filling` of one index in the truth; changed by one process at a time.
@@ -33,10 +44,11 @@ class Catalogue:
     Args:
         records: The truth.
         base: The name of the first collection, which those of the successors begin with.
+        place: What tells the collections of this truth from those of others on the same server.
     """
 
-    def __init__(self, records: Records, base: str) -> None:
-        self._records, self.base, self._key = records, base, f"index:{base}"
+    def __init__(self, records: Records, base: str, place: str = "") -> None:
+        self._records, self.base, self._place, self._key = records, base, place, f"index:{base}"
 
     def read(self) -> Filling:
         """As it is now."""
@@ -51,6 +63,18 @@ class Catalogue:
                 return None
             if self._records.meta_swap(self._key, held, json.dumps(asdict(changed))):
                 return changed
+
+    def forgotten(self) -> list[Catalogue]:
+        """The catalogues of embedders that nobody uses any more: their collections are to be deleted."""
+        bases = (base_of(one, self._place) for one in self._records.meta_keys(FORGOTTEN))
+        return [Catalogue(self._records, base, self._place) for base in bases]
+
+    def forget(self) -> None:
+        """Its collections are deleted."""
+        self._records.set_meta(self._key, None)
+        for one in self._records.meta_keys(FORGOTTEN):
+            if base_of(one, self._place) == self.base:
+                self._records.set_meta(FORGOTTEN + one, None)
 
     def _parsed(self, held: str | None) -> Filling:
         if held is None:

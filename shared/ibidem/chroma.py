@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.chroma_files import Marks, loads, sweep
+from ibidem.chroma_files import loads, sweep
 from ibidem.entry import Vector
-from ibidem.errors import IndexInUse, IndexUnavailable
+from ibidem.errors import IndexUnavailable
 from ibidem.faults import log
 from ibidem.locks import undying
 from ibidem.small import SmallIndex
+from ibidem.tenancy import Tenancy, take
 
 _HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
@@ -136,8 +136,8 @@ class EmbeddedIndex(ChromaIndex):
     `index.writing` while its files change.
     """
 
-    def __init__(self, client: Any, name: str, lock: filelock.BaseFileLock, directory: Path) -> None:
-        self._lock, self._marks, self._directory = lock, Marks(directory), directory
+    def __init__(self, client: Any, name: str, tenancy: Tenancy, directory: Path) -> None:
+        self._tenancy, self._marks, self._directory = tenancy, tenancy.marks, directory
         self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
         self._marks.in_use.write_text(str(os.getpid()))
@@ -184,13 +184,15 @@ class EmbeddedIndex(ChromaIndex):
             sweep(self._directory)
 
     def close(self, *, sound: bool = True) -> None:
-        """Release the directory to other processes."""
+        """Release the directory, with the last index of this process to other processes."""
+        sane = False
         try:
             super().close(sound=sound)
-            if sound:
-                self._marks.in_use.unlink(missing_ok=True)
+            sane = sound
         finally:
-            self._lock.release()
+            with self._tenancy.opening:
+                self._tenancy.clients -= 1
+            self._tenancy.release(sound=sane)
 
 
 def open_small(directory: Path, name: str) -> SmallIndex:
@@ -199,52 +201,53 @@ def open_small(directory: Path, name: str) -> SmallIndex:
     Raises:
         IndexUnavailable: Another process owns it.
     """
-    return SmallIndex(directory, name, _lock(directory), partial(open_embedded, directory, name))
+    return SmallIndex(directory, name, take(directory), partial(open_embedded, directory, name))
 
 
-def open_embedded(directory: Path, name: str, lock: filelock.BaseFileLock | None = None) -> EmbeddedIndex:
-    """Open Chroma on a directory, alone: two processes on one would corrupt it.
+def open_embedded(directory: Path, name: str, tenancy: Tenancy | None = None) -> EmbeddedIndex:
+    """Open Chroma on a directory, with no other process: two on one would corrupt it.
 
     A process killed while it wrote may leave a torn index, which loads and searches and crashes the process
     at a later write: it is removed. After another unclean end the files are first tried in a process of
-    their own. The caller fills a new index from the truth. A `lock` on the directory is taken over.
+    their own. The caller fills a new index from the truth. A `tenancy` of the directory is taken over.
 
     Raises:
         IndexUnavailable: Another process has it open, or it cannot be opened.
     """
-    lock = lock or _lock(directory)
-    marks = Marks(directory)
+    tenancy = tenancy or take(directory)
     try:
-        interrupted, unclean = marks.writing.exists(), marks.in_use.exists()
-        if directory.exists() and (interrupted or (unclean and not loads(directory, name))):
-            log.warning("The vector index in %s may be damaged; it is rebuilt from the database", directory)
-            shutil.rmtree(directory)
-        marks.writing.unlink(missing_ok=True)
-        sweep(directory)
-        try:
-            return EmbeddedIndex(_embedded_client(directory), name, lock, directory)
-        except IndexUnavailable:
-            log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
-            _set_aside(directory)
-            return EmbeddedIndex(_embedded_client(directory), name, lock, directory)
+        with tenancy.opening:
+            opened = _beside_others if tenancy.clients else _first
+            index = opened(directory, name, tenancy)
+            tenancy.clients += 1
+            return index
     except BaseException:
-        lock.release()
+        tenancy.release(sound=not tenancy.unclean)
         raise
 
 
-def _lock(directory: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(directory.with_name("index.lock"))
+def _beside_others(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
+    """Another collection, while this process uses the directory."""
+    with tenancy.marks.while_writing():
+        return EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
+
+
+def _first(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
+    """The first collection that this process opens: damage is looked for."""
+    marks, interrupted = tenancy.marks, tenancy.marks.writing.exists()
+    if directory.exists() and (interrupted or (tenancy.unclean and not loads(directory, name))):
+        log.warning("The vector index in %s may be damaged; it is rebuilt from the database", directory)
+        shutil.rmtree(directory)
+    marks.writing.unlink(missing_ok=True)
+    sweep(directory)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise IndexInUse(
-            f"another process is using the vector index in {directory}; this one repeats answers to "
-            f"identical questions only. To share it, run `chroma run --path {directory}` and pass "
-            "chroma='http://HOST:PORT' to every process"
-        ) from None
-    except OSError as error:
-        raise IndexUnavailable(f"cannot lock the vector index in {directory}: {error}") from error
-    return lock
+        index = EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
+    except IndexUnavailable:
+        log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
+        _set_aside(directory)
+        index = EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
+    tenancy.unclean = False
+    return index
 
 
 def _embedded_client(directory: Path) -> Any:

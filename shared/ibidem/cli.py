@@ -30,6 +30,7 @@ from ibidem.cli_common import (
 from ibidem.cli_examples import examples_app
 from ibidem.cli_export import export_examples
 from ibidem.cli_invalidate import give_feedback, invalidate
+from ibidem.cli_promote import promote
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
 from ibidem.cli_teach import mine_pairs, teach_pairs
@@ -200,6 +201,7 @@ app.command("pairs")(mine_pairs)
 app.command("teach")(teach_pairs)
 app.command("tune")(tune_model)
 app.command("evaluate")(evaluate_models)
+app.command("promote")(promote)
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from ibidem.catalogue import Catalogue
 from ibidem.cli_common import DatabaseOption, PathOption, err, fail, out, require_cache, sentences
 from ibidem.doctor_index import holder
-from ibidem.embedding import CheckedEmbedder, resolve_embedder
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.faults import Faults
-from ibidem.places import catalogue_of, index_opener, open_records
-from ibidem.records import Records
+from ibidem.matcher import matcher_of
+from ibidem.models import embedder_of
+from ibidem.places import catalogue_of, open_records
 from ibidem.settings import Settings, read_settings
 from ibidem.small import SmallIndex
 from ibidem.vectors import EXACT_LIMIT, Vectors
@@ -51,16 +51,8 @@ def rebuild_index(
 def _rebuilt(settings: Settings) -> int:
     records, faults = open_records(settings), Faults()
     try:
-        embedder = CheckedEmbedder(resolve_embedder(settings.embedder), records.meta_once)
-        catalogue = catalogue_of(settings, embedder, records)
-        vectors = Vectors(
-            records,
-            embedder,
-            index_opener(settings, catalogue),
-            faults,
-            catalogue,
-            alone=settings.chroma is None,
-        )
+        matcher = matcher_of(settings, records, embedder_of(settings, records), faults, lambda: None)
+        vectors, catalogue = matcher.vectors, catalogue_of(settings, matcher.fingerprint, records)
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err, transient=True) as progress:
             task = progress.add_task("Indexing", total=None)
@@ -69,16 +61,14 @@ def _rebuilt(settings: Settings) -> int:
                 progress.update(task, completed=done, total=total)
 
             try:
-                return _replaced(vectors, records, catalogue, show)
+                return _replaced(vectors, catalogue, show)
             finally:
                 vectors.close()
     finally:
         records.close()
 
 
-def _replaced(
-    vectors: Vectors, records: Records, catalogue: Catalogue, show: Callable[[int, int], None]
-) -> int:
+def _replaced(vectors: Vectors, catalogue: Catalogue, show: Callable[[int, int], None]) -> int:
     """Replace the index at once; `show` is told how many vectors of how many it has. Returns how many.
 
     Raises:
@@ -88,13 +78,13 @@ def _replaced(
     while vectors.work():
         pass
     if isinstance(old, SmallIndex):
-        return records.count_semantic(EXACT_LIMIT)
-    total = records.count_indexed(old.generation, catalogue.read().generation)
+        return vectors.table.count(EXACT_LIMIT)
+    total = vectors.table.count_indexed(old.generation, catalogue.read().generation)
     more = vectors.renew(wanted=True)
     while (index := vectors.opened()).name == old.name:
         if not more:
             raise IndexUnavailable("the index is being replaced already; try again in a minute")
-        show(total - records.count_indexed(index.generation), total)
+        show(total - vectors.table.count_indexed(index.generation), total)
         more = vectors.renew()
     vectors.renew()  # deletes the old one
     return index.count()

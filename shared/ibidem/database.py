@@ -77,21 +77,14 @@ def insert_into(dialect: str) -> Any:
 
 
 def upsert_entry(dialect: str, rank: Callable[..., Any]) -> Any:
-    """Insert, or replace the answer but keep hits and vector: the same id means the same question.
+    """Insert, or replace the answer but keep hits: the same id means the same question.
 
     `rank` gives the rank of an entry with these hits, cost, size and time of last use.
     """
     insert = insert_into(dialect)(entries)
     new, old = insert.excluded, entries.c
-    kept = ("id", "hits", "vector", "embedder", "point", "indexed_in")
-    changes = {column.name: new[column.name] for column in old if column.name not in kept}
+    changes = {column.name: new[column.name] for column in old if column.name not in ("id", "hits")}
     changes["rank"] = rank(old.hits, new.cost, new.size, new.used, least)
-    changes["vector"] = sa.func.coalesce(old.vector, new.vector)
-    changes["embedder"] = sa.func.coalesce(old.embedder, new.embedder)
-    changes["point"] = sa.func.coalesce(old.point, new.point)
-    changes["indexed_in"] = sa.case(
-        (new.indexed_in.is_(None), None), else_=sa.func.coalesce(old.indexed_in, new.indexed_in)
-    )
     return insert.on_conflict_do_update(index_elements=[old.id], set_=changes)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ibidem import vectors
 from ibidem.doctor_index import compare, holder
-from ibidem.embedding import Embedder, fingerprint_of, resolve_embedder
+from ibidem.embedding import fingerprint_of
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
+from ibidem.models import embedder_of, read_promotion
 from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.records import Records
 from ibidem.settings import Settings
@@ -36,11 +37,11 @@ def examine(settings: Settings) -> list[Finding]:
         if not findings[-1].ok:
             return findings
         try:
-            embedder = resolve_embedder(settings.embedder)
+            fingerprint = fingerprint_of(embedder_of(settings, records))
         except IbidemError as error:
             return [*findings, Finding("embedding model", False, str(error))]
-        findings.append(Finding("embedding model", True, embedder.fingerprint))
-        return [*findings, *_index(settings, records, embedder)]
+        findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, records)))
+        return [*findings, *_index(settings, records, fingerprint)]
     finally:
         records.close()
 
@@ -72,9 +73,19 @@ def _ms(started: float) -> str:
     return f"{1000 * (time.perf_counter() - started):.1f} ms"
 
 
-def _index(settings: Settings, records: Records, embedder: Embedder) -> Iterator[Finding]:
-    catalogue = catalogue_of(settings, embedder, records)
-    held = records.count_semantic(vectors.EXACT_LIMIT + 1)
+def _promoted(settings: Settings, records: Records) -> str:
+    found = read_promotion(records)
+    if found is None:
+        return ""
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.at))
+    if settings.embedder is not None:
+        return f", given; without it {found.current.fingerprint} is used, since {since}"
+    return f", since {since}; before it {found.previous.fingerprint}, kept for ibidem promote --rollback"
+
+
+def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[Finding]:
+    catalogue, table = catalogue_of(settings, fingerprint, records), records.vectors_of(fingerprint)
+    held = table.count(vectors.EXACT_LIMIT + 1)
     small = settings.chroma is None and held <= vectors.EXACT_LIMIT
     try:
         index = index_opener(settings, catalogue)(small=small)
@@ -87,9 +98,9 @@ def _index(settings: Settings, records: Records, embedder: Embedder) -> Iterator
         return
     if small:
         index.close()
-        foreign = records.count_foreign(fingerprint_of(embedder))
-        text = f"{held - foreign:,} vectors, few enough to be searched in memory"
-        text += f"; {foreign:,} are of another embedder and are made anew when used" if foreign else ""
+        lacking = table.count_lacking()
+        text = f"{held - lacking:,} vectors, few enough to be searched in memory"
+        text += f"; {lacking:,} are still to be made, which happens when the cache is used" if lacking else ""
         yield Finding("vector index", True, text)
         return
     try:
@@ -97,7 +108,7 @@ def _index(settings: Settings, records: Records, embedder: Embedder) -> Iterator
             started = time.perf_counter()
             index.count()
             yield Finding("Chroma server", True, f"answers in {_ms(started)}")
-        sound, text = compare(index, records, catalogue, fingerprint_of(embedder))
+        sound, text = compare(index, table, catalogue)
     except IndexUnavailable as error:
         sound, text = False, f"{error}; run `ibidem rebuild`"
     finally:

@@ -6,26 +6,26 @@ import os
 
 from ibidem.catalogue import Catalogue
 from ibidem.index import VectorIndex
-from ibidem.records import Records
 from ibidem.settings import Settings
+from ibidem.vector_table import VectorTable
 
 PAGE = 5_000
 
 
-def compare(index: VectorIndex, records: Records, catalogue: Catalogue, embedder: str) -> tuple[bool, str]:
+def compare(index: VectorIndex, table: VectorTable, catalogue: Catalogue) -> tuple[bool, str]:
     """Whether the index is sound, and a sentence with what was counted and what to do."""
     now = catalogue.read()
     generations = {index.generation, now.generation} - {""}
     held = _ids(index)
-    wanted, known = _points(records, generations)
+    wanted, known = _points(table, generations)
     missing, orphans = len(wanted - held), len(held - known)
-    waiting = len(records.unindexed(index.generation, embedder, 100_000, now.generation))
-    foreign, dead = records.count_foreign(embedder), records.removal.count_dead()
+    waiting = len(table.unindexed(index.generation, 100_000, now.generation))
+    lacking, dead = table.count_lacking(), table.count_dead()
     notes = [
         (missing, f"{missing:,} vectors are missing"),
         (orphans, f"{orphans:,} belong to no entry"),
         (now.dead, f"{now.dead:,} deleted ones are still passed in searches"),
-        (foreign, f"{foreign:,} entries have vectors of another embedder and are embedded anew when used"),
+        (lacking, f"{lacking:,} are still to be made, which happens when the cache is used"),
         (dead, f"{dead:,} wait to be deleted"),
         (int(bool(now.next)), "it is being replaced by a fresh one"),
     ]
@@ -44,12 +44,12 @@ def _ids(index: VectorIndex) -> set[str]:
     return held
 
 
-def _points(records: Records, generations: set[str]) -> tuple[set[str], set[str]]:
+def _points(table: VectorTable, generations: set[str]) -> tuple[set[str], set[str]]:
     """The points that an index of these generations should hold, and all points."""
     wanted: set[str] = set()
     known: set[str] = set()
     after = ""
-    while page := records.points(after, PAGE):
+    while page := table.points(after, PAGE):
         after = page[-1][0]
         known.update(point for point, _ in page)
         wanted.update(point for point, generation in page if generation in generations)

@@ -13,6 +13,7 @@ from ibidem.errors import InvalidInput
 from ibidem.examples import DocumentRef, Example, ExampleStats
 from ibidem.exporting import export_examples
 from ibidem.request import Answer, require_text
+from ibidem.rows import EmbeddedExample
 from ibidem.selecting import Wanted
 
 if TYPE_CHECKING:
@@ -74,10 +75,15 @@ class ExampleLog:
         if not question or (example.answer and not answer):
             return False
         at = example.at or self._backend.clock()
-        return self._backend.note_example(replace(example, at=at, question=question, answer=answer))
+        return self._backend.note_example(
+            EmbeddedExample(replace(example, at=at, question=question, answer=answer))
+        )
 
-    def of_entry(self, entry: Entry, answer: Answer) -> None:
-        """Keep what was just stored as an example too, if people read it and the question is known."""
+    def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
+        """Keep what was just stored as an example too, if people read it and the question is known.
+
+        `embedder` is the fingerprint of what made the entry's vector.
+        """
         if not self.kept or entry.question is None or not answer.semantic:
             return
         example = Example(
@@ -95,7 +101,7 @@ class ExampleLog:
             tags=entry.tags,
         )
         if _fits(example):
-            self._backend.note_example(example, entry.vector, stored=True)
+            self._backend.note_example(EmbeddedExample(example, entry.vector, embedder), stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.

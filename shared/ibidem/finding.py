@@ -16,6 +16,7 @@ from ibidem.request import Hit, Miss, Request, Tier
 if TYPE_CHECKING:
     from ibidem.audit import Auditor
     from ibidem.backend import Backend
+    from ibidem.matcher import Matcher
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
 REFRESH_SECONDS = 60.0  # how long the caller that refreshes a stale answer is waited for before another does
@@ -54,10 +55,11 @@ class Finder:
             return hit
         if not request.semantic:
             return Miss("question_unknown" if same is None else "expired")
-        refused = "question_private" if private else self._backend.embedder.refusal(request.question)
+        matcher = self._backend.matcher  # once: all that follows is of one embedder
+        refused = "question_private" if private else matcher.embedder.refusal(request.question)
         if refused:
             return Miss(refused)
-        candidates, scorer = self._candidates(request, now, max_age), self._backend.scorer
+        candidates, scorer = self._candidates(matcher, request, now, max_age), matcher.scorer
         verdict = decide(request, candidates, self._policy, scorer)
         if (best := verdict.chosen) is not None:
             ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
@@ -102,14 +104,16 @@ class Finder:
             self._refreshing.put(entry.id, now + REFRESH_SECONDS)
             return True
 
-    def _candidates(self, request: Request, now: float, max_age: float | None) -> list[Candidate]:
-        vector = self._backend.embedder.vector_of(request.question)
+    def _candidates(
+        self, matcher: Matcher, request: Request, now: float, max_age: float | None
+    ) -> list[Candidate]:
+        vector = matcher.embedder.vector_of(request.question)
         namespace, scope = request.namespace, request.scope_digest
         found = self._backend.records.near(
-            self._backend.vectors.nearest(namespace, scope, vector, NEIGHBOURS),
+            matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS),
             namespace=namespace,
             scope=scope,
-            embedder=self._backend.embedder.fingerprint,
+            embedder=matcher.fingerprint,
             documents=request.documents_digest,
         )
         return [

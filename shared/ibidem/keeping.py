@@ -14,6 +14,7 @@ from ibidem.request import Answer, Request
 if TYPE_CHECKING:
     from ibidem.backend import Backend
     from ibidem.example_log import ExampleLog
+    from ibidem.matcher import Matcher
 
 
 class Keeper:
@@ -37,7 +38,8 @@ class Keeper:
     ) -> str | None:
         """Store an answer that was admitted, or say why not; what the database raises passes through."""
         readable = request.semantic and not self._admission.is_private(request.question)
-        semantic, vector = self._meaning(request) if readable and answer.semantic else (False, None)
+        matcher = self._backend.matcher  # once: the vector is of the embedder that it is stored for
+        semantic, vector = self._meaning(matcher, request) if readable and answer.semantic else (False, None)
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
         entry = Entry(
@@ -56,15 +58,15 @@ class Keeper:
             tags=tags,
             vector=vector,
         )
-        if not self._backend.keep(entry, request.made):
+        if not self._backend.keep(entry, request.made, matcher):
             return "invalidated"
         if request.example:
-            self._examples.of_entry(entry, answer)
+            self._examples.of_entry(entry, answer, matcher.fingerprint)
         return None
 
-    def _meaning(self, request: Request) -> tuple[bool, Vector | None]:
+    def _meaning(self, matcher: Matcher, request: Request) -> tuple[bool, Vector | None]:
         """Whether the question can be found by meaning, and its vector, if it could be made now."""
-        embedder = self._backend.embedder
+        embedder = matcher.embedder
         try:
             if embedder.refusal(request.question) is not None:
                 return False, None

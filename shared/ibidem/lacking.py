@@ -1,4 +1,4 @@
-"""What the index lacks: read from the truth into memory, embedded if it has no vector of this embedder."""
+"""What the index lacks: read from the truth into memory, embedded if it has no vector yet."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ibidem.catalogue import Catalogue
 from ibidem.faults import Faults
-from ibidem.index import coded
+from ibidem.index import VectorIndex, coded
 from ibidem.memory import Memory
-from ibidem.records import Records
 from ibidem.rows import StoredVector
+from ibidem.small import SmallIndex
+from ibidem.vector_table import VectorTable
 
 if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder
@@ -26,16 +27,16 @@ class Lacking:
     """Reads and embeds it, some at a time.
 
     Args:
-        records: The truth.
+        table: The vectors of the embedder.
         catalogue: Says which collections there are.
         embedder: Makes vectors where there are none.
         faults: Where its failures go.
     """
 
     def __init__(
-        self, records: Records, catalogue: Catalogue, embedder: CheckedEmbedder, faults: Faults
+        self, table: VectorTable, catalogue: Catalogue, embedder: CheckedEmbedder, faults: Faults
     ) -> None:
-        self._records, self._catalogue = records, catalogue
+        self._table, self._catalogue = table, catalogue
         self._embedder, self._faults = embedder, faults
         self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
 
@@ -46,35 +47,48 @@ class Lacking:
         """
         self._refused = {}
         memory, complete = Memory(), False
-        embedder, other = self._embedder.fingerprint, self._catalogue.read().generation
+        other = self._catalogue.read().generation
         if most is not None:
-            indexed = self._records.indexed(generation, embedder, most + 1, other)
+            indexed = self._table.indexed(generation, most + 1, other)
             complete = len(indexed) <= most
             if complete:
                 load(memory, indexed)
                 memory.indexed(len(memory))
-        load(memory, self._records.unindexed(generation, embedder, max(PAGE, most or 0), other))
+        load(memory, self._table.unindexed(generation, max(PAGE, most or 0), other))
         return memory, complete
 
     def fetch(self, memory: Memory, generation: str) -> None:
         """Read the next page; embed a batch of what has no vector."""
-        other = self._catalogue.read().generation
-        page = self._records.unindexed(generation, self._embedder.fingerprint, PAGE, other)
+        page = self._table.unindexed(generation, PAGE, self._catalogue.read().generation)
         # Another entry with the same vector may have been indexed before.
         known = [row.point for row in page if row.point is not None and memory.holds(row.point)]
         if known:
-            self._records.mark_indexed(known, generation)
+            self._table.mark_indexed(known, generation)
         load(memory, page)
-        load(memory, self._embed(page))
+        load(memory, self.embed())
 
-    def _embed(self, page: Sequence[StoredVector]) -> list[StoredVector]:
-        """Some of the rows that lack a vector, now with vectors, also in the truth."""
-        now = time.monotonic()
-        lacking = [row for row in page if row.vector is None and self._refused.get(row.id, 0.0) <= now]
-        made = self._embedded(lacking[:EMBED_BATCH])
+    def left(self, memory: Memory, index: VectorIndex) -> bool:
+        """Whether there is a question to embed now, or one that neither memory nor this index has."""
+        if self.due():
+            return True
+        if isinstance(index, SmallIndex):  # all that had vectors were read when it was opened
+            return False
+        page = self._table.unindexed(index.generation, PAGE, self._catalogue.read().generation)
+        return len(page) == PAGE or not all(memory.holds(row.point) for row in page if row.point)
+
+    def embed(self) -> list[StoredVector]:
+        """Some of the questions that lack a vector, now with vectors, also in the truth."""
+        made = self._embedded(self.due()[:EMBED_BATCH])
         if made:
-            self._records.set_vectors(made, self._embedder.fingerprint)
+            self._table.set_vectors(made)
         return made
+
+    def due(self) -> list[StoredVector]:
+        """Some of the questions that lack a vector and are to be tried now."""
+        now = time.monotonic()
+        self._refused = {id_: until for id_, until in self._refused.items() if until > now}
+        lacking = self._table.lacking(EMBED_BATCH + len(self._refused))
+        return [row for row in lacking if row.id not in self._refused]
 
     def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
         """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
@@ -94,7 +108,7 @@ class Lacking:
                 if len(self._refused) > 1 and not made:
                     break  # not this question: the embedder is down
         if unfit:
-            self._records.set_exact_only(unfit)
+            self._table.set_exact_only(unfit)
         return made
 
 

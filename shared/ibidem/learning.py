@@ -87,11 +87,11 @@ def fit_cache(
     self.flush()
     if labels is not None:  # their texts are kept: as judgements, and as words that the scorer knows
         labels = [label for label in labels if not any(map(self._admission.is_private, _texts(label)))]
-    backend = self._backend
-    place = Place(backend.records, backend.embedder, self.policy.threshold, self._auditor is not None)
+    backend, matcher = self._backend, self._backend.matcher
+    place = Place(backend.records, matcher.embedder, self.policy.threshold, self._auditor is not None)
     report = place.fit(labels, namespace=namespace, dry_run=dry_run)
     if report.adopted and not dry_run:
-        backend.adopt(report.scorer)
+        backend.following.rescore(matcher, report.scorer)
     return report
 
 
@@ -103,10 +103,10 @@ def drop_cache(self: SemanticCache) -> bool:
         CacheClosed: The cache was closed.
     """
     self.flush()
-    backend = self._backend
-    there = adoption.drop(backend.records, backend.embedder.fingerprint)
+    backend, matcher = self._backend, self._backend.matcher
+    there = adoption.drop(backend.records, matcher.fingerprint)
     if there:
-        backend.adopt(scorer_for(backend.embedder.fingerprint))
+        backend.following.rescore(matcher, scorer_for(matcher.fingerprint))
     return there
 
 

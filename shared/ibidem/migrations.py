@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import sqlalchemy as sa
 
 from ibidem import tables
 from ibidem.database import exclusively, reading
+from ibidem.embedders import demand, number_of
 from ibidem.errors import StorageError
+from ibidem.lifetime import DAYS
 
 _meta = tables.meta
 _VERSION = _meta.c.key == "schema_version"
@@ -79,6 +82,25 @@ def _add_meaning(db: sa.Connection) -> None:
         _add_columns(db, tables.examples, *added)
 
 
+def _separate_vectors(db: sa.Connection) -> None:
+    """An entry has a vector of each embedder; what the index was to forget it is compared for instead."""
+    c = sa.table("entries", *map(sa.column, ("id", "embedder", "vector", "point", "indexed_in"))).c
+    made = c.embedder.is_not(None) & c.indexed_in.is_not(None)
+    for fingerprint in db.scalars(sa.select(c.embedder).where(made).distinct()).all():
+        number = number_of(fingerprint)
+        mine = made & (c.embedder == fingerprint)
+        row = {"id": number, "fingerprint": fingerprint, "until": time.time() + DAYS, "state": "used"}
+        db.execute(sa.insert(tables.embedders).values(row))
+        columns = [column.name for column in tables.entry_vectors.c]
+        here = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
+        db.execute(sa.insert(tables.entry_vectors).from_select(columns, here.where(mine)))
+    _make_anew(db, tables.entries, set())
+    for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
+        demand(db, number_of(fingerprint))
+    db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
+    db.execute(sa.schema.CreateTable(tables.dead_points))
+
+
 def _make_anew(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
     """Copy the rows into a new table, which has other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
@@ -90,4 +112,9 @@ def _make_anew(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
 
 
 # By the version they lead to.
-_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {2: _add_life, 3: _add_sources, 4: _add_meaning}
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
+    2: _add_life,
+    3: _add_sources,
+    4: _add_meaning,
+    5: _separate_vectors,
+}

@@ -29,6 +29,12 @@ class Notes:
         with reading(self._engine) as db:
             return noted(db, key)
 
+    def meta_keys(self, prefix: str) -> list[str]:
+        """What follows this prefix in the keys that begin with it."""
+        with reading(self._engine) as db:
+            found = db.scalars(sa.select(_meta.c.key).where(_meta.c.key.startswith(prefix, autoescape=True)))
+            return [key.removeprefix(prefix) for key in found]
+
     def meta_once(self, key: str, value: str) -> str:
         """Note a fact unless it is noted; returns what is noted now."""
         with writing(self._engine) as db:
@@ -49,5 +55,8 @@ class Notes:
         insert = insert_into(self._engine.dialect.name)(_meta).values(key=key, value=new)
         change = sa.update(_meta).where(_meta.c.key == key, _meta.c.value == old).values(value=new)
         with writing(self._engine) as db:
-            done = db.execute(insert.on_conflict_do_nothing() if old is None else change)
+            done = db.execute(
+                insert.on_conflict_do_nothing() if old is None else change,
+                execution_options={"preserve_rowcount": True},  # else it is -1 after an insert
+            )
         return int(done.rowcount) == 1

@@ -8,7 +8,6 @@ from ibidem import backend
 from ibidem.admission import Admission
 from ibidem.audit import auditor_for
 from ibidem.cache import SemanticCache
-from ibidem.embedding import resolve_embedder
 from ibidem.errors import InvalidInput
 from ibidem.settings import read_settings
 
@@ -22,7 +21,7 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
         if hook is not None and not callable(hook):
             raise InvalidInput(f"{name} must be callable, not {type(hook).__name__}")
     settings = read_settings(**{name: value for name, value in given.items() if name not in hooks})
-    shared = backend.acquire(settings, resolve_embedder(settings.embedder))
+    shared = backend.acquire(settings)
     admission = Admission(
         shared.faults,
         redact=hooks["redact"],

@@ -6,9 +6,8 @@ import os
 import threading
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ibidem.catalogue import Catalogue
+from ibidem.catalogue import Catalogue, base_of
 from ibidem.chroma import open_embedded, open_small
 from ibidem.chroma_server import open_server
 from ibidem.database import set_aside_if_damaged, sqlite_url
@@ -18,9 +17,6 @@ from ibidem.index import IndexOpener, VectorIndex
 from ibidem.records import Records
 from ibidem.request import digest
 from ibidem.settings import Settings
-
-if TYPE_CHECKING:
-    from ibidem.embedding import Embedder
 
 
 def open_records(settings: Settings) -> Records:
@@ -55,15 +51,13 @@ def _make_private(path: Path) -> None:
         ) from error
 
 
-def catalogue_of(settings: Settings, embedder: Embedder, records: Records) -> Catalogue:
-    """Where the truth keeps which collection holds this embedder's vectors.
+def catalogue_of(settings: Settings, fingerprint: str, records: Records) -> Catalogue:
+    """Where the truth keeps which collection holds the vectors of the embedder with this fingerprint.
 
     On a server each truth has collections of its own: what one deletes, another may still hold.
     """
-    name = f"ibidem-{digest(embedder.fingerprint)[:16]}"
-    if settings.chroma is not None:
-        name = f"{name}-{records.meta_once('place', uuid.uuid4().hex)[:12]}"
-    return Catalogue(records, name)
+    place = "" if settings.chroma is None else records.meta_once("place", uuid.uuid4().hex)
+    return Catalogue(records, base_of(digest(fingerprint), place), place)
 
 
 def index_opener(settings: Settings, catalogue: Catalogue) -> IndexOpener:

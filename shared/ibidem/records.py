@@ -11,40 +11,37 @@ import sqlalchemy as sa
 
 from ibidem import tables
 from ibidem.database import reading, upsert_entry, writing
+from ibidem.embedders import Embedders, number_of
 from ibidem.engines import breaker_of, open_engine
-from ibidem.entry import Entry, Source, to_bytes
+from ibidem.entry import Entry, Source
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
 from ibidem.example_table import ExampleTable
 from ibidem.invalidating import Invalidations
 from ibidem.logs import JudgementTable, LookupTable
 from ibidem.migrations import prepare
+from ibidem.model_table import ModelFilesTable
 from ibidem.notes import Notes
-from ibidem.removal import Removal, delete, note_orphans
-from ibidem.rows import (
-    WAITING,
-    StoredVector,
-    Totals,
-    entry_row,
-    source_rows,
-    tag_rows,
-    to_entry,
-    to_stored_vector,
-)
+from ibidem.removal import Removal, delete, forget_vectors
+from ibidem.rows import Totals, entry_row, source_rows, tag_rows, to_entry
 from ibidem.stored import StoredTable
+from ibidem.vector_table import VectorTable, put_vector
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
 
-_entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
-_ENTRY = [column for column in _entries.c if column.name not in ("vector", "embedder", "indexed_in")]
-_ONE = sa.select(*_ENTRY).where(_entries.c.id == sa.bindparam("id"))
+_entries, _documents, _meta = tables.entries, tables.entry_documents, tables.meta
+_tags = tables.entry_tags
+_vectors = tables.entry_vectors
+_ONE = sa.select(_entries).where(_entries.c.id == sa.bindparam("id"))
 _NEAR = (
-    sa.select(*_ENTRY, _entries.c.vector)
+    sa.select(_entries, _vectors.c.vector)
+    .join(_vectors, _vectors.c.entry_id == _entries.c.id)
     .where(
-        _entries.c.point.in_(sa.bindparam("points", expanding=True)),
-        _entries.c.namespace == sa.bindparam("namespace"),
+        _vectors.c.point.in_(sa.bindparam("points", expanding=True)),
+        _vectors.c.embedder == sa.bindparam("embedder"),
+        # As an expression: by the index on the column SQLite would read all entries of the namespace.
+        _entries.c.namespace.concat("") == sa.bindparam("namespace"),
         _entries.c.scope == sa.bindparam("scope"),
-        _entries.c.embedder == sa.bindparam("embedder"),
         _entries.c.semantic,
     )
     .order_by(_entries.c.created.desc())
@@ -68,7 +65,8 @@ class Records(Notes):
         self._engine = open_engine(url)
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
         self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
-        self.invalidations, self.stored = Invalidations(self._engine), StoredTable(self._engine)
+        self.invalidations, self.embedders = Invalidations(self._engine), Embedders(self._engine)
+        self.models, self.stored = ModelFilesTable(self._engine), StoredTable(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:
@@ -110,7 +108,8 @@ class Records(Notes):
         """
         if not points:
             return []
-        wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": embedder}
+        number = number_of(embedder)
+        wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": number}
         with reading(self._engine) as db:
             rows = db.execute(_NEAR, wanted).all()
             sources = self._sources(db, [row.id for row in rows if row.documents != documents])
@@ -132,20 +131,21 @@ class Records(Notes):
 
     def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
         """The newest entries, newest first, with their sources."""
-        query = sa.select(*_ENTRY).order_by(_entries.c.created.desc()).limit(limit)
+        query = sa.select(_entries).order_by(_entries.c.created.desc()).limit(limit)
         if namespace is not None:
             query = query.where(_entries.c.namespace == namespace)
         return self._with_sources(query)
 
     def find(self, prefix: str) -> list[Entry]:
         """Entries whose id begins with `prefix` (at most 20), with their sources."""
-        query = sa.select(*_ENTRY).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
+        query = sa.select(_entries).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
         return self._with_sources(query)
 
     def of_ids(self, ids: Sequence[str]) -> list[Entry]:
         """The entries of these ids, newest first, with their sources."""
-        query = sa.select(*_ENTRY).where(_entries.c.id.in_(ids))
-        return self._with_sources(query.order_by(_entries.c.created.desc()))
+        return self._with_sources(
+            sa.select(_entries).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
+        )
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
         with reading(self._engine) as db:
@@ -153,42 +153,50 @@ class Records(Notes):
             sources = self._sources(db, [row.id for row in rows])
         return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
 
-    def totals(self) -> Totals:
-        """Counts of entries, of the logged lookups by outcome, of examples and audits."""
-        count = sa.func.count()
-        with reading(self._engine) as db:
-            kinds: dict[bool, int] = dict(
-                db.execute(sa.select(_entries.c.semantic, count).group_by(_entries.c.semantic)).all()
-            )
-            waiting = db.scalar(sa.select(count).where(_entries.c.indexed_in == WAITING)) or 0
+    def totals(self, embedder: str | None = None) -> Totals:
+        """Counts of entries, of the logged lookups by outcome, of examples and audits.
+
+        What can be found by meaning is counted for this embedder; not given, for the one used last.
+        """
+        entries, size = self.removal.size()
+        if embedder is None:
+            known = self.embedders.known()
+            embedder = max(known, key=lambda one: known[one], default="")
+        vectors = self.vectors_of(embedder)
         asked = self.lookups.outcomes()
         audits, wrong = self.judgements.audits()
         return Totals(
-            entries=sum(kinds.values()),
-            semantic_entries=kinds.get(True, 0),
-            unindexed=waiting,
+            entries=entries,
+            semantic_entries=vectors.count(),
+            unindexed=vectors.count_waiting(),
             hits=asked.hits,
             misses=asked.misses,
             tokens_saved=asked.tokens_saved,
             examples=self.examples.count(),
             audits=audits,
             audits_wrong=wrong,
-            bytes=self.removal.size()[1],
+            bytes=size,
         )
+
+    def vectors_of(self, embedder: str) -> VectorTable:
+        """The vectors of the embedder of this fingerprint."""
+        return VectorTable(self._engine, embedder)
 
     def put(
         self,
         entry: Entry,
-        embedder: str | None,
+        embedder: str,
         bounds: Bounds = UNBOUNDED,
         floor: float = 0.0,
         made: float = math.inf,
     ) -> bool:
         """Store the entry, replacing the one with the same id; durable against a killed process on return.
 
+        Its vector was made, or is to be made, by the embedder of this fingerprint.
+
         False if it must not be stored: what it rests on was invalidated after it was asked for, at `made`.
         """
-        row = entry_row(entry, embedder)
+        row = entry_row(entry)
         row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
         with writing(self._engine) as db:
             if self.invalidations.refuse(db, entry, made):
@@ -198,6 +206,10 @@ class Records(Notes):
                 db.execute(sa.delete(table).where(table.c.entry_id == entry.id))
                 if rows:
                     db.execute(sa.insert(table), rows)
+            if entry.semantic:
+                put_vector(db, entry, number_of(embedder))
+            else:
+                forget_vectors(db, sa.select(_entries.c.id).where(_entries.c.id == entry.id))
         return True
 
     def clear(self, namespace: str | None = None) -> int:
@@ -211,85 +223,6 @@ class Records(Notes):
             for log in logs:
                 db.execute(log)
             return delete(db, where)
-
-    def unindexed(self, generation: str, embedder: str, limit: int, other: str = "") -> list[StoredVector]:
-        """Questions that the index of this generation, or the other, does not hold, in no order."""
-        held = _entries.c.indexed_in
-        low, high = sorted((generation, other or generation))
-        # Ranges instead of "!=", and no order: else the whole table is read, at every poll.
-        between = sa.and_(held > low, held < high)
-        return self._stored_vectors(sa.or_(held < low, between, held > high), embedder, limit)
-
-    def indexed(self, generation: str, embedder: str, limit: int, other: str = "") -> list[StoredVector]:
-        """Questions that the index of this generation, or the other, holds, in no order."""
-        held = _entries.c.indexed_in.in_((generation, other or generation))
-        return self._stored_vectors(held, embedder, limit)
-
-    def _stored_vectors(self, where: sa.ColumnElement[bool], embedder: str, limit: int) -> list[StoredVector]:
-        c = _entries.c
-        query = sa.select(c.id, c.namespace, c.scope, c.question, c.vector, c.embedder).where(where)
-        with reading(self._engine) as db:
-            rows = db.execute(query.limit(limit)).all()
-        return [to_stored_vector(row, embedder) for row in rows]
-
-    def count_indexed(self, generation: str, other: str = "") -> int:
-        """How many points the index of this generation, or the other, should hold."""
-        held = _entries.c.indexed_in.in_((generation, other or generation))
-        with reading(self._engine) as db:
-            return db.scalar(sa.select(sa.func.count(_entries.c.point.distinct())).where(held)) or 0
-
-    def count_semantic(self, most: int) -> int:
-        """How many entries can be found by meaning, counted up to `most`."""
-        some = sa.select(_entries.c.id).where(_entries.c.indexed_in.is_not(None)).limit(most).subquery()
-        with reading(self._engine) as db:
-            return db.scalar(sa.select(sa.func.count()).select_from(some)) or 0
-
-    def points(self, after: str, limit: int) -> list[tuple[str, str]]:
-        """Points that the index should hold with the generations that do, in order of the points."""
-        c = _entries.c
-        query = sa.select(c.point, c.indexed_in).where(c.point > after, c.indexed_in.is_not(None))
-        with reading(self._engine) as db:
-            return [(row.point, row.indexed_in) for row in db.execute(query.order_by(c.point).limit(limit))]
-
-    def count_foreign(self, embedder: str) -> int:
-        """How many entries have a vector that another embedder made."""
-        query = sa.select(sa.func.count()).where(_entries.c.embedder != embedder)
-        with reading(self._engine) as db:
-            return db.scalar(query) or 0
-
-    def set_vectors(self, rows: Sequence[StoredVector], embedder: str) -> None:
-        """Store embeddings made after the fact; the entries wait for indexing again."""
-        change = sa.update(_entries).where(_entries.c.id == sa.bindparam("entry_id"))
-        values = change.values(
-            vector=sa.bindparam("bytes"), point=sa.bindparam("at"), embedder=embedder, indexed_in=WAITING
-        )
-        changes = [
-            {"entry_id": row.id, "bytes": to_bytes(row.vector), "at": row.point}
-            for row in rows
-            if row.vector is not None
-        ]
-        with writing(self._engine) as db:
-            db.execute(values, changes)
-
-    def set_exact_only(self, ids: Sequence[str]) -> None:
-        """These questions cannot be compared by meaning; they are not indexed."""
-        change = sa.update(_entries).where(_entries.c.id.in_(ids))
-        with writing(self._engine) as db:
-            db.execute(change.values(semantic=False, indexed_in=None))
-
-    def mark_indexed(self, points: Sequence[str], generation: str) -> None:
-        """Note that the index of this generation holds these points; those that nobody has are dead."""
-        where = sa.and_(_entries.c.point.in_(points), _entries.c.indexed_in.is_not(None))
-        with writing(self._engine) as db:
-            db.execute(sa.update(_entries).where(where).values(indexed_in=generation))
-            note_orphans(db, points)
-
-    def index_again(self, points: Sequence[str] = (), ids: Sequence[str] = ()) -> None:
-        """The index does not hold these points, or the vectors of these entries."""
-        which = sa.or_(_entries.c.point.in_(points), _entries.c.id.in_(ids))
-        where = sa.and_(which, _entries.c.indexed_in.is_not(None))
-        with writing(self._engine) as db:
-            db.execute(sa.update(_entries).where(where).values(indexed_in=WAITING))
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""

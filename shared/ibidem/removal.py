@@ -1,7 +1,7 @@
 """Deleting entries from the truth: the expired, the evicted, the invalidated, the cleared.
 
-All goes through `delete`, in the caller's transaction: with an entry go its documents and tags, and its point
-of the vector index is noted, for the index to forget it later, whichever process does that.
+All goes through `delete`, in the caller's transaction: with an entry go its documents, tags and
+vectors, and its points are noted, for the vector indexes to forget them later, whichever process does that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ibidem.tombstones import KEPT_SECONDS
 
 BATCH = 500  # entries deleted in one transaction, so that nobody waits long for the lock
 
-_entries, _dead = tables.entries, tables.dead_points
+_entries, _vectors, _dead = tables.entries, tables.entry_vectors, tables.dead_points
 _invalidations = tables.invalidations
 _PREFIXES = "0123456789abcdef"  # with which ids begin
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
@@ -27,24 +27,32 @@ _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
 def delete(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     """Delete the entries that fulfil the condition; returns how many."""
     mine = sa.select(_entries.c.id).where(where)
-    points = sa.select(_entries.c.point).where(where, _entries.c.point.is_not(None)).distinct()
-    left = insert_into(db.dialect.name)(_dead).from_select(["point"], points)
-    db.execute(left.on_conflict_do_nothing())
+    forget_vectors(db, mine)
     for table in (tables.entry_documents, tables.entry_tags):
         db.execute(sa.delete(table).where(table.c.entry_id.in_(mine)))
     return int(db.execute(sa.delete(_entries).where(where)).rowcount)
 
 
-def _alive(db: sa.Connection, points: Sequence[str]) -> set[str]:
-    """Those of the points that some entry has."""
-    return set(db.scalars(sa.select(_entries.c.point).distinct().where(_entries.c.point.in_(points))))
+def forget_vectors(db: sa.Connection, ids: sa.Select[tuple[str]]) -> None:
+    """Delete the vectors of these entries, of all embedders; their indexes forget them later."""
+    c = _vectors.c
+    points = sa.select(c.embedder, c.point).where(c.entry_id.in_(ids), c.point.is_not(None)).distinct()
+    left = insert_into(db.dialect.name)(_dead).from_select(["embedder", "point"], points)
+    db.execute(left.on_conflict_do_nothing())
+    db.execute(sa.delete(_vectors).where(c.entry_id.in_(ids)))
 
 
-def note_orphans(db: sa.Connection, points: Sequence[str]) -> None:
+def alive(db: sa.Connection, embedder: int, points: Sequence[str]) -> set[str]:
+    """Those of the points that some entry has, of this embedder."""
+    c = _vectors.c
+    return set(db.scalars(sa.select(c.point).distinct().where(c.embedder == embedder, c.point.in_(points))))
+
+
+def note_orphans(db: sa.Connection, embedder: int, points: Sequence[str]) -> None:
     """Note those of the points that the index holds by now and no entry has: it was deleted meanwhile."""
-    if orphans := set(points) - _alive(db, points):
+    if orphans := set(points) - alive(db, embedder, points):
         left = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
-        db.execute(left, [{"point": point} for point in orphans])
+        db.execute(left, [{"embedder": embedder, "point": point} for point in orphans])
 
 
 class Removal:
@@ -120,28 +128,3 @@ class Removal:
             note(db, _RANKING, bounds.ranking)
             note(db, _FLOOR, "0.0")
         return 0.0
-
-    def dead_points(self, limit: int) -> list[str]:
-        """Points of the index that deleted entries left behind."""
-        with reading(self._engine) as db:
-            return list(db.scalars(sa.select(_dead.c.point).limit(limit)))
-
-    def alive_points(self, points: Sequence[str]) -> set[str]:
-        """Those of these points that some entry still has."""
-        with reading(self._engine) as db:
-            return _alive(db, points)
-
-    def count_dead(self) -> int:
-        """How many dead points wait for the index to forget them."""
-        with reading(self._engine) as db:
-            return db.scalar(sa.select(sa.func.count()).select_from(_dead)) or 0
-
-    def forget_dead(self) -> None:
-        """Forget all dead points: the index is empty, or is compared with the truth when it is opened."""
-        with writing(self._engine) as db:
-            db.execute(sa.delete(_dead))
-
-    def bury(self, points: Sequence[str]) -> None:
-        """The index has forgotten these points."""
-        with writing(self._engine) as db:
-            db.execute(sa.delete(_dead).where(_dead.c.point.in_(points)))

@@ -14,7 +14,9 @@ from ibidem.request import Answer, Hit, Miss, Request
 
 _EXAMPLE = [field.name for field in fields(Example)]  # are the columns of `examples`
 
-WAITING = ""  # value of entries.indexed_in for a vector that is not in any index yet
+# Values of entry_vectors.indexed_in: the vector is in no index yet; there is none yet. By any collation the
+# first sorts before all generations and the other after them.
+WAITING, LACKING = "", "zz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class EmbeddedExample:
 
 @dataclass(frozen=True, slots=True)
 class StoredVector:
-    """A stored question as the index needs it; `vector` is None if it must be embedded (again)."""
+    """A stored question as the index needs it; `vector` is None if it is still to be made."""
 
     id: str
     namespace: str
@@ -130,8 +132,8 @@ def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -
     )
 
 
-def entry_row(entry: Entry, embedder: str | None) -> dict[str, Any]:
-    """The columns of `entries` for an entry whose vector `embedder` made."""
+def entry_row(entry: Entry) -> dict[str, Any]:
+    """The columns of `entries` for an entry."""
     answer = entry.answer
     return {
         "id": entry.id,
@@ -154,10 +156,17 @@ def entry_row(entry: Entry, embedder: str | None) -> dict[str, Any]:
         "used": max(entry.created, entry.used),
         "size": size_of(entry),
         "cost": cost_of(answer),
-        "embedder": None if entry.vector is None else embedder,
+    }
+
+
+def vector_row(entry: Entry, embedder: int) -> dict[str, Any]:
+    """The columns of `entry_vectors` for an entry whose vector this embedder made, or is to make."""
+    return {
+        "entry_id": entry.id,
+        "embedder": embedder,
         "vector": None if entry.vector is None else to_bytes(entry.vector),
         "point": entry.point,
-        "indexed_in": WAITING if entry.semantic else None,
+        "indexed_in": LACKING if entry.vector is None else WAITING,
     }
 
 
@@ -217,9 +226,9 @@ def to_entry(row: Any, sources: tuple[Source, ...] = (), vector: bytes | None = 
     )
 
 
-def to_stored_vector(row: Any, embedder: str) -> StoredVector:
-    """The question of a row, with its vector if `embedder` made it."""
-    vector = to_vector(row.vector) if row.embedder == embedder and row.vector is not None else None
+def to_stored_vector(row: Any) -> StoredVector:
+    """The question of a row, with its vector if it has one."""
+    vector = None if row.vector is None else to_vector(row.vector)
     return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
 
 

@@ -7,21 +7,18 @@ too many to be searched one by one.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.chroma_files import Marks
 from ibidem.entry import Vector
 from ibidem.errors import IndexUnavailable
 from ibidem.index import VectorIndex
 from ibidem.locks import undying
+from ibidem.tenancy import Tenancy
 
 
 class SmallIndex:
@@ -32,24 +29,16 @@ class SmallIndex:
     Args:
         directory: Where Chroma would be; emptied when the cache is.
         name: Of the collection that it stands for.
-        lock: Held on the directory.
-        enlarge: Opens the real index with the lock.
+        tenancy: Of the directory.
+        enlarge: Opens the real index with the tenancy.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        name: str,
-        lock: filelock.BaseFileLock,
-        enlarge: Callable[[filelock.BaseFileLock], VectorIndex],
+        self, directory: Path, name: str, tenancy: Tenancy, enlarge: Callable[[Tenancy], VectorIndex]
     ) -> None:
-        self._directory, self._lock, self._enlarge = directory, lock, enlarge
-        self._marks = Marks(directory)
-        self._unclean = self._marks.in_use.exists()  # what that means is for the real index to find out
+        self._directory, self._tenancy, self._enlarge = directory, tenancy, enlarge
         self.name, self.generation = name, f"memory-{name}"[:32]
-        undying(self)  # with the lock: giving it up in a forked child would give up the parent's
-        with contextlib.suppress(OSError):
-            self._marks.in_use.write_text(str(os.getpid()))
+        undying(self)
 
     def grow(self) -> VectorIndex:
         """The real index, in the place of this one.
@@ -57,9 +46,7 @@ class SmallIndex:
         Raises:
             IndexUnavailable: It cannot be opened; the directory was given up.
         """
-        if not self._unclean:
-            self._marks.in_use.unlink(missing_ok=True)
-        return self._enlarge(self._lock)
+        return self._enlarge(self._tenancy)
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Nothing: memory holds them."""
@@ -91,11 +78,10 @@ class SmallIndex:
         return 0
 
     def reset(self) -> None:
-        """Delete what Chroma may have held when the cache was larger."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        """Delete what Chroma may have held when the cache was larger, unless this process uses it."""
+        if not self._tenancy.clients:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def close(self, *, sound: bool = True) -> None:
-        """Release the directory to other processes."""
-        if not self._unclean:
-            self._marks.in_use.unlink(missing_ok=True)
-        self._lock.release()
+        """Release the directory, with the last index of this process to other processes."""
+        self._tenancy.release(sound=sound)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from ibidem.database import reading
+from ibidem.embedders import number_of
 from ibidem.entry import Vector, to_vector
 from ibidem.tables import entries as _entries
 from ibidem.tables import entry_documents as _documents
+from ibidem.tables import entry_vectors as _vectors
 
 _AT_ONCE = 500  # ids in one query: databases bound the number of parameters
 
@@ -49,13 +51,14 @@ class StoredTable:
     def newest(self, limit: int, embedder: str, namespace: str | None = None) -> list[StoredQuestion]:
         """The newest questions compared by meaning, newest first; all or those of one namespace."""
         c = _entries.c
-        columns = (c.namespace, c.scope, c.question, c.documents, c.answer, c.embedder, c.vector)
-        query = sa.select(*columns).where(c.semantic, c.question.is_not(None))
+        columns = (c.namespace, c.scope, c.question, c.documents, c.answer, _vectors.c.vector)
+        mine = sa.and_(_vectors.c.entry_id == c.id, _vectors.c.embedder == number_of(embedder))
+        query = sa.select(*columns).outerjoin(_vectors, mine).where(c.semantic, c.question.is_not(None))
         if namespace is not None:
             query = query.where(c.namespace == namespace)
         with reading(self._engine) as db:
             rows = db.execute(query.order_by(c.created.desc(), c.id).limit(limit)).all()
-        return [StoredQuestion(*row[:5], _vector(row.embedder, row.vector, embedder)) for row in rows]
+        return [StoredQuestion(*row[:5], row.vector and to_vector(row.vector)) for row in rows]
 
     def texts(self, ids: Sequence[str]) -> dict[str, str]:
         """The questions of these entries, by id; those that are deleted or exact-only are missing."""
@@ -79,7 +82,3 @@ class StoredTable:
             query = query.where(c.namespace == namespace)
         with reading(self._engine) as db:
             return {row[0]: Support(row[1], row[2], int(row[3] or 0)) for row in db.execute(query)}
-
-
-def _vector(made_by: str | None, raw: bytes | None, embedder: str) -> Vector | None:
-    return to_vector(raw) if made_by == embedder and raw is not None else None

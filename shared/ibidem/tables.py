@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = sa.MetaData()
 
@@ -41,16 +41,45 @@ entries = sa.Table(
     sa.Column("size", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cost", sa.Float, nullable=False, server_default="0"),
     sa.Column("rank", sa.Float, nullable=False, server_default="0"),
-    # The question's embedding in half precision (cosines stay right to 1e-3) and who made it.
-    sa.Column("embedder", sa.Text),
+    sa.Index("ix_entries_scope", "namespace", "scope"),
+    sa.Index("ix_entries_rank", "rank", "used"),  # of the same rank the one unused the longest goes first
+)
+
+# Who makes vectors here. Each entry that can be found by meaning has a row in entry_vectors for each of them.
+embedders = sa.Table(
+    "embedders",
+    metadata,
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),  # drawn from the fingerprint
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    # Until when its vectors are kept though it is not the model in use or the one before.
+    sa.Column("until", sa.Float, nullable=False),
+    # "new" until every entry has its row, then "used", "retired" while its vectors are being deleted.
+    sa.Column("state", sa.String(8), nullable=False),
+)
+
+entry_vectors = sa.Table(
+    "entry_vectors",
+    metadata,
+    sa.Column("entry_id", sa.String(32), primary_key=True),
+    sa.Column("embedder", sa.BigInteger, primary_key=True, autoincrement=False),
+    # The question's embedding in half precision (cosines stay right to 1e-3); NULL is still to be made.
     sa.Column("vector", sa.LargeBinary),
     # Its point in the vector index; entries with the same vector and scope share one.
-    sa.Column("point", sa.String(32), index=True),
-    # The index generation that holds the vector; "" waits for indexing, NULL is never indexed.
-    sa.Column("indexed_in", sa.String(32), index=True),
-    # With the point, so that a search in a scope of 100,000 entries does not read them all.
-    sa.Index("ix_entries_scope", "namespace", "scope", "point"),
-    sa.Index("ix_entries_rank", "rank", "used"),  # of the same rank the one unused the longest goes first
+    sa.Column("point", sa.String(32)),
+    # The index generation that holds the vector; "" waits for indexing, "zz" for a vector.
+    sa.Column("indexed_in", sa.String(32), nullable=False),
+    sa.Index("ix_entry_vectors_point", "embedder", "point"),
+    sa.Index("ix_entry_vectors_indexed_in", "embedder", "indexed_in"),
+)
+
+# Promoted models, in pieces: whoever opens the database has them, on whichever host. The manifest comes last.
+model_files = sa.Table(
+    "model_files",
+    metadata,
+    sa.Column("model", sa.String(32), primary_key=True),
+    sa.Column("file", sa.String(64), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
 )
 
 entry_documents = sa.Table(
@@ -86,6 +115,7 @@ invalidations = sa.Table(
 dead_points = sa.Table(
     "dead_points",
     metadata,
+    sa.Column("embedder", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("point", sa.String(32), primary_key=True),
 )
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ibidem.catalogue import Catalogue, Filling
 from ibidem.index import VectorIndex, coded
 from ibidem.memory import Memory
-from ibidem.records import Records
 from ibidem.small import SmallIndex
+from ibidem.vector_table import VectorTable
 
 BATCH = 50  # vectors copied or deleted at a time: Chroma holds the GIL meanwhile, 50 to 100 ms
 LEAST_STALE = 1_000  # fewer stale points are not worth a new collection
@@ -34,15 +34,13 @@ class Upkeep:
     """Deletes dead points and replaces the collection. Used by one thread at a time.
 
     Args:
-        records: The truth.
+        table: The vectors that are indexed.
         catalogue: Says which collection is in use.
-        embedder: Fingerprint of the embedder whose vectors are indexed.
         alone: Whether no other process can use the index.
     """
 
-    def __init__(self, records: Records, catalogue: Catalogue, embedder: str, *, alone: bool) -> None:
-        self._records, self._catalogue, self._embedder = records, catalogue, embedder
-        self._alone = alone
+    def __init__(self, table: VectorTable, catalogue: Catalogue, *, alone: bool) -> None:
+        self._table, self._catalogue, self._alone = table, catalogue, alone
         self._me = uuid.uuid4().hex
         self.forget()
 
@@ -57,11 +55,11 @@ class Upkeep:
         if isinstance(index, SmallIndex):
             return
         other = self._catalogue.read().generation
-        before = self._records.count_indexed(index.generation, other)
+        before = self._table.count_indexed(index.generation, other)
         held = index.count()
         # Counted twice, as others may store and delete meanwhile.
-        wanted = min(before, self._records.count_indexed(index.generation, other))
-        self._orphans = max(0, held - wanted - self._records.removal.count_dead())
+        wanted = min(before, self._table.count_indexed(index.generation, other))
+        self._orphans = max(0, held - wanted - self._table.count_dead())
         if held < wanted:
             index.reset()
             self.emptied()
@@ -70,7 +68,7 @@ class Upkeep:
         """The collection in use is a new, empty one: what is noted about the old one is void."""
         self._next, self._orphans = None, 0
         self._catalogue.change(lambda now: replace(_without_next(now), dead=0))
-        self._records.removal.forget_dead()
+        self._table.forget_dead()
 
     def bury(self, index: VectorIndex, memory: Memory, adding: threading.RLock) -> bool:
         """Forget one batch of dead points; returns whether there may be more.
@@ -81,21 +79,21 @@ class Upkeep:
         small = isinstance(index, SmallIndex)
         if not small and self._catalogue.read().next and self._next is None:
             return False  # whoever fills the new collection deletes from it
-        removal = self._records.removal
-        dead = removal.dead_points(BATCH)
+        table = self._table
+        dead = table.dead_points(BATCH)
         if not dead:
             return False
         with adding:
-            alive = removal.alive_points(dead)
+            alive = table.alive_points(dead)
             gone = [point for point in dead if point not in alive]
             memory.remove(gone)
         if gone:  # what is being replaced need not be tidy
             (self._next or index).delete(gone)
         # Another process may have stored, and indexed, one of them again before it was deleted here.
-        alive = removal.alive_points(dead)
+        alive = table.alive_points(dead)
         if lost := alive - index.held(list(alive)):
-            self._records.index_again(points=list(lost))
-        removal.bury(dead)
+            self._table.index_again(list(lost))
+        table.bury(dead)
         if gone and not small:
             self._catalogue.change(lambda now: replace(now, dead=now.dead + len(gone)))
         return len(dead) == BATCH
@@ -112,8 +110,8 @@ class Upkeep:
         """Keep the notes for an index that nobody opens from growing: it will be compared when it is."""
         if time.monotonic() >= self._cap_at:
             self._cap_at = time.monotonic() + LEASE_SECONDS
-            if self._records.removal.count_dead() > DEAD_LIMIT:
-                self._records.removal.forget_dead()
+            if self._table.count_dead() > DEAD_LIMIT:
+                self._table.forget_dead()
 
     @property
     def busy(self) -> bool:
@@ -141,7 +139,7 @@ class Upkeep:
         stale = now.dead + self._orphans
         if now.next:
             return True
-        return stale > LEAST_STALE and stale > self._records.count_indexed(index.generation)
+        return stale > LEAST_STALE and stale > self._table.count_indexed(index.generation)
 
     def _begin(self, index: VectorIndex) -> None:
         """Begin to fill a new collection, or go on with one whose process is gone."""
@@ -161,7 +159,7 @@ class Upkeep:
             return
         begun = index.beside(now.next, now.generation)
         sound = begun.generation == now.generation
-        if sound and begun.count() >= self._records.count_indexed(now.generation):
+        if sound and begun.count() >= self._table.count_indexed(now.generation):
             self._next = begun
         else:  # it was lost; what is marked as held by it is indexed again
             self._catalogue.change(_without_next)
@@ -171,7 +169,7 @@ class Upkeep:
         if not self._still_mine():
             self._next = None
             return True
-        rows = self._records.indexed(index.generation, self._embedder, BATCH)
+        rows = self._table.indexed(index.generation, BATCH)
         points = {
             row.point: coded(row.vector, row.namespace, row.scope)
             for row in rows
@@ -179,9 +177,7 @@ class Upkeep:
         }
         if points:
             begun.upsert(list(points), np.stack(list(points.values())))
-            self._records.mark_indexed(list(points), begun.generation)
-        if foreign := [row.id for row in rows if row.vector is None]:
-            self._records.index_again(ids=foreign)
+            self._table.mark_indexed(list(points), begun.generation)
         return bool(rows)
 
     def _still_mine(self) -> bool:
@@ -198,7 +194,7 @@ class Upkeep:
 
     def _finish(self, index: VectorIndex, begun: VectorIndex) -> VectorIndex | None:
         self._next = None
-        if begun.count() < self._records.count_indexed(begun.generation):
+        if begun.count() < self._table.count_indexed(begun.generation):
             self._catalogue.change(_without_next)
             return None
         gone_at = time.time() + (0.0 if self._alone else RETIRED_SECONDS)
@@ -218,6 +214,10 @@ class Upkeep:
             if self._alone or time.time() >= at:
                 index.drop(name)
                 self._catalogue.change(lambda now, name=name: _without_retired(now, name))  # type: ignore[misc]
+        for other in self._catalogue.forgotten():
+            for name in other.read().names:
+                index.drop(name)
+            other.forget()
 
 
 def _without_next(now: Filling) -> Filling:

@@ -6,10 +6,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ibidem.breaker import Breaker
 from ibidem.catalogue import Catalogue
+from ibidem.embedding import CheckedEmbedder
 from ibidem.entry import Vector, point_of
 from ibidem.errors import IndexUnavailable
 from ibidem.faults import Faults
@@ -19,9 +19,6 @@ from ibidem.memory import Memory
 from ibidem.records import Records
 from ibidem.small import SmallIndex
 from ibidem.upkeep import Upkeep
-
-if TYPE_CHECKING:
-    from ibidem.embedding import CheckedEmbedder
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
@@ -42,7 +39,7 @@ class Vectors:
         catalogue: Says which collection is in use.
         alone: Whether the index is embedded, so that only this process fills it: then a small one is
             searched in memory. One on a server is opened in a thread apart: no caller waits for it.
-        opened: Called when a server's index is open, as entries may wait for it.
+        opened: Called when that is done, as entries may wait for it.
     """
 
     def __init__(
@@ -56,9 +53,9 @@ class Vectors:
         alone: bool,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
-        self._records, self._embedder, self._faults = records, embedder, faults
-        self._alone, self._catalogue = alone, catalogue
-        self._upkeep = Upkeep(records, catalogue, embedder.fingerprint, alone=alone)
+        self.table = records.vectors_of(embedder.fingerprint)
+        self._embedder, self._faults, self._alone, self._catalogue = embedder, faults, alone, catalogue
+        self._upkeep = Upkeep(self.table, catalogue, alone=alone)
         self._open_index = open_index
         self._closed = False
         self._breaker = None if alone else Breaker(self._open, closed=False, on_closed=opened)
@@ -72,7 +69,7 @@ class Vectors:
         self._index: VectorIndex | None = None
         self._memory, self._complete = Memory(), False
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
-        self._lacking = Lacking(self._records, self._catalogue, self._embedder, self._faults)
+        self._lacking = Lacking(self.table, self._catalogue, self._embedder, self._faults)
         self._retry_at = 0.0
         self._failure: IndexUnavailable | None = None
         if self._breaker is not None:
@@ -137,7 +134,7 @@ class Vectors:
                 points, rows = memory.next(BATCH)
                 if not points:
                     return more
-                self._records.mark_indexed(points, self._upkeep.put(index, points, rows))
+                self.table.mark_indexed(points, self._upkeep.put(index, points, rows))
                 memory.indexed(len(points))
                 if len(memory) > EXACT_LIMIT and isinstance(index, SmallIndex):
                     self._outgrow(index, memory)
@@ -149,6 +146,11 @@ class Vectors:
                 self._complete = False  # before forgetting: a search that finds less here asks the index
                 memory.forget_indexed()
             return True
+
+    def caught_up(self) -> bool:
+        """Whether the index is open, and all questions that can be embedded now are found by a search."""
+        with self._working:
+            return self._index is not None and not self._lacking.left(self._memory, self._index)
 
     def _outgrow(self, small: SmallIndex, memory: Memory) -> None:
         """They are too many to be searched one by one: all go into a real index, which is searched then."""
@@ -239,7 +241,7 @@ class Vectors:
                 raise self._unavailable()
             self._arrived = []
         try:
-            few = self._alone and self._records.count_semantic(EXACT_LIMIT + 1) <= EXACT_LIMIT
+            few = self._alone and self.table.count(EXACT_LIMIT + 1) <= EXACT_LIMIT
             index = self._open_index(small=few and EXACT_LIMIT > 0)
             memory, complete = self._filled(index)
         except Exception as error:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 import ibidem
 from ibidem import Answer, Request, vectors
 from ibidem.database import sqlite_url
+from ibidem.embedders import number_of
 from ibidem.embedding import resolve_embedder
 from ibidem.engines import open_engine
 from ibidem.entry import Entry, to_bytes, to_vector
@@ -36,9 +37,10 @@ from ibidem.finding import NEIGHBOURS
 from ibidem.index import coded
 from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.records import Records
-from ibidem.rows import entry_row
+from ibidem.rows import entry_row, vector_row
 from ibidem.settings import Settings, read_settings
 from ibidem.tables import entries as entries_table
+from ibidem.tables import entry_vectors
 from tests.embedders import BagOfWords
 
 COPIES = 20  # scopes that hold one question
@@ -202,17 +204,20 @@ def fill(settings: Settings, embedder: Any, load: Workload, deadline: float) -> 
     """Truth and index, in bulk but as the cache fills them; returns how many entries came in in time."""
     ibidem.open(settings.path, embedder=embedder).close()  # makes the tables
     index, engine = (
-        index_opener(settings, catalogue_of(settings, embedder, open_records(settings)))(),
+        index_opener(settings, catalogue_of(settings, embedder.fingerprint, open_records(settings)))(),
         open_engine(sqlite_url(settings.path / "ibidem.sqlite3")),
     )
     done = 0
     for batch in batches(load.stored, 2_000):
         made = [entry(load, stored) for stored in batch]
-        rows = [{**entry_row(one, embedder.fingerprint), "indexed_in": index.generation} for one, _ in made]
+        rows = [entry_row(one) for one, _ in made]
+        number = number_of(embedder.fingerprint)
+        vectors = [{**vector_row(one, number), "indexed_in": index.generation} for one, _ in made]
         points = {str(one.point): where for one, where in made}  # one for wordings with one vector
         index.upsert(list(points), np.stack(list(points.values())))
         with engine.begin() as db:
             db.execute(entries_table.insert().prefix_with("OR IGNORE"), rows)
+            db.execute(entry_vectors.insert().prefix_with("OR IGNORE"), vectors)
         done += len(batch)
         if time.monotonic() > deadline:
             break

@@ -111,7 +111,7 @@ def measured(load: Load, path: Path, minute: float, requests: float) -> dict[str
         count,
         size / 1e6,
         index.count() if index else 0,
-        records.removal.count_dead(),
+        load.cache._backend.vectors.table.count_dead(),
         megabytes(path / "chroma"),
         megabytes(path / "ibidem.sqlite3"),
         megabytes(path / "ibidem.sqlite3-wal"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -14,6 +13,19 @@ from typer.testing import CliRunner
 from ibidem import Answer, Document, Example, Request, __version__
 from ibidem.cli import app
 from tests.embedders import BagOfWords
+from tests.helpers import Child
+
+# Owns the index of a cache until its input ends.
+OWNER = """
+import sys
+import ibidem
+from tests.embedders import BagOfWords
+
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords())
+cache.lookup(ibidem.Request("opens the index"))
+print("ready", flush=True)
+sys.stdin.read()
+"""
 
 DOCUMENT = Document("guide#3", "Hold the button for ten seconds until the light is green.")
 
@@ -219,7 +231,7 @@ def test_looking_does_not_create(tmp_path: Path) -> None:
 
 def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     """Exit code 0; the model is part of the check."""
-    monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
     findings = {f["check"]: f for f in json.loads(run("doctor", "--path", filled, "--json"))}
 
     assert findings["database"]["text"].startswith("2 entries")
@@ -228,19 +240,19 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     assert all(finding["ok"] for finding in findings.values())
 
 
-def test_doctor_takes_an_index_in_use_for_sound(filled: str, open_cache, monkeypatch) -> None:
+def test_doctor_takes_an_index_in_use_for_sound(filled: str, monkeypatch) -> None:
     """The normal state while the application runs."""
-    monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
-    open_cache().lookup(Request("opens the index"))
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
+    with Child(OWNER, filled) as owner:
+        owner.line()
+        said = " ".join(run("doctor", "--path", filled).split())
 
-    said = " ".join(run("doctor", "--path", filled).split())
-    assert "in use by another process (process" in said
-    assert str(os.getpid()) in said
+    assert f"in use by another process (process {owner.process.pid})" in said
 
 
 def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:
     """Pages overwritten in the middle of the file."""
-    monkeypatch.setattr("ibidem.doctor.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
     file = Path(filled) / "ibidem.sqlite3"
     content = bytearray(file.read_bytes())
     content[4096 * 3 : 4096 * 5] = b"\xff" * 8192
@@ -265,8 +277,7 @@ def test_errors_are_sentences(monkeypatch) -> None:
 @pytest.fixture
 def _bag_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line opens caches with the embedder of these tests."""
-    for module in ("cli_rebuild", "doctor"):
-        monkeypatch.setattr(f"ibidem.{module}.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
 
 
 @pytest.mark.usefixtures("_bag_of_words")
@@ -299,9 +310,9 @@ def test_the_doctor_counts_what_is_missing_and_what_is_left_over(
 
 
 @pytest.mark.usefixtures("_bag_of_words")
-def test_rebuild_says_who_has_the_index(open_cache, filled: str) -> None:
+def test_rebuild_says_who_has_the_index(filled: str) -> None:
     """Another process's index is left alone."""
-    with open_cache() as cache:
-        cache.lookup(Request("opens the index"))
+    with Child(OWNER, filled) as owner:
+        owner.line()
 
-        assert f"process {os.getpid()}" in run("rebuild", "--path", filled, code=2)
+        assert f"process {owner.process.pid}" in run("rebuild", "--path", filled, code=2)

@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting_parts, "STEPS", 150)
     monkeypatch.setattr(fitting_parts, "WORD_STEPS", 60)
     monkeypatch.setattr("ibidem.cli.out", Console(width=200))
-    monkeypatch.setattr("ibidem.cli_fit.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
 
 
 @pytest.fixture

@@ -20,6 +20,11 @@ from tests.servers import running_postgres
 
 # What version 0.1.0 wrote before schema 2, as `iterdump` gives it.
 SCHEMA_1 = (Path(__file__).parent / "data" / "schema_1.sql").read_text()
+OLD_ENTRY = (
+    "INSERT INTO entries (id, namespace, scope, question, documents, semantic, answer, payload, model, "
+    "finish_reason, created, hits, embedder, vector, point, indexed_in) "
+    r"VALUES ('i', '', 's', 'q', 'd', true, 'a', '', '', '', 1.0, 0, 'e', '\x0000003c', 'p', 'g')"
+)
 DOCUMENT = Document("d1", "Goods can be returned within 30 days of delivery.")
 
 
@@ -123,13 +128,16 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
         with engine.begin() as db:  # back to what schema 1 had
             for name in ("ttl", "used", "size", "cost", "rank"):
                 db.exec_driver_sql(f"ALTER TABLE entries DROP COLUMN {name}")
+            for column in ("embedder text", "vector bytea", "point text", "indexed_in text"):
+                db.exec_driver_sql(f"ALTER TABLE entries ADD COLUMN {column}")
+            db.exec_driver_sql(OLD_ENTRY)
             for name in ("scope", "feedback", "tags", "embedder", "vector"):
                 db.exec_driver_sql(f"ALTER TABLE examples DROP COLUMN {name}")
             db.exec_driver_sql(
                 "INSERT INTO examples (at, namespace, question, answer, model, documents, streamed) "
                 "VALUES (1.0, '', 'an old question', 'a', '', '[]', false)"
             )
-            for name in ("entry_tags", "invalidations", "dead_points"):
+            for name in ("entry_tags", "invalidations", "dead_points", "entry_vectors", "embedders"):
                 db.exec_driver_sql(f"DROP TABLE {name}")
             db.exec_driver_sql("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
         with ThreadPoolExecutor(4) as pool:
@@ -143,11 +151,14 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
         engine.dispose()
         records = Records(url)
         records.examples.add([Example("a new one", "a", tags=("t",))])
-        kept = records.examples.recent()
+        kept, vectors = records.examples.recent(), records.vectors_of("e")
+        (vector,) = vectors.indexed("g", 10)
+        assert vectors.count() == 1
         records.close()
 
     assert all(found == set(table.c.keys()) for table, found in columns.items())
     assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_vector"}
+    assert (vector.question, list(vector.vector)) == ("q", [0.0, 1.0])
     assert kept == [Example("a new one", "a", tags=("t",)), Example("an old question", "a", at=1.0)]
 
 

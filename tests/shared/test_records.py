@@ -98,29 +98,30 @@ def test_near_confirms_namespace_scope_and_embedder(records: Records) -> None:
 def test_a_replaced_answer_keeps_its_place_in_the_index(records: Records) -> None:
     """The question is the same, so is its vector: nothing to index again."""
     records.put(entry(answer="old"), "e")
-    records.mark_indexed([entry().point], "g")
+    records.vectors_of("e").mark_indexed([entry().point], "g")
     records.put(entry(answer="new"), "e")
 
     assert records.get(entry().id).answer.text == "new"
-    assert (records.unindexed("g", "e", 10), records.count_indexed("g")) == ([], 1)
+    vectors = records.vectors_of("e")
+    assert (vectors.unindexed("g", 10), vectors.lacking(10), vectors.count_indexed("g")) == ([], [], 1)
 
 
 def test_what_another_generation_holds_is_unindexed(records: Records) -> None:
     """A rebuilt or deleted index is filled again without touching a row first."""
     for n in range(3):
         records.put(entry(f"question {n}", created=n), "e")
-    records.mark_indexed([entry("question 0").point], "old")
+    vectors = records.vectors_of("e")
+    vectors.mark_indexed([entry("question 0").point], "old")
 
-    found = sorted(row.question for row in records.unindexed("new", "e", 10))
+    found = sorted(row.question for row in vectors.unindexed("new", 10))
     assert found == [f"question {n}" for n in range(3)]
-    assert all(row.vector is None for row in records.unindexed("new", "another embedder", 10))
 
 
 def test_exact_only_entries_are_never_indexed(records: Records) -> None:
     """They have no vector to index."""
     records.put(replace(entry(), semantic=False, vector=None), "e")
 
-    assert records.unindexed("g", "e", 10) == []
+    assert records.vectors_of("e").count() == 0
 
 
 def test_clear_takes_the_documents_and_the_logs_along(records: Records) -> None:
@@ -196,7 +197,7 @@ def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> 
     records.get("x")
     records.near(["x", "y"], namespace="", scope="s", embedder="e", documents="d")
     records.kind_in_scope("", "s")
-    records.unindexed("g", "e", 10)
+    records.vectors_of("e").unindexed("g", 10)
     with sqlite3.connect(tmp_path / "truth.sqlite3") as db:
         plans = [
             " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters))
@@ -206,9 +207,9 @@ def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> 
 
     expected = (
         "autoindex_entries_1",
-        "namespace=? AND scope=? AND point=?",
+        "ix_entry_vectors_point (embedder=? AND point=?)",
         "ix_entries_scope",
-        "indexed_in",
+        *["ix_entry_vectors_indexed_in (embedder=? AND indexed_in"] * 3,
     )
-    assert [part in plan for part, plan in zip(expected, plans, strict=True)] == [True] * 4
+    assert [part in plan for part, plan in zip(expected, plans, strict=True)] == [True] * 6, plans
     assert not [plan for plan in plans if "SCAN" in plan]

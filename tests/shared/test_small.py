@@ -43,7 +43,7 @@ def test_what_is_deleted_leaves_memory(open_cache) -> None:
     held = cache._backend.vectors
 
     assert isinstance(held._index, SmallIndex)
-    assert cache._backend.records.removal.count_dead() == 0
+    assert cache._backend.vectors.table.count_dead() == 0
     assert (len(held._memory), held._memory.waiting, cache.stats().unindexed) == (10, 0, 0)
     cache.close()
     again = open_cache()

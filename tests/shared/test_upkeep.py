@@ -112,9 +112,9 @@ def test_what_is_deleted_leaves_memory_and_index(open_cache) -> None:
     fill(cache, range(80, 90), namespace="kept")
     cache.clear(namespace="gone")
     cache.flush()
-    vectors, removal = cache._backend.vectors, cache._backend.records.removal
+    vectors, table = cache._backend.vectors, cache._backend.vectors.table
 
-    assert removal.count_dead() == 0
+    assert table.count_dead() == 0
     assert vectors._index.count() == 10
     assert len(vectors._memory) in (0, 10)
     assert all(finds(cache, n, "kept") for n in range(80, 90))
@@ -136,7 +136,7 @@ def test_a_point_that_another_entry_has_stays(open_cache, monkeypatch) -> None:
         assert delete(db, tables.entries.c.id == gone.id) == 1
     cache.flush()
 
-    assert (records.removal.count_dead(), deleted) == (0, [])
+    assert (cache._backend.vectors.table.count_dead(), deleted) == (0, [])
     assert cache._backend.vectors._index.count() == 1
 
 
@@ -145,10 +145,10 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
     """Whenever that happens it is found at once, and still after everything is indexed."""
     cache = open_cache()
     fill(cache, range(5), namespace="n")
-    vectors, removal = cache._backend.vectors, cache._backend.records.removal
+    vectors, table = cache._backend.vectors, cache._backend.vectors.table
     cache._backend._background.stop()
     cache.clear(namespace="n")
-    before = getattr(removal, moment)
+    before = getattr(table, moment)
     again: list[bool] = []
     threads: list[threading.Thread] = []
 
@@ -164,7 +164,7 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
             threads[0].join(0.2)  # it may have to wait for a lock that is held here
         return found
 
-    monkeypatch.setattr(removal, moment, interrupted)
+    monkeypatch.setattr(table, moment, interrupted)
     vectors.work()
     threads[0].join()
     assert again == [True]
@@ -173,7 +173,7 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
         pass
     assert finds(cache, 3, "n")
     assert vectors._index.count() == 1
-    assert removal.count_dead() == 0
+    assert table.count_dead() == 0
 
 
 def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
@@ -187,7 +187,7 @@ def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._backend.records.removal, "bury", killed)
+        patch.setattr(cache._backend.vectors.table, "bury", killed)
         with pytest.raises(RuntimeError):
             cache._backend.vectors.work()
     cache.close()
@@ -207,13 +207,11 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
     fill(cache, range(3))
     vectors, records = cache._backend.vectors, cache._backend.records
     point = records.newest(1)[0]
-    row = next(
-        row for row in records.indexed(vectors._index.generation, "bag-of-words-256", 9) if row.id == point.id
-    )
+    row = next(row for row in vectors.table.indexed(vectors._index.generation, 9) if row.id == point.id)
     vectors._index.delete([row.point])
 
     with writing(records._engine) as db:
-        db.execute(tables.dead_points.insert().values(point=row.point))
+        db.execute(tables.dead_points.insert().values(embedder=vectors.table.number, point=row.point))
     assert not finds(cache, 2)
     cache._backend._background.wake()
     cache.flush()
@@ -326,7 +324,7 @@ def test_clearing_everything_ends_a_replacement(open_cache, monkeypatch) -> None
     drain(vectors.renew)
 
     assert finds(cache, 1)
-    assert (vectors._index.count(), cache._backend.records.removal.count_dead()) == (1, 0)
+    assert (vectors._index.count(), cache._backend.vectors.table.count_dead()) == (1, 0)
 
 
 def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
@@ -358,11 +356,11 @@ def test_notes_for_an_index_that_is_never_opened_are_bounded(open_cache, monkeyp
     fill(cache, range(60))
     cache.close()
     again = open_cache()
-    removal = again._backend.records.removal
+    table = again._backend.vectors.table
     again.clear()
-    assert removal.count_dead() == 60
+    assert table.count_dead() == 60
     again._backend.vectors.work()
-    assert removal.count_dead() == 0
+    assert table.count_dead() == 0
     monkeypatch.setattr(upkeep, "LEAST_STALE", 10)
     again.lookup(Request("opens the index"))
     vectors = again._backend.vectors

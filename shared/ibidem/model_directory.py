@@ -1,0 +1,122 @@
+"""A directory with a tuned model, as it comes from outside: checked before anything is promoted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibidem.errors import EmbedderUnavailable, InvalidInput
+from ibidem.fitted_text import from_json
+from ibidem.minilm import OnnxEmbedder
+from ibidem.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
+from ibidem.scoring import scorer_for
+from ibidem.terms import scorer_name
+
+SCORER_FILE, METRICS_FILE, CARD_FILE = "scorer.json", "metrics.json", "README.md"
+LARGEST = 4 * 2**20  # bytes of a JSON file that is read
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured of a model on held-out questions: more is better."""
+
+    name: str
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.before:.3f} -> {self.after:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """A model that can be used: its files are whole, and it embeds.
+
+    `scorer` is the text of the scorer fitted for it, None if there is none; `figures` what its `metrics.json`
+    tells of the model before and after tuning.
+    """
+
+    path: Path
+    embedder: OnnxEmbedder
+    scorer: str | None
+    figures: tuple[Figure, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """What is kept of it, the manifest last."""
+        names = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)
+        return [self.path / name for name in names if (self.path / name).is_file()]
+
+
+def open_model_directory(directory: str | Path) -> ModelDirectory:
+    """Look at a directory that `ibidem tune` wrote.
+
+    Raises:
+        EmbedderUnavailable: A file is missing or damaged, or the model does not embed.
+        InvalidInput: The scorer or the metrics cannot be used.
+    """
+    path = Path(directory).expanduser()
+    if not (path / MANIFEST_FILE).is_file():
+        raise EmbedderUnavailable(
+            f"{path} is no model directory: it has no {MANIFEST_FILE}; give one that ibidem tune wrote"
+        )
+    embedder = OnnxEmbedder.from_directory(path)
+    try:
+        width = embedder.embed(["does it embed?"]).shape[1]
+    except InvalidInput as error:
+        raise EmbedderUnavailable(f"cannot use the model in {path}: {error}") from error
+    scorer = _text(path / SCORER_FILE)
+    if scorer is not None:
+        base = scorer_for(embedder.fingerprint)
+        name = scorer_name(embedder.fingerprint, base)
+        try:
+            from_json(scorer, base, name, width)
+        except InvalidInput as error:
+            raise InvalidInput(f"cannot use {path / SCORER_FILE}: {error}, or delete the file") from error
+    return ModelDirectory(path, embedder, scorer, tuple(_figures(path / METRICS_FILE)))
+
+
+def _text(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > LARGEST:
+            raise InvalidInput(f"cannot use {file}: it is too long")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"cannot read {file}: {error}") from error
+
+
+def _figures(file: Path) -> Iterator[Figure]:
+    """What stands under both `before` and `after` and is known to be better when it is more."""
+    if (text := _text(file)) is None:
+        return
+    try:
+        held = json.loads(text)
+        before, after = dict(_numbers(held["before"])), dict(_numbers(held["after"]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidInput(
+            f"cannot use {file}: it must be an object with the figures before and after ({error!r})"
+        ) from None
+    for name in before.keys() & after.keys():
+        yield Figure(name, before[name], after[name])
+
+
+def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Figures by name: AUCs and shares of hits, also within others. Of an interval it is the `value`."""
+    for key, value in held.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "value" in value:
+            value = value["value"]
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{name} ")
+        elif isinstance(value, (int, float)) and any(part in name.lower() for part in ("auc", "hit")):
+            yield name, float(value)
+
+
+def worse(figures: tuple[Figure, ...]) -> list[Figure]:
+    """Those by which the new model is worse; one that is no number counts as well."""
+    return sorted((one for one in figures if not one.after >= one.before), key=lambda one: one.name)

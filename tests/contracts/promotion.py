@@ -1,0 +1,277 @@
+"""What a promotion promises, wherever truth and index are. A subclass provides the fixture `place`."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ibidem
+from ibidem import Answer, Miss, Request, tables
+from ibidem.cache import SemanticCache
+from ibidem.database import writing
+from ibidem.records import Records
+from ibidem.request import digest
+from tests.helpers import Child, answer, eventually, question, reworded
+from tests.models import flipped
+
+Open = Callable[..., SemanticCache]
+
+# Obeys: `ask N`, `store N`, `model`; one reply each.
+OTHER = """
+import json, sys
+import ibidem
+from ibidem import vectors
+from tests.helpers import answer, question, reworded
+
+vectors.EXACT_LIMIT = int(sys.argv[2])
+cache = ibidem.open(**json.loads(sys.argv[1]), threshold=0.8)
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, _, n = line.strip().partition(" ")
+    if verb == "ask":
+        found = cache.lookup(ibidem.Request(reworded(int(n))))
+        print(found.answer.text if found else found.reason, flush=True)
+    elif verb == "store":
+        print(bool(cache.store(ibidem.Request(question(int(n))), ibidem.Answer(answer(int(n))))), flush=True)
+    elif verb == "model":
+        print(cache._backend.embedder.fingerprint, flush=True)
+cache.close()
+"""
+
+
+def store(cache: SemanticCache, *numbers: int) -> None:
+    for n in numbers:
+        assert cache.store(Request(question(n)), Answer(answer(n)))
+
+
+def ask(cache: SemanticCache, n: int) -> str:
+    """The answer to the reworded question, or the reason of the miss."""
+    found = cache.lookup(Request(reworded(n)))
+    return found.reason if isinstance(found, Miss) else f"{found.tier} {found.answer.text}"
+
+
+def right(n: int) -> str:
+    return f"semantic {answer(n)}"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three model directories."""
+    root = tmp_path_factory.mktemp("tuned")
+    return [flipped(root / f"model{seed}", seed) for seed in range(3)]
+
+
+def expire(records: Records, *fingerprints: str) -> None:
+    """Nobody has said for an hour that he uses these embedders."""
+    c = tables.embedders.c
+    with writing(records._engine) as db:
+        db.execute(tables.embedders.update().where(c.fingerprint.in_(fingerprints)).values(until=0.0))
+
+
+class Traffic:
+    """Threads that ask and store without a pause, and note each answer that is wrong or missing."""
+
+    def __init__(self, cache: SemanticCache, known: int) -> None:
+        self.cache, self.known, self.asked = cache, known, 0
+        self.wrong: list[tuple[int, str]] = []
+        self.stored: list[int] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(first,)) for first in range(2)]
+        self._threads.append(threading.Thread(target=self._store))
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _ask(self, n: int) -> None:
+        while not self._stop.is_set():
+            n = (n + 7) % self.known
+            self._check(n)
+
+    def _store(self) -> None:
+        n = 10_000
+        while not self._stop.is_set():
+            store(self.cache, n)
+            self.stored.append(n)
+            self._check(n)
+            n += 1
+            time.sleep(0.01)
+
+    def _check(self, n: int) -> None:
+        self.asked += 1
+        if (found := ask(self.cache, n)) != right(n):
+            self.wrong.append((n, found))
+
+
+class PromotionContract:
+    """Promises of `SemanticCache.promote` and `rollback`."""
+
+    limit = 10_000  # vectors up to which an embedded cache is searched in memory
+
+    @pytest.fixture
+    def open_here(self, place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+        """Opens caches at the place; closes them afterwards."""
+        monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", self.limit)
+        opened: list[SemanticCache] = []
+
+        def open_one(**settings: Any) -> SemanticCache:
+            opened.append(ibidem.open(**{**place, "threshold": 0.8, **settings}))
+            return opened[-1]
+
+        yield open_one
+        for cache in opened:
+            cache.close()
+
+    def test_all_is_found_with_the_promoted_model(self, open_here: Open, models: list[Path]) -> None:
+        """What was stored before, and after; also by who opens the cache later."""
+        cache = open_here()
+        store(cache, *range(20))
+        told: list[tuple[int, int]] = []
+        report = cache.promote(models[0], progress=lambda done, total: told.append((done, total)))
+
+        assert (report.changed, report.embedded, told[-1]) == (True, 20, (20, 20))
+        assert report.model.startswith("flipped-0/")
+        assert report.previous.startswith("all-MiniLM-L6-v2/")
+        assert cache._backend.embedder.fingerprint == report.model
+        store(cache, 20)
+        assert [ask(cache, n) for n in range(21)] == [right(n) for n in range(21)]
+        assert cache.stats().faults == {}
+        cache.close()
+        again = open_here()
+        assert again._backend.embedder.fingerprint == report.model
+        assert [ask(again, n) for n in range(21)] == [right(n) for n in range(21)]
+
+    def test_a_rollback_returns_to_what_was_used_before(self, open_here: Open, models: list[Path]) -> None:
+        """At once; what was stored since is found too. Called again it returns to the promoted model."""
+        cache = open_here()
+        store(cache, *range(5))
+        first = cache.promote(models[0])
+        store(cache, 5)
+        back = cache.rollback()
+
+        assert (back.model, back.previous) == (first.previous, first.model)
+        assert cache._backend.embedder.fingerprint == first.previous
+        assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
+        assert cache.rollback().model == cache._backend.embedder.fingerprint == first.model
+        assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
+
+    def test_traffic_goes_on_meanwhile(self, open_here: Open, models: list[Path]) -> None:
+        """No error, no wrong answer, nothing missing: what was stored a moment ago neither."""
+        cache = open_here()
+        store(cache, *range(60))
+        assert ask(cache, 1) == right(1)
+        with Traffic(cache, 60) as traffic:
+            for model in (models[0], models[1], None, models[2], None):
+                before = traffic.asked
+                cache.promote(model) if model else cache.rollback()
+                assert eventually(lambda before=before: traffic.asked > before + 30)
+
+        assert traffic.wrong == []
+        assert len(traffic.stored) > 20
+        assert all(ask(cache, n) == right(n) for n in (*range(60), *traffic.stored))
+        assert cache.stats().faults == {}
+
+    def test_another_process_follows(
+        self, open_here: Open, place: dict[str, Any], models: list[Path]
+    ) -> None:
+        """Within seconds; what it stores while it uses the old model is found by all afterwards."""
+        cache = open_here()
+        store(cache, *range(10))
+        assert ask(cache, 1) == right(1)
+        with Child(OTHER, json.dumps(place, default=str), self.limit) as other:
+            other.line()
+            alone = "chroma" not in place  # then the other process repeats identical questions only
+            assert eventually(lambda: other.ask("ask 3") == ("no_index" if alone else answer(3)))
+            report = cache.promote(models[0])
+            assert other.ask("store 100") == "True"
+            assert eventually(lambda: other.ask("ask 3") and other.ask("model") == report.model)
+            assert other.ask("store 101") == "True"
+            if not alone:
+                found = {n: eventually(lambda n=n: other.ask(f"ask {n}") == answer(n)) for n in (3, 100, 101)}
+                assert all(found.values())
+            assert all(eventually(lambda n=n: ask(cache, n) == right(n)) for n in (3, 100, 101))
+            back = cache.rollback()
+            assert eventually(lambda: other.ask("ask 3") and other.ask("model") == back.model)
+            assert all(eventually(lambda n=n: ask(cache, n) == right(n)) for n in (3, 100, 101))
+            assert other.end() == 0
+        assert cache.stats().faults == {}
+
+    def test_a_given_embedder_keeps_its_own_vectors(self, open_here: Open, models: list[Path]) -> None:
+        """It is neither replaced by a promotion nor can it begin one; nobody overwrites its vectors."""
+        cache = open_here()
+        store(cache, *range(5))
+        own = open_here(embedder=str(models[1]))
+        assert eventually(lambda: own.flush() and all(ask(own, n) == right(n) for n in range(5)))
+        with pytest.raises(ibidem.ConfigurationError, match="opened with an embedder of its own"):
+            own.promote(models[0])
+        report = cache.promote(models[0])
+        store(cache, 5)
+        store(own, 6)
+
+        assert own._backend.embedder.fingerprint != report.model
+        for one in (cache, own):
+            assert eventually(lambda one=one: [ask(one, n) for n in range(7)] == [right(n) for n in range(7)])
+        assert own._backend.records.vectors_of(report.model).count() == 7
+
+    def test_models_that_nobody_uses_are_forgotten(
+        self, open_here: Open, models: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither current nor previous: vectors, files and collections go; rollback still works."""
+        monkeypatch.setattr("ibidem.following.RETIRED_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.following.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.upkeep.LOOK_SECONDS", 0.0)
+        cache = open_here()
+        store(cache, *range(5))
+        records = cache._backend.records
+        reports = [cache.promote(model) for model in models[:2]]
+        first = reports[0].previous
+        kept = {report.model for report in reports}
+
+        def step() -> bool:
+            ask(cache, 1)
+            done = self.limit or not records.meta_keys(
+                "forgotten:"
+            )  # without Chroma there is nothing to drop
+            return done and set(records.embedders.known()) == kept
+
+        for _ in range(3):
+            ask(cache, 1)
+            cache.flush()
+        assert records.vectors_of(first).count() == 5  # somebody may use it
+        expire(records, first)
+        assert eventually(step)
+        assert records.vectors_of(first).count() == 0
+        last = cache.promote(models[2])
+        kept = {reports[1].model, last.model}
+        expire(records, *(report.model for report in reports))
+        assert eventually(step)
+        gone, left = (records.models.names(digest(report.model)) for report in reports)
+        assert (gone, left) == (set(), {"model.onnx", "tokenizer.json", "metrics.json", "manifest.json"})
+        cache.rollback()
+        assert all(ask(cache, n) == right(n) for n in range(5))
+
+    def test_clearing_forgets_the_vectors_of_all_models(self, open_here: Open, models: list[Path]) -> None:
+        """And what is stored afterwards is found, also after a rollback."""
+        cache = open_here()
+        store(cache, *range(5))
+        report = cache.promote(models[0])
+        assert cache.clear() == 5
+        records = cache._backend.records
+        assert [records.vectors_of(one).count() for one in (report.model, report.previous)] == [0, 0]
+        store(cache, 7)
+        assert ask(cache, 7) == right(7)
+        cache.rollback()
+        assert ask(cache, 7) == right(7)
+        assert ask(cache, 1) in ("below_threshold", "empty")

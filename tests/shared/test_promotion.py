@@ -1,0 +1,263 @@
+"""A tuned embedder takes the place of another while the cache serves."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from typer.testing import CliRunner
+
+import ibidem
+from ibidem.cli import app
+from ibidem.fitted import NAMES, FittedScorer, Rarity, Scale
+from ibidem.fitted_text import to_json
+from ibidem.minilm import OnnxEmbedder
+from ibidem.scoring import scorer_for
+from ibidem.terms import scorer_name
+from tests.contracts.promotion import PromotionContract, ask, models, right, store  # noqa: F401 (models: a fixture)
+from tests.helpers import Child
+from tests.models import measured
+from tests.servers import running_chroma, running_postgres
+
+
+class TestInMemory(PromotionContract):
+    """SQLite, and vectors in memory."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> dict[str, Any]:
+        return {"path": str(tmp_path / "c")}
+
+
+class TestInEmbeddedChroma(TestInMemory):
+    """SQLite and a Chroma in the process, as in a large cache."""
+
+    limit = 0
+
+
+@pytest.fixture(scope="module")
+def chroma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_chroma(tmp_path_factory.mktemp("chroma")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+class TestOnAChromaServer(PromotionContract):
+    """SQLite and a Chroma server."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, chroma: str) -> dict[str, Any]:
+        return {"path": str(tmp_path / "c"), "chroma": chroma}
+
+
+class TestOnServers(PromotionContract):
+    """PostgreSQL and a Chroma server."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, chroma: str, postgres: str) -> dict[str, Any]:
+        name = f"t{uuid.uuid4().hex}"
+        engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
+        with engine.connect() as db:
+            db.exec_driver_sql(f"CREATE DATABASE {name}")
+        engine.dispose()
+        database = postgres.removesuffix("postgres") + name
+        return {"path": str(tmp_path / "c"), "database": database, "chroma": chroma}
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What the command line prints, in one line; ends with this code."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return " ".join(done.output.split())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A cache with ten answers, closed."""
+    with ibidem.open(tmp_path / "c", threshold=0.8) as cache:
+        store(cache, *range(10))
+    return tmp_path / "c"
+
+
+@pytest.fixture
+def copy(models: list[Path], tmp_path: Path) -> Path:  # noqa: F811
+    """A model directory that may be spoilt."""
+    return Path(shutil.copytree(models[0], tmp_path / "copy"))
+
+
+def used(path: Path) -> str:
+    """The model of a cache that is opened now; what is stored is found with it."""
+    with ibidem.open(path, threshold=0.8) as cache:
+        assert [ask(cache, n) for n in range(10)] == [right(n) for n in range(10)]
+        return cache._backend.embedder.fingerprint
+
+
+class TestWhatIsRefused:
+    """Nothing is changed by it, and the message says what to do."""
+
+    def test_a_model_that_is_worse(self, path: Path, copy: Path) -> None:
+        """The figures are named; with force it is promoted all the same."""
+        measured(copy, 0.7, 0.6)
+        said = run("promote", copy, "--path", path, code=2)
+        assert "auc 0.700 -> 0.600, hits 0.01 0.070 -> 0.060, hits 0.05 0.350 -> 0.300" in said
+        assert "wrong" not in said
+        assert "--force" in said
+        assert used(path).startswith("all-MiniLM")
+        run("promote", copy, "--path", path, "--force")
+        assert used(path).startswith("flipped-0")
+
+    @pytest.mark.parametrize("text", [None, "{}", '{"before": {}, "after": {"auc": 1}}', "[", "[]", "\xff"])
+    def test_a_model_of_which_nothing_is_known(self, path: Path, copy: Path, text: str | None) -> None:
+        """No metrics, none that can be compared, or damaged ones."""
+        (copy / "metrics.json").unlink()
+        if text is not None:
+            (copy / "metrics.json").write_text(text, encoding="latin-1")
+        assert "metrics.json" in run("promote", copy, "--path", path, code=2)
+        assert used(path).startswith("all-MiniLM")
+
+    @pytest.mark.parametrize("file", ["model.onnx", "tokenizer.json", "manifest.json"])
+    @pytest.mark.parametrize("how", ["missing", "cut", "changed"])
+    def test_damaged_files(self, path: Path, copy: Path, file: str, how: str) -> None:
+        """Also with force."""
+        content = (copy / file).read_bytes()
+        (copy / file).unlink()
+        if how != "missing":
+            spoilt = content[: len(content) // 2] if how == "cut" else b"\0" + content[1:]
+            (copy / file).write_bytes(spoilt)
+        for force in ((), ("--force",)):
+            said = run("promote", copy, "--path", path, *force, code=2)
+            assert file in said or "checksum" in said
+        assert used(path).startswith("all-MiniLM")
+
+    @pytest.mark.parametrize("text", ["", "{}", "[" * 100_000, '{"format": 1, "base": "another"}'])
+    def test_a_damaged_scorer(self, path: Path, copy: Path, text: str) -> None:
+        """Rather than scoring with the cosine."""
+        (copy / "scorer.json").write_text(text)
+        assert "scorer.json" in run("promote", copy, "--path", path, code=2)
+        assert used(path).startswith("all-MiniLM")
+
+    def test_no_cache_no_promotion_and_contradictions(self, path: Path, copy: Path, monkeypatch) -> None:
+        """Each in one sentence."""
+        assert "no cache" in run("promote", copy, "--path", path / "typo", code=2)
+        assert "nothing to roll back" in run("promote", "--rollback", "--path", path, code=2)
+        assert "give a model directory" in run("promote", "--path", path, code=2)
+        assert "give a model directory" in run("promote", copy, "--rollback", "--path", path, code=2)
+        assert "no model directory" in run("promote", path, "--path", path, code=2)
+        monkeypatch.setenv("IBIDEM_EMBEDDER", str(copy))
+        assert "IBIDEM_EMBEDDER" in run("promote", copy, "--path", path, code=2)
+
+
+def test_the_command_line_tells_what_is_used(path: Path, models: list[Path]) -> None:  # noqa: F811
+    """Promote, status, doctor, rebuild, roll back."""
+    assert "No model was promoted" in run("promote", "--status", "--path", path)
+    said = run("promote", models[0], "--path", path)
+    assert "Embedded 10 questions" in said
+    assert "auc 0.500 -> 0.700" in said
+    assert "Used from now on: flipped-0/" in said
+    assert "is in use already" in run("promote", models[0], "--path", path)
+    status = run("promote", "--status", "--path", path)
+    assert "Used since" in status
+    assert "Before: all-MiniLM-L6-v2/" in status
+    told = json.loads(run("promote", "--status", "--json", "--path", path))
+    assert {one["questions"] for one in told["embedders"]} == {10}
+    doctor = {one["check"]: one["text"] for one in json.loads(run("doctor", "--path", path, "--json"))}
+    assert "kept for ibidem promote --rollback" in doctor["embedding model"]
+    assert doctor["vector index"] == "10 vectors, few enough to be searched in memory"
+    assert "The index holds 10 vectors" in run("rebuild", "--path", path)
+    assert "Used from now on: all-MiniLM-L6-v2/" in run("promote", "--rollback", "--path", path)
+    assert used(path).startswith("all-MiniLM")
+
+
+def test_the_scorer_comes_and_goes_with_its_model(
+    path: Path,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores of one model are never taken for those of another, also by audits."""
+    fingerprint = OnnxEmbedder.from_directory(copy).fingerprint
+    base = scorer_for(fingerprint)
+    scorer = FittedScorer(
+        digest="",
+        base=base,
+        base_name=scorer_name(fingerprint, base),
+        weights=dict.fromkeys(NAMES, 0.0),
+        bias=0.0,
+        metric=None,
+        words=None,
+        rarity=Rarity({}, 1.0),
+        scale=Scale(((-1.0, 0.0), (0.0, 0.9)), 0.05),
+        least=-1.0,
+        least_shipped=-1.0,
+        labels=100,
+    )
+    (copy / "scorer.json").write_text(to_json(scorer))
+    with ibidem.open(path, threshold=0.8) as cache:
+        shipped = cache._backend.scorer
+        cache.promote(copy)
+        assert isinstance(cache._backend.scorer, FittedScorer)
+        assert cache._backend.ledger.scorer == cache._backend.matcher.scorer_name
+        assert ask(cache, 3) == right(3)
+        cache.rollback()
+        assert cache._backend.scorer is shipped
+        assert cache._backend.ledger.scorer == cache._backend.matcher.scorer_name
+
+
+def test_a_lost_copy_of_the_model_is_fetched_again(path: Path, models: list[Path]) -> None:  # noqa: F811
+    """Damaged or deleted: the truth has the files."""
+    run("promote", models[0], "--path", path)
+    (kept,) = (one for one in (path / "models").iterdir() if one.is_dir())
+    (kept / "model.onnx").write_bytes(b"damaged")
+    assert used(path).startswith("flipped-0")
+    shutil.rmtree(path / "models")
+    assert used(path).startswith("flipped-0")
+
+
+PROMOTE = """
+import sys
+import ibidem
+
+with ibidem.open(sys.argv[1], threshold=0.8) as cache:
+    print("begins", flush=True)
+    cache.promote(sys.argv[2])
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Path]) -> None:  # noqa: F811
+    """At any moment of a promotion; all is found with either, and a repeated promotion goes on."""
+    path = tmp_path / "c"
+    with ibidem.open(path, threshold=0.8) as cache:
+        store(cache, *range(400))
+    draw, seen, target = random.Random(0), set(), 0
+    for _ in range(14):
+        with Child(PROMOTE, path, models[target]) as child:
+            child.line()
+            time.sleep(draw.uniform(0.0, 2.0))
+            said = child.kill()
+        model = used(path)
+        seen.add((model.split("/")[0] == f"flipped-{target}", "done" in said))
+        assert "done" not in said or model.startswith(f"flipped-{target}/")
+        if model.startswith(f"flipped-{target}/"):
+            target = (target + 1) % 3
+    with Child(PROMOTE, path, models[target]) as child:
+        assert [child.line(), child.line()] == ["begins", "done"]
+        assert child.end() == 0
+
+    assert used(path).startswith(f"flipped-{target}/")
+    assert (False, False) in seen
+    with ibidem.open(path, threshold=0.8) as cache:
+        assert all(ask(cache, n) == right(n) for n in range(400))
+        assert cache.stats().unindexed == 0
