@@ -18,8 +18,8 @@ Flags = NDArray[np.bool_]
 TILE = 2048
 # A product of the same two vectors differs in the last digits from tile to tile.
 ROUNDING = 1e-4
-# Questions with one answer, word for word, belong together from here on: below 0.6 the pairs of a stream of
-# intents (clinc150) are mostly of different meaning.
+# Questions with one answer, word for word, belong together from here on: of pairs of 0.6 or more 78 % have
+# one intent (clinc150; banking77: 40 %), whatever their answers.
 RELATED = 0.6
 LOOKED_AT = 16  # nearest questions that are tried for a duplicate
 # A cluster too large for the test is cut into parts of a fifth of it; into larger ones, which have less of a

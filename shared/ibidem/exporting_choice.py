@@ -15,9 +15,9 @@ from ibidem.request import require_text
 Feedback = Literal["good", "not-bad", "any"]
 Documents = Literal["keep", "skip", "only"]
 
-# Of 300,000 pairs of questions of intents (banking77) those above 0.8 ask the same in 9 of 10 cases.
+# Of the pairs of 6,000 questions to a bank (banking77) with a cosine of 0.8 or more 89 % have one intent.
 APART = 0.8
-NEAR = 0.95  # 98 of 100
+NEAR = 0.95  # 98 % of the pairs
 TEST_SHARE = 0.1
 
 

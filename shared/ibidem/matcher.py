@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ibidem.adoption import adopted
 from ibidem.embedding import CheckedEmbedder
+from ibidem.errors import StorageError
 from ibidem.places import catalogue_of, index_opener
 from ibidem.terms import scorer_name
 from ibidem.vectors import Vectors
@@ -60,7 +61,10 @@ def matcher_of(
         StorageError: The database failed.
     """
     checked = CheckedEmbedder(embedder, records.meta_once)
-    records.embedders.use(checked.fingerprint)
+    try:
+        records.embedders.use(checked.fingerprint)
+    except StorageError as error:  # the background tries again
+        faults.note("note which embedder is used", error)
     catalogue = catalogue_of(settings, checked.fingerprint, records)
     vectors = Vectors(
         records,

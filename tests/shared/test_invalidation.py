@@ -82,7 +82,7 @@ def test_sql_deletes_what_the_criteria_say(records: Records, stored, criteria, o
     if stored and one.draw(st.booleans()):
         criteria = replace(criteria, entry=one.draw(st.sampled_from(stored)).id)
     for entry in stored:
-        records.put(entry, None)
+        records.put(entry, "e")
     concerned = {entry.id for entry in stored if criteria.concern(entry)}
     count, newest = records.invalidations.preview(criteria, 100)
     gone, _ = records.invalidations.run(criteria, lambda: 0.0)
@@ -263,7 +263,7 @@ def test_no_query_reads_a_whole_table(records: Records) -> None:
     def note(_connection, _cursor, statement, parameters, *_rest) -> None:
         asked.append((statement, parameters))
 
-    records.put(entry(), None)
+    records.put(entry(), "e")
     sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
     for criteria in (
         Criteria(documents=("a", "b")),
@@ -305,7 +305,7 @@ def test_hits_that_are_counted_meanwhile_do_not_deadlock() -> None:
         writers = [pool.submit(count_hits, seed) for seed in range(3)]
         for round_ in range(5):
             for n in numbers:
-                records.put(entry(id=digest(str(n)), created=float(round_)), None)
+                records.put(entry(id=digest(str(n)), created=float(round_)), "e")
             assert len(records.invalidations.run(Criteria(documents=("guide",)), lambda: 0.0)[0]) == 100
         stop.set()
         assert [writer.result(30) for writer in writers] == [None] * 3
