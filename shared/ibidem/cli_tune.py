@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,9 @@ OffsetOption = Annotated[float | None, typer.Option("--c", help="As above; defau
 EpochsOption = Annotated[int, typer.Option(min=1, help="At most; stops when 2 bring nothing.")]
 BatchOption = Annotated[int, typer.Option(min=2, help="Pairs a step.")]
 RateOption = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Learning rate of the encoder.")]
+BlendOption = Annotated[
+    float, typer.Option(min=0.05, max=1.0, help="How far from the base: less keeps more of what it knows.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of division, order and dropout.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the best there is.")]
 Workloads = Annotated[
@@ -59,6 +63,7 @@ def tune_model(
     epochs: EpochsOption = 4,
     batch_size: BatchOption = 32,
     learning_rate: RateOption = 1e-4,
+    blend: BlendOption = 0.5,
     seed: SeedOption = 0,
     device: DeviceOption = None,
 ) -> None:
@@ -74,24 +79,31 @@ def tune_model(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            blend=blend,
             seed=seed,
             device=device,
         )
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task("Training", total=None)
-
-            def show(step: int, steps: int, auc: float | None) -> None:
-                if auc is not None:
-                    bar.console.print(f"step {step:,} of {steps:,}: validation AUC {auc:.3f}")
-                bar.update(task, completed=step, total=steps)
-
+        with _bar() as show:
             report = tuning.tune(given, directory, base=base, recipe=recipe, progress=show)
     out.print(_pair_table("held-out pairs", ["before", "after"], [report.before, report.after]))
     change, low, high = report.gain
     out.print(f"Gain in AUC: {change:+.3f} ({low:+.3f} to {high:+.3f}).")
     out.print(f"Score: {plain(report.scorer)}", soft_wrap=True)
     out.print(f"The model is in {plain(str(report.directory))}; ibidem promote uses it.", soft_wrap=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, float | None], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("Training", total=None)
+
+        def show(step: int, steps: int, auc: float | None) -> None:
+            if auc is not None:
+                bar.console.print(f"step {step:,} of {steps:,}: validation AUC {auc:.3f}")
+            bar.update(task, completed=step, total=steps)
+
+        yield show
 
 
 def _pairs_in(path: Path) -> list[Label]:

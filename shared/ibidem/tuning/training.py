@@ -46,6 +46,9 @@ class Recipe:
         patience: Epochs without a better one after which it stops.
         batch_size: Pairs a step.
         learning_rate: Of the encoder, after a warm-up of a tenth of the steps; falls to 0 in a straight line.
+        blend: How much of the way from the base to the trained weights the model goes, in (0, 1]. Half of it
+            keeps what the base knows of questions unlike the pairs (Wortsman et al. 2022, WiSE-FT,
+            arXiv 2109.01903).
         freeze_words: Leave the word embeddings as they are: a small log would only bend those it holds.
         seed: Of order and dropout.
         device: "cpu", "cuda", ...; None for the best there is.
@@ -58,6 +61,7 @@ class Recipe:
     patience: int = 2
     batch_size: int = 32
     learning_rate: float = 1e-4
+    blend: float = 0.5
     freeze_words: bool = True
     seed: int = 0
     device: str | None = None
@@ -65,7 +69,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of a training: the model, in evaluation mode, and the loss's numbers as they ended."""
+    """What came of a training: the blended model, in evaluation mode, and the loss's numbers as they ended.
+
+    `validation_auc` is that of the best epoch, before blending.
+    """
 
     model: SentenceTransformer
     temperature: float
@@ -109,9 +116,18 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         epochs = trainer.state.epoch or 0.0
-    model.eval()
     best = max(evaluator.found, default=float("nan"))
-    return Trained(model, loss.temperature, loss.offset.item(), epochs, best)
+    _blend(model, load(base, recipe.device), recipe.blend)
+    return Trained(model.eval(), loss.temperature, loss.offset.item(), epochs, best)
+
+
+@torch.no_grad()
+def _blend(model: SentenceTransformer, base: SentenceTransformer, share: float) -> None:
+    """Move the weights of `model` to this share of the way from `base`."""
+    begin = base.state_dict()
+    for name, weights in model.state_dict().items():
+        if weights.is_floating_point():
+            weights.copy_(torch.lerp(begin[name], weights, share))
 
 
 def _arguments(folder: str, recipe: Recipe, device: str) -> SentenceTransformerTrainingArguments:
