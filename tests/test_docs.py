@@ -38,9 +38,11 @@ def test_the_readme_names_the_commands_that_exist() -> None:
     """`make X` and `ibidem X` in the docs are real."""
     text = "\n".join(page.read_text() for page in PAGES)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    from typer.main import get_command
+
     from ibidem.cli import app
 
-    commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    commands = set(get_command(app).commands)
 
     assert set(re.findall(r"`?\bmake ([a-z]+)\b`", text)) <= targets
     assert set(re.findall(r"`ibidem ([a-z]+)", text)) <= commands

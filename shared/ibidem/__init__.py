@@ -79,6 +79,8 @@ def open(
     redact: Callable[[str], str] | None = None,
     admit: Callable[[Request, Answer], bool] | None = None,
     single_flight: float | None = None,
+    examples: bool | None = None,
+    example_ttl: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
@@ -123,6 +125,9 @@ def open(
         admit: Called with a request and its answer; returns whether the answer may be stored.
         single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
             asking too; 0 switches it off.
+        examples: False to keep no examples: questions and answers, by default those that are stored, for
+            few-shot prompts and fine-tuning (`SemanticCache.examples`). They outlive the stored answers.
+        example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
 
     Raises:

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ibidem.background import Background
 from ibidem.embedding import fingerprint_of, resolve_embedder
 from ibidem.errors import StorageUnavailable
-from ibidem.examples import Example
+from ibidem.example_queue import ExampleQueue, Forgetting
 from ibidem.faults import Faults
 from ibidem.flights import Flights
 from ibidem.following import Following
@@ -25,20 +25,20 @@ from ibidem.matcher import Matcher, matcher_of
 from ibidem.models import embedder_of
 from ibidem.places import open_records
 from ibidem.request import digest
-from ibidem.rows import LookupRow, size_of
+from ibidem.rows import EmbeddedExample, LookupRow, size_of
+from ibidem.selecting import Selector, Wanted
 from ibidem.settings import Settings
 
 if TYPE_CHECKING:
     from ibidem.embedding import CheckedEmbedder, Embedder
     from ibidem.entry import Entry
+    from ibidem.examples import Example
     from ibidem.scoring import Scorer
     from ibidem.vectors import Vectors
 
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
-
-Row = TypeVar("Row", LookupRow, Example)
 
 _open: dict[tuple[str, ...], Backend] = {}
 _open_lock = ForkSafeLock()
@@ -67,18 +67,22 @@ class Backend:
         name = self.matcher.scorer_name
         self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults)
         self._log: collections.deque[LookupRow] = collections.deque()
-        self._examples: collections.deque[Example] = collections.deque()
+        self._examples = ExampleQueue()
+        self.selector = Selector(self.records.examples, self.embedder)
+        self.forgetting = Forgetting(self.records.examples, settings.example_ttl, lambda: self.clock())
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
             {
                 "index questions": lambda: self.matcher.vectors.work(),
                 "write the lookup log": self._write_log,
                 "keep examples": self._write_examples,
+                "delete old examples": self.forgetting.work,
                 "delete entries": self.housekeeping.work,
             },
             self.faults,
             leisure={
                 "renew the vector index": lambda: self.matcher.vectors.renew(),
+                "embed examples": lambda: self.selector.work(),
                 "follow a promotion": self.following.step,
             },
         )
@@ -114,11 +118,13 @@ class Backend:
             self.ledger.after_fork()
             self.flights.after_fork()
             self._log.clear()
-            self._examples.clear()
+            self._examples.drop()
 
     def adopt(self, matcher: Matcher) -> None:
         """Match with this from now on; lookups under way end with what they began with."""
         self.ledger.adopt(matcher.scorer, matcher.scorer_name)
+        if matcher.fingerprint != self.matcher.fingerprint:
+            self.selector = Selector(self.records.examples, matcher.embedder)
         self.matcher = matcher
 
     def note_lookup(self, row: LookupRow) -> None:
@@ -137,23 +143,37 @@ class Backend:
         self._poll_at = now + POLL_SECONDS
         return True
 
-    def note_example(self, example: Example) -> bool:
-        """Write an example to its log, later; False, counted, if too many wait already."""
+    def note_example(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
+        """Write an example to its log, later; False, counted, if too many wait already.
+
+        `stored` if its answer was just stored.
+        """
         if len(self._examples) >= LOG_WAITING:
             self.faults.count(
                 "keep examples: too many wait", f"dropped an example: {LOG_WAITING:,} wait to be written"
             )
             return False
-        self._examples.append(example)
+        self._examples.put(given, stored=stored)
         self._background.wake()
         return True
+
+    def select(self, wanted: Wanted) -> list[Example]:
+        """Examples for a prompt; raises what the database or the embedder does."""
+        found = self.selector.select(wanted)
+        if self.selector.behind:
+            self._background.wake()
+        return found
+
+    def forget_told(self) -> None:
+        """Examples may have been deleted."""
+        self._examples.forget_told()
 
     def clear(self, namespace: str | None) -> int:
         """Delete what `Records.clear` deletes, and what waits to be written of it."""
         with self._writing:
             count = self.ledger.clear(namespace, partial(self.records.clear, namespace))
             _drop(self._log, namespace)
-            _drop(self._examples, namespace)
+            self._examples.drop(namespace)
         return count
 
     def keep(self, entry: Entry, made: float, matcher: Matcher) -> bool:
@@ -193,25 +213,27 @@ class Backend:
 
     def _write_log(self) -> bool:
         house = self.housekeeping
-        return self._write(
-            self._log,
-            partial(self.records.lookups.add, bounds=house.ranking, floor=house.floor, life=house.lifetime),
-        )
-
-    def _write_examples(self) -> bool:
-        return self._write(self._examples, self.records.examples.add)
-
-    def _write(self, waiting: collections.deque[Row], add: Callable[[list[Row]], None]) -> bool:
-        """Write one batch; one that the database does not take now waits again, in its place."""
         with self._writing:
-            rows = [waiting.popleft() for _ in range(min(LOG_BATCH, len(waiting)))]
+            rows = [self._log.popleft() for _ in range(min(LOG_BATCH, len(self._log)))]
+            bounds, floor, life = house.ranking, house.floor, house.lifetime
             try:
                 if rows:
-                    add(rows)
-            except StorageUnavailable:
-                waiting.extendleft(reversed(rows))
+                    self.records.lookups.add(rows, bounds=bounds, floor=floor, life=life)
+            except StorageUnavailable:  # they wait again, in their place
+                self._log.extendleft(reversed(rows))
                 raise
-        return len(waiting) > 0
+        return len(self._log) > 0
+
+    def _write_examples(self) -> bool:
+        with self._writing:
+            taken = self._examples.take(LOG_BATCH)
+            try:
+                if taken:
+                    self.records.examples.add([one for _, one in taken])
+            except StorageUnavailable:
+                self._examples.put_back(taken)
+                raise
+        return len(self._examples) > 0
 
     def close(self) -> None:
         """Finish the background work and close everything."""
@@ -228,7 +250,7 @@ class Backend:
         self.records.close()
 
 
-def _drop(waiting: collections.deque[Row], namespace: str | None) -> None:
+def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
     """Take the rows of a namespace, or all, out of the queue, while others append to it."""
     for _ in range(len(waiting)):
         row = waiting.popleft()
@@ -248,6 +270,7 @@ def acquire(settings: Settings) -> Backend:
         if backend is not None:
             backend.check_process()
             backend.housekeeping.tighten(settings.bounds, settings.sliding)
+            backend.forgetting.tighten(settings.example_ttl)
         else:
             backend = _open[key] = Backend(key, settings, embedder)
         backend.users += 1

@@ -11,15 +11,17 @@ from ibidem.admission import Admission, storable
 from ibidem.answering import Answering
 from ibidem.audit import Auditor
 from ibidem.backend import Backend
+from ibidem.bypass import BYPASSED, is_bypassed
 from ibidem.correcting import Correcting
 from ibidem.decision import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
-from ibidem.examples import ExampleLog
+from ibidem.example_log import ExampleLog
 from ibidem.finding import Finder
 from ibidem.keeping import Keeper
 from ibidem.learning import drop_cache, fit_cache
 from ibidem.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
+from ibidem.pairing import advise_cache, pairs_of_cache
 from ibidem.patience import hurried
 from ibidem.promoting import promote_cache, rollback_cache
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
@@ -40,6 +42,7 @@ class SemanticCache(Answering, Correcting):
         auditor: Asked which candidates may be served and which are compared; None for no audits.
         single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
+        examples: Whether what is stored is an example too.
     """
 
     def __init__(
@@ -52,17 +55,18 @@ class SemanticCache(Answering, Correcting):
         auditor: Auditor | None = None,
         single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
+        examples: bool = True,
     ) -> None:
         self._backend, self.policy, self.lifetime = backend, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self._finder = Finder(backend, policy, auditor, lifetime)
-        self._keeper = Keeper(backend, admission, lifetime)
+        # Answered questions, for later use.
+        self.examples = ExampleLog(backend, self._ready, admission.redacted, kept=examples)
+        self._keeper = Keeper(backend, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        # Answered questions, for later use.
-        self.examples = ExampleLog(backend, self._ready, admission.redacted)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -85,6 +89,8 @@ class SemanticCache(Answering, Correcting):
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
         _require_seconds("max_age", max_age)
+        if is_bypassed():
+            return Miss(BYPASSED)
         started, now = time.perf_counter(), self._backend.clock()
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
@@ -122,6 +128,8 @@ class SemanticCache(Answering, Correcting):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
         _require_seconds("ttl", ttl)
         labels = require_tags(tags)
+        if is_bypassed():
+            return Rejected(BYPASSED)
         try:
             reason = self._admission.refusal(request, answer)
             if not reason:
@@ -195,6 +203,8 @@ class SemanticCache(Answering, Correcting):
             return []
         return self._backend.records.judgements.recent(limit, namespace)
 
+    pairs = pairs_of_cache
+    advise = advise_cache
     fit = fit_cache
     drop_fit = drop_cache
     promote = promote_cache
@@ -230,6 +240,8 @@ class SemanticCache(Answering, Correcting):
         self._backend.check_process()
 
     def _note(self, request: Request, result: Hit | Miss) -> None:
+        if is_bypassed():
+            return
         question = self._admission.redacted(request.question)
         self._backend.note_lookup(lookup_row(request, question, result, self._backend.clock()))
         if self._on_lookup is not None:

@@ -9,6 +9,7 @@ import typer
 
 from ibidem import __version__, cli_audit, cli_fit
 from ibidem import cli_tables as tables
+from ibidem.cli_advise import advise_next
 from ibidem.cli_common import (
     DatabaseOption,
     IdArgument,
@@ -26,10 +27,14 @@ from ibidem.cli_common import (
     settings_of,
     truth_of,
 )
+from ibidem.cli_examples import examples_app
+from ibidem.cli_export import export_examples
 from ibidem.cli_invalidate import give_feedback, invalidate
 from ibidem.cli_promote import promote
 from ibidem.cli_rebuild import rebuild_index
 from ibidem.cli_replay import replay_workload
+from ibidem.cli_teach import mine_pairs, teach_pairs
+from ibidem.cli_tune import evaluate_models, tune_model
 from ibidem.doctor import examine
 
 app = typer.Typer(
@@ -91,20 +96,6 @@ def list_lookups(
     with truth_of(path, database) as records:
         rows = records.lookups.recent(limit)
     print_list(rows, as_json, asdict, tables.lookups, "No lookups yet.")
-
-
-@app.command("examples")
-def list_examples(
-    path: PathOption = None,
-    database: DatabaseOption = None,
-    limit: LimitOption = 20,
-    namespace: NamespaceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the newest examples: questions that a model or the cache answered."""
-    with truth_of(path, database) as records:
-        examples = records.examples.recent(limit, namespace)
-    print_list(examples, as_json, asdict, tables.examples, "No examples yet.")
 
 
 @app.command()
@@ -199,10 +190,17 @@ def fit(
     out.print(*said, sep="\n")
 
 
+app.add_typer(examples_app)
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
+app.command("export")(export_examples)
 app.command("replay")(replay_workload)
+app.command("advise")(advise_next)
+app.command("pairs")(mine_pairs)
+app.command("teach")(teach_pairs)
+app.command("tune")(tune_model)
+app.command("evaluate")(evaluate_models)
 app.command("promote")(promote)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -14,12 +17,15 @@ from rich.table import Table
 
 from ibidem.cli_tables import plain
 from ibidem.entry import Entry
-from ibidem.errors import IbidemError
+from ibidem.errors import IbidemError, InvalidInput
 from ibidem.places import open_records
 from ibidem.records import Records
 from ibidem.settings import Settings, read_settings
 
 Row = TypeVar("Row")
+
+_AGO = re.compile(r"(\d+)([mhdw])")
+_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 out = Console()
 err = Console(stderr=True)
@@ -103,3 +109,23 @@ def entry_of(records: Records, prefix: str) -> Entry:
         ids = ", ".join(entry.id[:12] for entry in found)
         fail(f"no entry begins with {prefix!r}" if not found else f"several entries begin so: {ids}")
     return found[0]
+
+
+def moment(name: str, given: str) -> float:
+    """Seconds since the epoch: `3d` is three days ago, `2026-01-31T12:00Z` what it says.
+
+    Raises:
+        InvalidInput: It is neither; the message names the option.
+    """
+    if ago := _AGO.fullmatch(given):
+        return time.time() - int(ago[1]) * _SECONDS[ago[2]]
+    try:
+        found = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", given))
+    except ValueError:
+        found = datetime.min
+    if found.tzinfo is None:
+        raise InvalidInput(
+            f"{name} must be a time with its zone, like 2026-01-31T12:00Z or 2026-01-31T12:00+02:00, "
+            f"or an age like 30m, 12h, 3d, 2w; not {given!r}"
+        )
+    return found.timestamp()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,16 +18,13 @@ from ibidem.cli_common import (
     YesOption,
     entry_of,
     fail,
+    moment,
     out,
     print_json,
     truth_of,
 )
 from ibidem.correcting import judge, preview, run
-from ibidem.errors import InvalidInput
 from ibidem.invalidation import Invalidated, criteria_of
-
-_AGO = re.compile(r"(\d+)([mhdw])")
-_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 Documents = Annotated[
     list[str] | None,
@@ -70,7 +65,7 @@ def invalidate(
         criteria = criteria_of(
             document=document or None,
             current=None if current is None else _content(current),
-            before=None if before is None else _moment(before),
+            before=None if before is None else moment("before", before),
             tag=tag,
             namespace=namespace,
             model=model,
@@ -116,19 +111,3 @@ def _content(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fail(f"cannot read {file} as text: {getattr(error, 'strerror', None) or 'it is not UTF-8'}")
-
-
-def _moment(given: str) -> float | datetime:
-    """`3d` is three days ago, `2026-01-31T12:00Z` what it says; else raises `InvalidInput`."""
-    if ago := _AGO.fullmatch(given):
-        return time.time() - int(ago[1]) * _SECONDS[ago[2]]
-    try:
-        moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", given))
-    except ValueError:
-        moment = datetime.min
-    if moment.tzinfo is None:
-        raise InvalidInput(
-            "before must be a time with its zone, like 2026-01-31T12:00Z or 2026-01-31T12:00+02:00, "
-            f"or an age like 30m, 12h, 3d, 2w; not {given!r}"
-        )
-    return moment

@@ -96,7 +96,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line.strip():
                 rows.append(_row(line, f"{path}, line {number}"))
     except UnicodeDecodeError as error:

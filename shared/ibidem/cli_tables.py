@@ -11,11 +11,13 @@ from rich.table import Table
 
 from ibidem.doctor import Finding
 from ibidem.entry import Entry
-from ibidem.examples import Example
+from ibidem.examples import Example, ExampleStats
 from ibidem.rows import LookupRow, Totals
 
 NOT_KEPT = "(compared exactly; its text is not kept)"
 SHORT = 80  # characters shown of the texts of an example
+TOP = 20  # namespaces and models shown
+_SAID = {True: "good", False: "bad", None: ""}
 
 
 def totals(counted: Totals, title: str) -> Table:
@@ -91,22 +93,38 @@ def lookups(rows: Iterable[LookupRow]) -> Table:
 
 def examples(found: Iterable[Example]) -> Table:
     """Examples, a line each: long texts are cut."""
-    columns = ("at", "from", "model", "tokens", "docs", "question", "answer")
+    columns = ("id", "at", "entry", "model", "tokens", "docs", "said", "question", "answer")
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for one in found:
-        origin = "model" if one.entry_id is None else f"cache {one.entry_id[:8]}"
         known = [n for n in (one.input_tokens, one.output_tokens) if n is not None]
         cells = (
+            str(one.id),
             _minute(one.at),
-            f"{origin}, streamed" if one.streamed else origin,
-            one.model,
+            (one.entry_id or "")[:8],
+            f"{one.model}, streamed" if one.streamed else one.model,
             f"{sum(known):,}" if known else "",
             str(len(one.documents)),
+            _SAID[one.feedback],
             short(one.question),
             short(one.answer),
         )
         table.add_row(*map(plain, cells))
+    return table
+
+
+def example_stats(counted: ExampleStats) -> Table:
+    """The counts of the example log."""
+    table = Table("what", "count")
+    table.columns[1].justify = "right"
+    table.add_row("examples", f"{counted.total:,}")
+    for name, count in (("good", counted.good), ("bad", counted.bad), ("unknown", counted.unknown)):
+        table.add_row(f"  {name}", f"{count:,}")
+    for kind, groups in (("namespace", counted.namespaces), ("model", counted.models)):
+        for name, count in sorted(groups.items(), key=lambda item: (-item[1], item[0]))[:TOP]:
+            table.add_row(plain(f"  {kind} {name or '(none)'}"), f"{count:,}")
+    table.add_row("prompt tokens", f"{counted.input_tokens:,}")
+    table.add_row("answer tokens", f"{counted.output_tokens:,}")
     return table
 
 

@@ -94,8 +94,9 @@ class Correcting(ABC):
         """Note what somebody thinks of a stored answer, and delete it at once if it is bad.
 
         A lookup that begins after this returned does not find a bad answer; the model's next one may be
-        stored in its place. The judgement is kept (`judgements`, source `feedback`), but no budget learns
-        from it: people judge what annoys them, and not a sample.
+        stored in its place. Its examples are marked good or bad, and kept. The judgement is kept too
+        (`judgements`, source `feedback`), but no budget learns from it: people judge what annoys them, and
+        not a sample.
 
         Args:
             answer: A `Hit`, the id of an entry, or what a framework's message says of itself:
@@ -119,23 +120,31 @@ class Correcting(ABC):
         found = records.of_ids([entry_id]) if entry_id and storable(entry_id) else []
         if not found:
             return False
+        self._backend.flush()  # also the examples that wait
+        records.examples.set_feedback_of(found[0], good)
         if not good:
-            self._invalidated(Criteria(entry=entry_id))
+            self._invalidated(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
         row = _judgement(found[0], good, shown if storable(shown) else "", told)
         records.judgements.add([replace(row, at=self._backend.clock(), scorer=self._backend.ledger.scorer)])
         return True
 
-    def _invalidated(self, criteria: Criteria) -> Invalidated:
-        ids, examples = run(self._backend.records, criteria, self._backend.clock)
+    def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
+        ids, gone = run(self._backend.records, criteria, self._backend.clock, examples=examples)
         self._backend.ledger.forget(set(ids))
-        return Invalidated(len(ids), examples=examples)
+        self._backend.forget_told()
+        return Invalidated(len(ids), examples=gone)
 
 
-def run(records: Records, criteria: Criteria, clock: Callable[[], float]) -> tuple[list[str], int]:
-    """Delete what fulfils the criteria; ids of the entries, number of examples. Raises `StorageError`."""
-    done = [records.invalidations.run(part, clock) for part in criteria.parts()]
-    return [id_ for ids, _ in done for id_ in ids], sum(examples for _, examples in done)
+def run(
+    records: Records, criteria: Criteria, clock: Callable[[], float], *, examples: bool = True
+) -> tuple[list[str], int]:
+    """Delete what fulfils the criteria; ids of the entries, number of examples. Raises `StorageError`.
+
+    Without `examples` these stay.
+    """
+    done = [records.invalidations.run(part, clock, examples=examples) for part in criteria.parts()]
+    return [id_ for ids, _ in done for id_ in ids], sum(gone for _, gone in done)
 
 
 def preview(records: Records, criteria: Criteria) -> Invalidated:
@@ -147,8 +156,9 @@ def preview(records: Records, criteria: Criteria) -> Invalidated:
 
 def judge(records: Records, entry: Entry, good: bool) -> None:
     """Note feedback, and delete the entry if it is bad. Raises `StorageError`."""
+    records.examples.set_feedback_of(entry, good)
     if not good:
-        run(records, Criteria(entry=entry.id), time.time)
+        run(records, Criteria(entry=entry.id), time.time, examples=False)
     records.judgements.add([replace(_judgement(entry, good), at=time.time())])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ibidem.prompt import Prompt
 from ibidem.request import Document, Request
+from ibidem.shown import Shown, without_examples
 from ibidem.skeleton import Skeleton
 from ibidem.sources import Occurrence
 
@@ -24,7 +25,9 @@ class Dissection:
     documents: tuple[Document, ...]
     skeleton: str | None
 
-    def request(self, *scope: str, namespace: str, temperature: float | None = None) -> Request:
+    def request(
+        self, *scope: str, namespace: str, temperature: float | None = None, example: bool = True
+    ) -> Request:
         """The request to compare, for a model that the texts of `scope` describe.
 
         The scope may hold headers with secrets. The request hashes it and keeps nothing else: never log it.
@@ -36,13 +39,20 @@ class Dissection:
             documents=self.documents,
             semantic=self.skeleton is not None,
             temperature=temperature,
+            example=example,
         )
 
 
-def dissect(prompt: Prompt, documents: Sequence[Occurrence], questions: Iterable[str]) -> Dissection:
-    """Take the first of `questions` that stands in the prompt for its question."""
+def dissect(
+    prompt: Prompt,
+    documents: Sequence[Occurrence],
+    questions: Iterable[str],
+    shown: Shown | None = None,
+) -> Dissection:
+    """Take the first of `questions` that stands in the prompt for its question; `shown` is left out."""
+    compared = prompt if shown is None else without_examples(prompt, shown)
     for question in questions:
-        skeleton = Skeleton(prompt)
+        skeleton = Skeleton(compared)
         if (found := _cut(skeleton, documents, question)) is not None:
             return Dissection(question, _as_documents(found), json.dumps(skeleton.canonical()))
     return exactly(prompt, documents)

@@ -42,6 +42,17 @@ class IndexInUse(IndexUnavailable):
     """Another process uses the embedded vector index; the exact tier still works."""
 
 
+class TeacherUnavailable(IbidemError):
+    """A teacher failed again and again; what it said before is kept."""
+
+    def __init__(self, cause: Exception, failures: int) -> None:
+        super().__init__(
+            f"the teacher failed for {failures} pairs in a row, last with {type(cause).__name__}: {cause}; "
+            "check its name, key and limits, or ask fewer at once, and run the same again: it goes on where "
+            "it stopped"
+        )
+
+
 class CacheClosed(IbidemError):
     """The cache was used after `close()`."""
 

@@ -1,26 +1,21 @@
 """The example log: answered questions, kept for few-shot prompts and fine-tuning.
 
 It is separate from the stored answers: an example may come from a streamed answer or from a model that is not
-cached, and it outlives the entry that gave it. Questions and answers are kept in clear; of the documents only
-ids and digests.
+cached, and it outlives the entry that holds it. Questions and answers are kept in clear; of the documents
+only ids and digests.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from ibidem.admission import storable
 from ibidem.errors import InvalidInput
 from ibidem.request import Document, require_bool, require_tags, require_text
 
-if TYPE_CHECKING:
-    from ibidem.backend import Backend
-
 _SCOPE = re.compile("(?:[0-9a-f]{32})?")
-_TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infinity are not below it
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,76 +110,42 @@ def _refs(given: object) -> tuple[DocumentRef, ...]:
     return tuple(DocumentRef(document.id, document.digest, document.source) for document in found)
 
 
-class ExampleLog:
-    """The examples of one cache's database, written behind; reached as `SemanticCache.examples`. Thread-safe.
+@dataclass(frozen=True, slots=True)
+class ExampleStats:
+    """Counts of the example log.
 
-    At most the newest 100,000 are kept, whichever process added them. They are written some moments later,
-    and at a normal exit; a killed process (kill -9) may lose those of its last moments. While the
-    database is away, locked or full they wait; a batch that it refuses otherwise is dropped, as one of the
-    lookup log is, and counted in `stats().faults`.
-
-    Args:
-        backend: Where the examples are written.
-        ready: Raises if the cache is closed; called before anything else.
-        redacted: Returns a text as it may be written, "" if that is not known.
+    `namespaces` and `models` hold counts by name, `good` and `bad` count what somebody said so of; `tokens`
+    are those of prompts and of answers, where known.
     """
 
-    def __init__(self, backend: Backend, ready: Callable[[], None], redacted: Callable[[str], str]) -> None:
-        self._backend, self._ready, self._redacted = backend, ready, redacted
+    total: int = 0
+    namespaces: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, int] = field(default_factory=dict)
+    good: int = 0
+    bad: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
 
-    def add(self, example: Example) -> bool:
-        """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
+    @property
+    def unknown(self) -> int:
+        """Of how many nobody has said whether they are good."""
+        return self.total - self.good - self.bad
 
-        It is written as `redact` returns it. It cannot be kept where no database holds a text (lone
-        surrogates, NUL) or a number of it, and while 10,000 wait to be written. Never raises because storage
-        failed.
-
-        Raises:
-            InvalidInput: `example` is not an `Example`.
-            CacheClosed: The cache was closed.
-        """
-        self._ready()
-        if not isinstance(example, Example):
-            raise InvalidInput(f"expected an ibidem.Example, not {type(example).__name__}")
-        if not _fits(example):
-            self._backend.faults.count(
-                "keep examples: invalid", "refused an example with text or numbers that no database holds"
-            )
-            return False
-        question, answer = self._redacted(example.question), self._redacted(example.answer)
-        if not question or (example.answer and not answer):
-            return False
-        at = example.at or self._backend.clock()
-        return self._backend.note_example(replace(example, at=at, question=question, answer=answer))
-
-    def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
-        """The last `limit` examples added, by any process, the newest first; all or those of one namespace.
-
-        Raises:
-            InvalidInput: An argument has the wrong type, or `limit` is negative.
-            StorageError: The database failed.
-            CacheClosed: The cache was closed.
-        """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
-        return self._backend.records.examples.recent(limit, namespace) if self._look_up(namespace) else []
-
-    def count(self, namespace: str | None = None) -> int:
-        """How many examples are kept, in all or of one namespace. Raises as `recent`."""
-        return self._backend.records.examples.count(namespace) if self._look_up(namespace) else 0
-
-    def _look_up(self, namespace: str | None) -> bool:
-        """Write what waits; False if nothing can be stored in this namespace."""
-        self._ready()
-        if namespace is not None and not storable(require_text("namespace", namespace)):
-            return False
-        self._backend.flush()
-        return True
-
-
-def _fits(example: Example) -> bool:
-    """Whether SQL columns hold it."""
-    ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
-    texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
-    numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
-    return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)
+    @classmethod
+    def of(cls, groups: Iterable[tuple[str, str, bool | None, int, int, int]]) -> ExampleStats:
+        """The sum of groups: namespace, model, feedback, count, prompt tokens, tokens of answers."""
+        rows = list(groups)
+        namespaces, models, said = Counter[str](), Counter[str](), Counter[bool | None]()
+        for namespace, model, feedback, count, _, _ in rows:
+            namespaces[namespace] += count
+            models[model] += count
+            said[feedback] += count
+        return cls(
+            said.total(),
+            dict(namespaces),
+            dict(models),
+            good=said[True],
+            bad=said[False],
+            input_tokens=sum(int(row[4]) for row in rows),
+            output_tokens=sum(int(row[5]) for row in rows),
+        )

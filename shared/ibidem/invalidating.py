@@ -48,8 +48,10 @@ class Invalidations:
             self._tombstones.add((row.id, row.at, row.criteria) for row in rows)
         return self._tombstones.refuse(entry, made)
 
-    def run(self, criteria: Criteria, clock: Callable[[], float]) -> tuple[list[str], int]:
-        """Delete the entries concerned, and examples; returns the ids of the entries, and how many examples.
+    def run(
+        self, criteria: Criteria, clock: Callable[[], float], *, examples: bool = True
+    ) -> tuple[list[str], int]:
+        """Delete the entries concerned, and their examples unless told not to; ids, and how many examples.
 
         Those found while it runs are deleted in batches. If it fails on the way the rest stays, though what
         is just being made is kept away already: call it again.
@@ -59,13 +61,13 @@ class Invalidations:
             _exclude_stores(db)
             tombstone = {"at": clock(), "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))
-            gone, examples = _delete_some(db, where)
+            gone, forgotten = _delete_some(db, where, examples)
         batch = gone
         while len(batch) == BATCH:
             with writing(self._engine) as db:
-                batch, more = _delete_some(db, where)
-            gone, examples = gone + batch, examples + more
-        return gone, examples + self._forget_examples(criteria)
+                batch, more = _delete_some(db, where, examples)
+            gone, forgotten = gone + batch, forgotten + more
+        return gone, forgotten + (self._forget_examples(criteria) if examples else 0)
 
     def preview(self, criteria: Criteria, limit: int) -> tuple[int, list[str]]:
         """How many entries `run` would delete, and the ids of the newest."""
@@ -77,14 +79,14 @@ class Invalidations:
 
     def _forget_examples(self, criteria: Criteria) -> int:
         """Delete examples that fulfil the criteria themselves: their entry may be gone, or never was one."""
-        if criteria.tag is not None:
-            return 0
         c = _examples.c
-        query = sa.select(c.id, c.at, c.namespace, c.model, c.documents, c.entry_id)
+        query = sa.select(c.id, c.at, c.namespace, c.model, c.documents, c.entry_id, c.tags)
         for column, value in ((c.namespace, criteria.namespace), (c.model, criteria.model)):
             query = query if value is None else query.where(column == value)
+        # As JSON writes them. LIKE finds too many, never too few.
+        if criteria.tag is not None:
+            query = query.where(c.tags.contains(json.dumps(criteria.tag), autoescape=True))
         if 0 < len(criteria.documents) <= _FEW:
-            # As JSON writes them. LIKE finds too many, never too few.
             names = map(json.dumps, criteria.documents)
             query = query.where(sa.or_(*(c.documents.contains(name, autoescape=True) for name in names)))
         with reading(self._engine) as db:
@@ -123,7 +125,9 @@ def _exclude_stores(db: sa.Connection) -> None:
     # In SQLite whoever writes is alone.
 
 
-def _delete_some(db: sa.Connection, where: sa.ColumnElement[bool]) -> tuple[list[str], int]:
+def _delete_some(
+    db: sa.Connection, where: sa.ColumnElement[bool], with_examples: bool
+) -> tuple[list[str], int]:
     """Delete a batch of entries, and the examples that repeat their answers; their ids, and how many."""
     found = list(db.scalars(sa.select(_entries.c.id).where(where).limit(BATCH)))
     if not found:
@@ -131,10 +135,14 @@ def _delete_some(db: sa.Connection, where: sa.ColumnElement[bool]) -> tuple[list
     mine = _entries.c.id.in_(found)
     if db.dialect.name == "postgresql":  # in the order in which others lock them, against deadlocks
         db.execute(sa.select(_entries.c.id).where(mine).order_by(_entries.c.id).with_for_update())
+    count = _delete_examples(db, found, mine) if with_examples else 0
+    delete(db, mine)
+    return found, count
+
+
+def _delete_examples(db: sa.Connection, found: list[str], mine: sa.ColumnElement[bool]) -> int:
     same = [(_examples.c[name], _entries.c[name]) for name in ("namespace", "question", "answer")]
     asked = sa.select(*(column for _, column in same)).where(mine, _entries.c.question.is_not(None))
     repeated = sa.tuple_(*(column for column, _ in same)).in_(asked)
     examples = sa.delete(_examples).where(sa.or_(_examples.c.entry_id.in_(found), repeated))
-    count = int(db.execute(examples).rowcount)
-    delete(db, mine)
-    return found, count
+    return int(db.execute(examples).rowcount)

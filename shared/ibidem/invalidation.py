@@ -63,7 +63,7 @@ class Criteria:
         )
 
     def concern_example(self, example: Example) -> bool:
-        """Whether the example is meant. Tags are not known of examples: none is meant by its tag."""
+        """Whether the example is meant."""
         wanted = (
             (self.namespace, example.namespace),
             (self.model, example.model),
@@ -71,7 +71,7 @@ class Criteria:
         )
         return (
             all(value in (None, found) for value, found in wanted)
-            and self.tag is None
+            and (self.tag is None or self.tag in example.tags)
             and (self.before is None or example.at < self.before)
             and self._cover(example.documents)
         )

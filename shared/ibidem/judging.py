@@ -47,7 +47,7 @@ class AnswerJudge:
         """Whether `cached` may be given in place of `fresh`; raises what the embedder raises."""
         if not cached.strip() or not fresh.strip():
             return False
-        if _bare(cached) == _bare(fresh):
+        if bare(cached) == bare(fresh):
             return True
         if contradict(cached, fresh):
             return False
@@ -72,7 +72,7 @@ def contradict(one: str, other: str) -> bool:
     return differ or not (_names(one) <= _capitalised(other) and _names(other) <= _capitalised(one))
 
 
-def _bare(text: str) -> tuple[list[str], list[str]]:
+def bare(text: str) -> tuple[list[str], list[str]]:
     """Words and signs other than punctuation ("-5" is not "5", nor "1.5" "15"), without case."""
     folded = text.casefold()
     return _WORD.findall(folded), _SIGN.findall(folded) + re.findall(r"[-−]\d", folded)

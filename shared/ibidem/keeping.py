@@ -13,6 +13,7 @@ from ibidem.request import Answer, Request
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
+    from ibidem.example_log import ExampleLog
     from ibidem.matcher import Matcher
 
 
@@ -23,10 +24,14 @@ class Keeper:
         backend: Truth and vectors.
         admission: What may be stored.
         lifetime: How long answers live.
+        examples: Where what was stored is an example too.
     """
 
-    def __init__(self, backend: Backend, admission: Admission, lifetime: Lifetime) -> None:
+    def __init__(
+        self, backend: Backend, admission: Admission, lifetime: Lifetime, examples: ExampleLog
+    ) -> None:
         self._backend, self._admission, self._lifetime = backend, admission, lifetime
+        self._examples = examples
 
     def keep(
         self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
@@ -53,7 +58,11 @@ class Keeper:
             tags=tags,
             vector=vector,
         )
-        return None if self._backend.keep(entry, request.made, matcher) else "invalidated"
+        if not self._backend.keep(entry, request.made, matcher):
+            return "invalidated"
+        if request.example:
+            self._examples.of_entry(entry, answer, matcher.fingerprint)
+        return None
 
     def _meaning(self, matcher: Matcher, request: Request) -> tuple[bool, Vector | None]:
         """Whether the question can be found by meaning, and its vector, if it could be made now."""

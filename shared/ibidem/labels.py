@@ -13,6 +13,7 @@ from ibidem.entry import Vector, cosine, to_bytes, to_vector
 from ibidem.errors import InvalidInput
 from ibidem.fitting import Pair
 from ibidem.guards import vetoed_by
+from ibidem.pairs import of_line
 from ibidem.replay import CURVE_FROM, Row, replay
 from ibidem.request import Request, normalise
 
@@ -34,7 +35,10 @@ class Label(NamedTuple):
 
 
 def read_labels(path: Path) -> list[Label] | list[Row]:
-    """The lines of a file: `{"asked", "stored", "right"}`, or `{"text", "meaning"}` as `ibidem replay` takes.
+    """The lines of a file: `{"asked", "stored", "right"}`, `{"text", "meaning"}` or pairs.
+
+    `{"text", "meaning"}` is what `ibidem replay` takes, `{"a", "b", "same"}` what `ibidem pairs` and
+    `ibidem teach` write; pairs whose `same` is null have no label and are left out.
 
     Raises:
         InvalidInput: The file cannot be read, or a line is neither, or not of the kind of the first; the
@@ -42,9 +46,12 @@ def read_labels(path: Path) -> list[Label] | list[Row]:
     """
     found: list[Any] = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line.strip():
-                found.append(_label(line, f"{path}, line {number}"))
+                label = _label(line, f"{path}, line {number}")
+                if label is None:
+                    continue
+                found.append(label)
                 if type(found[-1]) is not type(found[0]):
                     raise InvalidInput(f"{path}, line {number}: is of another kind than the first line")
     except UnicodeDecodeError as error:
@@ -52,11 +59,11 @@ def read_labels(path: Path) -> list[Label] | list[Row]:
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
     if not found:
-        raise InvalidInput(f"{path} holds no labels")
+        raise InvalidInput(f"{path} holds no labels; ibidem teach gives one to pairs without")
     return found
 
 
-def _label(line: str, where: str) -> Label | Row:
+def _label(line: str, where: str) -> Label | Row | None:
     try:
         given = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -70,7 +77,11 @@ def _label(line: str, where: str) -> Label | Row:
         if _is_question(given["text"]) and isinstance(given.get("meaning"), (str, int)):
             return Row(given["text"], given["meaning"])
         raise InvalidInput(f'{where}: "text" must be a question, "meaning" a text or a whole number')
-    raise InvalidInput(f'{where}: must be {{"asked", "stored", "right"}} or {{"text", "meaning"}}')
+    if isinstance(given, dict) and "a" in given:
+        pair = of_line(given, where)
+        return None if pair.same is None else Label(pair.a, pair.b, pair.same)
+    shapes = '{"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'
+    raise InvalidInput(f"{where}: must be {shapes}")
 
 
 def _is_question(value: object) -> TypeGuard[str]:

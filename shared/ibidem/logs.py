@@ -1,4 +1,4 @@
-"""The logs of the truth in SQL, appended to and never changed: lookups, examples, judgements of audits."""
+"""The logs of the truth in SQL, appended to and never changed: lookups and judgements of audits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import sqlalchemy as sa
 from ibidem import tables
 from ibidem.database import least, reading, writing
 from ibidem.eviction import UNBOUNDED, Bounds
-from ibidem.examples import Example
 from ibidem.lifetime import Lifetime
-from ibidem.rows import JudgementRow, LookupRow, Outcomes, example_row, to_example
+from ibidem.rows import JudgementRow, LookupRow, Outcomes
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest go first
-EXAMPLE_LIMIT = 100_000  # examples kept
 JUDGEMENT_LIMIT = 100_000  # judgements kept
 
-_entries, _lookups, _examples = tables.entries, tables.lookups, tables.examples
+_entries, _lookups = tables.entries, tables.lookups
 _judgements = tables.judgements
-_EXAMPLE = [column for column in _examples.c if column.name not in ("vector", "embedder")]
 _AUDITED = _judgements.c.source != "feedback"  # what people said does not crowd out what was measured
 
 
@@ -68,36 +65,6 @@ class LookupTable:
         hits = {tier: n for tier, _, n in rows if tier}
         misses = {reason: n for tier, reason, n in rows if not tier}
         return Outcomes(hits, misses, int(saved))
-
-
-class ExampleTable:
-    """The example log of one database. Every method raises `StorageError` when the database fails."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-
-    def add(self, examples: Sequence[Example]) -> None:
-        """Append examples, forget the oldest."""
-        with writing(self._engine) as db:
-            db.execute(sa.insert(_examples), [example_row(example) for example in examples])
-            _forget_oldest(db, _examples, EXAMPLE_LIMIT)
-
-    def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
-        """The last examples added, newest first; all or those of one namespace."""
-        query = sa.select(*_EXAMPLE).order_by(_examples.c.id.desc()).limit(limit)
-        if namespace is not None:
-            query = query.where(_examples.c.namespace == namespace)
-        with reading(self._engine) as db:
-            rows = db.execute(query).all()
-        return [to_example(row._mapping) for row in rows]
-
-    def count(self, namespace: str | None = None) -> int:
-        """How many there are, in all or of one namespace."""
-        query = sa.select(sa.func.count()).select_from(_examples)
-        if namespace is not None:
-            query = query.where(_examples.c.namespace == namespace)
-        with reading(self._engine) as db:
-            return db.scalar(query) or 0
 
 
 class JudgementTable:

@@ -160,6 +160,12 @@ def find_model() -> ModelFiles:
     raise EmbedderUnavailable(f"the default embedding model was not found. Tried:\n{lines}\n{WAYS_OUT}")
 
 
+def published_folder() -> Path | None:
+    """The folder of the installed package with the original weights; None if it is absent or another."""
+    found = _verified(f"package {PACKAGE}", _from_package, [])
+    return found[0].parent if found else None
+
+
 def _cached(target: Path, tried: list[str]) -> ModelFiles | None:
     try:
         return _open(target)

@@ -37,4 +37,5 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
         single_flight=settings.single_flight,
         auditor=auditor_for(shared, settings, hooks["judge"]),
         on_lookup=hooks["on_lookup"],
+        examples=settings.examples,
     )

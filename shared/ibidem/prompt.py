@@ -16,15 +16,27 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of the text of a segment that is not compared, and what is said in its place."""
+
+    segment: int
+    start: int
+    end: int
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt taken apart: its texts in order, and the frame, canonical JSON of all that is not text.
 
-    `known` is False for a prompt that is neither plain text nor messages we understand.
+    `known` is False for a prompt that is neither plain text nor messages we understand. `cut` is what a
+    skeleton of it leaves out.
     """
 
     frame: str
     segments: tuple[Segment, ...]
     known: bool = True
+    cut: Cut | None = None
 
     @property
     def fingerprint(self) -> str:

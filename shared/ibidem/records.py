@@ -16,13 +16,15 @@ from ibidem.engines import breaker_of, open_engine
 from ibidem.entry import Entry, Source
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
+from ibidem.example_table import ExampleTable
 from ibidem.invalidating import Invalidations
-from ibidem.logs import ExampleTable, JudgementTable, LookupTable
+from ibidem.logs import JudgementTable, LookupTable
 from ibidem.migrations import prepare
 from ibidem.model_table import ModelFilesTable
 from ibidem.notes import Notes
 from ibidem.removal import Removal, delete, forget_vectors
 from ibidem.rows import Totals, entry_row, source_rows, tag_rows, to_entry
+from ibidem.stored import StoredTable
 from ibidem.vector_table import VectorTable, put_vector
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
@@ -64,7 +66,7 @@ class Records(Notes):
         self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
         self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
         self.invalidations, self.embedders = Invalidations(self._engine), Embedders(self._engine)
-        self.models = ModelFilesTable(self._engine)
+        self.models, self.stored = ModelFilesTable(self._engine), StoredTable(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:

@@ -37,6 +37,16 @@ def normalise(question: str) -> str:
     return unicodedata.normalize("NFC", question).strip()
 
 
+def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:
+    """The id of the entry of a normalised question, by the digests of its scope and of its documents."""
+    return digest("semantic" if semantic else "exact", namespace, scope, question, documents)
+
+
+def digest_of(documents: Iterable[str]) -> str:
+    """The digest of a set of documents, by the digests of each."""
+    return digest(*sorted(set(documents)))
+
+
 def require_text(name: str, value: object) -> str:
     """Return `value` if it is a str, else raise `InvalidInput` naming the argument."""
     if not isinstance(value, str):
@@ -101,6 +111,8 @@ class Request:
         temperature: At which the model samples, if known; only looked at when an answer is to be stored.
         made: When the question was asked, in seconds since the epoch; now, if not given. No part of what is
             compared: an answer to what was asked before its documents were invalidated is not stored.
+        example: False if the answer is a step of a program, such as a question put anew: it may be stored,
+            but is no example.
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -113,6 +125,7 @@ class Request:
     semantic: bool = field(default=True, kw_only=True)
     temperature: float | None = field(default=None, kw_only=True, compare=False)
     made: float = field(default_factory=time.time, kw_only=True, compare=False, repr=False)
+    example: bool = field(default=True, kw_only=True, compare=False, repr=False)
     scope_digest: str = field(init=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
@@ -123,18 +136,19 @@ class Request:
             raise InvalidInput("question is empty; pass the user's question, or do not ask the cache")
         documents = _documents(self.documents)
         require_bool("semantic", self.semantic)
+        require_bool("example", self.example)
         normal = normalise(question) if self.semantic else question
         scope_digest = digest(require_text("scope", self.scope))
-        documents_digest = digest(*sorted({d.digest for d in documents}))
+        documents_digest = digest_of(d.digest for d in documents)
         namespace = require_text("namespace", self.namespace)
-        kind = "semantic" if self.semantic else "exact"
+        key = key_of(namespace, scope_digest, normal, documents_digest, semantic=self.semantic)
         set_field = object.__setattr__
         set_field(self, "question", normal)
         set_field(self, "documents", documents)
         set_field(self, "scope", "")
         set_field(self, "scope_digest", scope_digest)
         set_field(self, "documents_digest", documents_digest)
-        set_field(self, "key", digest(kind, namespace, scope_digest, normal, documents_digest))
+        set_field(self, "key", key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +234,8 @@ class Miss:
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audit`), `question_too_long`, `question_not_covered` (in a script that
-    the model does not know), `no_index` (another process owns it, or it is down), `error`.
+    the model does not know), `no_index` (another process owns it, or it is down), `bypassed` (a teacher is
+    asked: see `ibidem.teaching`), `error`.
     """
 
     reason: str
@@ -248,7 +263,8 @@ class Rejected:
     """The answer was not stored, and why.
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
-    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made), `error`.
+    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made),
+    `bypassed` (a teacher said it), `error`.
     """
 
     reason: str

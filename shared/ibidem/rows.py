@@ -58,6 +58,15 @@ class JudgementRow:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddedExample:
+    """An example with the vector of its question, if `embedder` has made it already."""
+
+    example: Example
+    vector: Vector | None = field(default=None, repr=False, compare=False)
+    embedder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredVector:
     """A stored question as the index needs it; `vector` is None if it is still to be made."""
 
@@ -223,8 +232,10 @@ def to_stored_vector(row: Any) -> StoredVector:
     return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
 
 
-def example_row(example: Example) -> dict[str, Any]:
+def example_row(given: Example | EmbeddedExample) -> dict[str, Any]:
     """The columns of `examples` for an example."""
+    one = given if isinstance(given, EmbeddedExample) else EmbeddedExample(given)
+    example = one.example
     return {
         "at": float(example.at),
         "namespace": example.namespace,
@@ -240,6 +251,8 @@ def example_row(example: Example) -> dict[str, Any]:
         "scope": example.scope,
         "feedback": example.feedback,
         "tags": json.dumps(example.tags),
+        "embedder": "" if one.vector is None else one.embedder,
+        "vector": None if one.vector is None else to_bytes(one.vector),
     }
 
 
@@ -260,4 +273,5 @@ def lineage_of(row: Any) -> Example:
         model=row.model,
         documents=tuple(DocumentRef(*ref) for ref in json.loads(row.documents)),
         entry_id=row.entry_id,
+        tags=json.loads(row.tags),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,9 +113,12 @@ class Settings(BaseSettings):
     max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
     write_quota: Annotated[int, Field(ge=1)] | None = None
     single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
+    examples: bool = True
+    example_ttl: Annotated[float, Field(gt=0)] = math.inf
 
     @field_validator(
         "ttl", "grace", "max_entries", "max_bytes", "write_quota", "max_temperature", "single_flight",
+        "example_ttl",
         mode="before",
     )  # fmt: skip
     @classmethod

@@ -73,8 +73,15 @@ class _Place:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Examples:
+    """Where selected examples were, and what is said of them."""
+
+    said: str
+
+
 _QUESTION = _Mark(None)
-_Part = str | _Mark
+_Part = str | _Mark | _Examples
 
 
 class Skeleton:
@@ -84,6 +91,9 @@ class Skeleton:
         self._frame = prompt.frame
         self._roles = [segment.role for segment in prompt.segments]
         self._texts: list[list[_Part]] = [[segment.text] for segment in prompt.segments]
+        if (cut := prompt.cut) is not None:
+            text = prompt.segments[cut.segment].text
+            self._texts[cut.segment] = [text[: cut.start], _Examples(cut.said), text[cut.end :]]
 
     def cut_question(self, question: str) -> bool:
         """Cut the last place where `question` stands as words of its own; False if there is none.
@@ -161,7 +171,7 @@ def _cut_last(parts: list[_Part], question: str) -> bool:
 
 
 def _cut_all(part: _Part, text: str, mark: _Mark, as_words: bool) -> Iterator[_Part]:
-    if isinstance(part, _Mark):
+    if not isinstance(part, str):
         yield part
         return
     end = 0
@@ -179,7 +189,7 @@ def _join_documents(parts: Sequence[_Part]) -> list[_Part | _Place]:
     for part in parts:
         if isinstance(part, str):
             joined.append(part)
-        elif part.digest is None:
+        elif isinstance(part, _Examples) or part.digest is None:
             place = _Place()
             joined.append(part)
         # A cut leaves a literal on both sides, so there is always one before a mark.
@@ -209,6 +219,8 @@ def _without_blanks_at_documents(parts: list[_Part | _Place]) -> list[_Part | _P
 def _as_json(part: _Part | _Place, named: bool) -> Any:
     if isinstance(part, str):
         return part
+    if isinstance(part, _Examples):
+        return {"examples": part.said}
     if isinstance(part, _Mark):
         return {"question": True}
     if not named:

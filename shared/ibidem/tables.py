@@ -159,7 +159,8 @@ examples = sa.Table(
     sa.Column("vector", sa.LargeBinary),
     sa.Index("ix_examples_namespace", "namespace", "id"),
     sa.Index("ix_examples_entry", "entry_id"),
-    sa.Index("ix_examples_embedder", "embedder", "id"),
+    sa.Index("ix_examples_vector", "namespace", "embedder", "id"),
+    sa.Index("ix_examples_at", "at"),
     # As of judgements: what was read is only added to.
     sqlite_autoincrement=True,
 )

@@ -21,8 +21,8 @@ from ibidem.replay import Outcome, p_chr_auc
 from ibidem.scoring import shipped
 from ibidem.settings import read_settings
 from tests.benchmarks import budget as budget_benchmark
+from tests.benchmarks import few_shot, suites
 from tests.benchmarks import fit as fit_benchmark
-from tests.benchmarks import suites
 from tests.benchmarks.fit_scorer import GRID, calibration, fit, judged, scores, smoothed, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
 from tests.benchmarks.streams import Stream
@@ -51,6 +51,20 @@ def run(*arguments: object, program: str = "scopes") -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_few_shot(tmp_path: Path) -> None:
+    """Copying the nearest example gets better as the log grows, and is better than a random one."""
+    rows, embedder = labelled_rows(1_200), BagOfWords()
+    texts = [row.text for row in rows]
+    stream = Stream("labelled", texts, [row.meaning for row in rows], embedder.embed(texts))
+    found = few_shot.curve(stream, embedder, tmp_path, (20, 100, 1_000), 200)
+    few, more, most = (found[size].nearest for size in (20, 100, 1_000))
+
+    assert few < more < most
+    assert most > 0.5
+    assert all(one.nearest > one.chance + 0.1 for one in found.values())
+    assert found[1_000].majority > found[1_000].chance + 0.1
 
 
 def test_scopes(tmp_path: Path) -> None:

@@ -273,6 +273,28 @@ class CacheContract:
         cache.clear()
         assert (cache.examples.count(), cache.stats().faults) == (0, {})
 
+    def test_examples_are_selected_judged_and_counted(self, cache) -> None:
+        """Stored answers and what was added; by the truth, whichever database holds it."""
+        cache.store(Request("how do I return my goods", namespace="a"), ANSWER, tags=["x"])
+        hat = Example("how do I return my hat", "by mail", namespace="a", model="n", tags=("x",))
+        cache.examples.add(hat)
+        cache.examples.add(Example("how do I return my coat", "by mail", namespace="b", input_tokens=2**40))
+        cache.flush()
+        asked = "how do I return my shoes"
+        found = cache.examples.select(asked, namespace="a", tags=["x"])
+
+        assert {one.question for one in found} == {"how do I return my goods", "how do I return my hat"}
+        (hat,) = cache.examples.select(asked, namespace="a", model="n")
+        assert cache.examples.feedback(hat.id, good=False)
+        assert cache.examples.select(asked, namespace="a", model="n") == []
+        assert cache.examples.select(asked, namespace="a", min_feedback=True) == []
+        assert cache.examples.feedback(hat.id, good=True)
+        assert len(cache.examples.select(asked, namespace="a", min_feedback=True)) == 1
+        stats = cache.examples.stats()
+        assert (stats.namespaces, stats.good, stats.unknown) == ({"a": 2, "b": 1}, 1, 2)
+        assert stats.input_tokens >= 2**40
+        assert cache.stats().faults == {}
+
     def test_an_audit_is_judged_and_in_the_log(self, open_cache) -> None:
         """With what was asked, stored and compared, for every process to learn from; `clear` forgets it."""
         cache = open_cache(audit_rate=1.0)

@@ -92,8 +92,25 @@ class InvalidationContract:
         cache.examples.count()  # written
         done = cache.invalidate(document="terms#4")
 
-        assert (done.count, done.examples) == (30, 32)
+        assert (done.count, done.examples) == (30, 61)
         assert [example.answer for example in cache.examples.recent()] == ["another answer"]
+
+    def test_examples_go_by_their_tags_too(self, cache) -> None:
+        """Also those whose answer is gone, or was never stored; a tag is no part of another."""
+        for tags in ((), ("shop",), ("shops",), ("return", "shop")):
+            cache.examples.add(Example(f"about {' '.join(tags)}", "x", tags=tags))
+        cache.examples.count()  # written
+
+        assert cache.invalidate(tag="shop").examples == 2
+        assert sorted(example.tags for example in cache.examples.recent()) == [(), ("shops",)]
+
+    def test_feedback_keeps_the_examples(self, cache) -> None:
+        """Marked; the answer is gone."""
+        stored = cache.store(QUESTION, ANSWER)
+        assert cache.feedback(stored, good=False)
+
+        assert [example.feedback for example in cache.examples.recent()] == [False]
+        assert not cache.lookup(QUESTION)
 
     def test_stores_and_invalidations_at_once_leave_nothing_behind(self, open_cache) -> None:
         """However they meet: what was asked before the last invalidation is not there after it."""

@@ -70,12 +70,12 @@ def query(question: str = ASKED) -> str:
 
 
 def test_one_line_caches_and_logs(model: CountingFunctionCalling, cache: SemanticCache) -> None:
-    """After `install()` queries are answered from the cache, and every one is in the log."""
+    """After `install()` queries are answered from the cache, and what the model answered is in the log."""
     handler = install(cache)
     assert isinstance(handler, IbidemCallbackHandler)
     assert (query(), query(REWORDED), query(OTHER)) == ("answer 1", "answer 1", "answer 2")
     assert len(model.script.asked) == 2
-    assert [example.question for example in cache.examples.recent()] == [OTHER, REWORDED, ASKED]
+    assert [example.question for example in cache.examples.recent()] == [OTHER, ASKED]
     assert handler.cache is cache
 
 
@@ -141,7 +141,7 @@ def test_arguments_reach_the_model_and_the_handler(
         Settings.llm.chat([ChatMessage(text)])
     assert len(model.script.asked) == 2
     assert {example.namespace for example in cache.examples.recent()} == {"ada"}
-    assert cache.examples.count("ada") == 3
+    assert cache.examples.count("ada") == 2
     assert cache.clear("ada") == 2
 
 
@@ -286,7 +286,7 @@ def test_the_cache_that_was_opened_is_closed(model: CountingFunctionCalling, tmp
         handler.cache.stats()
     again = install(**options)
     assert query(REWORDED) == "answer 1"
-    assert again.cache.examples.count() == 2
+    assert again.cache.examples.count() == 1
 
 
 def test_a_cache_that_was_given_stays_open(model: CountingFunctionCalling, cache: SemanticCache) -> None:
@@ -527,7 +527,7 @@ with IbidemCache(path=sys.argv[1], embedder=BagOfWords(), threshold=0.8) as cach
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        (ALONE_LLAMA_INDEX, ["True {'semantic': 1} 3 {}", "MockLLM []"]),
+        (ALONE_LLAMA_INDEX, ["True {'semantic': 1} 2 {}", "MockLLM []"]),
         (ALONE_LANGCHAIN, ["answer 1 answer 1 answer 2", "False"]),
     ],
     ids=["llama_index", "langchain"],

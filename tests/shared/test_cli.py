@@ -111,25 +111,59 @@ def test_log_says_what_came_of_each_lookup(filled: str) -> None:
 def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
     """When, from whom, for how many tokens; long texts are cut, and harmless to the terminal."""
     cache = open_cache()
-    assert run("examples", "--path", filled).strip() == "No examples yet."
-    cache.examples.add(Example("how long", "30\n days", at=1.0, namespace="acme", documents=(DOCUMENT,)))
+    assert run("examples", "--path", filled, "--namespace", "n").strip() == "No examples yet."
+    cache.examples.add(Example("how long", "30\n days", at=1.0, namespace="n", documents=(DOCUMENT,)))
     cache.examples.add(Example("and now", "long " * 99, input_tokens=1000, streamed=True, model="[red]gpt"))
     cache.examples.add(Example("once more", "\x1b[31m30 days", entry_id="0123456789abcdef"))
     cache.close()
-    lines = [line.rstrip() for line in run("examples", "--path", filled).splitlines() if line.strip()]
+    lines = [
+        line.rstrip() for line in run("examples", "-n", "3", "--path", filled).splitlines() if line.strip()
+    ]
 
     assert len(lines) == 5  # the head, a rule, three examples
-    assert "cache 01234567" in lines[2]
+    assert lines[2].split()[0] == "5"
+    assert "01234567" in lines[2]
     assert "\x1b" not in lines[2]
-    assert [part in lines[3] for part in ("model, streamed", "[red]gpt", "1,000", "and now")] == [True] * 4
+    assert [part in lines[3] for part in (", streamed", "[red]gpt", "1,000", "and now")] == [True] * 4
     assert lines[3].endswith("\N{HORIZONTAL ELLIPSIS}")
-    assert lines[4].split()[2:] == ["model", "1", "how", "long", "30", "days"]
+    assert lines[4].split()[0] == "3"
+    assert lines[4].split()[3:] == ["1", "how", "long", "30", "days"]
 
-    (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "acme"))
+    (told,) = json.loads(run("examples", "--path", filled, "--json", "--namespace", "n"))
     assert (told["question"], told["answer"], told["at"]) == ("how long", "30\n days", 1.0)
     assert told["documents"] == [{"id": "guide#3", "digest": DOCUMENT.digest, "source": ""}]
     assert len(json.loads(run("examples", "--path", filled, "--json", "-n", "2"))) == 2
-    assert json.loads(run("stats", "--path", filled, "--json"))["examples"] == 3
+    assert json.loads(run("stats", "--path", filled, "--json"))["examples"] == 5
+
+
+def test_examples_are_selected_judged_and_counted(filled: str, open_cache, monkeypatch) -> None:
+    """What a prompt would get, with the embedder of the settings; feedback counts at once."""
+    monkeypatch.setattr("ibidem.cli_examples.resolve_embedder", lambda spec: BagOfWords())
+    cache = open_cache()
+    for n, said in enumerate(("return a coat", "return a hat", "painted the ceiling")):
+        cache.examples.add(
+            Example(f"how to {said}", "[red]so", namespace="few", model="m", tags=("t", str(n)))
+        )
+    cache.close()
+    at = ("--path", filled, "--json")
+    select = ("examples", "select", "how to return a shoe", "--namespace", "few", *at)
+
+    assert json.loads(run("examples", "select", "how to return a shoe", *at, "--namespace", "b")) == []
+    found = json.loads(run(*select, "-k", "2"))
+    assert [one["question"] for one in found] == ["how to return a hat", "how to return a coat"]
+    assert run("examples", "feedback", str(found[0]["id"]), "--bad", "--path", filled).strip() == "Noted."
+    assert run("examples", "feedback", str(found[1]["id"]), "--good", "--path", filled).strip() == "Noted."
+    assert [one["id"] for one in json.loads(run(*select, "--good"))] == [found[1]["id"]]
+    assert [one["id"] for one in json.loads(run(*select, "-k", "1"))] == [found[1]["id"]]
+    assert [one["tags"] for one in json.loads(run(*select, "--tag", "2"))] == [["t", "2"]]
+    assert json.loads(run(*select, "--model", "n")) == json.loads(run(*select, "--max-tokens", "5")) == []
+    assert "[red]so" in run("examples", "select", "how to return", "--namespace", "few", "--path", filled)
+    told = json.loads(run("examples", "stats", *at, "--namespace", "few"))
+    assert (told["total"], told["good"], told["bad"], told["unknown"]) == (3, 1, 1, 1)
+    assert (told["namespaces"], told["models"]) == ({"few": 3}, {"m": 3})
+    assert "namespace few" in run("examples", "stats", "--path", filled)
+    assert "there is no example 99" in run("examples", "feedback", "99", "--good", "--path", filled, code=2)
+    assert "--good" in run("examples", "feedback", "1", "--path", filled, code=2)
 
 
 def test_clear_asks_first(filled: str) -> None:

@@ -272,7 +272,7 @@ GOOD = {"asked": "a", "stored": "b", "right": True}
     [
         ("", "holds no labels"),
         ("{", "line 1: no JSON"),
-        ("[1]", 'line 1: must be {"asked", "stored", "right"} or {"text", "meaning"}'),
+        ("[1]", 'line 1: must be {"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'),
         (json.dumps({**GOOD, "right": 1}), '"right" true or false'),
         (json.dumps({**GOOD, "stored": " "}), "must be questions"),
         (json.dumps({"text": "a"}), '"meaning" a text or a whole number'),

@@ -157,7 +157,7 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
         records.close()
 
     assert all(found == set(table.c.keys()) for table, found in columns.items())
-    assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_embedder"}
+    assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_vector"}
     assert (vector.question, list(vector.vector)) == ("q", [0.0, 1.0])
     assert kept == [Example("a new one", "a", tags=("t",)), Example("an old question", "a", at=1.0)]
 

@@ -9,5 +9,6 @@ except ModuleNotFoundError as error:
 
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.invalidating import invalidating
+from langchain_ibidem.selector import IbidemExampleSelector
 
-__all__ = ["IbidemCache", "invalidating"]
+__all__ = ["IbidemCache", "IbidemExampleSelector", "invalidating"]

@@ -72,7 +72,8 @@ class RequestBuilder:
         render = self._memory.render_of(parsed.fingerprint)
         documents = self._documents(parsed, render)
         if self._semantic and parsed.known and not _STRUCTURED.search(llm_string):
-            dissection = dissect(parsed, documents, self._questions.find(parsed, _clues(render), documents))
+            questions = self._questions.find(parsed, _clues(render), documents)
+            dissection = dissect(parsed, documents, questions, render.shown if render else None)
         else:
             dissection = exactly(parsed, documents)
         described = ("langchain/1", self._model_id, model_identity(llm_string))

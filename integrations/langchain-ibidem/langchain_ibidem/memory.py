@@ -12,6 +12,7 @@ from langchain_core.documents import Document
 from ibidem.bounded import BoundedDict
 from ibidem.locks import ForkSafeLock
 from ibidem.request import digest
+from ibidem.shown import Shown
 from ibidem.sources import Retrieved
 from langchain_ibidem.variables import LONGEST_TEXT, Variables
 
@@ -28,7 +29,8 @@ SOURCE_KEYS = ("source", "file_path", "url")
 class Render:
     """A template that was filled: with which texts and documents, and in which outermost run.
 
-    `named` are the texts by variable, `texts` all of them; `asked` is the input of that run, if a text.
+    `named` are the texts by variable, `texts` all of them; `asked` is the input of that run, if a text;
+    `shown` are the examples that were selected for it, if any.
     """
 
     named: Mapping[str, str]
@@ -36,6 +38,7 @@ class Render:
     documents: tuple[Retrieved, ...]
     run: UUID
     asked: str | None
+    shown: Shown | None = None
 
 
 def retrieved(document: Document) -> Retrieved:
@@ -62,6 +65,7 @@ class Memory:
         self._asked: BoundedDict[UUID, str] = BoundedDict(_RUNS)
         self._rendering: BoundedDict[UUID, Variables] = BoundedDict(_RUNS)
         self._queries: BoundedDict[UUID, str] = BoundedDict(_RUNS)
+        self._shown: BoundedDict[UUID, Shown] = BoundedDict(_RUNS)
         self._renders: BoundedDict[str, Render] = BoundedDict(_RENDERS)
         # Documents by id and text: several may have the same text, and one may have changed.
         self._of_run: BoundedDict[UUID, dict[tuple[str, str], Retrieved]] = BoundedDict(_RUNS)
@@ -80,16 +84,23 @@ class Memory:
         with self._lock:
             self._rendering.put(run, variables)
 
+    def selected(self, run: UUID, shown: Shown) -> None:
+        """These examples were selected while the run fills its template."""
+        with self._lock:
+            if self._rendering.get(run) is not None:
+                before = self._shown.get(run)
+                self._shown.put(run, shown if before is None else before.and_then(shown))
+
     def render_ended(self, run: UUID) -> Render | None:
         """The render of the run; None if the run did not fill a template."""
         with self._lock:
-            variables = self._rendering.pop(run)
+            variables, shown = self._rendering.pop(run), self._shown.pop(run)
             outermost = self._outermost.get(run) or run
             if variables is None:
                 return None
             documents = tuple(map(retrieved, variables.documents))
             asked = self._asked.get(outermost)
-            return Render(variables.named, variables.texts, documents, outermost, asked)
+            return Render(variables.named, variables.texts, documents, outermost, asked, shown)
 
     def render_gave(self, render: Render, fingerprints: Iterable[str]) -> None:
         """The render gave prompts with these fingerprints."""
@@ -101,6 +112,7 @@ class Memory:
         """Nothing will happen in the run any more; its documents stay among the recent ones."""
         with self._lock:
             self._rendering.pop(run)
+            self._shown.pop(run)
             self._of_run.pop(run)
 
     def search_started(self, run: UUID, query: str) -> None:

@@ -7,6 +7,7 @@ except ModuleNotFoundError as error:
 
     raise MissingExtra("llama_index_ibidem", "llama-index") from error
 
+from llama_index_ibidem.few_shot import few_shot
 from llama_index_ibidem.handler import IbidemCallbackHandler, IbidemEventHandler
 from llama_index_ibidem.installing import install, uninstall
 from llama_index_ibidem.invalidating import invalidating
@@ -18,6 +19,7 @@ __all__ = [
     "CachedSynthesizer",
     "IbidemCallbackHandler",
     "IbidemEventHandler",
+    "few_shot",
     "install",
     "invalidating",
     "uninstall",

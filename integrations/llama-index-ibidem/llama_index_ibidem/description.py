@@ -15,6 +15,7 @@ from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.types import BaseOutputParser
 
 from ibidem.errors import NotCacheable
+from llama_index_ibidem.few_shot import selected_by
 from llama_index_ibidem.identity import identity, parameters
 from llama_index_ibidem.llm import CachedLLM
 
@@ -64,11 +65,13 @@ def _setting(value: Any, llm: LLM, model_id: str) -> Any:
 
 
 def _template(prompt: BasePromptTemplate, llm: LLM) -> dict[str, Any]:
-    if prompt.function_mappings:
+    functions = {name: selected_by(each) for name, each in (prompt.function_mappings or {}).items()}
+    if None in functions.values():
         raise NotCacheable(
             "function_mappings", "what a template's functions will say is not known; use CachedLLM"
         )
     return {
+        **({"examples": functions} if functions else {}),
         "template": prompt.get_template(llm=llm),
         "variables": prompt.kwargs,
         "names": prompt.template_var_mappings,

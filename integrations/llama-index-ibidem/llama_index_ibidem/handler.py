@@ -33,10 +33,11 @@ _DOING = "log what LlamaIndex answered"
 
 
 class IbidemCallbackHandler(BaseCallbackHandler):
-    """Logs every answered question, cached or not: `CallbackManager([IbidemCallbackHandler(cache)])`.
+    """Logs every question that a model answered: `CallbackManager([IbidemCallbackHandler(cache)])`.
 
     It writes question, answer, documents, model, tokens and time to `cache.examples`, also for streams (when
-    they end) and for models asked directly. It never raises and never touches a stream.
+    they end) and for models asked directly. An answer repeated from a cache is no new one. It never raises
+    and never touches a stream.
 
     Args:
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.

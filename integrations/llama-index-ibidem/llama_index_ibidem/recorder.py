@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from llama_index_ibidem.prompt import of_messages, of_text
 from llama_index_ibidem.reading import Told, is_for_programs
 from llama_index_ibidem.replay import when_read
 from llama_index_ibidem.requests import RequestBuilder
-from llama_index_ibidem.spans import Surroundings
+from llama_index_ibidem.steps import answers_user
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -46,10 +46,6 @@ _OPEN = 1024
 # ReAct: what a tool has told, and what the user gets of the last thing the model says.
 _OBSERVED = "Observation:"
 _CONCLUSION = re.compile(r"(?s)Answer:\s*(.*?)\s*\Z")
-# A turn of a conversation in a text, as LlamaIndex's chat engines write it.
-_EARLIER_ANSWER = re.compile(
-    r"(?msi)^(?:assistant|ai):.*?(?=^(?:user|human|assistant|ai|system|tool):|\n\s*\n|\Z)"
-)
 _NO_MARKER: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -158,8 +154,7 @@ class Recorder:
             if asked_first is None or around.step or not self._requests.is_question(asked_first):
                 return None
             return _Question(asked_first, found.documents, direct=True)
-        whole = found.question.strip() == prompt.last_human.strip()
-        if not (whole or _stand_outside_history(found.documents, prompt, around)):
+        if not answers_user(found, prompt, around):
             return None
         return _Question(found.question, found.documents, direct=True)
 
@@ -178,13 +173,11 @@ class Recorder:
             behind = behind.and_ended(Told.of(last).of_whole(), {})
         if question is None or not text or not text.strip() or behind.cut:
             return
-        entry_id = marker.get("entry_id", behind.entry_id)
-        if not (behind.count or entry_id):
-            return  # nobody was asked: "Empty Response" and the like
-        behind = replace(behind, model=behind.model or marker.get("model", ""))
-        self._cache.examples.add(self._example(question, text, behind, entry_id))
+        if not behind.count or behind.entry_id is not None or "entry_id" in marker:
+            return  # nobody was asked: "Empty Response" and the like, or an answer that is an example already
+        self._cache.examples.add(self._example(question, text, behind))
 
-    def _example(self, question: _Question, text: str, behind: Calls, entry_id: str | None) -> Example:
+    def _example(self, question: _Question, text: str, behind: Calls) -> Example:
         return Example(
             question.text,
             text,
@@ -195,7 +188,6 @@ class Recorder:
             output_tokens=behind.output_tokens,
             seconds=time.perf_counter() - question.started,
             streamed=question.streamed,
-            entry_id=entry_id,
         )
 
 
@@ -232,13 +224,3 @@ def _conclusion(text: str) -> str | None:
     if not text.lstrip().startswith("Thought:"):
         return text
     return found[1] if (found := _CONCLUSION.search(text)) else None
-
-
-def _stand_outside_history(documents: Sequence[Document], prompt: Prompt, around: Surroundings) -> bool:
-    """Whether any of the documents is more than quoted by an earlier answer, as in a question to condense."""
-    said = "\0".join(segment.text for segment in prompt.segments if segment.role != "ai")
-    for name, value in (around.filled.variables if around.filled else {}).items():
-        if "history" in name and isinstance(value, str) and value.strip():
-            said = said.replace(value.strip(), "\0")
-    said = _EARLIER_ANSWER.sub("\0", said)
-    return any(document.text in said for document in documents)

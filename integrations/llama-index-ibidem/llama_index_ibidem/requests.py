@@ -25,6 +25,7 @@ from llama_index_ibidem.spans import (
     recent_documents,
     surroundings,
 )
+from llama_index_ibidem.steps import answers_user
 
 # Evaluators have a statement judged, in the place of a question: "answer with either YES or NO".
 _VERDICT = re.compile(r"(?s)\bYES\b.*\bNO\b")
@@ -92,14 +93,21 @@ class RequestBuilder:
             around = replace(around, filled=None)
         if exact or around.step or not _is_for_people(around.filled):
             return exactly(prompt, documents)
-        return dissect(prompt, documents, self._questions.find(prompt, _clues(around), documents))
+        questions = self._questions.find(prompt, _clues(around), documents)
+        return dissect(prompt, documents, questions, around.shown)
 
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
         exact = not self.semantic or llm.output_parser is not None or asks_for_form(llm, given)
         described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
-        dissection = self.dissect(prompt, surroundings(), exact=exact)
-        temperature = temperature_of(llm, given)
-        return dissection.request(*described, namespace=self.namespace, temperature=temperature)
+        around = surroundings()
+        dissection = self.dissect(prompt, around, exact=exact)
+        return dissection.request(
+            *described,
+            namespace=self.namespace,
+            temperature=temperature_of(llm, given),
+            # Of a synthesis this may be one call of many; whoever sees the whole answer tells of it.
+            example=around.synthesis is None and answers_user(dissection, prompt, around),
+        )
 
 
 def temperature_of(llm: LLM, given: Mapping[str, Any]) -> float | None:

@@ -25,6 +25,7 @@ from pydantic import PrivateAttr
 from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
+from ibidem.shown import Shown
 from ibidem.sources import Retrieved
 from llama_index_ibidem.deferred import Deferred
 from llama_index_ibidem.facts import (
@@ -52,7 +53,8 @@ _Key = tuple[str, str]
 class Surroundings:
     """What surrounds a model call; `run` is the id of its outermost span.
 
-    It is a `step` if nodes are being judged or ordered: what a model says then is no answer.
+    It is a `step` if nodes are being judged or ordered: what a model says then is no answer. `shown` are the
+    examples that were last selected for its prompt.
     """
 
     filled: Filled | None = None
@@ -60,6 +62,7 @@ class Surroundings:
     asked: str | None = None
     run: str | None = None
     step: bool = False
+    shown: Shown | None = None
 
 
 def surroundings(span: str | None = None) -> Surroundings:
@@ -79,6 +82,11 @@ def endpoints_above(span: str) -> list[str]:
     A call that reaches the model through `CachedLLM` has none above; spans of the way there do not count.
     """
     return _watcher.endpoints_above(span)
+
+
+def were_selected(shown: Shown) -> None:
+    """These examples go into a prompt that is made within the running span."""
+    _watcher.were_selected(active_span_id.get(), shown)
 
 
 @contextmanager
@@ -121,6 +129,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     # Documents by id and text: several may have the same text, and one may have changed.
     _found: BoundedDict[str, dict[_Key, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
     _recent: BoundedDict[_Key, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
+    _shown: BoundedDict[str, Shown] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _deferred: Deferred = PrivateAttr(default_factory=Deferred)
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
     _faults: Faults = PrivateAttr(default_factory=Faults)
@@ -212,8 +221,14 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                     found = replace(found, asked=fact)
                 elif isinstance(fact, Step) and found.synthesis is None:
                     found = replace(found, step=True)
-                found = replace(found, run=id_)
+                found = replace(found, run=id_, shown=found.shown or self._shown.get(id_))
         return found
+
+    def were_selected(self, span: str | None, shown: Shown) -> None:
+        """These examples go into a prompt that is made within the span."""
+        if span is not None:
+            with self._guard:
+                self._shown.put(span, shown)
 
     def documents_of(self, run: str | None) -> list[Retrieved]:
         """What was found within `run`."""

@@ -1,0 +1,131 @@
+"""`IbidemExampleSelector`: few-shot examples from the example log, for LangChain's few-shot templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.example_selectors import BaseExampleSelector
+from langchain_core.runnables import ensure_config
+
+from ibidem.errors import InvalidInput
+from ibidem.examples import Example
+from ibidem.faults import Faults
+from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.request import require_bool, require_text
+from ibidem.shown import Shown
+from ibidem.threads import in_thread
+from langchain_ibidem.tracker import install
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+
+class IbidemExampleSelector(BaseExampleSelector):
+    """Selects examples from the log of a cache, for `FewShotPromptTemplate` and its chat twin.
+
+    Each example is a dict with `question` and `answer`. Without the cache or its embedder there are none: a
+    prompt never fails because of them.
+
+    By default the selected examples are no part of the cache key: prompts that differ in them alone share
+    their answers, so a growing log ends no hits. That holds for templates that are run (`invoke`, in a chain
+    or by themselves) and name questions and answers unchanged; elsewhere the examples are compared.
+
+    Args:
+        cache: An open `ibidem.SemanticCache`.
+        k: How many examples at most.
+        input_key: The variable that holds the question; else the usual ones ("question", "query", "input").
+        question_key: Under which name an example gives its question.
+        answer_key: Under which name it gives its answer.
+        in_key: True to compare the selected examples as any other part of the prompt.
+        namespace: Whose examples.
+        **options: For `cache.examples.select`: `max_tokens`, `diversity`, `min_feedback`, `tags`, `model`,
+            `count_tokens`.
+
+    Raises:
+        InvalidInput: An argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        cache: SemanticCache,
+        k: int = 4,
+        *,
+        input_key: str = "",
+        question_key: str = "question",
+        answer_key: str = "answer",
+        in_key: bool = False,
+        namespace: str = "",
+        **options: Any,
+    ) -> None:
+        require_bool("in_key", in_key)
+        self.cache, self._k, self._in_key, self._options = cache, k, in_key, {**options}
+        self._input_keys = (require_text("input_key", input_key), *QUESTION_KEYS, *GENERAL_KEYS)
+        self._names = (require_text("question_key", question_key), require_text("answer_key", answer_key))
+        self._options["namespace"] = self._namespace = require_text("namespace", namespace)
+        self._settings = json.dumps([k, {name: repr(value) for name, value in sorted(options.items())}])
+        self._faults = Faults()
+        self._memory = install().memory
+        try:
+            cache.examples.check(k, **self._options)
+        except TypeError as error:
+            raise InvalidInput(f"IbidemExampleSelector: {error}") from None
+
+    def add_example(self, example: Mapping[str, str]) -> bool:
+        """Keep an example in the log; whether it was kept. It needs a question and an answer.
+
+        Raises:
+            InvalidInput: One of them is missing or empty.
+        """
+        for name in self._names:
+            if name not in example:
+                raise InvalidInput(f"an example needs {' and '.join(self._names)}; {name!r} is missing")
+        question, answer = (example[name] for name in self._names)
+        return self.cache.examples.add(Example(question, answer, namespace=self._namespace))
+
+    async def aadd_example(self, example: Mapping[str, str]) -> bool:
+        """As `add_example`, which only notes what is written later."""
+        return self.add_example(example)
+
+    def select_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Examples for the question among these variables, the nearest first; none without a question."""
+        found = self._faults.attempt("select examples", lambda: self._select(input_variables)) or []
+        self._tell(_run(), found)
+        return self._as_dicts(found)
+
+    async def aselect_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
+        """As `select_examples`, in a thread."""
+        run = _run()
+        found = await in_thread(
+            self._faults.attempt, "select examples", lambda: self._select(input_variables)
+        )
+        self._tell(run, found or [])
+        return self._as_dicts(found or [])
+
+    def faults(self) -> dict[str, int]:
+        """How often a failure was swallowed, by cause."""
+        return self._faults.counts()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(k={self._k}, namespace={self._namespace!r})"
+
+    def _select(self, variables: Mapping[str, Any]) -> list[Example]:
+        asked = (variables.get(key) for key in self._input_keys)
+        question = next((text for text in asked if isinstance(text, str) and text.strip()), None)
+        return self.cache.examples.select(question, self._k, **self._options) if question else []
+
+    def _tell(self, run: Any, found: Sequence[Example]) -> None:
+        """Let the cache know what the prompt that is being made was given."""
+        if run is not None and found and not self._in_key:
+            pairs = tuple((example.question, example.answer) for example in found)
+            self._memory.selected(run, Shown(self._settings, pairs))
+
+    def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
+        question, answer = self._names
+        return [{question: example.question, answer: example.answer} for example in found]
+
+
+def _run() -> Any:
+    """The id of the run that fills a template just now; None outside of one."""
+    return getattr(ensure_config().get("callbacks"), "parent_run_id", None)

@@ -1,0 +1,117 @@
+"""Few-shot examples from the example log, for the `function_mappings` of LlamaIndex's templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ibidem.errors import InvalidInput
+from ibidem.examples import Example
+from ibidem.faults import Faults
+from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.request import require_bool, require_text
+from ibidem.shown import Shown
+from llama_index_ibidem import spans
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+MAX_TOKENS = 1_000
+_LABELS = 16  # tokens around each example, about
+_SETTINGS = "__ibidem_examples__"
+
+
+def few_shot(
+    cache: SemanticCache,
+    k: int = 4,
+    *,
+    question_key: str = "query_str",
+    example: str = "Question: {question}\nAnswer: {answer}",
+    separator: str = "\n\n",
+    max_tokens: int = MAX_TOKENS,
+    in_key: bool = False,
+    **options: Any,
+) -> Callable[..., str]:
+    """A function that gives a template the examples for its question, as one text.
+
+    `PromptTemplate("... {examples} ...", function_mappings={"examples": few_shot(cache)})`. It never raises:
+    without the cache or its embedder there are no examples, and the text is empty.
+
+    By default the examples are no part of the cache key, of `CachedLLM` or `CachedSynthesizer`: prompts that
+    differ in them alone share their answers, so a growing log ends no hits.
+
+    LlamaIndex also fills templates with empty texts, to see how much room is left for documents; then the
+    text is as long as the examples may be.
+
+    Args:
+        cache: An open `ibidem.SemanticCache`.
+        k: How many examples at most.
+        question_key: The variable that holds the question; else the usual ones.
+        example: How one example looks.
+        separator: What stands between two.
+        max_tokens: Tokens that questions and answers may have together.
+        in_key: True to compare the examples as any other part of the prompt.
+        **options: For `cache.examples.select`: `namespace`, `diversity`, `min_feedback`, `tags`, `model`,
+            `count_tokens`.
+
+    Raises:
+        InvalidInput: An argument cannot be used.
+    """
+    require_bool("in_key", in_key)
+    _check_form(require_text("example", example), require_text("separator", separator))
+    options = {**options, "max_tokens": max_tokens}
+    try:
+        cache.examples.check(k, **options)
+    except TypeError as error:
+        raise InvalidInput(f"few_shot: {error}") from None
+    told = {name: repr(value) for name, value in sorted(options.items())}
+    settings = json.dumps([k, question_key, example, separator, told])
+    keys = (require_text("question_key", question_key), *QUESTION_KEYS, *GENERAL_KEYS)
+    faults = Faults()
+
+    def select(question: str) -> str:
+        found = cache.examples.select(question, k, **options)
+        text = separator.join(map(partial(_filled, example), found))
+        if text and not in_key:
+            spans.were_selected(Shown(settings, text=text))
+        return text
+
+    # A closure: LlamaIndex copies templates with the objects of methods, which hold locks.
+    def examples(**variables: Any) -> str:
+        question = _question(variables, keys)
+        if question:
+            return faults.attempt("select examples", partial(select, question)) or ""
+        return " x" * (max_tokens + _LABELS * k) if _is_measure(variables) else ""
+
+    setattr(examples, _SETTINGS, None if in_key else settings)
+    return examples
+
+
+def selected_by(function: Callable[..., Any]) -> str | None:
+    """The settings of `few_shot`, if the function comes from there and its text is no part of the key."""
+    settings = getattr(function, _SETTINGS, None)
+    return settings if isinstance(settings, str) else None
+
+
+def _question(variables: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    texts = (variables.get(key) for key in keys)
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
+def _is_measure(variables: Mapping[str, Any]) -> bool:
+    return not any(isinstance(value, str) and value.strip() for value in variables.values())
+
+
+def _filled(form: str, example: Example) -> str:
+    return form.format(question=example.question, answer=example.answer)
+
+
+def _check_form(form: str, separator: str) -> None:
+    try:
+        said = form.format(question="\0", answer="\1")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise InvalidInput(f"example must be a text with {{question}} and {{answer}}: {error!r}") from None
+    if "\0" not in said or "\1" not in said or not separator:
+        raise InvalidInput("example must hold {question} and {answer}, and separator must not be empty")

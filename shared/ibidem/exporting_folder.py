@@ -1,0 +1,127 @@
+"""The folder of an export: its manifest, and how it comes into place whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ibidem.errors import InvalidInput
+
+VERSION = 1  # of the manifest
+TRAIN_FILE, TEST_FILE, DROPPED_FILE, MANIFEST_FILE = (
+    "train.jsonl", "test.jsonl", "dropped.jsonl", "manifest.json",
+)  # fmt: skip
+_FILES = (TRAIN_FILE, TEST_FILE, DROPPED_FILE)
+_MARK = "ibidem_export"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile:
+    """A file of an export: its SHA-256, bytes, and lines."""
+
+    sha256: str
+    bytes: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What was exported, and what was not: also as `manifest.json`. The same log gives the same manifest.
+
+    Args:
+        settings: The choices, defaults included.
+        embedder: Fingerprint of the model by whose vectors questions were compared.
+        read: Examples in the log, of the namespace if one was chosen.
+        dropped: How many were left out, by reason; `dropped.jsonl` says which.
+        redacted: How many of the exported ones had something replaced.
+        namespaces: How many namespaces the exported ones come from.
+        scopes: How many scopes: system prompts, tools and parameters under which they were answered.
+        models: How many exported answers each model gave.
+        clusters: How many clusters the questions make, before the split.
+        largest_cluster: Questions in the largest of them.
+        train: Lines of `train.jsonl`.
+        test: Lines of `test.jsonl`, which is not written if there are none.
+        nearest: The largest cosine similarity of a test question and a training question; None without both.
+        files: The files by name.
+    """
+
+    settings: dict[str, Any]
+    embedder: str
+    read: int
+    dropped: dict[str, int]
+    redacted: int
+    namespaces: int
+    scopes: int
+    models: dict[str, int]
+    clusters: int
+    largest_cluster: int
+    train: int
+    test: int
+    nearest: float | None
+    files: dict[str, ExportedFile]
+
+    def write(self, folder: Path) -> None:
+        """As `manifest.json` of the folder."""
+        text = json.dumps({_MARK: VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def folder_for(out: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write into, private to the user, that takes the place of `out` when all went well.
+
+    A new or empty `out` appears at once and whole. In one that holds an earlier export its files are replaced
+    one by one, the manifest last: without a manifest it is not whole. Other files stay.
+
+    Raises:
+        InvalidInput: `out` is a file, or holds files but no export, and `force` is not given.
+        OSError: It cannot be written.
+    """
+    _require_ours(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield scratch
+        if out.exists() and any(out.iterdir()):
+            _replace(scratch, out)
+        else:
+            if out.exists():
+                out.rmdir()
+            scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_ours(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InvalidInput(f"{out} is a file; give a directory")
+    if out.exists() and any(out.iterdir()) and not force and not _is_export(out):
+        raise InvalidInput(
+            f"{out} holds files that no export wrote; give another directory, or force (--force) to write "
+            "between them"
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        held = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and _MARK in held
+
+
+def _replace(scratch: Path, out: Path) -> None:
+    is_export = _is_export(out)
+    (out / MANIFEST_FILE).unlink(missing_ok=True)
+    for name in (*_FILES, MANIFEST_FILE):
+        if (scratch / name).exists():
+            os.replace(scratch / name, out / name)
+        elif is_export:  # a stranger's test file is not deleted
+            (out / name).unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""Compare embedding models on the same labelled questions; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ibidem.embedding import CheckedEmbedder, Embedder
+from ibidem.entry import Vector
+from ibidem.labels import Label
+from ibidem.replay import Outcome, Row, ceiling, curve_rule, hindsight, p_chr_auc, replay, share
+from ibidem.request import normalise
+from ibidem.tuning.metrics import LEVELS, Array, PairMetrics, auc, cosines, measure
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMetrics:
+    """Of the cosines of one model on a stream of questions, each asked once and stored.
+
+    `auc` of the nearest stored question of each; `hits` as in `PairMetrics`, per request; `perfect` the share
+    whose meaning was asked before.
+    """
+
+    requests: int
+    perfect: float
+    auc: float
+    hits: dict[float, float]
+    p_chr: float
+
+
+def compare_on_pairs(pairs: Sequence[Label], models: Sequence[Embedder]) -> list[PairMetrics]:
+    """The figures of each model; the first draws the grey zone. Guards take no part."""
+    found: list[Array] = [cosines(model.embed, pairs) for model in models]
+    return [measure(pairs, mine, found[0]) for mine in found]
+
+
+def measure_on_stream(rows: Sequence[Row], model: Embedder) -> StreamMetrics:
+    """Replay a stream by the model's cosine alone; what it cannot read is compared exactly."""
+    checked = CheckedEmbedder(model, lambda _, value: value)
+    known: dict[str, Vector | None] = {}
+    for text in (normalise(row.text) for row in rows):
+        if text not in known:
+            known[text] = None if checked.refusal(text) else checked.vector_of(text)
+    return stream_figures(rows, [known[normalise(row.text)] for row in rows])
+
+
+def stream_figures(rows: Sequence[Row], vectors: Sequence[Vector | None]) -> StreamMetrics:
+    """As `measure_on_stream`, of vectors that are known."""
+    outcome: Outcome = replay(rows, vectors, curve_rule(None))
+    judged = [one for one in outcome.judged if np.isfinite(one.score)]
+    scores = np.array([one.score for one in judged])
+    right = np.array([one.right for one in judged], bool)
+    points = {level: hindsight(outcome.judged, level) for level in LEVELS}
+    return StreamMetrics(
+        requests=len(rows),
+        perfect=ceiling(rows),
+        auc=auc(scores, right),
+        hits={level: share(point.hits if point else 0, len(rows)).value for level, point in points.items()},
+        p_chr=p_chr_auc(outcome.judged, len(rows)),
+    )

@@ -1,0 +1,132 @@
+"""Selected examples are left out of what is compared, and nothing else ever is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibidem.prompt import Prompt, Segment, plain
+from ibidem.shown import Shown, without_examples
+from ibidem.skeleton import Skeleton
+
+PAIRS = (("how long", "30 days"), ("how much", "5 euros"), ("how far", "30 days"))
+SHOWN = Shown("k=3", PAIRS)
+
+
+def compared(prompt: Prompt, shown: Shown = SHOWN) -> list[Any]:
+    """What is compared of the prompt."""
+    return Skeleton(without_examples(prompt, shown)).canonical()
+
+
+def text(pairs: Any = PAIRS, before: str = "Answer.", after: str = "Q: what\nA:") -> Prompt:
+    """A prompt for a completion model."""
+    return plain("\n\n".join([before, *(f"Q: {q}\nA: {a}" for q, a in pairs), after]))
+
+
+def chat(pairs: Any = PAIRS, before: str = "Answer.", after: str = "what", form: str = "{}") -> Prompt:
+    """A prompt for a chat model, as LangChain's adapter takes it apart."""
+    said = [("system", before)]
+    for question, answer in pairs:
+        said += [("human", form.format(question)), ("ai", answer)]
+    segments = [Segment(role, each) for role, each in (*said, ("human", after))]
+    frames = [{"role": segment.role, "fields": {}} for segment in segments]
+    return Prompt(json.dumps(frames, sort_keys=True), tuple(segments))
+
+
+FORMS = {"text": text, "chat": chat}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_examples_are_the_same_prompt(form: str) -> None:
+    """In their place; with another text around, or other settings, it is another prompt."""
+    make = FORMS[form]
+    others = (("where", "here"), ("when", "now"))
+    one = compared(make())
+
+    assert compared(make(others), Shown("k=3", others)) == one
+    assert compared(make(others), Shown("k=2", others)) != one
+    assert compared(make(before="Be brief.")) != one
+    assert compared(make(after="who")) != one
+    assert compared(make(), Shown("k=3")) != one
+    assert "how long" not in json.dumps(one)
+    assert "how long" in json.dumps(compared(make(), Shown("k=3")))
+
+
+def test_messages_may_have_a_form() -> None:
+    """It stays in the key."""
+    others = (("where", "here"), ("when", "now"))
+    one = compared(chat(form="Q: {}"))
+
+    assert compared(chat(others, form="Q: {}"), Shown("k=3", others)) == one
+    assert compared(chat(others, form="Asked: {}"), Shown("k=3", others)) != one
+    assert "how long" not in json.dumps(one)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        text(before="how long"),
+        text(after="Q: how far is it\nA:"),
+        text(PAIRS[:2]),
+        text(PAIRS[::-1]),
+        text((*PAIRS, ("how long", "30 days"))),
+        plain("Q: how long\nA: 30 days\n\nQ: how much\nAnswer: 5 euros\n\nQ: how far\nA: 30 days"),
+        plain("Q: how long\nA: 30 days\n\nQ: how much\nA: 5 euros\n-\nQ: how far\nA: 30 days"),
+        plain("how long how much how far 30 days 5 euros"),
+        chat(before="how long"),
+        chat(PAIRS[:2]),
+        Prompt("[1]", chat().segments),
+        Prompt("no list", chat().segments),
+        plain(""),
+    ],
+)
+def test_in_doubt_all_is_compared(prompt: Prompt) -> None:
+    """Said twice, missing, in another order, with other texts between, in a form that is not known."""
+    assert without_examples(prompt, SHOWN) == prompt
+
+
+def test_messages_of_different_kinds_are_compared() -> None:
+    """An example that one message names otherwise is no example like the others."""
+    made = chat()
+    frames = json.loads(made.frame)
+    frames[3]["fields"] = {"name": "Ada"}
+    odd = Prompt(json.dumps(frames, sort_keys=True), made.segments)
+
+    assert without_examples(odd, SHOWN) == odd
+
+
+def test_a_whole_text_must_stand_there_once() -> None:
+    """As LlamaIndex's templates show it."""
+    shown = Shown("s", text="Q: how long\nA: 30 days")
+    once, twice = plain(f"Answer.\n{shown.text}\nwhat"), plain(f"{shown.text}\n{shown.text}\nwhat")
+
+    assert compared(once, shown) == compared(plain("Answer.\nother\nwhat"), Shown("s", text="other"))
+    assert without_examples(twice, shown) == twice
+
+
+short = st.text("ab\n", max_size=4)
+spoken = short.filter(str.strip)
+pairs = st.lists(st.tuples(spoken, spoken), min_size=1, max_size=3, unique_by=lambda pair: pair[0])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    form=st.sampled_from([*FORMS]),
+    texts=st.tuples(short, short),
+    others=st.tuples(short, short),
+    data=st.data(),
+)
+def test_what_the_user_says_is_never_left_out(form: str, texts: Any, others: Any, data: Any) -> None:
+    """Whatever the log holds: who says something else has another key. Texts are made to collide."""
+    keys = []
+    for before, after in (texts, others):
+        selected = tuple(data.draw(pairs))
+        prompt = FORMS[form](selected, before, after)
+        keys.append(compared(prompt, Shown("s", selected)))
+
+    if texts != others:
+        assert keys[0] != keys[1]

@@ -1,0 +1,216 @@
+"""Pairs, their division, the losses, the figures; and a tuning from pairs to a model directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibidem.embedding import resolve_embedder
+from ibidem.errors import ConfigurationError, InvalidInput
+from ibidem.labels import Label
+from ibidem.tuning import card
+from ibidem.tuning.data import distinct, divide
+from ibidem.tuning.metrics import auc, cosines, labels_of, measure, resampled, roc
+from tests.shop import products, stream
+
+PAIRS = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(0, 30), st.booleans()), min_size=1, max_size=120
+).map(lambda rows: distinct(Label(f"q{a}", f"q{b}", same) for a, b, same in rows))
+
+
+def shop_pairs(names: list[str], count: int, seed: int = 0) -> list[Label]:
+    """Pairs about these products, half of them of one meaning; the others are near each other."""
+    rows, draw = stream(names, seed), random.Random(seed)
+    found = []
+    for number in range(count):
+        one = draw.choice(rows)
+        thing, _, name = str(one.meaning).partition(" of the ")
+        alike = [row for row in rows if row.meaning == one.meaning and row.text != one.text]
+        near = [
+            row
+            for row in rows
+            if row.meaning != one.meaning and (str(row.meaning).startswith(thing) or name in row.text)
+        ]
+        found.append(Label(one.text, draw.choice(alike if number % 2 else near).text, bool(number % 2)))
+    return found
+
+
+# --- pairs
+
+
+def test_a_pair_counts_once_whichever_comes_first() -> None:
+    given_pairs = [
+        Label("b ", "a", True),
+        Label("a", "b", False),
+        Label("a", " a", True),
+    ]
+
+    assert distinct(given_pairs) == [Label("a", "b", False)]
+
+
+@given(PAIRS, st.integers(0, 3))
+def test_no_question_is_on_two_sides(pairs: list[Label], seed: int) -> None:
+    division = divide(pairs, (0.2, 0.3), seed)
+    sides = [
+        {text for pair in side for text in pair[:2]}
+        for side in (division.train, division.validation, division.test)
+    ]
+
+    assert not sides[0] & sides[1]
+    assert not sides[0] & sides[2]
+    assert not sides[1] & sides[2]
+    kept = [*division.train, *division.validation, *division.test]
+    assert len(kept) + division.dropped == len(pairs)
+    assert set(kept) <= set(pairs)
+    assert divide(pairs, (0.2, 0.3), seed) == division
+
+
+def test_small_groups_stay_whole_and_one_that_holds_all_is_cut() -> None:
+    apart = [Label(f"a{n}", f"b{n}", bool(n % 2)) for n in range(300)]
+    chain = [Label(f"c{n}", f"c{n + 1}", bool(n % 2)) for n in range(300)]
+
+    whole, cut = divide(apart, (0.1, 0.2), 0), divide(chain, (0.1, 0.2), 0)
+
+    assert whole.dropped == 0
+    assert 40 <= len(whole.test) <= 80
+    assert cut.test
+    assert 60 <= cut.dropped <= 200
+
+
+# --- figures
+
+
+def test_auc_is_that_of_scikit_learn_with_ties() -> None:
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    draw = np.random.default_rng(0)
+    scores, same = draw.integers(0, 12, 400).astype(float), draw.random(400) < 0.3
+
+    assert auc(scores, same) == pytest.approx(roc_auc_score(same, scores))
+    false, true = roc(scores, same)
+    expected_false, expected_true, _ = roc_curve(same, scores, drop_intermediate=False)
+    np.testing.assert_allclose(false, expected_false)
+    np.testing.assert_allclose(true, expected_true)
+
+
+def test_auc_of_one_kind_is_not_known() -> None:
+    assert math.isnan(auc(np.array([0.1, 0.2]), np.array([True, True])))
+
+
+def test_figures_of_a_perfect_and_of_a_blind_score() -> None:
+    pairs = [Label(f"a{n}", f"b{n}", n < 50) for n in range(100)]
+    perfect, blind = np.where(labels_of(pairs), 0.95, 0.85), np.full(100, 0.9)
+
+    best, worst = measure(pairs, perfect), measure(pairs, blind)
+
+    assert (best.auc.value, best.auc.low, best.auc.high) == (1.0, 1.0, 1.0)
+    assert best.hits[0.01].value == 0.5
+    assert best.p_chr == pytest.approx(0.75)
+    assert (worst.auc.value, worst.hits[0.05].value, worst.p_chr) == (0.5, 0.0, 0.5)
+    assert (best.grey, best.grey_auc) == (100, 1.0)
+
+
+def test_the_interval_is_wider_where_pairs_hang_together() -> None:
+    """100 pairs around five questions tell less than 100 of different ones."""
+    draw = np.random.default_rng(1)
+    lone = [Label(f"a{n}", f"b{n}", bool(n % 2)) for n in range(100)]
+    hubs = [Label(f"a{n % 5}", f"b{n}", bool(n % 2)) for n in range(100)]
+    values = np.array([n % 5 for n in range(100)]) + draw.normal(0, 0.1, 100)
+
+    def width(pairs: list[Label]) -> float:
+        low, high = resampled(pairs, lambda at: float(values[at].mean()))
+        return high - low
+
+    assert width(hubs) > 2 * width(lone)
+
+
+# --- losses
+
+
+def test_the_losses_are_those_of_their_formulas() -> None:
+    import torch
+
+    from ibidem.tuning.losses import SharedAnswerLoss
+
+    cosine, same = torch.tensor([0.9, 0.7]), torch.tensor([1.0, 0.0])
+    chance = [1 / (1 + math.exp(-(value / 0.1 - 8.0))) for value in (0.9, 0.7)]
+    bce = SharedAnswerLoss(torch.nn.Identity(), "bce", 0.1, 8.0)  # type: ignore[arg-type]
+    sld = SharedAnswerLoss(torch.nn.Identity(), "sld", 0.1, 8.0)  # type: ignore[arg-type]
+
+    expected = -(math.log(chance[0]) + math.log(1 - chance[1])) / 2
+    assert bce.of(cosine, same).item() == pytest.approx(expected, rel=1e-4)
+    expected = sum((math.log(p) - math.log(y)) ** 2 for p, y in zip(chance, (0.975, 0.025), strict=True)) / 2
+    assert sld.of(cosine, same).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_lambda_and_c_are_learned_unless_given() -> None:
+    import torch
+
+    from ibidem.tuning.losses import SharedAnswerLoss
+
+    learned = SharedAnswerLoss(torch.nn.Identity())  # type: ignore[arg-type]
+    fixed = SharedAnswerLoss(torch.nn.Identity(), "sld", 0.02, 40.0)  # type: ignore[arg-type]
+    learned.of(torch.tensor([0.5]), torch.tensor([1.0])).backward()
+
+    assert learned.offset.grad is not None
+    assert learned.log_temperature.grad is not None
+    assert not any(number.requires_grad for number in fixed.parameters())
+    assert fixed.temperature == pytest.approx(0.02)
+
+
+# --- from pairs to a model directory
+
+
+def test_too_few_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    from ibidem.tuning.tune import tune
+
+    with pytest.raises(InvalidInput, match="ibidem fit"):
+        tune(shop_pairs(products()[:5], 100), tmp_path / "model")
+
+
+def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
+    from ibidem.tuning.tune import tune
+
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(ConfigurationError, match="not empty"):
+        tune(shop_pairs(products()[:5], 100), tmp_path)
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+@pytest.mark.slow
+def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
+    """The figures in the directory are those of the exported model, and hold for products never seen."""
+    from ibidem.tuning.training import Recipe
+    from ibidem.tuning.tune import tune
+
+    names = products()
+    steps: list[int] = []
+    report = tune(
+        shop_pairs(names[:35], 900),
+        tmp_path / "model",
+        recipe=Recipe(epochs=2, device="cpu"),
+        progress=lambda step, steps_in_all, auc: steps.append(step),
+    )
+
+    fresh = shop_pairs(names[35:], 300, seed=1)
+    tuned, plain = resolve_embedder(str(report.directory)), resolve_embedder()
+    before, after = (measure(fresh, cosines(model.embed, fresh)) for model in (plain, tuned))
+    assert after.auc.value > before.auc.value + 0.1
+    assert report.gain[0] > 0.1
+    assert report.gain[1] > 0
+    assert steps == sorted(steps)
+    held = json.loads((report.directory / card.METRICS_FILE).read_text())
+    assert held["after"]["auc"] == pytest.approx(report.after.auc.value)
+    assert held["data"]["train"] + held["data"]["validation"] + held["data"]["test"] > 700
+    assert tuned.fingerprint.startswith("tuned-all-MiniLM-L6-v2/")
+    assert tuned.fingerprint != plain.fingerprint
+    for file in (card.CARD_FILE, card.ROC_FILE, card.SCORER_FILE):
+        assert (report.directory / file).stat().st_size > 500
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
