@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,21 +28,26 @@ def put_vector(db: sa.Connection, entry: Entry, embedder: int) -> None:
 
     A vector that is there stays: the same id means the same question.
     """
-    insert = insert_into(db.dialect.name)(_vectors)
-    mine = insert.values(vector_row(entry, embedder))
-    if entry.vector is None:
-        db.execute(mine.on_conflict_do_nothing())
-    else:
-        changes = {name: mine.excluded[name] for name in ("vector", "point", "indexed_in")}
-        key = [_vectors.c.entry_id, _vectors.c.embedder]
-        db.execute(
-            mine.on_conflict_do_update(index_elements=key, set_=changes, where=_vectors.c.vector.is_(None))
-        )
-    others = sa.select(
-        sa.literal(entry.id, sa.String), _embedders.c.id, sa.literal(LACKING, sa.String)
-    ).where(_embedders.c.id != embedder, _embedders.c.state != "retired")
-    insert = insert.from_select(["entry_id", "embedder", "indexed_in"], others)
-    db.execute(insert.on_conflict_do_nothing())
+    mine, others = _puts(db.dialect.name)
+    db.execute(mine, vector_row(entry, embedder))
+    db.execute(others, {"of": entry.id, "by": embedder})
+
+
+@lru_cache
+def _puts(dialect: str) -> tuple[Any, Any]:
+    """The two statements of `put_vector`, made once: each store runs them."""
+    c = _vectors.c
+    insert = insert_into(dialect)(_vectors)
+    changes = {name: insert.excluded[name] for name in ("vector", "point", "indexed_in")}
+    better = c.vector.is_(None) & insert.excluded.vector.is_not(None)
+    key = [c.entry_id, c.embedder]
+    mine = insert.on_conflict_do_update(index_elements=key, set_=changes, where=better)
+    of, lacking = sa.bindparam("of", type_=sa.String), sa.literal(LACKING, sa.String)
+    wanted = sa.select(of, _embedders.c.id, lacking).where(
+        _embedders.c.id != sa.bindparam("by"), _embedders.c.state != "retired"
+    )
+    others = insert_into(dialect)(_vectors).from_select(["entry_id", "embedder", "indexed_in"], wanted)
+    return mine, others.on_conflict_do_nothing()
 
 
 class VectorTable:
