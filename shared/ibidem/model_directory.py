@@ -21,11 +21,15 @@ LARGEST = 4 * 2**20  # bytes of a JSON file that is read
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured of a model on held-out questions: more is better."""
+    """What was measured of a model on held-out questions: more is better.
+
+    `least` is the lower end of the interval of `before`, if it has one: less is worse beyond chance.
+    """
 
     name: str
     before: float
     after: float
+    least: float | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.before:.3f} -> {self.after:.3f}"
@@ -102,21 +106,26 @@ def _figures(file: Path) -> Iterator[Figure]:
             f"cannot use {file}: it must be an object with the figures before and after ({error!r})"
         ) from None
     for name in before.keys() & after.keys():
-        yield Figure(name, before[name], after[name])
+        value, least = before[name]
+        yield Figure(name, value, after[name][0], least)
 
 
-def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Figures by name: AUCs and shares of hits, also within others. Of an interval it is the `value`."""
+def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[float, float | None]]]:
+    """Figures by name: AUCs and shares of hits, also within others; and the `low` end of an interval."""
     for key, value in held.items():
-        name = f"{prefix}{key}"
+        name, least = f"{prefix}{key}", None
         if isinstance(value, dict) and "value" in value:
-            value = value["value"]
+            value, least = value["value"], value.get("low")
         if isinstance(value, dict):
             yield from _numbers(value, f"{name} ")
         elif isinstance(value, (int, float)) and any(part in name.lower() for part in ("auc", "hit")):
-            yield name, float(value)
+            yield name, (float(value), None if least is None else float(least))
 
 
 def worse(figures: tuple[Figure, ...]) -> list[Figure]:
-    """Those by which the new model is worse; one that is no number counts as well."""
-    return sorted((one for one in figures if not one.after >= one.before), key=lambda one: one.name)
+    """Those by which the new model is worse, beyond chance where that is known; no number counts as well."""
+    return sorted((one for one in figures if not one.after >= _needed(one)), key=lambda one: one.name)
+
+
+def _needed(figure: Figure) -> float:
+    return figure.before if figure.least is None else figure.least

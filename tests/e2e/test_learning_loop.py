@@ -102,14 +102,14 @@ def test_the_loop(tmp_path: Path) -> None:
     with ibidem.open(tmp_path / "cache") as cache:
         serve(cache, stream(KNOWN))
 
-        mined = cache.pairs(limit=1_200)
+        mined = cache.pairs(limit=2_000)
         assert {pair.source for pair in mined.pairs} >= {"near_miss", "neighbour"}
         taught = teach(mined.pairs, oracle, out=tmp_path / "labelled.jsonl")
         assert min(taught.same, taught.different) > 20
         labels = [Label(pair.a, pair.b, pair.same) for pair in taught.pairs if pair.same is not None]
         assert all(pair.right == (MEANT[pair.asked] == MEANT[pair.stored]) for pair in labels)
 
-        report = tune(labels, tuned, recipe=Recipe(epochs=2, device="cpu"))
+        report = tune(labels, tuned, recipe=Recipe(epochs=1, device="cpu"))
         assert report.gain[1] > 0
 
         fresh = stream(NEW, seed=1)

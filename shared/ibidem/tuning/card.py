@@ -20,16 +20,18 @@ FORMAT = 1
 
 
 def figures(found: PairMetrics) -> dict[str, Any]:
-    """As JSON holds them: shares from 0 to 1, intervals as pairs, None for what is not known."""
+    """As JSON holds them: shares from 0 to 1, None for what is not known.
+
+    `ibidem promote` refuses a model whose `auc` is lower than before, or whose hits are fewer beyond chance.
+    """
     return {
         "pairs": found.pairs,
         "right": found.right,
         "auc": _known(found.auc.value),
         "auc_interval": [_known(found.auc.low), _known(found.auc.high)],
-        "grey_pairs": found.grey,
-        "grey_auc": _known(found.grey_auc),
-        "hits": {str(level): hits.value for level, hits in found.hits.items()},
-        "p_chr_auc": found.p_chr,
+        "grey_zone": {"pairs": found.grey, "separation": _known(found.grey_auc)},
+        "hits": {str(level): hits._asdict() for level, hits in found.hits.items()},
+        "p_chr": found.p_chr,
     }
 
 

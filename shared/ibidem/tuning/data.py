@@ -11,7 +11,8 @@ from ibidem.components import components
 from ibidem.labels import Label
 from ibidem.request import normalise
 
-LARGE = 0.1  # a component with a larger share of the pairs is cut
+LARGE, FEW = 0.05, 20  # a group has at most this share of as many questions as there are pairs; but 20 always
+ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,10 @@ def distinct(pairs: Iterable[Label]) -> list[Label]:
 
 
 def divide(pairs: Sequence[Label], shares: tuple[float, float], seed: int) -> Division:
-    """Divide pairs so that no question, nor one paired with it, is on two sides.
+    """Divide pairs so that no question is on two sides, nor, as far as possible, one that it is paired with.
 
-    Whole components of the graph of pairs go to one side. One that holds more than a tenth of all pairs is
-    cut: its questions are dealt out, and pairs whose questions came to lie on two sides are dropped.
+    What hangs together by pairs is dealt out as a whole. Where that is much it is cut into communities, and
+    the pairs between these are dropped if they come to lie on two sides.
 
     Args:
         pairs: Distinct pairs.
@@ -47,21 +48,51 @@ def divide(pairs: Sequence[Label], shares: tuple[float, float], seed: int) -> Di
     """
     validation, test = shares
     draw = random.Random(seed)  # noqa: S311 (no secret)
-    number = components((pair.asked, pair.stored) for pair in pairs)
-    sizes = Counter(number[pair.asked] for pair in pairs)
-    large = {one for one, size in sizes.items() if size > LARGE * len(pairs)}
-    side: dict[object, int] = {}
-    for unit in sorted({_unit(question, number, large) for question in number}, key=str):
+    group = _groups(pairs, max(FEW, int(LARGE * len(pairs))), draw)
+    side: dict[tuple[int, int], int] = {}
+    for one in sorted(set(group.values())):
         drawn = draw.random()
-        side[unit] = 2 if drawn < test else 1 if drawn < test + validation else 0
+        side[one] = 2 if drawn < test else 1 if drawn < test + validation else 0
     sides: tuple[list[Label], ...] = ([], [], [])
     for pair in pairs:
-        one, other = (side[_unit(question, number, large)] for question in (pair.asked, pair.stored))
+        one, other = side[group[pair.asked]], side[group[pair.stored]]
         if one == other:
             sides[one].append(pair)
     return Division(sides[0], sides[1], sides[2], dropped=len(pairs) - sum(map(len, sides)))
 
 
-def _unit(question: str, number: dict[str, int], large: set[int]) -> str | int:
-    """What is dealt out as a whole: a component, or a question of a large one."""
-    return question if number[question] in large else number[question]
+def _groups(pairs: Sequence[Label], largest: int, draw: random.Random) -> dict[str, tuple[int, int]]:
+    """Whole components; those of more than `largest` questions cut into communities."""
+    number = components((pair.asked, pair.stored) for pair in pairs)
+    sizes = Counter(number.values())
+    tied = [pair for pair in pairs if sizes[number[pair.asked]] > largest]
+    community = communities(tied, largest, draw)
+    return {question: (one, community.get(question, -1)) for question, one in number.items()}
+
+
+def communities(pairs: Sequence[Label], largest: int, draw: random.Random) -> dict[str, int]:
+    """The group of each question, of at most `largest` questions.
+
+    By label propagation (Raghavan, Albert, Kumara 2007, Phys. Rev. E 76, 036106): each question joins the
+    group that most of its partners are in, until nothing changes; one that has no room is passed over.
+    """
+    partners: dict[str, list[str]] = {}
+    for pair in pairs:
+        partners.setdefault(pair.asked, []).append(pair.stored)
+        partners.setdefault(pair.stored, []).append(pair.asked)
+    found = {question: number for number, question in enumerate(partners)}
+    sizes, order = Counter(found.values()), list(partners)
+    for _ in range(ROUNDS):
+        draw.shuffle(order)
+        moved = False
+        for question in order:
+            here = found[question]
+            near = Counter(found[partner] for partner in partners[question])
+            open_to_it = {one: n for one, n in near.items() if one == here or sizes[one] < largest}
+            best = max(open_to_it, key=lambda one: (open_to_it[one], -one), default=here)
+            if open_to_it.get(best, 0) > near[here]:
+                sizes[here], sizes[best], found[question] = sizes[here] - 1, sizes[best] + 1, best
+                moved = True
+        if not moved:
+            break
+    return found
