@@ -22,7 +22,8 @@ from ibidem.cli_common import (
     settings_of,
     truth_of,
 )
-from ibidem.embedding import CheckedEmbedder, resolve_embedder
+from ibidem.embedding import CheckedEmbedder
+from ibidem.models import embedder_of
 from ibidem.records import Records
 from ibidem.request import require_text
 from ibidem.selecting import AT_ONCE, Selector, Wanted
@@ -120,9 +121,7 @@ def count_examples(
 
 def _selector(records: Records, settings: Settings, namespace: str) -> Selector:
     """A selector with the cache's embedder, which has seen the newest questions."""
-    selector = Selector(
-        records.examples, CheckedEmbedder(resolve_embedder(settings.embedder), records.meta_once)
-    )
+    selector = Selector(records.examples, CheckedEmbedder(embedder_of(settings, records), records.meta_once))
     for _ in range(_EMBEDDED_HERE // AT_ONCE):
         if not selector.embed_some(namespace):
             return selector

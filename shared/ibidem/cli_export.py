@@ -22,15 +22,16 @@ from ibidem.cli_common import (
     moment,
     out,
     print_json,
+    settings_of,
     truth_of,
 )
 from ibidem.cli_tables import plain
-from ibidem.embedding import CheckedEmbedder, resolve_embedder
+from ibidem.embedding import CheckedEmbedder
 from ibidem.exporting_choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem.exporting_folder import Manifest
 from ibidem.exporting_formats import Format
+from ibidem.models import embedder_of
 from ibidem.redaction import secrets
-from ibidem.settings import read_settings
 
 REASONS = {
     "feedback": "of another feedback",
@@ -107,7 +108,7 @@ def export_examples(
         )  # fmt: skip
         from ibidem.exporting_run import Export
 
-        embedder = CheckedEmbedder(resolve_embedder(read_settings().embedder), lambda _, value: value)
+        embedder = CheckedEmbedder(embedder_of(settings_of(path, database), records), records.meta_once)
         with _progress() as progress:
             export = Export(
                 records.examples, embedder, choice, str if no_redact else secrets, progress=progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,7 @@ def asking(cache: SemanticCache, rows: list[Row]) -> Iterator[list[str]]:
                 if answer != f"All about the {row.meaning}.":
                     problems.append(f"{row.text}: {answer}")
                 asked += 1
+                time.sleep(0.001)  # the log keeps up
 
     thread = threading.Thread(target=ask)
     thread.start()

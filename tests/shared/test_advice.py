@@ -405,7 +405,7 @@ def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyt
     """As a text and as JSON; hostile questions are shown as text."""
     for module in ("cli_advise", "cli_common"):
         monkeypatch.setattr(f"ibidem.{module}.out", Console(width=200))
-    monkeypatch.setattr("ibidem.cli_fit.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     cache._backend.records.lookups.add(
         [lookup("[red]what[/red] is \x1b[31mthis", "expired") for _ in range(300)]

@@ -138,7 +138,7 @@ def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
 
 def test_examples_are_selected_judged_and_counted(filled: str, open_cache, monkeypatch) -> None:
     """What a prompt would get, with the embedder of the settings; feedback counts at once."""
-    monkeypatch.setattr("ibidem.cli_examples.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     for n, said in enumerate(("return a coat", "return a hat", "painted the ceiling")):
         cache.examples.add(

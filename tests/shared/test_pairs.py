@@ -387,7 +387,7 @@ def test_pairs_without_any_label_are_no_labels(tmp_path: Path) -> None:
 def test_pairs_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, a table, what to do next; nothing is replaced unasked."""
     monkeypatch.setattr("ibidem.cli_teach.out", Console(width=200))
-    monkeypatch.setattr("ibidem.cli_fit.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     file, at = tmp_path / "pairs.jsonl", ("--path", str(tmp_path / "cache"))
     cache.flush()

@@ -16,6 +16,7 @@ from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.request import require_bool, require_text
 from ibidem.shown import Shown
 from ibidem.threads import in_thread
+from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.tracker import install
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class IbidemExampleSelector(BaseExampleSelector):
     or by themselves) and name questions and answers unchanged; elsewhere the examples are compared.
 
     Args:
-        cache: An open `ibidem.SemanticCache`.
+        cache: An `IbidemCache`, or what `ibidem.open` gave.
         k: How many examples at most.
         input_key: The variable that holds the question; else the usual ones ("question", "query", "input").
         question_key: Under which name an example gives its question.
@@ -49,7 +50,7 @@ class IbidemExampleSelector(BaseExampleSelector):
 
     def __init__(
         self,
-        cache: SemanticCache,
+        cache: SemanticCache | IbidemCache,
         k: int = 4,
         *,
         input_key: str = "",
@@ -60,7 +61,8 @@ class IbidemExampleSelector(BaseExampleSelector):
         **options: Any,
     ) -> None:
         require_bool("in_key", in_key)
-        self.cache, self._k, self._in_key, self._options = cache, k, in_key, {**options}
+        self.cache = cache.cache if isinstance(cache, IbidemCache) else cache
+        self._k, self._in_key, self._options = k, in_key, {**options}
         self._input_keys = (require_text("input_key", input_key), *QUESTION_KEYS, *GENERAL_KEYS)
         self._names = (require_text("question_key", question_key), require_text("answer_key", answer_key))
         self._options["namespace"] = self._namespace = require_text("namespace", namespace)
@@ -68,7 +70,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._faults = Faults()
         self._memory = install().memory
         try:
-            cache.examples.check(k, **self._options)
+            self.cache.examples.check(k, **self._options)
         except TypeError as error:
             raise InvalidInput(f"IbidemExampleSelector: {error}") from None
 

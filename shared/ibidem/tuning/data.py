@@ -50,9 +50,9 @@ def divide(pairs: Sequence[Label], shares: tuple[float, float], seed: int) -> Di
     draw = random.Random(seed)  # noqa: S311 (no secret)
     group = _groups(pairs, max(FEW, int(LARGE * len(pairs))), draw)
     side: dict[tuple[int, int], int] = {}
-    for one in sorted(set(group.values())):
+    for unit in sorted(set(group.values())):
         drawn = draw.random()
-        side[one] = 2 if drawn < test else 1 if drawn < test + validation else 0
+        side[unit] = 2 if drawn < test else 1 if drawn < test + validation else 0
     sides: tuple[list[Label], ...] = ([], [], [])
     for pair in pairs:
         one, other = side[group[pair.asked]], side[group[pair.stored]]
