@@ -426,7 +426,7 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def _embedder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ibidem.cli_export.resolve_embedder", lambda _: BagOfWords())
+        monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
         monkeypatch.setattr("ibidem.cli_export.out", Console(width=200))
         monkeypatch.setattr("ibidem.cli_common.out", Console(width=200))
 
