@@ -175,6 +175,7 @@ def load(base: str, device: str | None = None) -> SentenceTransformer:
     model = SentenceTransformer(base, device=device)
     model.max_seq_length = min(model.max_seq_length or WINDOW, WINDOW)
     model.model_card_data.generate_widget_examples = False  # the card is Ibidem's own
+    model.model_card_data.widget = [{"text": ""}]  # else some are computed all the same, with a bar
     return model
 
 
