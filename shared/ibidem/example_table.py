@@ -32,10 +32,12 @@ class ExampleTable:
     def add(self, examples: Sequence[Example | EmbeddedExample]) -> None:
         """Append examples, but for those invalidated since they were told of; forget the oldest."""
         newest = sa.select(sa.func.max(_c.id)).scalar_subquery()
+        rows = [(one, example_row(one)) for one in examples]
         with writing(self._engine) as db:
-            if not (left := without_invalidated(db, examples)):
+            left = set(map(id, without_invalidated(db, examples)))
+            if not left:
                 return
-            db.execute(sa.insert(_examples), list(map(example_row, left)))
+            db.execute(sa.insert(_examples), [row for one, row in rows if id(one) in left])
             # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
             db.execute(sa.delete(_examples).where(_c.id <= newest - EXAMPLE_LIMIT))
 
