@@ -213,6 +213,7 @@ def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
     assert held["data"]["train"] + held["data"]["validation"] + held["data"]["test"] > 500
     assert tuned.fingerprint.startswith("tuned-all-MiniLM-L6-v2/")
     assert tuned.fingerprint != plain.fingerprint
-    for file in (card.CARD_FILE, card.ROC_FILE, card.SCORER_FILE):
+    for file in (card.CARD_FILE, card.ROC_FILE):
         assert (report.directory / file).stat().st_size > 500
+    assert (report.directory / card.SCORER_FILE).is_file() == held["scorer"]["fitted"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
