@@ -37,7 +37,7 @@ PathOption = Annotated[
 DatabaseOption = Annotated[
     str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
 ]
-LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="How many.")]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Only this namespace.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="An id, or the beginning of one.")]

@@ -89,7 +89,9 @@ def select_examples(
 
 @examples_app.command("feedback")
 def give_feedback(
-    example_id: Annotated[int, typer.Argument(metavar="ID", help="The number of an example, as listed.")],
+    example_id: Annotated[
+        int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="The number of an example, as listed.")
+    ],
     good: Annotated[
         bool, typer.Option("--good/--bad", help="A bad one is never selected.", show_default=False)
     ],

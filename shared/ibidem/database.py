@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ibidem.engines import breaker_of, is_away, storage_error, take_turn
+from ibidem.engines import breaker_of, in_turn, is_away, storage_error, take_turn
 from ibidem.patience import waiting
 from ibidem.tables import entries
 
@@ -55,7 +55,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction: all of it or nothing. Errors are `StorageError`."""
-    with _guarded(engine), engine.begin() as db:
+    with _guarded(engine), in_turn(engine), engine.begin() as db:
         if db.dialect.name == "sqlite":
             take_turn(db)
         yield db

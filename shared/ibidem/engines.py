@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
 from ibidem.breaker import Breaker
 from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
+from ibidem.locks import ForkSafeLock
 from ibidem.patience import HURRIED_SECONDS, hurried, in_a_hurry
 
 SERVER_SECONDS = 5  # how long a database server may take to connect
@@ -43,6 +46,7 @@ def open_engine(url: str) -> sa.Engine:
         raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
+        engine.update_execution_options(ibidem_turn=ForkSafeLock())
     else:
         _guard(engine)
     return engine
@@ -100,13 +104,32 @@ def _configure_sqlite(connection: Any, _: object) -> None:
     cursor.close()
 
 
+@contextmanager
+def in_turn(engine: sa.Engine) -> Iterator[None]:
+    """Among the threads of this process one writes to a SQLite file at a time; the others wait, asleep."""
+    turn: ForkSafeLock | None = engine.get_execution_options().get("ibidem_turn")
+    if turn is None:
+        yield
+        return
+    if not turn.acquire(_seconds_to_wait()):
+        raise StorageUnavailable("database is locked")
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+def _seconds_to_wait() -> float:
+    return HURRIED_SECONDS if in_a_hurry() else BUSY_SECONDS
+
+
 def take_turn(db: sa.Connection) -> None:
-    """Begin to write to a SQLite file, after the other writers.
+    """Begin to write to a SQLite file, after the other processes.
 
     SQLite's own waiting sleeps up to a tenth of a second at a time and loses against those who come again at
     once: with eight writers one waited for more than a second. This one looks every few milliseconds.
     """
-    until = time.monotonic() + (HURRIED_SECONDS if in_a_hurry() else BUSY_SECONDS)
+    until = time.monotonic() + _seconds_to_wait()
     connection: Any = db.connection.dbapi_connection
     connection.execute("PRAGMA busy_timeout=0").close()
     try:
@@ -124,7 +147,7 @@ def take_turn(db: sa.Connection) -> None:
 
 def _switch_to_wal(cursor: Any) -> None:
     """For this lock SQLite does not wait by itself, when several processes make a database at once."""
-    deadline = time.monotonic() + (HURRIED_SECONDS if in_a_hurry() else BUSY_SECONDS)
+    deadline = time.monotonic() + _seconds_to_wait()
     while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")

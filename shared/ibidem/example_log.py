@@ -74,10 +74,9 @@ class ExampleLog:
         question, answer = self._redacted(example.question), self._redacted(example.answer)
         if not question or (example.answer and not answer):
             return False
-        at = example.at or self._backend.clock()
-        return self._backend.note_example(
-            EmbeddedExample(replace(example, at=at, question=question, answer=answer))
-        )
+        now = self._backend.clock()
+        shown = replace(example, at=example.at or now, question=question, answer=answer)
+        return self._backend.note_example(EmbeddedExample(shown, told=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
         """Keep what was just stored as an example too, if people read it and the question is known.
@@ -101,7 +100,8 @@ class ExampleLog:
             tags=entry.tags,
         )
         if _fits(example):
-            self._backend.note_example(EmbeddedExample(example, entry.vector, embedder), stored=True)
+            given = EmbeddedExample(example, entry.vector, embedder, told=entry.created)
+            self._backend.note_example(given, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.

@@ -134,4 +134,5 @@ def _joined(first: EmbeddedExample, then: EmbeddedExample) -> EmbeddedExample:
     known = {name: getattr(other, name) for name in names if getattr(one, name) in _UNKNOWN}
     tags = tuple(dict.fromkeys((*one.tags, *other.tags)))
     example = replace(one, **known, tags=tags, streamed=one.streamed or other.streamed)
-    return replace(first if first.vector is not None else then, example=example)
+    told = min(first.told, then.told)
+    return replace(first if first.vector is not None else then, example=example, told=told)

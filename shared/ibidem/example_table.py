@@ -12,6 +12,7 @@ from ibidem import tables
 from ibidem.database import reading, writing
 from ibidem.entry import Entry, to_bytes
 from ibidem.examples import Example, ExampleStats
+from ibidem.invalidating import without_invalidated
 from ibidem.rows import EmbeddedExample, example_row, to_example
 
 EXAMPLE_LIMIT = 100_000  # examples kept; the oldest go first
@@ -29,10 +30,14 @@ class ExampleTable:
         self._engine = engine
 
     def add(self, examples: Sequence[Example | EmbeddedExample]) -> None:
-        """Append examples, forget the oldest."""
+        """Append examples, but for those invalidated since they were told of; forget the oldest."""
         newest = sa.select(sa.func.max(_c.id)).scalar_subquery()
+        rows = [(one, example_row(one)) for one in examples]
         with writing(self._engine) as db:
-            db.execute(sa.insert(_examples), list(map(example_row, examples)))
+            left = set(map(id, without_invalidated(db, examples)))
+            if not left:
+                return
+            db.execute(sa.insert(_examples), [row for one, row in rows if id(one) in left])
             # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
             db.execute(sa.delete(_examples).where(_c.id <= newest - EXAMPLE_LIMIT))
 

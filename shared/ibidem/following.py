@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ibidem.errors import IbidemError, IndexUnavailable
+from ibidem.errors import CacheClosed, IbidemError, IndexUnavailable
 from ibidem.locks import ForkSafeLock
 from ibidem.models import Model, open_model, read_promotion, sweep_models
 from ibidem.rows import StoredVector
@@ -36,6 +36,7 @@ class Following:
 
     def __init__(self, backend: Backend) -> None:
         self._backend, self._follows = backend, backend.settings.embedder is None
+        self._closed = False
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -60,6 +61,8 @@ class Following:
                 raise
 
     def _follow(self) -> bool:
+        if self._closed:
+            return False
         promotion = read_promotion(self._backend.records)
         used, coming = self._backend.matcher, self._backend.coming
         if promotion is None or promotion.current.fingerprint == used.fingerprint:
@@ -94,13 +97,19 @@ class Following:
             return True
 
     def prepare(self, embedder: Embedder) -> Matcher:
-        """Make a matcher ready to be exchanged for the one in use; raises what opening and embedding do."""
+        """Make a matcher ready to be exchanged for the one in use; raises what opening and embedding do.
+
+        Raises:
+            CacheClosed: The cache was closed meanwhile.
+        """
         matcher = self._ready_to_embed(embedder)
         with self._lock:
+            self.require_open()
             self._give_up()
             self._backend.coming, self._held = matcher, True
         while True:
             with self._lock:
+                self.require_open()
                 if self._advance(matcher):
                     return matcher
 
@@ -111,6 +120,11 @@ class Following:
                 self._held = False
                 if not self._follow():
                     return
+
+    def require_open(self) -> None:
+        """Raise `CacheClosed` if the cache was closed: an index opened now would stay open."""
+        if self._closed:
+            raise CacheClosed("this cache was closed while a model was promoted; promote it again")
 
     def rescore(self, matcher: Matcher, scorer: Scorer) -> None:
         """Score with another scorer from now on, unless another embedder is used by now."""
@@ -139,6 +153,7 @@ class Following:
     def close(self) -> None:
         """Close all but the matcher in use."""
         with self._lock:
+            self._closed = True
             self._give_up()
             for _, matcher in self._retired:
                 matcher.vectors.close()

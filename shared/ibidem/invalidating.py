@@ -7,16 +7,18 @@ delete, and the two do not overlap. So an answer is either there when an invalid
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import sqlalchemy as sa
 
 from ibidem import tables
 from ibidem.database import reading, writing
 from ibidem.entry import Entry
+from ibidem.examples import Example
 from ibidem.invalidation import Criteria
 from ibidem.removal import BATCH, delete
-from ibidem.rows import lineage_of
+from ibidem.rows import EmbeddedExample, lineage_of
 from ibidem.tombstones import Tombstones
 
 _entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
@@ -95,6 +97,27 @@ class Invalidations:
             with writing(self._engine) as db:
                 db.execute(sa.delete(_examples).where(c.id.in_(found[start : start + BATCH])))
         return len(found)
+
+
+def without_invalidated(
+    db: sa.Connection, examples: Sequence[Example | EmbeddedExample]
+) -> list[Example | EmbeddedExample]:
+    """Those that nothing concerns that was invalidated since they were told of; first in the transaction."""
+    oldest = min((one.told for one in examples if isinstance(one, EmbeddedExample)), default=math.inf)
+    if math.isinf(oldest):
+        return list(examples)
+    c = _invalidations.c
+    since = db.execute(sa.select(c.at, c.criteria).where(c.at >= oldest)).all()
+    stones = [(row.at, Criteria.read(row.criteria)) for row in since]
+    return [one for one in examples if not (isinstance(one, EmbeddedExample) and _invalidated(one, stones))]
+
+
+def _invalidated(given: EmbeddedExample, stones: Iterable[tuple[float, Criteria | None]]) -> bool:
+    """Whether one of the criteria, None for what a newer version wrote, concerns what was told of before."""
+    return any(
+        given.told <= at and (criteria is None or criteria.concern_example(given.example))
+        for at, criteria in stones
+    )
 
 
 def condition(criteria: Criteria) -> sa.ColumnElement[bool]:

@@ -17,6 +17,14 @@ class ForkSafeLock:
         self._lock = threading.Lock()
         _all.add(self)
 
+    def acquire(self, seconds: float) -> bool:
+        """Wait so long at most; whether it is held now, to be given back with `release`."""
+        return self._lock.acquire(timeout=seconds)
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._lock.release()
+
     def __enter__(self) -> None:
         self._lock.acquire()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def _text(file: Path) -> str | None:
 
 
 def _figures(file: Path) -> Iterator[Figure]:
-    """What stands under both `before` and `after` and is known to be better when it is more."""
+    """What stands under `before` and is known to be better when it is more; NaN if `after` has no number."""
     if (text := _text(file)) is None:
         return
     try:
@@ -105,21 +106,27 @@ def _figures(file: Path) -> Iterator[Figure]:
         raise InvalidInput(
             f"cannot use {file}: it must be an object with the figures before and after ({error!r})"
         ) from None
-    for name in before.keys() & after.keys():
-        value, least = before[name]
-        yield Figure(name, value, after[name][0], least)
+    for name, (value, least) in before.items():
+        if not math.isnan(value):
+            yield Figure(name, value, after.get(name, (math.nan, None))[0], least)
 
 
 def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """Figures by name: AUCs and shares of hits, also within others; and the `low` end of an interval."""
+    """Figures by name: AUCs and shares of hits, also within others; and the `low` end of an interval.
+
+    One that is not known is NaN.
+    """
     for key, value in held.items():
         name, least = f"{prefix}{key}", None
         if isinstance(value, dict) and "value" in value:
             value, least = value["value"], value.get("low")
         if isinstance(value, dict):
             yield from _numbers(value, f"{name} ")
-        elif isinstance(value, (int, float)) and any(part in name.lower() for part in ("auc", "hit")):
-            yield name, (float(value), None if least is None else float(least))
+        elif isinstance(value, (int, float, type(None))) and any(
+            part in name.lower() for part in ("auc", "hit")
+        ):
+            value = math.nan if value is None else float(value)
+            yield name, (value, None if least is None else float(least))
 
 
 def worse(figures: tuple[Figure, ...]) -> list[Figure]:

@@ -142,7 +142,8 @@ def _promote(backend: Backend, found: ModelDirectory, progress: Progress) -> Pro
     kept = open_model(model, backend.settings, records)
     started = time.perf_counter()
     checked = CheckedEmbedder(kept, records.meta_once)
-    embedded = embed_all(records.vectors_of(model.fingerprint), checked, progress)
+    table = records.vectors_of(model.fingerprint)
+    embedded = embed_all(table, checked, partial(_tell, backend, progress))
     seconds = time.perf_counter() - started
     if found.scorer is not None:
         records.set_meta(adoption.key_of(model.fingerprint), found.scorer)
@@ -152,6 +153,11 @@ def _promote(backend: Backend, found: ModelDirectory, progress: Progress) -> Pro
     elif found.scorer is not None:
         _rescore(backend, found.scorer)
     return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
+
+
+def _tell(backend: Backend, progress: Progress, done: int, total: int) -> None:
+    backend.following.require_open()
+    progress(done, total)
 
 
 def _exchange(backend: Backend, embedder: Embedder, now: Promotion | None, then: Promotion) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -59,11 +60,15 @@ class JudgementRow:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedExample:
-    """An example with the vector of its question, if `embedder` has made it already."""
+    """An example with the vector of its question, if `embedder` has made it already.
+
+    `told` is when it was told of, in seconds since the epoch: what is invalidated later is not written.
+    """
 
     example: Example
     vector: Vector | None = field(default=None, repr=False, compare=False)
     embedder: str = ""
+    told: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

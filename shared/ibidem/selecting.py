@@ -145,7 +145,9 @@ class Selector:
         with self._lock:
             matrix = self._fresh(namespace)
             near = matrix.nearest(vector, count, allowed)
-        found = {example.id: example for example in self._table.of_ids([id_ for id_, _, _ in near])}
+        # A restored database may have given an id again.
+        there = (one for one in self._table.of_ids([id_ for id_, _, _ in near]) if one.namespace == namespace)
+        found = {example.id: example for example in there}
         here = [Candidate(found[id_], row, cosine) for id_, cosine, row in near if id_ in found]
         return here, len(near) < count
 

@@ -22,16 +22,31 @@ class Shown:
     """Examples that were selected for one prompt.
 
     `settings` say how: other settings make other prompts. `pairs` are questions and answers in their order;
-    `text` is how they stand in the prompt, if that is known.
+    `text` is how they stand in the prompt, if that is known. `given` are the texts that the template was
+    filled with besides: a place that holds one of them, which stands nowhere else, is not that of examples.
     """
 
     settings: str
     pairs: tuple[tuple[str, str], ...] = ()
     text: str = ""
+    given: frozenset[str] = frozenset()
 
     def and_then(self, other: Shown) -> Shown:
         """With those of another selection for the same prompt."""
-        return Shown(self.settings + other.settings, self.pairs + other.pairs)
+        settings, given = self.settings + other.settings, self.given | other.given
+        return Shown(settings, self.pairs + other.pairs, given=given)
+
+
+def settings_of(*chosen: object, **options: object) -> str:
+    """How examples are selected, for `Shown`; the same in each process."""
+    named = {name: _name_of(value) for name, value in sorted(options.items())}
+    return json.dumps([*chosen, named])
+
+
+def _name_of(value: object) -> str:
+    """A function by its name: its `repr` tells where in memory it is."""
+    names = [getattr(value, name, None) for name in ("__module__", "__qualname__")]
+    return ".".join(map(str, names)) if callable(value) and names[1] else repr(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +64,7 @@ def without_examples(prompt: Prompt, shown: Shown) -> Prompt:
     heads = [f"\0{segment.role}\1" for segment in prompt.segments]
     whole = "".join(head + segment.text for head, segment in zip(heads, prompt.segments, strict=True))
     place = _place_of_text(whole, shown.text) if shown.text else _place_of_pairs(whole, shown.pairs)
-    if place is None:
+    if place is None or any(_stands_only_in(whole, text, place) for text in shown.given):
         return prompt
     at = 0
     spans = []  # of the texts of the segments
@@ -65,6 +80,8 @@ def without_examples(prompt: Prompt, shown: Shown) -> Prompt:
         said = json.dumps([shown.settings, place.label, place.between])
         return replace(prompt, cut=Cut(first, before, after, said))
     around = (prompt.segments[first].text[:before], place.label, prompt.segments[last].text[after:])
+    if place.between not in (None, f"{around[2]}{heads[first]}{around[0]}"):
+        return prompt
     return _without_messages(prompt, first, last, json.dumps([shown.settings, *around]), len(shown.pairs))
 
 
@@ -119,6 +136,12 @@ def _labelled(
     if len(between) > 1 or any(end > start for end, start in zip(ends, starts[1:], strict=False)):
         return None
     return _Place(starts[0], ends[-1], label, between.pop() if between else None)
+
+
+def _stands_only_in(whole: str, text: str, place: _Place) -> bool:
+    """Whether the text stands in the prompt, and at no place that is not, in part, one of the examples."""
+    found = [at for at in _occurrences(whole, text) if text.strip()]
+    return bool(found) and all(at < place.end and at + len(text) > place.start for at in found)
 
 
 def _occurrences(whole: str, text: str, start: int = 0) -> Iterator[int]:

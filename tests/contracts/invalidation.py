@@ -104,6 +104,16 @@ class InvalidationContract:
         assert cache.invalidate(tag="shop").examples == 2
         assert sorted(example.tags for example in cache.examples.recent()) == [(), ("shops",)]
 
+    def test_examples_that_wait_to_be_written_go_too(self, cache) -> None:
+        """Also if another process invalidates; what is told of later is kept."""
+        for told in range(3):
+            cache.store(QUESTION, ANSWER)
+            cache.examples.add(Example(f"what of {told}", "x", documents=QUESTION.documents))
+            cache.invalidate(document=QUESTION.documents[0].id)
+        cache.examples.add(Example("afterwards", "x", at=1.0, documents=QUESTION.documents))
+
+        assert [example.question for example in cache.examples.recent()] == ["afterwards"]
+
     def test_feedback_keeps_the_examples(self, cache) -> None:
         """Marked; the answer is gone."""
         stored = cache.store(QUESTION, ANSWER)

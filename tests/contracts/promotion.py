@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ibidem
-from ibidem import Answer, Miss, Request, tables
+from ibidem import Answer, CacheClosed, Miss, Request, tables
 from ibidem.cache import SemanticCache
 from ibidem.database import writing
 from ibidem.records import Records
@@ -167,6 +167,17 @@ class PromotionContract:
         assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
         assert cache.rollback().model == cache._backend.embedder.fingerprint == first.model
         assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
+
+    def test_closing_ends_a_promotion(self, open_here: Open, models: list[Path]) -> None:
+        """Nothing is opened any more: it would keep the index from other processes."""
+        cache = open_here()
+        store(cache, *range(20))
+        with pytest.raises(CacheClosed):
+            cache.promote(models[0], progress=lambda done, total: cache.close())
+        assert not cache._backend.matcher.vectors._index
+        again = open_here()
+        assert again._backend.embedder.fingerprint == cache._backend.embedder.fingerprint
+        assert ask(again, 3) == right(3)
 
     def test_traffic_goes_on_meanwhile(self, open_here: Open, models: list[Path]) -> None:
         """No error, no wrong answer, nothing missing: what was stored a moment ago neither."""

@@ -147,6 +147,34 @@ def test_other_settings_are_another_prompt(form: Any, cache: SemanticCache) -> N
     assert model.calls == 3
 
 
+def test_examples_of_another_namespace_are_another_prompt(form: Any, cache: SemanticCache) -> None:
+    """What was answered with the examples of one tenant is not for the other."""
+    make, model = form[0], form[1]()
+    for tenant in ("one", "other", "one"):
+        learn(cache, *FIRST, namespace=tenant)
+        (make(IbidemExampleSelector(cache, 2, namespace=tenant)) | model).invoke({"input": ASKED})
+
+    assert model.calls == 2
+
+
+def test_an_answer_elsewhere_in_the_prompt_is_no_example(cache: SemanticCache) -> None:
+    """The template shows questions alone; the answer stands in what the user gave."""
+    model = CountingCompletion()
+    for said in ("no", "yes"):
+        learn(cache, "How do I return my shoes again?")
+        cache.examples.add(Example("How do I return my shoes again?", said))
+        cache.flush()
+        template = FewShotPromptTemplate(
+            example_selector=IbidemExampleSelector(cache, 1),
+            example_prompt=PromptTemplate.from_template("Q: {question}"),
+            suffix="My contract says: {context}.\nQ: {input}\nA:",
+            input_variables=["input", "context"],
+        )
+        (template | model).invoke({"input": ASKED, "context": said})
+
+    assert model.calls == 2
+
+
 def test_what_the_user_says_always_counts(form: Any, cache: SemanticCache) -> None:
     """Also if it is, word for word, a question or an answer of the log."""
     make, model = form[0], form[1]()

@@ -274,6 +274,12 @@ def test_errors_are_sentences(monkeypatch) -> None:
     assert "threshold: is a cosine similarity" in run("stats", code=2)
 
 
+@pytest.mark.parametrize("arguments", [("examples", "-n"), ("ls", "-n"), ("examples", "feedback", "--good")])
+def test_a_number_that_no_database_holds_is_an_error(filled: str, arguments: tuple[str, ...]) -> None:
+    """And no traceback."""
+    assert "Error" in run(*arguments, str(10**20), "--path", filled, code=2)
+
+
 @pytest.fixture
 def _bag_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line opens caches with the embedder of these tests."""

@@ -118,6 +118,13 @@ class TestWhatIsRefused:
         run("promote", copy, "--path", path, "--force")
         assert used(path).startswith("flipped-0")
 
+    @pytest.mark.parametrize("after", ['{"auc": null}', '{"auc": NaN}', "{}", '{"hits": {"0.01": 1}}'])
+    def test_a_model_whose_figures_are_lacking(self, path: Path, copy: Path, after: str) -> None:
+        """What was known before and is not now counts as worse."""
+        (copy / "metrics.json").write_text(f'{{"before": {{"auc": 0.6}}, "after": {after}}}')
+        assert "auc 0.600 -> nan" in run("promote", copy, "--path", path, code=2)
+        assert used(path).startswith("all-MiniLM")
+
     @pytest.mark.parametrize("text", [None, "{}", '{"before": {}, "after": {"auc": 1}}', "[", "[]", "\xff"])
     def test_a_model_of_which_nothing_is_known(self, path: Path, copy: Path, text: str | None) -> None:
         """No metrics, none that can be compared, or damaged ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Example, Request, StorageError
-from ibidem.database import set_aside_if_damaged
+from ibidem.database import set_aside_if_damaged, writing
 from ibidem.entry import Entry, Source, to_bytes, to_vector
+from ibidem.errors import StorageUnavailable
+from ibidem.patience import hurried
 from ibidem.records import Records
 from ibidem.rows import LookupRow
 from tests.embedders import BagOfWords
@@ -184,6 +187,25 @@ def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
     assert aside.read_bytes() == b"something else entirely"
     file.write_bytes(b"")
     assert set_aside_if_damaged(file) is None
+
+
+def test_threads_write_in_turn(records: Records, monkeypatch) -> None:
+    """More than there are connections; who waits too long is told, and nobody waits longer for it."""
+
+    def write(n: int) -> None:
+        with hurried():
+            records.set_meta(f"thread {n}", "wrote")
+
+    with ThreadPoolExecutor(40) as pool:
+        for done in [pool.submit(write, n) for n in range(40)]:
+            done.result(10)
+        monkeypatch.setattr("ibidem.engines.HURRIED_SECONDS", 0.05)
+        with (
+            writing(records._engine),
+            pytest.raises(StorageUnavailable, match="database is locked"),
+        ):
+            pool.submit(write, 0).result(5)
+        pool.submit(write, 0).result(5)
 
 
 def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem.prompt import Prompt, Segment, plain
-from ibidem.shown import Shown, without_examples
+from ibidem.shown import Shown, settings_of, without_examples
 from ibidem.skeleton import Skeleton
 
 PAIRS = (("how long", "30 days"), ("how much", "5 euros"), ("how far", "30 days"))
@@ -54,6 +55,22 @@ def test_other_examples_are_the_same_prompt(form: str) -> None:
     assert compared(make(), Shown("k=3")) != one
     assert "how long" not in json.dumps(one)
     assert "how long" in json.dumps(compared(make(), Shown("k=3")))
+
+
+def test_a_place_that_holds_all_of_a_given_text_is_not_that_of_the_examples() -> None:
+    """It may stand in the examples as well, but not only there."""
+    one = compared(text())
+    for said in ("what", "swallow", " ", "Answer"):
+        assert compared(text(), replace(SHOWN, given=frozenset((said,)))) == one
+    for said in ("30 days", "how far\nA: 30 days\n\nQ: what"):
+        assert "how long" in json.dumps(compared(text(), replace(SHOWN, given=frozenset((said,)))))
+
+
+def test_settings_are_the_same_in_each_process() -> None:
+    """A function is told by its name."""
+    assert settings_of(4, count_tokens=len) == '[4, {"count_tokens": "builtins.len"}]'
+    assert " at 0x" not in settings_of(4, count_tokens=lambda text: len(text))
+    assert settings_of(4, tags=("a",)) != settings_of(4, tags=("b",))
 
 
 def test_messages_may_have_a_form() -> None:

@@ -215,4 +215,5 @@ def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
     assert tuned.fingerprint != plain.fingerprint
     for file in (card.CARD_FILE, card.ROC_FILE):
         assert (report.directory / file).stat().st_size > 500
+    assert (report.directory / card.SCORER_FILE).is_file() == held["scorer"]["fitted"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -100,6 +100,7 @@ class Memory:
                 return None
             documents = tuple(map(retrieved, variables.documents))
             asked = self._asked.get(outermost)
+            shown = shown and replace(shown, given=shown.given | variables.texts)
             return Render(variables.named, variables.texts, documents, outermost, asked, shown)
 
     def render_gave(self, render: Render, fingerprints: Iterable[str]) -> None:

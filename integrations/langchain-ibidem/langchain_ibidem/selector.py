@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from ibidem.examples import Example
 from ibidem.faults import Faults
 from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.request import require_bool, require_text
-from ibidem.shown import Shown
+from ibidem.shown import Shown, settings_of
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.tracker import install
@@ -66,7 +65,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._input_keys = (require_text("input_key", input_key), *QUESTION_KEYS, *GENERAL_KEYS)
         self._names = (require_text("question_key", question_key), require_text("answer_key", answer_key))
         self._options["namespace"] = self._namespace = require_text("namespace", namespace)
-        self._settings = json.dumps([k, {name: repr(value) for name, value in sorted(options.items())}])
+        self._settings = settings_of(k, **self._options)
         self._faults = Faults()
         self._memory = install().memory
         try:
@@ -93,7 +92,7 @@ class IbidemExampleSelector(BaseExampleSelector):
     def select_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
         """Examples for the question among these variables, the nearest first; none without a question."""
         found = self._faults.attempt("select examples", lambda: self._select(input_variables)) or []
-        self._tell(_run(), found)
+        self._tell(_run(), found, input_variables)
         return self._as_dicts(found)
 
     async def aselect_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -102,7 +101,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         found = await in_thread(
             self._faults.attempt, "select examples", lambda: self._select(input_variables)
         )
-        self._tell(run, found or [])
+        self._tell(run, found or [], input_variables)
         return self._as_dicts(found or [])
 
     def faults(self) -> dict[str, int]:
@@ -117,11 +116,12 @@ class IbidemExampleSelector(BaseExampleSelector):
         question = next((text for text in asked if isinstance(text, str) and text.strip()), None)
         return self.cache.examples.select(question, self._k, **self._options) if question else []
 
-    def _tell(self, run: Any, found: Sequence[Example]) -> None:
+    def _tell(self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]) -> None:
         """Let the cache know what the prompt that is being made was given."""
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
-            self._memory.selected(run, Shown(self._settings, pairs))
+            given = frozenset(text for text in variables.values() if isinstance(text, str))
+            self._memory.selected(run, Shown(self._settings, pairs, given=given))
 
     def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
         question, answer = self._names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from ibidem.examples import Example
 from ibidem.faults import Faults
 from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.request import require_bool, require_text
-from ibidem.shown import Shown
+from ibidem.shown import Shown, settings_of
 from llama_index_ibidem import spans
 
 if TYPE_CHECKING:
@@ -66,8 +65,7 @@ def few_shot(
         cache.examples.check(k, **options)
     except TypeError as error:
         raise InvalidInput(f"few_shot: {error}") from None
-    told = {name: repr(value) for name, value in sorted(options.items())}
-    settings = json.dumps([k, question_key, example, separator, told])
+    settings = settings_of(k, question_key, example, separator, **options)
     keys = (require_text("question_key", question_key), *QUESTION_KEYS, *GENERAL_KEYS)
     faults = Faults()
 

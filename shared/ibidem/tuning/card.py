@@ -53,9 +53,9 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         "",
         "## Held-out questions",
         "",
-        f"{after.pairs:,} pairs, {after.right:.0%} of them right; no question of them, nor one paired with "
-        "it, was learned from. Intervals are 95 %, by the bootstrap over groups of connected questions. Hits "
-        "are those of the best threshold in hindsight.",
+        f"{after.pairs:,} pairs, {after.right:.0%} of them right; no question of them was learned from, nor "
+        f"one paired with it{_but(data['dropped'])}. Intervals are 95 %, by the bootstrap over groups of "
+        "connected questions. Hits are those of the best threshold in hindsight.",
         "",
         "| | before | after |",
         "|---|---|---|",
@@ -80,6 +80,10 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         str(more["scorer"]["said"]),
     ]
     (directory / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _but(dropped: int) -> str:
+    return f", but for those of the {dropped:,} pairs left out" if dropped else ""
 
 
 def asdict_of(value: Any) -> dict[str, Any]:
