@@ -104,6 +104,17 @@ def _configure_sqlite(connection: Any, _: object) -> None:
     cursor.close()
 
 
+def close_engine(engine: sa.Engine) -> None:
+    """Close all connections; one that a thread still uses when it is returned, to a pool nobody empties."""
+    sa.event.listen(engine.pool, "checkin", _close_returned)
+    engine.dispose()
+
+
+def _close_returned(connection: Any, _: object) -> None:
+    if connection is not None:
+        connection.close()
+
+
 @contextmanager
 def in_turn(engine: sa.Engine) -> Iterator[None]:
     """Among the threads of this process one writes to a SQLite file at a time; the others wait, asleep."""

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ibidem import tables
 from ibidem.database import reading, upsert_entry, writing
 from ibidem.embedders import Embedders, number_of
-from ibidem.engines import breaker_of, open_engine
+from ibidem.engines import breaker_of, close_engine, open_engine
 from ibidem.entry import Entry, Source
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.eviction import UNBOUNDED, Bounds
@@ -91,7 +91,7 @@ class Records(Notes):
         """Close all connections."""
         if breaker := breaker_of(self._engine):
             breaker.stop()
-        self._engine.dispose()
+        close_engine(self._engine)
 
     def get(self, entry_id: str) -> Entry | None:
         """The entry of this id, without its sources and vector."""

@@ -14,8 +14,10 @@ from sqlalchemy.schema import CreateTable
 
 import ibidem
 from ibidem import Answer, Document, Example, Request, migrations, tables
+from ibidem.database import reading
 from ibidem.records import Records
 from tests.embedders import BagOfWords
+from tests.helpers import eventually
 from tests.servers import running_postgres
 
 # What version 0.1.0 wrote before schema 2, as `iterdump` gives it.
@@ -179,3 +181,26 @@ def test_every_version_has_its_step() -> None:
     """A new schema version without a migration would strand its users."""
     assert sorted(migrations._MIGRATIONS) == list(range(2, tables.SCHEMA_VERSION + 1))
     assert "rank" in str(CreateTable(tables.entries))
+
+
+def test_a_connection_in_use_while_all_are_closed_is_closed_after_it() -> None:
+    """It goes back to a pool that nobody empties any more: a server would keep it until it is collected."""
+    with running_postgres() as url, ThreadPoolExecutor(1) as pool:
+        records, held, closed = Records(url), threading.Event(), threading.Event()
+
+        def use() -> None:
+            with reading(records._engine) as db:
+                db.execute(sqlalchemy.text("SELECT 1"))
+                held.set()
+                assert closed.wait(10)
+
+        using = pool.submit(use)
+        assert held.wait(10)
+        records.close()
+        closed.set()
+        using.result()
+        engine = sqlalchemy.create_engine(url)
+        with engine.connect() as db:
+            count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            assert eventually(lambda: db.execute(sqlalchemy.text(count)).scalar() == 1)
+        engine.dispose()
