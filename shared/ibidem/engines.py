@@ -110,9 +110,8 @@ def close_engine(engine: sa.Engine) -> None:
     engine.dispose()
 
 
-def _close_returned(connection: Any, _: object) -> None:
-    if connection is not None:
-        connection.close()
+def _close_returned(_: object, record: Any) -> None:
+    record.invalidate()  # and not `close`: who comes late to a closed cache gets another connection
 
 
 @contextmanager
