@@ -22,8 +22,7 @@ from ibidem.cli_common import (
     settings_of,
     truth_of,
 )
-from ibidem.embedding import CheckedEmbedder
-from ibidem.models import embedder_of
+from ibidem.models import checked_embedder_of
 from ibidem.records import Records
 from ibidem.request import require_text
 from ibidem.selecting import AT_ONCE, Selector, Wanted
@@ -123,7 +122,7 @@ def count_examples(
 
 def _selector(records: Records, settings: Settings, namespace: str) -> Selector:
     """A selector with the cache's embedder, which has seen the newest questions."""
-    selector = Selector(records.examples, CheckedEmbedder(embedder_of(settings, records), records.meta_once))
+    selector = Selector(records.examples, checked_embedder_of(settings, records))
     for _ in range(_EMBEDDED_HERE // AT_ONCE):
         if not selector.embed_some(namespace):
             return selector

@@ -26,11 +26,10 @@ from ibidem.cli_common import (
     truth_of,
 )
 from ibidem.cli_tables import plain
-from ibidem.embedding import CheckedEmbedder
 from ibidem.exporting_choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem.exporting_folder import Manifest
 from ibidem.exporting_formats import Format
-from ibidem.models import embedder_of
+from ibidem.models import checked_embedder_of
 from ibidem.redaction import secrets
 
 REASONS = {
@@ -108,7 +107,7 @@ def export_examples(
         )  # fmt: skip
         from ibidem.exporting_run import Export
 
-        embedder = CheckedEmbedder(embedder_of(settings_of(path, database), records), records.meta_once)
+        embedder = checked_embedder_of(settings_of(path, database), records)
         with _progress() as progress:
             export = Export(
                 records.examples, embedder, choice, str if no_redact else secrets, progress=progress

@@ -10,10 +10,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from ibidem import adoption
-from ibidem.embedding import CheckedEmbedder
 from ibidem.labels import read_labels
 from ibidem.learning import FitReport, Place, Served
-from ibidem.models import embedder_of
+from ibidem.models import checked_embedder_of
 from ibidem.records import Records
 from ibidem.replay import share
 from ibidem.settings import Settings
@@ -31,7 +30,7 @@ Labels = Annotated[
 
 def place_of(records: Records, settings: Settings) -> Place:
     """Where a cache that is opened with these settings fits its score."""
-    embedder = CheckedEmbedder(embedder_of(settings, records), records.meta_once)
+    embedder = checked_embedder_of(settings, records)
     return Place(records, embedder, settings.policy.threshold, settings.audit_rate > 0)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from ibidem.embedding import resolve_embedder
+from ibidem.embedding import CheckedEmbedder, resolve_embedder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.minilm import OnnxEmbedder
 from ibidem.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root
@@ -84,6 +84,11 @@ def embedder_of(settings: Settings, records: Records) -> Embedder:
     if settings.embedder is not None or (found := read_promotion(records)) is None:
         return resolve_embedder(settings.embedder)
     return open_model(found.current, settings, records)
+
+
+def checked_embedder_of(settings: Settings, records: Records) -> CheckedEmbedder:
+    """The same with its vectors checked, for who reads a place without opening a cache; raises as above."""
+    return CheckedEmbedder(embedder_of(settings, records), records.meta_once)
 
 
 def open_model(model: Model, settings: Settings, records: Records) -> Embedder:

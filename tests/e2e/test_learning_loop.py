@@ -18,11 +18,11 @@ from ibidem.cache import SemanticCache
 from ibidem.embedding import CheckedEmbedder, resolve_embedder
 from ibidem.fitted_text import from_json
 from ibidem.labels import Label
+from ibidem.model_directory import SCORER_FILE
 from ibidem.replay import Row, curve_rule, hindsight, replay
 from ibidem.scoring import Scorer, scorer_for
 from ibidem.teaching import teach
 from ibidem.terms import scorer_name
-from ibidem.tuning.card import SCORER_FILE
 from tests.shop import products, stream
 
 pytestmark = pytest.mark.slow

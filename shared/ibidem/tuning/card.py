@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ibidem.model_directory import CARD_FILE, METRICS_FILE
 from ibidem.tuning.metrics import Array, Bools, PairMetrics, roc
 
 SIZE, MARGIN = 360, 40
 COLOURS = ("#8a8a8a", "#1f6feb")  # before, after: told apart on light and on dark ground
 MOST_POINTS = 300
-METRICS_FILE, CARD_FILE, ROC_FILE, SCORER_FILE = "metrics.json", "README.md", "roc.svg", "scorer.json"
+ROC_FILE = "roc.svg"
 FORMAT = 1
 
 
@@ -73,7 +73,7 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         "",
         "## Training",
         "",
-        *(f"* {name.replace('_', ' ')}: {value}" for name, value in asdict_of(training).items()),
+        *(f"* {name.replace('_', ' ')}: {value}" for name, value in training.items()),
         "",
         "## Score",
         "",
@@ -84,11 +84,6 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
 
 def _but(dropped: int) -> str:
     return f", but for those of the {dropped:,} pairs left out" if dropped else ""
-
-
-def asdict_of(value: Any) -> dict[str, Any]:
-    """A mapping, of a mapping or a dataclass."""
-    return dict(value) if isinstance(value, Mapping) else asdict(value)
 
 
 def _rows(before: PairMetrics, after: PairMetrics) -> list[tuple[str, str, str]]:

@@ -22,6 +22,7 @@ from ibidem.fitting import learn
 from ibidem.labels import Label, pairs_of
 from ibidem.minilm import OnnxEmbedder
 from ibidem.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
+from ibidem.model_directory import SCORER_FILE
 from ibidem.scoring import scorer_for
 from ibidem.terms import scorer_name
 from ibidem.tuning import card
@@ -208,7 +209,7 @@ def _fit_scorer(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Label])
         found = learn(pairs_of(pairs, checked), base, scorer_name(checked.fingerprint, base))
     except InvalidInput as error:
         return {"fitted": False, "said": f"Not fitted, the cosine itself is compared: {error}."}
-    (directory / card.SCORER_FILE).write_text(to_json(found.scorer), encoding="ascii")
+    (directory / SCORER_FILE).write_text(to_json(found.scorer), encoding="ascii")
     said = f"Fitted to {found.scorer.labels:,} questions that were not learned from; model: {found.model}."
     return {"fitted": True, "said": said}
 
