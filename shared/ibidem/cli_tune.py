@@ -18,9 +18,9 @@ from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.errors import InvalidInput
 from ibidem.labels import Label, read_labels
 from ibidem.minilm_files import MODEL_NAME
-from ibidem.replay import Row
+from ibidem.replay import LEVELS, Row
 from ibidem.tuning.evaluate import StreamMetrics, compare_on_pairs, measure_on_stream
-from ibidem.tuning.metrics import LEVELS, PairMetrics
+from ibidem.tuning.metrics import PairMetrics
 
 PairsOption = Annotated[
     list[Path],

@@ -11,7 +11,7 @@ from ibidem import adoption
 from ibidem.fitting import Fit, Pair, learn
 from ibidem.fitting_scale import is_broken
 from ibidem.labels import MOST, Label, of_judgements, pairs_of
-from ibidem.replay import Judged, Row, Share, hindsight, share
+from ibidem.replay import Judged, Row, Share, most_hits
 from ibidem.request import normalise
 from ibidem.rows import JudgementRow
 from ibidem.scoring import scorer_for, wrong_at
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ibidem.fitting import Places
     from ibidem.records import Records
 
-LEVELS = (0.01, 0.02, 0.05)
 FIT = "fit"  # source of judgements that a fit wrote
 
 
@@ -198,8 +197,8 @@ def report_of(found: Fit, threshold: float, audited: bool) -> FitReport:
         questions=count,
         right=sum(one.right for one in shipped) / count,
         model=found.model,
-        before=_most(shipped, count),
-        after=_most(best, count),
+        before=most_hits(shipped, count),
+        after=most_hits(best, count),
         served_before=before,
         served_after=after,
         threshold=threshold,
@@ -217,8 +216,3 @@ def _judged(scores: Array, best: Places, found: Fit) -> list[Judged]:
 def _served(judged: Sequence[Judged], threshold: float) -> Served:
     served = [one.right for one in judged if one.score >= threshold]
     return Served(len(served), len(served) - sum(served))
-
-
-def _most(judged: Sequence[Judged], count: int) -> dict[float, Share]:
-    points = {level: hindsight(judged, level) for level in LEVELS}
-    return {level: share(point.hits if point else 0, count) for level, point in points.items()}

@@ -22,6 +22,7 @@ from ibidem.scoring import Scorer
 
 NEIGHBOURS = 16  # as the cache asks of the vector index
 CURVE_FROM = 0.7  # cosine of the farthest candidates that curves show
+LEVELS = (0.01, 0.02, 0.05)  # of wrong hits, at which rules are compared
 LAXEST = 0.5  # the least threshold that can be set
 
 Rule = Callable[[Request, list[Candidate]], Verdict]
@@ -250,6 +251,12 @@ def curve(judged: Iterable[Judged]) -> list[Point]:
 def hindsight(judged: Iterable[Judged], level: float) -> Point | None:
     """The threshold with the most hits at no more than `level` wrong per hit, had one known; None if none."""
     return next((point for point in reversed(curve(judged)) if point.wrong_per_hit <= level), None)
+
+
+def most_hits(judged: Sequence[Judged], requests: int) -> dict[float, Share]:
+    """For 1, 2 and 5 % wrong per hit, the share of the requests that `hindsight` would have served."""
+    points = {level: hindsight(judged, level) for level in LEVELS}
+    return {level: share(point.hits if point else 0, requests) for level, point in points.items()}
 
 
 def p_chr_auc(judged: Iterable[Judged], requests: int) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 from ibidem.embedding import CheckedEmbedder, Embedder
 from ibidem.entry import Vector
 from ibidem.labels import Label
-from ibidem.replay import Outcome, Row, ceiling, curve_rule, hindsight, p_chr_auc, replay, share
+from ibidem.replay import Outcome, Row, ceiling, curve_rule, most_hits, p_chr_auc, replay
 from ibidem.request import normalise
-from ibidem.tuning.metrics import LEVELS, Array, PairMetrics, auc, cosines, measure
+from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,10 @@ def stream_figures(rows: Sequence[Row], vectors: Sequence[Vector | None]) -> Str
     judged = [one for one in outcome.judged if np.isfinite(one.score)]
     scores = np.array([one.score for one in judged])
     right = np.array([one.right for one in judged], bool)
-    points = {level: hindsight(outcome.judged, level) for level in LEVELS}
     return StreamMetrics(
         requests=len(rows),
         perfect=ceiling(rows),
         auc=auc(scores, right),
-        hits={level: share(point.hits if point else 0, len(rows)).value for level, point in points.items()},
+        hits={level: hits.value for level, hits in most_hits(outcome.judged, len(rows)).items()},
         p_chr=p_chr_auc(outcome.judged, len(rows)),
     )

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from ibidem.components import components
 from ibidem.labels import Label
-from ibidem.replay import Judged, Share, hindsight, p_chr_auc, share
+from ibidem.replay import Judged, Share, most_hits, p_chr_auc
 
-LEVELS = (0.01, 0.02, 0.05)
 GREY = (0.80, 0.97)  # cosines at which a decision is hard, as CacheVerifier (Xin 2026) draws them
 RESAMPLES = 500
 
@@ -72,14 +71,13 @@ def measure(
     judged = [Judged(float(cosine), bool(right)) for cosine, right in zip(cosines, same, strict=True)]
     drawing = cosines if reference is None else reference
     grey = (drawing >= GREY[0]) & (drawing <= GREY[1])
-    points = {level: hindsight(judged, level) for level in LEVELS}
     return PairMetrics(
         pairs=len(pairs),
         right=float(same.mean()),
         auc=Share(auc(cosines, same), *drawn),
         grey=int(grey.sum()),
         grey_auc=auc(cosines[grey], same[grey]),
-        hits={level: share(point.hits if point else 0, len(pairs)) for level, point in points.items()},
+        hits=most_hits(judged, len(pairs)),
         p_chr=p_chr_auc(judged, len(pairs)),
     )
 
