@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from ibidem.fitting import Pair
+from ibidem.fit.fitting import Pair
 from ibidem.replay import Row
 from tests.embedders import BagOfWords
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ibidem import minilm_files
+from ibidem.embedding import minilm_files
 
 
 def flipped(directory: Path, seed: int) -> Path:

@@ -40,7 +40,7 @@ def test_the_readme_names_the_commands_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     from typer.main import get_command
 
-    from ibidem.cli import app
+    from ibidem.cli.main import app
 
     commands = set(get_command(app).commands)
 

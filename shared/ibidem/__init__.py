@@ -20,15 +20,15 @@ from ibidem.errors import (
     MissingExtra,
     StorageError,
 )
-from ibidem.examples import Example
-from ibidem.invalidation import Invalidated
+from ibidem.examples.example import Example
+from ibidem.lifecycle.invalidation import Invalidated
 from ibidem.request import Answer, Document, Hit, Miss, Rejected, Request, Stored
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
-    from ibidem.decision import ContextRule
-    from ibidem.embedding import Embedder
-    from ibidem.eviction import Eviction
+    from ibidem.decision.policy import ContextRule
+    from ibidem.embedding.embedder import Embedder
+    from ibidem.lifecycle.eviction import Eviction
 
 __version__ = "0.1.0"
 
@@ -101,7 +101,7 @@ def open(
             the judgements show that `max_wrong` is kept. At 0 a threshold that was measured for
             `max_wrong` on other traffic decides.
         judge: Called with question, stored answer and fresh answer, in a background thread; returns
-            whether the stored one would have been right. Default: `ibidem.judging.AnswerJudge`, a
+            whether the stored one would have been right. Default: `ibidem.audits.judging.AnswerJudge`, a
             stand-in for short answers.
         context: Which documents must be unchanged: `evidence` (those that support the answer; default),
             `same` (all of them) or `ignore`.

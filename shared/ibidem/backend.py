@@ -11,30 +11,30 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ibidem.audits.ledger import Ledger
 from ibidem.background import Background
-from ibidem.embedding import fingerprint_of, resolve_embedder
+from ibidem.embedding.embedder import fingerprint_of, resolve_embedder
 from ibidem.errors import StorageUnavailable
-from ibidem.example_queue import ExampleQueue, Forgetting
+from ibidem.examples.queue import ExampleQueue, Forgetting
+from ibidem.examples.selecting import Selector, Wanted
 from ibidem.faults import Faults
 from ibidem.flights import Flights
-from ibidem.following import Following
-from ibidem.housekeeping import Housekeeping
-from ibidem.ledger import Ledger
+from ibidem.lifecycle.housekeeping import Housekeeping
 from ibidem.locks import ForkSafeLock
-from ibidem.matcher import Matcher, matcher_of
-from ibidem.models import embedder_of
+from ibidem.models.chosen import embedder_of
+from ibidem.models.following import Following
+from ibidem.models.matcher import Matcher, matcher_of
 from ibidem.places import open_records
 from ibidem.request import digest
-from ibidem.rows import EmbeddedExample, LookupRow, size_of
-from ibidem.selecting import Selector, Wanted
 from ibidem.settings import Settings
+from ibidem.storage.rows import EmbeddedExample, LookupRow, size_of
 
 if TYPE_CHECKING:
-    from ibidem.embedding import CheckedEmbedder, Embedder
+    from ibidem.decision.scoring import Scorer
+    from ibidem.embedding.embedder import CheckedEmbedder, Embedder
     from ibidem.entry import Entry
-    from ibidem.examples import Example
-    from ibidem.scoring import Scorer
-    from ibidem.vectors import Vectors
+    from ibidem.examples.example import Example
+    from ibidem.index.vectors import Vectors
 
 POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
 LOG_BATCH = 500
@@ -89,7 +89,7 @@ class Backend:
         self._process, self._poll_at = os.getpid(), 0.0
 
     def matcher_of(self, embedder: Embedder) -> Matcher:
-        """What matches questions with this embedder; raises as `ibidem.matcher.matcher_of` does."""
+        """What matches questions with this embedder; raises as `ibidem.models.matcher.matcher_of` does."""
         return matcher_of(self.settings, self.records, embedder, self.faults, self.wake)
 
     @property

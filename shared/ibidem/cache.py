@@ -7,26 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ibidem import backend as backends
-from ibidem.admission import Admission, storable
 from ibidem.answering import Answering
-from ibidem.audit import Auditor
+from ibidem.audits.audit import Auditor
 from ibidem.backend import Backend
 from ibidem.bypass import BYPASSED, is_bypassed
-from ibidem.correcting import Correcting
-from ibidem.decision import Policy
+from ibidem.decision.policy import Policy
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
-from ibidem.example_log import ExampleLog
+from ibidem.examples.log import ExampleLog
 from ibidem.finding import Finder
+from ibidem.fit.learning import drop_cache, fit_cache
 from ibidem.keeping import Keeper
-from ibidem.learning import drop_cache, fit_cache
-from ibidem.lifetime import Lifetime
+from ibidem.lifecycle.admission import Admission, storable
+from ibidem.lifecycle.correcting import Correcting
+from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
-from ibidem.pairing import advise_cache, pairs_of_cache
+from ibidem.models.promoting import promote_cache, rollback_cache
 from ibidem.patience import hurried
-from ibidem.promoting import promote_cache, rollback_cache
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
-from ibidem.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.stats import Stats
+from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
+from ibidem.teaching.pairing import advise_cache, pairs_of_cache
 
 OnLookup = Callable[[Request, Hit | Miss], None]
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ibidem import vectors
 from ibidem.doctor_index import compare, holder
-from ibidem.embedding import fingerprint_of
+from ibidem.embedding.embedder import fingerprint_of
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
-from ibidem.models import embedder_of, read_promotion
+from ibidem.index import vectors
+from ibidem.models.chosen import embedder_of, read_promotion
 from ibidem.places import catalogue_of, index_opener, open_records
-from ibidem.records import Records
 from ibidem.settings import Settings
+from ibidem.storage.records import Records
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ibidem.catalogue import Catalogue
-from ibidem.index import VectorIndex
+from ibidem.index.catalogue import Catalogue
+from ibidem.index.vector_index import VectorIndex
 from ibidem.settings import Settings
-from ibidem.vector_table import VectorTable
+from ibidem.storage.vector_table import VectorTable
 
 PAGE = 5_000
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ibidem.admission import storable
 from ibidem.bounded import BoundedDict
-from ibidem.decision import Candidate, Policy, decide
+from ibidem.decision.policy import Candidate, Policy, decide
 from ibidem.entry import Entry, cosine
-from ibidem.lifetime import Lifetime
+from ibidem.lifecycle.admission import storable
+from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Hit, Miss, Request, Tier
 
 if TYPE_CHECKING:
-    from ibidem.audit import Auditor
+    from ibidem.audits.audit import Auditor
     from ibidem.backend import Backend
-    from ibidem.matcher import Matcher
+    from ibidem.models.matcher import Matcher
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
 REFRESH_SECONDS = 60.0  # how long the caller that refreshes a stale answer is waited for before another does

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ibidem.admission import Admission
+from ibidem.decision.evidence import supporting
 from ibidem.entry import Entry, Source, Vector
-from ibidem.evidence import supporting
-from ibidem.lifetime import Lifetime
+from ibidem.lifecycle.admission import Admission
+from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.request import Answer, Request
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
-    from ibidem.example_log import ExampleLog
-    from ibidem.matcher import Matcher
+    from ibidem.examples.log import ExampleLog
+    from ibidem.models.matcher import Matcher
 
 
 class Keeper:

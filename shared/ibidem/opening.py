@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ibidem import backend
-from ibidem.admission import Admission
-from ibidem.audit import auditor_for
+from ibidem.audits.audit import auditor_for
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
+from ibidem.lifecycle.admission import Admission
 from ibidem.settings import read_settings
 
 _HOOKS = ("judge", "redact", "admit", "on_lookup")

@@ -7,16 +7,16 @@ import threading
 import uuid
 from pathlib import Path
 
-from ibidem.catalogue import Catalogue, base_of
-from ibidem.chroma import open_embedded, open_small
-from ibidem.chroma_server import open_server
-from ibidem.database import set_aside_if_damaged, sqlite_url
 from ibidem.errors import StorageError
 from ibidem.faults import log
-from ibidem.index import IndexOpener, VectorIndex
-from ibidem.records import Records
+from ibidem.index.catalogue import Catalogue, base_of
+from ibidem.index.chroma import open_embedded, open_small
+from ibidem.index.chroma_server import open_server
+from ibidem.index.vector_index import IndexOpener, VectorIndex
 from ibidem.request import digest
 from ibidem.settings import Settings
+from ibidem.storage.database import set_aside_if_damaged, sqlite_url
+from ibidem.storage.records import Records
 
 
 def open_records(settings: Settings) -> Records:

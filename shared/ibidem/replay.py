@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.decision import Candidate, Policy, Verdict, decide
+from ibidem.decision.policy import Candidate, Policy, Verdict, decide
+from ibidem.decision.scoring import Scorer
 from ibidem.entry import Entry, Vector, to_bytes, to_vector
 from ibidem.intervals import clopper_pearson
 from ibidem.request import Answer, Request
-from ibidem.scoring import Scorer
 
 NEIGHBOURS = 16  # as the cache asks of the vector index
 CURVE_FROM = 0.7  # cosine of the farthest candidates that curves show

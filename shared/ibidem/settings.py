@@ -12,12 +12,12 @@ from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ibidem.admission import MAX_TEMPERATURE
-from ibidem.decision import ContextRule, Policy
+from ibidem.decision.policy import ContextRule, Policy
+from ibidem.decision.scoring import threshold_for
 from ibidem.errors import ConfigurationError
-from ibidem.eviction import Bounds, Eviction
-from ibidem.lifetime import DAYS, Lifetime
-from ibidem.scoring import threshold_for
+from ibidem.lifecycle.admission import MAX_TEMPERATURE
+from ibidem.lifecycle.eviction import Bounds, Eviction
+from ibidem.lifecycle.lifetime import DAYS, Lifetime
 
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ibidem.intervals import clopper_pearson
 
 if TYPE_CHECKING:
-    from ibidem.rows import JudgementRow
+    from ibidem.storage.rows import JudgementRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.decision import Policy
+from ibidem.decision.policy import Policy
+from ibidem.decision.scoring import CosineScorer, LearnedScorer, scorer_for
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.replay import (
     Outcome,
@@ -41,7 +42,6 @@ from ibidem.replay import (
     share,
 )
 from ibidem.request import normalise
-from ibidem.scoring import CosineScorer, LearnedScorer, scorer_for
 from ibidem.settings import read_settings
 from tests.benchmarks.fit_scorer import fit, without
 from tests.benchmarks.pairs import pairs_by_family
@@ -97,7 +97,9 @@ def outcomes(stream: Stream, held: Held, policy: Policy) -> dict[str, Outcome | 
 
 def trained_on() -> set[str]:
     """The streams behind the shipped weights."""
-    return set(json.loads((files("ibidem") / "scorer.json").read_text(encoding="utf-8"))["trained_on"])
+    return set(
+        json.loads((files("ibidem.decision") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
+    )
 
 
 def in_hindsight(stream: Stream) -> tuple[Share, Share, Share]:

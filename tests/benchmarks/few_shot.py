@@ -23,13 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem import selection
-from ibidem.embedding import CheckedEmbedder, Embedder, resolve_embedder
-from ibidem.example_table import ExampleTable
-from ibidem.examples import Example
-from ibidem.records import Records
-from ibidem.rows import EmbeddedExample
-from ibidem.selecting import Selector, Wanted
+from ibidem.embedding.embedder import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.examples import selection
+from ibidem.examples.example import Example
+from ibidem.examples.selecting import Selector, Wanted
+from ibidem.storage.example_table import ExampleTable
+from ibidem.storage.records import Records
+from ibidem.storage.rows import EmbeddedExample
 from tests.benchmarks.streams import Stream, load_streams
 from tests.embedders import BagOfWords
 

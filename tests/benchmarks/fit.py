@@ -31,18 +31,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.decision import Candidate, Policy, Verdict, decide
+from ibidem.audits.terms import scorer_name
+from ibidem.decision.policy import Candidate, Policy, Verdict, decide
+from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding import resolve_embedder
 from ibidem.entry import Vector
 from ibidem.errors import InvalidInput
-from ibidem.fitting import learn
-from ibidem.labels import Label, pairs_of
-from ibidem.learning import FitReport, report_of
+from ibidem.fit.fitting import learn
+from ibidem.fit.labels import Label, pairs_of
+from ibidem.fit.learning import FitReport, report_of
 from ibidem.replay import CURVE_FROM, Judged, by_cosine, hindsight, replay, share
 from ibidem.request import Request, normalise
-from ibidem.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.settings import AUDIT_FLOOR
-from ibidem.terms import scorer_name
 from tests.benchmarks.decisions import trained_on
 from tests.benchmarks.streams import Stream, load_streams
 

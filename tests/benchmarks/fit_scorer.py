@@ -1,4 +1,4 @@
-"""Fit the weights of the learned scorer (`ibidem.scoring`), and report every stream as held out.
+"""Fit the weights of the learned scorer (`ibidem.decision.scoring`), and report every stream as held out.
 
     python -m tests.benchmarks.fit_scorer --data FOLDER [--report] [--out FILE] [--vectors FOLDER]
 
@@ -20,10 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.decision import Policy
+from ibidem.decision.policy import Policy
+from ibidem.decision.scoring import REACH, LearnedScorer, shipped
 from ibidem.embedding import resolve_embedder
 from ibidem.replay import Judged, Outcome, by_policy, hindsight, replay
-from ibidem.scoring import REACH, LearnedScorer, shipped
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
 

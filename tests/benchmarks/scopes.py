@@ -27,20 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ibidem
-from ibidem import Answer, Request, vectors
-from ibidem.database import sqlite_url
-from ibidem.embedders import number_of
+from ibidem import Answer, Request
 from ibidem.embedding import resolve_embedder
-from ibidem.engines import open_engine
 from ibidem.entry import Entry, to_bytes, to_vector
 from ibidem.finding import NEIGHBOURS
-from ibidem.index import coded
+from ibidem.index import vectors
+from ibidem.index.vector_index import coded
 from ibidem.places import catalogue_of, index_opener, open_records
-from ibidem.records import Records
-from ibidem.rows import entry_row, vector_row
 from ibidem.settings import Settings, read_settings
-from ibidem.tables import entries as entries_table
-from ibidem.tables import entry_vectors
+from ibidem.storage.database import sqlite_url
+from ibidem.storage.embedders import number_of
+from ibidem.storage.engines import open_engine
+from ibidem.storage.records import Records
+from ibidem.storage.rows import entry_row, vector_row
+from ibidem.storage.tables import entries as entries_table
+from ibidem.storage.tables import entry_vectors
 from tests.embedders import BagOfWords
 
 COPIES = 20  # scopes that hold one question

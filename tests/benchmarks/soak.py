@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 import ibidem
-from ibidem import tables
-from ibidem.database import writing
 from ibidem.errors import IbidemError
-from ibidem.removal import delete
+from ibidem.storage import tables
+from ibidem.storage.database import writing
+from ibidem.storage.removal import delete
 from tests.embedders import DenseWords
 from tests.helpers import answer, question, reworded
 

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ibidem import Request
-from ibidem.decision import Candidate, Policy, decide
-from ibidem.embedding import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.decision.policy import Candidate, Policy, decide
+from ibidem.decision.scoring import Scorer, scorer_for
+from ibidem.embedding.embedder import CheckedEmbedder, Embedder, resolve_embedder
 from ibidem.replay import Share, as_entry, share
-from ibidem.scoring import Scorer, scorer_for
 from ibidem.settings import read_settings
 
 FOLDER = Path(__file__).parent / "suites"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ibidem import fitting_parts
-from ibidem import labels as labels_module
+from ibidem.decision.scoring import shipped
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
+from ibidem.fit import labels as labels_module
+from ibidem.fit import parts as fitting_parts
 from ibidem.replay import Outcome, p_chr_auc
-from ibidem.scoring import shipped
 from ibidem.settings import read_settings
 from tests.benchmarks import budget as budget_benchmark
 from tests.benchmarks import few_shot, suites

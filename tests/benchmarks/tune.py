@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ibidem.embedding import resolve_embedder
-from ibidem.minilm_files import published_folder
+from ibidem.embedding.minilm_files import published_folder
 from ibidem.tuning.evaluate import stream_figures
 from ibidem.tuning.metrics import cosines, measure
 from ibidem.tuning.training import Recipe, embed, load, train

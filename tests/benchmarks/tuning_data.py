@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ibidem.embedding import Embedder
-from ibidem.labels import Label
+from ibidem.fit.labels import Label
 from ibidem.tuning.data import distinct, divide
 from tests.benchmarks.streams import Stream, load_streams
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ibidem import Answer, ConfigurationError, Example, Hit, InvalidInput, Miss, Rejected, Request
-from ibidem.housekeeping import LATE_SECONDS
+from ibidem.lifecycle.housekeeping import LATE_SECONDS
 from tests.helpers import Clock
 
 QUESTION = Request("what is the state")

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import ibidem
-from ibidem import Answer, CacheClosed, Miss, Request, tables
+from ibidem import Answer, CacheClosed, Miss, Request
 from ibidem.cache import SemanticCache
-from ibidem.database import writing
-from ibidem.records import Records
 from ibidem.request import digest
+from ibidem.storage import tables
+from ibidem.storage.database import writing
+from ibidem.storage.records import Records
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.models import flipped
 
@@ -26,7 +27,7 @@ Open = Callable[..., SemanticCache]
 OTHER = """
 import json, sys
 import ibidem
-from ibidem import vectors
+from ibidem.index import vectors
 from tests.helpers import answer, question, reworded
 
 vectors.EXACT_LIMIT = int(sys.argv[2])
@@ -124,7 +125,7 @@ class PromotionContract:
     @pytest.fixture
     def open_here(self, place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         """Opens caches at the place; closes them afterwards."""
-        monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", self.limit)
+        monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", self.limit)
         opened: list[SemanticCache] = []
 
         def open_one(**settings: Any) -> SemanticCache:
@@ -241,9 +242,9 @@ class PromotionContract:
         self, open_here: Open, models: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Neither current nor previous: vectors, files and collections go; rollback still works."""
-        monkeypatch.setattr("ibidem.following.RETIRED_SECONDS", 0.0)
-        monkeypatch.setattr("ibidem.following.LOOK_SECONDS", 0.0)
-        monkeypatch.setattr("ibidem.upkeep.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.models.following.RETIRED_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.models.following.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.index.upkeep.LOOK_SECONDS", 0.0)
         cache = open_here()
         store(cache, *range(5))
         records = cache._backend.records

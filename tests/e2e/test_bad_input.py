@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import ibidem
-from ibidem import chroma_server, vectors
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, StorageError
+from ibidem.index import chroma_server, vectors
 from ibidem.settings import read_settings
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import answer, eventually, question, reworded

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import lacking, vectors
-from ibidem.lifetime import CLOCK_SKEW
+from ibidem.index import lacking, vectors
+from ibidem.lifecycle.lifetime import CLOCK_SKEW
 from ibidem.patience import HURRIED_SECONDS
 from tests.e2e.test_faults import report, timed
 from tests.e2e.test_processes import by_meaning, exact, open_cache, store

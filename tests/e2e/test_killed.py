@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import vectors
+from ibidem.index import vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 
@@ -30,7 +30,9 @@ WRITER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import background, chroma, vectors
+from ibidem import background
+from ibidem.index import chroma
+from ibidem.index import vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
@@ -259,7 +261,9 @@ def test_a_torn_index_after_a_clean_end_is_rebuilt_too(
 RENEWER = """
 import sys
 import ibidem
-from ibidem import chroma, upkeep, vectors
+from ibidem.index import chroma
+from ibidem.index import upkeep
+from ibidem.index import vectors
 from tests.embedders import BagOfWords
 from tests.helpers import question
 

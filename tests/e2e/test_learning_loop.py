@@ -14,15 +14,15 @@ import pytest
 
 import ibidem
 from ibidem import Answer, Hit, Request
+from ibidem.audits.terms import scorer_name
 from ibidem.cache import SemanticCache
-from ibidem.embedding import CheckedEmbedder, resolve_embedder
-from ibidem.fitted_text import from_json
-from ibidem.labels import Label
-from ibidem.model_directory import SCORER_FILE
+from ibidem.decision.scoring import Scorer, scorer_for
+from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
+from ibidem.fit.labels import Label
+from ibidem.fit.text import from_json
+from ibidem.models.directory import SCORER_FILE
 from ibidem.replay import Row, curve_rule, hindsight, replay
-from ibidem.scoring import Scorer, scorer_for
-from ibidem.teaching import teach
-from ibidem.terms import scorer_name
+from ibidem.teaching.labelling import teach
 from tests.shop import products, stream
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import backend, chroma_server, vectors
+from ibidem import backend
+from ibidem.index import chroma_server, vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.servers import ChromaServer, running_chroma
@@ -25,7 +26,8 @@ WORKER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import backend, vectors
+from ibidem import backend
+from ibidem.index import vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 

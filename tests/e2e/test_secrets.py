@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import Answer, Document, Request, vectors
+from ibidem import Answer, Document, Request
+from ibidem.index import vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 

@@ -33,10 +33,10 @@ from langchain_openai import ChatOpenAI
 
 import ibidem
 from ibidem.errors import NotCacheable
-from ibidem.prompt import Prompt, Segment, plain
-from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
-from ibidem.skeleton import Skeleton, occurs
-from ibidem.sources import Retrieved, occurring
+from ibidem.prompts.prompt import Prompt, Segment, plain
+from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.prompts.skeleton import Skeleton, occurs
+from ibidem.prompts.sources import Retrieved, occurring
 from langchain_ibidem.keys import RequestBuilder, model_identity, temperature_of
 from langchain_ibidem.memory import RECENT_DOCUMENTS
 from langchain_ibidem.prompt import of_messages, parse

@@ -15,12 +15,13 @@ from langchain_openai import ChatOpenAI
 from llama_index.llms.openai import OpenAI
 from typer.testing import CliRunner
 
-from ibidem import ConfigurationError, InvalidInput, MissingExtra, asking
-from ibidem.cli import app
+from ibidem import ConfigurationError, InvalidInput, MissingExtra
+from ibidem.cli.main import app
 from ibidem.errors import TeacherUnavailable
-from ibidem.pairs import QuestionPair, read_pairs, write_pairs
-from ibidem.teachers import resolve_teacher
-from ibidem.teaching import teach
+from ibidem.teaching import asking
+from ibidem.teaching.labelling import teach
+from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem.teaching.teachers import resolve_teacher
 from langchain_ibidem import IbidemCache
 from llama_index_ibidem import CachedLLM, IbidemEventHandler
 from tests.openai_server import OpenAIServer, running_openai

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ibidem import Example
-from ibidem.exporting_formats import FORMATS, Format
+from ibidem.export.formats import FORMATS, Format
 from tests.conftest import OpenCache
 
 SYSTEM = "Answer in one sentence.\u2028Be brief."

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ibidem import Answer, Request
-from ibidem.admission import Admission
 from ibidem.faults import Faults
+from ibidem.lifecycle.admission import Admission
 
 refusal = Admission(Faults()).refusal
 

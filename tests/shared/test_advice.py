@@ -13,15 +13,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Document, Example, InvalidInput, Request
-from ibidem.adoption import key_of
-from ibidem.advice import Advised, advise
-from ibidem.advice_misses import REMEDIES
-from ibidem.cli import app
-from ibidem.embedding import CheckedEmbedder
-from ibidem.intents import intents
-from ibidem.records import Records
-from ibidem.rows import JudgementRow, LookupRow
-from ibidem.traffic import evenly
+from ibidem.advice.advising import Advised, advise
+from ibidem.advice.intents import intents
+from ibidem.advice.misses import REMEDIES
+from ibidem.advice.traffic import evenly
+from ibidem.cli.main import app
+from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.fit.adoption import key_of
+from ibidem.storage.records import Records
+from ibidem.storage.rows import JudgementRow, LookupRow
 from tests.embedders import BagOfWords
 from tests.helpers import question
 
@@ -403,9 +403,9 @@ def test_what_is_no_namespace_is_refused(cache) -> None:
 
 def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a text and as JSON; hostile questions are shown as text."""
-    for module in ("cli_advise", "cli_common"):
-        monkeypatch.setattr(f"ibidem.{module}.out", Console(width=200))
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords())
+    for module in ("advise", "common"):
+        monkeypatch.setattr(f"ibidem.cli.{module}.out", Console(width=200))
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     cache._backend.records.lookups.add(
         [lookup("[red]what[/red] is \x1b[31mthis", "expired") for _ in range(300)]

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from ibidem import Answer, Hit, Request, vectors
+from ibidem import Answer, Hit, Request
+from ibidem.index import vectors
 from tests.embedders import BagOfWords, Constant
 
 WORDS = "how do I reset change open close my new old account card order".split()

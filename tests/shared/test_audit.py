@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem import Answer, ConfigurationError, InvalidInput, Request
+from ibidem.audits.judging import AnswerJudge, contradict
+from ibidem.audits.terms import scorer_name
 from ibidem.cache import SemanticCache
-from ibidem.cli import app
-from ibidem.decision import Policy
+from ibidem.cli.main import app
+from ibidem.decision.policy import Policy
+from ibidem.decision.scoring import CosineScorer, LearnedScorer
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.judging import AnswerJudge, contradict
-from ibidem.records import Records
-from ibidem.rows import JudgementRow
-from ibidem.scoring import CosineScorer, LearnedScorer
 from ibidem.settings import AUDIT_FLOOR, read_settings
-from ibidem.terms import scorer_name
+from ibidem.storage.records import Records
+from ibidem.storage.rows import JudgementRow
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import Child, answer, eventually, question, reworded
 
@@ -262,7 +262,7 @@ def test_answers_that_are_not_kept_are_not_judged(audited) -> None:
 
 def test_an_answer_that_never_comes_is_forgotten(audited, monkeypatch) -> None:
     """Not at once, but when many others are awaited."""
-    monkeypatch.setattr("ibidem.ledger.PENDING", 2)
+    monkeypatch.setattr("ibidem.audits.ledger.PENDING", 2)
     cache = audited()
     fill(cache, 3)
     for n in range(3):
@@ -276,7 +276,7 @@ def test_an_answer_that_never_comes_is_forgotten(audited, monkeypatch) -> None:
 
 def test_more_than_the_judge_can_do_is_dropped(audited, monkeypatch) -> None:
     """And counted."""
-    monkeypatch.setattr("ibidem.ledger.WAITING", 1)
+    monkeypatch.setattr("ibidem.audits.ledger.WAITING", 1)
     begun, released = threading.Event(), threading.Event()
     cache = audited(judge=lambda *_: begun.set() or released.wait(30))
     fill(cache, 4)
@@ -308,7 +308,7 @@ def test_another_process_is_learned_from(open_cache, tmp_path: Path) -> None:
     assert cache.lookup(Request(reworded(0))).reason == "below_budget"
     code = f"""
 import sys
-from ibidem.records import Records
+from ibidem.storage.records import Records
 from tests.shared.test_audit import judged
 records = Records(sys.argv[1])
 print(len(records.judgements.recent()))
@@ -465,7 +465,7 @@ def run(*arguments: str) -> str:
 
 def test_the_command_line_shows_the_audits(audited, past, tmp_path: Path, monkeypatch) -> None:
     """Estimates by namespace and the last judgements, as tables and as JSON; a line among the statistics."""
-    monkeypatch.setattr("ibidem.cli.out", Console(width=200))
+    monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
     where = ("--path", str(tmp_path / "cache"))
     past([judged(at=100.0 + n) for n in range(ENOUGH)])
     cache = audited()
@@ -490,7 +490,7 @@ def test_the_command_line_shows_the_audits(audited, past, tmp_path: Path, monkey
 
 def test_the_command_line_says_how_to_begin(open_cache, tmp_path: Path, monkeypatch) -> None:
     """Where nothing was audited."""
-    monkeypatch.setattr("ibidem.cli.out", Console(width=200))
+    monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
     open_cache().close()
 
     assert "No audits yet" in run("audit", "--path", str(tmp_path / "cache"))

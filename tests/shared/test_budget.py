@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem.budget import WINDOW, Budget, poisson_upper
+from ibidem.audits.budget import WINDOW, Budget, poisson_upper
 from ibidem.intervals import clopper_pearson
 
 SEEDS = range(5)

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Document, Example, Request, __version__
-from ibidem.cli import app
+from ibidem.cli.main import app
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 
@@ -48,8 +48,8 @@ def filled(open_cache, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cli", "cli_common", "cli_invalidate"):
-        monkeypatch.setattr(f"ibidem.{module}.out", Console(width=200))
+    for module in ("main", "common", "invalidate"):
+        monkeypatch.setattr(f"ibidem.cli.{module}.out", Console(width=200))
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -138,7 +138,7 @@ def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
 
 def test_examples_are_selected_judged_and_counted(filled: str, open_cache, monkeypatch) -> None:
     """What a prompt would get, with the embedder of the settings; feedback counts at once."""
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     for n, said in enumerate(("return a coat", "return a hat", "painted the ceiling")):
         cache.examples.add(
@@ -231,7 +231,7 @@ def test_looking_does_not_create(tmp_path: Path) -> None:
 
 def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     """Exit code 0; the model is part of the check."""
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
     findings = {f["check"]: f for f in json.loads(run("doctor", "--path", filled, "--json"))}
 
     assert findings["database"]["text"].startswith("2 entries")
@@ -242,7 +242,7 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
 
 def test_doctor_takes_an_index_in_use_for_sound(filled: str, monkeypatch) -> None:
     """The normal state while the application runs."""
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
     with Child(OWNER, filled) as owner:
         owner.line()
         said = " ".join(run("doctor", "--path", filled).split())
@@ -252,7 +252,7 @@ def test_doctor_takes_an_index_in_use_for_sound(filled: str, monkeypatch) -> Non
 
 def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:
     """Pages overwritten in the middle of the file."""
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
     file = Path(filled) / "ibidem.sqlite3"
     content = bytearray(file.read_bytes())
     content[4096 * 3 : 4096 * 5] = b"\xff" * 8192
@@ -283,13 +283,13 @@ def test_a_number_that_no_database_holds_is_an_error(filled: str, arguments: tup
 @pytest.fixture
 def _bag_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line opens caches with the embedder of these tests."""
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
 
 
 @pytest.mark.usefixtures("_bag_of_words")
 def test_rebuild_fills_a_new_index(filled: str, monkeypatch) -> None:
     """From the database alone."""
-    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)  # as in a large cache
+    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)  # as in a large cache
     assert "The index holds 2 vectors." in run("rebuild", "--path", filled)
     assert "2 vectors, 0 waiting" in run("doctor", "--path", filled)
 
@@ -299,7 +299,7 @@ def test_the_doctor_counts_what_is_missing_and_what_is_left_over(
     open_cache, filled: str, monkeypatch
 ) -> None:
     """And the rebuild it advises heals both."""
-    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)  # as in a large cache
+    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)  # as in a large cache
     run("rebuild", "--path", filled)
     with open_cache() as cache:
         cache.lookup(Request("opens the index"))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem import clusters
-from ibidem.clusters import BORDER, RELATED, TEST, TRAIN, Ties, across, components, duplicates, split
+from ibidem.export import clusters
+from ibidem.export.clusters import BORDER, RELATED, TEST, TRAIN, Ties, across, components, duplicates, split
 
 DATA = os.environ.get("IBIDEM_DATA")  # a folder with streams/*.jsonl
 STREAMS = sorted(Path(DATA).glob("streams/*.jsonl")) if DATA else []

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Request
-from ibidem.decision import Candidate, Policy, decide, documents_agree
+from ibidem.decision.policy import Candidate, Policy, decide, documents_agree
+from ibidem.decision.scoring import Vectors
 from ibidem.entry import Entry, Source
-from ibidem.scoring import Vectors
 
 ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "three")
 

@@ -13,8 +13,9 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from llama_index.core import MockEmbedding
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
 
-from ibidem.embedding import Embedder, resolve_embedder, unit_rows
-from ibidem.embedding_objects import DEFAULT_MAX_TOKENS, estimate_tokens, vector_signature
+from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.embedding.embedder import unit_rows
+from ibidem.embedding.objects import DEFAULT_MAX_TOKENS, estimate_tokens, vector_signature
 from ibidem.errors import ConfigurationError, IbidemError, InvalidInput, MissingExtra
 
 TEXTS = ["what is the capital of France", "how tall is Everest", "x"]
@@ -116,7 +117,7 @@ class TestResolve:
             resolve_embedder(str(tmp_path / "absent"))
 
     def test_a_model_name_needs_the_extra(self, monkeypatch):
-        monkeypatch.setattr("ibidem.embedding.find_spec", lambda _: None)
+        monkeypatch.setattr("ibidem.embedding.embedder.find_spec", lambda _: None)
         with pytest.raises(MissingExtra, match=r"pip install 'ibidem\[sentence-transformers\]'"):
             resolve_embedder("intfloat/e5-small-v2")
 
@@ -132,7 +133,7 @@ class TestResolve:
 
     def test_import_is_light(self):
         code = """
-import sys, ibidem.embedding, ibidem.embedding_objects
+import sys, ibidem.embedding.embedder, ibidem.embedding.objects
 heavy = {"onnxruntime", "onnx", "torch", "tokenizers", "huggingface_hub", "sentence_transformers"}
 assert not (heavy | {"langchain_core", "llama_index"}) & set(sys.modules)
 """

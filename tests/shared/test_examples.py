@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput, StorageError
-from ibidem.examples import DocumentRef
-from ibidem.records import Records
+from ibidem.examples.example import DocumentRef
+from ibidem.storage.records import Records
 from tests.helpers import Child
 
 SECRET = "the merger closes on Friday"
@@ -101,7 +101,7 @@ def test_examples_outlive_entries_and_need_none(open_cache) -> None:
 
 def test_only_the_newest_are_kept(cache, monkeypatch) -> None:
     """The log is bounded."""
-    monkeypatch.setattr("ibidem.example_table.EXAMPLE_LIMIT", 10)
+    monkeypatch.setattr("ibidem.storage.example_table.EXAMPLE_LIMIT", 10)
     for n in range(25):
         cache.examples.add(Example(f"q{n}", "a"))
         if n % 4 == 0:

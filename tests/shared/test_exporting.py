@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput
-from ibidem.cli import app
-from ibidem.exporting_formats import FORMATS, line
+from ibidem.cli.main import app
+from ibidem.export.formats import FORMATS, line
 from tests.embedders import BagOfWords, Constant
 
 GUIDE = Document("guide#1", "Hold the button for ten seconds.")
@@ -346,7 +346,7 @@ class TestFolder:
         def fails(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("ibidem.exporting_folder.Manifest.write", fails)
+        monkeypatch.setattr("ibidem.export.folder.Manifest.write", fails)
         for place in (out, out.parent / "new"):
             with pytest.raises(OSError, match="No space"):
                 cache.examples.export(place, "alpaca")
@@ -357,7 +357,7 @@ class TestFolder:
         """What the split promises is checked on the result."""
         topics(cache, 20)
         monkeypatch.setattr(
-            "ibidem.exporting_run.split", lambda ties, *_: (np.arange(len(ties.vectors)) % 2).astype(np.int8)
+            "ibidem.export.run.split", lambda ties, *_: (np.arange(len(ties.vectors)) % 2).astype(np.int8)
         )
         with pytest.raises(AssertionError, match="belong together"):
             cache.examples.export(tmp_path / "out")
@@ -426,9 +426,9 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def _embedder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ibidem.models.resolve_embedder", lambda _: BagOfWords())
-        monkeypatch.setattr("ibidem.cli_export.out", Console(width=200))
-        monkeypatch.setattr("ibidem.cli_common.out", Console(width=200))
+        monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
+        monkeypatch.setattr("ibidem.cli.export.out", Console(width=200))
+        monkeypatch.setattr("ibidem.cli.common.out", Console(width=200))
 
     @staticmethod
     def run(*arguments: str, code: int = 0) -> str:

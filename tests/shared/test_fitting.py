@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem import fitting, fitting_parts
+from ibidem.decision.scoring import CosineScorer, threshold_for, wrong_at
 from ibidem.errors import InvalidInput
-from ibidem.fitted import NAMES, FittedScorer, Metric, Rarity, Scale, WordWeights
-from ibidem.fitted_text import from_json, to_json
-from ibidem.fitting import Fit, Pair, learn
-from ibidem.fitting_parts import fit_logistic
-from ibidem.fitting_scale import LEVELS, TOP, fit_scale, upper
+from ibidem.fit import fitting
+from ibidem.fit import parts as fitting_parts
+from ibidem.fit.fitted import NAMES, FittedScorer, Metric, Rarity, Scale, WordWeights
+from ibidem.fit.fitting import Fit, Pair, learn
+from ibidem.fit.parts import fit_logistic
+from ibidem.fit.scale import LEVELS, TOP, fit_scale, upper
+from ibidem.fit.text import from_json, to_json
 from ibidem.replay import Judged, hindsight
-from ibidem.scoring import CosineScorer, threshold_for, wrong_at
 from tests.labelled import pairs
 
 BASE = CosineScorer()

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from ibidem import Answer, tables
-from ibidem.database import sqlite_url
+from ibidem import Answer
 from ibidem.entry import Entry
-from ibidem.eviction import Bounds
-from ibidem.housekeeping import Housekeeping
-from ibidem.lifetime import Lifetime
-from ibidem.records import Records
+from ibidem.lifecycle.eviction import Bounds
+from ibidem.lifecycle.housekeeping import Housekeeping
+from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.request import digest
-from ibidem.rows import LookupRow, size_of
+from ibidem.storage import tables
+from ibidem.storage.database import sqlite_url
+from ibidem.storage.records import Records
+from ibidem.storage.rows import LookupRow, size_of
 
 BOUND = 100
 

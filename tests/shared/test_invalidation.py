@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Rejected, Request
 from ibidem.entry import Entry, Source
-from ibidem.invalidation import NAMES, Criteria, criteria_of
-from ibidem.records import Records
+from ibidem.lifecycle.invalidation import NAMES, Criteria, criteria_of
+from ibidem.lifecycle.tombstones import KEPT_SECONDS, Tombstones
 from ibidem.request import digest
-from ibidem.rows import LookupRow
-from ibidem.tombstones import KEPT_SECONDS, Tombstones
+from ibidem.storage.records import Records
+from ibidem.storage.rows import LookupRow
 from tests.helpers import Clock
 from tests.servers import running_postgres
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_refuses_all_that_was_asked_before() -> None:
 
 def test_of_too_many_tombstones_the_time_is_remembered(monkeypatch) -> None:
     """It costs hits and never causes one."""
-    monkeypatch.setattr("ibidem.tombstones.LIMIT", 10)
+    monkeypatch.setattr("ibidem.lifecycle.tombstones.LIMIT", 10)
     known = Tombstones()
     known.add((n, float(n), Criteria(documents=(f"d{n}",)).as_json()) for n in range(1, 21))
 

@@ -10,19 +10,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ibidem import Answer, InvalidInput, Request, fitting_parts
-from ibidem.adoption import key_of
+from ibidem import Answer, InvalidInput, Request
+from ibidem.audits.ledger import Ledger
+from ibidem.audits.terms import Terms
 from ibidem.cache import SemanticCache
-from ibidem.cli import app
-from ibidem.embedding import CheckedEmbedder
+from ibidem.cli.main import app
+from ibidem.decision.scoring import CosineScorer
+from ibidem.embedding.embedder import CheckedEmbedder
 from ibidem.faults import Faults
-from ibidem.labels import Label, of_judgements, pairs_of, read_labels
-from ibidem.ledger import Ledger
-from ibidem.records import Records
+from ibidem.fit import parts as fitting_parts
+from ibidem.fit.adoption import key_of
+from ibidem.fit.labels import Label, of_judgements, pairs_of, read_labels
 from ibidem.replay import Row
-from ibidem.rows import JudgementRow
-from ibidem.scoring import CosineScorer
-from ibidem.terms import Terms
+from ibidem.storage.records import Records
+from ibidem.storage.rows import JudgementRow
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 from tests.labelled import CHATTER, DIMENSION, pairs, rows
@@ -38,8 +39,8 @@ OTHER = " ".join([*CHATTER[:5], "topicb"])  # nearer to it than SAME
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting_parts, "STEPS", 150)
     monkeypatch.setattr(fitting_parts, "WORD_STEPS", 60)
-    monkeypatch.setattr("ibidem.cli.out", Console(width=200))
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
+    monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
 
 
 @pytest.fixture
@@ -260,7 +261,7 @@ def test_labels_are_pairs_that_a_score_decides_about() -> None:
 @pytest.mark.parametrize("mixed", [[TOLD[0], Row("a", 1)], ["a"], [("a", "b", True)]])
 def test_labels_of_another_kind_are_refused(mixed: list[object]) -> None:
     """Before anything is embedded."""
-    with pytest.raises(InvalidInput, match=r"ibidem\.labels\.Label"):
+    with pytest.raises(InvalidInput, match=r"ibidem\.fit\.labels\.Label"):
         pairs_of(mixed, embedder())  # type: ignore[arg-type]
 
 

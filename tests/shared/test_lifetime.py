@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, Request
 from ibidem.entry import Entry
-from ibidem.lifetime import CLOCK_SKEW, Lifetime
+from ibidem.lifecycle.lifetime import CLOCK_SKEW, Lifetime
 
 seconds = st.floats(1.0, 1e8)
 

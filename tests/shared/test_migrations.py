@@ -13,9 +13,10 @@ import sqlalchemy
 from sqlalchemy.schema import CreateTable
 
 import ibidem
-from ibidem import Answer, Document, Example, Request, migrations, tables
-from ibidem.database import reading
-from ibidem.records import Records
+from ibidem import Answer, Document, Example, Request
+from ibidem.storage import migrations, tables
+from ibidem.storage.database import reading
+from ibidem.storage.records import Records
 from tests.embedders import BagOfWords
 from tests.helpers import eventually
 from tests.servers import running_postgres

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ibidem import minilm_files, minilm_graph
-from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.embedding import Embedder, minilm_files, minilm_graph, resolve_embedder
+from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
-from ibidem.minilm import OnnxEmbedder
 
 SENTENCES = [
     "What is the capital of France?",
@@ -247,8 +246,8 @@ class TestProcess:
         code = f"""
 import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here
-from ibidem.minilm import OnnxEmbedder
-from ibidem.minilm_files import find_model
+from ibidem.embedding.minilm import OnnxEmbedder
+from ibidem.embedding.minilm_files import find_model
 model = OnnxEmbedder(find_model(), threads={threads})
 expected = model.embed(["a question"])
 model._lock.acquire()
@@ -265,12 +264,12 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def test_nothing_heavy_is_imported_early(self, cache):
         code = """
-import sys, ibidem.embedding
-from ibidem.minilm import OnnxEmbedder
+import sys, ibidem.embedding.embedder
+from ibidem.embedding.minilm import OnnxEmbedder
 heavy = {"onnxruntime", "onnx", "torch", "tokenizers", "huggingface_hub", "sentence_transformers"}
 heavy |= {"langchain_core", "llama_index", "safetensors"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-ibidem.embedding.resolve_embedder()
+ibidem.embedding.embedder.resolve_embedder()
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
         result = run(code, cache)
@@ -419,7 +418,7 @@ def hub(source):
 
 class TestHub:
     CODE = """
-from ibidem import minilm_files
+from ibidem.embedding import minilm_files
 from ibidem.embedding import resolve_embedder
 minilm_files.PACKAGE = "no_such_package"
 embedder = resolve_embedder()

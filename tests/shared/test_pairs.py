@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from ibidem import Answer, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
-from ibidem.cli import app
-from ibidem.comparing import compared, stock_answers
-from ibidem.gathering import DELETED, Kept
-from ibidem.guards import vetoed_by
-from ibidem.labels import Label, read_labels
-from ibidem.mining import EACH, VETOED, nearest
-from ibidem.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem.cli.main import app
+from ibidem.decision.guards import vetoed_by
+from ibidem.fit.labels import Label, read_labels
+from ibidem.teaching.comparing import compared, stock_answers
+from ibidem.teaching.gathering import DELETED, Kept
+from ibidem.teaching.mining import EACH, VETOED, nearest
+from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
 from tests.embedders import BagOfWords
 from tests.helpers import question, reworded
 
@@ -387,8 +387,8 @@ def test_pairs_without_any_label_are_no_labels(tmp_path: Path) -> None:
 
 def test_pairs_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, a table, what to do next; nothing is replaced unasked."""
-    monkeypatch.setattr("ibidem.cli_teach.out", Console(width=200))
-    monkeypatch.setattr("ibidem.models.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.cli.teach.out", Console(width=200))
+    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     file, at = tmp_path / "pairs.jsonl", ("--path", str(tmp_path / "cache"))
     cache.flush()

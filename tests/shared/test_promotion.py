@@ -16,12 +16,12 @@ import sqlalchemy
 from typer.testing import CliRunner
 
 import ibidem
-from ibidem.cli import app
-from ibidem.fitted import NAMES, FittedScorer, Rarity, Scale
-from ibidem.fitted_text import to_json
-from ibidem.minilm import OnnxEmbedder
-from ibidem.scoring import scorer_for
-from ibidem.terms import scorer_name
+from ibidem.audits.terms import scorer_name
+from ibidem.cli.main import app
+from ibidem.decision.scoring import scorer_for
+from ibidem.embedding.minilm import OnnxEmbedder
+from ibidem.fit.fitted import NAMES, FittedScorer, Rarity, Scale
+from ibidem.fit.text import to_json
 from tests.contracts.promotion import PromotionContract, ask, models, right, store  # noqa: F401 (models: a fixture)
 from tests.helpers import Child
 from tests.models import measured

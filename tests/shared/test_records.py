@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Example, Request, StorageError
-from ibidem.database import set_aside_if_damaged, writing
 from ibidem.entry import Entry, Source, to_bytes, to_vector
 from ibidem.errors import StorageUnavailable
 from ibidem.patience import hurried
-from ibidem.records import Records
-from ibidem.rows import LookupRow
+from ibidem.storage.database import set_aside_if_damaged, writing
+from ibidem.storage.records import Records
+from ibidem.storage.rows import LookupRow
 from tests.embedders import BagOfWords
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
@@ -145,7 +145,7 @@ def test_clear_takes_the_documents_and_the_logs_along(records: Records) -> None:
 
 def test_the_log_counts_hits_and_forgets_the_oldest(records: Records, monkeypatch) -> None:
     """The log is bounded; the counters of the entries stay."""
-    monkeypatch.setattr("ibidem.logs.LOG_LIMIT", 10)
+    monkeypatch.setattr("ibidem.storage.logs.LOG_LIMIT", 10)
     stored = entry()
     records.put(stored, "e")
     for n in range(15):
@@ -199,7 +199,7 @@ def test_threads_write_in_turn(records: Records, monkeypatch) -> None:
     with ThreadPoolExecutor(40) as pool:
         for done in [pool.submit(write, n) for n in range(40)]:
             done.result(10)
-        monkeypatch.setattr("ibidem.engines.HURRIED_SECONDS", 0.05)
+        monkeypatch.setattr("ibidem.storage.engines.HURRIED_SECONDS", 0.05)
         with (
             writing(records._engine),
             pytest.raises(StorageUnavailable, match="database is locked"),

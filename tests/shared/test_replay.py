@@ -16,8 +16,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
-from ibidem.cli import app
-from ibidem.decision import Policy
+from ibidem.cli.main import app
+from ibidem.decision.policy import Policy
+from ibidem.decision.scoring import CosineScorer
 from ibidem.intervals import clopper_pearson
 from ibidem.replay import (
     Judged,
@@ -33,7 +34,6 @@ from ibidem.replay import (
     replay,
 )
 from ibidem.replay_page import page
-from ibidem.scoring import CosineScorer
 from tests.embedders import BagOfWords
 
 STREAM = [
@@ -204,8 +204,8 @@ def test_the_page_of_nothing() -> None:
 @pytest.fixture
 def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stream in a file, and an embedder that needs no model."""
-    monkeypatch.setattr("ibidem.cli_replay.resolve_embedder", lambda spec: BagOfWords())
-    monkeypatch.setattr("ibidem.cli_replay.out", Console(width=200))
+    monkeypatch.setattr("ibidem.cli.replay.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.cli.replay.out", Console(width=200))
     path = tmp_path / "workload.jsonl"
     path.write_text("\n".join(json.dumps(row._asdict()) for row in STREAM) + "\n\n", encoding="utf-8")
     return path

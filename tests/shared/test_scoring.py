@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ibidem.decision.phrasing import take_apart
+from ibidem.decision.scoring import CosineScorer, LearnedScorer, features, scorer_for, shipped, threshold_for
 from ibidem.errors import InvalidInput
-from ibidem.phrasing import take_apart
-from ibidem.scoring import CosineScorer, LearnedScorer, features, scorer_for, shipped, threshold_for
 
 WORDS = (
     "how do i can you the a to from not never no please and or is which how many who when before after "

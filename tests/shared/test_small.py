@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ibidem import Answer, Request, vectors
-from ibidem.small import SmallIndex
+from ibidem import Answer, Request
+from ibidem.index import vectors
+from ibidem.index.small import SmallIndex
 from tests.embedders import BagOfWords, DenseWords
 from tests.helpers import Child, answer, fill, finds, question
 

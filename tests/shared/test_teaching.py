@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ibidem import Answer, Example, InvalidInput, Rejected, Request, asking
-from ibidem.cli import app
+from ibidem import Answer, Example, InvalidInput, Rejected, Request
+from ibidem.cli.main import app
 from ibidem.errors import TeacherUnavailable
-from ibidem.labels import read_labels
-from ibidem.pairs import QuestionPair, read_pairs, write_pairs
-from ibidem.teacher_prompt import Verdict, prompt_of, verdict_of
-from ibidem.teaching import Lesson, teach
+from ibidem.fit.labels import read_labels
+from ibidem.teaching import asking
+from ibidem.teaching.labelling import Lesson, teach
+from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem.teaching.prompt import Verdict, prompt_of, verdict_of
 from tests.helpers import Child, eventually
 from tests.labelled import rows
 
@@ -337,8 +338,8 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 _SLOW = """
 import json, sys, time
 from pathlib import Path
-from ibidem.pairs import read_pairs
-from ibidem.teaching import teach
+from ibidem.teaching.pairs import read_pairs
+from ibidem.teaching.labelling import teach
 def slow(prompt):
     sys.stdout.write(json.loads(prompt.split("\\n##########\\n")[1])["new question"] + "\\n")
     time.sleep(0.02)
@@ -460,9 +461,9 @@ def run(*arguments: object, code: int = 0, says: str = "") -> str:
 
 def test_teach_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost, a question, a table, a file; again, and nothing is left to ask."""
-    monkeypatch.setattr("ibidem.cli_teach.out", Console(width=200))
+    monkeypatch.setattr("ibidem.cli.teach.out", Console(width=200))
     oracle = Oracle(lambda asked, stored: YES if asked < "asked 2" else NO)
-    monkeypatch.setattr("ibidem.teaching.resolve_teacher", lambda name: (oracle, name))
+    monkeypatch.setattr("ibidem.teaching.labelling.resolve_teacher", lambda name: (oracle, name))
     file = tmp_path / "pairs.jsonl"
     write_pairs(file, [*some(4), QuestionPair("k", "l", False, labelled_by="judgement")])
     at = (file, "--teacher", "openai:some")
@@ -490,7 +491,9 @@ def test_teach_on_the_command_line_says_what_is_wrong(
     assert "cannot read" in run(tmp_path / "none", "--teacher", "openai:x", code=2)
     assert "PROVIDER:MODEL" in run(file, "--teacher", "gpt", code=2)
     assert "another file" in run(file, "--teacher", "openai:x", "--out", file, code=2)
-    monkeypatch.setattr("ibidem.teaching.resolve_teacher", lambda name: (lambda prompt: 1 / 0, name))
+    monkeypatch.setattr(
+        "ibidem.teaching.labelling.resolve_teacher", lambda name: (lambda prompt: 1 / 0, name)
+    )
     assert "5 pairs in a row" in run(file, "--teacher", "openai:x", "--yes", code=2)
     write_pairs(file, some(1))
     assert "run the same command again" in run(file, "--teacher", "openai:x", "--yes", code=2)

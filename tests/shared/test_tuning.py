@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem import model_directory
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import ConfigurationError, InvalidInput
-from ibidem.labels import Label
+from ibidem.fit.labels import Label
+from ibidem.models import directory as model_directory
 from ibidem.tuning import card
 from ibidem.tuning.data import distinct, divide
 from ibidem.tuning.metrics import auc, cosines, labels_of, measure, resampled, roc

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ibidem
-from ibidem import Answer, Document, IndexUnavailable, Request, tables, upkeep
-from ibidem.database import writing
-from ibidem.memory import Memory
-from ibidem.removal import delete
+from ibidem import Answer, Document, IndexUnavailable, Request
+from ibidem.index import upkeep
+from ibidem.index.memory import Memory
+from ibidem.storage import tables
+from ibidem.storage.database import writing
+from ibidem.storage.removal import delete
 from tests.embedders import BagOfWords, DenseWords
 from tests.helpers import Child, answer, eventually, fill, finds, question
 from tests.servers import running_chroma
@@ -24,7 +26,7 @@ from tests.servers import running_chroma
 @pytest.fixture(autouse=True)
 def searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a large cache, whose vectors are in Chroma."""
-    monkeypatch.setattr("ibidem.vectors.EXACT_LIMIT", 0)
+    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, message_to_dict, messages_from_dict
 from langchain_core.outputs import ChatGeneration, Generation
 
-from ibidem.admission import COMPLETE
 from ibidem.errors import NotCacheable
+from ibidem.lifecycle.admission import COMPLETE
 from ibidem.request import Answer, Hit
 
 MARKER = "ibidem"

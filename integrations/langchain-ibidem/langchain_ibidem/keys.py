@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Sequence
 
-from ibidem.dissection import dissect, exactly
 from ibidem.errors import NotCacheable
-from ibidem.prompt import Prompt
-from ibidem.questions import Clues, QuestionFinder
+from ibidem.prompts.dissection import dissect, exactly
+from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.questions import Clues, QuestionFinder
+from ibidem.prompts.sources import Occurrence, occurring
 from ibidem.request import Request
-from ibidem.sources import Occurrence, occurring
 from langchain_ibidem.memory import Memory, Render
 from langchain_ibidem.prompt import parse
 

@@ -11,9 +11,9 @@ from langchain_core.documents import Document
 
 from ibidem.bounded import BoundedDict
 from ibidem.locks import ForkSafeLock
+from ibidem.prompts.shown import Shown
+from ibidem.prompts.sources import Retrieved
 from ibidem.request import digest
-from ibidem.shown import Shown
-from ibidem.sources import Retrieved
 from langchain_ibidem.variables import LONGEST_TEXT, Variables
 
 RECENT_DOCUMENTS = 256

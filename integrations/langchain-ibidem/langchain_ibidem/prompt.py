@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from ibidem.prompt import Ordinals, Prompt, Segment, plain
+from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
 
 _ROLES = {
     "human": "human",

@@ -9,11 +9,11 @@ from langchain_core.example_selectors import BaseExampleSelector
 from langchain_core.runnables import ensure_config
 
 from ibidem.errors import InvalidInput
-from ibidem.examples import Example
+from ibidem.examples.example import Example
 from ibidem.faults import Faults
-from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.prompts.shown import Shown, settings_of
 from ibidem.request import require_bool, require_text
-from ibidem.shown import Shown, settings_of
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.tracker import install

@@ -23,7 +23,7 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.tracers.context import register_configure_hook
 
 from ibidem.faults import Faults
-from ibidem.prompt import plain
+from ibidem.prompts.prompt import plain
 from langchain_ibidem import calls
 from langchain_ibidem.memory import Memory, retrieved
 from langchain_ibidem.prompt import of_messages

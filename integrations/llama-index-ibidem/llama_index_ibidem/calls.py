@@ -26,9 +26,9 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.events.span import SpanDropEvent
 from pydantic import PrivateAttr
 
-from ibidem.admission import COMPLETE
 from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
+from ibidem.lifecycle.admission import COMPLETE
 from ibidem.locks import ForkSafeLock
 from llama_index_ibidem import spans
 from llama_index_ibidem.codec import MARKER

@@ -15,7 +15,7 @@ from llama_index.core.base.response.schema import AsyncStreamingResponse, Stream
 from llama_index.core.llms.custom import CustomLLM
 
 from ibidem.bounded import BoundedDict
-from ibidem.sources import CONTEXT_KEYS
+from ibidem.prompts.sources import CONTEXT_KEYS
 from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.facts import Filled, Synthesis
 

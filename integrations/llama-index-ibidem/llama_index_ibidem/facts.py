@@ -10,8 +10,8 @@ from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from ibidem.prompts.sources import Retrieved
 from ibidem.request import Document, digest
-from ibidem.sources import Retrieved
 from llama_index_ibidem.wrapping import WrappingLLM
 
 _UUID = 37  # characters after the name in a span's id: "-" and the uuid

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ibidem.errors import InvalidInput
-from ibidem.examples import Example
+from ibidem.examples.example import Example
 from ibidem.faults import Faults
-from ibidem.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.prompts.shown import Shown, settings_of
 from ibidem.request import require_bool, require_text
-from ibidem.shown import Shown, settings_of
 from llama_index_ibidem import spans
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from llama_index.core.base.response.schema import (
 from llama_index.core.schema import NodeWithScore
 
 from ibidem.bounded import BoundedDict
-from ibidem.examples import Example
+from ibidem.examples.example import Example
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
-from ibidem.prompt import Prompt
+from ibidem.prompts.prompt import Prompt
 from ibidem.request import Document
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.calls import Calls, ModelResponse

@@ -11,11 +11,11 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
-from ibidem.dissection import Dissection, dissect, exactly
-from ibidem.prompt import Prompt
-from ibidem.questions import Clues, QuestionFinder, looks_like_question, one_line
+from ibidem.prompts.dissection import Dissection, dissect, exactly
+from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.questions import Clues, QuestionFinder, looks_like_question, one_line
+from ibidem.prompts.sources import occurring
 from ibidem.request import Request
-from ibidem.sources import occurring
 from llama_index_ibidem.facts import Filled
 from llama_index_ibidem.identity import asks_for_form, identity, parameters
 from llama_index_ibidem.prompt import of_messages, of_text

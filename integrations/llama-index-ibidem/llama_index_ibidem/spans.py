@@ -25,8 +25,8 @@ from pydantic import PrivateAttr
 from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
-from ibidem.shown import Shown
-from ibidem.sources import Retrieved
+from ibidem.prompts.shown import Shown
+from ibidem.prompts.sources import Retrieved
 from llama_index_ibidem.deferred import Deferred
 from llama_index_ibidem.facts import (
     POSTPROCESS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ibidem.dissection import Dissection
-from ibidem.prompt import Prompt
+from ibidem.prompts.dissection import Dissection
+from ibidem.prompts.prompt import Prompt
 from ibidem.request import Document
 from llama_index_ibidem.spans import Surroundings
 

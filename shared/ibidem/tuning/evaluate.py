@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibidem.embedding import CheckedEmbedder, Embedder
+from ibidem.embedding.embedder import CheckedEmbedder, Embedder
 from ibidem.entry import Vector
-from ibidem.labels import Label
+from ibidem.fit.labels import Label
 from ibidem.replay import Outcome, Row, ceiling, curve_rule, most_hits, p_chr_auc, replay
 from ibidem.request import normalise
 from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, measure

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.components import components
-from ibidem.labels import Label
+from ibidem.fit.labels import Label
 from ibidem.replay import Judged, Share, most_hits, p_chr_auc
+from ibidem.tuning.components import components
 
 GREY = (0.80, 0.97)  # cosines at which a decision is hard, as CacheVerifier (Xin 2026) draws them
 RESAMPLES = 500

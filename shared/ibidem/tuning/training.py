@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from ibidem.labels import Label
+from ibidem.fit.labels import Label
 from ibidem.tuning.losses import LossName, SharedAnswerLoss
 from ibidem.tuning.metrics import auc, cosines, labels_of
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.embedding import CheckedEmbedder
+from ibidem.audits.terms import scorer_name
+from ibidem.decision.scoring import scorer_for
+from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.embedding.minilm import OnnxEmbedder
+from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
-from ibidem.fitted_text import to_json
-from ibidem.fitting import learn
-from ibidem.labels import Label, pairs_of
-from ibidem.minilm import OnnxEmbedder
-from ibidem.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
-from ibidem.model_directory import SCORER_FILE
-from ibidem.scoring import scorer_for
-from ibidem.terms import scorer_name
+from ibidem.fit.fitting import learn
+from ibidem.fit.labels import Label, pairs_of
+from ibidem.fit.text import to_json
+from ibidem.models.directory import SCORER_FILE
 from ibidem.tuning import card
 from ibidem.tuning.data import Division, distinct, divide
 from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, labels_of, measure, resampled

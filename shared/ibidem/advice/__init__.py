@@ -1,0 +1,1 @@
+"""Which step would pay next: few-shot, documents, fine-tuning, or labels for the cache itself."""

@@ -1,0 +1,66 @@
+"""`ibidem audit`: how often stored answers would have been wrong, by namespace, and the last judgements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ibidem.audits.audit import report_of
+from ibidem.cli.tables import plain, short
+from ibidem.settings import Settings
+from ibidem.stats import AuditStats
+from ibidem.storage.records import Records
+from ibidem.storage.rows import JudgementRow
+
+AUDIT_RATE = 0.05  # assumed where the settings make no audits: those who look need not have it set
+
+
+def report(records: Records, settings: Settings, namespace: str | None) -> list[AuditStats]:
+    """The estimates of the namespaces judged last, or of one of them, as a cache opened now will see them."""
+    found = report_of(records.judgements, settings.max_wrong, settings.audit_rate or AUDIT_RATE)
+    return [one for one in found if namespace in (None, one.namespace)]
+
+
+def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:
+    """Wrong answers per hit by meaning, a line for each namespace."""
+    columns = (
+        "namespace",
+        "audits",
+        "wrong",
+        "wrong per hit",
+        "95 % interval",
+        "probes",
+        "serves from",
+        "alarms",
+    )
+    table = Table(*columns, title=f"Audits of the last 1,500 judgements; budget {max_wrong:.1%} of the hits")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in found:
+        known = one.wrong_per_hit is not None
+        cells = (
+            one.namespace or "-",
+            f"{one.audits:,}",
+            f"{one.wrong:,}",
+            f"{one.wrong_per_hit:.1%}" if known else "-",
+            f"{one.interval[0]:.1%} to {one.interval[1]:.1%}" if known else "-",
+            f"{one.probes:,}",
+            "nothing yet" if one.threshold is None else f"score {one.threshold:.3f}",
+            f"{one.alarms:,}",
+        )
+        table.add_row(*map(plain, cells))
+    return table
+
+
+def judgements(rows: Iterable[JudgementRow]) -> Table:
+    """What was compared, and what the judge said, a line each."""
+    table = Table("at", "from", "score", "answer", "asked", "stored", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        at = time.strftime("%m-%d %H:%M", time.localtime(row.at))
+        cells = (at, row.source, f"{row.score:.3f}", "right" if row.right else "wrong")
+        table.add_row(*map(plain, (*cells, short(row.asked), short(row.stored))))
+    return table

@@ -1,0 +1,131 @@
+"""What the commands of the command line share: options, the cache they look into, how they speak."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ibidem.cli.tables import plain
+from ibidem.entry import Entry
+from ibidem.errors import IbidemError, InvalidInput
+from ibidem.places import open_records
+from ibidem.settings import Settings, read_settings
+from ibidem.storage.records import Records
+
+Row = TypeVar("Row")
+
+_AGO = re.compile(r"(\d+)([mhdw])")
+_SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+out = Console()
+err = Console(stderr=True)
+
+PathOption = Annotated[
+    Path | None,
+    typer.Option("--path", help="Directory of the cache; default: IBIDEM_PATH, else your own."),
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
+]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="How many.")]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Only this namespace.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="An id, or the beginning of one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def settings_of(path: Path | None, database: str | None, chroma: str | None = None) -> Settings:
+    """The settings of a cache in this place."""
+    return read_settings(path=path, database=database, chroma=chroma)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Print Ibidem's errors as one sentence instead of a traceback."""
+    try:
+        yield
+    except IbidemError as error:
+        fail(str(error))
+
+
+@contextmanager
+def truth_of(path: Path | None, database: str | None) -> Iterator[Records]:
+    """The truth of an existing cache; looking at one never creates it."""
+    with sentences():
+        settings = settings_of(path, database)
+        require_cache(settings)
+        records = open_records(settings)
+        try:
+            yield records
+        finally:
+            records.close()
+
+
+def require_cache(settings: Settings) -> None:
+    """End if there is no cache in this place."""
+    if settings.database is None and not settings.database_file.is_file():
+        fail(f"there is no cache in {settings.path}; give its directory with --path or IBIDEM_PATH")
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong, and end with code 2."""
+    err.print(f"[red]error:[/] {plain(message)}", soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def print_json(value: Any) -> None:
+    """Print for programs."""
+    out.print_json(json.dumps(value), indent=2)
+
+
+def print_list(
+    rows: Sequence[Row],
+    as_json: bool,
+    plainly: Callable[[Row], Any],
+    table: Callable[[Sequence[Row]], Table],
+    nothing: str,
+) -> None:
+    """Print rows for programs or as a table; `nothing` if there are none."""
+    if as_json:
+        print_json([plainly(row) for row in rows])
+    else:
+        out.print(table(rows) if rows else nothing)
+
+
+def entry_of(records: Records, prefix: str) -> Entry:
+    """The entry whose id begins so; ends if there is none, or several."""
+    found = records.find(prefix)
+    if len(found) != 1:
+        ids = ", ".join(entry.id[:12] for entry in found)
+        fail(f"no entry begins with {prefix!r}" if not found else f"several entries begin so: {ids}")
+    return found[0]
+
+
+def moment(name: str, given: str) -> float:
+    """Seconds since the epoch: `3d` is three days ago, `2026-01-31T12:00Z` what it says.
+
+    Raises:
+        InvalidInput: It is neither; the message names the option.
+    """
+    if ago := _AGO.fullmatch(given):
+        return time.time() - int(ago[1]) * _SECONDS[ago[2]]
+    try:
+        found = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", given))
+    except ValueError:
+        found = datetime.min
+    if found.tzinfo is None:
+        raise InvalidInput(
+            f"{name} must be a time with its zone, like 2026-01-31T12:00Z or 2026-01-31T12:00+02:00, "
+            f"or an age like 30m, 12h, 3d, 2w; not {given!r}"
+        )
+    return found.timestamp()

@@ -1,0 +1,211 @@
+"""The command line: look into a cache, empty it, check it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ibidem import __version__
+from ibidem.cli import audit as cli_audit
+from ibidem.cli import fit as cli_fit
+from ibidem.cli import tables
+from ibidem.cli.advise import advise_next
+from ibidem.cli.common import (
+    DatabaseOption,
+    IdArgument,
+    JsonOption,
+    LimitOption,
+    NamespaceOption,
+    PathOption,
+    YesOption,
+    entry_of,
+    out,
+    print_json,
+    print_list,
+    require_cache,
+    sentences,
+    settings_of,
+    truth_of,
+)
+from ibidem.cli.examples import examples_app
+from ibidem.cli.export import export_examples
+from ibidem.cli.invalidate import give_feedback, invalidate
+from ibidem.cli.promote import promote
+from ibidem.cli.rebuild import rebuild_index
+from ibidem.cli.replay import replay_workload
+from ibidem.cli.teach import mine_pairs, teach_pairs
+from ibidem.cli.tune import evaluate_models, tune_model
+from ibidem.doctor import examine
+
+app = typer.Typer(
+    name="ibidem",
+    help="Look into an Ibidem answer cache. Settings not given are read from IBIDEM_* variables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"ibidem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def stats(path: PathOption = None, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
+    """Count entries, hits, misses and examples; the lookups are the last 100,000."""
+    with truth_of(path, database) as records:
+        totals = records.totals()
+    if as_json:
+        print_json({**asdict(totals), "hit_rate": totals.hit_rate})
+    else:
+        out.print(tables.totals(totals, title=f"Ibidem cache {records.url}"))
+
+
+@app.command("ls")
+def list_entries(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    limit: LimitOption = 20,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the newest entries."""
+    with truth_of(path, database) as records:
+        entries = records.newest(limit, namespace)
+    print_list(entries, as_json, tables.summary, tables.entries, "No entries.")
+
+
+@app.command("log")
+def list_lookups(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    limit: LimitOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the last lookups: what was asked, and why it was a hit or a miss."""
+    with truth_of(path, database) as records:
+        rows = records.lookups.recent(limit)
+    print_list(rows, as_json, asdict, tables.lookups, "No lookups yet.")
+
+
+@app.command()
+def audit(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    limit: LimitOption = 20,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how often hits by meaning are wrong, by the answers that were compared, and the last of these."""
+    with truth_of(path, database) as records:
+        settings = settings_of(path, database)
+        found = cli_audit.report(records, settings, namespace)
+        rows = records.judgements.recent(limit, namespace)
+    if as_json:
+        print_json({"namespaces": list(map(asdict, found)), "judgements": list(map(asdict, rows))})
+    elif rows:
+        out.print(cli_audit.estimates(found, settings.max_wrong), cli_audit.judgements(rows))
+    else:
+        out.print("No audits yet; open the cache with audit_rate above 0 to have some.")
+
+
+@app.command()
+def show(
+    entry_id: IdArgument,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one entry: question, answer, documents behind it."""
+    with truth_of(path, database) as records:
+        found = entry_of(records, entry_id)
+    if as_json:
+        print_json({**tables.summary(found), "answer": found.answer.text})
+    else:
+        out.print(tables.entry(found))
+
+
+@app.command()
+def clear(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    namespace: NamespaceOption = None,
+    yes: YesOption = False,
+) -> None:
+    """Delete all entries, lookups and examples, or those of one namespace."""
+    with truth_of(path, database) as records:
+        where = "" if namespace is None else f"of namespace {namespace!r} "
+        what = f"all entries, lookups and examples {where}in {records.url}"
+        if not yes and not typer.confirm(f"Delete {what}?"):
+            raise typer.Exit(1)
+        count = records.clear(namespace)
+    out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
+
+
+@app.command()
+def doctor(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    chroma: Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check database, vector index and embedding model; exit code 1 if something needs you."""
+    with sentences():
+        settings = settings_of(path, database, chroma)
+        require_cache(settings)
+        findings = examine(settings)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        out.print(tables.findings(findings))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def fit(
+    labels: cli_fit.Labels = None,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    namespace: Annotated[
+        str, typer.Option("--namespace", help="Whose audits begin with what a file of labels proves.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would bring.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Return to the score that is shipped.")] = False,
+) -> None:
+    """Fit the score to labels, what audits judged or a file; used if it is better, when a cache is opened."""
+    with truth_of(path, database) as records:
+        place = cli_fit.place_of(records, settings_of(path, database))
+        said = cli_fit.dropped(place) if drop else cli_fit.fitted(place, labels, namespace, dry_run=dry_run)
+    out.print(*said, sep="\n")
+
+
+app.add_typer(examples_app)
+app.command("rebuild")(rebuild_index)
+app.command("invalidate")(invalidate)
+app.command("feedback")(give_feedback)
+app.command("export")(export_examples)
+app.command("replay")(replay_workload)
+app.command("advise")(advise_next)
+app.command("pairs")(mine_pairs)
+app.command("teach")(teach_pairs)
+app.command("tune")(tune_model)
+app.command("evaluate")(evaluate_models)
+app.command("promote")(promote)
+
+
+def main() -> None:
+    """Entry point of the `ibidem` command."""
+    app()

@@ -1,0 +1,117 @@
+"""`ibidem promote`: use a tuned embedding model, return to the one before, or show what is used."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+import ibidem
+from ibidem.cache import SemanticCache
+from ibidem.cli.common import (
+    DatabaseOption,
+    JsonOption,
+    PathOption,
+    err,
+    fail,
+    out,
+    print_json,
+    require_cache,
+    sentences,
+    settings_of,
+)
+from ibidem.cli.rebuild import ChromaOption
+from ibidem.cli.tables import plain
+from ibidem.models.chosen import read_promotion
+from ibidem.models.promoting import PromotionReport
+from ibidem.places import open_records
+from ibidem.settings import Settings
+
+
+def promote(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="What `ibidem tune` wrote: model, scorer, metrics.")
+    ] = None,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    chroma: ChromaOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if its metrics say that it is worse, or nothing.")
+    ] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Return to the model used before.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show which model is used.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Use a tuned embedding model in all caches on this place, while they serve.
+
+    All stored questions are embedded first; interrupted, it goes on where it was when it is called again.
+    """
+    if (directory is not None) + rollback + status != 1:
+        fail("give a model directory, or --rollback, or --status")
+    settings = settings_of(path, database, chroma)
+    require_cache(settings)
+    with sentences():
+        if status:
+            _show(settings, as_json)
+            return
+        with ibidem.open(path, database=database, chroma=chroma) as cache:
+            report = _promoted(cache, directory, force) if directory is not None else cache.rollback()
+    if as_json:
+        print_json(asdict(report))
+    else:
+        out.print(*_said(report), sep="\n")
+
+
+def _promoted(cache: SemanticCache, directory: Path, force: bool) -> PromotionReport:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("Embedding", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        return cache.promote(directory, force=force, progress=show)
+
+
+def _said(report: PromotionReport) -> list[str]:
+    said = [plain(str(figure)) for figure in report.figures]
+    if report.embedded:
+        rate = report.embedded / max(report.seconds, 1e-9)
+        said.append(
+            f"Embedded {report.embedded:,} questions in {report.seconds:.1f} s, {rate:,.0f} a second."
+        )
+    if not report.changed:
+        return [*said, plain(f"{report.model} is in use already.")]
+    return [
+        *said,
+        plain(f"Used from now on: {report.model}"),
+        plain(f"Before: {report.previous}; ibidem promote --rollback returns to it."),
+    ]
+
+
+def _show(settings: Settings, as_json: bool) -> None:
+    records = open_records(settings)
+    try:
+        promotion = read_promotion(records)
+        known = sorted(records.embedders.known())
+        tables = {one: records.vectors_of(one) for one in known}
+        counts = {one: (table.count(), table.count_lacking()) for one, table in tables.items()}
+    finally:
+        records.close()
+    if as_json:
+        models = [{"model": one, "questions": n, "lacking": left} for one, (n, left) in counts.items()]
+        print_json({"promotion": promotion and asdict(promotion), "embedders": models})
+        return
+    if promotion is None:
+        out.print("No model was promoted: the default is used.")
+    else:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(promotion.at))
+        out.print(plain(f"Used since {since}: {promotion.current.fingerprint}"))
+        out.print(plain(f"Before: {promotion.previous.fingerprint}"))
+    for one, (count, lacking) in counts.items():
+        left = f", {lacking:,} still to be embedded" if lacking else ""
+        out.print(plain(f"  {one}: {count:,} questions{left}"))

@@ -1,0 +1,90 @@
+"""`ibidem rebuild`: fill a new vector index from the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from ibidem.cli.common import DatabaseOption, PathOption, err, fail, out, require_cache, sentences
+from ibidem.doctor_index import holder
+from ibidem.errors import IndexInUse, IndexUnavailable
+from ibidem.faults import Faults
+from ibidem.index.catalogue import Catalogue
+from ibidem.index.small import SmallIndex
+from ibidem.index.vectors import EXACT_LIMIT, Vectors
+from ibidem.models.chosen import embedder_of
+from ibidem.models.matcher import matcher_of
+from ibidem.places import catalogue_of, open_records
+from ibidem.settings import Settings, read_settings
+
+ChromaOption = Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option("--embedder", help="Name or directory of the embedding model, if not the default."),
+]
+
+
+def rebuild_index(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    chroma: ChromaOption = None,
+    embedder: EmbedderOption = None,
+) -> None:
+    """Fill a new vector index from the database and put it in place of the old one.
+
+    A small embedded cache (10,000 vectors) has none: they are searched in memory.
+    """
+    with sentences():
+        settings = read_settings(path=path, database=database, chroma=chroma, embedder=embedder)
+        require_cache(settings)
+        try:
+            count = _rebuilt(settings)
+        except IndexInUse:
+            whose = f"another process{holder(settings)} is using the index in {settings.path}"
+            fail(f"{whose}; stop it and try again")
+    out.print(f"The index holds {count:,} {'vector' if count == 1 else 'vectors'}.")
+
+
+def _rebuilt(settings: Settings) -> int:
+    records, faults = open_records(settings), Faults()
+    try:
+        matcher = matcher_of(settings, records, embedder_of(settings, records), faults, lambda: None)
+        vectors, catalogue = matcher.vectors, catalogue_of(settings, matcher.fingerprint, records)
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, transient=True) as progress:
+            task = progress.add_task("Indexing", total=None)
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            try:
+                return _replaced(vectors, catalogue, show)
+            finally:
+                vectors.close()
+    finally:
+        records.close()
+
+
+def _replaced(vectors: Vectors, catalogue: Catalogue, show: Callable[[int, int], None]) -> int:
+    """Replace the index at once; `show` is told how many vectors of how many it has. Returns how many.
+
+    Raises:
+        IndexUnavailable: It belongs to another process, is down, or is being replaced by another process.
+    """
+    old = vectors.opened()
+    while vectors.work():
+        pass
+    if isinstance(old, SmallIndex):
+        return vectors.table.count(EXACT_LIMIT)
+    total = vectors.table.count_indexed(old.generation, catalogue.read().generation)
+    more = vectors.renew(wanted=True)
+    while (index := vectors.opened()).name == old.name:
+        if not more:
+            raise IndexUnavailable("the index is being replaced already; try again in a minute")
+        show(total - vectors.table.count_indexed(index.generation), total)
+        more = vectors.renew()
+    vectors.renew()  # deletes the old one
+    return index.count()

@@ -1,0 +1,164 @@
+"""What the command line shows: values as tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ibidem.doctor import Finding
+from ibidem.entry import Entry
+from ibidem.examples.example import Example, ExampleStats
+from ibidem.storage.rows import LookupRow, Totals
+
+NOT_KEPT = "(compared exactly; its text is not kept)"
+SHORT = 80  # characters shown of the texts of an example
+TOP = 20  # namespaces and models shown
+_SAID = {True: "good", False: "bad", None: ""}
+
+
+def totals(counted: Totals, title: str) -> Table:
+    """The counts of a cache."""
+    table = Table("what", "count", title=title)
+    table.columns[1].justify = "right"
+    rate = counted.hit_rate
+    table.add_row("entries", f"{counted.entries:,}")
+    table.add_row("  compared by meaning", f"{counted.semantic_entries:,}")
+    table.add_row("  waiting for the index", f"{counted.unindexed:,}")
+    table.add_row("lookups", f"{sum(counted.hits.values()) + sum(counted.misses.values()):,}")
+    table.add_row("hit rate", "-" if rate is None else f"{rate:.1%}")
+    for tier, count in sorted(counted.hits.items()):
+        table.add_row(f"  hit: {tier}", f"{count:,}")
+    for reason, count in sorted(counted.misses.items(), key=lambda item: -item[1]):
+        table.add_row(f"  miss: {reason}", f"{count:,}")
+    table.add_row("tokens saved", f"{counted.tokens_saved:,}")
+    table.add_row("examples", f"{counted.examples:,}")
+    if counted.audits:
+        table.add_row("audits (wrong)", f"{counted.audits:,} ({counted.audits_wrong:,})")
+    return table
+
+
+def entries(found: Iterable[Entry]) -> Table:
+    """Stored answers, a line each."""
+    table = Table("id", "age", "hits", "docs", "model", "question", box=SIMPLE_HEAD, pad_edge=False)
+    for one in found:
+        question = one.question or NOT_KEPT
+        cells = (one.id[:8], _age(one), str(one.hits), str(len(one.sources)), one.answer.model)
+        table.add_row(*map(plain, (*cells, question)))
+    return table
+
+
+def entry(one: Entry) -> Table:
+    """All about a stored answer."""
+    table = Table(show_header=False, box=None)
+    for name, value in summary(one).items():
+        if name != "documents":
+            table.add_row(name, plain(str(value)))
+    for source in one.sources:
+        table.add_row("document", plain(f"{source.id} ({'supports' if source.supports else 'retrieved'})"))
+    table.add_row("answer", plain(one.answer.text))
+    return table
+
+
+def summary(one: Entry) -> dict[str, Any]:
+    """What is told of a stored answer beside its text."""
+    return {
+        "id": one.id,
+        "question": one.question,
+        "namespace": one.namespace,
+        "model": one.answer.model,
+        "created": _time(one.created),
+        "expires": None if one.expires is None else _time(one.expires),
+        "hits": one.hits,
+        "semantic": one.semantic,
+        "tokens": one.answer.tokens,
+        "documents": [{"id": s.id, "supports": s.supports} for s in one.sources],
+    }
+
+
+def lookups(rows: Iterable[LookupRow]) -> Table:
+    """Lookups and what came of them, a line each."""
+    table = Table("at", "outcome", "cosine", "ms", "nearest", "question", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for row in rows:
+        cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
+        outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
+        question, nearest = row.question or NOT_KEPT, (row.entry_id or "")[:8]
+        table.add_row(_minute(row.at), outcome, cosine, f"{row.seconds * 1000:.1f}", nearest, plain(question))
+    return table
+
+
+def examples(found: Iterable[Example]) -> Table:
+    """Examples, a line each: long texts are cut."""
+    columns = ("id", "at", "entry", "model", "tokens", "docs", "said", "question", "answer")
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for one in found:
+        known = [n for n in (one.input_tokens, one.output_tokens) if n is not None]
+        cells = (
+            str(one.id),
+            _minute(one.at),
+            (one.entry_id or "")[:8],
+            f"{one.model}, streamed" if one.streamed else one.model,
+            f"{sum(known):,}" if known else "",
+            str(len(one.documents)),
+            _SAID[one.feedback],
+            short(one.question),
+            short(one.answer),
+        )
+        table.add_row(*map(plain, cells))
+    return table
+
+
+def example_stats(counted: ExampleStats) -> Table:
+    """The counts of the example log."""
+    table = Table("what", "count")
+    table.columns[1].justify = "right"
+    table.add_row("examples", f"{counted.total:,}")
+    for name, count in (("good", counted.good), ("bad", counted.bad), ("unknown", counted.unknown)):
+        table.add_row(f"  {name}", f"{count:,}")
+    for kind, groups in (("namespace", counted.namespaces), ("model", counted.models)):
+        for name, count in sorted(groups.items(), key=lambda item: (-item[1], item[0]))[:TOP]:
+            table.add_row(plain(f"  {kind} {name or '(none)'}"), f"{count:,}")
+    table.add_row("prompt tokens", f"{counted.input_tokens:,}")
+    table.add_row("answer tokens", f"{counted.output_tokens:,}")
+    return table
+
+
+def findings(found: Iterable[Finding]) -> Table:
+    """What the doctor found, a line each."""
+    table = Table("check", "state", "finding")
+    for finding in found:
+        state = "[green]ok[/]" if finding.ok else "[red]problem[/]"
+        table.add_row(finding.check, state, plain(finding.text))
+    return table
+
+
+def plain(text: str) -> str:
+    """Text from questions and answers, harmless to the terminal: no markup, no control characters."""
+    printable = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable.replace("[", r"\[")
+
+
+def short(text: str) -> str:
+    """The text in one line, cut after `SHORT` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHORT else f"{line[: SHORT - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _minute(seconds: float) -> str:
+    return time.strftime("%m-%d %H:%M", time.localtime(seconds))
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _age(one: Entry) -> str:
+    minutes = max(0, int((time.time() - one.created) / 60))
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} d"

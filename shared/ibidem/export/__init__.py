@@ -1,0 +1,1 @@
+"""The example log as training data."""

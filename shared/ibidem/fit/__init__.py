@@ -1,0 +1,1 @@
+"""A score fitted to the labels of a deployment."""

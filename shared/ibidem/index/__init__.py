@@ -1,0 +1,1 @@
+"""Where near questions are found: vectors in memory, and the vector index that holds the many."""

@@ -1,0 +1,266 @@
+"""The vector index in Chroma, in this process. With `chroma_server`, all that imports chromadb.
+
+Settings follow measurements: ef_search cannot be raised later in a process and 200 gives recall 1.0 for
+neighbours worth serving; the default sync_threshold of 1000 makes single writes slower by half than 100;
+documents or payload in Chroma cost up to 70 ms per write, so there are none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem.entry import Vector
+from ibidem.errors import IndexUnavailable
+from ibidem.faults import log
+from ibidem.index.chroma_files import loads, sweep
+from ibidem.index.small import SmallIndex
+from ibidem.index.tenancy import Tenancy, take
+from ibidem.locks import undying
+
+_HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
+
+
+@contextlib.contextmanager
+def unavailable(doing: str) -> Iterator[None]:
+    """Chroma raises its own errors, httpx's, ValueError and bare Exception: to us all mean the same.
+
+    A panic in its native part is a BaseException, which nobody up the stack would catch.
+    """
+    try:
+        yield
+    except (IndexUnavailable, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise IndexUnavailable(f"the vector index could not {doing}: {error}") from error
+
+
+class ChromaIndex:
+    """A collection in Chroma, opened by `open_embedded` or `open_server`."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self._name = client, name
+        with unavailable("open its collection"):
+            self._collection = self._open()
+
+    def _open(self, generation: str | None = None) -> Any:
+        """Get or make the collection; `get_or_create` keeps an existing collection's metadata."""
+        metadata = {"generation": generation or uuid.uuid4().hex}
+        return self._client.get_or_create_collection(
+            self._name, configuration={"hnsw": _HNSW}, metadata=metadata, embedding_function=None
+        )
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self._name
+
+    @property
+    def generation(self) -> str:
+        """Names this filling of the index."""
+        return str((self._collection.metadata or {}).get("generation", self._collection.id))
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or move vectors; a few milliseconds per call plus half a millisecond each."""
+        with unavailable("store vectors"):
+            self._collection.upsert(ids=list(ids), embeddings=vectors)
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest, about a millisecond at 100,000 vectors."""
+        with unavailable("search"):
+            found = self._collection.query(query_embeddings=[vector], n_results=k, include=[])
+            return list(found["ids"][0])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Mark vectors as deleted, one to two milliseconds each; only a new collection is rid of them."""
+        with unavailable("delete vectors"):
+            self._collection.delete(ids=list(ids))
+
+    def held(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that it holds."""
+        if not ids:
+            return set()
+        with unavailable("look for vectors"):
+            return set(self._collection.get(ids=list(ids), include=[])["ids"])
+
+    def ids(self, offset: int, limit: int) -> list[str]:
+        """A page of all ids."""
+        with unavailable("list its vectors"):
+            return list(self._collection.get(offset=offset, limit=limit, include=[])["ids"])
+
+    def beside(self, name: str, generation: str | None = None) -> ChromaIndex:
+        """Another collection by the same client."""
+        other = copy.copy(self)
+        other._name = name
+        with unavailable("open its collection"):
+            other._collection = other._open(generation)
+        return other
+
+    def drop(self, name: str) -> None:
+        """Delete another collection, if it is there."""
+        with unavailable("delete a collection"):
+            if name in {collection.name for collection in self._client.list_collections()}:
+                self._client.delete_collection(name)
+
+    def count(self) -> int:
+        """How many vectors it holds; a scan, 6 ms at 100,000."""
+        with unavailable("count"):
+            return int(self._collection.count())
+
+    def reset(self) -> None:
+        """Delete the collection and make a new one."""
+        with unavailable("reset"):
+            self._client.delete_collection(self._name)
+            self._collection = self._open()
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the client; a server looks after itself."""
+        with unavailable("close"):
+            self._client.close()
+
+
+class EmbeddedIndex(ChromaIndex):
+    """Chroma in this process on a directory that no other process uses meanwhile.
+
+    Two files beside the directory tell the next process how this one ended: `index.in-use` while it is open,
+    `index.writing` while its files change.
+    """
+
+    def __init__(self, client: Any, name: str, tenancy: Tenancy, directory: Path) -> None:
+        self._tenancy, self._marks, self._directory = tenancy, tenancy.marks, directory
+        self._replayed = False  # the first search also writes: what was stored last is taken into the graph
+        super().__init__(client, name)
+        self._marks.in_use.write_text(str(os.getpid()))
+        undying(self, client)  # Chroma's destructor waits for threads that exist only in the parent
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or move vectors, and leave a mark if that is interrupted."""
+        with self._marks.while_writing():
+            super().upsert(ids, vectors)
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Ids of the k nearest."""
+        if self._replayed:
+            return super().search(vector, k)
+        with self._marks.while_writing():
+            found = super().search(vector, k)
+        self._replayed = True
+        return found
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Mark vectors as deleted, and leave a mark if that is interrupted."""
+        with self._marks.while_writing():
+            super().delete(ids)
+
+    def beside(self, name: str, generation: str | None = None) -> EmbeddedIndex:
+        """Another collection in the same directory."""
+        with self._marks.while_writing():
+            other = super().beside(name, generation)
+        assert isinstance(other, EmbeddedIndex)  # noqa: S101 (for the type checker)
+        other._replayed = False
+        undying(other)
+        return other
+
+    def drop(self, name: str) -> None:
+        """Delete another collection with its folder."""
+        with self._marks.while_writing():
+            super().drop(name)
+            sweep(self._directory)
+
+    def reset(self) -> None:
+        """Delete the collection with its folder and make a new one."""
+        with self._marks.while_writing():
+            super().reset()
+            sweep(self._directory)
+
+    def close(self, *, sound: bool = True) -> None:
+        """Release the directory, with the last index of this process to other processes."""
+        sane = False
+        try:
+            super().close(sound=sound)
+            sane = sound
+        finally:
+            with self._tenancy.opening:
+                self._tenancy.clients -= 1
+            self._tenancy.release(sound=sane)
+
+
+def open_small(directory: Path, name: str) -> SmallIndex:
+    """Own a directory without opening Chroma there: its vectors are few enough for memory.
+
+    Raises:
+        IndexUnavailable: Another process owns it.
+    """
+    return SmallIndex(directory, name, take(directory), partial(open_embedded, directory, name))
+
+
+def open_embedded(directory: Path, name: str, tenancy: Tenancy | None = None) -> EmbeddedIndex:
+    """Open Chroma on a directory, with no other process: two on one would corrupt it.
+
+    A process killed while it wrote may leave a torn index, which loads and searches and crashes the process
+    at a later write: it is removed. After another unclean end the files are first tried in a process of
+    their own. The caller fills a new index from the truth. A `tenancy` of the directory is taken over.
+
+    Raises:
+        IndexUnavailable: Another process has it open, or it cannot be opened.
+    """
+    tenancy = tenancy or take(directory)
+    try:
+        with tenancy.opening:
+            opened = _beside_others if tenancy.clients else _first
+            index = opened(directory, name, tenancy)
+            tenancy.clients += 1
+            return index
+    except BaseException:
+        tenancy.release(sound=not tenancy.unclean)
+        raise
+
+
+def _beside_others(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
+    """Another collection, while this process uses the directory."""
+    with tenancy.marks.while_writing():
+        return EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
+
+
+def _first(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
+    """The first collection that this process opens: damage is looked for."""
+    marks, interrupted = tenancy.marks, tenancy.marks.writing.exists()
+    if directory.exists() and (interrupted or (tenancy.unclean and not loads(directory, name))):
+        log.warning("The vector index in %s may be damaged; it is rebuilt from the database", directory)
+        shutil.rmtree(directory)
+    marks.writing.unlink(missing_ok=True)
+    sweep(directory)
+    try:
+        index = EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
+    except IndexUnavailable:
+        log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
+        _set_aside(directory)
+        index = EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
+    tenancy.unclean = False
+    return index
+
+
+def _embedded_client(directory: Path) -> Any:
+    with unavailable(f"be opened in {directory}"):
+        import chromadb
+        from chromadb.config import Settings
+
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = Settings(anonymized_telemetry=False)
+        return chromadb.PersistentClient(path=str(directory), settings=settings)
+
+
+def _set_aside(directory: Path) -> None:
+    """Move a directory that Chroma refuses away; it may hold something that is not ours."""
+    if directory.exists():
+        directory.rename(f"{directory}.damaged-{uuid.uuid4().hex[:8]}")

@@ -1,0 +1,198 @@
+"""What is to be forgotten: criteria that answers fulfil or not. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ibidem.errors import InvalidInput
+from ibidem.examples.example import DocumentRef, Example
+from ibidem.lifecycle.admission import storable
+from ibidem.request import Document, digest
+
+if TYPE_CHECKING:
+    from ibidem.entry import Entry, Source
+
+NAMES = 5_000  # documents of one criterion in the database, each asked for twice
+CONTENTS = 10_000  # of which a document may consist now
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """How many answers were deleted, or would be: then `entries` are the newest of them.
+
+    `examples` is how many examples went with them; a dry run does not count them.
+    """
+
+    count: int
+    entries: tuple[Entry, ...] = ()
+    examples: int = 0
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """Which answers are meant: those that fulfil all that is given. Made by `criteria_of`.
+
+    `documents` are ids of documents or of their sources, `current` the digests of what they consist of now,
+    `before` is in seconds since the epoch.
+    """
+
+    documents: tuple[str, ...] = ()
+    current: frozenset[str] | None = None
+    tag: str | None = None
+    namespace: str | None = None
+    model: str | None = None
+    entry: str | None = None
+    before: float | None = None
+
+    def concern(self, entry: Entry) -> bool:
+        """Whether the entry is meant; its sources and tags must be known."""
+        wanted = ((self.namespace, entry.namespace), (self.model, entry.answer.model), (self.entry, entry.id))
+        return (
+            all(value in (None, found) for value, found in wanted)
+            and (self.tag is None or self.tag in entry.tags)
+            and (self.before is None or entry.created < self.before)
+            and self._cover(entry.sources)
+        )
+
+    def concern_example(self, example: Example) -> bool:
+        """Whether the example is meant."""
+        wanted = (
+            (self.namespace, example.namespace),
+            (self.model, example.model),
+            (self.entry, example.entry_id),
+        )
+        return (
+            all(value in (None, found) for value, found in wanted)
+            and (self.tag is None or self.tag in example.tags)
+            and (self.before is None or example.at < self.before)
+            and self._cover(example.documents)
+        )
+
+    def _cover(self, documents: Iterable[Source | DocumentRef | Document]) -> bool:
+        """Whether one of the documents is meant, if any is."""
+        return not self.documents or any(
+            (document.id in self.documents or document.source in self.documents)
+            and (self.current is None or document.digest not in self.current)
+            for document in documents
+        )
+
+    def parts(self) -> Iterator[Criteria]:
+        """The same in parts that a database takes."""
+        for start in range(0, max(1, len(self.documents)), NAMES):
+            yield replace(self, documents=self.documents[start : start + NAMES])
+
+    def as_json(self) -> str:
+        """For `read`."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.current is not None:
+            given["current"] = sorted(self.current)
+        return json.dumps({name: value for name, value in given.items() if value not in (None, ())})
+
+    @classmethod
+    def read(cls, text: str) -> Criteria | None:
+        """What `as_json` wrote; None if it is nothing that this version understands."""
+        try:
+            given = json.loads(text)
+            for name in given.keys() & {"documents", "current"}:
+                given[name] = _texts(given[name])
+            if "current" in given:
+                given["current"] = frozenset(given["current"])
+            read = cls(**given)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return None
+        texts = (read.tag, read.namespace, read.model, read.entry)
+        known = all(value is None or isinstance(value, str) for value in texts)
+        number = read.before is None or type(read.before) in (int, float)
+        return read if known and number and read != cls() else None
+
+
+def criteria_of(*, document: object, current: object, before: object, **texts: object) -> Criteria:
+    """The criteria of the arguments of `invalidate`.
+
+    Raises:
+        InvalidInput: None is given, or one cannot be used.
+    """
+    contents = None if current is None else _documents("current", current)
+    names = () if document is None else _names(document)
+    if contents is not None and document is None:
+        names = tuple({part.id: None for part in contents if isinstance(part, Document)})
+        if len(names) != 1 or not all(isinstance(part, Document) for part in contents):
+            raise InvalidInput("current says what a document is now: say which one with document=")
+    given: dict[str, Any] = {name: _text(name, value) for name, value in texts.items()}
+    criteria = Criteria(
+        documents=names,
+        current=None if contents is None else frozenset(_digests(contents)),
+        before=None if before is None else _seconds(before),
+        **given,
+    )
+    if criteria == Criteria():
+        raise InvalidInput(
+            "say what to invalidate: document=, tag=, namespace=, model=, entry= or before=; "
+            "clear() deletes everything"
+        )
+    return criteria
+
+
+def _names(document: object) -> tuple[str, ...]:
+    several = [document] if isinstance(document, (str, Document)) else document
+    if not isinstance(several, Iterable):
+        raise InvalidInput(f"document must be an id or several, not {type(document).__name__}")
+    names = [one.id if isinstance(one, Document) else one for one in several]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise InvalidInput("document must be an id or several; it holds what is none, or nothing")
+    return tuple(dict.fromkeys(str(_text("document", name)) for name in names))
+
+
+def _documents(name: str, given: object) -> list[str | Document]:
+    several = [given] if isinstance(given, (str, Document)) else given
+    found: list[Any] = list(several) if isinstance(several, Iterable) else [None]
+    if len(found) > CONTENTS or not all(isinstance(one, (str, Document)) for one in found):
+        raise InvalidInput(
+            f"{name} must be a text, an ibidem.Document, or a list of at most {CONTENTS:,} of them"
+        )
+    return found
+
+
+def _digests(contents: Iterable[str | Document]) -> Iterator[str]:
+    """Integrations record texts without blanks around them, so these count as the same content."""
+    for content in contents:
+        text = content.text if isinstance(content, Document) else content
+        yield from (digest(text), digest(text.strip()))
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be a str, not {type(value).__name__}")
+    if not storable(value):
+        raise InvalidInput(
+            f"{name} holds what no database does (NUL, half a character): nothing is stored so"
+        )
+    return value
+
+
+def _seconds(before: object) -> float:
+    if isinstance(before, datetime):
+        if before.tzinfo is None:
+            raise InvalidInput(
+                "before has no time zone: use datetime.now(timezone.utc), or .astimezone() for local time"
+            )
+        return before.timestamp()
+    if isinstance(before, bool) or not isinstance(before, (int, float)) or not math.isfinite(before):
+        raise InvalidInput(f"before must be seconds since the epoch or a datetime, not {before!r}")
+    return float(before)
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("not a list of texts")
+    return tuple(values)

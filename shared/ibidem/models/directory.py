@@ -1,0 +1,138 @@
+"""A directory with a tuned model, as it comes from outside: checked before anything is promoted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibidem.audits.terms import scorer_name
+from ibidem.decision.scoring import scorer_for
+from ibidem.embedding.minilm import OnnxEmbedder
+from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
+from ibidem.errors import EmbedderUnavailable, InvalidInput
+from ibidem.fit.text import from_json
+
+SCORER_FILE, METRICS_FILE, CARD_FILE = "scorer.json", "metrics.json", "README.md"
+LARGEST = 4 * 2**20  # bytes of a JSON file that is read
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured of a model on held-out questions: more is better.
+
+    `least` is the lower end of the interval of `before`, if it has one: less is worse beyond chance.
+    """
+
+    name: str
+    before: float
+    after: float
+    least: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.before:.3f} -> {self.after:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """A model that can be used: its files are whole, and it embeds.
+
+    `scorer` is the text of the scorer fitted for it, None if there is none; `figures` what its `metrics.json`
+    tells of the model before and after tuning.
+    """
+
+    path: Path
+    embedder: OnnxEmbedder
+    scorer: str | None
+    figures: tuple[Figure, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """What is kept of it, the manifest last."""
+        names = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)
+        return [self.path / name for name in names if (self.path / name).is_file()]
+
+
+def open_model_directory(directory: str | Path) -> ModelDirectory:
+    """Look at a directory that `ibidem tune` wrote.
+
+    Raises:
+        EmbedderUnavailable: A file is missing or damaged, or the model does not embed.
+        InvalidInput: The scorer or the metrics cannot be used.
+    """
+    path = Path(directory).expanduser()
+    if not (path / MANIFEST_FILE).is_file():
+        raise EmbedderUnavailable(
+            f"{path} is no model directory: it has no {MANIFEST_FILE}; give one that ibidem tune wrote"
+        )
+    embedder = OnnxEmbedder.from_directory(path)
+    try:
+        width = embedder.embed(["does it embed?"]).shape[1]
+    except InvalidInput as error:
+        raise EmbedderUnavailable(f"cannot use the model in {path}: {error}") from error
+    scorer = _text(path / SCORER_FILE)
+    if scorer is not None:
+        base = scorer_for(embedder.fingerprint)
+        name = scorer_name(embedder.fingerprint, base)
+        try:
+            from_json(scorer, base, name, width)
+        except InvalidInput as error:
+            raise InvalidInput(f"cannot use {path / SCORER_FILE}: {error}, or delete the file") from error
+    return ModelDirectory(path, embedder, scorer, tuple(_figures(path / METRICS_FILE)))
+
+
+def _text(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > LARGEST:
+            raise InvalidInput(f"cannot use {file}: it is too long")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"cannot read {file}: {error}") from error
+
+
+def _figures(file: Path) -> Iterator[Figure]:
+    """What stands under `before` and is known to be better when it is more; NaN if `after` has no number."""
+    if (text := _text(file)) is None:
+        return
+    try:
+        held = json.loads(text)
+        before, after = dict(_numbers(held["before"])), dict(_numbers(held["after"]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidInput(
+            f"cannot use {file}: it must be an object with the figures before and after ({error!r})"
+        ) from None
+    for name, (value, least) in before.items():
+        if not math.isnan(value):
+            yield Figure(name, value, after.get(name, (math.nan, None))[0], least)
+
+
+def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[float, float | None]]]:
+    """Figures by name: AUCs and shares of hits, also within others; and the `low` end of an interval.
+
+    One that is not known is NaN.
+    """
+    for key, value in held.items():
+        name, least = f"{prefix}{key}", None
+        if isinstance(value, dict) and "value" in value:
+            value, least = value["value"], value.get("low")
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{name} ")
+        elif isinstance(value, (int, float, type(None))) and any(
+            part in name.lower() for part in ("auc", "hit")
+        ):
+            value = math.nan if value is None else float(value)
+            yield name, (value, None if least is None else float(least))
+
+
+def worse(figures: tuple[Figure, ...]) -> list[Figure]:
+    """Those by which the new model is worse, beyond chance where that is known; no number counts as well."""
+    return sorted((one for one in figures if not one.after >= _needed(one)), key=lambda one: one.name)
+
+
+def _needed(figure: Figure) -> float:
+    return figure.before if figure.least is None else figure.least

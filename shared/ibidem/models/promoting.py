@@ -1,0 +1,226 @@
+"""Promote a tuned embedder while the cache serves, or return to the one before."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ibidem.audits.terms import scorer_name
+from ibidem.decision.scoring import scorer_for
+from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.embedding.minilm_files import MANIFEST_FILE
+from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
+from ibidem.fit import adoption
+from ibidem.fit.text import from_json
+from ibidem.models.chosen import Model, Promotion, change_promotion, open_model, read_promotion
+from ibidem.models.directory import Figure, ModelDirectory, open_model_directory, worse
+from ibidem.storage.rows import StoredVector
+
+if TYPE_CHECKING:
+    from ibidem.backend import Backend
+    from ibidem.cache import SemanticCache
+    from ibidem.embedding.embedder import Embedder
+    from ibidem.storage.records import Records
+    from ibidem.storage.vector_table import VectorTable
+
+BATCH = 256  # questions embedded, and written in one transaction, at a time
+KEPT_SECONDS = 86_400.0  # so long the vectors of a promotion that was interrupted wait for its being repeated
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionReport:
+    """What a promotion or a rollback did.
+
+    `model` and `previous` are fingerprints: of what is used from now on, and of what was used before;
+    `changed` is False if it was in use already. `embedded` questions were embedded in `seconds`. `figures`
+    are those of the model's `metrics.json`.
+    """
+
+    model: str
+    previous: str
+    changed: bool
+    embedded: int = 0
+    seconds: float = 0.0
+    figures: tuple[Figure, ...] = ()
+
+
+def promote_cache(
+    self: SemanticCache, directory: str | Path, *, force: bool = False, progress: Progress | None = None
+) -> PromotionReport:
+    """Use a tuned embedder: all that is stored is embedded, then all caches on this place use it.
+
+    Lookups and stores go on meanwhile, with the embedder that they began with. Caches of other processes
+    that were opened without an `embedder` notice within some seconds of use. If it is interrupted, the old
+    one stays in use; called again, it goes on where it was.
+
+    Args:
+        directory: What `ibidem tune` wrote: a model, its scorer, its metrics.
+        force: True to use it although its metrics say that it is worse, or say nothing.
+        progress: Called now and then with how many questions are embedded, and of how many.
+
+    Raises:
+        InvalidInput: The metrics say that it is worse; or the scorer or the metrics cannot be used.
+        EmbedderUnavailable: The model's files are missing or damaged.
+        ConfigurationError: This cache was opened with an embedder of its own.
+        StorageError: The database failed, or something else was promoted meanwhile.
+        CacheClosed: The cache was closed.
+    """
+    self._ready()
+    backend = _following(self)
+    found = open_model_directory(directory)
+    if not force:
+        _require_better(found)
+    with backend.following.promoting:
+        return _promote(backend, found, progress or (lambda done, total: None))
+
+
+def rollback_cache(self: SemanticCache) -> PromotionReport:
+    """Use the embedder that was used before the last promotion, at once: its vectors and scorer are kept.
+
+    What was stored since is embedded in the background. Called again, it returns to the promoted one.
+
+    Raises:
+        InvalidInput: Nothing was promoted here.
+        EmbedderUnavailable: The files of the embedder before are missing.
+        ConfigurationError: This cache was opened with an embedder of its own.
+        StorageError: The database failed, or something else was promoted meanwhile.
+        CacheClosed: The cache was closed.
+    """
+    self._ready()
+    backend = _following(self)
+    with backend.following.promoting:
+        records = backend.records
+        now = read_promotion(records)
+        if now is None:
+            raise InvalidInput("there is nothing to roll back: no model was promoted here")
+        embedder = open_model(now.previous, backend.settings, records)
+        records.embedders.use(embedder.fingerprint)
+        back = replace(now.previous, fingerprint=embedder.fingerprint)
+        _switch(records, now, Promotion(back, now.current, time.time()))
+        backend.following.follow()
+    return PromotionReport(back.fingerprint, now.current.fingerprint, changed=True)
+
+
+def _following(cache: SemanticCache) -> Backend:
+    if cache._backend.settings.embedder is not None:
+        raise ConfigurationError(
+            "this cache was opened with an embedder of its own, which no promotion replaces: open it "
+            "without embedder= (and without IBIDEM_EMBEDDER)"
+        )
+    return cache._backend
+
+
+def _require_better(found: ModelDirectory) -> None:
+    if not found.figures:
+        raise InvalidInput(
+            f"nothing says that the model in {found.path} is better: it has no metrics.json with figures "
+            "before and after; measure it with ibidem evaluate, or promote it with force (--force)"
+        )
+    if bad := worse(found.figures):
+        raise InvalidInput(
+            f"the model in {found.path} is worse than the one it was tuned from: "
+            f"{', '.join(map(str, bad))}; tune it with more pairs, or promote it with force (--force)"
+        )
+
+
+def _promote(backend: Backend, found: ModelDirectory, progress: Progress) -> PromotionReport:
+    records, model = backend.records, Model(found.embedder.fingerprint, promoted=True)
+    now = read_promotion(records)
+    used = now.current if now else Model(backend.matcher.fingerprint, promoted=False)
+    records.embedders.use(model.fingerprint, KEPT_SECONDS)
+    if MANIFEST_FILE not in records.models.names(model.id):
+        for file in found.files:
+            records.models.put(model.id, file)
+    kept = open_model(model, backend.settings, records)
+    started = time.perf_counter()
+    checked = CheckedEmbedder(kept, records.meta_once)
+    table = records.vectors_of(model.fingerprint)
+    embedded = embed_all(table, checked, partial(_tell, backend, progress))
+    seconds = time.perf_counter() - started
+    if found.scorer is not None:
+        records.set_meta(adoption.key_of(model.fingerprint), found.scorer)
+    changed = used.fingerprint != model.fingerprint
+    if changed:
+        _exchange(backend, kept, now, Promotion(model, used, time.time()))
+    elif found.scorer is not None:
+        _rescore(backend, found.scorer)
+    return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
+
+
+def _tell(backend: Backend, progress: Progress, done: int, total: int) -> None:
+    backend.following.require_open()
+    progress(done, total)
+
+
+def _exchange(backend: Backend, embedder: Embedder, now: Promotion | None, then: Promotion) -> None:
+    """Fill the vector index beside the one in use, then use it; others begin to follow at that moment."""
+    try:
+        backend.following.prepare(embedder)
+        _switch(backend.records, now, then)
+    finally:
+        backend.following.follow()
+
+
+def _switch(records: Records, now: Promotion | None, then: Promotion) -> None:
+    if not change_promotion(records, now, then):
+        raise StorageError("another model was promoted meanwhile: look with ibidem promote --status")
+
+
+def _rescore(backend: Backend, text: str) -> None:
+    """The model is in use already: its scorer may be another."""
+    matcher = backend.matcher
+    base = scorer_for(matcher.fingerprint)
+    scorer = from_json(text, base, scorer_name(matcher.fingerprint, base))
+    backend.following.rescore(matcher, scorer)
+
+
+def embed_all(table: VectorTable, embedder: CheckedEmbedder, progress: Progress) -> int:
+    """Embed all questions that have no vector of this embedder, on all cores but one; returns how many.
+
+    What cannot be embedded is left to the background, what the embedder cannot read is compared exactly.
+
+    Raises:
+        EmbedderUnavailable: It embeds none of them.
+        StorageError: The database failed.
+    """
+    done, failed, total = 0, set[str](), table.count_lacking()
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as threads:
+        while rows := _due(table, failed):
+            outcomes = list(threads.map(partial(_embedded, embedder), rows))
+            failures = {row.id: one for row, one in zip(rows, outcomes, strict=True) if _failed(one)}
+            if len(failures) == len(rows):
+                raise EmbedderUnavailable(f"the model embeds nothing: {next(iter(failures.values()))}")
+            failed.update(failures)
+            rows = [one for one in outcomes if isinstance(one, StoredVector)]
+            table.set_vectors(rows)
+            table.set_exact_only([row.id for row in rows if row.vector is None])
+            done += len(rows)
+            progress(done, max(done, total))
+    return done
+
+
+def _failed(outcome: StoredVector | Exception) -> bool:
+    return isinstance(outcome, Exception)
+
+
+def _due(table: VectorTable, failed: set[str]) -> list[StoredVector]:
+    rows = table.lacking(BATCH + len(failed))
+    return [row for row in rows if row.id not in failed]
+
+
+def _embedded(embedder: CheckedEmbedder, row: StoredVector) -> StoredVector | Exception:
+    """The row with its vector, without one if the embedder cannot read the question, or why it failed."""
+    try:
+        if embedder.refusal(row.question):
+            return row
+        return replace(row, vector=embedder.embed([row.question])[0])
+    except Exception as error:
+        return error

@@ -1,0 +1,1 @@
+"""The truth: everything that is kept, in SQL. The only code that imports SQLAlchemy."""

@@ -1,0 +1,183 @@
+"""Connections to the truth: how each kind of database is opened, waited for, and found to be away."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from ibidem.breaker import Breaker
+from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
+from ibidem.locks import ForkSafeLock
+from ibidem.patience import HURRIED_SECONDS, hurried, in_a_hurry
+
+SERVER_SECONDS = 5  # how long a database server may take to connect
+STATEMENT_SECONDS = 30  # and to answer
+LOCK_MS = 800  # and how long it lets a statement wait for another's lock
+BUSY_SECONDS = 5.0  # how long other writers of a SQLite file are waited for where nobody waits for the caller
+_BUSY = f"PRAGMA busy_timeout={int(HURRIED_SECONDS * 1000)}"  # readers wait for next to nothing
+# Codes with which a server says that it takes no calls now: shutting down, starting up, too many connections.
+AWAY = ("57P01", "57P02", "57P03", "53300")
+
+
+def open_engine(url: str) -> sa.Engine:
+    """A connection pool for the URL.
+
+    Raises:
+        MissingExtra: PostgreSQL's driver is not installed.
+        StorageError: The URL is malformed, or its database of another kind.
+    """
+    named = f"database={url.rpartition('@')[2]!r}"
+    try:
+        # Without hide_parameters, errors would quote questions and answers.
+        engine = sa.create_engine(url, hide_parameters=True, **_patience(url))
+    except ImportError as error:
+        if url.startswith("postgresql"):
+            raise MissingExtra(named, "postgres") from error
+        raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({error})") from error
+    except sa.exc.ArgumentError as error:
+        raise StorageError(f"cannot use {named}: {error}") from error
+    if engine.dialect.name not in ("sqlite", "postgresql"):
+        raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        engine.update_execution_options(ibidem_turn=ForkSafeLock())
+    else:
+        _guard(engine)
+    return engine
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """How long a server is waited for; its drivers wait for ever. What the URL says itself is left alone."""
+    pool = {"pool_timeout": HURRIED_SECONDS}
+    if url.startswith("sqlite"):
+        return pool if sa.make_url(url).database not in (None, "", ":memory:") else {}
+    limits: dict[str, Any] = {
+        "connect_timeout": SERVER_SECONDS,
+        # A connection whose other end went away without a word is noticed within a minute.
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
+    }
+    chosen = sa.make_url(url).query
+    limits = {name: value for name, value in limits.items() if name not in chosen}
+    # Who waits for another's lock is told by the server, before it is taken for one that does not answer.
+    ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms"
+    limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
+    return {**pool, "pool_pre_ping": True, "connect_args": limits}
+
+
+def _guard(engine: sa.Engine) -> None:
+    """Give the engine of a server a breaker, and its connections an end to waiting."""
+    if engine.driver == "psycopg":
+        from ibidem.storage import postgres
+
+        sa.event.listen(engine, "do_connect", postgres.connect)
+
+    def attempt() -> None:
+        try:
+            with hurried(), engine.connect() as db:
+                db.execute(sa.select(1))
+        except sa.exc.SQLAlchemyError as error:
+            raise storage_error(error) from error
+
+    engine.update_execution_options(ibidem_breaker=Breaker(attempt))
+
+
+def breaker_of(engine: sa.Engine) -> Breaker | None:
+    """What guards the calls of a database server; None for SQLite."""
+    found: Breaker | None = engine.get_execution_options().get("ibidem_breaker")
+    return found
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(_BUSY)
+    _switch_to_wal(cursor)
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def close_engine(engine: sa.Engine) -> None:
+    """Close all connections; one that a thread still uses when it is returned, to a pool nobody empties."""
+    sa.event.listen(engine.pool, "checkin", _close_returned)
+    engine.dispose()
+
+
+def _close_returned(_: object, record: Any) -> None:
+    record.invalidate()  # and not `close`: who comes late to a closed cache gets another connection
+
+
+@contextmanager
+def in_turn(engine: sa.Engine) -> Iterator[None]:
+    """Among the threads of this process one writes to a SQLite file at a time; the others wait, asleep."""
+    turn: ForkSafeLock | None = engine.get_execution_options().get("ibidem_turn")
+    if turn is None:
+        yield
+        return
+    if not turn.acquire(_seconds_to_wait()):
+        raise StorageUnavailable("database is locked")
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+def _seconds_to_wait() -> float:
+    return HURRIED_SECONDS if in_a_hurry() else BUSY_SECONDS
+
+
+def take_turn(db: sa.Connection) -> None:
+    """Begin to write to a SQLite file, after the other processes.
+
+    SQLite's own waiting sleeps up to a tenth of a second at a time and loses against those who come again at
+    once: with eight writers one waited for more than a second. This one looks every few milliseconds.
+    """
+    until = time.monotonic() + _seconds_to_wait()
+    connection: Any = db.connection.dbapi_connection
+    connection.execute("PRAGMA busy_timeout=0").close()
+    try:
+        while True:
+            try:
+                db.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except sa.exc.OperationalError as error:
+                if "locked" not in str(error.orig) or time.monotonic() > until:
+                    raise
+            time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - no secret
+    finally:
+        connection.execute(_BUSY).close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """For this lock SQLite does not wait by itself, when several processes make a database at once."""
+    deadline = time.monotonic() + _seconds_to_wait()
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def storage_error(error: sa.exc.SQLAlchemyError) -> StorageError:
+    """What the database said, never the statement with its values."""
+    for_now = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+    kind = StorageUnavailable if isinstance(error, for_now) else StorageError
+    return kind(str(getattr(error, "orig", None) or error))
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the server is not there; a deadlock, or a pool that is used up, says nothing of it."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return code is None or code in AWAY or code.startswith("08")

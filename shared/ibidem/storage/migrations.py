@@ -1,0 +1,120 @@
+"""Making the tables, and bringing those of an older Ibidem up to date: once, by whoever opens them first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from ibidem.errors import StorageError
+from ibidem.lifecycle.lifetime import DAYS
+from ibidem.storage import tables
+from ibidem.storage.database import exclusively, reading
+from ibidem.storage.embedders import demand, number_of
+
+_meta = tables.meta
+_VERSION = _meta.c.key == "schema_version"
+
+
+def prepare(engine: sa.Engine) -> None:
+    """Make the tables, or change those of an older version; nothing is written to a newer one.
+
+    Raises:
+        StorageError: The database was made by a newer Ibidem, or failed.
+    """
+    with reading(engine) as db:
+        if _version(db) == tables.SCHEMA_VERSION:
+            return
+    with exclusively(engine) as db:  # several processes may come at once: look again
+        found = _version(db)
+        if found > tables.SCHEMA_VERSION:
+            raise StorageError(
+                f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem"
+            )
+        if found == tables.SCHEMA_VERSION:
+            return
+        for table in tables.metadata.sorted_tables:
+            db.execute(sa.schema.CreateTable(table, if_not_exists=True))
+        if not found:
+            db.execute(sa.insert(_meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
+        for version in range(found + 1, tables.SCHEMA_VERSION + 1) if found else ():
+            _MIGRATIONS[version](db)
+        db.execute(sa.update(_meta).where(_VERSION).values(value=str(tables.SCHEMA_VERSION)))
+        for table in tables.metadata.sorted_tables:
+            for index in table.indexes:
+                db.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+
+
+def _version(db: sa.Connection) -> int:
+    """Schema version of the database; 0 if it is empty."""
+    if not sa.inspect(db).has_table(_meta.name):
+        return 0
+    return int(db.scalar(sa.select(_meta.c.value).where(_VERSION)) or 0)
+
+
+def _add_columns(db: sa.Connection, table: sa.Table, *names: str) -> None:
+    for name in names:
+        column = sa.schema.CreateColumn(table.c[name]).compile(dialect=db.dialect)
+        db.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
+
+
+def _add_life(db: sa.Connection) -> None:
+    """What bounds and eviction need to know of an entry; sizes are estimated."""
+    entries, c = tables.entries, tables.entries.c
+    _add_columns(db, entries, "ttl", "used", "size", "cost", "rank")
+    texts = sa.func.length(c.answer) + sa.func.length(c.payload)
+    tokens = sa.func.coalesce(c.input_tokens, 0) + 4 * sa.func.coalesce(c.output_tokens, 0)
+    db.execute(sa.update(entries).values(used=c.created, size=texts + 1500, cost=tokens))
+
+
+def _add_sources(db: sa.Connection) -> None:
+    """What a document was cut from; and two documents may have the same text."""
+    _make_anew(db, tables.entry_documents, {"source"})
+
+
+def _add_meaning(db: sa.Connection) -> None:
+    """What is known of examples beyond their texts; an id is never given again."""
+    added = ("scope", "feedback", "tags", "embedder", "vector")
+    if db.dialect.name == "sqlite":  # which counts on from the highest id only where the table says so
+        _make_anew(db, tables.examples, set(added))
+    else:  # its sequence knows which ids were given
+        _add_columns(db, tables.examples, *added)
+
+
+def _separate_vectors(db: sa.Connection) -> None:
+    """An entry has a vector of each embedder; what the index was to forget it is compared for instead."""
+    c = sa.table("entries", *map(sa.column, ("id", "embedder", "vector", "point", "indexed_in"))).c
+    made = c.embedder.is_not(None) & c.indexed_in.is_not(None)
+    for fingerprint in db.scalars(sa.select(c.embedder).where(made).distinct()).all():
+        number = number_of(fingerprint)
+        mine = made & (c.embedder == fingerprint)
+        row = {"id": number, "fingerprint": fingerprint, "until": time.time() + DAYS, "state": "used"}
+        db.execute(sa.insert(tables.embedders).values(row))
+        columns = [column.name for column in tables.entry_vectors.c]
+        here = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
+        db.execute(sa.insert(tables.entry_vectors).from_select(columns, here.where(mine)))
+    _make_anew(db, tables.entries, set())
+    for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
+        demand(db, number_of(fingerprint))
+    db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
+    db.execute(sa.schema.CreateTable(tables.dead_points))
+
+
+def _make_anew(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
+    """Copy the rows into a new table, which has other columns and keys."""
+    kept = [column.name for column in table.c if column.name not in added]
+    former = sa.table(f"former_{table.name}", *map(sa.column, kept))
+    db.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {former.name}")  # SQLite changes no keys
+    db.execute(sa.schema.CreateTable(table))
+    db.execute(sa.insert(table).from_select(kept, sa.select(former)))
+    db.exec_driver_sql(f"DROP TABLE {former.name}")
+
+
+# By the version they lead to.
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
+    2: _add_life,
+    3: _add_sources,
+    4: _add_meaning,
+    5: _separate_vectors,
+}

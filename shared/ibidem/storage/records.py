@@ -1,0 +1,233 @@
+"""The truth: entries, their documents and the logs, in SQL. Every answer served was confirmed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from ibidem.entry import Entry, Source
+from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
+from ibidem.storage import tables
+from ibidem.storage.database import reading, upsert_entry, writing
+from ibidem.storage.embedders import Embedders, number_of
+from ibidem.storage.engines import breaker_of, close_engine, open_engine
+from ibidem.storage.example_table import ExampleTable
+from ibidem.storage.invalidating import Invalidations
+from ibidem.storage.logs import JudgementTable, LookupTable
+from ibidem.storage.migrations import prepare
+from ibidem.storage.model_table import ModelFilesTable
+from ibidem.storage.notes import Notes
+from ibidem.storage.removal import Removal, delete, forget_vectors
+from ibidem.storage.rows import Totals, entry_row, source_rows, tag_rows, to_entry
+from ibidem.storage.stored import StoredTable
+from ibidem.storage.vector_table import VectorTable, put_vector
+
+NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
+
+_entries, _documents, _meta = tables.entries, tables.entry_documents, tables.meta
+_tags = tables.entry_tags
+_vectors = tables.entry_vectors
+_ONE = sa.select(_entries).where(_entries.c.id == sa.bindparam("id"))
+_NEAR = (
+    sa.select(_entries, _vectors.c.vector)
+    .join(_vectors, _vectors.c.entry_id == _entries.c.id)
+    .where(
+        _vectors.c.point.in_(sa.bindparam("points", expanding=True)),
+        _vectors.c.embedder == sa.bindparam("embedder"),
+        # As an expression: by the index on the column SQLite would read all entries of the namespace.
+        _entries.c.namespace.concat("") == sa.bindparam("namespace"),
+        _entries.c.scope == sa.bindparam("scope"),
+        _entries.c.semantic,
+    )
+    .order_by(_entries.c.created.desc())
+    .limit(NEAR_LIMIT)
+)
+_SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("ids", expanding=True)))
+
+
+class Records(Notes):
+    """Access to one database; `lookups`, `examples` and `judgements` are its logs, the rest deletes.
+
+    Args:
+        url: SQLAlchemy URL.
+
+    Raises:
+        StorageError: The database cannot be opened, or was made by a newer Ibidem. Every method raises it
+            when the database fails.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_engine(url)
+        self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
+        self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
+        self.invalidations, self.embedders = Invalidations(self._engine), Embedders(self._engine)
+        self.models, self.stored = ModelFilesTable(self._engine), StoredTable(self._engine)
+        try:
+            prepare(self._engine)
+        except StorageError as error:
+            self._engine.dispose()
+            advice = "move it away to begin a new one, or use another path"
+            if isinstance(error, StorageUnavailable):
+                advice = "the disk may be full, another program may hold it, or its server is down"
+            raise StorageError(f"cannot open the database {self.url}: {error}; {advice}") from error
+
+    @property
+    def url(self) -> str:
+        """Where the database is, without its password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections; they are not ours to close."""
+        self._engine.dispose(close=False)
+        if breaker := breaker_of(self._engine):
+            breaker.after_fork()
+
+    def close(self) -> None:
+        """Close all connections."""
+        if breaker := breaker_of(self._engine):
+            breaker.stop()
+        close_engine(self._engine)
+
+    def get(self, entry_id: str) -> Entry | None:
+        """The entry of this id, without its sources and vector."""
+        with reading(self._engine) as db:
+            row = db.execute(_ONE, {"id": entry_id}).first()
+        return None if row is None else to_entry(row._mapping)
+
+    def near(
+        self, points: Sequence[str], *, namespace: str, scope: str, embedder: str, documents: str
+    ) -> list[Entry]:
+        """The newest entries at these points of this namespace, scope and embedder, with vectors.
+
+        Those that rest on other `documents` (a digest of the set) come with their sources.
+        """
+        if not points:
+            return []
+        number = number_of(embedder)
+        wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": number}
+        with reading(self._engine) as db:
+            rows = db.execute(_NEAR, wanted).all()
+            sources = self._sources(db, [row.id for row in rows if row.documents != documents])
+        return [to_entry(row._mapping, sources.get(row.id, ()), row.vector) for row in rows]
+
+    def _sources(self, db: sa.Connection, ids: list[str]) -> dict[str, tuple[Source, ...]]:
+        found: dict[str, tuple[Source, ...]] = {}
+        for row in db.execute(_SOURCES, {"ids": ids}) if ids else ():
+            source = Source(row.document_id, row.digest, row.supports, row.source)
+            found[row.entry_id] = (*found.get(row.entry_id, ()), source)
+        return found
+
+    def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
+        """Whether this namespace and scope has answers to compare by meaning; None if it has none at all."""
+        query = sa.select(sa.func.max(sa.cast(_entries.c.semantic, sa.Integer)))
+        with reading(self._engine) as db:
+            found = db.scalar(query.where(_entries.c.namespace == namespace, _entries.c.scope == scope))
+        return None if found is None else bool(found)
+
+    def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
+        """The newest entries, newest first, with their sources."""
+        query = sa.select(_entries).order_by(_entries.c.created.desc()).limit(limit)
+        if namespace is not None:
+            query = query.where(_entries.c.namespace == namespace)
+        return self._with_sources(query)
+
+    def find(self, prefix: str) -> list[Entry]:
+        """Entries whose id begins with `prefix` (at most 20), with their sources."""
+        query = sa.select(_entries).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
+        return self._with_sources(query)
+
+    def of_ids(self, ids: Sequence[str]) -> list[Entry]:
+        """The entries of these ids, newest first, with their sources."""
+        return self._with_sources(
+            sa.select(_entries).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
+        )
+
+    def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
+        with reading(self._engine) as db:
+            rows = db.execute(query).all()
+            sources = self._sources(db, [row.id for row in rows])
+        return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
+
+    def totals(self, embedder: str | None = None) -> Totals:
+        """Counts of entries, of the logged lookups by outcome, of examples and audits.
+
+        What can be found by meaning is counted for this embedder; not given, for the one used last.
+        """
+        entries, size = self.removal.size()
+        if embedder is None:
+            known = self.embedders.known()
+            embedder = max(known, key=lambda one: known[one], default="")
+        vectors = self.vectors_of(embedder)
+        asked = self.lookups.outcomes()
+        audits, wrong = self.judgements.audits()
+        return Totals(
+            entries=entries,
+            semantic_entries=vectors.count(),
+            unindexed=vectors.count_waiting(),
+            hits=asked.hits,
+            misses=asked.misses,
+            tokens_saved=asked.tokens_saved,
+            examples=self.examples.count(),
+            audits=audits,
+            audits_wrong=wrong,
+            bytes=size,
+        )
+
+    def vectors_of(self, embedder: str) -> VectorTable:
+        """The vectors of the embedder of this fingerprint."""
+        return VectorTable(self._engine, embedder)
+
+    def put(
+        self,
+        entry: Entry,
+        embedder: str,
+        bounds: Bounds = UNBOUNDED,
+        floor: float = 0.0,
+        made: float = math.inf,
+    ) -> bool:
+        """Store the entry, replacing the one with the same id; durable against a killed process on return.
+
+        Its vector was made, or is to be made, by the embedder of this fingerprint.
+
+        False if it must not be stored: what it rests on was invalidated after it was asked for, at `made`.
+        """
+        row = entry_row(entry)
+        row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
+        with writing(self._engine) as db:
+            if self.invalidations.refuse(db, entry, made):
+                return False
+            db.execute(upsert_entry(db.dialect.name, partial(bounds.rank, floor)), row)
+            for table, rows in ((_documents, source_rows(entry)), (_tags, tag_rows(entry))):
+                db.execute(sa.delete(table).where(table.c.entry_id == entry.id))
+                if rows:
+                    db.execute(sa.insert(table), rows)
+            if entry.semantic:
+                put_vector(db, entry, number_of(embedder))
+            else:
+                forget_vectors(db, sa.select(_entries.c.id).where(_entries.c.id == entry.id))
+        return True
+
+    def clear(self, namespace: str | None = None) -> int:
+        """Delete all entries and logs, or those of one namespace; returns how many entries."""
+        logs = [sa.delete(log) for log in (tables.lookups, tables.examples, tables.judgements)]
+        where: sa.ColumnElement[bool] = sa.true()
+        if namespace is not None:
+            where = _entries.c.namespace == namespace
+            logs = [log.where(log.table.c.namespace == namespace) for log in logs]
+        with writing(self._engine) as db:
+            for log in logs:
+                db.execute(log)
+            return delete(db, where)
+
+    def check(self) -> list[str]:
+        """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
+        if self._engine.dialect.name != "sqlite":
+            return []
+        with reading(self._engine) as db:
+            found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
+        return [] if found == ["ok"] else found

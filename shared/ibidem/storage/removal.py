@@ -1,0 +1,130 @@
+"""Deleting entries from the truth: the expired, the evicted, the invalidated, the cleared.
+
+All goes through `delete`, in the caller's transaction: with an entry go its documents, tags and
+vectors, and its points are noted, for the vector indexes to forget them later, whichever process does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
+from ibidem.lifecycle.tombstones import KEPT_SECONDS
+from ibidem.storage import tables
+from ibidem.storage.database import insert_into, least, reading, writing
+from ibidem.storage.notes import note, noted
+
+BATCH = 500  # entries deleted in one transaction, so that nobody waits long for the lock
+
+_entries, _vectors, _dead = tables.entries, tables.entry_vectors, tables.dead_points
+_invalidations = tables.invalidations
+_PREFIXES = "0123456789abcdef"  # with which ids begin
+_FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
+
+
+def delete(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+    """Delete the entries that fulfil the condition; returns how many."""
+    mine = sa.select(_entries.c.id).where(where)
+    forget_vectors(db, mine)
+    for table in (tables.entry_documents, tables.entry_tags):
+        db.execute(sa.delete(table).where(table.c.entry_id.in_(mine)))
+    return int(db.execute(sa.delete(_entries).where(where)).rowcount)
+
+
+def forget_vectors(db: sa.Connection, ids: sa.Select[tuple[str]]) -> None:
+    """Delete the vectors of these entries, of all embedders; their indexes forget them later."""
+    c = _vectors.c
+    points = sa.select(c.embedder, c.point).where(c.entry_id.in_(ids), c.point.is_not(None)).distinct()
+    left = insert_into(db.dialect.name)(_dead).from_select(["embedder", "point"], points)
+    db.execute(left.on_conflict_do_nothing())
+    db.execute(sa.delete(_vectors).where(c.entry_id.in_(ids)))
+
+
+def alive(db: sa.Connection, embedder: int, points: Sequence[str]) -> set[str]:
+    """Those of the points that some entry has, of this embedder."""
+    c = _vectors.c
+    return set(db.scalars(sa.select(c.point).distinct().where(c.embedder == embedder, c.point.in_(points))))
+
+
+def note_orphans(db: sa.Connection, embedder: int, points: Sequence[str]) -> None:
+    """Note those of the points that the index holds by now and no entry has: it was deleted meanwhile."""
+    if orphans := set(points) - alive(db, embedder, points):
+        left = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
+        db.execute(left, [{"embedder": embedder, "point": point} for point in orphans])
+
+
+class Removal:
+    """What is deleted from one database, in batches. Every method raises `StorageError` when it fails."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def purge(self, now: float, limit: int = BATCH) -> int:
+        """Delete some entries that expired before `now`, and old tombstones; returns how many entries."""
+        expired = sa.select(_entries.c.id).where(_entries.c.expires < now).limit(limit)
+        # All but the newest, as SQLite would give its number again, to one that others take for known.
+        newest = sa.select(sa.func.max(_invalidations.c.id)).scalar_subquery()
+        old = sa.and_(_invalidations.c.at < now - KEPT_SECONDS, _invalidations.c.id < newest)
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_invalidations).where(old))
+            found = list(db.scalars(expired))
+            return delete(db, _entries.c.id.in_(found)) if found else 0
+
+    def size(self) -> tuple[int, int]:
+        """How many entries there are, and the bytes they take; a scan."""
+        with reading(self._engine) as db:
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_entries.c.size), 0))
+            count, size = db.execute(query.select_from(_entries)).one()
+        return int(count), int(size)
+
+    def evict(self, entries: int, size: int) -> tuple[int, int, float]:
+        """Delete at least so many entries or bytes, the lowest ranks first, at most a batch.
+
+        Returns:
+            How many entries and bytes were deleted, and the floor of the ranks from now on.
+        """
+        lowest = sa.select(_entries.c.id, _entries.c.size, _entries.c.rank).order_by(
+            _entries.c.rank, _entries.c.used
+        )
+        victims: list[str] = []
+        freed, floor = 0, 0.0
+        with writing(self._engine) as db:
+            for entry_id, bytes_, rank in db.execute(lowest.limit(BATCH)):
+                if len(victims) >= entries and freed >= size:
+                    break
+                victims.append(entry_id)
+                freed, floor = freed + bytes_, rank
+            if victims:
+                delete(db, _entries.c.id.in_(victims))
+                floor = max(floor, float(noted(db, _FLOOR) or 0.0))  # of a process that knew a lower one
+                note(db, _FLOOR, repr(floor))
+        return len(victims), freed, floor
+
+    def floor(self) -> float:
+        """The floor of the ranks: the rank of what was evicted last."""
+        with reading(self._engine) as db:
+            return float(noted(db, _FLOOR) or 0.0)
+
+    def ranking(self) -> Bounds:
+        """Bounds that rank as the entries are ranked."""
+        with reading(self._engine) as db:
+            return RANKINGS.get(noted(db, _RANKING) or "", UNBOUNDED)
+
+    def rank_all(self, bounds: Bounds) -> float:
+        """Rank all entries as these bounds do, unless they are ranked so; returns the floor.
+
+        In parts, so that stores do not wait long; done again if it was interrupted.
+        """
+        c = _entries.c
+        if self.ranking().ranking == bounds.ranking:
+            return self.floor()
+        rank = bounds.rank(0.0, c.hits, c.cost, c.size, c.used, least)
+        for first in _PREFIXES:
+            with writing(self._engine) as db:
+                db.execute(sa.update(_entries).where(c.id.startswith(first)).values(rank=rank))
+        with writing(self._engine) as db:
+            note(db, _RANKING, bounds.ranking)
+            note(db, _FLOOR, "0.0")
+        return 0.0

@@ -1,0 +1,1 @@
+"""Pairs of questions from a cache's own life, and a teacher who labels them."""

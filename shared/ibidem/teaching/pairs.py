@@ -1,0 +1,118 @@
+"""Pairs of questions, and whether one answer serves both: values, and lines of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibidem.errors import InvalidInput
+from ibidem.lifecycle.admission import storable
+
+JUDGED = ("judgement", "feedback")  # who labelled, if a fresh answer was compared or a person said so
+# Valid within JSON, but some programs end a line there.
+_BREAKS = {ord(one): json.dumps(one)[1:-1] for one in "\x85\u2028\u2029"}
+SHAPE = '{"a": question, "b": question, "same": 0, 1 or null}'
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionPair:
+    """Two questions of one namespace; `b` is the stored one where one is stored.
+
+    `same` tells whether the answer to `b` serves `a`, None if that is not known, and `labelled_by` who says
+    so: `judgement` (of an audit), `feedback`, `answers` (the stored answers were compared), `teacher`; empty
+    where a file does not tell. `source` is `audit`, `feedback`, `near_miss`, `hit` or `neighbour`, `cosine`
+    that of the two embeddings, `extra` what else a line of a file held.
+    """
+
+    a: str
+    b: str
+    same: bool | None = None
+    cosine: float | None = None
+    source: str = ""
+    namespace: str = ""
+    labelled_by: str = ""
+    reason: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def as_line(self) -> str:
+        """The pair as a line of a pairs file, without the line break."""
+        told: dict[str, Any] = {
+            "cosine": None if self.cosine is None else round(self.cosine, 4),
+            "source": self.source,
+            "namespace": self.namespace,
+            "labelled_by": self.labelled_by,
+            "reason": self.reason,
+        }
+        known = {name: value for name, value in told.items() if value not in ("", None)}
+        same = None if self.same is None else int(self.same)
+        line = json.dumps({"a": self.a, "b": self.b, "same": same, **known, **self.extra}, ensure_ascii=False)
+        return line.translate(_BREAKS)
+
+
+def write_pairs(path: Path, pairs: Iterable[QuestionPair]) -> None:
+    """Write a pairs file; what was there is replaced when all is written.
+
+    Raises:
+        InvalidInput: It cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        beside.write_text("".join(f"{pair.as_line()}\n" for pair in pairs), encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise InvalidInput(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_pairs(path: Path) -> list[QuestionPair]:
+    """The pairs of a file, in order.
+
+    Raises:
+        InvalidInput: It cannot be read, holds none, or a line is no pair; the message names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is no UTF-8 text: {error}") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
+    found = [parsed(line, f"{path}, line {at}") for at, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InvalidInput(f"{path} holds no pairs; `ibidem pairs --out FILE` writes some")
+    return found
+
+
+def parsed(line: str, where: str) -> QuestionPair:
+    """The pair of a line; raises `InvalidInput`, which names `where`."""
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: no JSON: {error}") from None
+    if not isinstance(given, dict) or not {"a", "b"} <= given.keys():
+        raise InvalidInput(f"{where}: must be {SHAPE}")
+    return of_line(given, where)
+
+
+def of_line(given: dict[str, Any], where: str) -> QuestionPair:
+    """The pair of a decoded line; raises `InvalidInput`, which names `where`."""
+    a, b, same, cosine = (given.get(name) for name in ("a", "b", "same", "cosine"))
+    if not all(isinstance(text, str) and text.strip() and storable(text) for text in (a, b)):
+        raise InvalidInput(f'{where}: "a" and "b" must be questions')
+    if not (same is None or (isinstance(same, int) and same in (0, 1))):
+        raise InvalidInput(f'{where}: "same" must be 0, 1 or null')
+    texts = {name: given.get(name) or "" for name in ("source", "namespace", "labelled_by", "reason")}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise InvalidInput(f"{where}: {', '.join(texts)} must be texts")
+    if cosine is not None and (isinstance(cosine, bool) or not isinstance(cosine, (int, float))):
+        raise InvalidInput(f'{where}: "cosine" must be a number')
+    known = {"a", "b", "same", "cosine", *texts}
+    return QuestionPair(
+        str(a),
+        str(b),
+        None if same is None else bool(same),
+        None if cosine is None else float(cosine),
+        **texts,
+        extra={name: value for name, value in given.items() if name not in known},
+    )
