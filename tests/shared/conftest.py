@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _slow_disks_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store gives up after a second; where a test asks for no faults, the machine's disk must not matter."""
+    """A store gives up after a second; a test that asks for no faults must not depend on the disk."""
     monkeypatch.setattr("ibidem.storage.engines.HURRIED_SECONDS", 30.0)
