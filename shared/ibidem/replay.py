@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,10 @@ from ibidem.decision.policy import Candidate, Policy, Verdict, decide
 from ibidem.decision.scoring import Scorer
 from ibidem.entry import Entry, Vector, to_bytes, to_vector
 from ibidem.intervals import clopper_pearson
-from ibidem.request import Answer, Request
+from ibidem.request import Answer, Request, normalise
+
+if TYPE_CHECKING:
+    from ibidem.embedding.embedder import CheckedEmbedder
 
 NEIGHBOURS = 16  # as the cache asks of the vector index
 CURVE_FROM = 0.7  # cosine of the farthest candidates that curves show
@@ -228,6 +231,18 @@ def as_entry(request: Request, name: str) -> Entry:
         answer=Answer("-"),
         created=0.0,
     )
+
+
+def vectors_of(
+    rows: Sequence[Row], embedder: CheckedEmbedder, seen: Callable[[], object] = lambda: None
+) -> list[Vector | None]:
+    """Embedded one by one, as the cache does; None for what it would compare exactly only."""
+    known: dict[str, Vector | None] = {}
+    for text in (normalise(row.text) for row in rows):
+        if text not in known:
+            known[text] = None if embedder.refusal(text) else embedder.vector_of(text)
+        seen()
+    return [known[normalise(row.text)] for row in rows]
 
 
 def ceiling(rows: Iterable[Row]) -> float:

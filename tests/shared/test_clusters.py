@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem.export import clusters
-from ibidem.export.clusters import BORDER, RELATED, TEST, TRAIN, Ties, across, components, duplicates, split
+from ibidem.export.clusters import BORDER, RELATED, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
 
 DATA = os.environ.get("IBIDEM_DATA")  # a folder with streams/*.jsonl
 STREAMS = sorted(Path(DATA).glob("streams/*.jsonl")) if DATA else []
@@ -61,7 +61,7 @@ def test_clusters_are_what_is_linked(vectors: np.ndarray, tile: int, said: int, 
     found = ties(vectors, answers=answers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clusters, "TILE", tile)
-        labels = components(found, nothing)
+        labels = clusters_of(found, nothing)
 
     assert {frozenset(np.flatnonzero(labels == one).tolist()) for one in set(labels.tolist())} == {
         frozenset(one) for one in linked(found)
@@ -76,7 +76,7 @@ def test_no_test_row_belongs_to_a_training_row(
     """By every pair; the test is not larger than asked for, the border not larger than the test."""
     answers = np.random.default_rng(seed).integers(-1, said, size=len(vectors)) if said else None
     found = ties(vectors, answers=answers)
-    sides = split(found, components(found, nothing), share, seed)
+    sides = split(found, clusters_of(found, nothing), share, seed)
     test, train = vectors[sides == TEST], vectors[sides == TRAIN]
     sims = test @ train.T
 
@@ -107,7 +107,7 @@ def test_one_giant_cluster_is_still_split() -> None:
     rows = np.exp(-((places - levels) ** 2))  # only those nearby are alike
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     found = ties(vectors)
-    labels = components(found, nothing)
+    labels = clusters_of(found, nothing)
     sides = split(found, labels, 0.1, 0)
 
     assert labels.max() == 0
@@ -119,7 +119,7 @@ def test_one_giant_cluster_is_still_split() -> None:
 def test_the_seed_decides() -> None:
     """The same seed, the same split."""
     found = ties(points(400, 80, 0.2, 1))
-    labels = components(found, nothing)
+    labels = clusters_of(found, nothing)
     one, again, other = (split(found, labels, 0.2, seed) for seed in (1, 1, 2))
 
     assert (one == again).all()
@@ -163,7 +163,7 @@ def test_real_streams_are_split_without_leaks(stream: Path) -> None:
     random.Random(0).shuffle(texts)
     vectors = resolve_embedder().embed(texts[:1500])
     found = ties(vectors)
-    sides = split(found, components(found, nothing), 0.1, 0)
+    sides = split(found, clusters_of(found, nothing), 0.1, 0)
     by_chance = np.full(len(sides), TRAIN, np.int8)
     by_chance[: (sides == TEST).sum()] = TEST
 

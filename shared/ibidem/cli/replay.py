@@ -19,10 +19,19 @@ from ibidem.cli.tables import plain
 from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
-from ibidem.entry import Vector
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.lifecycle.admission import storable
-from ibidem.replay import Outcome, Row, by_policy, ceiling, curve_rule, hindsight, p_chr_auc, replay
+from ibidem.replay import (
+    Outcome,
+    Row,
+    by_policy,
+    ceiling,
+    curve_rule,
+    hindsight,
+    p_chr_auc,
+    replay,
+    vectors_of,
+)
 from ibidem.replay_page import page
 from ibidem.settings import read_settings
 
@@ -135,23 +144,12 @@ def _replay(name: str, rows: list[Row], threshold: float, scorer_name: str) -> R
             task = bar.add_task(what, total=len(rows))
             return lambda: bar.advance(task)
 
-        vectors = _embed(embedder, rows, stage("embed"))
+        vectors = vectors_of(rows, embedder, stage("embed"))
         rule = by_policy(Policy(threshold=threshold), scorer)
         served = replay(rows, vectors, rule, stage("replay"))
         curve = replay(rows, vectors, curve_rule(scorer), stage("try thresholds"))
     title = f"{name}, {by} score, threshold {threshold:.4g}, {embedder.fingerprint}"
     return Replayed(title, rows, threshold, served, curve)
-
-
-def _embed(embedder: CheckedEmbedder, rows: list[Row], seen: Callable[[], object]) -> list[Vector | None]:
-    """One by one, as the cache does; None for what it would not compare by meaning."""
-    known: dict[str, Vector | None] = {}
-    for row in rows:
-        if row.text not in known:
-            text = row.text.strip()
-            known[row.text] = None if embedder.refusal(text) else embedder.vector_of(text)
-        seen()
-    return [known[row.text] for row in rows]
 
 
 def _table(found: Replayed) -> Table:

@@ -19,6 +19,7 @@ from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
 from ibidem.fit.labels import Label, read_labels
 from ibidem.replay import LEVELS, Row
+from ibidem.tuning.card import figure_rows, most_hits_at
 from ibidem.tuning.evaluate import StreamMetrics, compare_on_pairs, measure_on_stream
 from ibidem.tuning.metrics import PairMetrics
 
@@ -163,18 +164,15 @@ def _table(file: str, names: list[str], rows: Figures) -> Table:
     table = _columns(title, names)
     table.add_row("AUC of the nearest", *(f"{row.auc:.3f}" for row in streams))
     for level in LEVELS:
-        table.add_row(_level(level), *(f"{row.hits[level]:.1%}" for row in streams))
+        table.add_row(most_hits_at(level), *(f"{row.hits[level]:.1%}" for row in streams))
     table.add_row("P-CHR AUC", *(f"{row.p_chr:.3f}" for row in streams))
     return table
 
 
 def _pair_table(title: str, names: list[str], rows: list[PairMetrics]) -> Table:
     table = _columns(title, names)
-    table.add_row("AUC", *(f"{row.auc.value:.3f} ({row.auc.low:.3f}-{row.auc.high:.3f})" for row in rows))
-    table.add_row(f"AUC, grey zone ({rows[0].grey:,} pairs)", *(f"{row.grey_auc:.3f}" for row in rows))
-    for level in LEVELS:
-        table.add_row(_level(level), *(str(row.hits[level]) for row in rows))
-    table.add_row("P-CHR AUC", *(f"{row.p_chr:.3f}" for row in rows))
+    for name, cells in figure_rows(rows):
+        table.add_row(name, *cells)
     return table
 
 
@@ -183,7 +181,3 @@ def _columns(title: str, names: list[str]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _level(level: float) -> str:
-    return f"most hits at {level:.0%} wrong per hit"

@@ -97,7 +97,7 @@ def _repeated(
     return next((other for other in earlier[:LOOKED_AT] if same(number, other)), -1)
 
 
-def components(ties: Ties, seen: Callable[[int], object]) -> Numbers:
+def clusters_of(ties: Ties, seen: Callable[[int], object]) -> Numbers:
     """Clusters, int64[n]: rows that belong together, also through others, have the same number."""
     count = len(ties.vectors)
     labels = np.arange(count)

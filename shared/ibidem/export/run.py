@@ -17,7 +17,7 @@ from ibidem.decision.phrasing import take_apart
 from ibidem.entry import to_bytes, to_vector
 from ibidem.errors import InvalidInput
 from ibidem.export.choice import Choice
-from ibidem.export.clusters import BORDER, TEST, TRAIN, Ties, Vectors, across, components, duplicates, split
+from ibidem.export.clusters import BORDER, TEST, TRAIN, Ties, Vectors, across, clusters_of, duplicates, split
 from ibidem.export.folder import (
     DROPPED_FILE,
     TEST_FILE,
@@ -79,7 +79,7 @@ class Export:
                 rows = self._rows(lines)
                 rows, vectors = self._without_repetitions(rows, self._vectors(rows))
                 ties = Ties(vectors, _numbers(rows), self._choice.apart)
-                labels = components(ties, lambda done: self._progress("cluster", done, len(rows)))
+                labels = clusters_of(ties, lambda done: self._progress("cluster", done, len(rows)))
                 sides = split(ties, labels, self._choice.test_share, self._choice.seed)
                 files = self._write(folder, lines, rows, sides)
             (folder / LINES_FILE).unlink()

@@ -20,7 +20,7 @@ from ibidem.storage.database import insert_into, reading, writing
 from ibidem.storage.notes import note
 from ibidem.storage.rows import LACKING
 
-USED_SECONDS = 3_600.0  # so long the vectors of an embedder are kept after somebody used it
+USED_SECONDS = 86_400.0  # so long the vectors of an embedder are kept after somebody used it
 FEW = 5_000  # entries that are gone through in one transaction
 BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for the lock
 FORGOTTEN = "forgotten:"  # begins the keys that say whose collections of the index are to be deleted

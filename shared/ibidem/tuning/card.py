@@ -59,7 +59,7 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         "",
         "| | before | after |",
         "|---|---|---|",
-        *(f"| {name} | {one} | {other} |" for name, one, other in _rows(before, after)),
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in figure_rows([before, after])),
         "",
         f"Gain in AUC: {gain['auc']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}).",
         "",
@@ -86,21 +86,19 @@ def _but(dropped: int) -> str:
     return f", but for those of the {dropped:,} pairs left out" if dropped else ""
 
 
-def _rows(before: PairMetrics, after: PairMetrics) -> list[tuple[str, str, str]]:
-    both = (before, after)
-
-    def row(name: str, cells: Sequence[str]) -> tuple[str, str, str]:
-        return name, cells[0], cells[1]
-
+def figure_rows(found: Sequence[PairMetrics]) -> list[tuple[str, list[str]]]:
+    """The figures of several models as text: a name, and a cell for each model."""
     return [
-        row("AUC", [f"{one.auc.value:.3f} ({one.auc.low:.3f}-{one.auc.high:.3f})" for one in both]),
-        row(f"AUC in the grey zone ({after.grey:,} pairs)", [f"{one.grey_auc:.3f}" for one in both]),
-        *(
-            row(f"hits at {level:.0%} wrong per hit", [str(one.hits[level]) for one in both])
-            for level in after.hits
-        ),
-        row("P-CHR AUC", [f"{one.p_chr:.3f}" for one in both]),
+        ("AUC", [f"{one.auc.value:.3f} ({one.auc.low:.3f}-{one.auc.high:.3f})" for one in found]),
+        (f"AUC in the grey zone ({found[0].grey:,} pairs)", [f"{one.grey_auc:.3f}" for one in found]),
+        *((most_hits_at(level), [str(one.hits[level]) for one in found]) for level in found[0].hits),
+        ("P-CHR AUC", [f"{one.p_chr:.3f}" for one in found]),
     ]
+
+
+def most_hits_at(level: float) -> str:
+    """The name of a figure."""
+    return f"most hits at {level:.0%} wrong per hit"
 
 
 def write_roc(path: Path, before: Array, after: Array, same: Bools) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 from ibidem.embedding.embedder import CheckedEmbedder, Embedder
 from ibidem.entry import Vector
 from ibidem.fit.labels import Label
-from ibidem.replay import Outcome, Row, ceiling, curve_rule, most_hits, p_chr_auc, replay
-from ibidem.request import normalise
+from ibidem.replay import Outcome, Row, ceiling, curve_rule, most_hits, p_chr_auc, replay, vectors_of
 from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, measure
 
 
@@ -39,11 +38,7 @@ def compare_on_pairs(pairs: Sequence[Label], models: Sequence[Embedder]) -> list
 def measure_on_stream(rows: Sequence[Row], model: Embedder) -> StreamMetrics:
     """Replay a stream by the model's cosine alone; what it cannot read is compared exactly."""
     checked = CheckedEmbedder(model, lambda _, value: value)
-    known: dict[str, Vector | None] = {}
-    for text in (normalise(row.text) for row in rows):
-        if text not in known:
-            known[text] = None if checked.refusal(text) else checked.vector_of(text)
-    return stream_figures(rows, [known[normalise(row.text)] for row in rows])
+    return stream_figures(rows, vectors_of(rows, checked))
 
 
 def stream_figures(rows: Sequence[Row], vectors: Sequence[Vector | None]) -> StreamMetrics:
