@@ -13,7 +13,7 @@ import numpy as np
 
 from ibidem.embedding import Embedder
 from ibidem.fit.labels import Label
-from ibidem.tuning.data import distinct, divide
+from ibidem.tuning.data import Division, distinct, divide
 from tests.benchmarks.streams import Stream, load_streams
 
 HELD_OUT = ("overnight_calendar", "overnight_publications")  # domains that no model is tuned on
@@ -37,10 +37,7 @@ class Data:
 
 def load(data: Path, embedder: Embedder, kept: Path | None, seed: int = 0) -> Data:
     """Everything; no question that is measured with is learned from."""
-    hard = distinct(
-        Label(row["a"], row["b"], bool(row["same"])) for row in _lines(data / "pairs" / "nq_hard.jsonl")
-    )
-    division = divide(hard, SHARES, seed)
+    division = _hard(data, seed)
     streams = {stream.name: stream for stream in load_streams(data, embedder, kept)}
     held = {text for pair in (*division.validation, *division.test) for text in (pair.asked, pair.stored)}
     taught = [
@@ -48,8 +45,19 @@ def load(data: Path, embedder: Embedder, kept: Path | None, seed: int = 0) -> Da
         *_answered(data / "nq_questions.jsonl", embedder, held, seed),
         *(pair for name in TAUGHT for pair in _even(neighbours(streams[name]), PAIRS_OF_A_STREAM, seed)),
     ]
-    tests = {"nq_hard": division.test} | {name: neighbours(streams[name]) for name in HELD_OUT}
+    tests = held_out(data, list(streams.values()), seed)
     return Data(distinct(taught), division.validation, tests, [streams[name] for name in SIMILAR])
+
+
+def held_out(data: Path, streams: Sequence[Stream], seed: int = 0) -> dict[str, list[Label]]:
+    """The pairs to measure with, by name."""
+    pairs = {stream.name: neighbours(stream) for stream in streams if stream.name in HELD_OUT}
+    return {"nq_hard": _hard(data, seed).test, **pairs}
+
+
+def _hard(data: Path, seed: int) -> Division:
+    rows = _lines(data / "pairs" / "nq_hard.jsonl")
+    return divide(distinct(Label(row["a"], row["b"], bool(row["same"])) for row in rows), SHARES, seed)
 
 
 def neighbours(stream: Stream) -> list[Label]:
