@@ -50,7 +50,7 @@ class OpenAIServer:
     The n-th completion request since the start or `reset` is answered `answer {n}`. One with tools is
     answered with a call of the first tool, or of the forced one, until a tool's result follows the last user
     message; then, if some tool is required, with a call of the last. One with a JSON schema is answered with
-    the smallest instance of it.
+    the smallest instance of it, one that asks for any JSON with an object.
     """
 
     def __init__(self) -> None:
@@ -133,6 +133,8 @@ class OpenAIServer:
             text = self.say(body)
         elif schema is not None:
             text = json.dumps(instance(schema, f"answer {number}"))
+        elif (body.get("response_format") or {}).get("type") == "json_object":
+            text = json.dumps({"answer": f"answer {number}"})
         else:
             text = f"answer {number}"
         reason = self.finish_reason or ("stop" if tool is None else "tool_calls")

@@ -33,25 +33,25 @@ class Asking:
         self._missed: Miss | None = None  # what the log was not told yet
         self._lead: Lead | None = None
 
-    def look(self, accept: Callable[[Hit], bool] | None = None) -> Hit | None:
+    def look(self, objection: Callable[[Hit], str] | None = None) -> Hit | None:
         """The stored answer. A miss is logged when it is clear that waiting will not make it a hit.
 
         Args:
-            accept: Says of a hit whether what it rests on is as it was; if not, it is a miss.
+            objection: Says why a hit must not be served, which makes it a miss for this reason; "" if it may.
 
         Raises:
             CacheClosed: The cache was closed.
         """
         found = self._search()
-        if isinstance(found, Hit) and accept is not None and not accept(found):
-            found = _refused(found)
+        if isinstance(found, Hit) and objection is not None and (reason := objection(found)):
+            found = _refused(found, reason)
         return self._found(found)
 
-    async def alook(self, accept: Callable[[Hit], Awaitable[bool]]) -> Hit | None:
-        """As `look`, for async code: the cache is asked in a thread, and `accept` needs none."""
+    async def alook(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
+        """As `look`, for async code: the cache is asked in a thread, and `objection` needs none."""
         found = await in_thread(self._search)
-        if isinstance(found, Hit) and not await accept(found):
-            found = _refused(found)
+        if isinstance(found, Hit) and (reason := await objection(found)):
+            found = _refused(found, reason)
         return await in_thread(self._found, found)
 
     def wait(self) -> bool:
@@ -242,8 +242,8 @@ class Answering(ABC):
         return answer
 
 
-def _refused(hit: Hit) -> Miss:
-    return Miss("documents_changed", hit.question, hit.entry_id, hit.similarity, hit.seconds)
+def _refused(hit: Hit, reason: str) -> Miss:
+    return Miss(reason, hit.question, hit.entry_id, hit.similarity, hit.seconds)
 
 
 def _in_event_loop() -> bool:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, field_validator
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
 from langchain_ibidem import IbidemCache, IbidemMiddleware
-from tests.contracts.agents import ASKED, OTHER, REWORDED, Shop, Slow, ask, final
+from tests.contracts.agents import ASKED, OTHER, REWORDED, Shop, Slow, ToolChat, ask, final
 from tests.openai_server import OpenAIServer, running_openai
 
 READ_ONLY = {"ibidem": "read_only"}
@@ -193,6 +193,36 @@ class TestRuns:
         assert final(end).response_metadata["ibidem"]["saved_tokens"]["total_tokens"] == 36, "of both steps"
         assert server.count == 2
         assert shop.called["search"] == 2, "it was looked whether it still holds"
+
+    def test_a_question_with_other_arguments_is_another_question(
+        self, make: Make, server: OpenAIServer, cache: SemanticCache
+    ) -> None:
+        """Of the countries the model would make other searches; that they are alike does not help."""
+        agent = make("search", read_only=["search"])
+        ask(agent, "What does a parcel of books cost to Peru?")
+        assert requests(server, lambda: ask(agent, "What does a parcel of books cost to Japan?")) == 2
+        assert cache.stats().misses["guard:arguments"] == 1
+        assert requests(server, lambda: ask(agent, "What does the parcel of books cost to Peru?")) == 0
+
+    @pytest.mark.parametrize(("argument", "asked"), [("peru", 0), ("the Peru rate", 0), ("PE", 1)])
+    def test_an_argument_that_the_question_does_not_hold_stands_for_something_unknown(
+        self, argument: str, asked: int, cache: SemanticCache, shop: Shop
+    ) -> None:
+        class Translating(ToolChat):
+            def _says(self, messages: Any, tools: Any) -> AIMessage:
+                said = super()._says(messages, tools)
+                calls = [{**call, "args": {"query": argument}} for call in said.tool_calls]
+                return said.model_copy(update={"tool_calls": calls})
+
+        model = Translating()
+        middleware = IbidemMiddleware(cache, read_only=["search"])
+        agent = create_agent(model, [shop.tool("search")], middleware=[middleware])
+        ask(agent, "What does a parcel of books cost to Peru?")
+        before = model.calls
+        ask(agent, "What does the parcel of books cost to Peru?")
+        assert model.calls - before == asked
+        ask(agent, "What does a parcel of books cost to Peru?")
+        assert model.calls - before == asked, "the same words are the same question"
 
     def test_if_a_tool_says_something_else_the_run_is_made_anew(
         self, make: Make, server: OpenAIServer, shop: Shop, cache: SemanticCache
@@ -582,5 +612,5 @@ def test_the_payload_of_a_run_is_json(make: Make, cache: SemanticCache) -> None:
     ask(agent, ASKED)
     ask(agent, REWORDED)
     stored = json.loads(seen[-1].answer.payload)
-    assert set(stored) == {"calls", "first", "final"}
+    assert set(stored) == {"calls", "words", "first", "final"}
     assert stored["calls"][0][:2] == ["search", {"query": "goods"}]

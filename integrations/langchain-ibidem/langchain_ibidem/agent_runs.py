@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -11,8 +12,11 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.tool import ToolCall
 
+from ibidem.decision.lexicon import COMMON_WORDS
 from ibidem.request import Answer, Hit, Request, digest
 from langchain_ibidem.codec import MARKER
+
+_WORD = re.compile(r"\w+")
 
 
 class Call(NamedTuple):
@@ -35,15 +39,20 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is stored of a run: its calls, and its first and final message as `codec` writes them."""
+    """What is stored of a run: its calls, and its first and final message as `codec` writes them.
+
+    `words` are those of the question that the agent handed on to tools.
+    """
 
     calls: tuple[Call, ...]
+    words: tuple[str, ...]
     first: str
     final: str
 
     def dump(self) -> str:
         """As the payload of the answer to the run's first step."""
-        return json.dumps({"calls": self.calls, "first": self.first, "final": self.final})
+        told = {"calls": self.calls, "words": self.words, "first": self.first, "final": self.final}
+        return json.dumps(told)
 
     @classmethod
     def of(cls, hit: Hit) -> Run | None:
@@ -56,7 +65,12 @@ class Run:
         if not isinstance(stored, dict):
             return None
         calls = tuple(Call(str(tool), dict(args), str(returned)) for tool, args, returned in stored["calls"])
-        return cls(calls, str(stored["first"]), str(stored["final"]))
+        words = tuple(map(str, stored["words"]))
+        return cls(calls, words, str(stored["first"]), str(stored["final"]))
+
+    def is_for(self, question: str) -> bool:
+        """Whether the question, worded otherwise, would hand the same words on to tools."""
+        return _words(question).issuperset(self.words)
 
     def hit(self, hit: Hit, *, whole: bool) -> Hit:
         """As if its final message, or its first, had been found."""
@@ -96,6 +110,29 @@ def calls_in(run: Sequence[BaseMessage], said: set[str]) -> tuple[Call, ...] | N
     if {call["id"] for call in wanted} != set(results) or len(wanted) != len(results):
         return None
     return tuple(Call(c["name"], c["args"], returned(results[str(c["id"])])) for c in wanted)
+
+
+def handed_on(question: str, run: Sequence[BaseMessage]) -> tuple[str, ...] | None:
+    """The words of a question that stand in arguments of the calls.
+
+    None if a call has arguments of which none comes from the question or from an earlier result: then it
+    cannot be told what in the question they stand for ("FR" for France), and so not whether another
+    question would give the same.
+    """
+    asked, told, found = _words(question), set[str](), set[str]()
+    for message in run:
+        if isinstance(message, ToolMessage):
+            told |= _words(message.text)
+        for call in message.tool_calls if isinstance(message, AIMessage) else ():
+            given = _words(json.dumps(list(call["args"].values()), ensure_ascii=False, default=str))
+            if given and not given & (asked | told):
+                return None
+            found |= given & asked
+    return tuple(sorted(found))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower())) - COMMON_WORDS
 
 
 def returned(message: ToolMessage) -> str:

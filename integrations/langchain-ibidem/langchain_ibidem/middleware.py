@@ -27,7 +27,7 @@ from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer, Hit, digest
 from ibidem.threads import in_thread
 from langchain_ibidem import agent_steps as steps
-from langchain_ibidem.agent_runs import Begun, Run, calls_in, saying
+from langchain_ibidem.agent_runs import Begun, Run, calls_in, handed_on, saying
 from langchain_ibidem.agent_tools import Tools
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.codec import decode, encode
@@ -67,8 +67,9 @@ class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
     A step is repeated for the very same conversation; one that is an answer and calls no tool also if only
     the question is worded otherwise, over the same earlier messages and tool results. A whole run is skipped
     (the first question gets the final answer of an earlier run) only if every tool that run called is
-    `read_only` and, called again with the same arguments, returns what it returned then. After a `volatile`
-    tool was called, nothing is looked up or stored until the user's next question.
+    `read_only` and, called again with the same arguments, returns what it returned then; a reworded question
+    must also hold the words that went from the first one into those arguments. After a `volatile` tool was
+    called, nothing is looked up or stored until the user's next question.
 
     What a middleware further in would change could not be seen from here, so this one must be the last.
     Steps it handles are not handled again by LangChain's global `IbidemCache`. A failure of the cache never
@@ -187,31 +188,37 @@ class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
         return _Step(request, asking, run, beginning, time.monotonic())
 
     def _find(self, step: _Step) -> Hit | None:
-        accept = partial(self._holds, step)
-        while (hit := step.asking.look(accept)) is None and step.asking.wait():
+        objection = partial(self._objection, step)
+        while (hit := step.asking.look(objection)) is None and step.asking.wait():
             pass
         return hit
 
     async def _afind(self, step: _Step) -> Hit | None:
-        accept = partial(self._aholds, step)
+        objection = partial(self._aobjection, step)
         try:
-            while (hit := await step.asking.alook(accept)) is None and await step.asking.await_turn():
+            while (hit := await step.asking.alook(objection)) is None and await step.asking.await_turn():
                 pass
         except Exception as error:
             self._faults.note(_LOOK_UP, error)
             return None
         return hit
 
-    def _holds(self, step: _Step, hit: Hit) -> bool:
-        """Whether what was found may be said: a step, or a run whose tools return what they returned."""
-        if (run := Run.of(hit)) is not None:
-            step.whole = self._tools.return_the_same(step.request, run.calls)
-        return run is None or step.whole or hit.tier == "exact"
+    def _objection(self, step: _Step, hit: Hit) -> str:
+        """Why what was found must not be said: of a run, that its tools now return something else."""
+        if (run := Run.of(hit)) is None:
+            return ""
+        if reason := _another_run(step, hit, run):
+            return reason
+        step.whole = self._tools.return_the_same(step.request, run.calls)
+        return "" if step.whole or hit.tier == "exact" else "documents_changed"
 
-    async def _aholds(self, step: _Step, hit: Hit) -> bool:
-        if (run := Run.of(hit)) is not None:
-            step.whole = await self._tools.areturn_the_same(step.request, run.calls)
-        return run is None or step.whole or hit.tier == "exact"
+    async def _aobjection(self, step: _Step, hit: Hit) -> str:
+        if (run := Run.of(hit)) is None:
+            return ""
+        if reason := _another_run(step, hit, run):
+            return reason
+        step.whole = await self._tools.areturn_the_same(step.request, run.calls)
+        return "" if step.whole or hit.tier == "exact" else "documents_changed"
 
     async def _aserved(self, request: Request, repeated: Awaitable[Response]) -> Response | None:
         try:
@@ -258,9 +265,15 @@ class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
     def _keep_run(self, step: _Step, begun: Begun, final: Answer) -> None:
         calls = calls_in(step.run, begun.said)
         if calls and self._tools.read_only(step.request, (call.tool for call in calls)):
-            run = Run(calls, begun.first, final.payload)
+            words = handed_on(begun.request.question, step.run)
+            run = Run(calls, words or (), begun.first, final.payload)
             answer = run.answer(final, step.run, time.monotonic() - begun.started)
-            self.cache.cache.store(begun.request, answer)
+            self.cache.cache.store(begun.request, replace(answer, semantic=words is not None))
+
+
+def _another_run(step: _Step, hit: Hit, run: Run) -> str:
+    asked = step.asking.request.question
+    return "" if hit.tier == "exact" or run.is_for(asked) else "guard:arguments"
 
 
 def _again(step: _Step, hit: Hit | None) -> Request | None:
