@@ -293,11 +293,9 @@ class TestRuns:
             """Count the messages."""
             return str(len(state["messages"]))
 
-        middleware = IbidemMiddleware(cache, read_only=["count"])
-        agent = create_agent(model, [count], middleware=[middleware])
+        agent = create_agent(model, [count], middleware=[IbidemMiddleware(cache, read_only=["count"])])
         ask(agent, ASKED)
         assert requests(server, lambda: ask(agent, REWORDED)) == 2
-        assert middleware.faults() == {"call a tool again: ValidationError": 1}
 
     def test_what_a_person_changed_is_not_repeated_to_others(
         self, make: Make, server: OpenAIServer, shop: Shop

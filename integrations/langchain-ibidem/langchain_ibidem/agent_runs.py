@@ -68,9 +68,10 @@ class Run:
         words = tuple(map(str, stored["words"]))
         return cls(calls, words, str(stored["first"]), str(stored["final"]))
 
-    def is_for(self, question: str) -> bool:
-        """Whether the question, worded otherwise, would hand the same words on to tools."""
-        return _words(question).issuperset(self.words)
+    def objection(self, hit: Hit, question: str) -> str:
+        """Why it is none for this question: worded otherwise, it must hand the same words on to tools."""
+        same = hit.tier == "exact" or _words(question).issuperset(self.words)
+        return "" if same else "guard:arguments"
 
     def hit(self, hit: Hit, *, whole: bool) -> Hit:
         """As if its final message, or its first, had been found."""

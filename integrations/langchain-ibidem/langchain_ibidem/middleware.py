@@ -36,13 +36,15 @@ from langchain_ibidem.prompt import of_messages
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
-Request = ModelRequest[Any]
-Response = ModelResponse[Any]
+    Middleware = AgentMiddleware[Any, Any, Any]
+    Request = ModelRequest[Any]
+    Response = ModelResponse[Any]
+else:  # in LangChain 1.0 they have fewer parameters
+    Middleware, Request, Response = AgentMiddleware, ModelRequest, ModelResponse
 
 _RUNS = 1024
-_LOOK_UP, _REPEAT, _STORE = "look up an agent's step", "repeat an agent's step", "store an agent's step"
-# The function of LangChain that calls the model itself, and not a middleware between.
-_MODEL_ITSELF = "create_agent.<locals>."
+_LOOK_UP, _REPEAT, _STORE = (f"{what} an agent's step" for what in ("look up", "repeat", "store"))
+_MODEL_ITSELF = "create_agent.<locals>."  # what calls it, and not a middleware between
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class _Step:
     whole: bool = False
 
 
-class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
+class IbidemMiddleware(Middleware):
     """Repeats answers of an agent: `create_agent(model, tools, middleware=[..., IbidemMiddleware()])`, last.
 
     A step is repeated for the very same conversation; one that is an answer and calls no tool also if only
@@ -207,7 +209,7 @@ class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
         """Why what was found must not be said: of a run, that its tools now return something else."""
         if (run := Run.of(hit)) is None:
             return ""
-        if reason := _another_run(step, hit, run):
+        if reason := run.objection(hit, step.asking.request.question):
             return reason
         step.whole = self._tools.return_the_same(step.request, run.calls)
         return "" if step.whole or hit.tier == "exact" else "documents_changed"
@@ -215,7 +217,7 @@ class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
     async def _aobjection(self, step: _Step, hit: Hit) -> str:
         if (run := Run.of(hit)) is None:
             return ""
-        if reason := _another_run(step, hit, run):
+        if reason := run.objection(hit, step.asking.request.question):
             return reason
         step.whole = await self._tools.areturn_the_same(step.request, run.calls)
         return "" if step.whole or hit.tier == "exact" else "documents_changed"
@@ -269,11 +271,6 @@ class IbidemMiddleware(AgentMiddleware[Any, Any, Any]):
             run = Run(calls, words or (), begun.first, final.payload)
             answer = run.answer(final, step.run, time.monotonic() - begun.started)
             self.cache.cache.store(begun.request, replace(answer, semantic=words is not None))
-
-
-def _another_run(step: _Step, hit: Hit, run: Run) -> str:
-    asked = step.asking.request.question
-    return "" if hit.tier == "exact" or run.is_for(asked) else "guard:arguments"
 
 
 def _again(step: _Step, hit: Hit | None) -> Request | None:
