@@ -34,7 +34,6 @@ from langchain_ibidem import IbidemMiddleware
 ASKED = "When is the else clause of a while loop executed?"
 REWORDED = "When is the else clause of a while loop executed, please?"
 OTHER = "When is the finally clause of a try statement executed?"
-TIME = "What time is it?"
 
 
 class Reference:
@@ -100,7 +99,7 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
         other, _ = ask(agent, "another", OTHER)
         reference.edit("else", "otherwise")
         edited, _ = ask(agent, "reference edited", REWORDED)
-        (_, earlier), (_, later) = ask(agent, "volatile", TIME), ask(agent, "volatile", TIME)
+        (_, earlier), (_, later) = (ask(agent, "volatile", "What time is it?") for _ in range(2))
 
     console.print(table)
     served = reworded == 0 and repeated == answer  # the words that another model searches for may differ
