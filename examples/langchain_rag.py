@@ -16,8 +16,13 @@ from pathlib import Path
 
 from common.corpus import language_reference
 from common.demo import App, Lookups, batches, demonstrate, start
-from common.langchain_parts import LocalEmbeddings, OfflineReader, StoredPassages, as_document
-from langchain.chat_models import init_chat_model
+from common.langchain_parts import (
+    LocalEmbeddings,
+    OfflineReader,
+    StoredPassages,
+    as_document,
+    choose_model,
+)
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 from langchain_core.globals import set_llm_cache
@@ -60,19 +65,9 @@ def join(documents: list[Document]) -> str:
     return "\n\n".join(document.page_content for document in documents)
 
 
-def choose_model(options: Namespace) -> BaseChatModel:
-    """The model asked for, else the offline reader."""
-    if not options.model:
-        return OfflineReader(delay=options.delay)
-    try:
-        return init_chat_model(options.model, temperature=0)
-    except Exception as error:  # every provider has its own
-        sys.exit(f"--model {options.model}: {error}\nWithout --model, the offline reader answers.")
-
-
 def run(options: Namespace, answers: Path, console: Console) -> bool:
     """The demo; whether all went as it must."""
-    model = choose_model(options)
+    model = choose_model(options, OfflineReader(delay=options.delay))
     embedder = resolve_embedder()
     store = index(options.dir, LocalEmbeddings(embedder), console)
     chain = build_chain(store, model)

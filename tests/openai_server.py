@@ -49,7 +49,8 @@ class OpenAIServer:
 
     The n-th completion request since the start or `reset` is answered `answer {n}`. One with tools is
     answered with a call of the first tool, or of the forced one, until a tool's result follows the last user
-    message. One with a JSON schema is answered with the smallest instance of it.
+    message; then, if some tool is required, with a call of the last. One with a JSON schema is answered with
+    the smallest instance of it, one that asks for any JSON with an object.
     """
 
     def __init__(self) -> None:
@@ -123,15 +124,17 @@ class OpenAIServer:
 
     def _answer(self, number: int, body: Json) -> Answer:
         question, tool_answered = _turn(body)
-        schema, function = _answer_schema(body), _function(body)
+        schema, function = _answer_schema(body), _function(body, tool_answered)
         tool = None
-        if function is not None and self.call_tools and not tool_answered:
+        if function is not None and self.call_tools:
             tool, words = function["name"], re.findall(r"\w+", question) or ["x"]
             text = json.dumps(instance(function.get("parameters") or {"type": "object"}, words[-1]))
         elif self.say is not None:
             text = self.say(body)
         elif schema is not None:
             text = json.dumps(instance(schema, f"answer {number}"))
+        elif (body.get("response_format") or {}).get("type") == "json_object":
+            text = json.dumps({"answer": f"answer {number}"})
         else:
             text = f"answer {number}"
         reason = self.finish_reason or ("stop" if tool is None else "tool_calls")
@@ -183,12 +186,14 @@ def _turn(body: Json) -> tuple[str, bool]:
     return question, tool_answered
 
 
-def _function(body: Json) -> Json | None:
-    """The function that a request with tools asks to call."""
+def _function(body: Json, tool_answered: bool) -> Json | None:
+    """The function that a request with tools asks to call; with a tool's result only if it must be one."""
     choice = body.get("tool_choice")
     offered = [tool["function"] for tool in body.get("tools") or ()]
-    if not offered or choice == "none":
+    if not offered or choice == "none" or (tool_answered and choice != "required"):
         return None
+    if tool_answered:
+        return offered[-1]
     forced = choice["function"]["name"] if isinstance(choice, dict) else None
     return next((function for function in offered if function["name"] == forced), offered[0])
 

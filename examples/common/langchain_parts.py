@@ -1,19 +1,25 @@
-"""What the LangChain demo needs beside the app: an offline model, its documents, Ibidem's embedder."""
+"""What the LangChain demos need beside the app: offline models, their documents, Ibidem's embedder."""
 
 from __future__ import annotations
 
+import sys
 import time
+from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
+from langchain.chat_models import init_chat_model
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import BaseTool
 from langchain_core.vectorstores import VectorStore
 
 from common.corpus import Passage
-from common.reader import LABEL, estimated_tokens, extract
+from common.reader import LABEL, estimated_tokens, extract, rare_words
 from ibidem.embedding import Embedder
 
 
@@ -49,17 +55,58 @@ class OfflineReader(BaseChatModel):
         return {"model": LABEL}  # without the delay: it does not change the answer
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        time.sleep(self.delay)
         prompt = "\n\n".join(str(m.content) for m in messages if m.type == "system")
         # The first paragraph is the instruction, the rest are the excerpts.
         answer = extract(str(messages[-1].content), prompt.partition("\n\n")[2])
-        asked, said = (estimated_tokens(text) for text in (f"{prompt} {messages[-1].content}", answer))
-        message = AIMessage(
-            answer,
-            usage_metadata={"input_tokens": asked, "output_tokens": said, "total_tokens": asked + said},
-            response_metadata={"model_name": LABEL, "finish_reason": "stop"},
-        )
+        return self._saying(AIMessage(answer), f"{prompt} {messages[-1].content}")
+
+    def _saying(self, message: AIMessage, prompt: str) -> ChatResult:
+        """The message as a model gives it: after a while, with what it took."""
+        time.sleep(self.delay)
+        asked, said = estimated_tokens(prompt), estimated_tokens(message.text)
+        message.usage_metadata = {"input_tokens": asked, "output_tokens": said, "total_tokens": asked + said}
+        message.response_metadata = {"model_name": LABEL, "finish_reason": "stop"}
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+class OfflineAgent(OfflineReader):
+    """Calls the tool whose description shares rare words with the question, then quotes from what it gave.
+
+    A tool that takes nothing is called for what its description names; any other is given the question's
+    rare words.
+    """
+
+    def bind_tools(self, tools: Sequence[BaseTool], **kwargs: Any) -> Any:
+        """Offer these tools."""
+        offered = [{"name": one.name, "about": one.description, "takes": list(one.args)} for one in tools]
+        return self.bind(tools=offered, **kwargs)
+
+    def _generate(
+        self, messages: list[BaseMessage], *args: Any, tools: Sequence[Any] = (), **kwargs: Any
+    ) -> ChatResult:
+        question = next(str(m.content) for m in reversed(messages) if m.type == "human")
+        shown = " ".join(str(message.content) for message in messages)
+        if isinstance(messages[-1], ToolMessage):
+            found = str(messages[-1].content)
+            answer = found if len(found.splitlines()) == 1 else extract(question, found)
+            return self._saying(AIMessage(answer), shown)
+        words = rare_words(question)
+        chosen = next(
+            (one for one in tools if not one["takes"] and rare_words(one["about"]) & words), tools[-1]
+        )
+        given = dict.fromkeys(chosen["takes"], " ".join(sorted(words)))
+        call = ToolCall(name=chosen["name"], args=given, id=f"call_{uuid4()}")
+        return self._saying(AIMessage("", tool_calls=[call]), shown)
+
+
+def choose_model(options: Namespace, offline: BaseChatModel) -> BaseChatModel:
+    """The model asked for, else the offline one."""
+    if not options.model:
+        return offline
+    try:
+        return init_chat_model(options.model, temperature=0)
+    except Exception as error:  # every provider has its own
+        sys.exit(f"--model {options.model}: {error}\nWithout --model, an offline reader answers.")
 
 
 def as_document(passage: Passage) -> Document:

@@ -30,9 +30,9 @@ _COMMON = frozenset(
 def extract(question: str, excerpts: str) -> str:
     """The sentences of `excerpts` that fit the question best, in their order; the same at every call."""
     sentences = _sentences(excerpts)
-    held = [_words(sentence) for sentence in sentences]
+    held = [rare_words(sentence) for sentence in sentences]
     frequency = Counter(word for words in held for word in words)
-    asked = _words(question)
+    asked = rare_words(question)
 
     def score(number: int) -> float:
         shared = asked & held[number]
@@ -54,5 +54,6 @@ def _sentences(excerpts: str) -> list[str]:
     return [part for part in dict.fromkeys(parts) if 0 < len(part) <= LONGEST and "***" not in part]
 
 
-def _words(text: str) -> frozenset[str]:
+def rare_words(text: str) -> frozenset[str]:
+    """The words of a text but for the commonest, without the s of a plural."""
     return frozenset(word.removesuffix("s") for word in _WORD.findall(text.lower()) if word not in _COMMON)

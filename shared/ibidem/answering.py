@@ -33,26 +33,26 @@ class Asking:
         self._missed: Miss | None = None  # what the log was not told yet
         self._lead: Lead | None = None
 
-    def look(self) -> Hit | None:
+    def look(self, objection: Callable[[Hit], str] | None = None) -> Hit | None:
         """The stored answer. A miss is logged when it is clear that waiting will not make it a hit.
+
+        Args:
+            objection: Says why a hit must not be served, which makes it a miss for this reason; "" if it may.
 
         Raises:
             CacheClosed: The cache was closed.
         """
-        self._since, self._missed = self._flights.landings, None
-        try:
-            found = self.cache._search(self.request)
-        except CacheClosed:
-            if self._until is None:
-                raise
-            return None  # closed while it waited: the program goes on without the cache
-        if isinstance(found, Hit):
-            self._tell(found, "hit")
-            return found
-        self._missed = found
-        if not self._patience:
-            self._tell_miss()
-        return None
+        found = self._search()
+        if isinstance(found, Hit) and objection is not None and (reason := objection(found)):
+            found = _refused(found, reason)
+        return self._found(found)
+
+    async def alook(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
+        """As `look`, for async code: the cache is asked in a thread, and `objection` needs none."""
+        found = await in_thread(self._search)
+        if isinstance(found, Hit) and (reason := await objection(found)):
+            found = _refused(found, reason)
+        return await in_thread(self._found, found)
 
     def wait(self) -> bool:
         """After a miss: whether to look again; False if the model must be asked. Blocks, but not for ever."""
@@ -119,6 +119,25 @@ class Asking:
     def leading(self) -> bool:
         """Whether others may wait for its end."""
         return self._lead is not None and not self._lead.ended
+
+    def _search(self) -> Hit | Miss | None:
+        """What the cache finds; None if it was closed while this waited: the program goes on without it."""
+        self._since, self._missed = self._flights.landings, None
+        try:
+            return self.cache._search(self.request)
+        except CacheClosed:
+            if self._until is None:
+                raise
+            return None
+
+    def _found(self, found: Hit | Miss | None) -> Hit | None:
+        if isinstance(found, Hit):
+            self._tell(found, "hit")
+            return found
+        self._missed = found
+        if found is not None and not self._patience:
+            self._tell_miss()
+        return None
 
     def _enter(self, *, may_wait: bool = True) -> Lead | Place | Turn:
         if not self._patience or self._missed is None:  # switched off, closed, or a hit that was of no use
@@ -221,6 +240,10 @@ class Answering(ABC):
             with suppress(CacheClosed):
                 await in_thread(asking.keep, answer)
         return answer
+
+
+def _refused(hit: Hit, reason: str) -> Miss:
+    return Miss(reason, hit.question, hit.entry_id, hit.similarity, hit.seconds)
 
 
 def _in_event_loop() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -120,6 +121,43 @@ class TestKeptAnswers:
         assert "Indexing" not in second.stdout
         assert from_the_cache(second)["all"] == (53, 52)
         assert second.stdout.count("documents_changed") == 1  # the edited document
+
+
+@pytest.mark.slow
+class TestAgent:
+    def test_passes_its_own_checks(self, place: Path) -> None:
+        done = run_demo("langchain_agent.py", place)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert reader.LABEL in done.stdout
+        assert done.stdout.count("ok    ") == 4
+        assert max(map(len, done.stdout.splitlines())) <= report.WIDTH
+
+    @pytest.mark.parametrize(
+        ("tool", "says", "failed"),
+        [
+            ("read_clock", lambda: "It is noon.", "what the clock says is not kept"),
+            ("search_reference", lambda: f"{random.random()} clauses", "a reworded question"),
+            ("search_reference", lambda: "There is one clause.", "when the reference says something else"),
+        ],
+    )
+    def test_fails_if_it_is_not_as_it_must_be(
+        self, tool: str, says: Callable[[], str], failed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def search_reference(self: Any, words: str) -> str:
+            """Search Python's language reference."""
+            return says()
+
+        def read_clock(self: Any) -> str:
+            """Tell what time it is."""
+            return says()
+
+        agent = import_module("langchain_agent")
+        monkeypatch.setattr(agent.Reference, tool, locals()[tool])
+        options = demo.Namespace(model="", delay=0.0, threshold=None)
+        console = report.make_console(plain=True)
+        with console.capture() as shown:
+            assert not agent.run(options, tmp_path, console)
+        assert f"FAILED {failed}" in shown.get()
 
 
 class TestModelOfLlamaIndex:

@@ -467,3 +467,33 @@ def test_on_lookup_is_told_once_per_request(
     texts(calls)
 
     assert sorted(type(found).__name__ for found in told) == ["Hit", "Hit", "Miss"]
+
+
+@pytest.mark.parametrize("single_flight", [0, 30])
+@pytest.mark.parametrize("call", ["sync", "async"])
+def test_a_hit_that_is_objected_to_is_a_miss_for_that_reason(
+    open_cache: OpenCache, single_flight: float, call: str
+) -> None:
+    """In the log too, and the fresh answer takes its place."""
+    cache = open_cache(single_flight=single_flight)
+    cache.store(ASKED, Answer("old"))
+
+    async def away(hit: ibidem.Hit) -> str:
+        return "documents_changed"
+
+    async def look() -> None:
+        with cache.asking(ASKED) as asking:
+            assert await asking.alook(away) is None
+            assert not await asking.await_turn()
+            asking.keep(Answer("new"))
+
+    if call == "async":
+        asyncio.run(look())
+    else:
+        with cache.asking(ASKED) as asking:
+            assert asking.look(lambda hit: "documents_changed") is None
+            assert not asking.wait()
+            asking.keep(Answer("new"))
+
+    assert cache.asking(ASKED).look(lambda hit: "").answer.text == "new"
+    assert cache.stats().misses == {"documents_changed": 1}

@@ -7,8 +7,22 @@ except ModuleNotFoundError as error:
 
     raise MissingExtra("langchain_ibidem", "langchain") from error
 
+from typing import TYPE_CHECKING, Any
+
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.invalidating import invalidating
 from langchain_ibidem.selector import IbidemExampleSelector
 
-__all__ = ["IbidemCache", "IbidemExampleSelector", "invalidating"]
+if TYPE_CHECKING:
+    from langchain_ibidem.middleware import IbidemMiddleware
+
+__all__ = ["IbidemCache", "IbidemExampleSelector", "IbidemMiddleware", "invalidating"]
+
+
+def __getattr__(name: str) -> Any:
+    """`IbidemMiddleware` needs LangChain's agents, which the rest does not: it is imported when asked for."""
+    if name == "IbidemMiddleware":
+        from langchain_ibidem.middleware import IbidemMiddleware
+
+        return IbidemMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,8 @@ from ibidem.bounded import BoundedDict
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
+from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.sources import Retrieved
 from ibidem.request import Request, digest, require_text
 from ibidem.threads import in_thread
 from langchain_ibidem import calls
@@ -121,6 +123,15 @@ class IbidemCache(BaseCache):
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
         await in_thread(partial(self.clear, **kwargs))
+
+    def asking(self, prompt: Prompt, llm_string: str, documents: Sequence[Retrieved] = ()) -> Asking:
+        """A call on its way to this cache, for those who answer calls themselves (`IbidemMiddleware`).
+
+        Raises:
+            NotCacheable: The call must not be cached.
+            CacheClosed: The cache was closed.
+        """
+        return self.cache.asking(self._requests.build(prompt, llm_string, documents))
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""

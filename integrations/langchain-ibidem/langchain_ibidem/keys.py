@@ -11,7 +11,7 @@ from ibidem.errors import NotCacheable
 from ibidem.prompts.dissection import dissect, exactly
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.questions import Clues, QuestionFinder
-from ibidem.prompts.sources import Occurrence, occurring
+from ibidem.prompts.sources import Occurrence, Retrieved, occurring
 from ibidem.request import Request
 from langchain_ibidem.memory import Memory, Render
 from langchain_ibidem.prompt import parse
@@ -50,8 +50,13 @@ class RequestBuilder:
         self._model_id, self._semantic = model_id, semantic
         self._questions = QuestionFinder(question_keys, any_message=any_message)
 
-    def build(self, prompt: str, llm_string: str) -> Request:
+    def build(self, prompt: str | Prompt, llm_string: str, known: Sequence[Retrieved] = ()) -> Request:
         """The request for a call of the model that `llm_string` describes with `prompt`.
+
+        Args:
+            prompt: As LangChain hands it to a cache, or taken apart.
+            llm_string: As LangChain hands it to a cache.
+            known: Documents that the caller knows to stand in the prompt.
 
         Raises:
             NotCacheable: `llm_string` does not say all that the answer depends on.
@@ -68,9 +73,9 @@ class RequestBuilder:
                 "the model's parameters hold a Python object, so a change of it would go unnoticed; for "
                 'structured output pass a JSON schema, or use method="function_calling"',
             )
-        parsed = parse(prompt)
+        parsed = parse(prompt) if isinstance(prompt, str) else prompt
         render = self._memory.render_of(parsed.fingerprint)
-        documents = self._documents(parsed, render)
+        documents = self._documents(parsed, render, known)
         if self._semantic and parsed.known and not _STRUCTURED.search(llm_string):
             questions = self._questions.find(parsed, _clues(render), documents)
             dissection = dissect(parsed, documents, questions, render.shown if render else None)
@@ -81,9 +86,13 @@ class RequestBuilder:
             *described, namespace=self._namespace, temperature=temperature_of(llm_string)
         )
 
-    def _documents(self, prompt: Prompt, render: Render | None) -> list[Occurrence]:
-        own = [*render.documents, *self._memory.documents_of(render.run)] if render else []
-        return occurring(prompt, own, self._memory.recent_documents, render.named if render else None)
+    def _documents(
+        self, prompt: Prompt, render: Render | None, known: Sequence[Retrieved]
+    ) -> list[Occurrence]:
+        of_run = [*render.documents, *self._memory.documents_of(render.run)] if render else []
+        return occurring(
+            prompt, [*known, *of_run], self._memory.recent_documents, render.named if render else None
+        )
 
 
 def _clues(render: Render | None) -> Clues:

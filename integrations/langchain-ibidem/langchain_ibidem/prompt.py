@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -131,9 +132,20 @@ def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -
             kept[key] = ordinals.of(kept[key])
     if kind in _CALL_BLOCKS and "id" in kept:
         kept["id"] = ordinals.of(kept["id"])
-    if role == "ai" and kind in _BLOCKS_WITH_RANDOM_ID:
-        kept.pop("id", None)
+    if role == "ai":
+        _as_if_not_streamed(kept)
+        if kind in _BLOCKS_WITH_RANDOM_ID:
+            kept.pop("id", None)
     if kind in _TEXT_BLOCKS and isinstance(kept.get("text"), str):
         segments.append(Segment(role, kept.pop("text")))
         return ["text", kept]
     return kept
+
+
+def _as_if_not_streamed(block: dict[str, Any]) -> None:
+    """Take out of a block of an answer what only its coming in pieces has left there."""
+    block.pop("index", None)
+    if block.get("input") in ({}, "") and isinstance(arguments := block.get("partial_json"), str):
+        with suppress(ValueError):
+            block["input"] = json.loads(arguments or "{}")
+            del block["partial_json"]

@@ -1,0 +1,133 @@
+"""An agent's call of its model as LangChain's middleware shows it, in the words that a cache compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain.agents.middleware import ModelRequest, ModelResponse
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from ibidem.errors import NotCacheable
+from ibidem.prompts.sources import Retrieved
+from langchain_ibidem.memory import retrieved
+
+# Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
+_SAYING = frozenset("text output_text refusal reasoning thinking redacted_thinking".split())
+
+
+def description(request: ModelRequest[Any]) -> str:
+    """The model of a step with all that it is given beside messages, as LangChain describes it to a cache.
+
+    Raises:
+        NotCacheable: The model cannot be described.
+    """
+    if not isinstance(request.model, BaseChatModel):
+        kind = type(request.model).__name__
+        raise NotCacheable("model_unknown", f"the agent's model is a {kind}; only chat models are described")
+    given: dict[str, Any] = {
+        **request.model_settings,
+        "ibidem": "agent/1",  # entries of agents are apart from those of calls
+        "tools": [_tool(tool) for tool in request.tools],
+        "tool_choice": request.tool_choice,
+    }
+    if request.response_format is not None:
+        given["response_format"] = _form(request.response_format)
+    return request.model._get_llm_string(given.pop("stop", None), **given)
+
+
+def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
+    """What the model is shown, the system prompt first."""
+    system = getattr(request, "system_message", None)
+    if system is None and request.system_prompt:  # of LangChain 1.0
+        system = SystemMessage(request.system_prompt)
+    return [*([] if system is None else [system]), *request.messages]
+
+
+def split(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
+    """Up to the user's last message, and what the agent did since: nothing if this is its first step."""
+    last = max((n for n, message in enumerate(messages) if isinstance(message, HumanMessage)), default=-1)
+    return list(messages[: last + 1]), list(messages[last + 1 :])
+
+
+def documents_in(messages: Sequence[BaseMessage]) -> list[Retrieved]:
+    """The documents that tools returned beside their text."""
+    artifacts = [message.artifact for message in messages if isinstance(message, ToolMessage)]
+    lists = [a if isinstance(a, (list, tuple)) else [a] for a in artifacts]
+    found = [retrieved(one) for given in lists for one in given if isinstance(one, Document)]
+    return [document for document in found if document.text]
+
+
+def tools_of(request: ModelRequest[Any]) -> dict[str, BaseTool]:
+    """The tools that the agent itself calls, by name."""
+    return {tool.name: tool for tool in request.tools if isinstance(tool, BaseTool)}
+
+
+def used_at_the_provider(message: AIMessage) -> set[str]:
+    """Names of the tools that the provider itself used for this answer."""
+    blocks = message.content if isinstance(message.content, list) else []
+    acts = [block for block in blocks if isinstance(block, dict) and block.get("type") not in _SAYING]
+    outputs = message.additional_kwargs.get("tool_outputs") or ()  # where OpenAI's Responses API puts them
+    told = (*acts, *(output for output in outputs if isinstance(output, dict)))
+    called = {call["id"] for call in message.tool_calls}
+    others = (one for one in told if not {one.get("id"), one.get("call_id")} & called)
+    return {str(one[key]) for one in others for key in ("type", "name") if one.get(key)}
+
+
+def is_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> bool:
+    """Whether the model gave what the agent wanted: a tool call, or an answer in the form it must have."""
+    first = response.result[0] if response.result else None
+    if not isinstance(first, AIMessage):
+        return False
+    calls_tools = bool(first.tool_calls) and len(response.result) == 1
+    return request.response_format is None or response.structured_response is not None or calls_tools
+
+
+class Repeated(BaseChatModel):
+    """In the place of the agent's model: says again what that said, so the agent treats it as it did then."""
+
+    message: AIMessage
+
+    @property
+    def _llm_type(self) -> str:
+        return "ibidem-repeated"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        """It will not call any."""
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self.message)])
+
+
+def repeating(request: ModelRequest[Any], message: AIMessage) -> ModelRequest[Any]:
+    """The request as it must be for the agent to take `message` for the answer of its model."""
+    model, form = Repeated(message=message, cache=False), request.response_format
+    if form is None or isinstance(form, (ToolStrategy, ProviderStrategy)) or message.tool_calls:
+        return request.override(model=model)
+    # The agent would choose by the model: what was no tool call came in the provider's own way.
+    schema: Any = getattr(form, "schema", form)
+    return request.override(model=model, response_format=ProviderStrategy(schema))
+
+
+def _tool(tool: BaseTool | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(tool, dict):
+        return tool
+    return {**convert_to_openai_tool(tool), "extras": getattr(tool, "extras", None)}
+
+
+def _form(form: Any) -> list[Any]:
+    """The form an answer must have. A class is its schema: fields that change make it another."""
+    if isinstance(form, ProviderStrategy):
+        specs = [form.schema_spec]
+    else:
+        strategy = form if isinstance(form, ToolStrategy) else ToolStrategy(getattr(form, "schema", form))
+        specs = strategy.schema_specs
+    kind = type(form).__name__ if isinstance(form, (ToolStrategy, ProviderStrategy)) else "auto"
+    return [kind, *((one.name, one.description, one.json_schema, one.strict) for one in specs)]
