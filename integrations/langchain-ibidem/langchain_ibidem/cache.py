@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
@@ -15,6 +15,7 @@ from ibidem.answering import Asking
 from ibidem.bounded import BoundedDict
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
+from ibidem.inquiry import Desk, Inquiry
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Request, digest, require_text
 from ibidem.threads import in_thread
@@ -25,6 +26,8 @@ from langchain_ibidem.tracker import install
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
+
+T = TypeVar("T")
 
 _PENDING = 1024
 _LOOK_UP = "look up an answer for LangChain"
@@ -77,6 +80,7 @@ class IbidemCache(BaseCache):
             any_message=any_message,
         )
         self._faults = Faults()
+        self._desk = Desk(self.cache, "LangChain", self._faults)
         self._lock = ForkSafeLock()
         self._pending: BoundedDict[str, tuple[Request, float]] = BoundedDict(_PENDING)
 
@@ -139,6 +143,12 @@ class IbidemCache(BaseCache):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _inquiry(
+        self, described: Callable[[], tuple[str, str]], read: Callable[[list[Generation]], T | None]
+    ) -> Inquiry[T]:
+        """A stream's request, which ends with the stream; `described` gives what `lookup` is given."""
+        return Inquiry(self._desk, lambda: self._requests.build(*described()), lambda hit: read(decode(hit)))
 
     def _find(self, prompt: str, llm_string: str) -> list[Generation] | None:
         asking = self.cache.asking(self._begin(prompt, llm_string))
