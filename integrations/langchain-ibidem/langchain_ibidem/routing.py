@@ -54,7 +54,7 @@ def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in ("input", "config", "stop")}
 
 
-# `stream_events` in version 3 came with langchain-core 1.4.
+# The last two are `stream_events` in version 3, which newer versions of langchain-core have.
 _ROUTES = {
     "stream": _stream,
     "astream": _astream,
