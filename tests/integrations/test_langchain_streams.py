@@ -11,11 +11,13 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
-from langchain_core.outputs import GenerationChunk
+from langchain_core.outputs import ChatGeneration, GenerationChunk
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_openai import ChatOpenAI
@@ -24,6 +26,7 @@ from pydantic import PrivateAttr
 
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache, install, uninstall
+from langchain_ibidem.replaying import chat_chunks
 from langchain_ibidem.streams import through_cache
 from langchain_ibidem.tracker import install as tracker
 from tests.conftest import OpenCache
@@ -234,6 +237,34 @@ def test_stream_and_invoke_repeat_the_same(name: str, first: str, output_version
     assert chunks[0].id != stored.id
 
 
+NUMBERS = st.none() | st.integers(0, 3) | st.sampled_from(["lc_txt_0", "lc_rs_1", "x"])
+BLOCK = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "thinking", "image"]), "text": st.text(max_size=60)},
+    optional={"index": NUMBERS, "id": st.sampled_from([None, "a", "b"]), "extras": st.just({"n": 1})},
+)
+CONTENT = st.text(max_size=200) | st.lists(BLOCK | st.text(), max_size=4)
+CALLS = st.lists(st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=3), max_size=3)
+
+
+@given(CONTENT, CALLS)
+def test_the_chunks_of_any_message_add_up_to_it(content: Any, calls: list[dict[str, Any]]) -> None:
+    """By LangChain's own arithmetic, which joins texts wherever it finds two."""
+    about = {"finish_reason": "stop", "model_name": "m", "model_provider": "p", "ibidem": {"tier": "exact"}}
+    message = AIMessage(
+        content,
+        tool_calls=[{"name": "f", "args": args, "id": f"call_{n}"} for n, args in enumerate(calls)],
+        response_metadata=about,
+        additional_kwargs={"reasoning": "Because.", "count": 3, "parsed": None},
+    )
+    chunks = [chunk.message for chunk in chat_chunks(ChatGeneration(message=message))]
+    whole = sum_of([*chunks, AIMessageChunk("" if isinstance(content, str) else [])])
+
+    assert whole.content == message.content
+    assert whole.tool_calls == message.tool_calls
+    assert whole.response_metadata == about
+    assert whole.additional_kwargs == message.additional_kwargs
+
+
 def test_an_answer_comes_in_pieces(server: OpenAIServer, model: ChatOpenAI) -> None:
     """Words stay whole, and the marker stands in the last piece alone."""
     server.say = lambda body: "The capital of France is Paris, which lies on the river Seine. " * 3
@@ -255,8 +286,8 @@ def test_how_a_stream_is_asked_for_is_no_other_question(model: ChatOpenAI, serve
     """Whether usage is told changes nothing of what is said; a parameter of the model does."""
     first = list(model.stream(ASKED, stream_usage=False))
     assert first[-1].usage_metadata is None
-    for given in ({}, {"stream_usage": True}, {"stream_options": {"include_usage": True}}, {"stream": True}):
-        assert sum_of(list(model.stream(ASKED, **given))).text == "answer 1"
+    for how in ({}, {"stream_usage": True}, {"stream_options": {"include_usage": True}}, {"stream": True}):
+        assert sum_of(list(model.stream(ASKED, **how))).text == "answer 1"
     assert model.invoke(ASKED).text == "answer 1"
     assert server.count == 1
     assert sum_of(list(model.stream(ASKED, temperature=0.3))).text == "answer 2"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
-from functools import cache, wraps
+from collections.abc import Callable
+from functools import cache, partial, wraps
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -22,44 +21,22 @@ def _always() -> bool:
     return True
 
 
-def _stream(method: Method, active: Condition) -> Method:
-    @wraps(method)
-    def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        asked = through_cache(self, _given(kwargs), in_async=False) if active() else self
-        yield from method(asked, *args, **kwargs)
+def _led(method: Method, through: Callable[..., Any], active: Condition) -> Method:
+    """The method, called on what `through` gives for a model."""
 
-    return stream
-
-
-def _astream(method: Method, active: Condition) -> Method:
-    @wraps(method)
-    async def astream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        asked = through_cache(self, _given(kwargs), in_async=True) if active() else self
-        async with aclosing(method(asked, *args, **kwargs)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    return astream
-
-
-def _by_events(method: Method, active: Condition) -> Method:
     @wraps(method)
     def begin(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(through_cache_by_events(self) if active() else self, *args, **kwargs)
+        return method(through(self, kwargs) if active() else self, *args, **kwargs)
 
     return begin
 
 
-def _given(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in ("input", "config", "stop")}
-
-
-# The last two are `stream_events` in version 3, which newer versions of langchain-core have.
-_ROUTES = {
-    "stream": _stream,
-    "astream": _astream,
-    "_chat_model_stream_v3": _by_events,
-    "_achat_model_stream_v3": _by_events,
+# Where streams begin. The last two are `stream_events` in version 3, which newer langchain-core has.
+_BEGINNINGS: dict[str, Callable[..., Any]] = {
+    "stream": partial(through_cache, in_async=False),
+    "astream": partial(through_cache, in_async=True),
+    "_chat_model_stream_v3": through_cache_by_events,
+    "_achat_model_stream_v3": through_cache_by_events,
 }
 
 
@@ -108,7 +85,11 @@ def _class_of(kind: Any) -> Any:
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
         "__reduce_ex__": __reduce_ex__,
-        **{name: route(inherited(name), _always) for name, route in _ROUTES.items() if hasattr(kind, name)},
+        **{
+            name: _led(inherited(name), through, _always)
+            for name, through in _BEGINNINGS.items()
+            if hasattr(kind, name)
+        },
     }
     cached: Any = type(kind)(kind.__name__, (kind,), names)
     setattr(cached, _CLASS, kind)
@@ -134,9 +115,9 @@ class Routes:
             return
         self.active = True
         for kind in (BaseChatModel, BaseLLM):
-            for name, route in _ROUTES.items():
+            for name, through in _BEGINNINGS.items():
                 if (method := vars(kind).get(name)) is not None:
-                    ours = route(method, lambda: self.active)
+                    ours = _led(method, through, lambda: self.active)
                     setattr(kind, name, ours)
                     self._replaced.append((kind, name, method, ours))
 

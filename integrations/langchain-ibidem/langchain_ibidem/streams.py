@@ -24,20 +24,25 @@ from langchain_ibidem.codec import encode, finish_reason_of
 from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of
 
 _CHUNKS = "read a chunk of a stream"
+_OF_RUNNABLES = frozenset(("input", "config", "stop"))  # arguments that are no parameters of the model
 
 
 def through_cache(model: Model, given: Mapping[str, Any], *, in_async: bool) -> Model:
-    """What to ask instead of the model for a stream: a stand-in, or itself if the cache has no part in it."""
+    """What to ask instead of the model for a stream: a stand-in, or itself if the cache has no part in it.
+
+    `given` are the arguments of the call.
+    """
     cache = _cache_of(model)
     if cache is None or "_stream" in vars(model):  # itself a stand-in
         return model
     kind = kind_of(model)
-    if not kind.streams(model, given, in_async=in_async):
+    parameters = {name: value for name, value in given.items() if name not in _OF_RUNNABLES}
+    if not kind.streams(model, parameters, in_async=in_async):
         return model
     return _stand_in(model, cache, kind)
 
 
-def through_cache_by_events(model: Model) -> Model:
+def through_cache_by_events(model: Model, given: Mapping[str, Any]) -> Model:
     """The same for LangChain's newer protocol, which calls `_stream` unless the model speaks it itself."""
     cache = _cache_of(model)
     speaks = any(hasattr(model, f"_{a}stream_chat_model_events") for a in ("", "a"))
