@@ -21,7 +21,8 @@ from ibidem.request import Answer, Hit
 
 MARKER = "ibidem"
 _MESSAGES = frozenset(("ai", "AIMessageChunk"))
-_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "status")  # the last: OpenAI's Responses
+# As providers call it; `status` is that of OpenAI's Responses.
+_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "finishReason", "status")
 _MODEL_KEYS = ("model_name", "model")
 # Of one HTTP response; sent back to the provider, an old id names something that may be gone.
 _PROVIDER_IDS = frozenset(("id", "request_id", "response_id", "previous_response_id", "headers", MARKER))
