@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.llms import LLM
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
@@ -25,7 +26,7 @@ from langchain_openai import OpenAI as CompletionOpenAI
 from pydantic import PrivateAttr
 
 from ibidem.cache import SemanticCache
-from langchain_ibidem import IbidemCache, install, uninstall
+from langchain_ibidem import IbidemCache, cache_streams, install, uninstall
 from langchain_ibidem.replaying import chat_chunks
 from langchain_ibidem.streams import through_cache
 from langchain_ibidem.tracker import install as tracker
@@ -153,6 +154,33 @@ def test_what_programs_act_upon_is_repeated_for_the_same_request(
     assert first
     ask(REWORDED)
     assert server.count == 2
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    **FORMS,
+    "with_config": lambda model: model.with_config(tags=["tagged"]),
+    "with_fallbacks": lambda model: model.with_fallbacks([StreamingChat()]),
+    "with_retry": lambda model: model.with_retry(),
+    "bind": lambda model: model.bind(stop=["x"]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_is_made_of_a_model_with_cached_streams(
+    name: str, model: ChatOpenAI, server: OpenAIServer, used: IbidemCache
+) -> None:
+    """It streams by that model, though no other model's streams are cached."""
+    uninstall()
+    set_llm_cache(used)
+    try:
+        asked = WRAPPED[name](cache_streams(model))
+        for _ in range(3):
+            list(asked.stream(ASKED))
+        assert server.count == 1
+        list(WRAPPED[name](model).stream(ASKED))
+        assert server.count == 2
+    finally:
+        set_llm_cache(None)
 
 
 def test_the_newer_protocol_of_events(model: ChatOpenAI, server: OpenAIServer) -> None:
