@@ -609,6 +609,36 @@ def test_an_unsuitable_answer_is_not_stored(name: str, used: IbidemCache) -> Non
     assert used.faults() == {cause: 2}
 
 
+async def _under_events(model: Any) -> str:
+    program = RunnableLambda(lambda _: None, lambda question: model.ainvoke(question))
+    told = [event async for event in program.astream_events(ASKED, version="v2")]
+    return told[-1]["data"]["output"].text
+
+
+@pytest.mark.parametrize("in_async", [False, True])
+def test_half_a_stream_inside_invoke_is_not_stored(
+    in_async: bool, server: OpenAIServer, model: ChatOpenAI, core: Recording, used: IbidemCache
+) -> None:
+    """LangChain stores what it streams there itself, also what just ended."""
+    server.say = lambda body: "The capital of France is Paris."
+
+    def ask(asked: Any) -> str:
+        return asyncio.run(_under_events(asked)) if in_async else BY_MEANING["of a graph"](asked, ASKED)
+
+    server.break_stream_after(2, politely=True)
+    assert ask(model) == "The capital"
+    assert nothing_is_left(core)
+    assert used.faults() == {"unfinished_stream": 1}
+    assert ask(model) == ask(model) == "The capital of France is Paris."
+    server.say = None
+    assert server.count == 2
+    marking, silent = FakeListChatModel(responses=["Whole.", "Asked again."]), StreamingChat(say=("Half",))
+    assert ask(marking) == ask(marking) == "Whole."
+    assert ask(silent) == "Half"
+    assert used.faults() == {"unfinished_stream": 2}
+    assert len(core.stored) == 2
+
+
 def test_a_last_chunk_that_is_marked_needs_no_finish_reason() -> None:
     fake = FakeListChatModel(responses=["Paris.", "Lima."])
 

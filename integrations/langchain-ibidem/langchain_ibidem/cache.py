@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
@@ -21,6 +23,7 @@ from ibidem.request import Request, digest, require_text
 from ibidem.threads import in_thread
 from langchain_ibidem import calls
 from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import install
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PENDING = 1024
-_LOOK_UP = "look up an answer for LangChain"
+_LOOK_UP, _STORE = "look up an answer for LangChain", "store an answer of LangChain"
 
 
 class IbidemCache(BaseCache):
@@ -95,9 +98,7 @@ class IbidemCache(BaseCache):
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
-        self._faults.attempt(
-            "store an answer of LangChain", lambda: self._keep(prompt, llm_string, return_val)
-        )
+        self._update(prompt, llm_string, return_val, self._is_half(return_val, sys._getframe(1)))
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
@@ -120,7 +121,8 @@ class IbidemCache(BaseCache):
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
-        await in_thread(self.update, prompt, llm_string, return_val)
+        half = self._is_half(return_val, sys._getframe(1))
+        await in_thread(self._update, prompt, llm_string, return_val, half)
 
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
@@ -172,12 +174,20 @@ class IbidemCache(BaseCache):
             return None, None
         return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking))
 
-    def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE) -> None:
+    def _is_half(self, generations: RETURN_VAL_TYPE, frame: FrameType) -> bool:
+        return self._faults.attempt(_STORE, partial(is_unfinished, frame, generations)) is not False
+
+    def _update(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE, half: bool) -> None:
+        self._faults.attempt(_STORE, lambda: self._keep(prompt, llm_string, generations, half))
+
+    def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE, half: bool) -> None:
         # Encoded at once: these are the objects that the program gets, and may change.
         request, started = self._resume(prompt, llm_string)
         asking = calls.answered(self.cache, request.key) or self.cache.asking(request)
         with asking:
             try:
+                if half:
+                    raise NotCacheable("unfinished_stream", UNFINISHED)
                 answer = encode(generations, seconds=time.monotonic() - started)
             except NotCacheable:
                 asking.refuse()

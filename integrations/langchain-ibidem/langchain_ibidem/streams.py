@@ -21,6 +21,7 @@ from ibidem.request import Answer
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.codec import encode, finish_reason_of
+from langchain_ibidem.implicit import UNFINISHED
 from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of
 
 _CHUNKS = "read a chunk of a stream"
@@ -169,9 +170,5 @@ class _Record:
         marked = any(map(self._kind.is_last, self._chunks))
         generations: Sequence[Generation] = self._kind.whole(self._model, self._chunks)
         if not (marked or finish_reason_of(generations)):
-            raise NotCacheable(
-                "unfinished_stream",
-                "the stream ended without a finish reason, so it may have been cut off; let the model's "
-                "last chunk have one, or chunk_position='last'",
-            )
+            raise NotCacheable("unfinished_stream", UNFINISHED)
         return encode(generations, seconds=seconds)
