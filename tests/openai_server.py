@@ -1,6 +1,6 @@
 """A real HTTP server on loopback that answers as the OpenAI API does, with answers that a test can foretell.
 
-It speaks `POST /v1/chat/completions`, whole and streamed, and `POST /v1/completions`, whole. Any other POST,
+It speaks `POST /v1/chat/completions` and `POST /v1/completions`, whole and streamed. Any other POST,
 `/v1/responses` too, is a 404.
 Every answer closes its connection, so that a client that nobody closes leaves no open socket behind.
 """
@@ -67,9 +67,13 @@ class OpenAIServer:
         #: Answers wait until it is set, as it is from the beginning; what has come is in `requests` before.
         self.gate = threading.Event()
         self.gate.set()
+        #: After so many pieces of its text a stream waits for `stream_gate`, which is set from the beginning.
+        self.hold_streams_after: int | None = None
+        self.stream_gate = threading.Event()
+        self.stream_gate.set()
         self._number = 0
         self._failures: list[int] = []
-        self._breaks: list[tuple[int, bool]] = []
+        self._breaks: list[tuple[int, str]] = []
         self._lock = threading.Lock()
         self._listener = _Listener(("127.0.0.1", 0), _Handler)
         self._listener.openai = self
@@ -99,7 +103,12 @@ class OpenAIServer:
         The connection is dropped, which clients notice; `politely`, the body just ends, which they do not.
         """
         with self._lock:
-            self._breaks.append((pieces, politely))
+            self._breaks.append((pieces, "ended" if politely else "dropped"))
+
+    def fail_stream_after(self, pieces: int) -> None:
+        """Let the next stream tell of an error after so many pieces of its text, as overloaded servers do."""
+        with self._lock:
+            self._breaks.append((pieces, "error"))
 
     def start(self) -> None:
         """Listen from now on."""
@@ -111,7 +120,7 @@ class OpenAIServer:
         self._listener.server_close()
         self._thread.join()
 
-    def _receive(self, request: Json) -> tuple[int, int | None, tuple[int, bool] | None]:
+    def _receive(self, request: Json) -> tuple[int, int | None, tuple[int, str] | None]:
         """The request's number, the status to fail it with, and how to break it if it is a stream."""
         with self._lock:
             self.requests.append(request)
@@ -220,6 +229,17 @@ def _text_completion(number: int, body: Json, finish_reason: str) -> Json:
     return {**common, "model": body["model"], "choices": choices}
 
 
+def _text_chunks(whole: Json) -> Stream:
+    """The completion of one prompt as a stream: word by word, then the finish reason."""
+    (choice,) = whole["choices"]
+
+    def chunk(text: str, finish_reason: str | None = None) -> Json:
+        return {**whole, "choices": [{**choice, "text": text, "finish_reason": finish_reason}], "usage": None}
+
+    words = re.findall(r"\s*\S+|\s+", choice["text"])
+    return [], [chunk(word) for word in words], [chunk("", choice["finish_reason"])]
+
+
 def _completion(answer: Answer) -> Json:
     """A whole chat completion."""
     message: Json = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
@@ -289,7 +309,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(failure, {"error": error})
                 return
             if "prompt" in body:
-                self._send_json(200, _text_completion(number, body, openai.finish_reason or "stop"))
+                whole = _text_completion(number, body, openai.finish_reason or "stop")
+                if body.get("stream"):
+                    self._send_stream(_text_chunks(whole), broken)
+                else:
+                    self._send_json(200, whole)
                 return
             answer = openai._answer(number, body)
             if body.get("stream"):
@@ -303,16 +327,27 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_head(status, "application/json", "Content-Length", str(len(data)))
         self.wfile.write(data)
 
-    def _send_stream(self, stream: Stream, broken: tuple[int, bool] | None) -> None:
+    def _send_stream(self, stream: Stream, broken: tuple[int, str] | None) -> None:
         head, pieces, tail = stream
         self._send_head(200, "text/event-stream", "Transfer-Encoding", "chunked")
-        if broken is not None:
-            pieces, tail = pieces[: broken[0]], []
-        lines = [json.dumps(event) for event in (*head, *pieces, *tail)]
-        for line in lines if broken is not None else [*lines, "[DONE]"]:
-            self._send_chunk(f"data: {line}\n\n")
-        if broken is None or broken[1]:
+        count, how = broken or (len(pieces), "")
+        for event in head:
+            self._send_event(event)
+        for number, event in enumerate(pieces[:count]):
+            if number == self.server.openai.hold_streams_after:
+                self.server.openai.stream_gate.wait(20)
+            self._send_event(event)
+        if how == "error":
+            self._send_event({"error": {"message": "overloaded", "type": "server_error", "code": None}})
+        if not how:
+            for event in tail:
+                self._send_event(event)
+            self._send_chunk("data: [DONE]\n\n")
+        if how != "dropped":
             self._send_chunk("")  # the end of the body
+
+    def _send_event(self, event: Json) -> None:
+        self._send_chunk(f"data: {json.dumps(event)}\n\n")
 
     def _send_chunk(self, text: str) -> None:
         data = text.encode()

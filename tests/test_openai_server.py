@@ -227,6 +227,34 @@ def test_a_stream_broken_politely_just_ends(server: OpenAIServer, llm: OpenAI) -
     assert {chunk.raw.choices[0].finish_reason for chunk in chunks} == {None}
 
 
+def test_a_stream_may_tell_of_an_error(server: OpenAIServer, llm: OpenAI) -> None:
+    """After the pieces that came, as an error of the API."""
+    server.fail_stream_after(1)
+    deltas: list[str | None] = []
+    with pytest.raises(openai.APIError, match="overloaded"):
+        deltas.extend(chunk.delta for chunk in llm.stream_chat(HELLO))
+    assert deltas == ["", "answer"]
+
+
+def test_a_stream_is_held(server: OpenAIServer, llm: OpenAI) -> None:
+    """After some pieces, until the gate is opened."""
+    server.hold_streams_after = 1
+    server.stream_gate.clear()
+    chunks = llm.stream_chat(HELLO)
+    begun = [next(chunks).delta, next(chunks).delta]  # type: ignore[call-overload]
+    server.stream_gate.set()
+    assert [*begun, *(chunk.delta for chunk in chunks)] == ["", "answer", " 1", ""]
+
+
+def test_completions_are_streamed(server: OpenAIServer) -> None:
+    """Word by word, with the finish reason at the end."""
+    client = openai.OpenAI(base_url=server.url, api_key="sk-test", max_retries=0)
+    with client:
+        chunks = list(client.completions.create(model="m", prompt="Hello", stream=True))
+    assert [chunk.choices[0].text for chunk in chunks] == ["answer", " 1", " to", " Hello", ""]
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * 4 + ["stop"]
+
+
 def test_a_delayed_answer_times_out(server: OpenAIServer) -> None:
     """A client less patient than the delay gives up, and the server minds nothing."""
     server.delay = 0.3

@@ -69,6 +69,13 @@ def test_few_shot(tmp_path: Path) -> None:
     assert found[1_000].majority > found[1_000].chance + 0.1
 
 
+def test_langchain_streams() -> None:
+    """Each case has its times."""
+    said = run("--chunks", 20, "--runs", 2, program="langchain_streams")
+    cases = re.findall(r"(a?stream), (no cache|stored|replayed) +│ +[\d.]+ +│ +[\d.]+ +│ +[\d.]+", said)
+    assert len(set(cases)) == 6, said
+
+
 def test_scopes(tmp_path: Path) -> None:
     """The right entry is found for 99 % of the lookups, no answer of another scope is served."""
     lines = [json.dumps({"question": question(n)}) for n in range(300)]

@@ -157,7 +157,7 @@ def test_the_answer_describes_the_call() -> None:
     assert answer.semantic
 
 
-@pytest.mark.parametrize("key", ["finish_reason", "stop_reason", "done_reason"])
+@pytest.mark.parametrize("key", ["finish_reason", "stop_reason", "done_reason", "stopReason", "status"])
 def test_finish_reasons_of_all_providers(key: str) -> None:
     assert (
         encode([ChatGeneration(message=AIMessage("x"), generation_info={key: "length"})]).finish_reason

@@ -20,7 +20,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.llms.openai import OpenAI as LlamaOpenAI
 
 from ibidem.cache import SemanticCache
-from langchain_ibidem import IbidemCache
+from langchain_ibidem import IbidemCache, cache_streams
 from langchain_ibidem.tracker import install
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
@@ -93,6 +93,15 @@ def _langchain_chat(server: OpenAIServer, cache: SemanticCache) -> Client:
     return Client(lambda question: model.invoke(question).text, aask)
 
 
+def _langchain_stream(server: OpenAIServer, cache: SemanticCache) -> Client:
+    model = cache_streams(chat(server, cache))
+
+    async def aask(question: str) -> str:
+        return "".join([chunk.text async for chunk in model.astream(question)])
+
+    return Client(lambda question: "".join(chunk.text for chunk in model.stream(question)), aask)
+
+
 def _langchain_completion(server: OpenAIServer, cache: SemanticCache) -> Client:
     model = completion(server, cache)
     return Client(model.invoke, model.ainvoke)
@@ -131,6 +140,7 @@ def _llama_complete(server: OpenAIServer, cache: SemanticCache) -> Client:
 
 CLIENTS = {
     "langchain chat": _langchain_chat,
+    "langchain stream": _langchain_stream,
     "langchain completion": _langchain_completion,
     "llama-index chat": _llama_chat,
     "llama-index stream": _llama_stream,
@@ -377,10 +387,10 @@ async def test_crossed_batches_do_not_wait_for_each_other(
     assert not cache.flights._leads
 
 
-async def test_streams_of_langchain_neither_wait_nor_are_waited_for(
+async def test_streams_that_langchain_does_not_look_up_neither_wait_nor_are_waited_for(
     server: OpenAIServer, cache: SemanticCache, pool: ThreadPoolExecutor
 ) -> None:
-    """They do not ask the cache."""
+    """Without `install()` or `cache_streams` they do not ask the cache."""
     model = chat(server, cache)
     calls = [pool.submit(model.invoke, ASKED)]
     wait_until(lambda: server.count == 1)

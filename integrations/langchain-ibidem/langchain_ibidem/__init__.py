@@ -1,4 +1,4 @@
-"""LangChain's LLM cache on Ibidem: `set_llm_cache(IbidemCache())` is all a program needs."""
+"""LangChain's LLM cache on Ibidem: `langchain_ibidem.install()` is all a program needs."""
 
 try:
     import langchain_core  # noqa: F401
@@ -10,13 +10,23 @@ except ModuleNotFoundError as error:
 from typing import TYPE_CHECKING, Any
 
 from langchain_ibidem.cache import IbidemCache
+from langchain_ibidem.installing import install, uninstall
 from langchain_ibidem.invalidating import invalidating
+from langchain_ibidem.routing import cache_streams
 from langchain_ibidem.selector import IbidemExampleSelector
 
 if TYPE_CHECKING:
     from langchain_ibidem.middleware import IbidemMiddleware
 
-__all__ = ["IbidemCache", "IbidemExampleSelector", "IbidemMiddleware", "invalidating"]
+__all__ = [
+    "IbidemCache",
+    "IbidemExampleSelector",
+    "IbidemMiddleware",
+    "cache_streams",
+    "install",
+    "invalidating",
+    "uninstall",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
@@ -15,6 +17,7 @@ from ibidem.answering import Asking
 from ibidem.bounded import BoundedDict
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
+from ibidem.inquiry import Desk, Inquiry
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.sources import Retrieved
@@ -22,14 +25,17 @@ from ibidem.request import Request, digest, require_text
 from ibidem.threads import in_thread
 from langchain_ibidem import calls
 from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import install
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
+T = TypeVar("T")
+
 _PENDING = 1024
-_LOOK_UP = "look up an answer for LangChain"
+_LOOK_UP, _STORE = "look up an answer for LangChain", "store an answer of LangChain"
 
 
 class IbidemCache(BaseCache):
@@ -79,6 +85,7 @@ class IbidemCache(BaseCache):
             any_message=any_message,
         )
         self._faults = Faults()
+        self._desk = Desk(self.cache, "LangChain", self._faults)
         self._lock = ForkSafeLock()
         self._pending: BoundedDict[str, tuple[Request, float]] = BoundedDict(_PENDING)
 
@@ -93,9 +100,7 @@ class IbidemCache(BaseCache):
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
-        self._faults.attempt(
-            "store an answer of LangChain", lambda: self._keep(prompt, llm_string, return_val)
-        )
+        self._update(prompt, llm_string, return_val, self._is_half(return_val, sys._getframe(1)))
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
@@ -118,7 +123,8 @@ class IbidemCache(BaseCache):
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
-        await in_thread(self.update, prompt, llm_string, return_val)
+        half = self._is_half(return_val, sys._getframe(1))
+        await in_thread(self._update, prompt, llm_string, return_val, half)
 
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
@@ -151,6 +157,12 @@ class IbidemCache(BaseCache):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _inquiry(
+        self, described: Callable[[], tuple[str, str]], read: Callable[[list[Generation]], T | None]
+    ) -> Inquiry[T]:
+        """A stream's request, which ends with the stream; `described` gives what `lookup` is given."""
+        return Inquiry(self._desk, lambda: self._requests.build(*described()), lambda hit: read(decode(hit)))
+
     def _find(self, prompt: str, llm_string: str) -> list[Generation] | None:
         asking = self.cache.asking(self._begin(prompt, llm_string))
         while (found := _repeated(asking)) is None and asking.wait():
@@ -173,12 +185,20 @@ class IbidemCache(BaseCache):
             return None, None
         return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking))
 
-    def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE) -> None:
+    def _is_half(self, generations: RETURN_VAL_TYPE, frame: FrameType) -> bool:
+        return self._faults.attempt(_STORE, partial(is_unfinished, frame, generations)) is not False
+
+    def _update(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE, half: bool) -> None:
+        self._faults.attempt(_STORE, lambda: self._keep(prompt, llm_string, generations, half))
+
+    def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE, half: bool) -> None:
         # Encoded at once: these are the objects that the program gets, and may change.
         request, started = self._resume(prompt, llm_string)
         asking = calls.answered(self.cache, request.key) or self.cache.asking(request)
         with asking:
             try:
+                if half:
+                    raise NotCacheable("unfinished_stream", UNFINISHED)
                 answer = encode(generations, seconds=time.monotonic() - started)
             except NotCacheable:
                 asking.refuse()

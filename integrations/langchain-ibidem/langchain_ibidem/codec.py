@@ -21,7 +21,8 @@ from ibidem.request import Answer, Hit
 
 MARKER = "ibidem"
 _MESSAGES = frozenset(("ai", "AIMessageChunk"))
-_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason")
+# As providers call it; `status` is that of OpenAI's Responses.
+_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "finishReason", "status")
 _MODEL_KEYS = ("model_name", "model")
 # Of one HTTP response; sent back to the provider, an old id names something that may be gone.
 _PROVIDER_IDS = frozenset(("id", "request_id", "response_id", "previous_response_id", "headers", MARKER))
@@ -45,7 +46,7 @@ def encode(generations: Sequence[Generation], seconds: float | None = None) -> A
         model=_first_text(_about(first), _MODEL_KEYS),
         input_tokens=usage["input_tokens"] if usage else None,
         output_tokens=usage["output_tokens"] if usage else None,
-        finish_reason=_finish_reason(generations),
+        finish_reason=finish_reason_of(generations),
         seconds=seconds,
         semantic=not any(map(_is_for_programs, generations)),
     )
@@ -132,8 +133,8 @@ def _first_text(about: Mapping[str, Any], keys: Sequence[str]) -> str:
     return next((value for key in keys if isinstance(value := about.get(key), str)), "")
 
 
-def _finish_reason(generations: Sequence[Generation]) -> str:
-    """Why the model stopped; if one of several answers was cut off, that one speaks for all."""
+def finish_reason_of(generations: Sequence[Generation]) -> str:
+    """Why the model stopped, "" if unknown; of several answers, one that was cut off speaks for all."""
     reasons = [_first_text(_about(generation), _FINISH_KEYS) for generation in generations]
     return next((reason for reason in reasons if reason.lower() not in COMPLETE), reasons[0])
 

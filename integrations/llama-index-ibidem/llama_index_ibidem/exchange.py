@@ -13,20 +13,18 @@ from typing_extensions import Self
 
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
+from ibidem.inquiry import Desk, Inquiry
 from ibidem.request import Answer, Request
 from ibidem.threads import in_thread
 from llama_index_ibidem.codec import Response, decode, encode, text_of
-from llama_index_ibidem.inquiry import Desk, Inquiry
 from llama_index_ibidem.reading import Told
-
-_STORE = "store an answer of LlamaIndex"
 
 
 class Exchange(Generic[Response]):
     """One call of `llm` that returns a `kind` of response."""
 
     def __init__(self, desk: Desk, kind: type[Response], llm: LLM, build: Callable[[], Request]) -> None:
-        self._faults, self._llm = desk.faults, llm
+        self._desk, self._llm = desk, llm
         self._inquiry: Inquiry[Response] = Inquiry(desk, build, lambda hit: decode(hit, kind))
         self._started = 0.0
 
@@ -68,7 +66,7 @@ class Exchange(Generic[Response]):
         return self._inquiry.ended_with(self._apassed_on(stream))
 
     def _passed_on(self, stream: Iterator[Response]) -> Iterator[Response]:
-        assembly = Assembly[Response](self._faults)
+        assembly = Assembly[Response](self._desk.faults)
         with self:
             try:
                 for chunk in stream:
@@ -80,7 +78,7 @@ class Exchange(Generic[Response]):
             self._keep_stream(assembly)
 
     async def _apassed_on(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
-        assembly = Assembly[Response](self._faults)
+        assembly = Assembly[Response](self._desk.faults)
         with self:
             try:
                 async for chunk in stream:
@@ -102,7 +100,7 @@ class Exchange(Generic[Response]):
     def _keep_stream(self, assembly: Assembly[Response]) -> None:
         # Whole responses hold logprobs, streams may not.
         readable = not getattr(self._llm, "logprobs", None)
-        whole = self._faults.attempt(_STORE, assembly.whole) if readable else None
+        whole = self._desk.faults.attempt(self._desk.store, assembly.whole) if readable else None
         if whole is None:
             self._inquiry.refuse()
         else:

@@ -15,11 +15,11 @@ from llama_index.core.llms.llm import LLM
 from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
+from ibidem.inquiry import Desk
 from ibidem.request import Request, require_text
 from llama_index_ibidem.calls import watch
 from llama_index_ibidem.exchange import Exchange
 from llama_index_ibidem.identity import identity
-from llama_index_ibidem.inquiry import Desk
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.requests import RequestBuilder
 from llama_index_ibidem.wrapping import WrappingLLM
@@ -79,7 +79,7 @@ class CachedLLM(WrappingLLM):
             semantic=semantic,
         )
         self._owned = cache is None
-        self._desk = Desk(open_or_use(cache, options, type(self).__name__))
+        self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
         watch()
 
     @classmethod

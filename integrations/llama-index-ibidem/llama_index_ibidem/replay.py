@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 from weakref import WeakKeyDictionary
@@ -10,12 +9,11 @@ from weakref import WeakKeyDictionary
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
+from ibidem.pieces import pieces_of
 from llama_index_ibidem.codec import Response, text_of
 
 if TYPE_CHECKING:
     from llama_index_ibidem.llm import CachedLLM
-
-_PIECE = re.compile(r"(?s).{1,24}(?:\s+|$)|.{1,24}")
 
 
 class _Nothing(int):
@@ -146,7 +144,7 @@ def stream_of(text: str) -> Generator[str, None, None]:
     readers = list[Callable[[str], None]]()
 
     def pieces() -> Generator[str, None, None]:
-        yield from split(text)
+        yield from pieces_of(text)
         for reader in readers:
             reader(text)
 
@@ -159,7 +157,7 @@ def astream_of(text: str) -> AsyncGenerator[str, None]:
     readers = list[Callable[[str], None]]()
 
     async def pieces() -> AsyncGenerator[str, None]:
-        for piece in split(text):
+        for piece in pieces_of(text):
             yield piece
         for reader in readers:
             reader(text)
@@ -181,17 +179,12 @@ def when_read(stream: object, tell: Callable[[str], None]) -> bool:
 
 def in_pieces(response: Response) -> Iterator[Response]:
     """The response as a stream of it: some words at a time; the last chunk is the whole response."""
-    *pieces, last = split(text_of(response)) or [""]
+    *pieces, last = pieces_of(text_of(response)) or [""]
     said = ""
     for piece in pieces:
         said += piece
         yield _up_to(response, said, piece)
     yield response.model_copy(update={"delta": last})
-
-
-def split(text: str) -> list[str]:
-    """A text in pieces of some words."""
-    return _PIECE.findall(text)
 
 
 def _up_to(response: Response, said: str, piece: str) -> Response:

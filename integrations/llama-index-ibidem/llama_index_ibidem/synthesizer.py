@@ -24,13 +24,13 @@ from pydantic import BaseModel
 
 from ibidem.adapting import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.inquiry import Desk, Inquiry
 from ibidem.request import Answer, Hit, Request, require_text
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.description import asks_no_model, description, is_for_programs
 from llama_index_ibidem.facts import shown_as
-from llama_index_ibidem.inquiry import Desk, Inquiry
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.streams import apassed_on, passed_on
 
@@ -111,7 +111,7 @@ class CachedSynthesizer(BaseSynthesizer):
         self._namespace, self._semantic = require_text("namespace", namespace), semantic
         self._model_id = require_text("model_id", model_id)
         self._owned = cache is None
-        self._desk = Desk(open_or_use(cache, options, type(self).__name__))
+        self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
         calls.watch()
 
     @property

@@ -1,4 +1,4 @@
-"""A request of a LlamaIndex object to the cache; whatever goes wrong here, the program goes on without it."""
+"""A request of an adapter to the cache; whatever goes wrong here, the program goes on without the cache."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ibidem.threads import in_thread
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
-_LOOK_UP, _STORE = "look up an answer for LlamaIndex", "store an answer of LlamaIndex"
-
 Found = TypeVar("Found")
 Stream = TypeVar("Stream")
 
 
 class Desk:
-    """A cache as LlamaIndex objects use it, and what went wrong there."""
+    """A cache as the objects of a framework use it, and what went wrong there."""
 
-    def __init__(self, cache: SemanticCache) -> None:
+    def __init__(self, cache: SemanticCache, framework: str, faults: Faults | None = None) -> None:
         self.cache = cache
-        self.faults = Faults()
+        self.faults = faults or Faults()
+        self.look_up = f"look up an answer for {framework}"
+        self.store = f"store an answer of {framework}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Desk:
         return self  # a copied model asks the same cache
@@ -68,7 +68,7 @@ class Inquiry(Generic[Found]):
         """Store what `answer` makes of the model's response, and end."""
         if self._asking is not None:
             with self._asking as asking:
-                self._desk.faults.attempt(_STORE, partial(_keep, asking, answer))
+                self._desk.faults.attempt(self._desk.store, partial(_keep, asking, answer))
 
     def refuse(self) -> None:
         """End: an answer has come that is not kept."""
@@ -94,25 +94,27 @@ class Inquiry(Generic[Found]):
         return stream
 
     def _look(self) -> Found | None:
-        faults = self._desk.faults
+        attempt = partial(self._desk.faults.attempt, self._desk.look_up)
         if not self._begun:
             self._begun = True
-            self._asking = faults.attempt(_LOOK_UP, self._begin)
-        self.hit = faults.attempt(_LOOK_UP, self._asking.look) if self._asking is not None else None
-        return faults.attempt(_LOOK_UP, partial(self._read, self.hit)) if self.hit is not None else None
+            self._asking = attempt(self._begin)
+        self.hit = attempt(self._asking.look) if self._asking is not None else None
+        return attempt(partial(self._read, self.hit)) if self.hit is not None else None
 
     def _begin(self) -> Asking | None:
         request = self._build()
         return self._desk.cache.asking(request) if request is not None else None
 
     def _waits(self) -> bool:
-        return self._asking is not None and bool(self._desk.faults.attempt(_LOOK_UP, self._asking.wait))
+        if self._asking is None:
+            return False
+        return bool(self._desk.faults.attempt(self._desk.look_up, self._asking.wait))
 
     async def _awaits(self) -> bool:
         try:
             return self._asking is not None and await self._asking.await_turn()
         except Exception as error:
-            self._desk.faults.note(_LOOK_UP, error)
+            self._desk.faults.note(self._desk.look_up, error)
             return False
 
 

@@ -1,0 +1,102 @@
+"""`install()`: LangChain's global LLM cache and the streams of all models on Ibidem, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.globals import get_llm_cache, set_llm_cache
+
+from ibidem.errors import InvalidInput
+from ibidem.locks import ForkSafeLock
+from langchain_ibidem.cache import IbidemCache
+from langchain_ibidem.routing import Routes
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+
+@dataclass(slots=True)
+class _Installed:
+    """What is installed, the options it was opened with, and the global cache that was there before."""
+
+    cache: IbidemCache
+    options: dict[str, Any] | None
+    before: BaseCache | None
+
+    def close(self) -> None:
+        """Close it, unless it was handed in."""
+        if self.options is not None:
+            self.cache.close()
+
+
+_lock = ForkSafeLock()
+_routes = Routes()
+_installed: _Installed | None = None
+
+
+def install(
+    cache: IbidemCache | SemanticCache | None = None, *, streams: bool = True, **options: Any
+) -> IbidemCache:
+    """Make an `IbidemCache` LangChain's global cache, and have streams of all models use it too; returns it.
+
+    Called again without a cache or options it changes nothing but `streams`; with others it replaces the
+    cache. What it opened itself is closed when it is replaced or uninstalled.
+
+    Args:
+        cache: An `IbidemCache`, which stays yours to close, or an open `ibidem.SemanticCache`. By default
+            one is opened.
+        streams: False to leave `stream` and `astream` to LangChain, which asks no cache for them.
+        **options: For `IbidemCache`: `namespace`, `question_keys`, ..., and those of `ibidem.open`.
+
+    Raises:
+        InvalidInput: Both an `IbidemCache` and options were given, or an option does not exist.
+        IbidemError: The cache cannot be opened.
+    """
+    global _installed
+    if isinstance(cache, IbidemCache) and options:
+        raise InvalidInput(f"pass an IbidemCache or options to make one, not both (got {sorted(options)})")
+    with _lock:
+        former = _installed
+        if former is None or not _means(cache, options, former):
+            _installed = former = _replaced(former, cache, options)
+        set_llm_cache(former.cache)
+        (_routes.lead_through_cache if streams else _routes.put_back)()
+        return former.cache
+
+
+def uninstall() -> None:
+    """Undo `install()`; without one, nothing happens. A global cache that was set since stays."""
+    global _installed
+    with _lock:
+        if _installed is None:
+            return
+        done, _installed = _installed, None
+        _routes.put_back()
+        if get_llm_cache() is done.cache:
+            set_llm_cache(done.before)
+        done.close()
+
+
+def _means(cache: IbidemCache | SemanticCache | None, options: dict[str, Any], installed: _Installed) -> bool:
+    """Whether these arguments ask for what is installed."""
+    if cache is None:
+        return not options or options == installed.options
+    ours = installed.cache
+    return cache is ours or (cache is ours.cache and options == installed.options)
+
+
+def _replaced(
+    former: _Installed | None, cache: IbidemCache | SemanticCache | None, options: dict[str, Any]
+) -> _Installed:
+    """What is installed from now on."""
+    before = get_llm_cache() if former is None else former.before
+    if isinstance(cache, IbidemCache):
+        made = _Installed(cache, None, before)
+    else:
+        made = _Installed(IbidemCache(cache, **options), options, before)
+    set_llm_cache(made.cache)
+    if former is not None:
+        former.close()
+    return made

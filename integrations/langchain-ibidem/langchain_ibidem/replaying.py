@@ -1,0 +1,100 @@
+"""A stored answer as a stream of it: what its chunks add up to is what `invoke` gives for a hit.
+
+LangChain adds chunks up by joining all texts in their metadata, so the last chunk alone brings them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGenerationChunk, Generation, GenerationChunk
+
+from ibidem.pieces import pieces_of
+
+Content = str | list[Any]
+_ADDED_UP_ONCE = ("output_version", "model_provider")  # texts that LangChain does not join if they are equal
+
+
+def chat_chunks(generation: Generation) -> Iterator[ChatGenerationChunk]:
+    """The chunks of a repeated message: some words at a time, then its tool calls, then what is known of it.
+
+    Raises:
+        TypeError: What was stored is not an answer of a chat model.
+    """
+    message = getattr(generation, "message", None)
+    if not isinstance(message, AIMessage):
+        raise TypeError("the stored answer is not an AIMessage")
+    about = message.response_metadata
+    common = {key: about[key] for key in _ADDED_UP_ONCE if isinstance(about.get(key), str)}
+    nothing: Content = "" if isinstance(message.content, str) else []
+    for content in _contents(message.content, of_blocks=common.get("output_version") == "v1"):
+        yield _chunk(content, common)
+    for number, call in enumerate(message.tool_calls):
+        args = json.dumps(call["args"])
+        called = tool_call_chunk(name=call["name"], args=args, id=call["id"], index=number)
+        yield _chunk(nothing, common, tool_call_chunks=[called])
+    last = _chunk(
+        nothing,
+        about,
+        additional_kwargs=message.additional_kwargs,
+        usage_metadata=message.usage_metadata,
+        chunk_position="last",
+    )
+    last.generation_info = generation.generation_info
+    yield last
+
+
+def completion_chunks(generation: Generation) -> Iterator[GenerationChunk]:
+    """The chunks of a repeated text, some words at a time; the last brings what is known of it."""
+    *pieces, last = pieces_of(generation.text) or [""]
+    for piece in pieces:
+        yield GenerationChunk(text=piece)
+    yield GenerationChunk(text=last, generation_info=generation.generation_info)
+
+
+def _chunk(content: Content, about: dict[str, Any], **parts: Any) -> ChatGenerationChunk:
+    # Without an id: LangChain gives all chunks that of the run.
+    return ChatGenerationChunk(
+        message=AIMessageChunk(content=content, response_metadata=dict(about), **parts)
+    )
+
+
+def _contents(content: Content, *, of_blocks: bool) -> Iterator[Content]:
+    """The content in parts which LangChain joins to the same content."""
+    if isinstance(content, str):
+        yield from pieces_of(content)
+        return
+    blocks = _numbered(content) if of_blocks else content
+    numbers = [block.get("index") if isinstance(block, dict) else None for block in blocks]
+    if any(number is not None for number in numbers) and len(set(map(str, numbers))) < len(numbers):
+        yield blocks  # LangChain would join those of one number
+        return
+    for block in blocks:
+        yield from ([part] for part in _parts(block))
+
+
+def _numbered(blocks: list[Any]) -> list[Any]:
+    """The blocks, numbered if they are not: LangChain would number them by type, and join neighbours."""
+    if any(not isinstance(block, dict) or "index" in block for block in blocks):
+        return blocks
+    return [{**block, "index": number} for number, block in enumerate(blocks)]
+
+
+def _parts(block: Any) -> Iterator[Any]:
+    """A block of text in pieces, if it has a number by which LangChain joins them; else the whole block."""
+    numbered = isinstance(block, dict) and _joins(block.get("index"))
+    if not numbered or block.get("type") != "text" or not isinstance(block.get("text"), str):
+        yield block
+        return
+    first, *others = pieces_of(block["text"]) or [""]
+    yield {**block, "text": first}
+    for piece in others:
+        yield {"type": "text", "text": piece, "index": block["index"]}
+
+
+def _joins(number: Any) -> bool:
+    return isinstance(number, int) or (isinstance(number, str) and number.startswith("lc_"))

@@ -1,0 +1,43 @@
+"""A stored text in pieces, as a model that streams would send it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Some words with the blanks after them; of a longer word, or a script without blanks, as many characters.
+_SOME_WORDS = re.compile(r"(?s).{1,24}(?:\s+|$)|.{1,24}")
+_JOINER = "\u200d"
+_VIRAMA = 9  # the combining class of signs that join two letters of an Indic script
+
+
+def pieces_of(text: str) -> list[str]:
+    """The text in pieces that add up to it; none is cut within what a reader takes for one character."""
+    pieces: list[str] = []
+    start = 0
+    while (found := _SOME_WORDS.match(text, start)) is not None:
+        end = found.end()
+        while end < len(text) and _is_one_character(text[end - 1], text[end]):
+            end += 1
+        pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def _is_one_character(before: str, after: str) -> bool:
+    """Whether two code points belong together: accents, emoji of several parts, flags, syllables."""
+    if after < "\u0300":
+        return before == "\r" and after == "\n"
+    return (
+        unicodedata.category(after) in ("Mn", "Mc", "Me")
+        or _JOINER in (before, after)
+        or unicodedata.combining(before) == _VIRAMA
+        or "\u1160" <= after <= "\u11ff"  # the vowel or the end of a Korean syllable
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # the colour of a skin
+        or "\U000e0020" <= after <= "\U000e007f"  # a region's flag
+        or (_is_flag_letter(before) and _is_flag_letter(after))
+    )
+
+
+def _is_flag_letter(character: str) -> bool:
+    return "\U0001f1e6" <= character <= "\U0001f1ff"
