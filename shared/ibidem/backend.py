@@ -49,6 +49,7 @@ class Backend:
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
         self.key, self.users, self.settings = key, 0, settings
+        self.place = digest(settings.database or str(settings.path.resolve()))  # names it, and no password
         self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.records = open_records(settings)
