@@ -168,7 +168,7 @@ class SemanticCache(Answering, Correcting):
         return self._reject(reason) if reason else Stored(request.key, self._backend.place)
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all answers, or those of one namespace; returns how many answers.
+        """Delete all answers, or those of one namespace and its users; returns how many answers.
 
         Everything else that is kept of it goes too: lookups, examples and judgements of audits, also those
         that wait to be written. What other processes have not written yet, they still will.

@@ -266,7 +266,7 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The answer is in the truth (durable against a killed process) as `entry_id`; `place` names the cache."""
+    """The answer is in the truth (durable against a killed process) as `entry_id`; `place` is the cache's."""
 
     entry_id: str
     place: str = field(default="", compare=False)

@@ -179,6 +179,16 @@ def namespace_of(namespace: str, user: str = "") -> str:
     return _escaped(named) if "%" in named or _USER in named else named
 
 
+def is_of(name: str, namespace: str) -> bool:
+    """Whether a name is that of the namespace or of a user in it; `namespace` as it is stored."""
+    return name == namespace or name.startswith(users_of(namespace))
+
+
+def users_of(namespace: str) -> str:
+    """How the names of the users in a namespace begin; `namespace` as it is stored."""
+    return f"{namespace if '%' in namespace else _escaped(namespace)}{_USER}"
+
+
 def tenant_of(name: str) -> str:
     """The namespace in a name that `namespace_of` made."""
     return name.partition(_USER)[0].replace("%2F", "/").replace("%25", "%")

@@ -114,7 +114,7 @@ def _of_completion(number: int, above: FrameType | None) -> Caller | None:
 
 
 def _code(owner: object, name: str) -> CodeType | None:
-    """The code of LangChain's own function, whatever somebody has wrapped around it; None if there is none."""
+    """The code of LangChain's own function, whatever was wrapped around it; None if there is none."""
     function = getattr(owner, name, None)
     return getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
 
