@@ -99,6 +99,7 @@ def model_identity(llm_string: str) -> str:
         model, end = json.JSONDecoder().raw_decode(llm_string)
     except ValueError:
         return llm_string
+    model.pop("name", None)  # that of its runs; the class is in "id"
     if isinstance(parameters := model.get("kwargs"), dict):
         kept = {name: value for name, value in parameters.items() if name not in OPERATIONAL}
         model["kwargs"] = {name: value for name, value in kept.items() if not _is_secret(value)}
@@ -201,7 +202,13 @@ def _live(model: Any) -> list[str]:
     """Settings of the model as they are now, and the address that its client uses."""
     values = model.__dict__
     kind: Any = type(model)
-    found = {name: values[name] for name in _live_names(kind) if _is_plain(values.get(name))}
+    found: dict[str, str | float] = {}
+    for name in _live_names(kind):
+        value = values.get(name)
+        if isinstance(value, (int, float)):
+            found[name] = float(value)
+        elif isinstance(value, str) and value:
+            found[name] = value
     for name in _CLIENTS:
         url = getattr(values.get(name), "base_url", None)
         if isinstance(url, str) or type(url).__name__ == "URL":
@@ -212,10 +219,6 @@ def _live(model: Any) -> list[str]:
 @lru_cache(256)
 def _live_names(kind: type[BaseModel]) -> tuple[str, ...]:
     return tuple(name for name in sorted(kind.model_fields) if _LIVE.search(name))
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and value != ""
 
 
 def _fields(caller: Caller | None) -> str:
@@ -235,7 +238,7 @@ def _fields(caller: Caller | None) -> str:
     kept = {
         name: value
         for name, value in fields.items()
-        if name not in OPERATIONAL and not isinstance(value, SecretStr)
+        if name not in OPERATIONAL and value is not None and not isinstance(value, SecretStr)
     }
     if not any(_NAMING.search(name) and value and isinstance(value, str) for name, value in kept.items()):
         raise unknown
