@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Callable
@@ -23,9 +24,12 @@ from langchain_openai import OpenAI as CompletionOpenAI
 from pydantic import BaseModel, PrivateAttr, SecretStr
 
 from ibidem.errors import NotCacheable
+from langchain_ibidem import IbidemCache
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import Tracker
+from tests.conftest import OpenCache
+from tests.contracts.langchain import CountingCompletion
 
 ASKED = "What is the capital of France?"
 BUILDER = RequestBuilder(Tracker().memory, "", ())
@@ -352,3 +356,17 @@ def test_two_conversations_share_a_key_only_if_they_read_alike(
         ]
 
     assert (key_of(dumps(one)) == key_of(dumps(other))) == (reads(one) == reads(other))
+
+
+def test_bound_completions_share_nothing(open_cache: OpenCache) -> None:
+    """In LangChain's own way of calling; a direct lookup cannot know what was bound."""
+    model = CountingCompletion(cache=IbidemCache(open_cache()))
+    bound = model.bind(temperature=0.9)
+    assert [model.invoke(ASKED), bound.invoke(ASKED), model.bind(max_tokens=3).invoke(ASKED)] == [
+        "answer 1",
+        "answer 2",
+        "answer 3",
+    ]
+    assert [bound.invoke(ASKED), model.invoke(ASKED)] == ["answer 2", "answer 1"]
+    assert asyncio.run(bound.ainvoke(ASKED)) == "answer 2"
+    assert bound.batch([ASKED, "How large is Peru?"]) == ["answer 2", "answer 4"]
