@@ -21,8 +21,10 @@ from ibidem.errors import (
     StorageError,
 )
 from ibidem.examples.example import Example
+from ibidem.forgetting import aforget, forget
 from ibidem.lifecycle.invalidation import Invalidated
 from ibidem.request import Answer, Document, Hit, Miss, Rejected, Request, Stored
+from ibidem.scoping import namespace_of, scope
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -50,7 +52,11 @@ __all__ = [
     "Request",
     "StorageError",
     "Stored",
+    "aforget",
+    "forget",
+    "namespace_of",
     "open",
+    "scope",
 ]
 
 

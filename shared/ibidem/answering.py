@@ -9,9 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from ibidem.bypass import is_bypassed
 from ibidem.errors import CacheClosed
 from ibidem.flights import Flights, Lead, Outcome, Place, Turn, leads, take
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored
+from ibidem.scoping import settled
 from ibidem.threads import in_thread
 
 
@@ -25,9 +27,10 @@ class Asking:
     __slots__ = ("_flights", "_lead", "_missed", "_patience", "_since", "_until", "cache", "request")
 
     def __init__(self, cache: Answering, request: Request) -> None:
-        self.request = request
+        usable = isinstance(request, Request)  # what is none is refused by the lookup
+        self.request = request = settled(request) if usable else request
         self.cache, self._flights = cache, cache.flights
-        self._patience = cache.single_flight
+        self._patience = 0.0 if usable and is_bypassed(request) else cache.single_flight
         self._until: float | None = None  # when it has waited enough; None if it did not wait
         self._since = 0
         self._missed: Miss | None = None  # what the log was not told yet

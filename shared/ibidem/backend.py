@@ -26,6 +26,7 @@ from ibidem.models.following import Following
 from ibidem.models.matcher import Matcher, matcher_of
 from ibidem.places import open_records
 from ibidem.request import digest
+from ibidem.scoping import is_of
 from ibidem.settings import Settings
 from ibidem.storage.rows import EmbeddedExample, LookupRow, size_of
 
@@ -49,6 +50,7 @@ class Backend:
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
         self.key, self.users, self.settings = key, 0, settings
+        self.place = digest(settings.database or str(settings.path.resolve()))  # names it, and no password
         self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.records = open_records(settings)
@@ -254,7 +256,7 @@ def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
     """Take the rows of a namespace, or all, out of the queue, while others append to it."""
     for _ in range(len(waiting)):
         row = waiting.popleft()
-        if namespace is not None and row.namespace != namespace:
+        if namespace is not None and not is_of(row.namespace, namespace):
             waiting.append(row)
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
+
+from ibidem.request import Request
+from ibidem.scoping import current, scope
 
 BYPASSED = "bypassed"  # why a lookup found nothing, and why an answer was not stored
-_bypassed: ContextVar[bool] = ContextVar("ibidem_bypassed", default=False)
 
 
-@contextmanager
-def bypassing() -> Iterator[None]:
+def bypassing() -> AbstractContextManager[None]:
     """In this block, and in tasks begun in it, models are asked as if there were no cache and no log."""
-    token = _bypassed.set(True)
-    try:
-        yield
-    finally:
-        _bypassed.reset(token)
+    return scope(bypass=True)
 
 
-def is_bypassed() -> bool:
-    """Whether the caches and logs of this process are to be left alone."""
-    return _bypassed.get()
+def is_bypassed(request: Request | None = None) -> bool:
+    """Whether caches and logs are to be left alone: here, or where the request was made."""
+    within = request.within if request is not None else None
+    return current().bypass or (within is not None and within.bypass)

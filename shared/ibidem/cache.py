@@ -16,6 +16,7 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
 from ibidem.finding import Finder
 from ibidem.fit.learning import drop_cache, fit_cache
+from ibidem.forgetting import opened
 from ibidem.keeping import Keeper
 from ibidem.lifecycle.admission import Admission, storable
 from ibidem.lifecycle.correcting import Correcting
@@ -23,7 +24,18 @@ from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.models.promoting import promote_cache, rollback_cache
 from ibidem.patience import hurried
-from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored, require_tags, require_text
+from ibidem.request import (
+    Answer,
+    Hit,
+    Miss,
+    Rejected,
+    Request,
+    Stored,
+    require_seconds,
+    require_tags,
+    require_text,
+)
+from ibidem.scoping import placed
 from ibidem.stats import Stats
 from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.teaching.pairing import advise_cache, pairs_of_cache
@@ -67,6 +79,7 @@ class SemanticCache(Answering, Correcting):
         self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
+        opened(self, backend.place)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -82,14 +95,18 @@ class SemanticCache(Answering, Correcting):
             InvalidInput: `request` is not a `Request`, or `max_age` no such number.
             CacheClosed: The cache was closed.
         """
-        result = self._search(request, max_age)
-        self._note(request, result)
+        self._ready(request)
+        asked = placed(request)
+        result = self._search(asked, max_age)
+        self._note(asked, result)
         return result
 
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
-        _require_seconds("max_age", max_age)
-        if is_bypassed():
+        require_seconds("max_age", max_age)
+        if max_age is None and request.within is not None:
+            max_age = request.within.max_age
+        if is_bypassed(request):
             return Miss(BYPASSED)
         started, now = time.perf_counter(), self._backend.clock()
         private = request.semantic and self._admission.is_private(request.question)
@@ -103,7 +120,10 @@ class SemanticCache(Answering, Correcting):
         except Exception as error:
             self._backend.faults.note("look up a question", error)
             result = Miss("error")
-        return replace(result, seconds=time.perf_counter() - started)
+        spent = time.perf_counter() - started
+        if isinstance(result, Hit):
+            return replace(result, seconds=spent, place=self._backend.place)
+        return replace(result, seconds=spent)
 
     def store(
         self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
@@ -126,9 +146,11 @@ class SemanticCache(Answering, Correcting):
         self._ready(request)
         if not isinstance(answer, Answer):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
-        _require_seconds("ttl", ttl)
-        labels = require_tags(tags)
-        if is_bypassed():
+        require_seconds("ttl", ttl)
+        labels, request = require_tags(tags), placed(request)
+        if (within := request.within) is not None:
+            ttl, labels = ttl or within.ttl, tuple(dict.fromkeys((*labels, *within.tags)))
+        if is_bypassed(request):
             return Rejected(BYPASSED)
         try:
             reason = self._admission.refusal(request, answer)
@@ -143,10 +165,10 @@ class SemanticCache(Answering, Correcting):
             self._backend.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
             return self._reject("error")
-        return self._reject(reason) if reason else Stored(request.key)
+        return self._reject(reason) if reason else Stored(request.key, self._backend.place)
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all answers, or those of one namespace; returns how many answers.
+        """Delete all answers, or those of one namespace and its users; returns how many answers.
 
         Everything else that is kept of it goes too: lookups, examples and judgements of audits, also those
         that wait to be written. What other processes have not written yet, they still will.
@@ -240,7 +262,7 @@ class SemanticCache(Answering, Correcting):
         self._backend.check_process()
 
     def _note(self, request: Request, result: Hit | Miss) -> None:
-        if is_bypassed():
+        if is_bypassed(request):
             return
         question = self._admission.redacted(request.question)
         self._backend.note_lookup(lookup_row(request, question, result, self._backend.clock()))
@@ -254,9 +276,3 @@ class SemanticCache(Answering, Correcting):
         with self._lock:
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
         return Rejected(reason)
-
-
-def _require_seconds(name: str, value: object) -> None:
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    if value is not None and not usable:
-        raise InvalidInput(f"{name} must be a number of seconds above 0, not {value!r}")

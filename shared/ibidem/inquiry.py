@@ -12,7 +12,8 @@ from typing_extensions import Self
 from ibidem.answering import Asking
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
-from ibidem.request import Answer, Hit, Request
+from ibidem.forgetting import remember
+from ibidem.request import Answer, Hit, Request, Stored
 from ibidem.threads import in_thread
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Inquiry(Generic[Found]):
         self._asking: Asking | None = None
         self._begun = False
         self.hit: Hit | None = None
+        self.stored: Stored | None = None
 
     def find(self) -> Found | None:
         """What is stored, or will be when the call that others make for it has ended."""
@@ -64,11 +66,13 @@ class Inquiry(Generic[Found]):
             pass
         return found
 
-    def keep(self, answer: Callable[[], Answer]) -> None:
-        """Store what `answer` makes of the model's response, and end."""
+    def keep(self, answer: Callable[[], Answer], response: object = None) -> None:
+        """Store what `answer` makes of the model's response, and end; `forget` knows it by the response."""
         if self._asking is not None:
             with self._asking as asking:
-                self._desk.faults.attempt(self._desk.store, partial(_keep, asking, answer))
+                self.stored = self._desk.faults.attempt(self._desk.store, partial(_keep, asking, answer))
+            if self.stored and response is not None:
+                remember(response, self.stored)
 
     def refuse(self) -> None:
         """End: an answer has come that is not kept."""
@@ -118,10 +122,11 @@ class Inquiry(Generic[Found]):
             return False
 
 
-def _keep(asking: Asking, answer: Callable[[], Answer]) -> None:
+def _keep(asking: Asking, answer: Callable[[], Answer]) -> Stored | None:
     try:
         given = answer()
     except NotCacheable:
         asking.refuse()
         raise
-    asking.keep(given)
+    kept = asking.keep(given)
+    return kept if isinstance(kept, Stored) else None

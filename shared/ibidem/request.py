@@ -12,9 +12,12 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ibidem.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from ibidem.scoping import Scope
 
 Tier = Literal["exact", "semantic"]
 
@@ -58,6 +61,14 @@ def require_bool(name: str, value: object) -> None:
     """Raise `InvalidInput` naming the argument if `value` is not a bool."""
     if not isinstance(value, bool):
         raise InvalidInput(f"{name} must be a bool, not {type(value).__name__}")
+
+
+def require_seconds(name: str, value: object) -> float | None:
+    """Return `value` if it is a number of seconds or None, else raise `InvalidInput` naming the argument."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if value is not None and not usable:
+        raise InvalidInput(f"{name} must be a number of seconds above 0, not {value!r}")
+    return value  # type: ignore[return-value]
 
 
 def require_tags(given: object) -> tuple[str, ...]:
@@ -113,6 +124,8 @@ class Request:
             compared: an answer to what was asked before its documents were invalidated is not stored.
         example: False if the answer is a step of a program, such as a question put anew: it may be stored,
             but is no example.
+        within: The scope it is asked in, for adapters that have looked; else the cache looks
+            (`ibidem.scope`).
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -126,6 +139,7 @@ class Request:
     temperature: float | None = field(default=None, kw_only=True, compare=False)
     made: float = field(default_factory=time.time, kw_only=True, compare=False, repr=False)
     example: bool = field(default=True, kw_only=True, compare=False, repr=False)
+    within: Scope | None = field(default=None, kw_only=True, compare=False, repr=False)
     scope_digest: str = field(init=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
@@ -196,7 +210,7 @@ class Hit:
 
     `question` is the one the answer was given to (None for an entry that keeps no text), `similarity` its
     cosine to the one asked, `age` in seconds since the answer was stored, `seconds` the time of the lookup,
-    `stale` whether it is served beyond its life while another caller refreshes it.
+    `stale` whether it is served beyond its life while another caller refreshes it, `place` names the cache.
     """
 
     answer: Answer
@@ -208,6 +222,7 @@ class Hit:
     seconds: float = 0.0
     score: float = 1.0
     stale: bool = False
+    place: str = ""
 
     def __bool__(self) -> bool:
         return True
@@ -224,7 +239,8 @@ class Hit:
             "stale": self.stale,
             "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
         }
-        return told if self.question is None else {**told, "question": self.question}
+        known = {"place": self.place, "question": self.question}
+        return {**told, **{name: value for name, value in known.items() if value}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +250,8 @@ class Miss:
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audits.audit`), `question_too_long`, `question_not_covered` (in a script
-    that the model does not know), `no_index` (another process owns it, or it is down), `bypassed` (a teacher
-    is asked: see `ibidem.teaching.labelling`), `error`.
+    that the model does not know), `no_index` (another process owns it, or it is down), `bypassed`
+    (see `ibidem.scope`), `answer_invalid` (the program no longer accepts its form), `error`.
     """
 
     reason: str
@@ -250,9 +266,10 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The answer is in the truth (durable against a killed process) under `entry_id`."""
+    """The answer is in the truth (durable against a killed process) as `entry_id`; `place` is the cache's."""
 
     entry_id: str
+    place: str = field(default="", compare=False)
 
     def __bool__(self) -> bool:
         return True
@@ -264,7 +281,7 @@ class Rejected:
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
     `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made),
-    `bypassed` (a teacher said it), `error`.
+    `bypassed`, `error`.
     """
 
     reason: str

@@ -37,7 +37,8 @@ from ibidem.prompts.prompt import Prompt, Segment, plain
 from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.prompts.skeleton import Skeleton, occurs
 from ibidem.prompts.sources import Retrieved, occurring
-from langchain_ibidem.keys import RequestBuilder, model_identity, temperature_of
+from langchain_ibidem.identity import model_identity, temperature_of
+from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.memory import RECENT_DOCUMENTS
 from langchain_ibidem.prompt import of_messages, parse
 from langchain_ibidem.tracker import Tracker

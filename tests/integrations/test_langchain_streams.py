@@ -761,11 +761,14 @@ def test_a_completion_model_that_breaks_off(server: OpenAIServer, core: Recordin
 
 
 def test_bound_parameters_of_a_completion_model(used: IbidemCache) -> None:
-    """LangChain's key does not hold them, so such streams are left alone."""
-    asked = StreamingCompletion().bind(temperature=1.9)
+    """LangChain's key does not hold them; ours does."""
+    model = StreamingCompletion()
+    cold, hot = model.bind(temperature=0.1), model.bind(temperature=0.9)
 
-    assert [stream(asked, ASKED), stream(asked, ASKED)] == ["answer 1", "answer 2"]
-    assert used.faults() == {"bound_parameters": 2}
+    assert [stream(cold, ASKED), stream(cold, ASKED)] == ["answer 1", "answer 1"]
+    assert [stream(hot, ASKED), stream(hot, ASKED)] == ["answer 2", "answer 2"]
+    assert cold.invoke(ASKED) == "answer 1"
+    assert used.faults() == {}
 
 
 def test_conversations_are_compared_without_ids(model: ChatOpenAI, server: OpenAIServer) -> None:

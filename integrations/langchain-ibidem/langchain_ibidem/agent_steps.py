@@ -11,11 +11,13 @@ from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from ibidem.errors import NotCacheable
 from ibidem.prompts.sources import Retrieved
+from langchain_ibidem.callers import Caller
 from langchain_ibidem.memory import retrieved
 
 # Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
@@ -40,6 +42,12 @@ def description(request: ModelRequest[Any]) -> str:
     if request.response_format is not None:
         given["response_format"] = _form(request.response_format)
     return request.model._get_llm_string(given.pop("stop", None), **given)
+
+
+def caller_of(request: ModelRequest[Any]) -> Caller:
+    """Whose call it is: LangGraph keeps the configuration of the run in a context variable."""
+    metadata = ensure_config().get("metadata") or {}
+    return Caller(request.model, metadata=metadata, inherited=metadata)
 
 
 def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:

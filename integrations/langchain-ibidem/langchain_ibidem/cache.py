@@ -11,22 +11,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
+from pydantic import BaseModel
 
 from ibidem.adapting import open_or_use
 from ibidem.answering import Asking
 from ibidem.bounded import BoundedDict
-from ibidem.errors import NotCacheable
+from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.faults import Faults
 from ibidem.inquiry import Desk, Inquiry
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.sources import Retrieved
-from ibidem.request import Request, digest, require_text
+from ibidem.request import Hit, Request, Stored, require_bool, require_text
+from ibidem.scoping import current
 from ibidem.threads import in_thread
 from langchain_ibidem import calls
+from langchain_ibidem.callers import Caller, caller_of
 from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.forms import objection_to, require_form
 from langchain_ibidem.implicit import UNFINISHED, is_unfinished
-from langchain_ibidem.keys import RequestBuilder
+from langchain_ibidem.keys import Call, RequestBuilder
+from langchain_ibidem.origins import remember
 from langchain_ibidem.tracker import install
 
 if TYPE_CHECKING:
@@ -47,12 +52,14 @@ class IbidemCache(BaseCache):
     Args:
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
         namespace: Tenant, user or application: what is stored in one namespace is never served in another.
+            `ibidem.scope` and the metadata of a call ("ibidem_namespace", "ibidem_user") take its place.
         question_keys: Names of template variables that hold the question, before the usual ones ("question",
             "query", ...). Others, such as "input", are believed to if what they hold looks like a question.
         model_id: Names the model, where LangChain's description of it does not (the log says so).
         any_message: True to take every line of the user for a question, as in a support chat ("I lost my
             card"). By default it must ask something, since it might be a text to work on.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
+        require_namespace: True to cache only calls that say by scope or metadata whose they are.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
@@ -69,8 +76,12 @@ class IbidemCache(BaseCache):
         model_id: str = "",
         semantic: bool = True,
         any_message: bool = False,
+        require_namespace: bool = False,
         **options: Any,
     ) -> None:
+        require_bool("require_namespace", require_namespace)
+        if namespace and require_namespace:
+            raise InvalidInput("with require_namespace each call names its own: leave out namespace")
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
         self.cache = open_or_use(cache, options, type(self).__name__)
@@ -83,6 +94,7 @@ class IbidemCache(BaseCache):
             model_id=require_text("model_id", model_id),
             semantic=semantic,
             any_message=any_message,
+            require_namespace=require_namespace,
         )
         self._faults = Faults()
         self._desk = Desk(self.cache, "LangChain", self._faults)
@@ -93,27 +105,34 @@ class IbidemCache(BaseCache):
         """The stored answer to this call, or None."""
         # LangChain only takes a real list, and fails on an empty one.
         try:
-            return self._faults.attempt(_LOOK_UP, lambda: self._find(prompt, llm_string))
+            return self._faults.attempt(_LOOK_UP, lambda: self._find(self._call(prompt, llm_string)))
         except BaseException:  # interrupted: so are other prompts of this batch
             calls.failed()
             raise
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
-        self._update(prompt, llm_string, return_val, self._is_half(return_val, sys._getframe(1)))
+        frame = sys._getframe(1)
+        self._faults.attempt(
+            _STORE,
+            lambda: self._keep(self._call(prompt, llm_string), return_val, self._is_half(return_val, frame)),
+        )
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
 
+        Within `ibidem.scope` its namespace is meant. Others are named as `ibidem ls` shows them.
+
         Raises:
             IbidemError: The cache could not be cleared; unlike a lookup, this must not fail in silence.
         """
-        self.cache.clear(namespace=kwargs.get("namespace", self.namespace))
+        self.cache.clear(namespace=kwargs.get("namespace", current().name(self.namespace)))
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """As `lookup`, in a thread; while it waits for an identical call it needs none."""
         try:
-            return await self._afind(prompt, llm_string)
+            call = self._faults.attempt(_LOOK_UP, lambda: self._call(prompt, llm_string))
+            return await self._afind(call) if call is not None else None
         except Exception as error:
             self._faults.note(_LOOK_UP, error)
             return None
@@ -124,20 +143,25 @@ class IbidemCache(BaseCache):
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
         half = self._is_half(return_val, sys._getframe(1))
-        await in_thread(self._update, prompt, llm_string, return_val, half)
+        call = self._faults.attempt(_STORE, lambda: self._call(prompt, llm_string))
+        if call is not None:
+            await in_thread(self._faults.attempt, _STORE, lambda: self._keep(call, return_val, half))
 
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
         await in_thread(partial(self.clear, **kwargs))
 
-    def asking(self, prompt: Prompt, llm_string: str, documents: Sequence[Retrieved] = ()) -> Asking:
+    def asking(
+        self, prompt: Prompt, llm_string: str, documents: Sequence[Retrieved], caller: Caller
+    ) -> Asking:
         """A call on its way to this cache, for those who answer calls themselves (`IbidemMiddleware`).
 
         Raises:
             NotCacheable: The call must not be cached.
             CacheClosed: The cache was closed.
         """
-        return self.cache.asking(self._requests.build(prompt, llm_string, documents))
+        call = self._requests.read(prompt, llm_string, caller)
+        return self.cache.asking(self._requests.request(call, documents))
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""
@@ -158,66 +182,86 @@ class IbidemCache(BaseCache):
         self.close()
 
     def _inquiry(
-        self, described: Callable[[], tuple[str, str]], read: Callable[[list[Generation]], T | None]
+        self, described: Callable[[], tuple[str, str, Caller]], read: Callable[[list[Generation]], T | None]
     ) -> Inquiry[T]:
-        """A stream's request, which ends with the stream; `described` gives what `lookup` is given."""
-        return Inquiry(self._desk, lambda: self._requests.build(*described()), lambda hit: read(decode(hit)))
+        """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks."""
+        form: type[BaseModel] | None = None
 
-    def _find(self, prompt: str, llm_string: str) -> list[Generation] | None:
-        asking = self.cache.asking(self._begin(prompt, llm_string))
-        while (found := _repeated(asking)) is None and asking.wait():
+        def request() -> Request:
+            nonlocal form
+            call = self._requests.read(*described())
+            form = call.model.form
+            return self._requests.request(call)
+
+        def given(hit: Hit) -> T | None:
+            objection = objection_to(form)
+            return None if objection and objection(hit) else read(decode(hit))
+
+        return Inquiry(self._desk, request, given)
+
+    def _call(self, prompt: str, llm_string: str, caller: Caller | None = None) -> Call:
+        """The call that is under way. Of an async one the caller is found in its own coroutine only."""
+        return self._requests.read(prompt, llm_string, caller or caller_of(prompt, llm_string))
+
+    def _find(self, call: Call) -> list[Generation] | None:
+        asking = self.cache.asking(self._begin(call))
+        while (found := _repeated(asking, call)) is None and asking.wait():
             pass
-        calls.begin(asking, prompt)
+        calls.begin(asking, of_chat=call.of_chat)
         return found
 
-    async def _afind(self, prompt: str, llm_string: str) -> list[Generation] | None:
-        asking, found = await in_thread(self._first, prompt, llm_string)
+    async def _afind(self, call: Call) -> list[Generation] | None:
+        asking, found = await in_thread(self._first, call)
         if asking is None:
             return None
         while found is None and await asking.await_turn():
-            found = await in_thread(self._faults.attempt, _LOOK_UP, partial(_repeated, asking))
-        calls.begin(asking, prompt)
+            found = await in_thread(self._faults.attempt, _LOOK_UP, partial(_repeated, asking, call))
+        calls.begin(asking, of_chat=call.of_chat)
         return found
 
-    def _first(self, prompt: str, llm_string: str) -> tuple[Asking | None, list[Generation] | None]:
-        asking = self._faults.attempt(_LOOK_UP, lambda: self.cache.asking(self._begin(prompt, llm_string)))
+    def _first(self, call: Call) -> tuple[Asking | None, list[Generation] | None]:
+        asking = self._faults.attempt(_LOOK_UP, lambda: self.cache.asking(self._begin(call)))
         if asking is None:
             return None, None
-        return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking))
+        return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking, call))
 
     def _is_half(self, generations: RETURN_VAL_TYPE, frame: FrameType) -> bool:
         return self._faults.attempt(_STORE, partial(is_unfinished, frame, generations)) is not False
 
-    def _update(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE, half: bool) -> None:
-        self._faults.attempt(_STORE, lambda: self._keep(prompt, llm_string, generations, half))
-
-    def _keep(self, prompt: str, llm_string: str, generations: RETURN_VAL_TYPE, half: bool) -> None:
+    def _keep(self, call: Call, generations: RETURN_VAL_TYPE, half: bool) -> None:
         # Encoded at once: these are the objects that the program gets, and may change.
-        request, started = self._resume(prompt, llm_string)
+        request, started = self._resume(call)
         asking = calls.answered(self.cache, request.key) or self.cache.asking(request)
         with asking:
             try:
                 if half:
                     raise NotCacheable("unfinished_stream", UNFINISHED)
+                require_form(call.model.form, generations)
                 answer = encode(generations, seconds=time.monotonic() - started)
             except NotCacheable:
                 asking.refuse()
                 raise
-            asking.keep(answer)
+            stored = asking.keep(answer)
+            if isinstance(stored, Stored):
+                remember(generations, stored)
 
-    def _begin(self, prompt: str, llm_string: str) -> Request:
-        request = self._requests.build(prompt, llm_string)
+    def _begin(self, call: Call) -> Request:
+        request = self._requests.request(call)
         with self._lock:
-            self._pending.put(digest(prompt, llm_string), (request, time.monotonic()))
+            self._pending.put(call.mark, (request, time.monotonic()))
         return request
 
-    def _resume(self, prompt: str, llm_string: str) -> tuple[Request, float]:
+    def _resume(self, call: Call) -> tuple[Request, float]:
         """The request of the lookup: built anew it could differ, as the tracker forgets."""
         with self._lock:
-            known = self._pending.get(digest(prompt, llm_string))
-        return known or (self._begin(prompt, llm_string), time.monotonic())
+            known = self._pending.get(call.mark)
+        return known or (self._begin(call), time.monotonic())
 
 
-def _repeated(asking: Asking) -> list[Generation] | None:
-    hit = asking.look()
-    return (decode(hit) or None) if hit else None
+def _repeated(asking: Asking, call: Call) -> list[Generation] | None:
+    hit = asking.look(objection_to(call.model.form))
+    if hit is None:
+        return None
+    generations = decode(hit)
+    remember(generations, hit)
+    return generations or None

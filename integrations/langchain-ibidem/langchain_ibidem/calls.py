@@ -15,8 +15,6 @@ from weakref import ref
 
 from ibidem.answering import Asking
 
-_CHAT = '[{"lc":'  # how the dump of messages begins that a chat model hands to a cache
-
 
 class Calls:
     """Those of one thread or task. Copies of its context see the same object."""
@@ -46,7 +44,7 @@ class Calls:
 _current: ContextVar[Calls | None] = ContextVar("ibidem_langchain_calls", default=None)
 
 
-def begin(asking: Asking, prompt: str) -> None:
+def begin(asking: Asking, *, of_chat: bool) -> None:
     """The model is asked for it from here."""
     if not asking.leading:
         return
@@ -58,7 +56,7 @@ def begin(asking: Asking, prompt: str) -> None:
         _current.set(calls)
         if task is not None:
             task.add_done_callback(calls.end)
-    calls.told_by_handler = task is None or not prompt.startswith(_CHAT)
+    calls.told_by_handler = task is None or not of_chat
     calls.add(asking)
 
 

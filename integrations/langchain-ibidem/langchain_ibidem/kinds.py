@@ -39,11 +39,7 @@ class Kind(ABC):
     def described(
         self, model: Any, asked: Any, stop: list[str] | None, given: Mapping[str, Any]
     ) -> tuple[str, str]:
-        """The two strings that LangChain would hand a cache for the same call of `invoke`.
-
-        Raises:
-            NotCacheable: They do not say all that the answer depends on.
-        """
+        """The two strings that LangChain would hand a cache for the same call of `invoke`."""
 
     @abstractmethod
     def chunks(self, generation: Generation) -> Iterator[Chunk]:
@@ -78,7 +74,7 @@ class _Chat(Kind):
         self, model: BaseChatModel, asked: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]
     ) -> tuple[str, str]:
         messages = [m if m.id is None else m.model_copy(update={"id": None}) for m in asked]
-        return dumps(messages), model._get_llm_string(stop=stop, **_of_answer(given))
+        return dumps(messages), model._get_llm_string(stop=stop, **of_answer(given))
 
     def chunks(self, generation: Generation) -> Iterator[Chunk]:
         return chat_chunks(generation)
@@ -114,12 +110,6 @@ class _Completion(Kind):
     def described(
         self, model: BaseLLM, asked: str, stop: list[str] | None, given: Mapping[str, Any]
     ) -> tuple[str, str]:
-        if _of_answer(given):
-            raise NotCacheable(
-                "bound_parameters",
-                "LangChain's key for a completion model does not hold parameters that are given to a call; "
-                "set them on the model",
-            )
         about = getattr(model, "_dict_for_compat", model.dict)()
         return asked, str(sorted({**about, "stop": stop}.items()))
 
@@ -157,7 +147,8 @@ def alike(model: Model, **replaced: Any) -> Model:
     return other
 
 
-def _of_answer(given: Mapping[str, Any]) -> dict[str, Any]:
+def of_answer(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a stream that `invoke` would be given too."""
     return {name: value for name, value in given.items() if name not in _OF_STREAMS}
 
 

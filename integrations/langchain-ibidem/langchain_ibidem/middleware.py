@@ -183,7 +183,8 @@ class IbidemMiddleware(Middleware):
         messages = steps.messages_of(request)
         asked, run = steps.split(messages)
         llm_string = steps.description(request)
-        asking = self.cache.asking(of_messages(messages), llm_string, steps.documents_in(messages))
+        documents, caller = steps.documents_in(messages), steps.caller_of(request)
+        asking = self.cache.asking(of_messages(messages), llm_string, documents, caller)
         beginning = ""
         if request.response_format is None and self._tools.some_read_only(request):
             beginning = digest(asking.request.namespace, of_messages(asked).fingerprint, llm_string)

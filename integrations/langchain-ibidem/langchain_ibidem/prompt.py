@@ -53,7 +53,7 @@ _TEXT_BLOCKS = frozenset(("text", "input_text", "output_text"))
 
 def parse(prompt: str) -> Prompt:
     """Take apart the prompt string LangChain gives to a cache: a dump of messages, or plain text."""
-    if not prompt.startswith('[{"lc":'):
+    if not is_dump(prompt):
         return plain(prompt)
     try:
         dumped = json.loads(prompt)
@@ -62,6 +62,11 @@ def parse(prompt: str) -> Prompt:
         return _assemble([message["kwargs"] for message in dumped])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return _unknown(prompt)
+
+
+def is_dump(prompt: str) -> bool:
+    """Whether it is what a chat model hands to a cache, not a completion model."""
+    return prompt.startswith('[{"lc":')
 
 
 def of_messages(messages: Sequence[BaseMessage]) -> Prompt:

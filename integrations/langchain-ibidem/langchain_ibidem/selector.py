@@ -14,6 +14,7 @@ from ibidem.faults import Faults
 from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.prompts.shown import Shown, settings_of
 from ibidem.request import require_bool, require_text
+from ibidem.scoping import current
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.tracker import install
@@ -39,7 +40,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         question_key: Under which name an example gives its question.
         answer_key: Under which name it gives its answer.
         in_key: True to compare the selected examples as any other part of the prompt.
-        namespace: Whose examples.
+        namespace: Whose examples; `ibidem.scope` takes its place.
         **options: For `cache.examples.select`: `max_tokens`, `diversity`, `min_feedback`, `tags`, `model`,
             `count_tokens`.
 
@@ -83,7 +84,7 @@ class IbidemExampleSelector(BaseExampleSelector):
             if name not in example:
                 raise InvalidInput(f"an example needs {' and '.join(self._names)}; {name!r} is missing")
         question, answer = (example[name] for name in self._names)
-        return self.cache.examples.add(Example(question, answer, namespace=self._namespace))
+        return self.cache.examples.add(Example(question, answer, namespace=current().name(self._namespace)))
 
     async def aadd_example(self, example: Mapping[str, str]) -> bool:
         """As `add_example`, which only notes what is written later."""
@@ -114,7 +115,8 @@ class IbidemExampleSelector(BaseExampleSelector):
     def _select(self, variables: Mapping[str, Any]) -> list[Example]:
         asked = (variables.get(key) for key in self._input_keys)
         question = next((text for text in asked if isinstance(text, str) and text.strip()), None)
-        return self.cache.examples.select(question, self._k, **self._options) if question else []
+        options = {**self._options, "namespace": current().name(self._namespace)}
+        return self.cache.examples.select(question, self._k, **options) if question else []
 
     def _tell(self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]) -> None:
         """Let the cache know what the prompt that is being made was given."""

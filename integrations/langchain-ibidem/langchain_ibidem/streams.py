@@ -20,9 +20,10 @@ from ibidem.inquiry import Inquiry
 from ibidem.request import Answer
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
+from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
 from langchain_ibidem.codec import encode, finish_reason_of
 from langchain_ibidem.implicit import UNFINISHED
-from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of
+from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of, of_answer
 
 _CHUNKS = "read a chunk of a stream"
 _OF_RUNNABLES = frozenset(("input", "config", "stop"))  # arguments that are no parameters of the model
@@ -86,9 +87,13 @@ class _Asked:
         return inquiry.ended_with(self._astream(inquiry, asked, stop, given))
 
     def _inquiry(self, asked: Any, stop: list[str] | None, given: dict[str, Any]) -> Inquiry[list[Chunk]]:
-        return self._cache._inquiry(
-            lambda: self._kind.described(self._model, asked, stop, given), self._replayed
-        )
+        run = given.get("run_manager") or run_of_stream()  # now: later its frame is gone
+
+        def described() -> tuple[str, str, Caller]:
+            told = self._kind.described(self._model, asked, stop, given)
+            return *told, caller_of_stream(self._model, run, of_answer(given), stop)
+
+        return self._cache._inquiry(described, self._replayed)
 
     def _replayed(self, found: list[Generation]) -> list[Chunk] | None:
         """Made before one is sent: if it fails, the model is asked. No stream brings several answers."""

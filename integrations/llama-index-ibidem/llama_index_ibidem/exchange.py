@@ -95,7 +95,7 @@ class Exchange(Generic[Response]):
         def answer() -> Answer:
             return encode(response, told, model=self._llm.metadata.model_name, seconds=seconds)
 
-        self._inquiry.keep(answer)
+        self._inquiry.keep(answer, response)
 
     def _keep_stream(self, assembly: Assembly[Response]) -> None:
         # Whole responses hold logprobs, streams may not.

@@ -12,6 +12,7 @@ from ibidem.faults import Faults
 from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.prompts.shown import Shown, settings_of
 from ibidem.request import require_bool, require_text
+from ibidem.scoping import current
 from llama_index_ibidem import spans
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def few_shot(
         separator: What stands between two.
         max_tokens: Tokens that questions and answers may have together.
         in_key: True to compare the examples as any other part of the prompt.
-        **options: For `cache.examples.select`: `namespace`, `diversity`, `min_feedback`, `tags`, `model`,
-            `count_tokens`.
+        **options: For `cache.examples.select`: `namespace` (`ibidem.scope` takes its place), `diversity`,
+            `min_feedback`, `tags`, `model`, `count_tokens`.
 
     Raises:
         InvalidInput: An argument cannot be used.
@@ -70,7 +71,8 @@ def few_shot(
     faults = Faults()
 
     def select(question: str) -> str:
-        found = cache.examples.select(question, k, **options)
+        namespace = current().name(options.get("namespace", ""))
+        found = cache.examples.select(question, k, **{**options, "namespace": namespace})
         text = separator.join(map(partial(_filled, example), found))
         if text and not in_key:
             spans.were_selected(Shown(settings, text=text))

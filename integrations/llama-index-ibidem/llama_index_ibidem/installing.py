@@ -48,6 +48,7 @@ def install(
     model_id: str = "",
     any_message: bool = False,
     semantic: bool = True,
+    require_namespace: bool = False,
     **options: Any,
 ) -> IbidemCallbackHandler:
     """Put `Settings.llm` on the cache, and a logging handler into `Settings.callback_manager`; returns it.
@@ -62,6 +63,7 @@ def install(
         model_id: Names the model where its fields do not.
         any_message: Take every line of the user for a question.
         semantic: False to repeat answers to identical prompts only.
+        require_namespace: True to cache only what is asked within `ibidem.scope(namespace=...)`.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
@@ -77,6 +79,7 @@ def install(
         "model_id": model_id,
         "any_message": any_message,
         "semantic": semantic,
+        "require_namespace": require_namespace,
     }
     given = (cache, asking, options)
     with _lock:
@@ -96,6 +99,7 @@ _NOTHING_ASKED = {
     "model_id": "",
     "any_message": False,
     "semantic": True,
+    "require_namespace": False,
 }
 
 

@@ -16,7 +16,7 @@ from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
 from ibidem.inquiry import Desk
-from ibidem.request import Request, require_text
+from ibidem.request import Request, require_bool, require_text
 from llama_index_ibidem.calls import watch
 from llama_index_ibidem.exchange import Exchange
 from llama_index_ibidem.identity import identity
@@ -38,13 +38,14 @@ class CachedLLM(WrappingLLM):
         llm: The model. For structured output wrap the model, not the structured one:
             `CachedLLM(llm).as_structured_llm(Form)`.
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
-        namespace: Tenant, user or application: what is stored in one namespace is never served in another.
+        namespace: Tenant or application: what one has stored is never served in another (`ibidem.scope`).
         question_keys: Names of template variables that hold the question, before the usual ones ("query_str",
             "question", ...).
         model_id: Names the model and its settings, where its fields do not (the log says so).
         any_message: True to take every line of the user for a question, as in a support chat ("I lost my
             card"). By default a line without a template must ask something.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
+        require_namespace: True to cache only what is asked within `ibidem.scope(namespace=...)`.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
@@ -66,9 +67,11 @@ class CachedLLM(WrappingLLM):
         model_id: str = "",
         any_message: bool = False,
         semantic: bool = True,
+        require_namespace: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(llm)
+        require_bool("require_namespace", require_namespace)
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
         self._requests = RequestBuilder(
@@ -77,6 +80,7 @@ class CachedLLM(WrappingLLM):
             model_id=require_text("model_id", model_id),
             any_message=any_message,
             semantic=semantic,
+            require_namespace=require_namespace,
         )
         self._owned = cache is None
         self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")

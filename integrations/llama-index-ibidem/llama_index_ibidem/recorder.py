@@ -29,6 +29,7 @@ from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.prompt import Prompt
 from ibidem.request import Document
+from ibidem.scoping import Scope, current
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.calls import Calls, ModelResponse
 from llama_index_ibidem.codec import MARKER, text_of
@@ -59,6 +60,7 @@ class _Question:
     running: set[str] = field(default_factory=set)
     direct: bool = False
     streamed: bool = False
+    scope: Scope = field(default_factory=current)
     spent: float | None = None
 
     def waits(self) -> None:
@@ -175,13 +177,15 @@ class Recorder:
             return
         if not behind.count or behind.entry_id is not None or "entry_id" in marker:
             return  # nobody was asked: "Empty Response" and the like, or an answer that is an example already
-        self._cache.examples.add(self._example(question, text, behind))
+        if not question.scope.bypass:
+            self._cache.examples.add(self._example(question, text, behind))
 
     def _example(self, question: _Question, text: str, behind: Calls) -> Example:
         return Example(
             question.text,
             text,
-            namespace=self._requests.namespace,
+            namespace=question.scope.name(self._requests.namespace),
+            tags=question.scope.tags,
             model=behind.model,
             documents=question.documents,
             input_tokens=behind.input_tokens,

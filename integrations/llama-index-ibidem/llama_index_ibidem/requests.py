@@ -16,6 +16,7 @@ from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.questions import Clues, QuestionFinder, looks_like_question, one_line
 from ibidem.prompts.sources import occurring
 from ibidem.request import Request
+from ibidem.scoping import here
 from llama_index_ibidem.facts import Filled
 from llama_index_ibidem.identity import asks_for_form, identity, parameters
 from llama_index_ibidem.prompt import of_messages, of_text
@@ -59,8 +60,10 @@ class RequestBuilder:
         model_id: str = "",
         semantic: bool = True,
         any_message: bool = False,
+        require_namespace: bool = False,
     ) -> None:
         self.namespace, self.model_id, self.semantic = namespace, model_id, semantic
+        self._required = require_namespace
         self._questions = QuestionFinder(question_keys, any_message=any_message)
         self._any_message = any_message
 
@@ -97,13 +100,15 @@ class RequestBuilder:
         return dissect(prompt, documents, questions, around.shown)
 
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
+        scope = here(required=self._required)
         exact = not self.semantic or llm.output_parser is not None or asks_for_form(llm, given)
         described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
         around = surroundings()
         dissection = self.dissect(prompt, around, exact=exact)
         return dissection.request(
             *described,
-            namespace=self.namespace,
+            namespace=scope.name(self.namespace),
+            within=scope,
             temperature=temperature_of(llm, given),
             # Of a synthesis this may be one call of many; whoever sees the whole answer tells of it.
             example=around.synthesis is None and answers_user(dissection, prompt, around),

@@ -6,7 +6,6 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,13 @@ from pydantic import BaseModel
 from ibidem.adapting import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.inquiry import Desk, Inquiry
-from ibidem.request import Answer, Hit, Request, require_text
+from ibidem.request import Answer, Hit, Request, require_bool, require_text
+from ibidem.scoping import here
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
-from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.description import asks_no_model, description, is_for_programs
 from llama_index_ibidem.facts import shown_as
+from llama_index_ibidem.origin import comes_from, tell
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.streams import apassed_on, passed_on
 
@@ -54,9 +54,6 @@ _OURS = (
 )
 _FORM, _TEXT = "form", "text"  # synthesizers that are given a form may still answer in words
 
-# The hit that the running synthesis was answered with: LlamaIndex builds its response from the text alone.
-_served: ContextVar[Hit | None] = ContextVar("ibidem_served", default=None)
-
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -78,9 +75,10 @@ class CachedSynthesizer(BaseSynthesizer):
     Args:
         synthesizer: The synthesizer.
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
-        namespace: Tenant, user or application: what is stored in one namespace is never served in another.
+        namespace: Tenant or application: what one has stored is never served in another (`ibidem.scope`).
         model_id: Names the model and its settings, where its fields do not (the log says so).
         semantic: False to repeat answers to identical questions only.
+        require_namespace: True to cache only what is asked within `ibidem.scope(namespace=...)`.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
@@ -96,6 +94,7 @@ class CachedSynthesizer(BaseSynthesizer):
         namespace: str = "",
         model_id: str = "",
         semantic: bool = True,
+        require_namespace: bool = False,
         **options: Any,
     ) -> None:
         if not isinstance(synthesizer, BaseSynthesizer):
@@ -109,6 +108,8 @@ class CachedSynthesizer(BaseSynthesizer):
         self._synthesizer = synthesizer
         super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
         self._namespace, self._semantic = require_text("namespace", namespace), semantic
+        require_bool("require_namespace", require_namespace)
+        self._required = require_namespace
         self._model_id = require_text("model_id", model_id)
         self._owned = cache is None
         self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
@@ -151,6 +152,7 @@ class CachedSynthesizer(BaseSynthesizer):
             answer = self._synthesizer.get_response(query_str, text_chunks, **response_kwargs)
             if isinstance(answer, (str, BaseModel)):
                 self._keep(asked, answer)
+                comes_from(asked.inquiry.stored)
                 return answer
             stream = cast("Iterator[str]", answer)
             return passed_on(stream, asked.synthesis, asked.inquiry, partial(self._keep, asked))
@@ -166,6 +168,7 @@ class CachedSynthesizer(BaseSynthesizer):
             answer = await self._synthesizer.aget_response(query_str, text_chunks, **response_kwargs)
             if isinstance(answer, (str, BaseModel)):
                 await in_thread(self._keep, asked, answer)
+                comes_from(asked.inquiry.stored)
                 return answer
             stream = cast("AsyncIterator[str]", answer)
             return apassed_on(stream, asked.synthesis, asked.inquiry, partial(self._keep, asked))
@@ -174,14 +177,14 @@ class CachedSynthesizer(BaseSynthesizer):
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """The synthesizer's: images and the like are not compared here, but by `CachedLLM`."""
-        _served.set(None)
+        comes_from(None)
         return self._synthesizer.get_response_from_messages(query_str, message_chunks, **response_kwargs)
 
     async def aget_response_from_messages(
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """As `get_response_from_messages`."""
-        _served.set(None)
+        comes_from(None)
         return await self._synthesizer.aget_response_from_messages(
             query_str, message_chunks, **response_kwargs
         )
@@ -225,12 +228,7 @@ class CachedSynthesizer(BaseSynthesizer):
         self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
     ) -> RESPONSE_TYPE:
         """LlamaIndex's response; a repeated one says so in `metadata["ibidem"]`."""
-        response = super()._prepare_response_output(response_str, source_nodes)
-        if (hit := _served.get()) is not None:
-            _served.set(None)
-            marker = {**hit.provenance(), "model": hit.answer.model}
-            response.metadata = {**(response.metadata or {}), MARKER: marker}
-        return response
+        return tell(super()._prepare_response_output(response_str, source_nodes))
 
     def _ask(
         self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
@@ -276,11 +274,13 @@ class CachedSynthesizer(BaseSynthesizer):
             raise NotCacheable("no_question", "the question is empty")
         if around.synthesis is None:
             raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
+        scope = here(required=self._required)
         described = ["llama_index/1", "synthesizer", description(self._synthesizer, self._model_id, given)]
         return Request(
             question,
             scope=json.dumps(described),
-            namespace=self._namespace,
+            namespace=scope.name(self._namespace),
+            within=scope,
             documents=shown_as(texts, around.synthesis.documents),
             semantic=self._semantic and not is_for_programs(self._synthesizer),
             temperature=getattr(self._llm, "temperature", None),
@@ -289,7 +289,7 @@ class CachedSynthesizer(BaseSynthesizer):
 
 def _serve(asked: _Asked, found: str | BaseModel | None) -> str | BaseModel | None:
     """What was found; LlamaIndex's response will tell of the hit."""
-    _served.set(asked.inquiry.hit if found is not None else None)
+    comes_from(asked.inquiry.hit if found is not None else None)
     return found
 
 

@@ -19,6 +19,7 @@ from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Answer
+from ibidem.scoping import is_of
 from ibidem.stats import AuditStats, audit_stats
 from ibidem.storage.logs import JudgementTable
 from ibidem.storage.rows import JudgementRow
@@ -264,4 +265,4 @@ class Ledger:
 
 
 def _within(row: JudgementRow, namespace: str | None) -> bool:
-    return namespace is None or row.namespace == namespace
+    return namespace is None or is_of(row.namespace, namespace)

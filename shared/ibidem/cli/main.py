@@ -144,7 +144,7 @@ def clear(
     namespace: NamespaceOption = None,
     yes: YesOption = False,
 ) -> None:
-    """Delete all entries, lookups and examples, or those of one namespace."""
+    """Delete all entries, lookups and examples, or those of one namespace and its users."""
     with truth_of(path, database) as records:
         where = "" if namespace is None else f"of namespace {namespace!r} "
         what = f"all entries, lookups and examples {where}in {records.url}"

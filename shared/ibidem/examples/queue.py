@@ -17,6 +17,7 @@ from ibidem.bounded import BoundedDict
 from ibidem.examples.example import Example
 from ibidem.locks import ForkSafeLock
 from ibidem.request import digest, normalise
+from ibidem.scoping import is_of
 from ibidem.storage.rows import EmbeddedExample
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ExampleQueue:
         with self._lock:
             self._told_once.clear()
             for number, one in tuple(self._waiting.items()):
-                if namespace is None or one.example.namespace == namespace:
+                if namespace is None or is_of(one.example.namespace, namespace):
                     del self._waiting[number]
 
     def forget_told(self) -> None:

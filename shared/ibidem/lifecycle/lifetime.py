@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ibidem.entry import Entry
+from ibidem.scoping import tenant_of
 
 DAYS = 86_400.0
 # Entries from further in the future than this are not believed: the clock was set back since, and they would
@@ -24,7 +25,7 @@ class Lifetime:
 
     Args:
         ttl: Seconds an answer lives.
-        namespace_ttl: The same for single namespaces.
+        namespace_ttl: The same for single namespaces, and for the users in them.
         jitter: Share of its life (0 to 1) by which an answer may die earlier, by its id, so that those
             stored together do not expire together.
         sliding: Whether the life begins anew whenever the answer is served.
@@ -40,7 +41,8 @@ class Lifetime:
 
     def of(self, namespace: str, ttl: float | None = None) -> float:
         """Seconds that an answer lives here; `ttl` is what its storing call asks for."""
-        own = self.namespace_ttl.get(namespace, self.ttl)
+        rules = self.namespace_ttl
+        own = rules[namespace] if namespace in rules else rules.get(tenant_of(namespace), self.ttl)
         return own if ttl is None else min(own, ttl)
 
     def expires(self, life: float, now: float) -> float | None:

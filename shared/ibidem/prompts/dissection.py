@@ -11,6 +11,7 @@ from ibidem.prompts.shown import Shown, without_examples
 from ibidem.prompts.skeleton import Skeleton
 from ibidem.prompts.sources import Occurrence
 from ibidem.request import Document, Request
+from ibidem.scoping import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,14 @@ class Dissection:
     skeleton: str | None
 
     def request(
-        self, *scope: str, namespace: str, temperature: float | None = None, example: bool = True
+        self,
+        *scope: str,
+        namespace: str,
+        temperature: float | None = None,
+        example: bool = True,
+        within: Scope | None = None,
     ) -> Request:
-        """The request to compare, for a model that the texts of `scope` describe.
+        """The request to compare, for a model that the texts of `scope` describe, asked `within` a scope.
 
         The scope may hold headers with secrets. The request hashes it and keeps nothing else: never log it.
         """
@@ -40,6 +46,7 @@ class Dissection:
             semantic=self.skeleton is not None,
             temperature=temperature,
             example=example,
+            within=within,
         )
 
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from ibidem.entry import Entry, Source
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
+from ibidem.scoping import users_of
 from ibidem.storage import tables
 from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
@@ -213,12 +214,12 @@ class Records(Notes):
         return True
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all entries and logs, or those of one namespace; returns how many entries."""
+        """Delete all entries and logs, or those of one namespace and its users; returns how many entries."""
         logs = [sa.delete(log) for log in (tables.lookups, tables.examples, tables.judgements)]
         where: sa.ColumnElement[bool] = sa.true()
         if namespace is not None:
-            where = _entries.c.namespace == namespace
-            logs = [log.where(log.table.c.namespace == namespace) for log in logs]
+            where = _is_of(_entries, namespace)
+            logs = [log.where(_is_of(log.table, namespace)) for log in logs]
         with writing(self._engine) as db:
             for log in logs:
                 db.execute(log)
@@ -231,3 +232,8 @@ class Records(Notes):
         with reading(self._engine) as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found
+
+
+def _is_of(table: sa.FromClause, namespace: str) -> sa.ColumnElement[bool]:
+    named, users = table.c.namespace, users_of(namespace)
+    return (named == namespace) | (sa.func.substr(named, 1, len(users)) == users)
