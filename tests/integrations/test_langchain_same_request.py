@@ -217,6 +217,25 @@ def test_the_temperature_of_a_bound_completion_is_known() -> None:
     assert BUILDER.build(ASKED, shown, Caller.of(model, None, {"temperature": 1.9})).temperature == 1.9
 
 
+def test_an_answer_in_a_given_form_is_for_the_same_words_only() -> None:
+    """Wherever it is said: in the fields of a nameless model, in what is bound to a completion model."""
+
+    class Formatted(Nameless):
+        format: str | None = None
+
+    model, prompt = CompletionOpenAI(model="m", api_key="sk-1"), dumps([HumanMessage(ASKED)])
+    shown = str(sorted({**model._dict_for_compat(), "stop": None}.items()))
+    found = [
+        BUILDER.build(ASKED, shown, Caller.of(model, None, {"response_format": {"type": "json_object"}})),
+        BUILDER.build(ASKED, shown, Caller.of(model)),
+        *(
+            BUILDER.build(prompt, one._get_llm_string(), Caller.of(one))
+            for one in (Formatted(format="json"), Formatted())
+        ),
+    ]
+    assert [request.semantic for request in found] == [False, True, False, True]
+
+
 def test_a_class_among_the_parameters_counts_by_its_schema() -> None:
     class Form(BaseModel):
         city: str

@@ -21,7 +21,7 @@ from langchain_ibidem.tenants import scope_for
 # An answer in a given form is data for a program: "almost the same question" is not good enough for it.
 _STRUCTURED = re.compile(
     r"""['"](response_format|response_schema|response_json_schema|output_format|output_config)['"]"""
-    r"""|\('format', [{']"""
+    r"""|\('format', [{']|"format": [{"]"""
 )
 
 
@@ -88,7 +88,8 @@ class RequestBuilder:
         parsed = parse(call.prompt) if isinstance(call.prompt, str) else call.prompt
         render = self._memory.render_of(parsed.fingerprint)
         documents = self._documents(parsed, render, known)
-        if self._semantic and parsed.known and not _STRUCTURED.search(call.llm_string):
+        told = (call.llm_string, *call.model.texts)
+        if self._semantic and parsed.known and not any(map(_STRUCTURED.search, told)):
             questions = self._questions.find(parsed, _clues(render), documents)
             dissection = dissect(parsed, documents, questions, render.shown if render else None)
         else:

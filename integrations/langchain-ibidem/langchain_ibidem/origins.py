@@ -11,8 +11,10 @@ from ibidem.request import Hit, Stored
 
 
 def remember(generations: Sequence[Generation], source: Hit | Stored) -> None:
-    """By the ids of messages: LangChain and LangGraph copy them. A text of a completion model has none."""
+    """A message is known by its id, since LangChain and LangGraph copy it, and a repeated one says it itself."""
     for generation in generations:
-        forgetting.remember(generation, source)
-        if isinstance(generation, ChatGeneration):
+        if not isinstance(generation, ChatGeneration):
+            forgetting.remember(generation, source)
+        elif isinstance(source, Stored):
+            forgetting.remember(generation, source)
             forgetting.remember(generation.message, source, generation.message.id)
