@@ -13,7 +13,11 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    UsageMetadataCallbackHandler,
+)
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.llms import LLM
@@ -499,7 +503,8 @@ def test_a_stream_dropped_with_its_event_loop(core: Recording) -> None:
     """There is no loop left that could end it."""
     asked = through_cache(AsyncStreamingChat(), {}, in_async=True)
     loop = asyncio.new_event_loop()
-    read = asked._astream([HumanMessage(ASKED)])
+    run = AsyncCallbackManagerForLLMRun.get_noop_manager()
+    read = asked._astream([HumanMessage(ASKED)], run_manager=run)
     loop.run_until_complete(anext(read))  # type: ignore[arg-type]
     assert core.core.flights._leads
     loop.close()
