@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ibidem.embedding.embedder import Embedder
     from ibidem.settings import Settings
 
+ASSUMED_RATE = 0.05  # of audits where the settings make none: those who look need not have it set
+
 
 class Auditor:
     """The audits of one cache.
