@@ -15,9 +15,15 @@ NOW = 1_790_000_000.0  # a Monday in September 2026
 WEEKS = 4 * 7 * 86_400.0
 MODELS = ("gpt-4o-mini-2024-07-18", "gpt-4o-2024-11-20", "claude-sonnet-4-5-20250929", "our-own-7b", "")
 REASONS = ("below_threshold", "empty", "guard:numbers", "documents_changed", "question_unknown", "expired")
+GONE = 9  # entries that are no longer stored, but in the example log
 NAMESPACES = ("", "acme", "globex", "initech")
 _SUBJECTS = "the invoice,my order,a parcel,the contract,our account,a refund,the warranty,my card".split(",")
 _VERBS = "cancel,change,return,find,renew,pay,track,download".split(",")
+
+
+def gone_id(n: int) -> str:
+    """The id of an entry that is no longer stored."""
+    return digest(f"gone {n}")
 
 
 def question(draw: random.Random) -> str:
@@ -63,7 +69,12 @@ def lookups(count: int, stored: Sequence[Entry], seed: int = 2) -> list[LookupRo
         reason = "" if tier else draw.choices(REASONS, (8, 3, 2, 1, 1, 1))[0]
         if reason not in ("", "empty", "question_unknown"):
             similarity = min(0.97, max(0.2, draw.gauss(0.78, 0.1)))
-        near = one.id if similarity is not None else None
+        entry_id, tokens = one.id if similarity is not None else None, one.answer.tokens
+        if (
+            tier and draw.random() < 0.05
+        ):  # of an entry that is gone; now and then its example is another answer
+            gone = draw.randrange(GONE)
+            entry_id, tokens = gone_id(gone), stored[gone].answer.tokens + draw.choice((0, 0, 1))
         found.append(
             LookupRow(
                 at=at,
@@ -72,17 +83,17 @@ def lookups(count: int, stored: Sequence[Entry], seed: int = 2) -> list[LookupRo
                 question=None if reason == "question_unknown" else question(draw),
                 tier=tier,
                 reason=reason,
-                entry_id=f"{draw.randrange(9):x}".rjust(32, "f") if tier and draw.random() < 0.05 else near,
+                entry_id=entry_id,
                 similarity=similarity,
                 seconds=draw.uniform(0.0005, 0.01),
-                tokens_saved=one.answer.tokens if tier else 0,
+                tokens_saved=tokens if tier else 0,
             )
         )
     return found
 
 
 def examples(stored: Sequence[Entry]) -> list[Example]:
-    """Answers of nine entries that are gone, as the example log still has them."""
+    """Answers of entries that are gone, as the example log still has them."""
     return [
         Example(
             f"gone {n}?",
@@ -93,9 +104,9 @@ def examples(stored: Sequence[Entry]) -> list[Example]:
             input_tokens=one.answer.input_tokens,
             output_tokens=one.answer.output_tokens,
             seconds=one.answer.seconds,
-            entry_id=f"{n:x}".rjust(32, "f"),
+            entry_id=gone_id(n),
         )
-        for n, one in enumerate(stored[:9])
+        for n, one in enumerate(stored[:GONE])
     ]
 
 
