@@ -47,8 +47,18 @@ def test_dated_names_are_of_their_model() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["", "gpt-4", "gpt-4o-2031-01-01", "gpt-4o-audio-preview", "ft:gpt-4o-mini:acme", "GPT-4O", "openai/gpt-4o"]
-    + ["us.anthropic.claude-sonnet-4-20250514-v1:0", "claude-sonnet-4-5-20250929 ", "mistral-large-latest"],
+    [
+        "",
+        "gpt-4",
+        "gpt-4o-2031-01-01",
+        "gpt-4o-audio-preview",
+        "ft:gpt-4o-mini:acme",
+        "GPT-4O",
+        "openai/gpt-4o",
+        "us.anthropic.claude-sonnet-4-20250514-v1:0",
+        "claude-sonnet-4-5-20250929 ",
+        "mistral-large-latest",
+    ],
 )
 def test_what_is_like_a_model_has_no_price(model: str) -> None:
     """Other snapshots, fine-tuned ones, other sellers, aliases that move: never a guess."""

@@ -131,7 +131,7 @@ def intervals(found: Sequence[Interval], budget: float, width: int) -> Spec:
     values = [{"name": one.name, "low": one.low, "value": one.value, "high": one.high} for one in found]
     most = max([budget, *(one.high for one in found)]) * 1.05
     x = {
-        "field": "low", "type": "quantitative", "title": "wrong answers per hit by meaning",
+        "field": "low", "type": "quantitative", "title": "wrong per hit by meaning",
         "axis": {"format": "~%", "tickCount": width // 90, "grid": True},
         "scale": {"domain": [0, most], "nice": False},
     }  # fmt: skip
@@ -187,8 +187,9 @@ def _amount(name: str, form: str | None = None) -> Spec:
 
 
 def _names(rows: Sequence[Sequence[Any]], width: int) -> Spec:
-    extent = min(width // 2, int(CHARACTER * max(len(row[0]) for row in rows)))
-    axis = {"title": None, "labelColor": INK, "labelLimit": width // 2, "minExtent": extent}
+    room = int(0.6 * width)
+    extent = min(room, int(CHARACTER * max(len(row[0]) for row in rows)))
+    axis = {"title": None, "labelColor": INK, "labelLimit": room, "minExtent": extent}
     axis |= {"domain": False, "labelPadding": 10}
     return {"field": "name", "type": "nominal", "sort": None, "axis": axis}
 

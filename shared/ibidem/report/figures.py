@@ -10,7 +10,7 @@ from ibidem.prices import Savings
 from ibidem.report import charts
 from ibidem.report.charts import Interval, Moment, Size, Spec
 from ibidem.report.facts import AGES, DAY, Facts, Group
-from ibidem.report.telling import named
+from ibidem.report.telling import named, shown
 
 WIDE, HALF, NARROW = 980, 470, 344  # CSS pixels
 MOST_BARS = 12  # outcomes shown one by one
@@ -40,15 +40,8 @@ def figures_of(facts: Facts) -> dict[str, Drawn]:
     found.update(_saved(facts))
     if any(one.served or one.below or one.refused for one in facts.bins):
         found["similarity"] = _in_both(lambda size: _histogram(facts, size), WIDE, 300)
-    audited = [one for one in facts.audits if one.wrong_per_hit is not None]
-    if audited:
-        shares = [
-            Interval(named(one.namespace)[:40], one.interval[0], one.wrong_per_hit or 0.0, one.interval[1])
-            for one in audited
-        ]
-        found["wrong"] = Drawn(
-            *(charts.intervals(shares, facts.max_wrong, width) for width in (WIDE, NARROW))
-        )
+    if any(one.audits for one in facts.audits):
+        found["wrong"] = Drawn(_wrong(facts, WIDE, 40), _wrong(facts, NARROW, 18))
     if facts.holdings.entries:
         found["ages"] = _in_both(lambda size: _ages(facts, size), WIDE, 220)
     return found
@@ -95,6 +88,16 @@ def _histogram(facts: Facts, size: Size) -> Spec:
     step = facts.bins[1].low - facts.bins[0].low
     bins = [(one.low, one.low + step, (one.served, one.below, one.refused)) for one in facts.bins]
     return charts.histogram(bins, facts.boundary, size)
+
+
+def _wrong(facts: Facts, width: int, longest: int) -> Spec:
+    """The namespaces that were audited, with names of so many characters."""
+    found = [
+        Interval(shown(named(one.namespace), longest), one.interval[0], one.wrong_per_hit, one.interval[1])
+        for one in facts.audits
+        if one.wrong_per_hit is not None
+    ]
+    return charts.intervals(found, facts.max_wrong, width)
 
 
 def _ages(facts: Facts, size: Size) -> Spec:
