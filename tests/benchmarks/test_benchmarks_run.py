@@ -310,3 +310,11 @@ def test_eviction(tmp_path: Path) -> None:
 
     assert len(lasting) == 9
     assert all(float(cells[-2]) >= (0.95 if "1%" in cells[3].split() else 1.0) for cells in lasting)
+
+
+def test_report(tmp_path: Path) -> None:
+    """A page is written, and its size is told; times are those of the machine."""
+    printed = run("--lookups", 500, "--out", tmp_path / "report.html", program="report")
+
+    assert "report in all, s" in printed
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
