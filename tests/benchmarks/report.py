@@ -3,8 +3,8 @@
     python -m tests.benchmarks.report [--lookups 50000] [--database URL] [--out FILE]
 
 The log is that of the tests (`tests/logged.py`): four weeks, a stored answer for every ten lookups, a
-judgement for every twenty. The budget is 5 seconds and 2 MB for 50,000 lookups. A database that is given must be
-empty.
+judgement for every twenty. The budget is 5 seconds and 2 MB for 50,000 lookups. A database that is given
+must be empty.
 """
 
 from __future__ import annotations

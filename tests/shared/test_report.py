@@ -244,10 +244,14 @@ def test_without_tokens_nothing_is_counted(records: Records) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_few_lookups_are_not_judged(records: Records) -> None:
-    """A hit rate of ten lookups says little."""
-    logged.fill(records, lookups_=10, entries_=5, judgements_=0)
+    """A hit rate of ten lookups says little, and those of one moment have no course of time."""
+    rows = logged.lookups(10, logged.entries(5))
+    records.lookups.add([replace(row, at=NOW - 1) for row in rows])
+    found = read(records)
 
-    assert "Wait: below 200 lookups a hit rate says little." in read(records).text
+    assert "Wait: below 200 lookups a hit rate says little." in found.text
+    assert "All lookups are of one minute" in found.text
+    assert len([tag for tag, _ in found.elements if tag == "svg"]) == 2 * 2
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -297,7 +301,8 @@ def test_what_audits_say_is_held_against_the_budget(records: Records, budget: fl
 
 def test_periods_fit_the_log() -> None:
     """Hours of a day, days of a month, weeks of a year; never many more than can be seen."""
-    assert width_of(0.0) == width_of(2 * DAY) == HOUR
+    assert width_of(0.0) == width_of(HOUR) == HOUR / 60
+    assert width_of(2 * DAY) == HOUR
     assert width_of(28 * DAY) == DAY
     assert width_of(365 * DAY) == 7 * DAY
     assert width_of(30 * 365 * DAY) == 28 * DAY

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ibidem.storage.holdings import Holdings
     from ibidem.storage.records import Records
 
-HOUR, DAY = 3_600.0, 86_400.0
+MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 # A period of the charts over time, and the most of them: more would be thinner than can be seen.
-WIDTHS, PERIODS = (HOUR, 6 * HOUR, DAY, 7 * DAY, 28 * DAY), 60
+WIDTHS, PERIODS = (MINUTE, 10 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY, 28 * DAY), 60
 AGES = (0.0, DAY, 7 * DAY, 30 * DAY, 90 * DAY)
 TOP, ENTRIES, REASONS, EXAMPLES = 20, 8, 8, 3  # rows of a table; reasons with examples, and how many of them
 BELOW = ("below_threshold", "below_budget")

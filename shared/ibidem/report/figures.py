@@ -34,10 +34,11 @@ class Drawn:
 def figures_of(facts: Facts) -> dict[str, Drawn]:
     """The charts by name; those that would be empty are missing."""
     found: dict[str, Drawn] = {}
-    if facts.periods:
+    if len(facts.periods) > 1:
         found["rate"] = _in_both(lambda size: charts.line(_moments(facts, _rate), size), WIDE, 240)
+        found.update(_saved(facts))
+    if facts.total.lookups:
         found["outcomes"] = Drawn(_outcomes(facts, WIDE), _outcomes(facts, NARROW))
-    found.update(_saved(facts))
     if any(one.served or one.below or one.refused for one in facts.bins):
         found["similarity"] = _in_both(lambda size: _histogram(facts, size), WIDE, 300)
     if any(one.audits for one in facts.audits):
@@ -55,7 +56,7 @@ def _saved(facts: Facts) -> dict[str, Drawn]:
     """What was served and saved over time, as far as anything of it is known."""
     total, found = facts.total.saved, {}
     for name, of in _AMOUNTS:
-        if of(total) > 0 and facts.periods:
+        if of(total) > 0:
             moments = _moments(facts, partial(_of_saved, of))
             found[name] = _in_both(partial(charts.columns, moments), HALF, 170)
     return found

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from ibidem.advice.misses import LOOKUPS, OFTEN, REMEDIES
 from ibidem.intervals import clopper_pearson
-from ibidem.report.facts import BELOW, Facts
+from ibidem.report.facts import BELOW, DAY, TOP, Facts
 from ibidem.report.telling import duration, moment, money, named, percent, plural, share, size
 
 CLOSE = 0.05  # below the boundary
+SETTLED = 7 * DAY  # a cache that is younger says little of what it keeps
 UNUSED = 0.6  # of the entries, above which most are kept for nothing
 KNOWN = 0.995  # of the hits: rounding hides what is missing
 LOW_RATE = 0.5  # of the hit rate of all, below which a namespace stands out
@@ -72,7 +73,7 @@ def _against_unknown(facts: Facts) -> str:
         )
     if sums.priced < KNOWN * sums.hits:
         return "The other hits are of unknown tokens, or their answers are gone: read it as a least value."
-    return "List prices, without discounts: give your own with `--prices FILE` or `IBIDEM_PRICES`."
+    return "These are list prices: give what you pay with `--prices FILE` or `IBIDEM_PRICES`."
 
 
 def outcomes(facts: Facts) -> Remark:
@@ -114,7 +115,9 @@ def similarity(facts: Facts) -> Remark:
     told = (
         f"{plural(seen, 'lookup')} met a stored question; {close:,} missed within {CLOSE:.2f} below the line."
     )
-    if seen and close >= OFTEN * seen:
+    if seen < LOOKUPS:
+        return Remark(told, f"Wait: below {LOOKUPS} of them this says little.")
+    if close >= OFTEN * seen:
         return Remark(
             told,
             "Many miss narrowly: `audit_rate=0.05` learns how many would be right, `ibidem fit` uses it.",
@@ -186,7 +189,8 @@ def suspicious(facts: Facts) -> Remark:
 
 def namespaces(facts: Facts) -> Remark:
     """By whom was asked."""
-    told = f"{plural(len(facts.namespaces), 'namespace')}, those that ask most."
+    count = len(facts.namespaces)
+    told = f"{plural(count, 'namespace')} asked." if count < TOP else f"The {TOP} namespaces that ask most."
     rate = facts.total.rate or 0.0
     low = [
         group
@@ -219,6 +223,8 @@ def holdings(facts: Facts) -> Remark:
         f"{plural(held.entries, 'answer')} take about {size(held.bytes)}; the oldest is of "
         f"{moment(held.oldest, '%Y-%m-%d')}, {share(held.unused, held.entries)} were never served."
     )
+    if facts.made - held.oldest < SETTLED:
+        return Remark(told, "Wait: no answer is older than a week.")
     if held.unused >= UNUSED * held.entries:
         return Remark(told, "Most are kept for nothing: `max_entries` or a shorter `ttl` costs few hits.")
     return Remark(told, "Most were asked for again: a longer `ttl` may pay if the answers stay right.")

@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 
 def period(seconds: float) -> str:
     """The length of a period of a report."""
-    names = {3_600: "an hour", 6 * 3_600: "six hours", 86_400: "a day", 7 * 86_400: "a week"}
+    names = {60: "a minute", 600: "ten minutes", 3_600: "an hour", 6 * 3_600: "six hours", 86_400: "a day"}
     return names.get(int(seconds), f"{seconds / 86_400:.0f} days")
 
 
