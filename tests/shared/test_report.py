@@ -114,7 +114,7 @@ def test_the_page_tells_the_figures_of_the_log(records: Records) -> None:
     hits = [row for row in rows if row.tier]
     saved = savings(records.figures.served(Span()), read_prices())
 
-    assert f"{len(hits)} of 900 lookups were answered from the cache: {len(hits) / 9:.1f} %." in found
+    assert f"The cache answered {len(hits)} of 900 lookups: {len(hits) / 9:.1f} %." in found
     assert f"saved {sum(row.tokens_saved for row in hits):,} tokens, USD {saved.money:.2f}" in found
     exact = sum(row.tier == "exact" for row in hits) / len(hits)
     assert f"{exact:.1%}".replace("%", " %") + " repeat the very question" in found
@@ -130,7 +130,7 @@ def test_the_page_tells_the_figures_of_the_log(records: Records) -> None:
         "Called wrong",
     ):
         assert name in found
-    assert "80 answers take about" in found
+    assert "It holds 80 answers, about" in found
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -141,7 +141,7 @@ def test_a_span_is_all_that_is_told(records: Records) -> None:
     mine = [row for row in rows if row.namespace == "acme" and row.at >= since]
     found = read(records, Span(since, "acme")).text
 
-    assert f"of {len(mine)} lookups were answered" in found
+    assert f"of {len(mine)} lookups: " in found
     assert "namespace acme" in found
     assert "globex" not in found
 

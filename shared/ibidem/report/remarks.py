@@ -11,7 +11,7 @@ from ibidem.report.telling import duration, moment, money, named, percent, plura
 
 CLOSE = 0.05  # below the boundary
 SETTLED = 7 * DAY  # a cache that is younger says little of what it keeps
-UNUSED = 0.6  # of the entries, above which most are kept for nothing
+UNUSED = 0.5  # of the entries, above which most are kept for nothing
 KNOWN = 0.995  # of the hits: rounding hides what is missing
 LOW_RATE = 0.5  # of the hit rate of all, below which a namespace stands out
 
@@ -26,7 +26,7 @@ class Remark(NamedTuple):
 def hit_rate(facts: Facts) -> Remark:
     """Of all lookups."""
     hits, lookups = facts.total.saved.hits, facts.total.lookups
-    told = f"{hits:,} of {plural(lookups, 'lookup')} were answered from the cache: {share(hits, lookups)}."
+    told = f"The cache answered {hits:,} of {plural(lookups, 'lookup')}: {share(hits, lookups)}."
     return Remark(told, _against_misses(facts))
 
 
@@ -220,8 +220,8 @@ def holdings(facts: Facts) -> Remark:
             "No answers are stored.", "If lookups miss with `empty` for long, `cache.store` is not called."
         )
     told = (
-        f"{plural(held.entries, 'answer')} take about {size(held.bytes)}; the oldest is of "
-        f"{moment(held.oldest, '%Y-%m-%d')}, {share(held.unused, held.entries)} were never served."
+        f"It holds {plural(held.entries, 'answer')}, about {size(held.bytes)}; the oldest is of "
+        f"{moment(held.oldest, '%Y-%m-%d')}, {share(held.unused, held.entries)} of them were never served."
     )
     if facts.made - held.oldest < SETTLED:
         return Remark(told, "Wait: no answer is older than a week.")
