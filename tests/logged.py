@@ -70,10 +70,8 @@ def lookups(count: int, stored: Sequence[Entry], seed: int = 2) -> list[LookupRo
         if reason not in ("", "empty", "question_unknown"):
             similarity = min(0.97, max(0.2, draw.gauss(0.78, 0.1)))
         entry_id, tokens = one.id if similarity is not None else None, one.answer.tokens
-        if (
-            tier and draw.random() < 0.05
-        ):  # of an entry that is gone; now and then its example is another answer
-            gone = draw.randrange(GONE)
+        if tier and draw.random() < 0.05:  # its entry is gone, and now and then its example is another answer
+            gone = draw.randrange(min(GONE, len(stored)))
             entry_id, tokens = gone_id(gone), stored[gone].answer.tokens + draw.choice((0, 0, 1))
         found.append(
             LookupRow(
@@ -124,8 +122,10 @@ def judgements(count: int, stored: Sequence[Entry], seed: int = 3) -> list[Judge
     return found
 
 
-def fill(records: Records, *, lookups_: int, entries_: int, judgements_: int) -> list[Entry]:
-    """Write such a log; its entries."""
+def fill(
+    records: Records, *, lookups_: int, entries_: int, judgements_: int, examples_: int = 0
+) -> list[Entry]:
+    """Write such a log, with so many examples more that belong to no hit; its entries."""
     stored = entries(entries_)
     for one in stored:
         records.put(one, "embedder")
@@ -133,6 +133,9 @@ def fill(records: Records, *, lookups_: int, entries_: int, judgements_: int) ->
     for start in range(0, len(rows), 5_000):
         records.lookups.add(rows[start : start + 5_000])
     records.examples.add(examples(stored))
+    more = [Example(f"{n}?", "a", at=NOW - WEEKS, entry_id=gone_id(GONE + n)) for n in range(examples_)]
+    for start in range(0, len(more), 5_000):
+        records.examples.add(more[start : start + 5_000])
     if judgements_:
         records.judgements.add(judgements(judgements_, stored))
     return stored

@@ -102,7 +102,7 @@ def read_prices(file: Path | None = None) -> Prices:
     shipped = _shipped()
     if file is None:
         return shipped
-    given = _read(file)
+    given = _read(file.expanduser())
     if given.currency != shipped.currency:
         return given
     # Who gives a price for a model means the dated names of it as well.

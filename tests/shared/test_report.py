@@ -403,3 +403,34 @@ def test_stats_tell_what_was_saved(records: Records, tmp_path: Path, monkeypatch
     assert given["priced"] == sum(row.priced for row in rows) > shipped["priced"] > 0
     known = given["priced"] / given["hits"]
     assert f"money saved, known of {known:.0%} of the hits" in run("stats", "--path", cache)
+
+
+def test_a_namespace_is_told_of_however_many_were_audited_since(records: Records) -> None:
+    """Of all, the twenty judged last; of one, that one."""
+    one = next(row for row in logged.judgements(50, logged.entries(20)) if row.source == "audit")
+    records.judgements.add([replace(one, namespace=f"tenant {n}") for n in range(30)])
+
+    assert len(facts_of(records).audits) == 20
+    assert [found.namespace for found in facts_of(records, Span(namespace="tenant 0")).audits] == ["tenant 0"]
+
+
+def test_the_money_of_an_answer_that_was_replaced_is_unknown(records: Records) -> None:
+    """Its hits are of another one, of other tokens."""
+    (one,) = logged.entries(1)
+    kept = replace(one, answer=Answer("a", model="gpt-4o", input_tokens=1_000_000, output_tokens=0))
+    short = replace(
+        one, id="b" * 32, answer=Answer("a", model="gpt-4o", input_tokens=10_000, output_tokens=0)
+    )
+    served = next(row for row in logged.lookups(300, [kept]) if row.entry_id == kept.id and row.tier)
+    for entry in (kept, short):
+        records.put(entry, "embedder")
+    hits = [
+        replace(served, entry_id=id_, tokens_saved=tokens)
+        for id_, tokens in ((short.id, 10_000), (short.id, 10_000), (kept.id, 1_000_000))
+    ]
+    records.lookups.add(hits)
+    costs = {found.entry_id: cost for found, cost in facts_of(records).valuable}
+
+    assert costs == {kept.id: None, short.id: pytest.approx(2 * 0.025)}  # a prompt too long has no price
+    records.lookups.add([replace(served, entry_id=short.id, tokens_saved=12_000)])
+    assert {found.entry_id: cost for found, cost in facts_of(records).valuable}[short.id] is None

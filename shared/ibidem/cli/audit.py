@@ -16,10 +16,10 @@ from ibidem.storage.records import Records
 from ibidem.storage.rows import JudgementRow
 
 
-def report(records: Records, settings: Settings, namespace: str | None) -> list[AuditStats]:
+def report(records: Records, settings: Settings, namespace: str | None) -> tuple[AuditStats, ...]:
     """The estimates of the namespaces judged last, or of one of them, as a cache opened now will see them."""
-    found = report_of(records.judgements, settings.max_wrong, settings.audit_rate or ASSUMED_RATE)
-    return [one for one in found if namespace in (None, one.namespace)]
+    rate = settings.audit_rate or ASSUMED_RATE
+    return report_of(records.judgements, settings.max_wrong, rate, namespace)
 
 
 def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem.audits.audit import ASSUMED_RATE, report_of
 from ibidem.prices import Prices, Savings, savings
-from ibidem.storage.figures import BINS, LEAST_SIMILARITY, Asked, Doubted, Served, Span, Valuable
+from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Asked, Doubted, Served, Span, Valuable
 
 if TYPE_CHECKING:
     from ibidem.settings import Settings
@@ -100,11 +99,8 @@ def gather(records: Records, settings: Settings, prices: Prices, span: Span, now
     width = width_of(last - first)
     served = figures.served(span)
     reasons = figures.reasons(span)
-    audits = [
-        one
-        for one in report_of(records.judgements, settings.max_wrong, settings.audit_rate or ASSUMED_RATE)
-        if span.namespace in (None, one.namespace)
-    ]
+    rate = settings.audit_rate or ASSUMED_RATE
+    audits = report_of(records.judgements, settings.max_wrong, rate, span.namespace)
     holdings = records.holdings.totals(span.namespace, TOP)
     by_namespace = groups(figures.by_namespace(span, TOP), prices)
     return Facts(
@@ -200,8 +196,8 @@ def _models(served: Sequence[Served], holdings: Holdings, prices: Prices) -> lis
 
 
 def _cost(one: Valuable, prices: Prices) -> float | None:
-    """What its hits saved, in money, if that is known."""
-    if one.input_tokens is None or one.output_tokens is None:
+    """What its hits saved, in money, if that is known: of the answer that is stored now."""
+    read, said = one.input_tokens, one.output_tokens
+    if read is None or said is None or read > LONG_PROMPT or one.tokens != one.count * (read + said):
         return None
-    cost = prices.cost(one.model, one.input_tokens, one.output_tokens)
-    return None if cost is None or not math.isfinite(cost) else cost * one.count
+    return prices.cost(one.model, one.count * read, one.count * said)
