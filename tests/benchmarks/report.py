@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.report [--lookups 50000] [--database URL] [--out FILE]
 
-The log is that of the tests (`tests/logged.py`): four weeks, a stored answer for each ten lookups, for each
-twenty a judgement, and twice as many examples. The budget is 5 seconds and 2 MB for 50,000 lookups. A database
-that is given must be empty.
+The log is that of the tests (`tests/logged.py`): four weeks, a stored answer for ten lookups, a judgement for
+twenty, and twice as many examples. The budget is 5 seconds and 2 MB for 50,000 lookups. A database that is
+given must be empty.
 """
 
 from __future__ import annotations

@@ -271,10 +271,13 @@ def test_the_boundary_is_where_answers_are_served() -> None:
     def audits(*thresholds: float | None) -> list[AuditStats]:
         return [AuditStats("", 9, 0, 0, 0.0, (0.0, 0.1), at, 0) for at in thresholds]
 
+    labels_of_a_fit = AuditStats("", 0, 0, 900, None, (0.0, 1.0), 0.9, 0)
+
     assert boundary_of(read_settings(), ()) == 0.955
     assert boundary_of(read_settings(threshold=0.9), ()) == 0.9
     assert boundary_of(read_settings(), audits(None, 0.97, 0.96)) == 0.96
     assert boundary_of(read_settings(), audits(None)) is None
+    assert boundary_of(read_settings(), [labels_of_a_fit]) == 0.955
     assert boundary_of(read_settings(audit_rate=0.1), ()) is None
 
 

@@ -138,9 +138,9 @@ def width_of(seconds: float) -> float:
 def boundary_of(settings: Settings, audits: Sequence[AuditStats]) -> float | None:
     """From which score on answers are served, somewhere; None while nothing is.
 
-    With audits the budgets decide, each for its namespace; else the threshold of these settings.
+    Where hits are audited the budgets decide, each for its namespace; else the threshold of these settings.
     """
-    if audits or settings.audit_rate:
+    if settings.audit_rate or any(one.audits for one in audits):
         return min((one.threshold for one in audits if one.threshold is not None), default=None)
     return settings.policy.threshold
 
