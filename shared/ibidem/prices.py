@@ -1,7 +1,7 @@
 """What models cost, and what answers served from the cache saved.
 
-The table in `prices.json` holds list prices as of a day; a file of the user's goes before it. A model that is
-not in it by its exact name has no price.
+The table in `prices.json` holds list prices as of a month; a file of the user's goes before it. A model that
+is not in it by its exact name has no price.
 """
 
 from __future__ import annotations
