@@ -17,6 +17,8 @@ DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py", "shared/ibidem/index/chroma_server.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
+    "jinja2": {"shared/ibidem/report/page.py"},
+    "vl_convert": {"shared/ibidem/report/drawing.py"},
     "torch": {"shared/ibidem/tuning/losses.py", "shared/ibidem/tuning/training.py"},
     "sentence_transformers": {
         "shared/ibidem/embedding/objects.py",

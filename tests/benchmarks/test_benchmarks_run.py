@@ -341,3 +341,11 @@ def test_weights_are_averaged(tmp_path: Path) -> None:
 
     mine, plain = resolve_embedder(tmp_path / "0.0" / "onnx"), resolve_embedder("all-MiniLM-L6-v2")
     assert np.array_equal(mine.embed(["what is a soup"]), plain.embed(["what is a soup"]))
+
+
+def test_report(tmp_path: Path) -> None:
+    """A page is written, and its size is told; times are those of the machine."""
+    printed = run("--lookups", 500, "--out", tmp_path / "report.html", program="report")
+
+    assert "report in all, s" in printed
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ibidem.embedding.embedder import Embedder
     from ibidem.settings import Settings
 
+ASSUMED_RATE = 0.05  # of audits where the settings make none: those who look need not have it set
+
 
 class Auditor:
     """The audits of one cache.
@@ -98,15 +100,19 @@ def _comparing(backend: Backend, settings: Settings) -> Embedder:
     return backend.embedder
 
 
-def report_of(table: JudgementTable, max_wrong: float, audit_rate: float) -> tuple[AuditStats, ...]:
+def report_of(
+    table: JudgementTable, max_wrong: float, audit_rate: float, namespace: str | None = None
+) -> tuple[AuditStats, ...]:
     """What the judgements of a database say, as a cache that is opened now will see them.
+
+    Of the namespaces judged last, or of one.
 
     Raises:
         StorageError: The database failed.
     """
     found = []
-    for namespace, scorer in table.namespaces(REPORTED):
-        rows = [row for _, row in table.newest(WINDOW, namespace, scorer)]
-        budget = resumed(Terms(namespace, max_wrong, audit_rate), rows)
-        found.append(audit_stats(namespace, rows, budget.threshold, budget.alarms))
+    for name, scorer in table.namespaces(REPORTED, namespace):
+        rows = [row for _, row in table.newest(WINDOW, name, scorer)]
+        budget = resumed(Terms(name, max_wrong, audit_rate), rows)
+        found.append(audit_stats(name, rows, budget.threshold, budget.alarms))
     return tuple(found)

@@ -8,20 +8,18 @@ from collections.abc import Iterable
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ibidem.audits.audit import report_of
+from ibidem.audits.audit import ASSUMED_RATE, report_of
 from ibidem.cli.tables import plain, short
 from ibidem.settings import Settings
 from ibidem.stats import AuditStats
 from ibidem.storage.records import Records
 from ibidem.storage.rows import JudgementRow
 
-AUDIT_RATE = 0.05  # assumed where the settings make no audits: those who look need not have it set
 
-
-def report(records: Records, settings: Settings, namespace: str | None) -> list[AuditStats]:
+def report(records: Records, settings: Settings, namespace: str | None) -> tuple[AuditStats, ...]:
     """The estimates of the namespaces judged last, or of one of them, as a cache opened now will see them."""
-    found = report_of(records.judgements, settings.max_wrong, settings.audit_rate or AUDIT_RATE)
-    return [one for one in found if namespace in (None, one.namespace)]
+    rate = settings.audit_rate or ASSUMED_RATE
+    return report_of(records.judgements, settings.max_wrong, rate, namespace)
 
 
 def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:

@@ -12,6 +12,8 @@ from rich.table import Table
 from ibidem.doctor import Finding
 from ibidem.entry import Entry
 from ibidem.examples.example import Example, ExampleStats
+from ibidem.prices import Prices, Savings
+from ibidem.report.telling import duration, saved_money
 from ibidem.storage.rows import LookupRow, Totals
 
 NOT_KEPT = "(compared exactly; its text is not kept)"
@@ -20,8 +22,8 @@ TOP = 20  # namespaces and models shown
 _SAID = {True: "good", False: "bad", None: ""}
 
 
-def totals(counted: Totals, title: str) -> Table:
-    """The counts of a cache."""
+def totals(counted: Totals, saved: Savings, prices: Prices, title: str) -> Table:
+    """The counts of a cache, and what its hits saved."""
     table = Table("what", "count", title=title)
     table.columns[1].justify = "right"
     rate = counted.hit_rate
@@ -35,6 +37,10 @@ def totals(counted: Totals, title: str) -> Table:
     for reason, count in sorted(counted.misses.items(), key=lambda item: -item[1]):
         table.add_row(f"  miss: {reason}", f"{count:,}")
     table.add_row("tokens saved", f"{counted.tokens_saved:,}")
+    if saved.hits:
+        priced, timed = saved.priced / saved.hits, saved.timed / saved.hits
+        table.add_row(f"money saved, known of {priced:.0%} of the hits", saved_money(saved, prices))
+        table.add_row(f"time saved, known of {timed:.0%} of the hits", duration(saved.seconds))
     table.add_row("examples", f"{counted.examples:,}")
     if counted.audits:
         table.add_row("audits (wrong)", f"{counted.audits:,} ({counted.audits_wrong:,})")

@@ -110,10 +110,13 @@ class JudgementTable:
         with reading(self._engine) as db:
             return db.scalar(sa.select(sa.func.max(_judgements.c.id))) or 0
 
-    def namespaces(self, limit: int) -> list[tuple[str, str]]:
-        """The namespaces audited last, the last first, each with the scorer of its newest audit."""
+    def namespaces(self, limit: int, namespace: str | None = None) -> list[tuple[str, str]]:
+        """The namespaces audited last, or this one, each with the scorer of its newest audit, last first."""
         c = _judgements.c
-        newest = sa.select(sa.func.max(c.id).label("id")).where(_AUDITED).group_by(c.namespace).subquery()
+        audited = sa.select(sa.func.max(c.id).label("id")).where(_AUDITED)
+        if namespace is not None:
+            audited = audited.where(c.namespace == namespace)
+        newest = audited.group_by(c.namespace).subquery()
         query = sa.select(c.namespace, c.scorer).join(newest, c.id == newest.c.id)
         with reading(self._engine) as db:
             rows = db.execute(query.order_by(c.id.desc()).limit(limit)).all()

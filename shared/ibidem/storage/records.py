@@ -18,6 +18,8 @@ from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
 from ibidem.storage.engines import breaker_of, close_engine, open_engine
 from ibidem.storage.example_table import ExampleTable
+from ibidem.storage.figures import Figures
+from ibidem.storage.holdings import HoldingsTable
 from ibidem.storage.invalidating import Invalidations
 from ibidem.storage.logs import JudgementTable, LookupTable
 from ibidem.storage.migrations import prepare
@@ -68,6 +70,7 @@ class Records(Notes):
         self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
         self.invalidations, self.embedders = Invalidations(self._engine), Embedders(self._engine)
         self.models, self.stored = ModelFilesTable(self._engine), StoredTable(self._engine)
+        self.figures, self.holdings = Figures(self._engine), HoldingsTable(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:

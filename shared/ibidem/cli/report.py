@@ -1,0 +1,72 @@
+"""`ibidem report`: what a cache did, as one HTML page."""
+
+from __future__ import annotations
+
+import os
+import time
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibidem import __version__
+from ibidem.cli.common import (
+    DatabaseOption,
+    NamespaceOption,
+    PathOption,
+    err,
+    fail,
+    moment,
+    out,
+    settings_of,
+    truth_of,
+)
+from ibidem.cli.tables import plain
+from ibidem.prices import read_prices
+from ibidem.report.facts import gather
+from ibidem.storage.figures import Span
+
+PricesOption = Annotated[
+    Path | None,
+    typer.Option("--prices", help="A JSON file of prices per million tokens; default: IBIDEM_PRICES."),
+]
+
+
+def write_report(
+    file: Annotated[Path, typer.Option("--out", help="Where the page is written.")] = Path(
+        "ibidem-report.html"
+    ),
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    since: Annotated[
+        str | None, typer.Option("--since", help="An age (12h, 7d, 4w) or a time; default: the whole log.")
+    ] = None,
+    namespace: NamespaceOption = None,
+    prices: PricesOption = None,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Write what the cache did, saved and missed as one HTML page: no script, nothing to load."""
+    with truth_of(path, database) as records:
+        from ibidem.report.page import page  # needs ibidem[report]
+
+        settings = settings_of(path, database)
+        span = Span(None if since is None else moment("--since", since), namespace)
+        with err.status("Reading the logs"):
+            known = read_prices(prices or settings.prices)
+            facts = gather(records, settings, known, span, time.time())
+            text = page(facts, __version__)
+    _write(file, text)
+    out.print(f"Wrote {plain(str(file))} ({len(text) // 1000:,} KB).", soft_wrap=True)
+    if open_it and not webbrowser.open(file.resolve().as_uri()):
+        out.print("No browser was found to show it.")
+
+
+def _write(file: Path, text: str) -> None:
+    """For the user only: the page quotes questions, as the database does."""
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(handle, "w", encoding="utf-8", newline="\n") as page_file:
+            page_file.write(text)
+    except OSError as error:
+        fail(f"cannot write {file}: {error.strerror}")

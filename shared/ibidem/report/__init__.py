@@ -1,0 +1,1 @@
+"""`ibidem report`: what a cache did, as one HTML page."""

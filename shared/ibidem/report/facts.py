@@ -1,0 +1,203 @@
+"""What a report tells, gathered once from the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from ibidem.audits.audit import ASSUMED_RATE, report_of
+from ibidem.prices import Prices, Savings, savings
+from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Asked, Doubted, Served, Span, Valuable
+
+if TYPE_CHECKING:
+    from ibidem.settings import Settings
+    from ibidem.stats import AuditStats
+    from ibidem.storage.holdings import Holdings
+    from ibidem.storage.records import Records
+
+MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
+# A period of the charts over time, and the most of them: more would be thinner than can be seen.
+WIDTHS, PERIODS = (MINUTE, 10 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY, 28 * DAY), 60
+AGES = (0.0, DAY, 7 * DAY, 30 * DAY, 90 * DAY)
+TOP, ENTRIES, REASONS, EXAMPLES = 20, 8, 8, 3  # rows of a table; reasons with examples, and how many of them
+BELOW = ("below_threshold", "below_budget")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Lookups of one period, namespace or tier: how many, and what the hits among them saved."""
+
+    key: Any
+    lookups: int
+    saved: Savings
+
+    @property
+    def rate(self) -> float | None:
+        """Hits per lookup; None without lookups."""
+        return self.saved.hits / self.lookups if self.lookups else None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that answered: its stored answers, what its hits saved, and whether it has a price."""
+
+    name: str
+    entries: int
+    saved: Savings
+    priced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Lookups whose nearest stored question was from `low` on alike: served, scored too low, refused."""
+
+    low: float
+    served: int = 0
+    below: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a report tells; times are seconds since the epoch, `width` is that of a period."""
+
+    place: str
+    span: Span
+    made: float
+    first: float
+    last: float
+    width: float
+    total: Group
+    periods: Sequence[Group]
+    tiers: Sequence[Group]
+    reasons: dict[str, int]
+    bins: Sequence[Bin]
+    boundary: float | None
+    near: Sequence[Asked]
+    unsure: Sequence[Asked]
+    valuable: Sequence[tuple[Valuable, float | None]]
+    doubted: Sequence[Doubted]
+    audits: Sequence[AuditStats]
+    max_wrong: float
+    namespaces: Sequence[Group]
+    models: Sequence[Model]
+    holdings: Holdings
+    ages: Sequence[tuple[int, int]]
+    prices: Prices
+
+
+def gather(records: Records, settings: Settings, prices: Prices, span: Span, now: float) -> Facts:
+    """Read the figures of a span, `now` in seconds since the epoch.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    figures = records.figures
+    count, first, last = figures.extent(span)
+    width = width_of(last - first)
+    served = figures.served(span)
+    reasons = figures.reasons(span)
+    rate = settings.audit_rate or ASSUMED_RATE
+    audits = report_of(records.judgements, settings.max_wrong, rate, span.namespace)
+    holdings = records.holdings.totals(span.namespace, TOP)
+    by_namespace = groups(figures.by_namespace(span, TOP), prices)
+    return Facts(
+        place=records.url,
+        span=span,
+        made=now,
+        first=first,
+        last=last,
+        width=width,
+        total=Group("", count, savings(served, prices)),
+        periods=_without_gaps(groups(figures.over_time(span, width), prices)) if count else (),
+        tiers=groups(sorted((row for row in served if row.tier), key=_tier), prices, _tier),
+        reasons=reasons,
+        bins=bins_of(figures.similarities(span)),
+        boundary=boundary_of(settings, audits),
+        near=figures.near_misses(span, list(reasons)[:REASONS], EXAMPLES),
+        unsure=figures.unsure_hits(span, ENTRIES),
+        valuable=[(one, _cost(one, prices)) for one in figures.most_valuable(span, ENTRIES)],
+        doubted=figures.doubted(span, ENTRIES),
+        audits=audits,
+        max_wrong=settings.max_wrong,
+        namespaces=sorted(by_namespace, key=lambda group: (-group.lookups, group.key)),
+        models=_models(served, holdings, prices),
+        holdings=holdings,
+        ages=records.holdings.ages(now, AGES, span.namespace),
+        prices=prices,
+    )
+
+
+def width_of(seconds: float) -> float:
+    """How long a period is, of a log of so many seconds."""
+    return next((width for width in WIDTHS if seconds <= PERIODS * width), WIDTHS[-1])
+
+
+def boundary_of(settings: Settings, audits: Sequence[AuditStats]) -> float | None:
+    """From which score on answers are served, somewhere; None while nothing is.
+
+    Where hits are audited the budgets decide, each for its namespace; else the threshold of these settings.
+    """
+    if settings.audit_rate or any(one.audits for one in audits):
+        return min((one.threshold for one in audits if one.threshold is not None), default=None)
+    return settings.policy.threshold
+
+
+def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:
+    """The histogram of similarities, each bin as wide as the others."""
+    sums = [[0, 0, 0] for _ in range(BINS)]
+    for place, tier, reason, count in counted:
+        sums[place][0 if tier else 1 if reason in BELOW else 2] += count
+    step = (1.0 - LEAST_SIMILARITY) / BINS
+    return [Bin(LEAST_SIMILARITY + at * step, *three) for at, three in enumerate(sums)]
+
+
+def _key(row: Served) -> Any:
+    return row.key
+
+
+def _tier(row: Served) -> str:
+    return row.tier
+
+
+def groups(rows: Iterable[Served], prices: Prices, by: Any = _key) -> list[Group]:
+    """The rows, which are in the order of `by`, summed up by it."""
+    found = [(key, list(some)) for key, some in groupby(rows, by)]
+    return [Group(key, sum(row.count for row in some), savings(some, prices)) for key, some in found]
+
+
+def _without_gaps(found: Sequence[Group]) -> list[Group]:
+    """Periods without a lookup between the others; but not where most of the time is a gap."""
+    by_key = {group.key: group for group in found}
+    first, last = found[0].key, found[-1].key
+    if last - first >= 2 * PERIODS:  # of a log with dates far apart
+        return list(found)
+    return [by_key.get(at) or Group(at, 0, Savings()) for at in range(first, last + 1)]
+
+
+def _models(served: Sequence[Served], holdings: Holdings, prices: Prices) -> list[Model]:
+    """Those that saved most calls, then those with most answers."""
+    hits: dict[str, list[Served]] = {}
+    for row in served:
+        if row.tier:
+            hits.setdefault(row.model, []).append(row)
+    found = [
+        Model(
+            name,
+            holdings.models.get(name, 0),
+            savings(hits.get(name, ()), prices),
+            prices.of(name) is not None,
+        )
+        for name in {**hits, **holdings.models}
+    ]
+    return sorted(found, key=lambda one: (-one.saved.hits, -one.entries, one.name))[:TOP]
+
+
+def _cost(one: Valuable, prices: Prices) -> float | None:
+    """What its hits saved, in money, if that is known: of the answer that is stored now."""
+    read, said = one.input_tokens, one.output_tokens
+    if read is None or said is None or read > LONG_PROMPT or one.tokens != one.count * (read + said):
+        return None
+    return prices.cost(one.model, one.count * read, one.count * said)

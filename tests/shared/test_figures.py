@@ -1,0 +1,227 @@
+"""Figures summed up in SQL, against the same sums over lists, on both databases."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ibidem.entry import Entry
+from ibidem.lifecycle.eviction import cost_of
+from ibidem.prices import read_prices, savings
+from ibidem.report.facts import AGES, DAY
+from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Served, Span
+from ibidem.storage.records import Records
+from ibidem.storage.rows import JudgementRow, LookupRow
+from tests import logged
+from tests.logged import NOW, WEEKS
+from tests.servers import running_postgres
+
+STORED = logged.entries(60)
+LOOKUPS = logged.lookups(1_500, STORED)
+EXAMPLES = logged.examples(STORED)
+JUDGEMENTS = logged.judgements(200, STORED)
+SPANS = (Span(), Span(since=NOW - WEEKS / 3), Span(namespace="acme"), Span(since=NOW - 9 * DAY, namespace=""))
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
+    """A truth that holds the log."""
+    if request.param == "postgresql":
+        with running_postgres() as url:
+            yield from filled(url)
+    else:
+        yield from filled(f"sqlite:///{tmp_path_factory.mktemp('figures') / 'truth.sqlite3'}")
+
+
+def filled(url: str) -> Iterator[Records]:
+    """The records of a database with the log."""
+    made = Records(url)
+    logged.fill(made, lookups_=len(LOOKUPS), entries_=len(STORED), judgements_=len(JUDGEMENTS))
+    yield made
+    made.close()
+
+
+def asked(span: Span) -> list[LookupRow]:
+    """The lookups of a span."""
+    return [row for row in LOOKUPS if within(row, span)]
+
+
+def within(row: LookupRow | JudgementRow, span: Span) -> bool:
+    """Whether it is in the span."""
+    return row.at >= (span.since or 0) and span.namespace in (None, row.namespace)
+
+
+BY_ID = {one.id: one for one in STORED}
+GONE = {one.entry_id: one for one in EXAMPLES}
+
+
+def told_of(row: LookupRow) -> tuple[str, int | None, int | None, float | None]:
+    """Model, tokens and seconds of the answer served, if they are still known."""
+    entry: Entry | None = BY_ID.get(row.entry_id or "")
+    if row.tier and entry is not None and entry.created <= row.at:
+        one = entry.answer
+    else:
+        one = GONE.get(row.entry_id) if row.tier else None
+        if one is None or not row.tokens_saved:
+            return "", None, None, None
+        if (one.input_tokens or 0) + (one.output_tokens or 0) != row.tokens_saved:
+            return "", None, None, None
+    return one.model, one.input_tokens, one.output_tokens, one.seconds
+
+
+def expected(rows: list[LookupRow], key) -> dict[tuple, list[float]]:
+    """What `Served` rows say, by key, tier and model."""
+    found: dict[tuple, list[float]] = {}
+    for row in rows:
+        model, read, said, took = told_of(row)
+        priced = read is not None and said is not None and read <= LONG_PROMPT
+        one = found.setdefault((key(row), row.tier, model), [0, 0, 0, 0, 0, 0, 0.0])
+        values = (1, row.tokens_saved, priced, priced and read, priced and said, took is not None)
+        for at, value in enumerate((*values, 0.0 if took is None else took - row.seconds)):
+            one[at] += value
+    return found
+
+
+def figures(rows: list[Served]) -> dict[tuple, list[float]]:
+    """The rows in the form of the oracle."""
+    return {
+        (row.key, row.tier, row.model): [
+            row.count,
+            row.tokens,
+            row.priced,
+            row.input,
+            row.output,
+            row.timed,
+            pytest.approx(row.seconds),
+        ]
+        for row in rows
+    }
+
+
+def test_the_log_holds_all_that_matters() -> None:
+    """Else the oracle proves nothing: answers unknown, too long, replaced, gone, gone and another."""
+    hits = [row for row in LOOKUPS if row.tier]
+    known = [told_of(row) for row in hits]
+
+    assert {True, False} == {told_of(row)[1] is not None for row in hits if row.entry_id in GONE}
+    assert any(row.entry_id in BY_ID and BY_ID[row.entry_id].created > row.at for row in hits)
+    assert {None, True, False} == {None if one[1] is None else one[1] > LONG_PROMPT for one in known}
+    assert any(one[3] is None for one in known)
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_what_was_served(records: Records, span: Span) -> None:
+    """All at once, over time, by namespace."""
+    rows = asked(span)
+    count, first, last = records.figures.extent(span)
+
+    assert (count, first, last) == (len(rows), rows[0].at, rows[-1].at)
+    assert figures(records.figures.served(span)) == expected(rows, lambda row: "")
+    by_day = figures(records.figures.over_time(span, DAY))
+    assert by_day == expected(rows, lambda row: math.floor(row.at / DAY))
+    top = [name for name, _ in Counter(sorted(row.namespace for row in rows)).most_common(2)]
+    of_two = expected([row for row in rows if row.namespace in top], lambda row: row.namespace)
+    assert figures(records.figures.by_namespace(span, 2)) == of_two
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_what_was_missed(records: Records, span: Span) -> None:
+    """By reason, with examples; by how near the stored question was."""
+    rows = asked(span)
+    reasons = Counter(row.reason for row in rows if not row.tier)
+
+    assert records.figures.reasons(span) == reasons
+    assert list(records.figures.reasons(span).values()) == sorted(reasons.values(), reverse=True)
+    found = Counter()
+    for row in rows:
+        if row.similarity is not None and row.tier != "exact":
+            place = (row.similarity - LEAST_SIMILARITY) / ((1.0 - LEAST_SIMILARITY) / BINS)
+            found[min(max(0, math.floor(place)), BINS - 1), row.tier, row.reason] += 1
+    assert {tuple(one[:3]): one[3] for one in records.figures.similarities(span)} == found
+    met = Counter(
+        (row.reason, row.question, row.entry_id)
+        for row in rows
+        if not row.tier and row.question and row.entry_id and row.similarity is not None
+    )
+    near = records.figures.near_misses(span, list(reasons), 3)
+    for reason, some in itertools.groupby(near, lambda one: one.reason):
+        best = sorted((n for (why, *_), n in met.items() if why == reason), reverse=True)[:3]
+        assert [one.count for one in some] == best
+    for one in near:
+        assert met[one.reason, one.question, one.entry_id] == one.count
+        assert one.stored == BY_ID[one.entry_id].question
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_which_answers_matter(records: Records, span: Span) -> None:
+    """The most valuable, the least alike, those called wrong."""
+    rows = asked(span)
+    hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id in BY_ID)
+    worth = {id_: n * cost_of(BY_ID[id_].answer) for id_, n in hits.items()}
+    valuable = records.figures.most_valuable(span, 5)
+
+    assert [worth[one.entry_id] for one in valuable] == sorted(worth.values(), reverse=True)[:5]
+    assert [one.count for one in valuable] == [hits[one.entry_id] for one in valuable]
+    unsure = records.figures.unsure_hits(span, 5)
+    least = sorted(row.similarity for row in rows if row.tier == "semantic" and row.entry_id)
+    assert [one.similarity for one in unsure] == least[:5]
+    wrong: dict[str, Counter[str]] = {}
+    for one in JUDGEMENTS:
+        if within(one, span) and not one.right and one.source != "probe":
+            wrong.setdefault(one.entry_id, Counter())[one.source] += 1
+    doubted = records.figures.doubted(span, 100)
+    found = {one.entry_id: Counter(audit=one.audits, feedback=one.feedback) for one in doubted}
+    assert found == wrong
+    assert [one.audits + one.feedback for one in doubted] == sorted(
+        (sum(one.values()) for one in wrong.values()), reverse=True
+    )
+    assert all(one.stored for one in doubted)
+
+
+@pytest.mark.parametrize("namespace", [None, "acme", "nobody"])
+def test_what_is_held(records: Records, namespace: str | None) -> None:
+    """How much, how old, never served, of which models."""
+    mine = [one for one in STORED if namespace in (None, one.namespace)]
+    served = {row.entry_id for row in LOOKUPS if row.tier}
+    held = records.holdings.totals(namespace, 20)
+
+    assert (held.entries, held.unused) == (len(mine), sum(one.id not in served for one in mine))
+    assert held.models == Counter(one.answer.model for one in mine)
+    assert held.oldest == min((one.created for one in mine), default=0.0)
+    ages = records.holdings.ages(NOW, AGES, namespace)
+    old = Counter(max(at for at, edge in enumerate(AGES) if NOW - one.created >= edge) for one in mine)
+    assert [total for total, _ in ages] == [old[at] for at in range(len(AGES))]
+    assert sum(unused for _, unused in ages) == held.unused
+
+
+def test_savings_are_sums_over_hits_with_a_price() -> None:
+    """Two known models, one unknown; misses save nothing."""
+    rows = [
+        Served("", "exact", "gpt-4o-mini", 3, 900, 2, 1_000_000, 500_000, 1, 4.0),
+        Served("", "semantic", "our-own", 5, 100, 5, 10, 10, 0, 0.0),
+        Served("", "", "", 7, 0, 0, 0, 0, 0, 0.0),
+    ]
+    saved = savings(rows, read_prices())
+
+    assert (saved.hits, saved.tokens, saved.priced, saved.timed, saved.seconds) == (8, 1000, 2, 1, 4.0)
+    assert saved.money == pytest.approx(0.15 + 0.30)
+
+
+def test_an_empty_log(tmp_path: Path) -> None:
+    """Zeros and nothing, no errors."""
+    records = Records(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
+    figures_ = records.figures
+
+    assert figures_.extent(Span()) == (0, 0.0, 0.0)
+    assert (
+        figures_.served(Span()) == figures_.over_time(Span(), DAY) == figures_.by_namespace(Span(), 5) == []
+    )
+    assert figures_.near_misses(Span(), [], 3) == figures_.unsure_hits(Span(), 3) == []
+    assert figures_.most_valuable(Span(), 3) == figures_.doubted(Span(), 3) == []
+    assert records.holdings.totals(None, 5).entries == 0
+    records.close()

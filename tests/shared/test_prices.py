@@ -1,0 +1,113 @@
+"""Prices: of the exact model or of none."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from ibidem.errors import ConfigurationError
+from ibidem.prices import read_prices
+
+
+def write(folder: Path, content: object) -> Path:
+    """A file of prices."""
+    file = folder / "prices.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return file
+
+
+def of(model: str, prices=None) -> tuple[float, float] | None:
+    """Read and said, per million tokens."""
+    found = (prices or read_prices()).of(model)
+    return None if found is None else (found.input, found.output)
+
+
+def test_every_shipped_price_says_whose_it_is_and_of_when() -> None:
+    """A price without a source and a month could not be checked."""
+    models = read_prices().models
+
+    assert models
+    assert read_prices().currency == "USD"
+    for price in models.values():
+        assert price.source.startswith("https://")
+        assert date.fromisoformat(f"{price.as_of}-01") <= date.today()
+        assert 0 < price.input <= price.output
+
+
+def test_dated_names_are_of_their_model() -> None:
+    """Those that are listed; one of another price has its own."""
+    assert of("gpt-4o") == of("gpt-4o-2024-08-06") == of("gpt-4o-2024-11-20") == (2.5, 10.0)
+    assert of("gpt-4o-2024-05-13") == (5.0, 15.0)
+    assert of("claude-sonnet-4-5-20250929") == of("claude-sonnet-4-5") == (3.0, 15.0)
+    assert of("models/gemini-2.5-flash") == of("gemini-2.5-flash") == (0.3, 2.5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "",
+        "gpt-4",
+        "gpt-4o-2031-01-01",
+        "gpt-4o-audio-preview",
+        "ft:gpt-4o-mini:acme",
+        "GPT-4O",
+        "openai/gpt-4o",
+        "us.anthropic.claude-sonnet-4-20250514-v1:0",
+        "claude-sonnet-4-5-20250929 ",
+        "mistral-large-latest",
+    ],
+)
+def test_what_is_like_a_model_has_no_price(model: str) -> None:
+    """Other snapshots, fine-tuned ones, other sellers, aliases that move: never a guess."""
+    assert of(model) is None
+    assert read_prices().cost(model, 1, 1) is None
+
+
+def test_a_file_goes_before_the_shipped_prices(tmp_path: Path) -> None:
+    """A model's own dated names follow it; models that are not in the file keep their prices."""
+    models = {"gpt-4o": {"input": 2, "output": 8}, "mine": {"input": 0, "output": 0.5, "names": ["mine-2"]}}
+    prices = read_prices(write(tmp_path, {"currency": "USD", "models": models}))
+
+    assert of("gpt-4o-2024-08-06", prices) == of("gpt-4o", prices) == (2.0, 8.0)
+    assert of("mine-2", prices) == (0.0, 0.5)
+    assert of("gpt-4o-mini", prices) == of("gpt-4o-mini")
+    assert prices.cost("mine", 1_000_000, 2_000_000) == 1.0
+
+
+def test_another_currency_stands_alone(tmp_path: Path) -> None:
+    """Euros and dollars have no sum."""
+    models = {"mine": {"input": 1, "output": 1}}
+    prices = read_prices(write(tmp_path, {"currency": "EUR", "models": models}))
+
+    assert prices.currency == "EUR"
+    assert of("gpt-4o", prices) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "it is not JSON"),
+        ("[]", "the file"),
+        ({"currency": "dollars", "models": {}}, "currency"),
+        ({"currency": "USD", "models": {"m": {"input": -1, "output": 1}}}, "models.m.input"),
+        ({"currency": "USD", "models": {"m": {"input": "1", "output": 1}}}, "models.m.input"),
+        ('{"currency": "USD", "models": {"m": {"input": NaN, "output": 1}}}', "models.m.input"),
+        ({"currency": "USD", "models": {"m": {"input": 1}}}, "models.m.output"),
+        ({"currency": "USD", "models": {"m": {"input": 1, "output": 1, "cached": 1}}}, "models.m.cached"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: object, said: str) -> None:
+    """The message says what is wrong."""
+    with pytest.raises(ConfigurationError, match="cannot use the prices") as error:
+        read_prices(write(tmp_path, content))
+
+    assert said in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """Named in the message."""
+    with pytest.raises(ConfigurationError, match=r"cannot read the prices in .*nowhere\.json"):
+        read_prices(tmp_path / "nowhere.json")
