@@ -11,7 +11,7 @@ from ibidem.request import Hit, Stored
 
 
 def remember(generations: Sequence[Generation], source: Hit | Stored) -> None:
-    """A message is known by its id, since LangChain and LangGraph copy it, and a repeated one says it itself."""
+    """A message is known by its id, as LangChain and LangGraph copy it; a repeated one says it itself."""
     for generation in generations:
         if not isinstance(generation, ChatGeneration):
             forgetting.remember(generation, source)
