@@ -1,14 +1,17 @@
 """Fit the weights of the learned scorer (`ibidem.decision.scoring`), and report every stream as held out.
 
     python -m tests.benchmarks.fit_scorer --data FOLDER [--report] [--out FILE] [--vectors FOLDER]
-                                         [--embedder MODEL] [--tuned-on STREAM ...]
+        [--embedder MODEL --words-of BASE --tuned-on STREAM ...]
 
 FOLDER holds `streams/*.jsonl` and `nq_questions.jsonl`. Every question is asked of all before it; its four
-nearest that no guard refuses are the pairs. What the embedder itself was tuned on (`--tuned-on`) is left out:
-there its cosines are better than elsewhere, and words would seem to matter less than they do. A logistic
-regression learns from the pairs which differences forbid one answer: an intercept and a cosine slope for each
-family of streams, weights for all, their signs given. `atis` is only tested on (its licence forbids more).
-`--vectors` keeps vectors between runs, of one embedder.
+nearest that no guard refuses are the pairs. A logistic regression learns from them which differences forbid
+one answer: an intercept and a cosine slope for each family of streams, weights for all, their signs given.
+`atis` is only tested on (its licence forbids more). `--vectors` keeps vectors between runs, by embedder.
+
+For an embedder that was itself tuned on some of the streams, the weights of words are learned with the
+cosines of the model it was tuned from: where it has learned, its own are better than elsewhere, and words
+would seem to matter less than they do. What a score means is measured with its own, on streams that are new
+to it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from rich.table import Table
 
 from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import REACH, LearnedScorer, shipped
-from ibidem.embedding import resolve_embedder
+from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.replay import Judged, Outcome, by_policy, hindsight, replay
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
@@ -47,13 +50,15 @@ GRID = (0.995, 0.99, 0.985, 0.98, 0.975, 0.97, 0.965, 0.96, 0.955, 0.95, 0.94, 0
 # fitting ----------------------------------------------------------------------------------------------
 
 
-def fit(pairs: Mapping[str, Pairs], embedder: str) -> LearnedScorer:
-    """The scorer that these families teach."""
+def fit(pairs: Mapping[str, Pairs], embedder: str, usual: Mapping[str, Pairs] | None = None) -> LearnedScorer:
+    """The scorer that these families teach; `usual` are pairs with the cosines that it will be given."""
     taught = {name: found.undecided for name, found in pairs.items() if len(found.undecided.request)}
     found, slopes = _regression(taught)
     weights = dict(zip(NAMES, found / max(1.0, float(slopes.mean())), strict=True))
     weights["negation"] = min(weights["negation"], NEGATION)
-    bias = _bias(taught, np.array(list(weights.values())))
+    bias = _bias(
+        {name: found.undecided for name, found in (usual or pairs).items()}, np.array(list(weights.values()))
+    )
     return LearnedScorer({name: round(w, 4) for name, w in weights.items()}, round(bias, 4), embedder)
 
 
@@ -127,14 +132,14 @@ def judged(pairs: Pairs, score: Array) -> list[Judged]:
     return [Judged(*one) for one in best.values()]
 
 
-def report(pairs: Mapping[str, Pairs], embedder: str) -> Table:
-    """Each family with weights that were fitted without it, beside those that are shipped."""
+def report(pairs: Mapping[str, Pairs], held_out: Callable[[str], LearnedScorer]) -> Table:
+    """Each family with the scorer that was fitted without it, beside the one that is shipped."""
     columns = ("family", "score", *(f"≥ {at}: hits, wrong/hit" for at in THRESHOLDS), "hits at 2 % wrong")
     table = Table(*columns, title="leave one family out; every question stored")
     for family, tested in pairs.items():
         scorers: dict[str, Array] = {
             "cosine and guards": tested.cosine,
-            "held out": scores(tested, fit(without(pairs, family), embedder)),
+            "held out": scores(tested, held_out(family)),
             "shipped": scores(tested, shipped()),
         }
         for name, score in scorers.items():
@@ -158,12 +163,12 @@ Measured = Mapping[str, Mapping[float, Outcome]]
 
 
 def measure(
-    streams: Sequence[Stream], pairs: Mapping[str, Pairs], embedder: str, tell: Callable[[str], object]
+    streams: Sequence[Stream], held_out: Callable[[str], LearnedScorer], tell: Callable[[str], object]
 ) -> Measured:
     """Wrong hits of the intent streams at every threshold of the grid, with weights fitted without them."""
     found: dict[str, dict[float, Outcome]] = {}
     for stream in (stream for stream in streams if stream.name in INTENTS):
-        scorer = fit(without(pairs, stream.family), embedder)
+        scorer = held_out(stream.family)
         samples = [stream.sample(REQUESTS, seed) for seed in REPLAYED]
         found[stream.name] = {}
         for threshold in GRID:
@@ -213,32 +218,44 @@ def smoothed(found: Mapping[float, Outcome]) -> list[float]:
     return shares
 
 
+def _taught(given: argparse.Namespace, embedder: Embedder) -> list[Stream]:
+    kept = given.vectors and given.vectors / embedder.fingerprint.replace("/", "-")
+    return [*load_streams(given.data, embedder, kept), *load_answers(given.data, embedder, kept)]
+
+
 def main() -> None:
     """Fit, report, write."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", type=Path, required=True, help="folder with streams/*.jsonl")
     options.add_argument("--vectors", type=Path, help="folder that keeps vectors between runs")
     options.add_argument("--embedder", help="name or directory of the model; the default one if not given")
-    options.add_argument("--tuned-on", nargs="*", default=[], help="streams that this model has learned from")
+    options.add_argument("--words-of", help="the model that it was tuned from")
+    options.add_argument("--tuned-on", nargs="*", default=[], help="streams that it has learned from")
     options.add_argument("--report", action="store_true", help="print the leave-one-family-out table")
     options.add_argument("--out", type=Path, help="write the weights here")
     given = options.parse_args()
     embedder, out = resolve_embedder(given.embedder), Console(width=160)
-    streams = load_streams(given.data, embedder, given.vectors)
-    every = [*streams, *load_answers(given.data, embedder, given.vectors)]
-    taught = [stream for stream in every if stream.name not in given.tuned_on]
-    pairs = pairs_by_family(taught)
+    streams = [one for one in _taught(given, embedder) if one.name not in given.tuned_on]
+    pairs, words, taught = pairs_by_family(streams), None, streams
+    if given.words_of:
+        taught = _taught(given, resolve_embedder(given.words_of))
+        words = pairs_by_family(taught)
+
+    def held_out(family: str) -> LearnedScorer:
+        usual = without(pairs, family)
+        return fit(without(words or pairs, family), embedder.fingerprint, usual)
+
     if given.report:
-        out.print(report(pairs, embedder.fingerprint))
-    scorer = fit(without(pairs, ""), embedder.fingerprint)
+        out.print(report(pairs, held_out))
+    scorer = held_out("")
     held: dict[str, Any] = {
         "note": NOTE,
         "embedder": scorer.embedder,
         "weights": scorer.weights,
         "bias": scorer.bias,
         "trained_on": sorted(stream.name for stream in taught if stream.family not in NEVER_TRAINED),
-        "pairs": sum(len(found.undecided.request) for found in without(pairs, "").values()),
-        "calibration": calibration(measure(streams, pairs, embedder.fingerprint, out.print)),
+        "pairs": sum(len(found.undecided.request) for found in without(words or pairs, "").values()),
+        "calibration": calibration(measure(streams, held_out, out.print)),
     }
     out.print_json(json.dumps(held))
     if given.out is not None:
