@@ -18,7 +18,7 @@ from ibidem.index.chroma import ChromaIndex, unavailable
 from ibidem.patience import HURRIED_SECONDS, allowance, waiting
 
 HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
-RETRY_SECONDS = 0.05
+RETRY_SECONDS = (0.05, 0.2)  # a loaded server takes the longer one to write the first vectors
 # What Chroma's client asks while it is made, when it cannot be given a timeout yet.
 _ASKED_FIRST = (
     "heartbeat",
@@ -62,14 +62,17 @@ class ServerIndex(ChromaIndex):
                 self._release()
 
     def search(self, vector: Vector, k: int) -> list[str]:
-        """Ids of the k nearest; asked twice, as a server may fail while it writes the first vectors."""
-        try:
-            with self._in_use():
-                return super().search(vector, k)
-        except IndexUnavailable as error:
-            if _is_away(error):
-                raise
-        time.sleep(RETRY_SECONDS)
+        """Ids of the k nearest; asked again, as a server may fail while it writes the first vectors."""
+        for pause in RETRY_SECONDS:
+            try:
+                return self._search(vector, k)
+            except IndexUnavailable as error:
+                if _is_away(error) or allowance() < pause:
+                    raise
+            time.sleep(pause)
+        return self._search(vector, k)
+
+    def _search(self, vector: Vector, k: int) -> list[str]:
         with self._in_use():
             return super().search(vector, k)
 
