@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from ibidem.errors import NotCacheable
+from ibidem.locks import ForkSafeLock
 from langchain_ibidem.callers import Caller
 
 # Parameters that tell one model from another.
@@ -39,6 +40,9 @@ _LIVE = re.compile(
 )
 _CLIENTS = ("root_client", "client")
 _TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?)""")
+# Before Python 3.13 threads that parse at the same time can get a SystemError (CPython issue 106905).
+_UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, SystemError)
+_reading = ForkSafeLock()
 _ADVICE = (
     "the model's parameters hold a Python object, so a change of it would go unnoticed; for structured "
     'output pass a JSON schema, or use method="function_calling"'
@@ -172,9 +176,8 @@ def _pairs(shown: str) -> str:
     if not _OPERATIONAL_SHOWN.search(shown):
         return shown
     try:
-        given = ast.literal_eval(shown)
-        return str([(name, value) for name, value in given if name not in OPERATIONAL])
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return str([(name, value) for name, value in _read(shown) if name not in OPERATIONAL])
+    except _UNREADABLE:
         return shown
 
 
@@ -192,10 +195,17 @@ def _names_its_model(llm_string: str) -> bool:
     if not llm_string.startswith("["):
         return True
     try:
-        names = [name for name, _ in ast.literal_eval(llm_string)]
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        names = [name for name, _ in _read(llm_string)]
+    except _UNREADABLE:
         names = _PARAMETER.findall(llm_string)
     return any(map(_NAMING.search, names))
+
+
+@lru_cache(128)
+def _read(shown: str) -> Any:
+    """What was shown with `str`; raises one of `_UNREADABLE`."""
+    with _reading:
+        return ast.literal_eval(shown)
 
 
 def _live(model: Any) -> list[str]:
