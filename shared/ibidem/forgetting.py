@@ -27,8 +27,8 @@ Source = tuple[str, str]  # the place of a cache, and the id of an entry
 
 _lock = ForkSafeLock()
 _open: dict[str, weakref.WeakSet[SemanticCache]] = {}
-_by_name: BoundedDict[str, Source] = BoundedDict(REMEMBERED)
-_by_object: BoundedDict[int, tuple[weakref.ref[Any], Source]] = BoundedDict(REMEMBERED)
+_by_name: BoundedDict[str, tuple[Source, ...]] = BoundedDict(REMEMBERED)
+_by_object: BoundedDict[int, tuple[weakref.ref[Any], tuple[Source, ...]]] = BoundedDict(REMEMBERED)
 
 
 def opened(cache: SemanticCache, place: str) -> None:
@@ -37,11 +37,11 @@ def opened(cache: SemanticCache, place: str) -> None:
         _open.setdefault(place, weakref.WeakSet()).add(cache)
 
 
-def remember(response: object, source: Stored | Hit, name: str | None = None) -> None:
-    """Which entry is behind a response that does not say so: by the object, and by its unique `name`."""
-    known = (source.place, source.entry_id)
+def remember(response: object, *sources: Stored | Hit, names: Iterable[str | None] = ()) -> None:
+    """Which entries are behind a response that does not say so: by the object, and by its unique `names`."""
+    known = tuple((source.place, source.entry_id) for source in sources)
     with _lock:
-        if name:
+        for name in filter(None, names):
             _by_name.put(name, known)
         try:
             _by_object.put(id(response), (weakref.ref(response), known))
@@ -114,9 +114,9 @@ def _remembered(response: object) -> Iterator[Source]:
         by_object = _by_object.get(id(response))
         by_name = _by_name.get(name) if isinstance(name, str) and name else None
     if by_object is not None and by_object[0]() is response:
-        yield by_object[1]
+        yield from by_object[1]
     if by_name is not None:
-        yield by_name
+        yield from by_name
 
 
 def _attributes(response: object, names: Iterable[str]) -> Iterator[object]:

@@ -43,12 +43,17 @@ class Inquiry(Generic[Found]):
         desk: Where to ask.
         build: Makes the request at the first lookup, None if there is nothing to ask.
         read: What the program gets for a hit.
+        objection: Says why a hit must not be served, as for `Asking.look`.
     """
 
     def __init__(
-        self, desk: Desk, build: Callable[[], Request | None], read: Callable[[Hit], Found | None]
+        self,
+        desk: Desk,
+        build: Callable[[], Request | None],
+        read: Callable[[Hit], Found | None],
+        objection: Callable[[Hit], str] | None = None,
     ) -> None:
-        self._desk, self._build, self._read = desk, build, read
+        self._desk, self._build, self._read, self._objection = desk, build, read, objection
         self._asking: Asking | None = None
         self._begun = False
         self.hit: Hit | None = None
@@ -102,7 +107,7 @@ class Inquiry(Generic[Found]):
         if not self._begun:
             self._begun = True
             self._asking = attempt(self._begin)
-        self.hit = attempt(self._asking.look) if self._asking is not None else None
+        self.hit = attempt(partial(self._asking.look, self._objection)) if self._asking is not None else None
         return attempt(partial(self._read, self.hit)) if self.hit is not None else None
 
     def _begin(self) -> Asking | None:

@@ -117,6 +117,19 @@ def scope(
             _current.reset(token)
 
 
+@contextmanager
+def entered(found: Scope) -> Iterator[None]:
+    """In this block `found` is the scope, whatever that of the running code is; if it says nothing, none."""
+    if found is NOWHERE:
+        yield
+        return
+    token = _current.set(found)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 def here(*, required: bool) -> Scope:
     """The scope of the running code; raises `NotCacheable` if it must name a namespace and does not."""
     found = current()

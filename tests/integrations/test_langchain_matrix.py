@@ -6,16 +6,23 @@ model cannot do is in `IMPOSSIBLE`, with the reason.
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from langchain_core.globals import set_llm_cache
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI, OpenAI
 
+import ibidem
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
 from langchain_ibidem.tracker import install
@@ -142,32 +149,110 @@ def test_all_ways_are_known() -> None:
     assert len(CELLS) == sum((row, c.needs) not in IMPOSSIBLE for row in ROWS for c in COLUMNS.values())
 
 
-# two tenants ------------------------------------------------------------------------------------------
+# tenants ----------------------------------------------------------------------------------------------
 
-QUESTIONS = [f"What is the capital of {country}?" for country in COUNTRIES]
+QUESTIONS = [f"What is the capital of {country}?" for country in COUNTRIES[:8]]
+TENANTS = [("acme", ""), ("acme", "ann"), ("globex", "ann")]
+AT_ONCE = ("batch", "abatch", "generate")
 HAMMERED = 10_000
+asking: ContextVar[tuple[str, str]] = ContextVar("asking")  # whom the model believes to be asked by
 
 
-def tenant(cache: SemanticCache, name: str) -> ToolChat:
-    """A model with a cache of its own, which says its tenant's secret in all its answers."""
-    return ToolChat(cache=IbidemCache(cache, namespace=name), secret=f"secret of {name}: ")
+def secret() -> str:
+    return "secret of {}/{}".format(*asking.get())
 
 
-def test_two_tenants_never_share_an_answer(cache: SemanticCache) -> None:
-    """The same questions by the same model, at random and at once, in every way that says a text."""
-    models = {name: tenant(cache, name) for name in ("alice", "bob")}
-    worlds = {name: World(IbidemCache(cache, namespace=name)) for name in models}
-    at_once = ("generate", "generate", "generate", "generate", "batch", "abatch")
-    singly = ("invoke", "langgraph", "agent_with_middleware")
+class Secretive(ToolChat):
+    """Says the secret of the tenant who asks, in texts and in tool calls."""
 
-    def ask(number: int) -> int:
+    def _says(self, *given: Any) -> AIMessage:
+        said = super()._says(*given)
+        for called in said.tool_calls:
+            called["args"] = {name: f"{value} {secret()}" for name, value in called["args"].items()}
+        return AIMessage(f"{said.text} {secret()}", tool_calls=said.tool_calls)
+
+
+class SecretiveChat(BlockChat, Secretive):
+    """The same in content blocks, whole and streamed."""
+
+
+class SecretiveOpenAI(ChatOpenAI):
+    """The same in JSON, without the network."""
+
+    def _generate(self, *given: Any, **others: Any) -> ChatResult:
+        message = AIMessage(json.dumps({"city": secret()}), response_metadata={"finish_reason": "stop"})
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+Ask = Callable[[], list[Any]]
+
+
+def in_scope(tenant: tuple[str, str], ask: Ask) -> list[Any]:
+    with ibidem.scope(namespace=tenant[0], user=tenant[1] or None):
+        return ask()
+
+
+def in_a_chain(tenant: tuple[str, str], ask: Ask) -> list[Any]:
+    found: list[Any] = RunnableLambda(lambda _: ask()).invoke(None, {"metadata": metadata(tenant)})
+    return found
+
+
+def metadata(tenant: tuple[str, str]) -> dict[str, str]:
+    said = {"ibidem_namespace": tenant[0], "ibidem_user": tenant[1]}
+    return {name: value for name, value in said.items() if value}
+
+
+class Hammer:
+    """Calls of all tenants, at random, in every way of calling and of saying whose they are."""
+
+    def __init__(self, cache: SemanticCache) -> None:
+        self.adapter = IbidemCache(cache, require_namespace=True)
+        self.world = World(self.adapter)
+        # At a temperature, as all others: what differs must be the tenant alone.
+        openai = {"model": "m", "api_key": "x", "base_url": "http://127.0.0.1:9/v1", "temperature": 0}
+        self.models = {"": SecretiveChat(cache=self.adapter), "json_schema": SecretiveOpenAI(**openai)}
+        self.models["json_schema"].cache = self.adapter
+        self.wrong: list[str] = []
+        self.seen: set[tuple[str, str]] = set()
+
+    def ask(self, number: int) -> int:
+        """Some calls; returns how many."""
         draw = random.Random(number)
-        name, way = draw.choice(sorted(models)), draw.choice(at_once + singly)
-        questions = draw.choices(QUESTIONS, k=100 if way in at_once else 3)
-        answers = call(way, models[name], questions, worlds[name])
-        assert all(f"secret of {name}: answer " in str(answer) for answer in answers)
-        return len(answers)
+        names = sorted(COLUMNS)
+        tenant, way = draw.choice(TENANTS), names[number % len(names)]
+        said = draw.choice(("scope", "metadata", "model"))
+        if (way, said) == ("generate", "metadata"):  # LangChain tells it nothing of the run around it
+            said = "scope"
+        self.seen.add((way, said))
+        model = self.models["json_schema" if COLUMNS[way].needs == "json_schema" else ""]
+        if said == "model":
+            model = model.model_copy(update={"metadata": metadata(tenant)})
+        questions = draw.choices(QUESTIONS, k=150 if way in AT_ONCE else 4)
+        asking.set(tenant)
 
-    with ThreadPoolExecutor(2) as threads:
-        assert sum(threads.map(ask, range(HAMMERED // 60))) >= HAMMERED
-    assert max(model.calls for model in models.values()) <= 6 * len(QUESTIONS)
+        def ask() -> list[Any]:
+            return call(way, model, questions, self.world)
+
+        told = {"scope": in_scope, "metadata": in_a_chain}.get(said, lambda _, ask: ask())(tenant, ask)
+        self.wrong += [f"{way} by {said}: {answer}" for answer in told if not _is_of(tenant, answer)]
+        return len(told)
+
+
+def _is_of(tenant: tuple[str, str], answer: Any) -> bool:
+    found = set(re.findall(r"secret of (\w+)/(\w*)", str(answer)))
+    return found == {tenant}
+
+
+def test_no_tenant_gets_anothers_answer(cache: SemanticCache) -> None:
+    """10,000 calls with the same questions, by the same models, in every column, by scope and metadata."""
+    install().memory.forget()
+    hammer = Hammer(cache)
+    with ThreadPoolExecutor(4) as threads:
+        asked = sum(threads.map(hammer.ask, range(22 * len(COLUMNS))))
+
+    assert hammer.wrong == []
+    assert asked >= HAMMERED
+    assert {way for way, _ in hammer.seen} == set(COLUMNS)
+    assert {said for _, said in hammer.seen} == {"scope", "metadata", "model"}
+    assert hammer.models[""].calls < asked / 5, "most are answered from the cache"
+    assert hammer.adapter.faults() == {}

@@ -621,5 +621,5 @@ def test_the_payload_of_a_run_is_json(make: Make, cache: SemanticCache) -> None:
     ask(agent, ASKED)
     ask(agent, REWORDED)
     stored = json.loads(seen[-1].answer.payload)
-    assert set(stored) == {"calls", "words", "first", "final"}
+    assert set(stored) == {"calls", "words", "first", "final", "entry"}
     assert stored["calls"][0][:2] == ["search", {"query": "goods"}]

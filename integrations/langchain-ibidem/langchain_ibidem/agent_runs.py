@@ -41,18 +41,20 @@ class Begun:
 class Run:
     """What is stored of a run: its calls, and its first and final message as `codec` writes them.
 
-    `words` are those of the question that the agent handed on to tools.
+    `words` are those of the question that the agent handed on to tools; `entry` is that of the final message
+    at its own step, "" if it was not stored there.
     """
 
     calls: tuple[Call, ...]
     words: tuple[str, ...]
     first: str
     final: str
+    entry: str = ""
 
     def dump(self) -> str:
         """As the payload of the answer to the run's first step."""
         told = {"calls": self.calls, "words": self.words, "first": self.first, "final": self.final}
-        return json.dumps(told)
+        return json.dumps({**told, "entry": self.entry})
 
     @classmethod
     def of(cls, hit: Hit) -> Run | None:
@@ -66,7 +68,7 @@ class Run:
             return None
         calls = tuple(Call(str(tool), dict(args), str(returned)) for tool, args, returned in stored["calls"])
         words = tuple(map(str, stored["words"]))
-        return cls(calls, words, str(stored["first"]), str(stored["final"]))
+        return cls(calls, words, str(stored["first"]), str(stored["final"]), str(stored["entry"]))
 
     def objection(self, hit: Hit, question: str) -> str:
         """Why it is none for this question: worded otherwise, it must hand the same words on to tools."""

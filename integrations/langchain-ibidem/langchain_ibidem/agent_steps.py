@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -45,9 +45,23 @@ def description(request: ModelRequest[Any]) -> str:
 
 
 def caller_of(request: ModelRequest[Any]) -> Caller:
-    """Whose call it is: LangGraph keeps the configuration of the run in a context variable."""
-    metadata = ensure_config().get("metadata") or {}
-    return Caller(request.model, metadata=metadata, inherited=metadata)
+    """Whose call it is, as LangChain will tell the model: by the run around it and the model's own metadata.
+
+    Raises:
+        NotCacheable: The run is not known: LangGraph keeps it in a context variable, but not in async code
+            before Python 3.11.
+    """
+    config = var_child_runnable_config.get()
+    if config is None:
+        raise NotCacheable(
+            "caller_unreadable",
+            "nothing says whose run the step belongs to; before Python 3.11, async agents are not cached",
+        )
+    around, given = config.get("callbacks"), config.get("metadata") or {}
+    inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **given}
+    own = getattr(request.model, "metadata", None) or {}
+    metadata = {**(getattr(around, "metadata", None) or {}), **given, **own}
+    return Caller(request.model, metadata=metadata, inherited=inherited)
 
 
 def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
@@ -95,6 +109,20 @@ def is_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> boo
         return False
     calls_tools = bool(first.tool_calls) and len(response.result) == 1
     return request.response_format is None or response.structured_response is not None or calls_tools
+
+
+def in_form(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
+    """The response; raises `NotCacheable` if it is not complete."""
+    if not is_complete(request, response):
+        raise NotCacheable("not_in_form", "the answer has not the form that the agent must answer in")
+    return response
+
+
+def said(response: ModelResponse[Any]) -> AIMessage:
+    """What the model said in a response that is complete."""
+    message = response.result[0]
+    assert isinstance(message, AIMessage)  # noqa: S101 - `in_form` has looked
+    return message
 
 
 class Repeated(BaseChatModel):

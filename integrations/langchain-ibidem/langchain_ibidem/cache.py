@@ -22,8 +22,8 @@ from ibidem.inquiry import Desk, Inquiry
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.sources import Retrieved
-from ibidem.request import Hit, Request, Stored, require_bool, require_text
-from ibidem.scoping import current
+from ibidem.request import Request, Stored, require_bool, require_text
+from ibidem.scoping import Scope, current, entered
 from ibidem.threads import in_thread
 from langchain_ibidem import calls
 from langchain_ibidem.callers import Caller, caller_of
@@ -182,22 +182,22 @@ class IbidemCache(BaseCache):
         self.close()
 
     def _inquiry(
-        self, described: Callable[[], tuple[str, str, Caller]], read: Callable[[list[Generation]], T | None]
+        self,
+        described: Callable[[], tuple[str, str, Caller]],
+        read: Callable[[list[Generation]], T | None],
+        form: type[BaseModel] | None,
+        scope: Scope,
     ) -> Inquiry[T]:
-        """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks."""
-        form: type[BaseModel] | None = None
+        """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks.
+
+        It is asked in `scope`, if that says anything, whoever reads the stream.
+        """
 
         def request() -> Request:
-            nonlocal form
-            call = self._requests.read(*described())
-            form = call.model.form
-            return self._requests.request(call)
+            with entered(scope):
+                return self._requests.build(*described())
 
-        def given(hit: Hit) -> T | None:
-            objection = objection_to(form)
-            return None if objection and objection(hit) else read(decode(hit))
-
-        return Inquiry(self._desk, request, given)
+        return Inquiry(self._desk, request, lambda hit: read(decode(hit)), objection_to(form))
 
     def _call(self, prompt: str, llm_string: str, caller: Caller | None = None) -> Call:
         """The call that is under way. Of an async one the caller is found in its own coroutine only."""

@@ -80,14 +80,20 @@ def caller_of(prompt: str, llm_string: str) -> Caller | None:
     return None
 
 
-def run_of_stream() -> Any:
-    """The manager of the run whose stream LangChain begins right above us; None if there is none."""
+def run_of_stream(owner: object) -> Any:
+    """The manager of the run whose stream LangChain begins right above us; None if there is none.
+
+    `owner` is that of the `_stream` of the model there, which is set on the model itself: of a stream around
+    this one, by another model, the run is not ours.
+    """
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_DEPTH):
         if frame is None:
             return None
         if any(frame.f_code is code for code in _STREAM):
-            return frame.f_locals.get("run_manager")
+            held = frame.f_locals
+            begun = getattr(held.get("self"), "__dict__", {}).get("_stream")
+            return held.get("run_manager") if getattr(begun, "__self__", None) is owner else None
         frame = frame.f_back
     return None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from langchain_core.outputs import ChatGeneration, Generation
 from pydantic import BaseModel
@@ -10,6 +11,12 @@ from pydantic import BaseModel
 from ibidem.errors import NotCacheable
 from ibidem.request import Hit
 from langchain_ibidem.codec import decode
+
+
+def form_of(parameters: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The class that the answer to a call with these parameters must fit, if they hold one."""
+    form = parameters.get("response_format")
+    return form if isinstance(form, type) and issubclass(form, BaseModel) else None
 
 
 def objection_to(form: type[BaseModel] | None) -> Callable[[Hit], str] | None:

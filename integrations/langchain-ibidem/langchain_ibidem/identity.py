@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from ibidem.errors import NotCacheable
 from ibidem.locks import ForkSafeLock
 from langchain_ibidem.callers import Caller
+from langchain_ibidem.forms import form_of
 
 # Parameters that tell one model from another.
 _NAMING = re.compile(r"model|deployment|engine|repo|endpoint|responses")
@@ -82,12 +83,8 @@ def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> 
             texts.append(told(bound))
     if not named and not _names_its_model(llm_string):
         texts.append(_fields(caller))
-    form = caller.parameters.get("response_format") if caller is not None else None
-    return Described(
-        tuple(texts),
-        temperature_of(" ".join(texts)),
-        form if isinstance(form, type) and issubclass(form, BaseModel) else None,
-    )
+    form = form_of(caller.parameters) if caller is not None else None
+    return Described(tuple(texts), temperature_of(" ".join(texts)), form)
 
 
 def temperature_of(described: str) -> float | None:

@@ -15,6 +15,7 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, Generation, GenerationChunk
+from langchain_core.utils.utils import LC_ID_PREFIX
 
 from ibidem.errors import NotCacheable
 from langchain_ibidem.replaying import chat_chunks, completion_chunks
@@ -58,6 +59,10 @@ class Kind(ABC):
         """Whether the model marked the chunk as the last one."""
 
     @abstractmethod
+    def id_of(self, chunk: Any) -> str | None:
+        """That of the message which the chunk is a part of, if the model gave it one."""
+
+    @abstractmethod
     def whole(self, model: Any, chunks: Sequence[Any]) -> Sequence[Generation]:
         """What LangChain makes of the chunks.
 
@@ -87,6 +92,9 @@ class _Chat(Kind):
 
     def is_last(self, chunk: ChatGenerationChunk) -> bool:
         return getattr(chunk.message, "chunk_position", None) == "last"
+
+    def id_of(self, chunk: ChatGenerationChunk) -> str | None:
+        return chunk.message.id
 
     def whole(self, model: BaseChatModel, chunks: Sequence[ChatGenerationChunk]) -> Sequence[Generation]:
         _require_readable_calls([chunk.message for chunk in chunks])
@@ -122,6 +130,9 @@ class _Completion(Kind):
     def is_last(self, chunk: GenerationChunk) -> bool:
         return False
 
+    def id_of(self, chunk: GenerationChunk) -> str | None:
+        return None
+
     def whole(self, model: BaseLLM, chunks: Sequence[GenerationChunk]) -> Sequence[Generation]:
         told = reduce(add, chunks)
         return [Generation(text=told.text, generation_info=told.generation_info)]
@@ -145,6 +156,11 @@ def alike(model: Model, **replaced: Any) -> Model:
     for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
         object.__setattr__(other, name, getattr(model, name))
     return other
+
+
+def name_of_run(run: Any) -> str | None:
+    """The id that LangChain gives a message of this run which has none."""
+    return f"{LC_ID_PREFIX}-{run.run_id}" if hasattr(run, "run_id") else None
 
 
 def of_answer(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from ibidem.bounded import BoundedDict
 from ibidem.bypass import bypassing
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
+from ibidem.forgetting import remember
 from ibidem.locks import ForkSafeLock
-from ibidem.request import Answer, Hit, digest
+from ibidem.request import Answer, Hit, Stored, digest
 from ibidem.threads import in_thread
 from langchain_ibidem import agent_steps as steps
 from langchain_ibidem.agent_runs import Begun, Run, calls_in, handed_on, saying
@@ -52,7 +53,7 @@ class _Step:
     """A call of the model: what the agent wants, what it did since the user's question, and the lookup.
 
     `beginning` identifies the first step of the run it belongs to. `whole` is set when what was found is a
-    run whose tools return what they returned.
+    run whose tools return what they returned; `known` is what was found, or has been stored.
     """
 
     request: Request
@@ -61,6 +62,7 @@ class _Step:
     beginning: str
     started: float
     whole: bool = False
+    known: Hit | Stored | None = None
 
 
 class IbidemMiddleware(Middleware):
@@ -121,7 +123,7 @@ class IbidemMiddleware(Middleware):
             hit = self._faults.attempt(_LOOK_UP, partial(self._find, step))
             again = self._faults.attempt(_REPEAT, partial(_again, step, hit))
             if again is not None:
-                served = self._faults.attempt(_REPEAT, lambda: _right(request, handler(again)))
+                served = self._faults.attempt(_REPEAT, lambda: steps.in_form(request, handler(again)))
                 if served is not None:
                     self._faults.attempt(_STORE, partial(self._follow, step, served))
                     return served
@@ -225,7 +227,7 @@ class IbidemMiddleware(Middleware):
 
     async def _aserved(self, request: Request, repeated: Awaitable[Response]) -> Response | None:
         try:
-            return _right(request, await repeated)
+            return steps.in_form(request, await repeated)
         except Exception as error:
             self._faults.note(_REPEAT, error)
             return None
@@ -233,15 +235,16 @@ class IbidemMiddleware(Middleware):
     def _keep(self, step: _Step, response: Response) -> None:
         """Store what the model said."""
         try:
-            answer = self._answer(step, _right(step.request, response))
+            answer = self._answer(step, steps.in_form(step.request, response))
         except NotCacheable:
             step.asking.refuse()
             raise
-        step.asking.keep(answer)
+        kept = step.asking.keep(answer)
+        step.known = kept if isinstance(kept, Stored) else None
         self._follow(step, response)
 
     def _answer(self, step: _Step, response: Response) -> Answer:
-        message = _said(response)
+        message = steps.said(response)
         answer = encode([ChatGeneration(message=message)], seconds=time.monotonic() - step.started)
         elsewhere = steps.used_at_the_provider(message)
         if self._tools.volatile(step.request, elsewhere):
@@ -249,10 +252,18 @@ class IbidemMiddleware(Middleware):
         return replace(answer, semantic=answer.semantic and not elsewhere)
 
     def _follow(self, step: _Step, response: Response) -> None:
-        """Note where the run has got to, and store it if this is its end."""
+        """Note where the run has got to, and store it if this is its end; `forget` will find all of it."""
+        message = steps.said(response)
+        known = (step.known, self._followed(step, message))
+        remember(message, *(entry for entry in known if entry), names=[message.id])
+
+    def _followed(self, step: _Step, message: AIMessage) -> Hit | Stored | None:
+        """The run, if it is stored here or was repeated."""
+        if step.whole and isinstance(step.known, Hit) and (run := Run.of(step.known)) and run.entry:
+            return Stored(run.entry, step.known.place)
         if not step.beginning or step.whole:
-            return
-        message, request = _said(response), step.asking.request
+            return None
+        request = step.asking.request
         answer = encode([ChatGeneration(message=message)])
         with self._lock:
             begun = self._begun.get(step.beginning)
@@ -263,35 +274,27 @@ class IbidemMiddleware(Middleware):
             if begun is not None and message.tool_calls:
                 begun.said.add(saying(message))
         if begun is not None and step.run and answer.semantic and not steps.used_at_the_provider(message):
-            self._keep_run(step, begun, answer)
+            return self._kept_run(step, begun, answer)
+        return None
 
-    def _keep_run(self, step: _Step, begun: Begun, final: Answer) -> None:
+    def _kept_run(self, step: _Step, begun: Begun, final: Answer) -> Stored | None:
         calls = calls_in(step.run, begun.said)
-        if calls and self._tools.read_only(step.request, (call.tool for call in calls)):
-            words = handed_on(begun.request.question, step.run)
-            run = Run(calls, words or (), begun.first, final.payload)
-            answer = run.answer(final, step.run, time.monotonic() - begun.started)
-            self.cache.cache.store(begun.request, replace(answer, semantic=words is not None))
+        if not calls or not self._tools.read_only(step.request, (call.tool for call in calls)):
+            return None
+        words = handed_on(begun.request.question, step.run)
+        entry = step.known.entry_id if step.known else ""
+        run = Run(calls, words or (), begun.first, final.payload, entry)
+        answer = run.answer(final, step.run, time.monotonic() - begun.started)
+        kept = self.cache.cache.store(begun.request, replace(answer, semantic=words is not None))
+        return kept if isinstance(kept, Stored) else None
 
 
 def _again(step: _Step, hit: Hit | None) -> Request | None:
     """The request whose model repeats what was found."""
     if hit is None:
         return None
-    run = Run.of(hit)
+    step.known, run = hit, Run.of(hit)
     (generation,) = decode(hit if run is None else run.hit(hit, whole=step.whole))
     if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
         raise TypeError("the stored answer is not a message")
     return steps.repeating(step.request, generation.message)
-
-
-def _right(request: Request, response: Response) -> Response:
-    if not steps.is_complete(request, response):
-        raise NotCacheable("not_in_form", "the answer has not the form that the agent must answer in")
-    return response
-
-
-def _said(response: Response) -> AIMessage:
-    message = response.result[0]
-    assert isinstance(message, AIMessage)  # noqa: S101 - `_right` has looked
-    return message

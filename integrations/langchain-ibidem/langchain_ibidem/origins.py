@@ -17,4 +17,4 @@ def remember(generations: Sequence[Generation], source: Hit | Stored) -> None:
             forgetting.remember(generation, source)
         elif isinstance(source, Stored):
             forgetting.remember(generation, source)
-            forgetting.remember(generation.message, source, generation.message.id)
+            forgetting.remember(generation.message, source, names=[generation.message.id])

@@ -14,18 +14,22 @@ from typing import Any
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
 from langchain_core.outputs import Generation
+from pydantic import BaseModel
 
 from ibidem.errors import NotCacheable
+from ibidem.forgetting import remember
 from ibidem.inquiry import Inquiry
 from ibidem.request import Answer
+from ibidem.scoping import NOWHERE, current, entered
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
 from langchain_ibidem.codec import encode, finish_reason_of
+from langchain_ibidem.forms import form_of, require_form
 from langchain_ibidem.implicit import UNFINISHED
-from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of, of_answer
+from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of, name_of_run, of_answer
 
-_CHUNKS = "read a chunk of a stream"
+_BEGIN, _CHUNKS, _CLOSE = "begin a stream", "read a chunk of a stream", "close a stream of the model"
 _OF_RUNNABLES = frozenset(("input", "config", "stop"))  # arguments that are no parameters of the model
 
 
@@ -37,11 +41,7 @@ def through_cache(model: Model, given: Mapping[str, Any], *, in_async: bool) -> 
     cache = _cache_of(model)
     if cache is None or "_stream" in vars(model):  # itself a stand-in
         return model
-    kind = kind_of(model)
-    parameters = {name: value for name, value in given.items() if name not in _OF_RUNNABLES}
-    if not kind.streams(model, parameters, in_async=in_async):
-        return model
-    return _stand_in(model, cache, kind)
+    return cache._faults.attempt(_BEGIN, lambda: _begun(model, cache, given, in_async)) or model
 
 
 def through_cache_by_events(model: Model, given: Mapping[str, Any]) -> Model:
@@ -50,7 +50,30 @@ def through_cache_by_events(model: Model, given: Mapping[str, Any]) -> Model:
     speaks = any(hasattr(model, f"_{a}stream_chat_model_events") for a in ("", "a"))
     if cache is None or speaks or "_stream" in vars(model):
         return model
-    return _stand_in(model, cache, kind_of(model))
+    return cache._faults.attempt(_BEGIN, lambda: _stand_in(model, cache, kind_of(model))) or model
+
+
+def _begun(model: Model, cache: IbidemCache, given: Mapping[str, Any], in_async: bool) -> Model:
+    kind = kind_of(model)
+    parameters = {name: value for name, value in given.items() if name not in _OF_RUNNABLES}
+    streams = kind.streams(model, parameters, in_async=in_async)
+    return _stand_in(model, cache, kind) if streams else _invoked_from_here(model)
+
+
+def _invoked_from_here(model: Model) -> Model:
+    """For a model whose `stream` calls `invoke`, in the scope of whoever reads it first."""
+    if (scope := current()) is NOWHERE:
+        return model
+
+    def invoke(*args: Any, **kwargs: Any) -> Any:
+        with entered(scope):
+            return model.invoke(*args, **kwargs)
+
+    async def ainvoke(*args: Any, **kwargs: Any) -> Any:
+        with entered(scope):
+            return await model.ainvoke(*args, **kwargs)
+
+    return alike(model, invoke=invoke, ainvoke=ainvoke)
 
 
 def _cache_of(model: AnyModel) -> IbidemCache | None:
@@ -70,37 +93,47 @@ def _stand_in(model: Model, cache: IbidemCache, kind: Kind) -> Model:
 
 
 class _Asked:
-    """A model and the cache that is asked first: the `_stream` and `_astream` of a stand-in."""
+    """A model and the cache that is asked first: the `_stream` and `_astream` of a stand-in.
+
+    Made where a stream begins: the scope is that of whoever began it, who need not be its reader.
+    """
 
     def __init__(self, model: Any, cache: IbidemCache, kind: Kind) -> None:
-        self._model, self._cache, self._kind = model, cache, kind
+        self._model, self._cache, self._kind, self._scope = model, cache, kind, current()
         self._limiter = getattr(model, "rate_limiter", None)
 
     def stream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> Iterator[Chunk]:
         """As the model's `_stream`."""
-        inquiry = self._inquiry(asked, stop, given)
-        return inquiry.ended_with(self._stream(inquiry, asked, stop, given))
+        run, inquiry = self._inquiry(asked, stop, given)
+        return inquiry.ended_with(self._stream(run, inquiry, asked, stop, given))
 
     def astream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> AsyncIterator[Chunk]:
         """As the model's `_astream`."""
-        inquiry = self._inquiry(asked, stop, given)
-        return inquiry.ended_with(self._astream(inquiry, asked, stop, given))
+        run, inquiry = self._inquiry(asked, stop, given)
+        return inquiry.ended_with(self._astream(run, inquiry, asked, stop, given))
 
-    def _inquiry(self, asked: Any, stop: list[str] | None, given: dict[str, Any]) -> Inquiry[list[Chunk]]:
-        run = given.get("run_manager") or run_of_stream()  # now: later its frame is gone
+    def _inquiry(
+        self, asked: Any, stop: list[str] | None, given: dict[str, Any]
+    ) -> tuple[Any, Inquiry[list[Chunk]]]:
+        run = given.get("run_manager") or run_of_stream(self)  # now: later its frame is gone
 
         def described() -> tuple[str, str, Caller]:
             told = self._kind.described(self._model, asked, stop, given)
             return *told, caller_of_stream(self._model, run, of_answer(given), stop)
 
-        return self._cache._inquiry(described, self._replayed)
+        return run, self._cache._inquiry(described, self._replayed, form_of(given), self._scope)
 
     def _replayed(self, found: list[Generation]) -> list[Chunk] | None:
         """Made before one is sent: if it fails, the model is asked. No stream brings several answers."""
         return list(self._kind.chunks(found[0])) if len(found) == 1 else None
 
     def _stream(
-        self, inquiry: Inquiry[list[Chunk]], asked: Any, stop: list[str] | None, given: dict[str, Any]
+        self,
+        run: Any,
+        inquiry: Inquiry[list[Chunk]],
+        asked: Any,
+        stop: list[str] | None,
+        given: dict[str, Any],
     ) -> Generator[Chunk, None, None]:
         if (found := inquiry.find()) is not None:
             for chunk in found:
@@ -111,7 +144,7 @@ class _Asked:
         with inquiry:
             if self._limiter:
                 self._limiter.acquire(blocking=True)
-            record = _Record(self._model, self._cache, self._kind)
+            record = _Record(self._model, self._cache, self._kind, run, form_of(given))
             chunks = self._model._stream(asked, stop=stop, **given)
             try:
                 for chunk in chunks:
@@ -119,11 +152,16 @@ class _Asked:
                     yield chunk
             finally:
                 if close := getattr(chunks, "close", None):
-                    close()
-            inquiry.keep(record.answer)
+                    self._cache._faults.attempt(_CLOSE, close)
+            record.keep(inquiry)
 
     async def _astream(
-        self, inquiry: Inquiry[list[Chunk]], asked: Any, stop: list[str] | None, given: dict[str, Any]
+        self,
+        run: Any,
+        inquiry: Inquiry[list[Chunk]],
+        asked: Any,
+        stop: list[str] | None,
+        given: dict[str, Any],
     ) -> AsyncGenerator[Chunk, None]:
         if (found := await inquiry.afind()) is not None:
             for chunk in found:
@@ -134,23 +172,31 @@ class _Asked:
         with inquiry:
             if self._limiter:
                 await self._limiter.aacquire(blocking=True)
-            record = _Record(self._model, self._cache, self._kind)
+            record = _Record(self._model, self._cache, self._kind, run, form_of(given))
             chunks = self._model._astream(asked, stop=stop, **given)
             try:
                 async for chunk in chunks:
                     record.add(chunk)
                     yield chunk
             finally:
-                if close := getattr(chunks, "aclose", None):
-                    await close()
-            await in_thread(inquiry.keep, record.answer)
+                await self._aclose(chunks)
+            await in_thread(record.keep, inquiry)
+
+    async def _aclose(self, chunks: Any) -> None:
+        try:
+            if close := getattr(chunks, "aclose", None):
+                await close()
+        except Exception as error:
+            self._cache._faults.note(_CLOSE, error)
 
 
 class _Record:
-    """What a model sends, as it sent it."""
+    """What a model sends in a run, as it sent it."""
 
-    def __init__(self, model: Any, cache: IbidemCache, kind: Kind) -> None:
-        self._model, self._cache, self._kind = model, cache, kind
+    def __init__(
+        self, model: Any, cache: IbidemCache, kind: Kind, run: Any, form: type[BaseModel] | None
+    ) -> None:
+        self._model, self._cache, self._kind, self._run, self._form = model, cache, kind, run, form
         self._chunks: list[Chunk] = []
         self._readable = True
         self._started = time.monotonic()
@@ -163,8 +209,15 @@ class _Record:
             self._readable = False
             self._cache._faults.note(_CHUNKS, error)
 
-    def answer(self) -> Answer:
-        """The answer to store when all have come.
+    def keep(self, inquiry: Inquiry[list[Chunk]]) -> None:
+        """Store what has come, which is all; `forget` knows LangChain's message of it by the id."""
+        inquiry.keep(self._answer)
+        if inquiry.stored:
+            told = {name_of_run(self._run), *map(self._kind.id_of, self._chunks)}
+            remember(None, inquiry.stored, names=told)
+
+    def _answer(self) -> Answer:
+        """The answer to store.
 
         Raises:
             NotCacheable: It must not be repeated, or it is not known whether it is all that the model said.
@@ -176,4 +229,5 @@ class _Record:
         generations: Sequence[Generation] = self._kind.whole(self._model, self._chunks)
         if not (marked or finish_reason_of(generations)):
             raise NotCacheable("unfinished_stream", UNFINISHED)
+        require_form(self._form, generations)
         return encode(generations, seconds=seconds)
