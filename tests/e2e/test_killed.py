@@ -207,7 +207,8 @@ def test_a_kill_inside_an_index_sync_is_healed(tmp_path: Path, monkeypatch: pyte
         new = write_and_kill(tmp_path / "c", first, draw.uniform(0.05, LIVES), sync=2, exact=0)
         acknowledged += new
         with open_cache(tmp_path / "c") as cache:
-            check_reworded(cache, random.Random(len(acknowledged)).sample(acknowledged, 20))
+            asked_again = min(20, len(acknowledged))  # a loaded machine acknowledges few
+            check_reworded(cache, random.Random(len(acknowledged)).sample(acknowledged, asked_again))
             check_exact(cache, new)
     with open_cache(tmp_path / "c") as cache:
         check_reworded(cache, acknowledged)

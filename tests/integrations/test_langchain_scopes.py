@@ -458,14 +458,14 @@ def graph_of(model: Any) -> Any:
 
 
 def test_no_tenant_gets_anothers_answer(strict: IbidemCache, core: Recording) -> None:
-    """10,000 calls of five tenants with the same six questions, in threads, in every way of calling."""
+    """2,500 calls of five tenants with the same six questions, in threads, in every way of calling."""
     model = Teller()
     hammer = Hammer(model, CompletionTeller())
     with ThreadPoolExecutor(4) as threads:
-        asked = sum(threads.map(hammer.run, range(4), [2_500] * 4))
+        asked = sum(threads.map(hammer.run, range(4), [625] * 4))
 
     assert hammer.wrong == []
-    assert asked >= 10_000
+    assert asked >= 2_500
     assert model.calls < 200, "most are answered from the cache"
     assert strict.faults() == {}
     assert {request.namespace for request in core.stored} == {
