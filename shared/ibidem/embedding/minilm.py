@@ -44,6 +44,16 @@ class _Runtime:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A text as the model reads it: `tokens` of all of it, `ids` of what fits its window."""
+
+    text: str
+    tokens: int
+    unknown: bool
+    ids: list[int]
+
+
 class OnnxEmbedder:
     """Embeds with `model.onnx` and `tokenizer.json` of a directory. Safe across threads and forks.
 
@@ -58,8 +68,9 @@ class OnnxEmbedder:
     def __init__(self, files: ModelFiles, *, threads: int = 1) -> None:
         self._files = files
         self._threads = threads
-        self._lock = threading.Lock()
         self._loaded: _Runtime | None = None
+        self._read_last = threading.local()  # a lookup counts, checks and embeds one text
+        self._renew()
         _alive.add(self)
 
     @classmethod
@@ -91,7 +102,7 @@ class OnnxEmbedder:
         if len(text) > CHARACTERS_PER_TOKEN * self.max_tokens:
             # a token covers at least one byte of the text, also of one that normalisation decomposes
             return len(text.encode()) + 2
-        return len(self._runtime().tokenizer.encode(text))
+        return self._reading(text).tokens
 
     def covers(self, text: str) -> bool:
         """Whether the model can read the text: no unknown tokens, and Latin letters only.
@@ -99,9 +110,7 @@ class OnnxEmbedder:
         It was trained on English. Unknown characters all look alike to it, and so does much of what it knows
         of other scripts: two Chinese questions can have the very same vector.
         """
-        tokenizer = self._runtime().tokenizer
-        unknown = tokenizer.token_to_id("[UNK]")
-        if unknown in tokenizer.encode(_encodable(text), add_special_tokens=False).ids:
+        if self._reading(text).unknown:
             return False
         return all(unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha() and c > "\x7f")
 
@@ -120,18 +129,27 @@ class OnnxEmbedder:
         return unit_rows([self._vector(runtime, text) for text in texts], len(texts))
 
     def _vector(self, runtime: _Runtime, text: str) -> NDArray[np.float32]:
-        ids = np.array([self._encode(runtime.tokenizer, text).ids], np.int64)
+        ids = np.array([self._reading(text).ids], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         feed = {name: value for name, value in feed.items() if name in runtime.inputs}
-        vector: NDArray[np.float32] = runtime.session.run([runtime.output], feed)[0][0]
+        with self._computing:
+            vector: NDArray[np.float32] = runtime.session.run([runtime.output], feed)[0][0]
         return vector
 
-    def _encode(self, tokenizer: Tokenizer, text: str) -> Encoding:
-        text = _encodable(text)[: CHARACTERS_PER_TOKEN * self.max_tokens]
+    def _reading(self, text: str) -> _Reading:
+        """The text through the tokenizer, once."""
+        last: _Reading | None = getattr(self._read_last, "reading", None)
+        if last is not None and last.text == text:
+            return last
+        tokenizer = self._runtime().tokenizer
         # encode, never encode_batch: that starts a thread pool, which warns and hangs in forked processes
-        plain = tokenizer.encode(text, add_special_tokens=False)
-        plain.truncate(self.max_tokens - tokenizer.num_special_tokens_to_add(False))
-        return tokenizer.post_process(plain)
+        shown = _encodable(text)[: CHARACTERS_PER_TOKEN * self.max_tokens]
+        plain: Encoding = tokenizer.encode(shown, add_special_tokens=False)
+        special = tokenizer.num_special_tokens_to_add(False)
+        tokens, unknown = len(plain) + special, tokenizer.token_to_id("[UNK]") in plain.ids
+        plain.truncate(self.max_tokens - special)
+        self._read_last.reading = _Reading(text, tokens, unknown, tokenizer.post_process(plain).ids)
+        return self._read_last.reading  # type: ignore[no-any-return]
 
     def _runtime(self) -> _Runtime:
         if (runtime := self._loaded) is None:
@@ -140,10 +158,16 @@ class OnnxEmbedder:
                     runtime = self._loaded = _load(self._files, self._threads)
         return runtime
 
-    def _after_fork(self) -> None:
-        # The lock may be held by a thread that does not exist here. The session is kept alive but not used:
-        # its destructor would wait for such threads too.
+    def _renew(self) -> None:
         self._lock = threading.Lock()
+        # Who computes beside more others than there are cores makes all slower: the one that holds Python's
+        # lock is kept from running. With 32 threads on two cores it cost a third of the lookups.
+        self._computing = threading.BoundedSemaphore(_cores())
+
+    def _after_fork(self) -> None:
+        # The locks may be held by a thread that does not exist here. The session is kept alive but not used:
+        # its destructor would wait for such threads too.
+        self._renew()
         if self._loaded is not None:
             _abandoned.append(self._loaded)
             self._loaded = None
@@ -160,6 +184,12 @@ def _reload_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_reload_after_fork)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _encodable(text: str) -> str:

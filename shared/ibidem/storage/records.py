@@ -25,8 +25,9 @@ from ibidem.storage.logs import JudgementTable, LookupTable
 from ibidem.storage.migrations import prepare
 from ibidem.storage.model_table import ModelFilesTable
 from ibidem.storage.notes import Notes
+from ibidem.storage.prepared import Prepared, padded, several
 from ibidem.storage.removal import Removal, delete, forget_vectors
-from ibidem.storage.rows import Totals, entry_row, source_rows, tag_rows, to_entry
+from ibidem.storage.rows import ENTRY, Totals, entry_row, source_rows, tag_rows, to_entry
 from ibidem.storage.stored import StoredTable
 from ibidem.storage.vector_table import VectorTable, put_vector
 
@@ -35,12 +36,14 @@ NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets
 _entries, _documents, _meta = tables.entries, tables.entry_documents, tables.meta
 _tags = tables.entry_tags
 _vectors = tables.entry_vectors
-_ONE = sa.select(_entries).where(_entries.c.id == sa.bindparam("id"))
-_NEAR = (
-    sa.select(_entries, _vectors.c.vector)
+_ID, _RESTS_ON = ENTRY.index(_entries.c.id), ENTRY.index(_entries.c.documents)
+_IN_ONE = 32  # points, or entries, that one statement asks for
+_ONE = Prepared(sa.select(*ENTRY).where(_entries.c.id == sa.bindparam("id")))
+_NEAR = Prepared(
+    sa.select(*ENTRY, _vectors.c.vector)
     .join(_vectors, _vectors.c.entry_id == _entries.c.id)
     .where(
-        _vectors.c.point.in_(sa.bindparam("points", expanding=True)),
+        _vectors.c.point.in_(several("point", _IN_ONE)),
         _vectors.c.embedder == sa.bindparam("embedder"),
         # As an expression: by the index on the column SQLite would read all entries of the namespace.
         _entries.c.namespace.concat("") == sa.bindparam("namespace"),
@@ -50,7 +53,12 @@ _NEAR = (
     .order_by(_entries.c.created.desc())
     .limit(NEAR_LIMIT)
 )
-_SOURCES = sa.select(_documents).where(_documents.c.entry_id.in_(sa.bindparam("ids", expanding=True)))
+_d = _documents.c
+_SOURCES = Prepared(
+    sa.select(_d.entry_id, _d.document_id, _d.digest, _d.supports, _d.source).where(
+        _d.entry_id.in_(several("id", _IN_ONE))
+    )
+)
 
 
 class Records(Notes):
@@ -99,9 +107,8 @@ class Records(Notes):
 
     def get(self, entry_id: str) -> Entry | None:
         """The entry of this id, without its sources and vector."""
-        with reading(self._engine) as db:
-            row = db.execute(_ONE, {"id": entry_id}).first()
-        return None if row is None else to_entry(row._mapping)
+        rows = _ONE.rows(self._engine, {"id": entry_id})
+        return to_entry(rows[0]) if rows else None
 
     def near(
         self, points: Sequence[str], *, namespace: str, scope: str, embedder: str, documents: str
@@ -110,20 +117,21 @@ class Records(Notes):
 
         Those that rest on other `documents` (a digest of the set) come with their sources.
         """
-        if not points:
-            return []
-        number = number_of(embedder)
-        wanted = {"points": list(points), "namespace": namespace, "scope": scope, "embedder": number}
-        with reading(self._engine) as db:
-            rows = db.execute(_NEAR, wanted).all()
-            sources = self._sources(db, [row.id for row in rows if row.documents != documents])
-        return [to_entry(row._mapping, sources.get(row.id, ()), row.vector) for row in rows]
+        named = {"namespace": namespace, "scope": scope, "embedder": number_of(embedder)}
+        rows: list[Sequence[Any]] = []
+        for first in range(0, len(points), _IN_ONE):
+            values = padded("point", points[first : first + _IN_ONE], _IN_ONE)
+            rows += _NEAR.rows(self._engine, {**values, **named})
+        sources = self._sources([row[_ID] for row in rows if row[_RESTS_ON] != documents])
+        return [to_entry(row, sources.get(row[_ID], ()), row[-1]) for row in rows]
 
-    def _sources(self, db: sa.Connection, ids: list[str]) -> dict[str, tuple[Source, ...]]:
+    def _sources(self, ids: Sequence[str]) -> dict[str, tuple[Source, ...]]:
         found: dict[str, tuple[Source, ...]] = {}
-        for row in db.execute(_SOURCES, {"ids": ids}) if ids else ():
-            source = Source(row.document_id, row.digest, row.supports, row.source)
-            found[row.entry_id] = (*found.get(row.entry_id, ()), source)
+        for first in range(0, len(ids), _IN_ONE):
+            values = padded("id", ids[first : first + _IN_ONE], _IN_ONE)
+            for entry_id, document, digest, supports, source in _SOURCES.rows(self._engine, values):
+                one = Source(document, digest, bool(supports), source)
+                found[entry_id] = (*found.get(entry_id, ()), one)
         return found
 
     def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
@@ -153,9 +161,9 @@ class Records(Notes):
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
         with reading(self._engine) as db:
-            rows = db.execute(query).all()
-            sources = self._sources(db, [row.id for row in rows])
-        return [to_entry(row._mapping, sources.get(row.id, ())) for row in rows]
+            rows = db.execute(query.with_only_columns(*ENTRY)).all()
+        sources = self._sources([row[_ID] for row in rows])
+        return [to_entry(row, sources.get(row[_ID], ())) for row in rows]
 
     def totals(self, embedder: str | None = None) -> Totals:
         """Counts of entries, of the logged lookups by outcome, of examples and audits.

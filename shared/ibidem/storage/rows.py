@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,7 +13,16 @@ from ibidem.examples.example import DocumentRef, Example
 from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
 from ibidem.request import Answer, Hit, Miss, Request
+from ibidem.storage import tables
 
+_entries = tables.entries.c
+# The columns that make an entry, in the order in which `to_entry` reads them.
+ENTRY = (
+    *(_entries.id, _entries.namespace, _entries.scope, _entries.question, _entries.documents),
+    *(_entries.semantic, _entries.answer, _entries.payload, _entries.model),
+    *(_entries.input_tokens, _entries.output_tokens, _entries.finish_reason, _entries.seconds),
+    *(_entries.created, _entries.expires, _entries.ttl, _entries.used, _entries.hits),
+)
 _EXAMPLE = [field.name for field in fields(Example)]  # are the columns of `examples`
 
 # Values of entry_vectors.indexed_in: the vector is in no index yet; there is none yet. By any collation the
@@ -202,30 +212,33 @@ def tag_rows(entry: Entry) -> list[dict[str, str]]:
     return [{"entry_id": entry.id, "tag": tag} for tag in sorted(set(entry.tags))]
 
 
-def to_entry(row: Any, sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
-    """The entry of a row of `entries`."""
+def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
+    """The entry of a row that begins with the columns `ENTRY`."""
+    id_, namespace, scope, question, documents, semantic, text, payload, model, spent, said, *rest = row
+    finish_reason, seconds, created, expires, ttl, used, hits = rest[:7]
+    semantic = bool(semantic)  # SQLite's own driver says 0 or 1
     return Entry(
-        id=row["id"],
-        namespace=row["namespace"],
-        scope=row["scope"],
-        question=row["question"],
-        documents=row["documents"],
-        semantic=row["semantic"],
+        id=id_,
+        namespace=namespace,
+        scope=scope,
+        question=question,
+        documents=documents,
+        semantic=semantic,
         answer=Answer(
-            row["answer"],
-            payload=row["payload"],
-            model=row["model"],
-            input_tokens=row["input_tokens"],
-            output_tokens=row["output_tokens"],
-            finish_reason=row["finish_reason"],
-            seconds=row["seconds"],
-            semantic=row["semantic"],
+            text,
+            payload=payload,
+            model=model,
+            input_tokens=spent,
+            output_tokens=said,
+            finish_reason=finish_reason,
+            seconds=seconds,
+            semantic=semantic,
         ),
-        created=row["created"],
-        expires=row["expires"],
-        ttl=row["ttl"],
-        used=row["used"],
-        hits=row["hits"],
+        created=created,
+        expires=expires,
+        ttl=ttl,
+        used=used,
+        hits=hits,
         sources=sources,
         vector=None if vector is None else to_vector(vector),
     )
