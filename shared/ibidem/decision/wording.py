@@ -65,7 +65,7 @@ def read(question: str) -> Wording:
         content=tuple(content),
         directed=tuple(_directed(words)),
         spellings=frozenset(match.group() for match in _WORD.finditer(written)),
-        cased=any(c.isupper() for c in written[1:]),
+        cased=not written.islower() and any(c.isupper() for c in written[1:]),
         numbers=_numbers(text),
         units=frozenset(lexicon.UNITS[word] for word in words if word in lexicon.UNITS),
         dates=_dates(text, words),
@@ -132,6 +132,8 @@ def _with_plain_amounts(text: str) -> str:
 
 
 def _plain_amount(piece: str) -> str:
+    if piece.isalpha():
+        return piece
     bare = piece.strip(_AROUND)
     found = _AMOUNT.fullmatch(bare)
     if not found or not any(found.group(1, 3, 4)):
@@ -149,6 +151,8 @@ def _code(question: str) -> tuple[str, ...]:
 
 
 def _holds_sign(piece: str) -> bool:
+    if piece.isascii() and piece.isalnum():
+        return False
     if re.match(r"--?[A-Za-z]", piece) or "!=" in piece:
         return True
     return any(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ibidem.lifecycle.eviction import RANKINGS
 from ibidem.patience import waiting
 from ibidem.storage.engines import breaker_of, in_turn, is_away, storage_error, take_turn
 from ibidem.storage.tables import entries
@@ -76,15 +78,18 @@ def insert_into(dialect: str) -> Any:
     return postgresql.insert if dialect == "postgresql" else sqlite.insert
 
 
-def upsert_entry(dialect: str, rank: Callable[..., Any]) -> Any:
+@lru_cache
+def upsert_entry(dialect: str, ranking: str) -> Any:
     """Insert, or replace the answer but keep hits: the same id means the same question.
 
-    `rank` gives the rank of an entry with these hits, cost, size and time of last use.
+    Made once, as each store runs it: making it takes as long as running it. Its parameters are the columns,
+    and `floor`, that of the ranking, one of `RANKINGS`.
     """
     insert = insert_into(dialect)(entries)
     new, old = insert.excluded, entries.c
+    floor = sa.bindparam("floor", type_=sa.Float)
     changes = {column.name: new[column.name] for column in old if column.name not in ("id", "hits")}
-    changes["rank"] = rank(old.hits, new.cost, new.size, new.used, least)
+    changes["rank"] = RANKINGS[ranking].rank(floor, old.hits, new.cost, new.size, new.used, least)
     return insert.on_conflict_do_update(index_elements=[old.id], set_=changes)
 
 

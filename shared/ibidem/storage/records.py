@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -52,6 +51,11 @@ _NEAR = Prepared(
     )
     .order_by(_entries.c.created.desc())
     .limit(NEAR_LIMIT)
+)
+# What an entry had, and what it has: each store runs them.
+_DOCUMENTS, _TAGS = (
+    (sa.delete(table).where(table.c.entry_id == sa.bindparam("of")), sa.insert(table))
+    for table in (_documents, _tags)
 )
 _d = _documents.c
 _SOURCES = Prepared(
@@ -213,11 +217,11 @@ class Records(Notes):
         with writing(self._engine) as db:
             if self.invalidations.refuse(db, entry, made):
                 return False
-            db.execute(upsert_entry(db.dialect.name, partial(bounds.rank, floor)), row)
-            for table, rows in ((_documents, source_rows(entry)), (_tags, tag_rows(entry))):
-                db.execute(sa.delete(table).where(table.c.entry_id == entry.id))
+            db.execute(upsert_entry(db.dialect.name, bounds.ranking), {**row, "floor": floor})
+            for (forget, insert), rows in ((_DOCUMENTS, source_rows(entry)), (_TAGS, tag_rows(entry))):
+                db.execute(forget, {"of": entry.id})
                 if rows:
-                    db.execute(sa.insert(table), rows)
+                    db.execute(insert, rows)
             if entry.semantic:
                 put_vector(db, entry, number_of(embedder))
             else:
