@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import os
@@ -14,6 +15,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.load import dumps
 from langchain_core.messages import (
@@ -659,17 +661,17 @@ def test_keys_are_the_same_in_every_process() -> None:
     assert len(keys) == 1
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python cannot mark coroutine functions before 3.12")
-def test_events_of_async_runs_cost_no_thread() -> None:
-    tracker = Tracker()
-    for name in (
-        "on_chain_start",
-        "on_chain_end",
-        "on_chain_error",
-        "on_retriever_start",
-        "on_retriever_end",
-    ):
-        assert inspect.iscoroutinefunction(getattr(tracker, name))
+async def test_events_of_async_runs_cost_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, told, threads = Tracker(), [], []
+    monkeypatch.setattr(tracker.memory, "run_started", lambda *_: told.append(threading.get_ident()))
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "run_in_executor", lambda *given: threads.append(given))
+    async_manager = AsyncCallbackManager([tracker])
+    await async_manager.on_chain_start({}, {"a": 1})
+    await async_manager.on_retriever_start({}, "q")
+    assert (told, threads) == ([threading.get_ident()] * 2, [])
+    CallbackManager([tracker]).on_chain_start({}, {"a": 1})
+    assert len(told) == 3
     assert not inspect.iscoroutine(tracker.on_chain_error(ValueError(), run_id=uuid4()))
 
 
@@ -679,9 +681,9 @@ def test_runs_leave_nothing_behind() -> None:
     tracker.on_chain_start({}, {"a": 1}, run_id=root)
     tracker.on_retriever_start({}, "q", run_id=child, parent_run_id=root)
     tracker.on_retriever_end([Document("The document.")], run_id=child)
-    assert [d.text for d in tracker.memory.documents_of(root)] == ["The document."]
+    assert [d.text for d in tracker.memory.documents_of(root.int)] == ["The document."]
     tracker.on_chain_end({}, run_id=root)
-    assert tracker.memory.documents_of(root) == []
+    assert tracker.memory.documents_of(root.int) == []
 
 
 def test_the_tracker_swallows_its_own_failures(caplog: pytest.LogCaptureFixture) -> None:

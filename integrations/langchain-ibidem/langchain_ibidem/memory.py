@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID
 
 from langchain_core.documents import Document
+from langchain_core.prompt_values import PromptValue
 
 from ibidem.bounded import BoundedDict
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.shown import Shown
 from ibidem.prompts.sources import Retrieved
 from ibidem.request import digest
+from langchain_ibidem.prompt import fingerprints_of
 from langchain_ibidem.variables import LONGEST_TEXT, Variables
 
 RECENT_DOCUMENTS = 256
 _RUNS = 4096
 _RENDERS = 2048
+_RENDERED = 32  # whose fingerprints nobody has asked for yet
 _DOCUMENTS_PER_RUN = 256
 _QUERIES_PER_DOCUMENT = 32
 # Where loaders write what a document was cut from.
@@ -36,7 +40,7 @@ class Render:
     named: Mapping[str, str]
     texts: frozenset[str]
     documents: tuple[Retrieved, ...]
-    run: UUID
+    run: int
     asked: str | None
     shown: Shown | None = None
 
@@ -54,24 +58,28 @@ def _first_name(values: Iterable[Any]) -> str:
 
 
 class Memory:
-    """Bounded and thread-safe. Nothing here is slow, so one lock is enough."""
+    """Bounded and thread-safe. Nothing here is slow, so one lock is enough.
+
+    Runs are known by the number of their UUID: a UUID itself takes its hash in Python, ten times a run.
+    """
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
         self._create()
 
     def _create(self) -> None:
-        self._outermost: BoundedDict[UUID, UUID] = BoundedDict(4 * _RUNS)
-        self._asked: BoundedDict[UUID, str] = BoundedDict(_RUNS)
-        self._rendering: BoundedDict[UUID, Variables] = BoundedDict(_RUNS)
-        self._queries: BoundedDict[UUID, str] = BoundedDict(_RUNS)
-        self._shown: BoundedDict[UUID, Shown] = BoundedDict(_RUNS)
+        self._outermost: BoundedDict[int, int] = BoundedDict(4 * _RUNS)
+        self._asked: BoundedDict[int, str] = BoundedDict(_RUNS)
+        self._rendering: BoundedDict[int, Variables] = BoundedDict(_RUNS)
+        self._queries: BoundedDict[int, str] = BoundedDict(_RUNS)
+        self._shown: BoundedDict[int, Shown] = BoundedDict(_RUNS)
+        self._rendered: deque[tuple[Render, PromptValue]] = deque()
         self._renders: BoundedDict[str, Render] = BoundedDict(_RENDERS)
         # Documents by id and text: several may have the same text, and one may have changed.
-        self._of_run: BoundedDict[UUID, dict[tuple[str, str], Retrieved]] = BoundedDict(_RUNS)
+        self._of_run: BoundedDict[int, dict[tuple[str, str], Retrieved]] = BoundedDict(_RUNS)
         self._recent: BoundedDict[tuple[str, str], Retrieved] = BoundedDict(RECENT_DOCUMENTS)
 
-    def run_started(self, run: UUID, parent: UUID | None, inputs: Any) -> None:
+    def run_started(self, run: int, parent: int | None, inputs: Any) -> None:
         """A run began inside `parent`, or is an outermost one that was asked `inputs`."""
         with self._lock:
             if parent is not None:
@@ -79,49 +87,54 @@ class Memory:
             elif isinstance(inputs, str) and len(inputs) <= LONGEST_TEXT:
                 self._asked.put(run, inputs)
 
-    def render_started(self, run: UUID, variables: Variables) -> None:
+    def render_started(self, run: int, variables: Variables) -> None:
         """The run fills a template with `variables`."""
         with self._lock:
             self._rendering.put(run, variables)
 
-    def selected(self, run: UUID, shown: Shown) -> None:
+    def selected(self, run: int, shown: Shown) -> None:
         """These examples were selected while the run fills its template."""
         with self._lock:
             if self._rendering.get(run) is not None:
                 before = self._shown.get(run)
                 self._shown.put(run, shown if before is None else before.and_then(shown))
 
-    def render_ended(self, run: UUID) -> Render | None:
-        """The render of the run; None if the run did not fill a template."""
-        with self._lock:
-            variables, shown = self._rendering.pop(run), self._shown.pop(run)
-            outermost = self._outermost.get(run) or run
-            if variables is None:
-                return None
-            documents = tuple(map(retrieved, variables.documents))
-            asked = self._asked.get(outermost)
-            shown = shown and replace(shown, given=shown.given | variables.texts)
-            return Render(variables.named, variables.texts, documents, outermost, asked, shown)
+    def run_ended(self, run: int) -> Render | None:
+        """Nothing will happen in the run any more; its documents stay among the recent ones.
 
-    def render_gave(self, render: Render, fingerprints: Iterable[str]) -> None:
-        """The render gave prompts with these fingerprints."""
+        Returns what it rendered, None if it did not fill a template.
+        """
         with self._lock:
-            for fingerprint in fingerprints:
-                self._renders.put(fingerprint, render)
-
-    def run_ended(self, run: UUID) -> None:
-        """Nothing will happen in the run any more; its documents stay among the recent ones."""
-        with self._lock:
-            self._rendering.pop(run)
-            self._shown.pop(run)
             self._of_run.pop(run)
+            if (variables := self._rendering.pop(run)) is None:
+                return None
+            shown, outermost = self._shown.pop(run), self._outermost.get(run) or run
+            asked = self._asked.get(outermost)
+        documents = tuple(map(retrieved, variables.documents))
+        shown = shown and replace(shown, given=shown.given | variables.texts)
+        return Render(variables.named, variables.texts, documents, outermost, asked, shown)
 
-    def search_started(self, run: UUID, query: str) -> None:
+    def render_gave(self, render: Render, prompt: PromptValue) -> None:
+        """The render gave this prompt."""
+        with self._lock:
+            self._rendered.append((render, prompt))
+            if len(self._rendered) > _RENDERED:
+                self._take_up()
+
+    def _take_up(self) -> None:
+        """Note renders by the fingerprints of their prompts: not sooner, as many are never asked for."""
+        while self._rendered:
+            render, prompt = self._rendered.popleft()
+            with suppress(Exception):  # a prompt of a foreign kind: as if nobody had told of it
+                for fingerprint in fingerprints_of(prompt):
+                    self._renders.put(fingerprint, render)
+
+    def search_started(self, run: int, query: str) -> None:
         """The run searches documents for `query`."""
         with self._lock:
             self._queries.put(run, query)
 
-    def search_ended(self, run: UUID, found: Sequence[Retrieved]) -> None:
+    def search_ended(self, run: int, found: Sequence[Retrieved]) -> None:
         """The run found these documents."""
         with self._lock:
             query, outermost = self._queries.pop(run), self._outermost.get(run)
@@ -140,9 +153,10 @@ class Memory:
     def render_of(self, fingerprint: str) -> Render | None:
         """The render that gave the prompt with this fingerprint."""
         with self._lock:
+            self._take_up()
             return self._renders.get(fingerprint)
 
-    def documents_of(self, run: UUID) -> list[Retrieved]:
+    def documents_of(self, run: int) -> list[Retrieved]:
         """What was found inside the outermost run `run`, while it lasts."""
         with self._lock:
             return list((self._of_run.get(run) or {}).values())

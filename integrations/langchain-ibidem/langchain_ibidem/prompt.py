@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import BaseMessage
+from langchain_core.prompt_values import PromptValue
 
 from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
 
@@ -76,6 +77,15 @@ def of_messages(messages: Sequence[BaseMessage]) -> Prompt:
         KeyError, TypeError, ValueError: A message is of no known kind, or holds what JSON cannot.
     """
     return _assemble([vars(message) for message in messages])
+
+
+def fingerprints_of(rendered: PromptValue) -> tuple[str, ...]:
+    """How the prompt will look to a completion model and to a chat model."""
+    as_text = plain(rendered.to_string()).fingerprint
+    try:
+        return as_text, of_messages(rendered.to_messages()).fingerprint
+    except (KeyError, TypeError, ValueError):  # messages of an unknown kind, or content that is not JSON
+        return (as_text,)
 
 
 def _unknown(prompt: str) -> Prompt:

@@ -123,7 +123,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
             given = frozenset(text for text in variables.values() if isinstance(text, str))
-            self._memory.selected(run, Shown(self._settings, pairs, given=given))
+            self._memory.selected(run.int, Shown(self._settings, pairs, given=given))
 
     def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
         question, answer = self._names

@@ -14,19 +14,18 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
+from types import MethodType
 from typing import Any
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, manager
 from langchain_core.documents import Document
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tracers.context import register_configure_hook
 
 from ibidem.faults import Faults
-from ibidem.prompts.prompt import plain
 from langchain_ibidem import calls
 from langchain_ibidem.memory import Memory, retrieved
-from langchain_ibidem.prompt import of_messages
 from langchain_ibidem.variables import take
 
 
@@ -38,14 +37,33 @@ class _Done:
 
 
 _DONE = _Done()
+_AWAITING = getattr(getattr(manager, "_ahandle_event_for_handler", None), "__code__", None)
 
 
-def _event(method: Callable[..., None]) -> Callable[..., Any]:
-    """Make a method an event handler: it never raises, and costs no thread in async runs where Python allows.
+class _ByCaller:
+    """A method that is a coroutine function for the code of LangChain that awaits, else a plain one."""
+
+    def __init__(self, handle: Callable[..., Any]) -> None:
+        async def awaited(*args: Any, **kwargs: Any) -> None:
+            handle(*args, **kwargs)
+
+        self._handle, self._awaited = handle, awaited
+        self.__doc__ = handle.__doc__
+
+    def __get__(self, tracker: Tracker | None, owner: type[Tracker]) -> Any:
+        if tracker is None:
+            return self
+        awaits = sys._getframe(1).f_code is _AWAITING
+        return MethodType(self._awaited if awaits else self._handle, tracker)
+
+
+def _event(method: Callable[..., None]) -> Any:
+    """Make a method an event handler: it never raises, and costs no thread in async runs.
 
     LangChain sends a plain method of a handler to an executor, at several times the cost of the method; a
-    coroutine function it awaits in place. (`run_inline = True` would do the same on every Python, but hides
-    `on_llm_start` from everybody else's handlers: langchain issue 39633.)
+    coroutine function it awaits in place. A function can be marked as one from Python 3.12 on. (`run_inline =
+    True` would do the same everywhere, but hides `on_llm_start` from everybody else's handlers: langchain
+    issue 39633.)
     """
 
     @functools.wraps(method)
@@ -57,8 +75,8 @@ def _event(method: Callable[..., None]) -> Callable[..., Any]:
         return _DONE
 
     if sys.version_info >= (3, 12):
-        inspect.markcoroutinefunction(handle)
-    return handle
+        return inspect.markcoroutinefunction(handle)
+    return _ByCaller(handle)
 
 
 def _always(self: Tracker) -> bool:
@@ -91,36 +109,35 @@ class Tracker(BaseCallbackHandler):
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Note whose child the run is, and what a template is filled with."""
-        self.memory.run_started(run_id, parent_run_id, inputs)
+        self.memory.run_started(run_id.int, _number(parent_run_id), inputs)
         if kwargs.get("run_type") == "prompt":
-            self.memory.render_started(run_id, take(inputs))
+            self.memory.render_started(run_id.int, take(inputs))
 
     @_event
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note the prompt that a template became."""
-        render = self.memory.render_ended(run_id)
-        self.memory.run_ended(run_id)
+        render = self.memory.run_ended(run_id.int)
         if render is not None and isinstance(outputs, PromptValue):
-            self.memory.render_gave(render, _fingerprints(outputs))
+            self.memory.render_gave(render, outputs)
 
     @_event
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget what the failed run had begun."""
-        self.memory.run_ended(run_id)
+        self.memory.run_ended(run_id.int)
 
     @_event
     def on_retriever_start(
         self, serialized: Any, query: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Note what is searched for."""
-        self.memory.run_started(run_id, parent_run_id, None)
-        self.memory.search_started(run_id, query)
+        self.memory.run_started(run_id.int, _number(parent_run_id), None)
+        self.memory.search_started(run_id.int, query)
 
     @_event
     def on_retriever_end(self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any) -> None:
         """Note what was found."""
         found = map(retrieved, documents)
-        self.memory.search_ended(run_id, [document for document in found if document.text])
+        self.memory.search_ended(run_id.int, [document for document in found if document.text])
 
     @_event
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
@@ -128,13 +145,8 @@ class Tracker(BaseCallbackHandler):
         calls.failed()
 
 
-def _fingerprints(rendered: PromptValue) -> tuple[str, ...]:
-    """How the prompt will look to a chat model and to a completion model."""
-    as_text = plain(rendered.to_string()).fingerprint
-    try:
-        return as_text, of_messages(rendered.to_messages()).fingerprint
-    except (KeyError, TypeError, ValueError):  # messages of an unknown kind, or content that is not JSON
-        return (as_text,)
+def _number(run: UUID | None) -> int | None:
+    return None if run is None else run.int
 
 
 _install_lock = threading.Lock()

@@ -1,8 +1,8 @@
 """Ibidem beside other caches; run as `python -m tests.benchmarks.speed`, `--help` lists the options.
 
 Each contender is filled and measured in processes of its own, one after the other, several rounds; of each
-figure the table shows the median. Ratios are to the time of the bare int8 encoder in the same seconds of the same
-process, so that a busy machine hurts all alike.
+figure the table shows the median. Ratios are to the time of the bare int8 encoder in the same seconds of the
+same process, so that a busy machine hurts all alike.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ def compare(options: argparse.Namespace, folder: Path, entries: int) -> None:
     for _ in range(options.rounds):
         for name in names:
             rounds[name].append(_child(options, folder, name, entries, "measure"))
-    print(f"\n{entries:,} entries; {_machine()}; {options.rounds} rounds of {options.calls} calls of each kind.\n")
+    print(
+        f"\n{entries:,} entries; {_machine()}; {options.rounds} rounds of {options.calls} calls of each kind.\n"
+    )
     print_table(rounds, filled)
     for name in names:
         shutil.rmtree(folder / f"{name}-{entries}", ignore_errors=True)
 
 
-def _child(
-    options: argparse.Namespace, folder: Path, name: str, entries: int, phase: str
-) -> dict[str, Any]:
+def _child(options: argparse.Namespace, folder: Path, name: str, entries: int, phase: str) -> dict[str, Any]:
     wanted = {
         "contender": name,
         "entries": entries,
@@ -114,17 +114,25 @@ def _machine() -> str:
 
 def print_table(rounds: dict[str, list[dict[str, Any]]], filled: dict[str, dict[str, Any]]) -> None:
     """Two tables: one call at a time, and what a process takes and gives."""
-    print("| ms p50 (p95) | exact hit | by meaning | miss and store | by meaning / bare encode | hits | wrong |")
+    print(
+        "| ms p50 (p95) | exact hit | by meaning | miss and store | by meaning / bare encode | hits | wrong |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, runs in rounds.items():
         cells = [_cell(runs, kind) for kind in ("exact", "reworded", "missed")]
         ratio = statistics.median(run["reworded"]["p50"] / run["encode"]["p50"] for run in runs)
         hits, wrong = (statistics.median(run[of] for run in runs) for of in ("hits", "wrong"))
         print(f"| {CONTENDERS[name].name} | {' | '.join(cells)} | {ratio:.2f} | {hits:.1%} | {wrong:.2%} |")
-    print("\n| | hits a second: 1 | 8 | 32 threads | CPU ms a hit, 32 threads | first hit s | by meaning s | MB | disk MB |")
+    print(
+        "\n| | hits a second: 1 | 8 | 32 threads | CPU ms a hit, 32 threads | first hit s | by meaning s | MB | disk MB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, runs in rounds.items():
-        median = {of: statistics.median(run[of] for run in runs) for of in runs[0] if isinstance(runs[0][of], float | int)}
+        median = {
+            of: statistics.median(run[of] for run in runs)
+            for of in runs[0]
+            if isinstance(runs[0][of], float | int)
+        }
         rates = " | ".join(f"{median[f'rate_{threads}']:.0f}" for threads in (1, 8, 32))
         print(
             f"| {CONTENDERS[name].name} | {rates} | {median['cpu_32']:.1f} | {median['first_exact']:.2f} "

@@ -98,7 +98,9 @@ class Floor(Contender):
         self.embed = resolve_embedder(None).embed
         parts = [np.load(file) for file in sorted(self.folder.glob("*.npz"))]
         self.answers = [str(answer) for part in parts for answer in part["answers"]]
-        self.exact = dict(zip((str(text) for part in parts for text in part["texts"]), self.answers, strict=True))
+        self.exact = dict(
+            zip((str(text) for part in parts for text in part["texts"]), self.answers, strict=True)
+        )
         held = np.concatenate([part["vectors"] for part in parts])
         self.rows = np.concatenate([held, np.zeros((10_000, self.width), np.float32)])
         self.rows = self.rows.astype(np.float32)

@@ -45,7 +45,9 @@ def fill(folder: Path, batches: Iterable[Batch], *, indexed: bool) -> None:
         entries = [_entry(*one) for one in zip(requests, answers, vectors, strict=True)]
         rows = [vector_row(entry, number) for entry in entries]
         if index is not None:
-            points = {str(one.point): coded(one.vector, "", one.scope) for one in entries if one.vector is not None}
+            points = {
+                str(one.point): coded(one.vector, "", one.scope) for one in entries if one.vector is not None
+            }
             index.upsert(list(points), np.stack(list(points.values())))
             rows = [{**row, "indexed_in": index.generation} for row in rows]
         with engine.begin() as db:
