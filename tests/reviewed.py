@@ -13,13 +13,17 @@ AT = 1_790_000_000.0
 SCOPE = Request("x", scope="the model").scope_digest
 PLANTED = (
     "<script>window.ran = 'script'</script>\"'><img src=x onerror=\"window.ran = 'image'\">"
-    "</textarea></title><svg onload=alert(1)> {{ 7 * 7 }} javascript:alert(1) \x00\x1b[31m \u202etxt.exe " + "W" * 400
+    "</textarea></title><svg onload=alert(1)> {{ 7 * 7 }} javascript:alert(1) \x1b[31m \u202etxt.exe "
+    + "W"
+    * 400
 )
 ARABIC = "كم يوما لدي لإرجاع البضائع؟"
 HEBREW = "תוך 30 יום, עם הקבלה (invoice no. 17)."
 
 
-def entry(question: str, answer: str, *, namespace: str = "", docs: Sequence[Source] = (), at: float = AT) -> Entry:
+def entry(
+    question: str, answer: str, *, namespace: str = "", docs: Sequence[Source] = (), at: float = AT
+) -> Entry:
     """A stored answer; its id is that of the request."""
     documents = digest(*sorted({one.digest for one in docs}))
     return Entry(
@@ -36,7 +40,9 @@ def entry(question: str, answer: str, *, namespace: str = "", docs: Sequence[Sou
     )
 
 
-def looked_up(asked: str, met: Entry, similarity: float, *, reason: str = "", at: float = AT + 60) -> LookupRow:
+def looked_up(
+    asked: str, met: Entry, similarity: float, *, reason: str = "", at: float = AT + 60
+) -> LookupRow:
     """A lookup that met this entry: a hit, or a miss with a reason."""
     tier = "" if reason else "semantic"
     return LookupRow(at, met.namespace, met.scope, asked, tier, reason, met.id, similarity, 0.002, 0)
@@ -53,8 +59,12 @@ def audited(asked: str, met: Entry, score: float, right: bool, *, source: str = 
 def fill(records: Records) -> None:
     """A few pairs of each kind."""
     terms = Source("terms#4", digest("terms"), True, "docs/terms.md")
-    shop = entry("How long can I return goods?", "Within 30 days, with the receipt.\n\nUnworn shoes too.", docs=(terms,))
-    password = entry("How do I change my password?", "Under Account, Security, choose \"Change password\".")
+    shop = entry(
+        "How long can I return goods?",
+        "Within 30 days, with the receipt.\n\nUnworn shoes too.",
+        docs=(terms,),
+    )
+    password = entry("How do I change my password?", 'Under Account, Security, choose "Change password".')
     parcel = entry("Where is my parcel?", "Open Orders and choose Track.", namespace="acme")
     changed = Source("terms#4", digest("terms, as of May"), True, "docs/terms.md")
     fresh = entry("How long may I return the goods I bought?", "Within 14 days.", docs=(changed,), at=AT + 70)

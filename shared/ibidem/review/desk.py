@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ibidem.storage.reviews import Met
 
 LEASE_SECONDS = 600.0  # so long a pair is kept for the reviewer who looks at it
+_SAID = {True: "the same answer", False: "not the same answer"}
 FRESH_SECONDS = 60.0  # after so long the logs are read again
 
 
@@ -24,7 +25,7 @@ FRESH_SECONDS = 60.0  # after so long the logs are read again
 class Reviewer:
     """A browser that judges: what it skipped and said, and what it is to be told next.
 
-    `doubted` is the id of an entry that it just called wrong.
+    `doubted` is the id of an entry that was served, which it just called wrong.
     """
 
     name: str
@@ -85,10 +86,10 @@ class Desk:
             said = self._records.reviews.judge(met, right, time.time())
             self._drop(pair)
         if said.again:
-            who.notice = f"Another reviewer had judged that pair: {'same answer' if said.right else 'not'}."
+            who.notice = f"Another reviewer had judged that pair: {_SAID[said.right]}."
         else:
             who.done.append((met, said))
-            who.doubted = "" if right else met.entry_id
+            who.doubted = met.entry_id if met.kind == "hit" and not right else ""
         return said
 
     def skip(self, who: Reviewer, pair: str) -> None:

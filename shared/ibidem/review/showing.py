@@ -98,7 +98,9 @@ def marked(asked: str, stored: str) -> tuple[list[Piece], list[Piece]]:
 
 def _pieces(tokens: Sequence[str], differs: bool) -> list[Piece]:
     text = "".join(tokens)
-    return [Piece(text, differs and bool(text.strip()))] if text else []
+    bare = text.strip() if differs else ""
+    before, _, after = text.partition(bare) if bare else (text, "", "")
+    return [piece for piece in (Piece(before, False), Piece(bare, True), Piece(after, False)) if piece.text]
 
 
 def _papers(stored: Sequence[Source], asked: Sequence[Source] | None) -> Iterator[Paper]:
