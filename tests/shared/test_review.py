@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -671,6 +672,19 @@ def test_the_command_creates_no_cache(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "there is no cache" in done.output
     assert not (tmp_path / "none").exists()
+
+
+def test_the_extra_is_named_if_it_is_not_installed(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is the command to install it."""
+    for module in ("app", "serving"):
+        monkeypatch.delitem(sys.modules, f"ibidem.review.{module}")
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    done = CliRunner().invoke(app, ["review", "--path", str(tmp_path), "--no-open"])
+
+    assert done.exit_code == 2
+    assert "pip install 'ibidem[review]'" in done.output
 
 
 def test_a_real_cache_has_pairs_to_judge(open_cache, tmp_path: Path) -> None:

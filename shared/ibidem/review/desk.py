@@ -102,16 +102,16 @@ class Desk:
 
     def undo(self, who: Reviewer) -> None:
         """Take back what this reviewer said or skipped last, and show the pair again."""
-        if not who.done:
-            who.notice = "There is nothing to undo."
-            return
-        met, said = who.done.pop()
-        who.skipped.discard(met.id)
-        if said is not None and not self._records.reviews.undo(said):
-            who.notice = "That judgement is not in the log any more."
-            return
-        who.notice, who.first = "Undone.", met.id
         with self._lock:
+            if not who.done:
+                who.notice = "There is nothing to undo."
+                return
+            met, said = who.done.pop()
+            who.skipped.discard(met.id)
+            if said is not None and not self._records.reviews.undo(said):
+                who.notice = "That judgement is not in the log any more."
+                return
+            who.notice, who.first = "Undone.", met.id
             self._pairs = {met.id: met, **self._pairs}
 
     def _take(self, who: Reviewer, kind: str) -> tuple[Met, Entry] | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ibidem.storage.reviews import Met
 
 LIMIT = 2_000  # pairs of audits, and of lookups, that are looked at: the nearest to the boundary
+SCORED = ("", "audit", *BELOW)  # outcomes that the score decided
 KINDS = ("audit", "hit", "near_miss")
 
 
@@ -62,7 +63,7 @@ class Sieve:
 
     def _place(self, met: Met) -> tuple[int, float, str]:
         score = met.similarity if met.score is None else met.score
-        last = met.kind != "audit" and met.reason not in ("", *BELOW)
+        last = met.kind != "audit" and met.reason not in SCORED
         return 0 if met.kind == "audit" else 1 + last, abs(score - self.boundary), met.id
 
 

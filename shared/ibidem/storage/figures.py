@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from ibidem.storage import tables
 from ibidem.storage.database import reading
-from ibidem.storage.logs import PEOPLE
 
 # Tokens of a prompt up to which prices are known to be flat; some models charge more for longer ones.
 LONG_PROMPT = 128_000
@@ -200,8 +199,8 @@ class Figures:
     def doubted(self, span: Span, limit: int) -> list[Doubted]:
         """The entries most often called wrong, by audits of what was served or by people."""
         audits = _total(sa.case((_j.source == "audit", 1), else_=0)).label("audits")
-        said = _total(sa.case((_j.source.in_(PEOPLE), 1), else_=0)).label("said")
-        where = (~_j.right, _j.source.in_(("audit", *PEOPLE)), *_of(_judgements, span))
+        said = _total(sa.case((_j.source == "feedback", 1), else_=0)).label("said")
+        where = (~_j.right, _j.source.in_(("audit", "feedback")), *_of(_judgements, span))
         texts = [sa.func.max(column).label(column.name) for column in (_j.namespace, _j.stored, _j.asked)]
         wrong = sa.select(_j.entry_id, *texts, audits, said).where(*where).group_by(_j.entry_id)
         most = wrong.order_by(sa.func.count().desc(), _j.entry_id).limit(limit).subquery()
