@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,7 +19,6 @@ from ibidem.review.serving import listening, server
 from ibidem.settings import read_settings
 from ibidem.storage.records import Records
 from tests import reviewed
-from tests.e2e.test_report_page import PROGRAMS
 
 pytestmark = pytest.mark.slow
 # Boxes that hold text and are seen: none may leave the window, and buttons must not lie on one another.
@@ -48,20 +45,6 @@ class Place:
         """What reviewers said, the oldest first."""
         rows = self.records.judgements.recent(1_000)
         return [(row.asked, row.right) for row in reversed(rows) if row.source == "review"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A Chromium of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(PROGRAMS)} is installed")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        opened = driver.chromium.launch(executable_path=program, args=arguments)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
