@@ -17,7 +17,9 @@ DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py", "shared/ibidem/index/chroma_server.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
-    "jinja2": {"shared/ibidem/report/page.py"},
+    "jinja2": {"shared/ibidem/report/templating.py"},
+    "starlette": {"shared/ibidem/review/app.py"},
+    "uvicorn": {"shared/ibidem/review/serving.py"},
     "vl_convert": {"shared/ibidem/report/drawing.py"},
     "torch": {"shared/ibidem/tuning/losses.py", "shared/ibidem/tuning/training.py"},
     "sentence_transformers": {

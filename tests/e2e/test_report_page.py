@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from tests import logged
 from tests.logged import NOW
 
 pytestmark = pytest.mark.slow
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLANTED = "<script>document.title='ran'</script>\"><img src=x onerror=\"document.title='ran'\">" + "W" * 300
 
 # The charts that are seen, and where their labels are.
@@ -40,20 +36,6 @@ CHARTS = """() => {
   return [...document.querySelectorAll("figure")].map(
     figure => [...figure.querySelectorAll("svg")].filter(seen).map(chart))
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A Chromium of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(PROGRAMS)} is installed")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        opened = driver.chromium.launch(executable_path=program, args=arguments)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

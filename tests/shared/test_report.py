@@ -21,8 +21,9 @@ from ibidem import Answer
 from ibidem.cli.main import app
 from ibidem.prices import read_prices, savings
 from ibidem.report.facts import DAY, HOUR, Facts, boundary_of, gather, width_of
-from ibidem.report.page import page, prose
+from ibidem.report.page import page
 from ibidem.report.telling import amount, duration, money, shown, size
+from ibidem.report.templating import prose
 from ibidem.request import digest
 from ibidem.settings import read_settings
 from ibidem.stats import AuditStats

@@ -80,6 +80,7 @@ class Ledger:
         self._waiting: collections.deque[Comparison] = collections.deque()
         self._rows: collections.deque[JudgementRow] = collections.deque()
         self._told = 0  # so many of the first rows could not be written, and are known to the budgets
+        self._corrected = ""  # the mark of what people had corrected when the budgets were read
         self._last: int | None = None  # id of the newest judgement seen; None before the first budget
         self._polled = 0.0
         self._clears = 0
@@ -118,6 +119,7 @@ class Ledger:
         kept = self._budgets.get(terms)
         if kept is None:
             if self._last is None:
+                self._corrected = self._table.corrected()
                 self._last = self._table.last_id()
             rows = self._table.newest(WINDOW, terms.namespace, self.scorer)
             budget = resumed(terms, (row for _, row in rows))
@@ -247,8 +249,12 @@ class Ledger:
             last = self._last
         if last is None:
             return False
+        corrected = self._table.corrected()
         found = self._table.after(last, LEARN_BATCH, self.scorer)
         with self._lock:
+            if corrected != self._corrected:
+                self._corrected = corrected
+                self._budgets.clear()  # and read again, as a person has corrected them
             for number, row in found:
                 self._tell(row, number)
                 self._last = number

@@ -36,6 +36,7 @@ from ibidem.cli.promote import promote
 from ibidem.cli.rebuild import rebuild_index
 from ibidem.cli.replay import replay_workload
 from ibidem.cli.report import PricesOption, write_report
+from ibidem.cli.review import review_pairs
 from ibidem.cli.teach import mine_pairs, teach_pairs
 from ibidem.cli.tune import evaluate_models, tune_model
 from ibidem.doctor import examine
@@ -209,6 +210,7 @@ app.command("feedback")(give_feedback)
 app.command("export")(export_examples)
 app.command("replay")(replay_workload)
 app.command("report")(write_report)
+app.command("review")(review_pairs)
 app.command("advise")(advise_next)
 app.command("pairs")(mine_pairs)
 app.command("teach")(teach_pairs)

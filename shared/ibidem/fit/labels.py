@@ -15,6 +15,7 @@ from ibidem.fit.fitting import Pair
 from ibidem.lifecycle.admission import storable
 from ibidem.replay import CURVE_FROM, Row, replay
 from ibidem.request import Request, normalise
+from ibidem.storage.logs import REVIEW
 from ibidem.teaching.pairs import of_line
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST = 4_000  # questions that are learned from, the newest: more take minutes
 CANDIDATES = 3  # of a question with a meaning: the nearest stored ones that no guard refuses
-SOURCES = ("audit", "probe")  # judgements that somebody made
+SOURCES = ("audit", "probe", REVIEW)  # judgements that somebody made
 
 
 class Label(NamedTuple):
@@ -89,8 +90,12 @@ def _is_question(value: object) -> TypeGuard[str]:
 
 
 def of_judgements(rows: Iterable[JudgementRow]) -> list[tuple[Label, JudgementRow]]:
-    """What audits and probes found, whoever scored; of one pair judged twice the later, in order."""
-    found = {(row.asked, row.stored): row for row in rows if row.source in SOURCES}
+    """What audits, probes and reviewers found, in order; of one pair the later, a reviewer's before all."""
+    found: dict[tuple[str, str], JudgementRow] = {}
+    for row in rows:
+        known = found.get((row.asked, row.stored))
+        if row.source in SOURCES and (known is None or known.source != REVIEW or row.source == REVIEW):
+            found[row.asked, row.stored] = row
     newest = list(found.values())[-MOST:]
     return [(Label(row.asked, row.stored, row.right), row) for row in newest]
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ibidem.errors import MissingExtra
-from ibidem.report import remarks, telling
+from ibidem.report import remarks
 from ibidem.report.drawing import draw
 from ibidem.report.facts import BELOW, Facts
 from ibidem.report.figures import Drawn, figures_of
 from ibidem.report.remarks import Remark
 
 try:
-    import jinja2
     from markupsafe import Markup
+
+    from ibidem.report.templating import environment
 except ImportError as error:
     raise MissingExtra("a report", "report") from error
 
@@ -30,7 +31,7 @@ def page(facts: Facts, version: str) -> str:
     """The page, as UTF-8 text."""
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = _environment().get_template("page.html")
+    template = environment(_HERE).get_template("page.html")
     return template.render(
         facts=facts,
         version=version,
@@ -41,38 +42,6 @@ def page(facts: Facts, version: str) -> str:
         near=_by_reason(facts),
         below=BELOW,
     )
-
-
-def _environment() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = (
-        "shown",
-        "named",
-        "percent",
-        "amount",
-        "duration",
-        "period",
-        "size",
-        "moment",
-        "saved_money",
-        "money",
-        "plural",
-    )
-    found.filters.update({name: getattr(telling, name) for name in names}, prose=prose)
-    return found
-
-
-def prose(text: str) -> Markup:
-    """A sentence with code in backticks; all of it is escaped."""
-    parts = text.split("`")
-    code = Markup("<code>{}</code>")
-    return Markup("").join(code.format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def _svgs(drawn: dict[str, Drawn]) -> dict[str, dict[str, Markup]]:

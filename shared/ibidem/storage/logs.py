@@ -1,4 +1,4 @@
-"""The logs of the truth in SQL, appended to and never changed: lookups and judgements of audits."""
+"""The logs of the truth in SQL, appended to: lookups and judgements; only people correct a judgement."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.storage import tables
 from ibidem.storage.database import least, reading, writing
+from ibidem.storage.notes import noted
 from ibidem.storage.rows import JudgementRow, LookupRow, Outcomes
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest go first
@@ -18,7 +19,10 @@ JUDGEMENT_LIMIT = 100_000  # judgements kept
 
 _entries, _lookups = tables.entries, tables.lookups
 _judgements = tables.judgements
-_AUDITED = _judgements.c.source != "feedback"  # what people said does not crowd out what was measured
+REVIEW = "review"
+PEOPLE = ("feedback", REVIEW)  # judgements of people
+CORRECTED = "judgements_corrected"  # a note that changes whenever a person corrects what audits found
+_AUDITED = _judgements.c.source.not_in(PEOPLE)  # what people said does not crowd out what was measured
 
 
 class LookupTable:
@@ -47,7 +51,7 @@ class LookupTable:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
             if served:
                 db.execute(_served(bounds, floor, life), served)
-            _forget_oldest(db, _lookups, LOG_LIMIT)
+            forget_oldest(db, _lookups, LOG_LIMIT)
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
         """The last lookups, newest first."""
@@ -79,7 +83,7 @@ class JudgementTable:
         names = JudgementRow.__slots__
         with writing(self._engine) as db:
             db.execute(sa.insert(_judgements), [{name: getattr(row, name) for name in names} for row in rows])
-            _forget_oldest(db, _judgements, JUDGEMENT_LIMIT)
+            forget_oldest(db, _judgements, JUDGEMENT_LIMIT)
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
         """The last judgements, newest first; all or those of one namespace."""
@@ -109,6 +113,11 @@ class JudgementTable:
         """The id of the newest judgement, 0 if there is none."""
         with reading(self._engine) as db:
             return db.scalar(sa.select(sa.func.max(_judgements.c.id))) or 0
+
+    def corrected(self) -> str:
+        """A mark that is another one after a person has corrected an audit."""
+        with reading(self._engine) as db:
+            return noted(db, CORRECTED) or ""
 
     def namespaces(self, limit: int, namespace: str | None = None) -> list[tuple[str, str]]:
         """The namespaces audited last, or this one, each with the scorer of its newest audit, last first."""
@@ -143,7 +152,8 @@ def _served(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
     return sa.update(_entries).where(c.id == sa.bindparam("entry")).values(changes)
 
 
-def _forget_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:
+def forget_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:
+    """Delete what is more than so many rows old, in the caller's transaction."""
     # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
     newest = sa.select(sa.func.max(log.c.id)).scalar_subquery()
     db.execute(sa.delete(log).where(log.c.id <= newest - limit))

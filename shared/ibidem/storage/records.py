@@ -13,6 +13,7 @@ from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.scoping import users_of
 from ibidem.storage import tables
+from ibidem.storage.browsing import Browsing
 from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
 from ibidem.storage.engines import breaker_of, close_engine, open_engine
@@ -26,6 +27,7 @@ from ibidem.storage.model_table import ModelFilesTable
 from ibidem.storage.notes import Notes
 from ibidem.storage.prepared import Prepared, padded, several
 from ibidem.storage.removal import Removal, delete, forget_vectors
+from ibidem.storage.reviews import Reviews
 from ibidem.storage.rows import ENTRY, Totals, entry_row, source_rows, tag_rows, to_entry
 from ibidem.storage.stored import StoredTable
 from ibidem.storage.vector_table import VectorTable, put_vector
@@ -83,6 +85,7 @@ class Records(Notes):
         self.invalidations, self.embedders = Invalidations(self._engine), Embedders(self._engine)
         self.models, self.stored = ModelFilesTable(self._engine), StoredTable(self._engine)
         self.figures, self.holdings = Figures(self._engine), HoldingsTable(self._engine)
+        self.reviews, self.browsing = Reviews(self._engine), Browsing(self._engine)
         try:
             prepare(self._engine)
         except StorageError as error:

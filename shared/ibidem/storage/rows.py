@@ -52,7 +52,8 @@ class JudgementRow:
 
     `entry_id` is the entry whose answer, given to the question `stored`, was compared with the model's to
     `asked`. `source` is `audit` if it would have been served, `probe` if not, `fit` for the label of a pair
-    to which a fit gave a new score, `feedback` if somebody said so; `scorer` says what gave the `score`.
+    to which a fit gave a new score, `feedback` if somebody said so, `review` if a reviewer did; `scorer` says
+    what gave the `score`.
     """
 
     at: float

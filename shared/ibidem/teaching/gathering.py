@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ibidem.entry import to_vector
-from ibidem.fit.labels import SOURCES
 from ibidem.request import digest_of, key_of, normalise
-from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT
+from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT, PEOPLE, REVIEW
 from ibidem.teaching.pairs import QuestionPair
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from ibidem.storage.rows import JudgementRow, LookupRow
 
 MOST = 10_000  # questions of one kind that are looked at, the newest: all with all of more takes minutes
+# Who says so, by the source of a judgement.
+_LABELLED_BY = {"audit": "judgement", "probe": "judgement", "feedback": "feedback", REVIEW: REVIEW}
 DELETED = "the stored question is not known any more: its entry was deleted"
 
 
@@ -67,12 +68,11 @@ def gather(records: Records, embedder: str, namespace: str | None = None) -> Gat
 
 
 def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
-    """What audits, probes and people said, newest first."""
+    """What audits, probes and people said, newest first; of one pair a reviewer has the last word."""
     seen: set[tuple[str, str, str]] = set()
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.source != REVIEW):
         asked, stored = normalise(row.asked), normalise(row.stored)
-        said = row.source == "feedback"
-        if row.source not in (*SOURCES, "feedback") or not asked or not stored or asked == stored:
+        if row.source not in _LABELLED_BY or not asked or not stored or asked == stored:
             continue
         if (key := (row.namespace, asked, stored)) not in seen:
             seen.add(key)
@@ -80,9 +80,9 @@ def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
                 asked,
                 stored,
                 row.right,
-                source="feedback" if said else "audit",
+                source=row.source if row.source in PEOPLE else "audit",
                 namespace=row.namespace,
-                labelled_by="feedback" if said else "judgement",
+                labelled_by=_LABELLED_BY[row.source],
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.admission import storable
 
-JUDGED = ("judgement", "feedback")  # who labelled, if a fresh answer was compared or a person said so
+JUDGED = ("judgement", "feedback", "review")  # who labelled: a fresh answer was compared, a person said so
 # Valid within JSON, but some programs end a line there.
 _BREAKS = {ord(one): json.dumps(one)[1:-1] for one in "\x85\u2028\u2029"}
 SHAPE = '{"a": question, "b": question, "same": 0, 1 or null}'
@@ -22,9 +22,9 @@ class QuestionPair:
     """Two questions of one namespace; `b` is the stored one where one is stored.
 
     `same` tells whether the answer to `b` serves `a`, None if that is not known, and `labelled_by` who says
-    so: `judgement` (of an audit), `feedback`, `answers` (the stored answers were compared), `teacher`; empty
-    where a file does not tell. `source` is `audit`, `feedback`, `near_miss`, `hit` or `neighbour`, `cosine`
-    that of the two embeddings, `extra` what else a line of a file held.
+    so: `judgement` (of an audit), `feedback`, `review`, `answers` (the stored answers were compared),
+    `teacher`; empty where a file does not tell. `source` is `audit`, `feedback`, `review`, `near_miss`, `hit`
+    or `neighbour`, `cosine` that of the two embeddings, `extra` what else a line of a file held.
     """
 
     a: str

@@ -1,0 +1,81 @@
+"""Which pairs are to be judged, and in which order: those first from which most is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ibidem.audits.audit import ASSUMED_RATE, report_of
+from ibidem.decision.guards import vetoed_by
+from ibidem.faults import Faults
+from ibidem.fit.adoption import adopted
+from ibidem.report.facts import BELOW, boundary_of
+from ibidem.request import normalise
+
+if TYPE_CHECKING:
+    from ibidem.decision.scoring import Scorer
+    from ibidem.settings import Settings
+    from ibidem.storage.records import Records
+    from ibidem.storage.reviews import Met
+
+LIMIT = 2_000  # pairs of audits, and of lookups, that are looked at: the nearest to the boundary
+SCORED = ("", "audit", *BELOW)  # outcomes that the score decided
+KINDS = ("audit", "hit", "near_miss")
+
+
+@dataclass(frozen=True, slots=True)
+class Sieve:
+    """Finds the pairs of one place.
+
+    Args:
+        records: The truth of the place.
+        scorer: What scores pairs there.
+        boundary: The score from which on answers are served.
+        namespace: Only this one; None for all.
+    """
+
+    records: Records
+    scorer: Scorer
+    boundary: float
+    namespace: str | None = None
+
+    def pairs(self) -> list[Met]:
+        """Pairs that no person has judged, each once. Raises `StorageError`.
+
+        Audits come first, as budgets rest on them; then hits and near misses by how close their score is to
+        the boundary; last what a guard or a changed document refused, which a score cannot change.
+        """
+        reviews, wanted = self.records.reviews, (self.boundary, LIMIT, self.namespace)
+        found: dict[str, Met] = {}
+        for met in (*reviews.audited(*wanted), *self._scored(reviews.looked_up(*wanted))):
+            if normalise(met.asked) != normalise(met.stored):
+                found.setdefault(met.id, met)
+        return sorted(found.values(), key=self._place)
+
+    def _scored(self, found: Iterable[Met]) -> Iterable[Met]:
+        """With the score that they have now: the log tells only the cosine."""
+        for met in found:
+            score = self.scorer.score(met.asked, met.stored, met.similarity)
+            guard = vetoed_by(met.asked, met.stored)
+            reason = f"guard:{guard}" if guard and not met.reason.startswith("guard:") else met.reason
+            yield replace(met, score=score, reason=reason)
+
+    def _place(self, met: Met) -> tuple[int, float, str]:
+        score = met.similarity if met.score is None else met.score
+        last = met.kind != "audit" and met.reason not in SCORED
+        return 0 if met.kind == "audit" else 1 + last, abs(score - self.boundary), met.id
+
+
+def sieve_of(records: Records, settings: Settings, namespace: str | None) -> Sieve:
+    """The sieve of a place as a cache that is opened now decides there; no model is loaded.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    known = records.embedders.known()
+    scorer = adopted(records, max(known, key=lambda one: known[one], default=""), Faults())
+    rate = settings.audit_rate or ASSUMED_RATE
+    audits = report_of(records.judgements, settings.max_wrong, rate, namespace)
+    boundary = boundary_of(settings, audits)
+    return Sieve(records, scorer, settings.policy.threshold if boundary is None else boundary, namespace)

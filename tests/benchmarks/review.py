@@ -1,0 +1,111 @@
+"""How long the pages of `ibidem review` take with 100,000 entries, 100,000 lookups and 20,000 judgements.
+
+    python -m tests.benchmarks.review [--database URL]
+
+Without a URL on SQLite, in a directory that is deleted. With one: of an empty database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import sqlalchemy as sa
+from starlette.testclient import TestClient
+
+from ibidem.review.app import Pages
+from ibidem.review.desk import Desk
+from ibidem.review.gate import Gate
+from ibidem.review.queue import sieve_of
+from ibidem.settings import read_settings
+from ibidem.storage import tables
+from ibidem.storage.database import writing
+from ibidem.storage.records import Records
+from ibidem.storage.rows import entry_row
+from tests import logged
+
+ENTRIES = LOOKUPS = 100_000
+JUDGEMENTS = 20_000
+TIMES = 5
+PORT = 8_000
+OLDER = re.compile(r'href="/entries\?(?:[^"]*&amp;)?before=([^"&]+)"')
+
+
+def fill(records: Records, entries: int = ENTRIES) -> None:
+    """Write so many entries, in few transactions, and the logs."""
+    stored = [replace(one, semantic=True) for one in logged.entries(entries)]
+    for start in range(0, entries, 10_000):
+        with writing(records._engine) as db:
+            db.execute(sa.insert(tables.entries), [entry_row(one) for one in stored[start : start + 10_000]])
+    rows = logged.lookups(LOOKUPS, stored)
+    for start in range(0, LOOKUPS, 10_000):
+        records.lookups.add(rows[start : start + 10_000])
+    records.judgements.add(logged.judgements(JUDGEMENTS, stored))
+
+
+def client_of(records: Records) -> TestClient:
+    """A browser that was given the token."""
+    sieve = sieve_of(records, read_settings(), None)
+    address = f"http://127.0.0.1:{PORT}"
+    client = TestClient(Gate(Pages(records, Desk(sieve)).app(), "token", PORT), base_url=address)
+    client.get("/?token=token")
+    return client
+
+
+def timed(client: TestClient, address: str) -> tuple[float, str]:
+    """The median time of a page in seconds, and its text."""
+    spent = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        answer = client.get(address)
+        spent.append(time.perf_counter() - began)
+        assert answer.status_code == 200, answer.text
+    return sorted(spent)[TIMES // 2], answer.text
+
+
+def measure(records: Records) -> None:
+    """Print the times of the pages."""
+    client = client_of(records)
+    began = time.perf_counter()
+    assert client.get("/").status_code == 200
+    print(f"judging, the logs read anew   {time.perf_counter() - began:6.3f} s")
+    print(f"judging, the next pair        {timed(client, '/')[0]:6.3f} s")
+    spent, text = timed(client, "/entries")
+    print(f"entries, first page           {spent:6.3f} s, {len(text) // 1000} KB")
+    for _ in range(40):
+        found = OLDER.search(text)
+        assert found is not None
+        text = client.get(f"/entries?before={found[1]}").text
+    spent, text = timed(client, f"/entries?before={found[1]}")
+    print(f"entries, page 41              {spent:6.3f} s")
+    last = records.browsing.page(1, before=(logged.NOW - 1.75 * logged.WEEKS, "f" * 32))[0]
+    spent, _ = timed(client, f"/entries?before={last.created!r},{last.id}")
+    print(f"entries, near the last page   {spent:6.3f} s (before {unquote(str(last.created))})")
+    for what, query in (
+        ("namespace acme", "in=%3Dacme"),
+        ("text on each page", "q=parcel"),
+        ("no such", "q=zzz"),
+    ):
+        print(f"entries, {what:20} {timed(client, f'/entries?{query}')[0]:6.3f} s")
+    print(f"one entry                     {timed(client, f'/entries/{last.id}')[0]:6.3f} s")
+
+
+def main() -> None:
+    """Fill a database and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--database")
+    given = parser.parse_args().database
+    with tempfile.TemporaryDirectory() as folder:
+        records = Records(given or f"sqlite:///{Path(folder) / 'truth.sqlite3'}")
+        fill(records)
+        measure(records)
+        records.close()
+
+
+if __name__ == "__main__":
+    main()

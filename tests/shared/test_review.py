@@ -1,0 +1,705 @@
+"""The review: what is to be judged, what becomes of it, who may come in, the pages."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from ibidem import Answer, Request
+from ibidem.audits.audit import report_of
+from ibidem.cli.main import app
+from ibidem.errors import InvalidInput, StorageError
+from ibidem.fit.labels import of_judgements
+from ibidem.review.app import PAGE, Pages
+from ibidem.review.desk import LEASE_SECONDS, Desk, Reviewer
+from ibidem.review.gate import Gate
+from ibidem.review.queue import sieve_of
+from ibidem.review.serving import listening
+from ibidem.review.showing import COMPARED, LONGEST, marked, readable, show
+from ibidem.settings import read_settings
+from ibidem.storage.records import Records
+from ibidem.storage.reviews import Met
+from ibidem.teaching.gathering import gather
+from tests import reviewed
+from tests.helpers import Child, question, reworded
+from tests.servers import running_postgres
+from tests.shared.test_audit import judged
+
+PORT = 8765
+HERE = f"http://127.0.0.1:{PORT}"
+ORIGIN = {"origin": HERE}
+PASSWORD = ("How do I reset my password?", "How do I change my password?")
+SHOES = ("How long can I return shoes?", "How long can I return goods?")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL."""
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    """A place with a few pairs of each kind."""
+    with closing(Records(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")) as found:
+        reviewed.fill(found)
+        yield found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
+    """The same on both databases."""
+    on_postgres = request.param == "postgresql"
+    url = request.getfixturevalue("postgres") if on_postgres else f"sqlite:///{tmp_path / 'either.sqlite3'}"
+    with closing(Records(url)) as found:
+        found.clear()
+        reviewed.fill(found)
+        yield found
+
+
+def desk_of(records: Records, clock: Callable[[], float] = lambda: 0.0, namespace: str | None = None) -> Desk:
+    """A desk with the pairs of this place."""
+    return Desk(sieve_of(records, read_settings(), namespace), clock)
+
+
+def pairs(records: Records) -> list[tuple[str, str]]:
+    """All that is to be judged, in order."""
+    return [(met.asked, met.stored) for met in sieve_of(records, read_settings(), None).pairs()]
+
+
+def met_of(records: Records, asked: str) -> Met:
+    """The pair in which this was asked."""
+    return next(met for met in sieve_of(records, read_settings(), None).pairs() if met.asked == asked)
+
+
+def browser(records: Records, gate: Gate | None = None) -> TestClient:
+    """A browser that was given the token."""
+    client = TestClient(gate or gate_of(records), base_url=HERE)
+    assert client.get("/?token=secret").status_code == 200
+    return client
+
+
+def gate_of(records: Records) -> Gate:
+    return Gate(Pages(records, desk_of(records)).app(), "secret", PORT)
+
+
+def pair_on(page: str) -> str:
+    """The id of the pair that a page shows."""
+    found = re.search(r'name="pair" value="(\w+)"', page)
+    assert found is not None, page
+    return found[1]
+
+
+# What is to be judged
+
+
+def test_audits_come_first_then_what_is_near_the_boundary(either: Records) -> None:
+    """What guards and documents refused comes last; equal questions and gone answers never."""
+    records = either
+    gone = reviewed.entry("A question whose answer is gone?", "Gone.")
+    same = reviewed.entry("The very same?", "Same.")
+    records.put(same, "embedder")
+    records.lookups.add(
+        [
+            reviewed.looked_up("What is gone?", gone, 0.95, reason="below_threshold"),
+            reviewed.looked_up("The very same? ", same, 1.0, reason="documents_changed"),
+        ]
+    )
+
+    found = sieve_of(records, read_settings(), None).pairs()
+
+    assert [met.kind for met in found] == ["audit"] * 2 + [met.kind for met in found[2:]]
+    assert (found[0].asked, found[0].stored) == PASSWORD
+    assert {found[-2].reason, found[-1].reason} == {"documents_changed", "guard:opposites"}
+    scores = [abs((met.score or 0) - 0.955) for met in found[2:-2]]
+    assert scores == sorted(scores)
+    assert len(found) == 8
+    assert {met.kind for met in found} == {"audit", "hit", "near_miss"}
+
+
+def test_what_met_often_is_one_pair(records: Records) -> None:
+    """With the outcome of the last time, and how often."""
+    shop = next(one for one in records.newest() if one.question == SHOES[1])
+    records.lookups.add([reviewed.looked_up(SHOES[0], shop, 0.95, reason="audit") for _ in range(3)])
+
+    met = met_of(records, SHOES[0])
+
+    assert (met.kind, met.reason, met.count) == ("near_miss", "audit", 4)
+
+
+def test_a_namespace_can_be_chosen(records: Records) -> None:
+    """Its pairs only."""
+    found = desk_of(records, namespace="acme").sieve.pairs()
+
+    assert [met.asked for met in found] == ["Where is my invoice?"]
+
+
+# What becomes of a judgement
+
+
+def test_a_judgement_is_found_by_fit_pairs_and_reports(either: Records) -> None:
+    """A label of its own, which corrects what the audit took the pair for; undo takes all of it back."""
+    records = either
+    met = met_of(records, PASSWORD[0])
+    before = [(row.source, row.right) for row in records.judgements.recent()]
+
+    said = records.reviews.judge(met, False, reviewed.AT)
+
+    rows = records.judgements.recent()
+    assert [(row.source, row.right) for row in rows if row.asked == met.asked] == [
+        ("review", False),
+        ("audit", False),
+    ]
+    assert PASSWORD not in pairs(records)
+    labels = {(label.asked, label.stored): label.right for label, _ in of_judgements(reversed(rows))}
+    assert labels[PASSWORD] is False
+    told = {(pair.a, pair.b): pair for pair in gather(records, "embedder").met}
+    assert (told[PASSWORD].same, told[PASSWORD].labelled_by, told[PASSWORD].source) == (
+        False,
+        "review",
+        "review",
+    )
+    (audited,) = report_of(records.judgements, 0.02, 0.05)[-1:]
+    assert (audited.audits, audited.wrong) == (1, 1)
+
+    assert records.reviews.undo(said)
+    assert [(row.source, row.right) for row in records.judgements.recent()] == before
+    assert PASSWORD in pairs(records)
+    assert not records.reviews.undo(said)
+
+
+def test_a_near_miss_that_was_judged_is_no_sample_for_budgets(records: Records) -> None:
+    """People choose what they judge: only what audits drew counts there."""
+    met = met_of(records, "May I return goods?")
+    before = records.judgements.newest(100, "", met.scorer)
+
+    records.reviews.judge(met, True, reviewed.AT)
+
+    assert records.judgements.newest(100, "", met.scorer) == before
+    assert records.judgements.audits() == (1, 0)
+
+
+def test_a_reviewer_has_the_last_word(records: Records) -> None:
+    """Also over an audit that comes later."""
+    met = met_of(records, PASSWORD[0])
+    records.reviews.judge(met, False, reviewed.AT)
+    entry = next(one for one in records.newest() if one.question == PASSWORD[1])
+    records.judgements.add([reviewed.audited(PASSWORD[0], entry, 0.957, True)])
+
+    rows = records.judgements.recent()
+    labels = {(label.asked, label.stored): label.right for label, _ in of_judgements(reversed(rows))}
+    told = {(pair.a, pair.b): pair.same for pair in gather(records, "embedder").met}
+
+    assert (labels[PASSWORD], told[PASSWORD]) == (False, False)
+    assert PASSWORD not in pairs(records)
+
+
+def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> None:
+    """Audits that the judge took for wrong keep a budget shut; a person corrects them, and it opens."""
+    cache = open_cache(audit_rate=0.5, max_wrong=0.02, threshold=None)
+    cache.store(Request(question(1)), Answer("one"))
+    stored = cache.recent(1)
+    assert stored == []
+    entry = cache._backend.records.newest(1)[0]
+    rows = [
+        judged(0.97, right=n % 20 > 0, asked=f"{n}", stored=question(1), entry_id=entry.id)
+        for n in range(600)
+    ]
+    with closing(Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")) as elsewhere:
+        elsewhere.judgements.add(rows)
+        (told,) = cache.stats().audits
+        assert told.threshold is None
+        found = elsewhere.reviews.audited(0.97, 1_000)
+        assert len(found) == 600
+        for met in found:
+            if not met.right:
+                elsewhere.reviews.judge(met, True, 2.0)
+        assert cache._backend.ledger.flush()
+        (told,) = cache.stats().audits
+
+    assert told.threshold is not None
+    assert told.threshold <= 0.97
+
+
+def test_one_pair_is_judged_once_whoever_is_faster(either: Records) -> None:
+    """Eight processes' worth of reviewers press at once: one judgement, the others are told what was said."""
+    met = met_of(either, SHOES[0])
+    barrier = threading.Barrier(8)
+
+    def press(n: int) -> bool:
+        barrier.wait(10)
+        return either.reviews.judge(met, n % 2 == 0, float(n)).again
+
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(press, range(8)))
+
+    assert sorted(again) == [False] + [True] * 7
+    assert len([row for row in either.judgements.recent() if row.source == "review"]) == 1
+
+
+# The desk
+
+
+def judge_all(desk: Desk, who: Reviewer) -> list[str]:
+    """Judge until nothing is left; the ids of the pairs."""
+    found = []
+    while (given := desk.next(who)) is not None:
+        found.append(given[0].id)
+        said = desk.judge(who, given[0].id, True)
+        assert said is not None
+        assert not said.again
+    return found
+
+
+def test_two_reviewers_share_the_pairs(records: Records) -> None:
+    """At the same time, from two threads: no pair is lost, none judged twice."""
+    everything = {met.id for met in sieve_of(records, read_settings(), None).pairs()}
+    desk = desk_of(records)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda name: judge_all(desk, Reviewer(name)), "ab")
+
+    assert len(one) + len(other) == len(everything)
+    assert {*one, *other} == everything
+
+
+def test_the_second_reviewer_gets_the_next_pair_until_the_lease_ends(records: Records) -> None:
+    """A page that is loaded again shows the same pair; who is late is told so."""
+    now = [0.0]
+    desk = desk_of(records, lambda: now[0])
+    one, other = Reviewer("a"), Reviewer("b")
+    first = desk.next(one)
+    assert first is not None
+    assert desk.next(one) == first
+    second = desk.next(other)
+    assert second is not None
+    assert second[0].id != first[0].id
+    desk.skip(other, second[0].id)
+
+    now[0] += LEASE_SECONDS + 1
+    assert desk.next(other) == first
+    assert desk.judge(other, first[0].id, False)
+    assert desk.judge(one, first[0].id, True) is None
+    assert "somebody judged it" in one.told()[0]
+
+
+def test_what_another_process_judged_is_not_shown(records: Records) -> None:
+    """And who has it on the screen already is told what was said."""
+    here, there = desk_of(records), desk_of(records)
+    one, other = Reviewer("a"), Reviewer("b")
+    mine, theirs = here.next(one), there.next(other)
+    assert mine is not None
+    assert mine == theirs
+    there.judge(other, mine[0].id, False)
+
+    said = here.judge(one, mine[0].id, True)
+
+    assert said is not None
+    assert said.again
+    assert one.told()[0] == "Another reviewer had judged that pair: not the same answer."
+    nobody = Reviewer("c")
+    shown = desk_of(records).next(nobody)
+    assert shown is not None
+    assert shown[0].id != mine[0].id
+
+
+def test_skip_and_undo(records: Records) -> None:
+    """What was skipped is not shown again, but to others; undo goes back one by one."""
+    desk, one = desk_of(records), Reviewer("a")
+    first = desk.next(one)
+    assert first is not None
+    desk.skip(one, first[0].id)
+    second = desk.next(one)
+    assert second is not None
+    assert second[0].id != first[0].id
+    assert desk.next(Reviewer("b")) == first
+    desk.judge(one, second[0].id, True)
+
+    desk.undo(one)
+    assert desk.next(one) == second
+    assert pairs(records)[1] == (second[0].asked, second[0].stored)
+    desk.undo(one)
+    desk.undo(one)
+    assert one.told()[0] == "There is nothing to undo."
+
+
+# What is shown
+
+
+def test_words_that_differ_are_marked() -> None:
+    """Word by word, without the blanks around them."""
+    here, there = marked("How do I reset my  password?", "How can I reset the password")
+
+    assert [piece.text for piece in here if piece.differs] == ["do", "my", "?"]
+    assert [piece.text for piece in there if piece.differs] == ["can", "the"]
+    assert "".join(piece.text for piece in here) == "How do I reset my  password?"
+    long = "word " * COMPARED
+    assert marked(long, "word") == ([(long, False)], [("word", False)])
+
+
+def test_texts_cannot_change_more_than_themselves() -> None:
+    """Line breaks and marks of Arabic and Hebrew stay; overrides and control characters are seen."""
+    assert readable("a\n\tb\u200f\u200d") == "a\n\tb\u200f\u200d"
+    assert (
+        readable("a\x00\x1b\u202eb\ud800")
+        == "a" + "\N{REPLACEMENT CHARACTER}" * 3 + "b\N{REPLACEMENT CHARACTER}"
+    )
+    assert len(readable("x" * 10**6)) == LONGEST
+
+
+def test_the_answer_of_the_model_and_changed_documents_are_shown(records: Records) -> None:
+    """Where the question that missed was stored itself."""
+    met = met_of(records, "How long may I return the goods I bought?")
+    (entry,) = records.of_ids([met.entry_id])
+
+    shown = show(records, met, entry)
+
+    assert shown.fresh is not None
+    assert shown.fresh.answer.text == "Within 14 days."
+    assert [(paper.id, paper.state, paper.supports) for paper in shown.papers] == [
+        ("terms#4", "changed", True)
+    ]
+    assert not shown.replaced
+    assert show(records, replace(met, at=met.at - 1_000), entry).replaced
+
+
+# Who may come in
+
+
+def test_without_the_token_there_is_nothing(records: Records) -> None:
+    """Whatever the address; a wrong token, and a cookie that was not given, are none."""
+    stranger = TestClient(gate_of(records), base_url=HERE)
+    for address in (
+        "/",
+        "/entries",
+        "/static/review.js",
+        "/nowhere",
+        "/?token=wrong",
+        "/?token=",
+        "/?token=é",
+    ):
+        answer = stranger.get(address)
+        assert answer.status_code == 403, address
+        assert "password" not in answer.text
+    stranger.cookies.set(f"ibidem_review_{PORT}", "guessed")
+    assert stranger.get("/").status_code == 403
+    assert stranger.post("/judge", headers=ORIGIN).status_code == 403
+
+
+def test_the_token_is_exchanged_for_a_cookie(records: Records) -> None:
+    """Which scripts cannot read and other sites do not send; a browser stays who it is."""
+    client = TestClient(gate_of(records), base_url=HERE)
+    first = client.get("/?token=secret").headers["set-cookie"]
+
+    assert re.fullmatch(rf"ibidem_review_{PORT}=[\w-]{{43}}; HttpOnly; SameSite=Strict; Path=/", first)
+    assert "secret" not in first
+    assert client.get("/?token=secret").headers["set-cookie"] == first
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [{}, {"origin": "null"}, {"origin": "https://evil.example"}, {"origin": "http://127.0.0.1:9999"}],
+)
+def test_a_post_from_another_page_is_refused(records: Records, origin: dict[str, str]) -> None:
+    """Also from another port of this machine, for which browsers send our cookie along."""
+    client = browser(records)
+    form = {"pair": pair_on(client.get("/").text), "verdict": "yes"}
+
+    assert client.post("/judge", data=form, headers=origin).status_code == 403
+    assert not [row for row in records.judgements.recent() if row.source == "review"]
+    assert client.post("/judge", data=form, headers=ORIGIN).status_code == 200
+
+
+def test_another_name_of_this_machine_is_refused(records: Records) -> None:
+    """A name of another site that resolves to 127.0.0.1 (DNS rebinding), or another port."""
+    client = browser(records)
+    for host in ("evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:1", "[::1]:8765", ""):
+        assert client.get("/?token=secret", headers={"host": host}).status_code == 403, host
+    assert client.get("/?token=secret", headers={"host": f"localhost:{PORT}"}).status_code == 200
+
+
+def test_every_answer_is_locked_down(records: Records) -> None:
+    """Nothing inline runs, nothing is loaded from elsewhere, framed or kept; refusals and files included."""
+    client = browser(records)
+    for address in ("/", "/entries", "/static/page.css", "/nowhere", "/?token=secret"):
+        headers = client.get(address).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_only_our_own_files_are_served(records: Records) -> None:
+    """No path leads out of the folder."""
+    client = browser(records)
+
+    assert "data-key" in client.get("/static/review.js").text
+    for name in ("app.py", "..%2fapp.py", "%2e%2e/app.py", "judge.html"):
+        assert client.get(f"/static/{name}").status_code == 404, name
+
+
+# The pages
+
+
+def test_judging_goes_from_pair_to_pair(records: Records) -> None:
+    """By its buttons, until all is judged; then it says what to do."""
+    client, count = browser(records), len(pairs(records))
+    page = client.get("/").text
+    for n in range(count):
+        assert f"{count - n}</span>" in page
+        form = {"pair": pair_on(page), "verdict": "no" if n % 2 else "yes"}
+        page = client.post("/judge", data=form, headers=ORIGIN).text
+
+    assert "All is judged" in page
+    assert f"{count} pairs judged by you" in page
+    assert sum(row.source == "review" for row in records.judgements.recent(100)) == count
+    assert "Undone." in client.post("/undo", headers=ORIGIN).text
+
+
+def test_a_hit_that_was_wrong_can_be_deleted_at_once(records: Records) -> None:
+    """The page offers it, and goes on."""
+    client = browser(records)
+    page = client.get("/?kind=hit").text
+    assert "this answer was <strong>served</strong>" in page
+    page = client.post("/judge", data={"pair": pair_on(page), "verdict": "no"}, headers=ORIGIN).text
+    found = re.search(r'action="(/entries/\w+)"', page)
+    assert found is not None
+
+    form = {"action": "delete", "back": "judging", "examples": "keep"}
+    assert "The answer was deleted." in client.post(found[1], data=form, headers=ORIGIN).text
+    assert client.get(found[1]).status_code == 404
+    assert SHOES[1] not in [entry.question for entry in records.newest()]
+
+
+def test_hostile_text_is_shown_as_text(records: Records) -> None:
+    """On each page that shows it; each text has a direction of its own."""
+    client = browser(records)
+    hostile = next(one for one in records.newest() if one.question == reviewed.PLANTED)
+    texts = [
+        client.get(f"/{path}").text for path in ("entries", f"entries/{hostile.id}", "entries?q=%3Cscript")
+    ]
+    page = client.get("/").text
+    while 'name="pair"' in page:
+        texts.append(page)
+        page = client.post("/judge", data={"pair": pair_on(page), "verdict": "skip"}, headers=ORIGIN).text
+
+    assert sum("&lt;script&gt;" in text for text in texts) == 4
+    for text in texts:
+        assert text.count("<script") == 1
+        assert "<img" not in text
+        assert "<svg" not in text
+        assert "<b>" not in text
+    assert '<p class="question" dir="auto">' in texts[3]
+    assert any(
+        f'<div class="answer" dir="auto" tabindex="0">{reviewed.HEBREW}</div>' in text for text in texts
+    )
+
+
+def test_entries_are_listed_a_page_at_a_time(either: Records) -> None:
+    """Each once, the newest first, also those of one moment, also where some are added meanwhile."""
+    records = either
+    for n in range(2 * PAGE):
+        records.put(reviewed.entry(f"question {n}", "a", at=reviewed.AT + 100 + n // 7), "embedder")
+    client, address, found = browser(records), "/entries", []
+    while True:
+        page = client.get(address).text
+        found += re.findall(r'<li><a href="/entries/(\w+)"', page)
+        if (older := re.search(r'href="(/entries\?[^"]+)" rel="next"', page)) is None:
+            break
+        address = older[1].replace("&amp;", "&")
+        records.put(reviewed.entry(f"meanwhile {len(found)}", "a", at=reviewed.AT + 1_000), "embedder")
+
+    everything = records.newest(1_000)
+    assert len(found) == len(set(found)) == 2 * PAGE + 6
+    assert set(found) == {one.id for one in everything if not (one.question or "").startswith("meanwhile")}
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("q=PARCEL", 1),
+        ("q=receipt", 1),
+        ("q=100%25", 0),
+        ("q=_", 0),
+        ("in=%3Dacme", 1),
+        ("in=%3D", 5),
+        ("in=", 6),
+    ],
+)
+def test_entries_are_searched(either: Records, query: str, count: int) -> None:
+    """In questions and answers, by namespace; signs of patterns are nothing special."""
+    page = browser(either).get(f"/entries?{query}").text
+
+    assert page.count('<li><a href="/entries/') == count
+
+
+def test_an_entry_tells_where_it_comes_from(records: Records) -> None:
+    """Documents, model, tags, who asked, what was judged; by the beginning of its id it is found."""
+    entry = next(one for one in records.newest() if one.question == PASSWORD[1])
+    shop = next(one for one in records.newest() if one.question == SHOES[1])
+    client = browser(records)
+
+    assert PASSWORD[0] in client.get(f"/entries/{entry.id}").text
+    page = client.get(f"/entries/{shop.id}").text
+    for told in (
+        "docs/terms.md",
+        "supports the answer",
+        "gpt-4o-mini",
+        "&lt;b&gt;bold&lt;/b&gt;",
+        SHOES[0],
+        "guard:opposites",
+    ):
+        assert told in page
+    assert shop.id in client.get(f"/entries?q={shop.id[:8]}").text
+
+
+def test_an_entry_is_called_good_or_bad_or_deleted(records: Records) -> None:
+    """As `ibidem feedback` and `ibidem invalidate` do."""
+    client = browser(records)
+    one, other, third = records.newest(3)
+
+    assert "Noted." in client.post(f"/entries/{one.id}", data={"action": "good"}, headers=ORIGIN).text
+    assert client.post(f"/entries/{one.id}", data={"action": "what"}, headers=ORIGIN).status_code == 400
+    client.post(f"/entries/{other.id}", data={"action": "bad"}, headers=ORIGIN)
+    client.post(f"/entries/{third.id}", data={"action": "delete"}, headers=ORIGIN)
+
+    assert records.of_ids([one.id, other.id, third.id]) == [one]
+    said = [(row.entry_id, row.right) for row in records.judgements.recent() if row.source == "feedback"]
+    assert said == [(other.id, False), (one.id, True)]
+
+
+def test_an_empty_place_says_what_to_do(tmp_path: Path) -> None:
+    """On both pages."""
+    with closing(Records(f"sqlite:///{tmp_path / 'empty.sqlite3'}")) as records:
+        client = browser(records)
+
+        assert "Nothing to judge yet" in client.get("/").text
+        assert "No answer is stored here yet" in client.get("/entries").text
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("/entries?before=x", 400), ("/entries/nothing", 404), ("/entries?q=%00", 400), ("/no", 404)],
+)
+def test_what_cannot_be_is_said_on_a_page(records: Records, address: str, status: int) -> None:
+    """No traceback, no blank page."""
+    answer = browser(records).get(address)
+
+    assert (answer.status_code, "That did not work" in answer.text) == (status, True)
+
+
+def test_a_form_that_is_too_long_or_wrong_is_refused(records: Records) -> None:
+    """Before it is read whole."""
+    client = browser(records)
+
+    assert client.post("/judge", data={"pair": "x" * 20_000}, headers=ORIGIN).status_code == 413
+    assert client.post("/judge", data={"pair": "x", "verdict": "maybe"}, headers=ORIGIN).status_code == 400
+    assert client.get("/judge").status_code == 405
+
+
+def test_a_database_that_fails_is_said_on_a_page(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the page works again when it does."""
+    client = browser(records)
+
+    def fails() -> int:
+        raise StorageError("the disk is <full>")
+
+    monkeypatch.setattr(records.browsing, "count", fails)
+    answer = client.get("/entries")
+    assert (answer.status_code, "the disk is &lt;full&gt;" in answer.text) == (503, True)
+    monkeypatch.undo()
+    assert client.get("/entries").status_code == 200
+
+
+# The command
+
+SERVED = """
+import sys
+from ibidem.cli.main import main
+sys.argv = ["ibidem", "review", "--no-open", "--path", sys.argv[1]]
+main()
+"""
+
+
+def test_the_command_serves_until_it_is_interrupted(open_cache, tmp_path: Path) -> None:
+    """Beside a cache in use, on 127.0.0.1, at the address that it prints; Ctrl-C is no failure."""
+    cache = open_cache()
+    cache.store(Request(question(1)), Answer("one"))
+    assert cache.lookup(Request(reworded(1)))
+    cache.flush()
+    with Child(SERVED, tmp_path / "cache") as child:
+        url = child.line().removeprefix("Review: ")
+        found = re.fullmatch(r"(http://127\.0\.0\.1:\d+/)\?token=[\w-]{43}", url)
+        assert found is not None, url
+        with httpx.Client(base_url=found[1]) as client:
+            assert client.get("/").status_code == 403
+            assert client.get(url).status_code == 200
+            assert reworded(1).split()[0] in client.get("/").text
+        child.process.send_signal(signal.SIGINT)
+        assert "Ctrl-C ends it" in child.line()
+        assert child.line() == "Ended."
+        assert child.end() == 0
+
+
+def test_a_port_in_use_is_an_error() -> None:
+    """One sentence, which names it."""
+    with listening(0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidInput, match=f"cannot listen on port {port}"):
+            listening(port)
+
+
+def test_the_command_creates_no_cache(tmp_path: Path) -> None:
+    """As the others that only look."""
+    done = CliRunner().invoke(app, ["review", "--path", str(tmp_path / "none"), "--no-open"])
+
+    assert done.exit_code == 2
+    assert "there is no cache" in done.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_extra_is_named_if_it_is_not_installed(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is the command to install it."""
+    for module in ("app", "serving"):
+        monkeypatch.delitem(sys.modules, f"ibidem.review.{module}")
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    done = CliRunner().invoke(app, ["review", "--path", str(tmp_path), "--no-open"])
+
+    assert done.exit_code == 2
+    assert "pip install 'ibidem[review]'" in done.output
+
+
+def test_a_real_cache_has_pairs_to_judge(open_cache, tmp_path: Path) -> None:
+    """While it is open: what it was asked is to be judged, and a bad answer is gone for it at once."""
+    cache = open_cache()
+    cache.store(Request(question(1)), Answer("one"))
+    assert cache.lookup(Request(reworded(1)))
+    cache.flush()
+    with closing(Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")) as records:
+        client = browser(records)
+        page = client.get("/").text
+        client.post("/judge", data={"pair": pair_on(page), "verdict": "no"}, headers=ORIGIN)
+        (entry,) = records.newest()
+        client.post(f"/entries/{entry.id}", data={"action": "delete"}, headers=ORIGIN)
+
+    assert not cache.lookup(Request(reworded(1)))
+    (pair,) = [pair for pair in cache.pairs().pairs if pair.labelled_by == "review"]
+    assert (pair.a, pair.b, pair.same) == (reworded(1), question(1), False)
