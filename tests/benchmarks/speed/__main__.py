@@ -60,20 +60,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def compare(options: argparse.Namespace, folder: Path, entries: int) -> None:
     """Fill and measure all contenders at this size, and print."""
     names = [name for name in options.contenders if _is_there(name)]
-    filled = {name: _child(options, folder, name, entries, "fill") for name in names}
+    filled = {name: child(options, folder, name, entries, "fill") for name in names}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
-            rounds[name].append(_child(options, folder, name, entries, "measure"))
-    print(
-        f"\n{entries:,} entries; {_machine()}; {options.rounds} rounds of {options.calls} calls of each kind.\n"
-    )
+            rounds[name].append(child(options, folder, name, entries, "measure"))
+    print(f"\n{entries:,} entries; {options.rounds} rounds of {options.calls} calls of each kind.")
+    print(f"{_machine()}.\n")
     print_table(rounds, filled)
     for name in names:
         shutil.rmtree(folder / f"{name}-{entries}", ignore_errors=True)
 
 
-def _child(options: argparse.Namespace, folder: Path, name: str, entries: int, phase: str) -> dict[str, Any]:
+def child(options: argparse.Namespace, folder: Path, name: str, entries: int, phase: str) -> dict[str, Any]:
     wanted = {
         "contender": name,
         "entries": entries,
@@ -124,7 +123,8 @@ def print_table(rounds: dict[str, list[dict[str, Any]]], filled: dict[str, dict[
         hits, wrong = (statistics.median(run[of] for run in runs) for of in ("hits", "wrong"))
         print(f"| {CONTENDERS[name].name} | {' | '.join(cells)} | {ratio:.2f} | {hits:.1%} | {wrong:.2%} |")
     print(
-        "\n| | hits a second: 1 | 8 | 32 threads | CPU ms a hit, 32 threads | first hit s | by meaning s | MB | disk MB |"
+        "\n| | hits a second: 1 | 8 | 32 threads | CPU ms a hit, 32 threads "
+        "| first hit s | by meaning s | MB | disk MB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, runs in rounds.items():
@@ -134,9 +134,10 @@ def print_table(rounds: dict[str, list[dict[str, Any]]], filled: dict[str, dict[
             if isinstance(runs[0][of], float | int)
         }
         rates = " | ".join(f"{median[f'rate_{threads}']:.0f}" for threads in (1, 8, 32))
+        disk = filled[name]["disk"]
         print(
             f"| {CONTENDERS[name].name} | {rates} | {median['cpu_32']:.1f} | {median['first_exact']:.2f} "
-            f"| {median['first_semantic']:.2f} | {median['rss'] / 1e6:.0f} | {filled[name]['disk'] / 1e6:.0f} |"
+            f"| {median['first_semantic']:.2f} | {median['rss'] / 1e6:.0f} | {disk / 1e6:.0f} |"
         )
     encode = statistics.median(run["encode"]["p50"] for runs in rounds.values() for run in runs)
     print(f"\nBare int8 encode of the reworded question: {encode:.2f} ms.")

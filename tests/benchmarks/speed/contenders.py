@@ -43,7 +43,7 @@ class Contender(ABC):
     def store(self, text: str, answer: str) -> None:
         """Keep an answer."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Write what is left."""
 
 

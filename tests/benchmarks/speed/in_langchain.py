@@ -1,7 +1,8 @@
-"""What a cache costs inside LangChain, beside LangChain's own; run as `python -m tests.benchmarks.speed.in_langchain`.
+"""What a cache costs inside LangChain, beside LangChain's own caches.
 
-All caches hold the same answers and are asked in turn, in one process. The model says its answer at once, so
-what is measured is LangChain and the cache.
+Run as `python -m tests.benchmarks.speed.in_langchain`; `--help` lists the options. All caches hold the same
+answers and are asked in turn, in one process. The model says its answer at once, so what is measured is
+LangChain and the cache.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--calls", type=int, default=1_000, help="of each kind")
     options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", module="langchain_community")  # it warns of itself at every hit
     if not (options.data / "nq_questions.jsonl").is_file():
         print(f"skipped: there is no {options.data / 'nq_questions.jsonl'}; pass --data DIR with that file")
         return 0
@@ -110,13 +112,13 @@ def caches_in(folder: Path) -> dict[str, BaseCache | bool]:
     return {**found, "Ibidem": IbidemCache(path=folder / "ibidem")}
 
 
-Ask = Callable[[str], Any]
+Ask = Callable[[Any], Any]
 
 
 def print_hits(calls: int, caches: dict[str, BaseCache | bool], questions: Load) -> None:
     """Exact hits through a model and through chains over documents, and reworded ones."""
-    print("| hit, ms p50 (p95) | " + " | ".join(caches) + " | Ibidem / SQLiteCache |\n|---" * 1, end="")
-    print("|---" * (len(caches) + 1) + "|")
+    print("| hit, ms p50 (p95) | " + " | ".join(caches) + " | Ibidem / SQLiteCache |")
+    print("|---" * (len(caches) + 2) + "|")
     ways: dict[str, Callable[[BaseCache | bool], Ask]] = {
         "`model.invoke`": lambda cache: Quick(cache=cache).invoke,
         "RAG chain, 4 KB": lambda cache: chain(cache, 4_000).invoke,
@@ -153,7 +155,7 @@ def chain(cache: BaseCache | bool, size: int) -> Runnable[str, Any]:
     return {"context": Shelf(size=size) | shown, "question": RunnablePassthrough()} | RAG | Quick(cache=cache)
 
 
-def in_turn(asks: dict[str, Ask], texts: Sequence[str], calls: int) -> dict[str, list[float]]:
+def in_turn(asks: dict[str, Ask], texts: Sequence[Any], calls: int) -> dict[str, list[float]]:
     """Milliseconds of each call; all are asked the same, one after the other."""
     took: dict[str, list[float]] = {label: [] for label in asks}
     for at in range(calls):
@@ -188,7 +190,10 @@ def print_tracker(calls: int) -> None:
         "without": lambda value: without.run(seven.invoke, value),
         "with": seven.invoke,
     }
-    _print_share("sync", {label: _times(ask, given, calls) for label, ask in both.items()}, both, given)
+    for ask in both.values():
+        for _ in range(50):
+            ask(given)
+    _print_times("sync", in_turn(both, [given], calls))
 
     async def asynchronously() -> dict[str, list[float]]:
         took: dict[str, list[float]] = {"without": [], "with": []}
@@ -203,22 +208,6 @@ def print_tracker(calls: int) -> None:
         return took
 
     _print_times("async", asyncio.run(asynchronously()))
-
-
-def _times(ask: Ask, given: Any, calls: int) -> list[float]:
-    for _ in range(50):
-        ask(given)
-    return []
-
-
-def _print_share(name: str, _: Any, both: dict[str, Ask], given: Any, calls: int = 1_000) -> None:
-    took: dict[str, list[float]] = {label: [] for label in both}
-    for _at in range(calls):
-        for label, ask in both.items():
-            began = time.perf_counter()
-            ask(given)
-            took[label].append((time.perf_counter() - began) * 1000)
-    _print_times(name, took)
 
 
 def _print_times(name: str, took: dict[str, list[float]]) -> None:
