@@ -1,58 +1,49 @@
 """A RAG service over a folder of texts: streams, tenants, feedback, answers that go when their file changes.
 
-    python examples/langchain_service.py --try                   # asks itself, shows what happened, and ends
-    python examples/langchain_service.py FOLDER --model openai:gpt-4o-mini          # serves, on port 8000
-    curl -i localhost:8000/ask -H 'X-API-Key: key-of-acme' --json '{"question": "Can I return a gift?"}'
-
-With `-N -H 'Accept: text/event-stream'` it streams. `/docs` shows the rest.
+python examples/langchain_service.py --try                  # asks itself, shows what happened, and ends
+python examples/langchain_service.py FOLDER --model openai:gpt-4o-mini         # serves, on port 8000
+curl -i localhost:8000/ask -H 'X-API-Key: key-of-acme' --json '{"question": "Can I return a gift?"}'
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
-from common.langchain_parts import LocalEmbeddings, OfflineReader, choose_model
-from common.serving import cache_headers, events, run
+from common.serving import cache_headers, events, lookups_from_now, note, run
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from langchain_core.indexing import InMemoryRecordManager, aindex
+from langchain_core.language_models import BaseChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+from langchain_core.vectorstores import VectorStore
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from watchfiles import awatch
 
 import ibidem
-import langchain_ibidem
-from ibidem.cache import SemanticCache
-from ibidem.embedding import resolve_embedder
+from langchain_ibidem import IbidemCache, install, uninstall
 
 KEYS = {"key-of-acme": "acme", "key-of-globex": "globex"}  # yours are in a database
-SYSTEM = "Answer from these excerpts of our terms, in two sentences.\n\n{context}"
-PROMPT = ChatPromptTemplate([("system", SYSTEM), ("human", "{question}")])
+PROMPT = ChatPromptTemplate([("system", "Answer from these excerpts.\n\n{context}"), ("human", "{question}")])
 SPLITTER = RecursiveCharacterTextSplitter(chunk_size=400, chunk_overlap=0)
-looked_up: ContextVar[list[Any]] = ContextVar("looked_up")  # what the cache said to this HTTP request
 
 
 class Library:
     """A folder of texts in a vector store, which follows its changes."""
 
-    def __init__(self, folder: Path, store: VectorStore, cache: SemanticCache) -> None:
-        self.folder, self.store, self.cache, self.records = (
-            folder,
-            store,
-            cache,
+    def __init__(self, folder: Path, store: VectorStore, cache: IbidemCache) -> None:
+        self.folder, self.store, self.cache = folder, store, cache.cache
+        self.records, self.lock, self.texts = (
             InMemoryRecordManager("folder"),
+            asyncio.Lock(),
+            dict[str, str](),
         )
-        self.texts, self.lock = dict[str, str](), asyncio.Lock()  # what the files said when last read
 
     async def update(self) -> None:
         """Index what the files say now; then answers that rest on a changed file are forgotten."""
@@ -75,39 +66,37 @@ class Library:
 
 
 def caller(x_api_key: Annotated[str, Header()], x_user: Annotated[str, Header()] = "") -> tuple[str, str]:
-    """Tenant and user. The key says who the tenant is; of its users the tenant tells."""
+    """Tenant and user. The key says who the tenant is; which of its users asks, the tenant says."""
     if x_api_key not in KEYS:
         raise HTTPException(401, "unknown key")
     return KEYS[x_api_key], x_user
 
 
-Text = Annotated[str, Body(embed=True, min_length=1, max_length=2000)]
 Caller = Annotated[tuple[str, str], Depends(caller)]
+Text = Annotated[str, Body(embed=True, min_length=1, max_length=2000)]
 
 
-def build_app(options: Namespace) -> FastAPI:
-    """The service; all that makes it repeat answers is `install` and `scope`."""
-    told = {"on_lookup": lambda *found: looked_up.get([]).append(found)}
-    cache = langchain_ibidem.install(path=options.answers, require_namespace=True, **told).cache
-    store = InMemoryVectorStore(LocalEmbeddings(resolve_embedder()))
-    library = Library(options.folder, store, cache)
+def build_app(model: BaseChatModel, store: VectorStore, folder: Path, answers: Path) -> FastAPI:
+    """The service. All that makes it repeat answers is `install` and `scope`."""
+    cache = install(path=answers, require_namespace=True, on_lookup=note)
+    library = Library(folder, store, cache)
     context = store.as_retriever() | (lambda found: "\n\n".join(one.page_content for one in found))
-    model = choose_model(options, OfflineReader(delay=options.delay))
     chain = {"context": context, "question": RunnablePassthrough()} | PROMPT | model | StrOutputParser()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         following = asyncio.create_task(library.follow())
+        await asyncio.sleep(0)  # it has begun: no change is missed
         await library.update()
         yield
         following.cancel()
-        langchain_ibidem.uninstall()  # closes the cache
+        uninstall()  # closes the cache
 
     app = FastAPI(title="A RAG service", lifespan=lifespan)
 
     @app.post("/ask")
     async def ask(caller: Caller, question: Text, accept: Annotated[str, Header()] = "") -> Response:
-        looked_up.set(found := [])
+        found = lookups_from_now()
         with ibidem.scope(namespace=caller[0], user=caller[1] or None):
             pieces = chain.astream(question)
             first = await anext(pieces, "")  # by now the cache was asked
@@ -118,15 +107,14 @@ def build_app(options: Namespace) -> FastAPI:
 
     @app.post("/feedback")
     def feedback(caller: Caller, key: Text, good: Annotated[bool, Body()]) -> dict[str, bool]:
-        namespace = ibidem.namespace_of(*caller)  # nobody judges the answers of others
-        mine = cache.invalidate(entry=key, namespace=namespace, dry_run=True).count
-        if not (mine and cache.feedback(key, good=good)):
+        own = {"entry": key, "namespace": ibidem.namespace_of(*caller)}  # nobody judges another's answers
+        if not cache.cache.invalidate(**own, dry_run=True).count or not cache.cache.feedback(key, good=good):
             raise HTTPException(404, "no such answer")
         return {"kept": good}
 
     @app.get("/stats")
     def stats(caller: Caller) -> dict[str, Any]:
-        return {"files": len(library.texts), "cache": cache.stats()}
+        return {"files": len(library.texts), "cache": cache.cache.stats()}
 
     return app
 

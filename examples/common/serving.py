@@ -8,23 +8,43 @@ import socket
 import sys
 import tempfile
 import threading
-from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from langchain_core.vectorstores import InMemoryVectorStore
 from platformdirs import user_cache_path
 
 import ibidem
+from common.langchain_parts import LocalEmbeddings, OfflineReader, choose_model
 from common.reader import LABEL
+from common.trial import try_out
+from ibidem.embedding import resolve_embedder
 
 DOCUMENTS = Path(__file__).parent.parent / "documents"
 STALE = ("documents_changed", "expired")
 
 
-def cache_headers(found: Sequence[tuple[ibidem.Request, ibidem.Hit | ibidem.Miss]]) -> dict[str, str]:
+Lookup = tuple[ibidem.Request, ibidem.Hit | ibidem.Miss]
+_lookups: ContextVar[list[Lookup]] = ContextVar("lookups")  # of the HTTP request that is answered
+
+
+def lookups_from_now() -> list[Lookup]:
+    """What the cache is asked from now on by this task, and the tasks and threads that it begins."""
+    _lookups.set(found := [])
+    return found
+
+
+def note(request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
+    """The cache's `on_lookup`."""
+    _lookups.get([]).append((request, result))
+
+
+def cache_headers(found: Sequence[Lookup]) -> dict[str, str]:
     """`Cache-Status` (RFC 9211) and `Age` of an answer, by the lookups made for it: the last one counts.
 
     The key is that of the stored answer, or under which the new one is stored if it is worth it.
@@ -51,7 +71,7 @@ async def events(first: str, pieces: AsyncGenerator[str, None]) -> AsyncIterator
     yield "event: end\ndata: {}\n\n"
 
 
-def run(build_app: Callable[[Namespace], FastAPI], about: str) -> None:
+def run(build_app: Callable[..., FastAPI], about: str) -> None:
     """Read the options; serve, or try."""
     parser = ArgumentParser(description=about, formatter_class=RawTextHelpFormatter)
     add = parser.add_argument
@@ -76,20 +96,22 @@ def run(build_app: Callable[[Namespace], FastAPI], about: str) -> None:
         "--try",
         dest="try_out",
         action="store_true",
-        help="on a copy of the folder: ask, and show what happens",
+        help="ask about examples/documents, and show what happens",
     )
     options = parser.parse_args()
     print(f"Model: {options.model or LABEL}", flush=True)
+    parts = (
+        choose_model(options, OfflineReader(delay=options.delay)),
+        InMemoryVectorStore(LocalEmbeddings(resolve_embedder())),
+    )
     if not options.try_out:
-        uvicorn.run(build_app(options), port=options.port)
+        uvicorn.run(build_app(*parts, options.folder, options.answers), port=options.port)
         return
     with tempfile.TemporaryDirectory() as place:
-        options.folder = shutil.copytree(options.folder, Path(place, "documents"))
-        options.answers, options.port = Path(place, "answers"), 0
-        from common.trial import try_out
-
-        with serving(build_app(options)) as url:
-            sys.exit(0 if try_out(url, options.folder) else 1)
+        folder = shutil.copytree(DOCUMENTS, Path(place, "documents"))
+        with serving(build_app(*parts, folder, Path(place, "answers"))) as url:
+            good = try_out(url, folder)
+    sys.exit(0 if good else 1)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ STREAMED = "What does express delivery cost?"
 class Client:
     """A tenant over HTTP; what it is answered is printed."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
 
     def ask(self, key: str, question: str, what: str) -> tuple[str, str]:
         """The answer, and the header `Cache-Status`."""
@@ -53,7 +53,13 @@ class Client:
 
 def try_out(url: str, folder: Path) -> bool:
     """Ask, change a file, leave, complain; whether all went as it must."""
-    client, good = Client(url), dict[str, bool]()
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+        return tried(Client(http), folder)
+
+
+def tried(client: Client, folder: Path) -> bool:
+    """The same over an HTTP client."""
+    good: dict[str, bool] = {}
 
     answer, status = client.ask(ACME, ASKED, "acme asks")
     good["the model answers first"] = "30 days" in answer and "fwd=miss" in status
