@@ -39,11 +39,8 @@ class Library:
 
     def __init__(self, folder: Path, store: VectorStore, cache: IbidemCache) -> None:
         self.folder, self.store, self.cache = folder, store, cache.cache
-        self.records, self.lock, self.texts = (
-            InMemoryRecordManager("folder"),
-            asyncio.Lock(),
-            dict[str, str](),
-        )
+        self.records, self.lock = InMemoryRecordManager("folder"), asyncio.Lock()
+        self.texts: dict[str, str] = {}  # what the files said when they were read
 
     async def update(self) -> None:
         """Index what the files say now; then answers that rest on a changed file are forgotten."""
@@ -106,11 +103,10 @@ def build_app(model: BaseChatModel, store: VectorStore, folder: Path, answers: P
         return JSONResponse({"answer": first + "".join([piece async for piece in pieces])}, headers=headers)
 
     @app.post("/feedback")
-    def feedback(caller: Caller, key: Text, good: Annotated[bool, Body()]) -> dict[str, bool]:
+    def feedback(caller: Caller, key: Text, good: Annotated[bool, Body()]) -> None:
         own = {"entry": key, "namespace": ibidem.namespace_of(*caller)}  # nobody judges another's answers
         if not cache.cache.invalidate(**own, dry_run=True).count or not cache.cache.feedback(key, good=good):
             raise HTTPException(404, "no such answer")
-        return {"kept": good}
 
     @app.get("/stats")
     def stats(caller: Caller) -> dict[str, Any]:
