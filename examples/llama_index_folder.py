@@ -36,12 +36,11 @@ class Folder:
         self.path, self.cache = path, cache
         self.index = VectorStoreIndex([])
         self.lock = Lock()  # LlamaIndex's own store does not like to be changed while it is searched
-        self.update()
 
     def update(self) -> list[str]:
         """Index what the files say now, and forget what rests on those that have changed: these."""
-        documents = {document.id_: document for document in read_files(self.path)}
         with self.lock, invalidating(self.index.docstore, self.cache):
+            documents = {document.id_: document for document in read_files(self.path)}
             new = self.index.refresh_ref_docs(list(documents.values()))
             gone = (self.index.docstore.get_all_ref_doc_info() or {}).keys() - documents.keys()
             for name in gone:
@@ -51,11 +50,12 @@ class Folder:
 
     def follow(self, stop: Event) -> None:
         """Update whenever something changes, until told to stop."""
-        for _ in watch(self.path, stop_event=stop, rust_timeout=200):
-            if names := self.update():
-                print(
-                    f"\n[{', '.join(names)}: read again; answers that rest on it are forgotten]", flush=True
-                )
+        for _ in watch(self.path, stop_event=stop):
+            try:
+                if names := self.update():
+                    print(f"[{', '.join(names)}: read again; answers that rested on it are gone]", flush=True)
+            except Exception as error:
+                print(f"[{error}; the next change tries again]", flush=True)
 
     def ask(self, question: str) -> str:
         """An answer from the files."""
@@ -96,10 +96,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, ibidem.open(options.answers or place, **told_by) as cache:
         install(cache)
         folder = Folder(options.folder.resolve(), cache)
-        print(f"Model: {options.model or LABEL}. {len(folder.index.docstore.docs)} passages.")
         following = Thread(target=folder.follow, args=(stop,))
-        following.start()
+        following.start()  # before the first look, so that no change is missed
         try:
+            folder.update()
+            print(f"Model: {options.model or LABEL}. {len(folder.index.docstore.docs)} passages.")
             chat(folder, lookups)
         finally:
             stop.set()
