@@ -70,7 +70,7 @@ def caller(x_api_key: Annotated[str, Header()], x_user: Annotated[str, Header()]
 
 
 Caller = Annotated[tuple[str, str], Depends(caller)]
-Text = Annotated[str, Body(embed=True, min_length=1, max_length=2000)]
+Text = Annotated[str, Body(embed=True, pattern=r"^[^\x00]{1,2000}$")]
 
 
 def build_app(model: BaseChatModel, store: VectorStore, folder: Path, answers: Path) -> FastAPI:

@@ -65,10 +65,15 @@ async def events(first: str, pieces: AsyncGenerator[str, None]) -> AsyncIterator
     If the client leaves, the rest of the answer is closed: the model need not finish, and nothing is stored.
     """
     async with aclosing(pieces):
-        yield f"data: {json.dumps({'text': first})}\n\n"
+        yield _event(first)
         async for piece in pieces:
-            yield f"data: {json.dumps({'text': piece})}\n\n"
+            yield _event(piece)
     yield "event: end\ndata: {}\n\n"
+
+
+def _event(piece: str) -> str:
+    """Of an empty piece, as models send at the beginning, nothing."""
+    return f"data: {json.dumps({'text': piece})}\n\n" if piece else ""
 
 
 def run(build_app: Callable[..., FastAPI], about: str) -> None:
