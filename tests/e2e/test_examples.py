@@ -410,9 +410,9 @@ class TestProvider:
         assert "Traceback" not in done.stderr
 
     def test_so_is_a_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "langchain_openai", None)
-        with pytest.raises(SystemExit, match=r"pip install -U langchain-openai") as refused:
-            parts.choose_model(Namespace(model="openai:gpt-4o-mini"), parts.OfflineReader())
+        monkeypatch.setitem(sys.modules, "langchain_anthropic", None)
+        with pytest.raises(SystemExit, match=r"pip install -U langchain-anthropic") as refused:
+            parts.choose_model(Namespace(model="anthropic:claude"), parts.OfflineReader())
         assert "Without --model" in str(refused.value)
 
     def test_llama_index_examples_know_one_provider(self) -> None:
