@@ -104,6 +104,8 @@ def run(build_app: Callable[..., FastAPI], about: str) -> None:
         help="ask about examples/documents, and show what happens",
     )
     options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"{options.folder} is no folder")
     print(f"Model: {options.model or LABEL}", flush=True)
     parts = (
         choose_model(options, OfflineReader(delay=options.delay)),
