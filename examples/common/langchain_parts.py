@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -13,8 +14,8 @@ from langchain.chat_models import init_chat_model
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCall, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.tools import BaseTool
 from langchain_core.vectorstores import VectorStore
 
@@ -55,14 +56,33 @@ class OfflineReader(BaseChatModel):
         return {"model": LABEL}  # without the delay: it does not change the answer
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        time.sleep(self.delay)
+        return self._answer(messages, **kwargs)
+
+    def _stream(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        """The same word by word, which takes as long."""
+        (whole,) = self._answer(messages, **kwargs).generations
+        message = whole.message
+        words = re.findall(r"\s*\S+", message.text) or [""]
+        for word in words:
+            time.sleep(self.delay / len(words))
+            yield ChatGenerationChunk(message=AIMessageChunk(word))
+        told = {"tool_calls", "usage_metadata", "response_metadata"}
+        yield ChatGenerationChunk(
+            message=AIMessageChunk("", chunk_position="last", **message.model_dump(include=told))
+        )
+
+    def _answer(self, messages: list[BaseMessage], **kwargs: Any) -> ChatResult:
         prompt = "\n\n".join(str(m.content) for m in messages if m.type == "system")
         # The first paragraph is the instruction, the rest are the excerpts.
         answer = extract(str(messages[-1].content), prompt.partition("\n\n")[2])
         return self._saying(AIMessage(answer), f"{prompt} {messages[-1].content}")
 
-    def _saying(self, message: AIMessage, prompt: str) -> ChatResult:
-        """The message as a model gives it: after a while, with what it took."""
-        time.sleep(self.delay)
+    @staticmethod
+    def _saying(message: AIMessage, prompt: str) -> ChatResult:
+        """The message as a model gives it, with what it took."""
         asked, said = estimated_tokens(prompt), estimated_tokens(message.text)
         message.usage_metadata = {"input_tokens": asked, "output_tokens": said, "total_tokens": asked + said}
         message.response_metadata = {"model_name": LABEL, "finish_reason": "stop"}
@@ -81,9 +101,7 @@ class OfflineAgent(OfflineReader):
         offered = [{"name": one.name, "about": one.description, "takes": list(one.args)} for one in tools]
         return self.bind(tools=offered, **kwargs)
 
-    def _generate(
-        self, messages: list[BaseMessage], *args: Any, tools: Sequence[Any] = (), **kwargs: Any
-    ) -> ChatResult:
+    def _answer(self, messages: list[BaseMessage], tools: Sequence[Any] = (), **kwargs: Any) -> ChatResult:
         question = next(str(m.content) for m in reversed(messages) if m.type == "human")
         shown = " ".join(str(message.content) for message in messages)
         if isinstance(messages[-1], ToolMessage):

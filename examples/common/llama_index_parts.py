@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.llms import CompletionResponse, CompletionResponseGen, CustomLLM, LLMMetadata
+from llama_index.core.llms import LLM, CompletionResponse, CompletionResponseGen, CustomLLM, LLMMetadata
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import TextNode
 from pydantic import PrivateAttr
@@ -78,6 +79,29 @@ class OfflineReaderLLM(CustomLLM):
         """The same, in one piece."""
         whole = self.complete(prompt, formatted, **kwargs)
         yield whole.model_copy(update={"delta": whole.text})
+
+
+def choose_model(name: str | None, offline: LLM) -> LLM:
+    """The model of OpenAI that is asked for as `openai:NAME`, else the offline one. Others: write it here."""
+    if not name:
+        return offline
+    provider, _, model_name = name.rpartition(":")
+    try:
+        if provider not in ("", "openai"):
+            raise ValueError(
+                "only openai:NAME is known here; LlamaIndex has a class for every other provider"
+            )
+        from llama_index.llms.openai import OpenAI
+
+        model = OpenAI(model_name, temperature=0)
+        if model.api_key and model.metadata.model_name:  # the metadata of an unknown model is an error
+            return model
+        problem = "set OPENAI_API_KEY"
+    except ImportError:
+        problem = "pip install llama-index-llms-openai"
+    except ValueError as error:
+        problem = str(error)
+    sys.exit(f"--model {name}: {problem}\nWithout --model, the offline reader answers.")
 
 
 def as_node(passage: Passage) -> TextNode:

@@ -165,9 +165,8 @@ class TestModelOfLlamaIndex:
 
     @staticmethod
     def refusal(name: str) -> str:
-        options = demo.Namespace(model=name, delay=0.0)
         with pytest.raises(SystemExit) as refused:
-            import_module("llama_index_rag").choose_model(options)
+            llama_index_parts.choose_model(name, llama_index_parts.OfflineReaderLLM())
         return str(refused.value.code)
 
     def test_names_the_package_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:

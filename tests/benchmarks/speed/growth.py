@@ -1,7 +1,7 @@
 """How the cost of a lookup grows.
 
-Run as `python -m tests.benchmarks.speed.growth`; `--help` lists the options. One thing grows at a time. `entries`
-fills caches as `python -m tests.benchmarks.speed` does, each in processes of its own; the others grow in a
+Run as `python -m tests.benchmarks.speed.growth`; `--help` lists the options. One thing grows at a time.
+`entries` fills caches as `python -m tests.benchmarks.speed` does, each in processes of its own; the others grow in a
 cache of 1,000 entries.
 """
 
@@ -132,7 +132,8 @@ def log(options: argparse.Namespace, folder: Path) -> None:
         written = 0
         for count in (0, options.most // 10, options.most):
             row = LookupRow(time.time(), "", "s", "q", "exact", "", "e", 1.0, 0.001, 100)
-            cache._backend.records.lookups.add([row] * (count - written))
+            if count > written:
+                cache._backend.records.lookups.add([row] * (count - written))
             written = count
             asked = (Request(questions.reworded(at + written)) for at in range(options.calls))
             _row(f"{count:,}", cache, asked)
