@@ -1,8 +1,8 @@
 """How the cost of a lookup grows.
 
 Run as `python -m tests.benchmarks.speed.growth`; `--help` lists the options. One thing grows at a time.
-`entries` fills caches as `python -m tests.benchmarks.speed` does, each in processes of its own; the others grow in a
-cache of 1,000 entries.
+`entries` fills caches as `python -m tests.benchmarks.speed` does, each in processes of its own; the others
+grow in a cache of 1,000 entries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ibidem.embedding import resolve_embedder
 from ibidem.storage.rows import LookupRow
 from langchain_ibidem import IbidemCache
 from tests.benchmarks.speed.__main__ import DEFAULT_DATA, child
-from tests.benchmarks.speed.in_langchain import chain
+from tests.benchmarks.speed.in_langchain import chain, in_turn
 from tests.benchmarks.speed.load import Load, load
 from tests.benchmarks.speed.timing import percentiles, times
 
@@ -119,8 +119,8 @@ def prompts(options: argparse.Namespace, folder: Path) -> None:
             bare, cached = chain(False, size * 1_000).invoke, chain(cache, size * 1_000).invoke
             for text in questions.stored * 2:
                 cached(text)
-            asked = [questions.stored[at % 100] for at in range(options.calls)]
-            both = [percentiles(times(ask, asked))["p50"] for ask in (bare, cached)]
+            took = in_turn({"bare": bare, "cached": cached}, questions.stored, options.calls)
+            both = [percentiles(took[label])["p50"] for label in ("bare", "cached")]
             print(f"| {size} | {both[0]:.2f} | {both[1]:.2f} | {both[1] - both[0]:.2f} |", flush=True)
 
 
