@@ -115,7 +115,8 @@ class Settings(BaseSettings):
     single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
     examples: bool = True
     example_ttl: Annotated[float, Field(gt=0)] = math.inf
-    prices: Path | None = None  # for what tells of money; read by `ibidem.prices`
+    prices: Path | dict[str, Any] | None = None  # for what tells of money; read by `ibidem.prices`
+    telemetry_namespace: bool = False
 
     @field_validator(
         "ttl", "grace", "max_entries", "max_bytes", "write_quota", "max_temperature", "single_flight",
