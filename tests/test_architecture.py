@@ -17,6 +17,7 @@ DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py", "shared/ibidem/index/chroma_server.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
+    "opentelemetry": {"shared/ibidem/telemetry/"},
     "jinja2": {"shared/ibidem/report/page.py"},
     "vl_convert": {"shared/ibidem/report/drawing.py"},
     "torch": {"shared/ibidem/tuning/losses.py", "shared/ibidem/tuning/training.py"},
@@ -72,7 +73,7 @@ def test_an_adapter_knows_its_own_framework_only(package: str, other: str) -> No
 
 def test_importing_ibidem_loads_nothing_heavy() -> None:
     """Who only imports, or only asks for --help, does not wait."""
-    heavy = {"chromadb", "torch", "onnxruntime", "sqlalchemy", "numpy", *FRAMEWORKS}
+    heavy = {"chromadb", "torch", "onnxruntime", "opentelemetry", "sqlalchemy", "numpy", *FRAMEWORKS}
     code = f"import sys, ibidem; print({heavy!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -72,6 +72,14 @@ class Instruments:
         gauge("ibidem.size", [partial(self._sizes, 1)], "By", "Bytes they take, estimated")
         gauge("ibidem.queue.length", [self._queues], "{item}", "What waits to be done in the background")
 
+    @property
+    def metering(self) -> bool:
+        """Whether the program has set a provider of meters; a cheap look at what the API keeps to itself.
+
+        Instruments made before are proxies of real ones. Should the API change, they are used either way.
+        """
+        return getattr(self.lookups, "_real_instrument", self) is not None
+
     def _sizes(self, which: int, _: CallbackOptions) -> Iterable[Observation]:
         for backend in self._backends():
             with suppress(StorageError), hurried():  # while the database is away nothing is known

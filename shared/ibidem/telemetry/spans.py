@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from ibidem.telemetry.instruments import Attributes
 
+    Describe = Callable[[object], Attributes]
+
 T = TypeVar("T")
+Failed = Callable[[BaseException], None]
 _OURS = context.create_key("ibidem-span")
 
 
@@ -43,22 +46,18 @@ class Recorded(Span):
     """A span that is current in its block. Whatever a provider raises goes to `failed`, not to the caller.
 
     Args:
-        tracer: Where it begins.
+        tracer: Where it began.
         span: It, begun.
-        describe: What is said of a result.
         failed: Told what went wrong.
+        describe: What is said of a result.
     """
 
     __slots__ = ("_describe", "_failed", "_span", "_token", "_tracer")
 
     def __init__(
-        self,
-        tracer: Tracer,
-        span: trace.Span,
-        describe: Callable[[object], Attributes] | None,
-        failed: Callable[[BaseException], None],
+        self, tracer: Tracer, span: trace.Span, failed: Failed, describe: Describe | None = None
     ) -> None:
-        self._tracer, self._span, self._describe, self._failed = tracer, span, describe, failed
+        self._tracer, self._span, self._failed, self._describe = tracer, span, failed, describe
 
     def __enter__(self) -> Span:
         inside = trace.set_span_in_context(self._span)
@@ -95,24 +94,20 @@ class Recorded(Span):
 
     def child(self, name: str) -> Span:
         """A span within, of a step."""
-        return begun(self._tracer, name, None, self._failed)
+        span = begin(self._tracer, name, self._failed)
+        return UNRECORDED if span is None else Recorded(self._tracer, span, self._failed)
 
 
-def begun(
-    tracer: Tracer,
-    name: str,
-    describe: Callable[[object], Attributes] | None,
-    failed: Callable[[BaseException], None],
-) -> Span:
-    """A span that began now; one that is not recorded if there is no provider."""
+def begin(tracer: Tracer, name: str, failed: Failed) -> trace.Span | None:
+    """A span that begins now; None if there is no provider."""
     try:
         span = tracer.start_span(name)
-        if not span.get_span_context().is_valid:
-            return UNRECORDED
+        if span is trace.INVALID_SPAN or not span.get_span_context().is_valid:
+            return None
     except Exception as broken:
         failed(broken)
-        return UNRECORDED
-    return Recorded(tracer, span, describe, failed)
+        return None
+    return span
 
 
 def current() -> Recorded | None:

@@ -43,18 +43,25 @@ class Telemetry:
 
     def lookup(self, request: Request) -> Span:
         """The span of a lookup."""
-        return spans.begun(self._on.tracer, "ibidem.lookup", partial(self._of_lookup, request), self._broken)
+        span = spans.begin(self._on.tracer, "ibidem.lookup", self._broken)
+        if span is None:
+            return spans.UNRECORDED
+        return spans.Recorded(self._on.tracer, span, self._broken, partial(self._of_lookup, request))
 
     def store(self, request: Request, answer: Answer) -> Span:
         """The span of a store."""
-        describe = partial(self._of_store, request, answer)
-        return spans.begun(self._on.tracer, "ibidem.store", describe, self._broken)
+        span = spans.begin(self._on.tracer, "ibidem.store", self._broken)
+        if span is None:
+            return spans.UNRECORDED
+        return spans.Recorded(self._on.tracer, span, self._broken, partial(self._of_store, request, answer))
 
     def looked_up(self, request: Request, result: Hit | Miss) -> None:
         """A request has come to this."""
         try:
             if _looked_up.isEnabledFor(logging.DEBUG):
                 _log(_looked_up, "ibidem.lookup", self._of_lookup(request, result))
+            if not self._on.metering:
+                return
             namespace = self._namespace(request)
             self._on.lookups.add(1, self._labels.counted(result, namespace))
             if result.seconds:  # else it asked past the cache
