@@ -1,10 +1,10 @@
 """A cache whose metrics Prometheus reads.
 
     python examples/prometheus_metrics.py                  # until Ctrl-C: http://127.0.0.1:9464/metrics
-    python examples/prometheus_metrics.py --seconds 5      # ends by itself, and prints what Prometheus would read
+    python examples/prometheus_metrics.py --seconds 5      # ends by itself, and prints what would be read
 
-Needs `pip install opentelemetry-sdk opentelemetry-exporter-prometheus`. `serve_metrics` is all that a program adds; the
-rest asks questions, some again, at random. The model is offline: it needs no key and no network.
+Needs `pip install opentelemetry-exporter-prometheus`. `serve_metrics` is all that a program adds; the rest
+asks questions, some again, at random. The model is offline: no key, no network.
 """
 
 from __future__ import annotations

@@ -62,10 +62,8 @@ class Backend:
             raise
         self.coming: Matcher | None = None
         self.following = Following(self)
-        name = self.matcher.scorer_name
-        self.ledger = Ledger(
-            self.records.judgements, self.matcher.scorer, name, self.faults, partial(audited, self.place)
-        )
+        name, judged = self.matcher.scorer_name, partial(audited, self.place)
+        self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults, judged)
         self._log: collections.deque[LookupRow] = collections.deque()
         self._examples = ExampleQueue()
         self.selector = Selector(self.records.examples, self.embedder)

@@ -76,7 +76,8 @@ class Telemetry:
         try:
             if _kept.isEnabledFor(logging.DEBUG):
                 _log(_kept, "ibidem.store", self._of_store(request, answer, result))
-            self._on.stores.add(1, self._labels.counted(result, self._namespace(request)))
+            if self._on.metering:
+                self._on.stores.add(1, self._labels.counted(result, self._namespace(request)))
         except Exception as broken:
             self._broken(broken)
 
