@@ -11,6 +11,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from ibidem.errors import StorageError
+from ibidem.locks import ForkSafeLock
 from ibidem.patience import hurried
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ibidem.backend import Backend
 
 SCOPE = "ibidem"  # of the instrumentation
+_making = ForkSafeLock()
 # From an identical question in memory to a server that is waited for, in seconds.
 BUCKETS = (
     0.00005,
@@ -82,8 +84,7 @@ class Instruments:
 
     def _sizes(self, which: int, _: CallbackOptions) -> Iterable[Observation]:
         for backend in self._backends():
-            with suppress(StorageError), hurried():  # while the database is away nothing is known
-                size = backend.records.removal.size()
+            if (size := _size(backend)) is not None:
                 yield Observation(size[which], {"ibidem.place": backend.place})
 
     def _queues(self, _: CallbackOptions) -> Iterable[Observation]:
@@ -92,9 +93,22 @@ class Instruments:
                 yield Observation(length, {"ibidem.place": backend.place, "ibidem.queue": queue})
 
 
-@cache
+def _size(backend: Backend) -> tuple[int, int] | None:
+    """Entries and their bytes; None as long as the database is away."""
+    with suppress(StorageError), hurried():
+        backend.check_process()  # the collector may be of a forked child
+        return backend.records.removal.size()
+    return None
+
+
 def shared() -> Instruments:
     """Those of the program's providers."""
+    with _making:  # once, also if two threads open their first cache
+        return _made()
+
+
+@cache
+def _made() -> Instruments:
     from ibidem import __version__
     from ibidem.sharing import backends
 
