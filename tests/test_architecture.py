@@ -20,6 +20,7 @@ DOORS = {
     "jinja2": {"shared/ibidem/report/templating.py"},
     "starlette": {"shared/ibidem/review/app.py"},
     "uvicorn": {"shared/ibidem/review/serving.py"},
+    "opentelemetry": {"shared/ibidem/telemetry/"},
     "vl_convert": {"shared/ibidem/report/drawing.py"},
     "torch": {"shared/ibidem/tuning/losses.py", "shared/ibidem/tuning/training.py"},
     "sentence_transformers": {
@@ -74,7 +75,7 @@ def test_an_adapter_knows_its_own_framework_only(package: str, other: str) -> No
 
 def test_importing_ibidem_loads_nothing_heavy() -> None:
     """Who only imports, or only asks for --help, does not wait."""
-    heavy = {"chromadb", "torch", "onnxruntime", "sqlalchemy", "numpy", *FRAMEWORKS}
+    heavy = {"chromadb", "torch", "onnxruntime", "opentelemetry", "sqlalchemy", "numpy", *FRAMEWORKS}
     code = f"import sys, ibidem; print({heavy!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -88,6 +88,8 @@ def open(
     examples: bool | None = None,
     example_ttl: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
+    prices: str | Path | Mapping[str, Any] | None = None,
+    telemetry_namespace: bool | None = None,
 ) -> SemanticCache:
     """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
 
@@ -135,6 +137,10 @@ def open(
             few-shot prompts and fine-tuning (`SemanticCache.examples`). They outlive the stored answers.
         example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
+        prices: What models cost, before the dated list prices that are shipped: a JSON file, or what it would
+            hold (see `ibidem.prices`).
+        telemetry_namespace: True to tell OpenTelemetry and the log the namespace too, which may name a person
+            (False).
 
     Raises:
         ConfigurationError: A setting is wrong, or another cache that is open on this place contradicts it.

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ibidem.bypass import is_bypassed
 from ibidem.errors import CacheClosed
@@ -15,6 +16,9 @@ from ibidem.flights import Flights, Lead, Outcome, Place, Turn, leads, take
 from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored
 from ibidem.scoping import settled
 from ibidem.threads import in_thread
+
+if TYPE_CHECKING:
+    from ibidem.telemetry.telling import Telemetry
 
 
 class Asking:
@@ -45,16 +49,20 @@ class Asking:
         Raises:
             CacheClosed: The cache was closed.
         """
-        found = self._search()
-        if isinstance(found, Hit) and objection is not None and (reason := objection(found)):
-            found = _refused(found, reason)
+        with self.cache.telemetry.lookup(self.request) as span:
+            found = self._search()
+            if isinstance(found, Hit) and objection is not None and (reason := objection(found)):
+                found = _refused(found, reason)
+            span.told(found)
         return self._found(found)
 
     async def alook(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
         """As `look`, for async code: the cache is asked in a thread, and `objection` needs none."""
-        found = await in_thread(self._search)
-        if isinstance(found, Hit) and (reason := await objection(found)):
-            found = _refused(found, reason)
+        with self.cache.telemetry.lookup(self.request) as span:
+            found = await in_thread(self._search)
+            if isinstance(found, Hit) and (reason := await objection(found)):
+                found = _refused(found, reason)
+            span.told(found)
         return await in_thread(self._found, found)
 
     def wait(self) -> bool:
@@ -194,6 +202,7 @@ class Answering(ABC):
 
     flights: Flights
     single_flight: float
+    telemetry: Telemetry
 
     @abstractmethod
     def _search(self, request: Request) -> Hit | Miss: ...

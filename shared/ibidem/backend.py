@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import collections
 import contextlib
 import os
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from ibidem.audits.ledger import Ledger
 from ibidem.background import Background
-from ibidem.embedding.embedder import fingerprint_of, resolve_embedder
 from ibidem.errors import StorageUnavailable
 from ibidem.examples.queue import ExampleQueue, Forgetting
 from ibidem.examples.selecting import Selector, Wanted
@@ -29,6 +27,7 @@ from ibidem.request import digest
 from ibidem.scoping import is_of
 from ibidem.settings import Settings
 from ibidem.storage.rows import EmbeddedExample, LookupRow, size_of
+from ibidem.telemetry.telling import audited
 
 if TYPE_CHECKING:
     from ibidem.decision.scoring import Scorer
@@ -41,12 +40,9 @@ POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for
 LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
 
-_open: dict[tuple[str, ...], Backend] = {}
-_open_lock = ForkSafeLock()
-
 
 class Backend:
-    """The shared parts behind one or more `SemanticCache` objects; made by `acquire`, ended by `release`."""
+    """The shared parts behind one or more `SemanticCache` objects; see `ibidem.sharing`."""
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
         self.key, self.users, self.settings = key, 0, settings
@@ -66,8 +62,8 @@ class Backend:
             raise
         self.coming: Matcher | None = None
         self.following = Following(self)
-        name = self.matcher.scorer_name
-        self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults)
+        name, judged = self.matcher.scorer_name, partial(audited, self.place)
+        self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults, judged)
         self._log: collections.deque[LookupRow] = collections.deque()
         self._examples = ExampleQueue()
         self.selector = Selector(self.records.examples, self.embedder)
@@ -206,6 +202,14 @@ class Backend:
         """
         return self._background.flush()
 
+    def waiting(self) -> dict[str, int]:
+        """How much waits to be written or judged."""
+        return {
+            "lookups": len(self._log),
+            "examples": len(self._examples),
+            "audits": self.ledger.waiting(),
+        }
+
     def _shorten_log(self) -> None:
         with contextlib.suppress(IndexError):  # they may be written just now
             self._log.popleft()
@@ -258,42 +262,3 @@ def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
         row = waiting.popleft()
         if namespace is not None and not is_of(row.namespace, namespace):
             waiting.append(row)
-
-
-def acquire(settings: Settings) -> Backend:
-    """The backend for these settings; the same one for the same place and embedder."""
-    embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
-    place = settings.chroma or str(settings.path / "chroma")
-    sent = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
-    which = "" if embedder is None else fingerprint_of(embedder)
-    key = (settings.database or str(settings.path), place, sent, which)
-    with _open_lock:
-        backend = _open.get(key)
-        if backend is not None:
-            backend.check_process()
-            backend.housekeeping.tighten(settings.bounds, settings.sliding)
-            backend.forgetting.tighten(settings.example_ttl)
-        else:
-            backend = _open[key] = Backend(key, settings, embedder)
-        backend.users += 1
-        return backend
-
-
-def release(backend: Backend) -> None:
-    """Close the backend when nobody uses it any more."""
-    with _open_lock:
-        backend.users -= 1
-        if backend.users > 0:
-            return
-        _open.pop(backend.key, None)
-    backend.close()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Index and log what is left when the program ends without closing its caches."""
-    with _open_lock:
-        left = list(_open.values())
-        _open.clear()
-    for backend in left:
-        backend.close()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ibidem import backend as backends
 from ibidem.answering import Answering
 from ibidem.audits.audit import Auditor
 from ibidem.backend import Backend
@@ -24,6 +23,7 @@ from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.models.promoting import promote_cache, rollback_cache
 from ibidem.patience import hurried
+from ibidem.prices import Prices, read_prices
 from ibidem.request import (
     Answer,
     Hit,
@@ -36,9 +36,11 @@ from ibidem.request import (
     require_text,
 )
 from ibidem.scoping import placed
-from ibidem.stats import Stats
+from ibidem.sharing import release
+from ibidem.stats import Stats, stats_of
 from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.teaching.pairing import advise_cache, pairs_of_cache
+from ibidem.telemetry.telling import Telemetry
 
 OnLookup = Callable[[Request, Hit | Miss], None]
 
@@ -55,6 +57,8 @@ class SemanticCache(Answering, Correcting):
         single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
         examples: Whether what is stored is an example too.
+        prices: What models cost; the shipped prices, if None.
+        telemetry_namespace: Whether namespaces may be told to telemetry.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class SemanticCache(Answering, Correcting):
         single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
         examples: bool = True,
+        prices: Prices | None = None,
+        telemetry_namespace: bool = False,
     ) -> None:
         self._backend, self.policy, self.lifetime = backend, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
@@ -76,6 +82,10 @@ class SemanticCache(Answering, Correcting):
         self.examples = ExampleLog(backend, self._ready, admission.redacted, kept=examples)
         self._keeper = Keeper(backend, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
+        self.prices = prices or read_prices()
+        self.telemetry = Telemetry(
+            backend.place, policy.threshold, backend.faults, self.prices, namespaced=telemetry_namespace
+        )
         self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
@@ -97,7 +107,8 @@ class SemanticCache(Answering, Correcting):
         """
         self._ready(request)
         asked = placed(request)
-        result = self._search(asked, max_age)
+        with self.telemetry.lookup(asked) as span:
+            result = span.told(self._search(asked, max_age))
         self._note(asked, result)
         return result
 
@@ -150,6 +161,14 @@ class SemanticCache(Answering, Correcting):
         labels, request = require_tags(tags), placed(request)
         if (within := request.within) is not None:
             ttl, labels = ttl or within.ttl, tuple(dict.fromkeys((*labels, *within.tags)))
+        with self.telemetry.store(request, answer) as span:
+            result = span.told(self._store(request, answer, ttl, labels))
+        self.telemetry.kept(request, answer, result)
+        return result
+
+    def _store(
+        self, request: Request, answer: Answer, ttl: float | None, labels: tuple[str, ...]
+    ) -> Stored | Rejected:
         if is_bypassed(request):
             return Rejected(BYPASSED)
         try:
@@ -191,26 +210,9 @@ class SemanticCache(Answering, Correcting):
         """Counts, after writing what is still to be written."""
         self._ready()
         self._backend.flush()
-        totals = self._backend.records.totals(self._backend.embedder.fingerprint)
         with self._lock:
             rejected = dict(self._rejected)
-        return Stats(
-            entries=totals.entries,
-            semantic_entries=totals.semantic_entries,
-            unindexed=totals.unindexed,
-            hits=totals.hits,
-            misses=totals.misses,
-            tokens_saved=totals.tokens_saved,
-            examples=totals.examples,
-            rejected=rejected,
-            faults=self._backend.faults.counts(),
-            index=self._backend.vectors.state,
-            waits=self.flights.waits(),
-            audits=self._auditor.report() if self._auditor else (),
-            bytes=totals.bytes,
-            evicted=self._backend.housekeeping.evicted,
-            expired=self._backend.housekeeping.expired,
-        )
+        return stats_of(self._backend, self._auditor, self.prices, rejected)
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
         """The last lookups in the log with what came of each, newest first; also of other processes."""
@@ -242,7 +244,7 @@ class SemanticCache(Answering, Correcting):
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
-            backends.release(self._backend)
+            release(self._backend)
 
     def __enter__(self) -> SemanticCache:
         return self
@@ -262,6 +264,7 @@ class SemanticCache(Answering, Correcting):
         self._backend.check_process()
 
     def _note(self, request: Request, result: Hit | Miss) -> None:
+        self.telemetry.looked_up(request, result)
         if is_bypassed(request):
             return
         question = self._admission.redacted(request.question)

@@ -12,6 +12,16 @@ from ibidem.locks import ForkSafeLock
 T = TypeVar("T")
 
 log = logging.getLogger("ibidem")
+_listener: Callable[[str, str], None] | None = None
+
+
+def listen(listener: Callable[[str, str], None]) -> None:
+    """Have every failure of the process told to this, by its cause and the class that was raised, if one was.
+
+    There is one listener; it must not raise.
+    """
+    global _listener
+    _listener = listener
 
 
 class Faults:
@@ -28,8 +38,10 @@ class Faults:
         """
         kind = type(error).__name__
         told = f"{kind}: {error}" if isinstance(error, (IbidemError, OSError)) else kind
-        self.count(f"{doing}: {kind}", f"failed to {doing} and went on without it ({told})")
-        log.debug("Ibidem failed to %s", doing, exc_info=error)
+        cause = f"{doing}: {kind}"
+        self.count(cause, f"failed to {doing} and went on without it ({told})", kind)
+        about = {"event.name": "ibidem.fault.detail", "ibidem.fault": cause, "error.type": kind}
+        log.debug("Ibidem failed to %s", doing, exc_info=error, extra=about)
 
     def attempt(
         self, doing: str, work: Callable[[], T], *, refused: str = "does not cache a call"
@@ -47,13 +59,21 @@ class Faults:
             self.note(doing, error)
         return None
 
-    def count(self, cause: str, message: str) -> None:
-        """Count something by its cause; the first time it is logged as a warning, then at debug level."""
+    def count(self, cause: str, message: str, kind: str = "") -> None:
+        """Count something by its cause; the first time it is logged as a warning, then at debug level.
+
+        `kind` is the class that was raised, if one was.
+        """
         with self._lock:
             seen = self._counts.get(cause, 0)
             self._counts[cause] = seen + 1
         level = logging.DEBUG if seen else logging.WARNING
-        log.log(level, "Ibidem %s; logged once, counted from now on", message)
+        about = {"event.name": "ibidem.fault", "ibidem.fault": cause, "ibidem.fault.count": seen + 1}
+        if kind:
+            about["error.type"] = kind
+        log.log(level, "Ibidem %s; logged once, counted from now on", message, extra=about)
+        if _listener is not None:
+            _listener(cause, kind)
 
     def counts(self) -> dict[str, int]:
         """Failures so far, by `"<what>: <error class>"`."""

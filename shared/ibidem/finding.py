@@ -12,6 +12,7 @@ from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
 from ibidem.request import Hit, Miss, Request, Tier
+from ibidem.telemetry.spans import step
 
 if TYPE_CHECKING:
     from ibidem.audits.audit import Auditor
@@ -107,15 +108,19 @@ class Finder:
     def _candidates(
         self, matcher: Matcher, request: Request, now: float, max_age: float | None
     ) -> list[Candidate]:
-        vector = matcher.embedder.vector_of(request.question)
+        with step("ibidem.embed"):
+            vector = matcher.embedder.vector_of(request.question)
         namespace, scope = request.namespace, request.scope_digest
-        found = self._backend.records.near(
-            matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS),
-            namespace=namespace,
-            scope=scope,
-            embedder=matcher.fingerprint,
-            documents=request.documents_digest,
-        )
+        with step("ibidem.search"):
+            points = matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+        with step("ibidem.confirm"):
+            found = self._backend.records.near(
+                points,
+                namespace=namespace,
+                scope=scope,
+                embedder=matcher.fingerprint,
+                documents=request.documents_digest,
+            )
         return [
             Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
             for entry in found

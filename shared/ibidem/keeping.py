@@ -10,6 +10,7 @@ from ibidem.entry import Entry, Source, Vector
 from ibidem.lifecycle.admission import Admission
 from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.request import Answer, Request
+from ibidem.telemetry.spans import step
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
@@ -70,7 +71,8 @@ class Keeper:
         try:
             if embedder.refusal(request.question) is not None:
                 return False, None
-            return True, embedder.vector_of(request.question)
+            with step("ibidem.embed"):
+                return True, embedder.vector_of(request.question)
         except Exception as error:  # the answer is worth keeping; its vector is made later
             self._backend.faults.note("embed a question", error)
             return True, None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ibidem import backend
 from ibidem.audits.audit import auditor_for
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.admission import Admission
+from ibidem.prices import read_prices
 from ibidem.settings import read_settings
+from ibidem.sharing import acquire
 
 _HOOKS = ("judge", "redact", "admit", "on_lookup")
 
@@ -21,7 +22,8 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
         if hook is not None and not callable(hook):
             raise InvalidInput(f"{name} must be callable, not {type(hook).__name__}")
     settings = read_settings(**{name: value for name, value in given.items() if name not in hooks})
-    shared = backend.acquire(settings)
+    prices = read_prices(settings.prices)
+    shared = acquire(settings)
     admission = Admission(
         shared.faults,
         redact=hooks["redact"],
@@ -38,4 +40,6 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
         auditor=auditor_for(shared, settings, hooks["judge"]),
         on_lookup=hooks["on_lookup"],
         examples=settings.examples,
+        prices=prices,
+        telemetry_namespace=settings.telemetry_namespace,
     )

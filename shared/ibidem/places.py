@@ -35,7 +35,10 @@ def open_records(settings: Settings) -> Records:
         except OSError as error:
             raise StorageError(f"cannot read {file}: {error.strerror}") from error
         if aside:
-            log.warning("%s is not a database; it was kept as %s and a new one begun", file, aside)
+            about = {"event.name": "ibidem.database.replaced", "ibidem.path": str(file)}
+            log.warning(
+                "%s is not a database; it was kept as %s and a new one begun", file, aside, extra=about
+            )
     return Records(settings.database or sqlite_url(settings.database_file))
 
 

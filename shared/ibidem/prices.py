@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -66,7 +66,10 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """What hits saved; of these money is known of `priced` and time of `timed`, the others are left out."""
+    """What hits saved; of these money is known of `priced` and time of `timed`, the others are left out.
+
+    `unpriced` counts those of which money is not known, by model.
+    """
 
     hits: int = 0
     tokens: int = 0
@@ -74,35 +77,39 @@ class Savings:
     priced: int = 0
     seconds: float = 0.0
     timed: int = 0
+    unpriced: dict[str, int] = field(default_factory=dict)
 
 
 def savings(rows: Iterable[Served], prices: Prices) -> Savings:
     """The sum over the hits among these rows."""
     hits = tokens = priced = timed = 0
     money = seconds = 0.0
+    unpriced: dict[str, int] = {}
     for row in rows:
         if not row.tier:
             continue
         hits, tokens = hits + row.count, tokens + row.tokens
         seconds, timed = seconds + row.seconds, timed + row.timed
         cost = prices.cost(row.model, row.input, row.output)
-        if cost is not None:
-            money, priced = money + cost, priced + row.priced
-    return Savings(hits, tokens, money, priced, seconds, timed)
+        known = row.priced if cost is not None else 0
+        money, priced = money + (cost or 0.0), priced + known
+        if known < row.count:
+            unpriced[row.model] = unpriced.get(row.model, 0) + row.count - known
+    return Savings(hits, tokens, money, priced, seconds, timed, unpriced)
 
 
-def read_prices(file: Path | None = None) -> Prices:
-    """The shipped prices, and before them those of a file.
+def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:
+    """The shipped prices, and before them those of a file, or of what such a file would hold.
 
-    A file in another currency replaces the shipped ones, as sums of both would mean nothing.
+    Prices in another currency replace the shipped ones, as sums of both would mean nothing.
 
     Raises:
         ConfigurationError: The file cannot be read, or is no table of prices; the message says why.
     """
     shipped = _shipped()
-    if file is None:
+    if own is None:
         return shipped
-    given = _read(file.expanduser())
+    given = _read(own.expanduser()) if isinstance(own, Path) else _checked(own, "prices")
     if given.currency != shipped.currency:
         return given
     # Who gives a price for a model means the dated names of it as well.
@@ -121,18 +128,24 @@ def _shipped() -> Prices:
 
 def _read(file: Path) -> Prices:
     try:
-        found = _File.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"cannot read the prices in {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"cannot use the prices in {file}: it is not JSON ({error})") from None
+    return _checked(found, f"the prices in {file}")
+
+
+def _checked(given: object, where_from: str) -> Prices:
+    try:
+        found = _File.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigurationError(
-            f"cannot use the prices in {file}: {where}: {first['msg']}; it must be JSON such as "
+            f"cannot use {where_from}: {where}: {first['msg']}; it must be like "
             '{"currency": "EUR", "models": {"my-model": {"input": 0.4, "output": 1.6}}}, per million tokens'
         ) from None
-    except ValueError as error:
-        raise ConfigurationError(f"cannot use the prices in {file}: it is not JSON ({error})") from None
     models: dict[str, Price] = {}
     for name, price in found.models.items():
         models.update(dict.fromkeys(price.names, price))

@@ -79,6 +79,15 @@ def _headers(value: Any) -> Any:
     return dict(value)
 
 
+def _prices(value: Any) -> Any:
+    """A file, or a mapping; what is in it is for `ibidem.prices` to judge."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    if not isinstance(value, (str, Path)):
+        raise ValueError("must be the path of a file, or a table of prices")
+    return Path(value)
+
+
 class Settings(BaseSettings):
     """How a cache is opened. `ibidem.open` documents each setting."""
 
@@ -115,7 +124,10 @@ class Settings(BaseSettings):
     single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
     examples: bool = True
     example_ttl: Annotated[float, Field(gt=0)] = math.inf
-    prices: Path | None = None  # for what tells of money; read by `ibidem.prices`
+    prices: Annotated[Any, BeforeValidator(_prices)] = (
+        None  # for what tells of money; read by `ibidem.prices`
+    )
+    telemetry_namespace: bool = False
 
     @field_validator(
         "ttl", "grace", "max_entries", "max_bytes", "write_quota", "max_temperature", "single_flight",

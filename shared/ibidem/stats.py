@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ibidem.intervals import clopper_pearson
+from ibidem.prices import Prices, savings
+from ibidem.storage.figures import Span
 
 if TYPE_CHECKING:
+    from ibidem.audits.audit import Auditor
+    from ibidem.backend import Backend
     from ibidem.storage.rows import JudgementRow
 
 
@@ -38,6 +42,9 @@ class AuditStats:
 class Stats:
     """What the cache holds and did; sums over all processes that used the database.
 
+    `money_saved` is what the answers of hits would have cost, in `currency`; None if that is known of none.
+    `unpriced` counts, by model, the hits of which it is not known: no price, or no count of tokens.
+
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
     by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
     in the vector index yet; `examples` counts the example log; `index` says whether the index is in use, or
@@ -61,6 +68,35 @@ class Stats:
     evicted: int = 0
     expired: int = 0
     waits: dict[str, int] = field(default_factory=dict)
+    money_saved: float | None = None
+    currency: str = ""
+    unpriced: dict[str, int] = field(default_factory=dict)
+
+
+def stats_of(backend: Backend, auditor: Auditor | None, prices: Prices, rejected: dict[str, int]) -> Stats:
+    """What there is to tell of a place; raises `StorageError`. `rejected` is what the cache counted."""
+    totals = backend.records.totals(backend.embedder.fingerprint)
+    saved = savings(backend.records.figures.served(Span()), prices)
+    return Stats(
+        entries=totals.entries,
+        semantic_entries=totals.semantic_entries,
+        unindexed=totals.unindexed,
+        hits=totals.hits,
+        misses=totals.misses,
+        tokens_saved=totals.tokens_saved,
+        examples=totals.examples,
+        rejected=rejected,
+        faults=backend.faults.counts(),
+        index=backend.vectors.state,
+        waits=backend.flights.waits(),
+        audits=auditor.report() if auditor else (),
+        bytes=totals.bytes,
+        evicted=backend.housekeeping.evicted,
+        expired=backend.housekeeping.expired,
+        money_saved=saved.money if saved.priced else None,
+        currency=prices.currency,
+        unpriced=saved.unpriced,
+    )
 
 
 def audit_stats(namespace: str, rows: Sequence[JudgementRow], threshold: float, alarms: int) -> AuditStats:

@@ -55,6 +55,14 @@ def run(*arguments: object, program: str = "scopes") -> str:
     return done.stdout
 
 
+def test_telemetry() -> None:
+    """Two rows: without an SDK and with one."""
+    told = run("--lookups", 500, program="telemetry")
+
+    assert re.search(r"without an SDK +│ [\d.]+ +│ [\d.]+ +│", told)
+    assert re.search(r"with one +│ [\d.]+ +│ [\d.]+ +│", told)
+
+
 def test_few_shot(tmp_path: Path) -> None:
     """Copying the nearest example gets better as the log grows, and is better than a random one."""
     rows, embedder = labelled_rows(1_200), BagOfWords()

@@ -35,6 +35,7 @@ class Recording(Answering):
     def __init__(self, core: ibidem.cache.SemanticCache) -> None:
         self.core = core
         self.flights, self.single_flight = core.flights, core.single_flight
+        self.telemetry = core.telemetry
         self.looked_up: list[ibidem.Request] = []
         self.stored: list[ibidem.Request] = []
         self.hits: list[ibidem.Hit] = []

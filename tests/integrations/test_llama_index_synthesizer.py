@@ -142,7 +142,7 @@ class Watched(Answering):
 
     def __init__(self, core: SemanticCache) -> None:
         self.core = core
-        self.flights, self.single_flight = core.flights, core.single_flight
+        self.flights, self.single_flight, self.telemetry = core.flights, core.single_flight, core.telemetry
         self.asked: list[str] = []
         self.stored: set[str] = set()
         self.rejected: list[str] = []

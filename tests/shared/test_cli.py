@@ -69,6 +69,64 @@ def test_stats_counts_entries_hits_and_misses(filled: str) -> None:
     assert "miss: question_unknown" in run("stats", "--path", filled)
 
 
+def test_stats_are_watched_until_ctrl_c(filled: str, cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes is shown with how much; other processes' changes too."""
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+        cache.store(Request("one more"), Answer("yes"))
+
+    monkeypatch.setattr("ibidem.cli.stats.pause", pause)
+    monkeypatch.setattr("ibidem.cli.common.out", Console(width=200, force_terminal=True, color_system=None))
+    first, _, last = run("stats", "--watch", "7", "--path", filled).rpartition("change")
+
+    assert pauses == [7.0, 7.0]
+    assert re.search(r"entries +│ +2 │ +│", first)
+    assert re.search(r"entries +│ +3 │ +\+1 │", last)
+    assert "every 7 s; Ctrl-C ends it" in last
+
+
+def test_watched_stats_survive_a_database_that_is_away(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lines for programs; the error is told, and the figures when it is back."""
+    from ibidem.errors import StorageUnavailable
+    from ibidem.storage.records import Records
+
+    totals, pauses = Records.totals, []
+
+    def away(records: Records) -> object:
+        raise StorageUnavailable("the server is down")
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        monkeypatch.setattr(Records, "totals", away if len(pauses) == 1 else totals)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ibidem.cli.stats.pause", pause)
+    lines = list(map(json.loads, run("stats", "--watch", "--json", "--path", filled).splitlines()))
+
+    assert [line.get("entries") for line in lines] == [2, None, 2]
+    assert lines[1]["error"] == "the server is down"
+    assert pauses == [2.0] * 3
+
+
+def test_seconds_without_watch_are_a_mistake(filled: str) -> None:
+    """Said, not ignored."""
+    assert "SECONDS are for --watch" in run("stats", "5", "--path", filled, code=2)
+
+
+def test_stats_say_whose_price_is_unknown(filled: str) -> None:
+    """By model, and how many hits."""
+    shown = run("stats", "--path", filled)
+
+    assert re.search(r"money saved, known of 0% of the hits +│ +- │", shown)
+    assert re.search(r"unknown: hits of gpt +│ +1 │", shown)
+    assert json.loads(run("stats", "--path", filled, "--json"))["saved"]["unpriced"] == {"gpt": 1}
+
+
 def test_ls_lists_the_newest_first(filled: str) -> None:
     """Filtered by namespace if asked."""
     newest, oldest = json.loads(run("ls", "--path", filled, "--json"))

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ibidem import Answer, Request
+from ibidem.cache import SemanticCache
 from ibidem.errors import ConfigurationError
 from ibidem.prices import read_prices
+from ibidem.sharing import backends
 
 
 def write(folder: Path, content: object) -> Path:
@@ -111,3 +114,45 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """Named in the message."""
     with pytest.raises(ConfigurationError, match=r"cannot read the prices in .*nowhere\.json"):
         read_prices(tmp_path / "nowhere.json")
+
+
+def test_a_cache_tells_of_its_money(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own prices, from an argument, a file or the variable; else by the shipped ones."""
+    table = {"currency": "EUR", "models": {"mine": {"input": 1, "output": 2}}}
+    asked = Request("what is mine")
+    with open_cache(path=tmp_path / "c") as cache:
+        cache.store(asked, Answer("a", model="mine", input_tokens=100_000, output_tokens=100_000))
+        assert cache.lookup(asked)
+        assert cache.lookup(asked)
+        without = cache.stats()
+    monkeypatch.setenv("IBIDEM_PRICES", str(write(tmp_path, table)))
+    told = []
+    for prices in (None, table, tmp_path / "prices.json", str(tmp_path / "prices.json")):
+        with open_cache(path=tmp_path / "c", prices=prices) as cache:
+            told.append(cache.stats())
+
+    assert (without.money_saved, without.currency, without.unpriced) == (None, "USD", {"mine": 2})
+    assert {(stats.money_saved, stats.currency, len(stats.unpriced)) for stats in told} == {(0.6, "EUR", 0)}
+
+
+def test_a_hit_of_unknown_tokens_has_no_known_money(cache: SemanticCache) -> None:
+    """Although its model has a price."""
+    cache.store(Request("what is it"), Answer("a", model="gpt-4o"))
+    cache.lookup(Request("what is it"))
+
+    assert (cache.stats().money_saved, cache.stats().unpriced) == (None, {"gpt-4o": 1})
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        ({"models": {}}, "currency: Field required"),
+        ("nowhere.json", "cannot read the prices"),
+        (7, "prices: must be the path"),
+    ],
+)
+def test_a_cache_is_not_opened_with_wrong_prices(open_cache, prices: object, said: str) -> None:
+    """The message says what is wrong, and no backend stays open."""
+    with pytest.raises(ConfigurationError, match=said):
+        open_cache(prices=prices)
+    assert backends() == []

@@ -57,10 +57,18 @@ class Ledger:
         scorer: What gives the scores.
         name: Its name; judgements of others are left alone.
         faults: Where failures are counted.
+        judged: Told of each judgement.
     """
 
-    def __init__(self, table: JudgementTable, scorer: Scorer, name: str, faults: Faults) -> None:
-        self._table, self._faults = table, faults
+    def __init__(
+        self,
+        table: JudgementTable,
+        scorer: Scorer,
+        name: str,
+        faults: Faults,
+        judged: Callable[[JudgementRow], None] = lambda row: None,
+    ) -> None:
+        self._table, self._faults, self._judged = table, faults, judged
         self._scored_by, self.scorer = scorer, name
         self._lock = ForkSafeLock()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
@@ -178,6 +186,10 @@ class Ledger:
         """Wait until what is known now is judged, written and learned; False if that took too long."""
         return self._last is None or self._background.flush()
 
+    def waiting(self) -> int:
+        """How many answers wait to be judged."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Judge and write what is left; waits for a judge for at most 20 s."""
         self._background.stop()
@@ -211,8 +223,11 @@ class Ledger:
                 self._faults.note("judge an answer", error)
                 continue
             with self._writing:
-                if clears == self._clears:  # else it may be one of those that were to be forgotten
-                    self._rows.append(replace(comparison.asked.row, right=right))
+                if clears != self._clears:  # it may be one of those that were to be forgotten
+                    continue
+                row = replace(comparison.asked.row, right=right)
+                self._rows.append(row)
+            self._judged(row)
         return len(self._waiting) > 0
 
     def _write(self) -> bool:

@@ -35,13 +35,12 @@ from ibidem.cli.invalidate import give_feedback, invalidate
 from ibidem.cli.promote import promote
 from ibidem.cli.rebuild import rebuild_index
 from ibidem.cli.replay import replay_workload
-from ibidem.cli.report import PricesOption, write_report
+from ibidem.cli.report import write_report
 from ibidem.cli.review import review_pairs
+from ibidem.cli.stats import show_stats
 from ibidem.cli.teach import mine_pairs, teach_pairs
 from ibidem.cli.tune import evaluate_models, tune_model
 from ibidem.doctor import examine
-from ibidem.prices import read_prices, savings
-from ibidem.storage.figures import Span
 
 app = typer.Typer(
     name="ibidem",
@@ -64,24 +63,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def stats(
-    path: PathOption = None,
-    database: DatabaseOption = None,
-    prices: PricesOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Count entries, hits, misses and examples, and what hits saved; the lookups are the last 100,000."""
-    with truth_of(path, database) as records:
-        known = read_prices(prices or settings_of(path, database).prices)
-        totals, saved = records.totals(), savings(records.figures.served(Span()), known)
-    if as_json:
-        told = {**asdict(saved), "currency": known.currency}
-        print_json({**asdict(totals), "hit_rate": totals.hit_rate, "saved": told})
-    else:
-        out.print(tables.totals(totals, saved, known, title=f"Ibidem cache {records.url}"))
 
 
 @app.command("ls")
@@ -204,6 +185,7 @@ def fit(
 
 
 app.add_typer(examples_app)
+app.command("stats")(show_stats)
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)

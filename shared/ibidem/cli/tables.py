@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,37 +13,54 @@ from ibidem.doctor import Finding
 from ibidem.entry import Entry
 from ibidem.examples.example import Example, ExampleStats
 from ibidem.prices import Prices, Savings
-from ibidem.report.telling import duration, saved_money
+from ibidem.report.telling import duration, named, saved_money
 from ibidem.storage.rows import LookupRow, Totals
 
 NOT_KEPT = "(compared exactly; its text is not kept)"
 SHORT = 80  # characters shown of the texts of an example
+UNPRICED = 5  # models shown of which no price is known
 TOP = 20  # namespaces and models shown
 _SAID = {True: "good", False: "bad", None: ""}
 
 
-def totals(counted: Totals, saved: Savings, prices: Prices, title: str) -> Table:
-    """The counts of a cache, and what its hits saved."""
-    table = Table("what", "count", title=title)
-    table.columns[1].justify = "right"
+def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | str]:
+    """The counts of a cache and what its hits saved, by name, in the order in which they are shown."""
     rate = counted.hit_rate
-    table.add_row("entries", f"{counted.entries:,}")
-    table.add_row("  compared by meaning", f"{counted.semantic_entries:,}")
-    table.add_row("  waiting for the index", f"{counted.unindexed:,}")
-    table.add_row("lookups", f"{sum(counted.hits.values()) + sum(counted.misses.values()):,}")
-    table.add_row("hit rate", "-" if rate is None else f"{rate:.1%}")
-    for tier, count in sorted(counted.hits.items()):
-        table.add_row(f"  hit: {tier}", f"{count:,}")
-    for reason, count in sorted(counted.misses.items(), key=lambda item: -item[1]):
-        table.add_row(f"  miss: {reason}", f"{count:,}")
-    table.add_row("tokens saved", f"{counted.tokens_saved:,}")
+    rows: dict[str, int | str] = {
+        "entries": counted.entries,
+        "  compared by meaning": counted.semantic_entries,
+        "  waiting for the index": counted.unindexed,
+        "lookups": sum(counted.hits.values()) + sum(counted.misses.values()),
+        "hit rate": "-" if rate is None else f"{rate:.1%}",
+    }
+    rows |= {f"  hit: {tier}": count for tier, count in sorted(counted.hits.items())}
+    by_count = sorted(counted.misses.items(), key=lambda item: -item[1])
+    rows |= {f"  miss: {reason}": count for reason, count in by_count}
+    rows["tokens saved"] = counted.tokens_saved
     if saved.hits:
         priced, timed = saved.priced / saved.hits, saved.timed / saved.hits
-        table.add_row(f"money saved, known of {priced:.0%} of the hits", saved_money(saved, prices))
-        table.add_row(f"time saved, known of {timed:.0%} of the hits", duration(saved.seconds))
-    table.add_row("examples", f"{counted.examples:,}")
+        rows[f"money saved, known of {priced:.0%} of the hits"] = saved_money(saved, prices)
+        without = sorted(saved.unpriced.items(), key=lambda item: -item[1])[:UNPRICED]
+        rows |= {f"  unknown: hits of {plain(named(model))}": count for model, count in without}
+        rows[f"time saved, known of {timed:.0%} of the hits"] = duration(saved.seconds)
+    rows["examples"] = counted.examples
     if counted.audits:
-        table.add_row("audits (wrong)", f"{counted.audits:,} ({counted.audits_wrong:,})")
+        rows["audits (wrong)"] = f"{counted.audits:,} ({counted.audits_wrong:,})"
+    return rows
+
+
+def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int | str] | None = None) -> Table:
+    """Figures as a table; with others of the same cache `before`, what has changed since."""
+    table = Table("what", "count", *(() if before is None else ("change",)), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value in rows.items():
+        cells = [f"{value:,}" if isinstance(value, int) else value]
+        if before is not None:
+            was = before.get(name, 0)
+            grown = value - was if isinstance(value, int) and isinstance(was, int) else 0
+            cells.append(f"{grown:+,}" if grown else "")
+        table.add_row(name, *cells)
     return table
 
 

@@ -236,18 +236,23 @@ def _first(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
     """The first collection that this process opens: damage is looked for."""
     marks, interrupted = tenancy.marks, tenancy.marks.writing.exists()
     if directory.exists() and (interrupted or (tenancy.unclean and not loads(directory, name))):
-        log.warning("The vector index in %s may be damaged; it is rebuilt from the database", directory)
+        _tell_rebuilt(directory, "may be damaged")
         shutil.rmtree(directory)
     marks.writing.unlink(missing_ok=True)
     sweep(directory)
     try:
         index = EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
     except IndexUnavailable:
-        log.warning("The vector index in %s cannot be opened; it is rebuilt from the database", directory)
+        _tell_rebuilt(directory, "cannot be opened")
         _set_aside(directory)
         index = EmbeddedIndex(_embedded_client(directory), name, tenancy, directory)
     tenancy.unclean = False
     return index
+
+
+def _tell_rebuilt(directory: Path, why: str) -> None:
+    about = {"event.name": "ibidem.index.rebuilt", "ibidem.path": str(directory)}
+    log.warning("The vector index in %s %s; it is rebuilt from the database", directory, why, extra=about)
 
 
 def _embedded_client(directory: Path) -> Any:

@@ -1,0 +1,93 @@
+"""`ibidem stats`: once, or again and again as it changes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from ibidem.cli import common, tables
+from ibidem.cli.common import DatabaseOption, JsonOption, PathOption
+from ibidem.cli.report import PricesOption
+from ibidem.errors import StorageError
+from ibidem.prices import Prices, Savings, read_prices, savings
+from ibidem.storage.figures import Span
+from ibidem.storage.records import Records
+from ibidem.storage.rows import Totals
+
+EVERY = 2.0  # seconds
+pause = time.sleep
+
+
+def show_stats(
+    seconds: Annotated[
+        float | None, typer.Argument(metavar="SECONDS", min=0.1, help="How often, with --watch.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show them again every 2 SECONDS; Ctrl-C ends it.")
+    ] = False,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    prices: PricesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count entries, hits, misses and examples, and what hits saved; the lookups are the last 100,000."""
+    if seconds is not None and not watch:
+        common.fail("SECONDS are for --watch")
+    with common.truth_of(path, database) as records:
+        known = read_prices(prices or common.settings_of(path, database).prices)
+        if watch:
+            with suppress(KeyboardInterrupt):
+                (_print_lines if as_json else _show)(records, known, seconds or EVERY)
+        elif as_json:
+            common.print_json(_plain(*_read(records, known), known))
+        else:
+            rows = tables.figures(*_read(records, known), known)
+            common.out.print(tables.totals(rows, f"Ibidem cache {records.url}"))
+
+
+def _show(records: Records, known: Prices, seconds: float) -> None:
+    first: dict[str, int | str] | None = None
+    with Live(console=common.out, auto_refresh=False) as live:
+        for found in _watched(records, known, seconds):
+            if isinstance(found, StorageError):
+                live.console.print(f"[red]error:[/] {tables.plain(str(found))}", soft_wrap=True)
+                continue
+            rows = tables.figures(*found, known)
+            first = rows if first is None else first
+            table = tables.totals(rows, f"Ibidem cache {records.url}", first)
+            table.caption = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends it"
+            live.update(table, refresh=True)
+
+
+def _print_lines(records: Records, known: Prices, seconds: float) -> None:
+    for found in _watched(records, known, seconds):
+        told = {"error": str(found)} if isinstance(found, StorageError) else _plain(*found, known)
+        typer.echo(json.dumps({"at": time.time(), **told}))
+
+
+def _watched(
+    records: Records, known: Prices, seconds: float
+) -> Iterator[tuple[Totals, Savings] | StorageError]:
+    """The figures, now and then for ever; a database that is away may come back."""
+    while True:
+        try:
+            yield _read(records, known)
+        except StorageError as error:
+            yield error
+        pause(seconds)
+
+
+def _read(records: Records, known: Prices) -> tuple[Totals, Savings]:
+    return records.totals(), savings(records.figures.served(Span()), known)
+
+
+def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
+    told = {**asdict(saved), "currency": known.currency}
+    return {**asdict(counted), "hit_rate": counted.hit_rate, "saved": told}
