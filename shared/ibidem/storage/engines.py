@@ -34,6 +34,8 @@ class Unbounded(sa.Pool):
     lookups by meaning a second on two cores where 2 threads made 600, and some found none free in time.
     """
 
+    _sqla_logger_namespace = "sqlalchemy.pool.Unbounded"  # what a pool does is SQLAlchemy's to log
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._free: deque[Any] = deque()  # its `pop` and `append` need no lock
