@@ -25,7 +25,7 @@ from ibidem.cli.common import out
 from ibidem.cli.main import app
 
 FILE = Path(__file__).parent.parent / "docs" / "img" / "terminal.svg"
-WIDTH = 102
+WIDTH = 104
 MODEL_SECONDS = 0.8
 ANSWERS = {
     "How long can I return goods?": "Within 30 days, with the receipt.",
