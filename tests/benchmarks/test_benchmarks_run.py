@@ -357,3 +357,41 @@ def test_report(tmp_path: Path) -> None:
 
     assert "report in all, s" in printed
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.fixture
+def nq(tmp_path: Path) -> Path:
+    """A folder with questions enough for the smallest workload."""
+    places = [f"{one} {other}" for one in NAMES for other in KEYS]
+    texts = [f"where is the {place} of number {at}" for at, place in enumerate(places * 40)]
+    lines = "\n".join(json.dumps({"question": text}) for text in texts[:3_300])
+    (tmp_path / "nq_questions.jsonl").write_text(lines)
+    return tmp_path
+
+
+@needs_model
+def test_speed(nq: Path) -> None:
+    """Everything stored is found again, beside a floor that does as little as can be done."""
+    small = ("--entries", 100, "--rounds", 1, "--calls", 5, "--seconds", 0.1, "--data", nq)
+    printed = run(*small, "--contenders", "ibidem", "floor", program="speed")
+    cells = [line.split("|") for line in printed.splitlines() if line.startswith(("| Ibidem", "| numpy"))]
+
+    assert [len(row) for row in cells] == [9, 9, 11, 11]
+    assert all(float(row[2].split()[0]) < float(row[3].split()[0]) for row in cells[:2])
+
+
+@needs_model
+def test_speed_in_langchain(nq: Path) -> None:
+    printed = run("--calls", 3, "--data", nq, program="speed.in_langchain")
+
+    assert printed.count("| RAG chain") == 3
+    assert "async" in printed
+
+
+@needs_model
+def test_growth(nq: Path) -> None:
+    small = ("--calls", 3, "--most", 100, "--entries", 50, 100, "--seconds", 0.1, "--data", nq)
+    printed = run(*small, "--plot", nq / "growth.svg", program="speed.growth")
+
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 5 + 2 + 4 + 4 + 5 + 3
+    assert (nq / "growth.svg").read_text(encoding="utf-8").startswith("<svg")

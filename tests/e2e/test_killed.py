@@ -20,7 +20,7 @@ from tests.helpers import Child, answer, eventually, question, reworded
 
 ROUNDS = 100
 INDEXED = 10  # in each tenth the index is open too: to try it after a kill takes a second
-TORN_ROUNDS = 12
+TORN_ROUNDS = 8
 THRESHOLD = 0.9
 LIVES = 0.35  # seconds a child lives at most after its first acknowledged answer
 SHORT_LIVES = 0.12  # where there are many
