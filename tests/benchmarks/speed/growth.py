@@ -113,7 +113,13 @@ def plotted(told_of: dict[int, dict[str, Any]]) -> str:
             "data": {"values": values},
             "mark": {"type": "line", "point": True},
             "encoding": {
-                "color": {"field": "what", "title": None, "sort": list(kinds), "legend": {"orient": "top"}},
+                "color": {
+                    "field": "what",
+                    "type": "nominal",
+                    "title": None,
+                    "sort": list(kinds),
+                    "legend": {"orient": "top"},
+                },
                 **{
                     axis: {
                         "field": field,
