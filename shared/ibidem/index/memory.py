@@ -96,8 +96,8 @@ class Memory:
         rows = rows[: len(points)]
         if not len(rows):
             return []
-        # Not `rows @ vector`: BLAS works on it with threads of its own, which wait for each other by spinning.
-        # 32 threads made 90 such searches of 10,000 vectors a second on two cores, and make 6,000 so.
+        # Not `rows @ vector`: BLAS has threads of its own for it, which wait for each other by spinning. 32
+        # threads made 90 such searches of 10,000 vectors a second on two cores, and make 6,000 so.
         scores = np.einsum("ij,j->i", rows, vector)
         best = np.argpartition(-scores, k)[:k] if k < len(scores) else np.arange(len(scores))
         return [points[at] for at in best[np.argsort(-scores[best])]]
