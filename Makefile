@@ -44,11 +44,11 @@ examples: $(VENV)/.demo ## Every other example once, offline: a service, a folde
 	$(BIN)/python examples/finetune_export.py $(or $(TMPDIR),/tmp)/ibidem-training
 
 test: lint types ## Lint, types and all tests
-	$(BIN)/python -m pytest -n 2 -m 'not alone'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
 fast: $(VENV)/.dev ## The tests that take no longer than seconds
-	$(BIN)/python -m pytest -m 'not slow and not alone' -n 2
+	$(BIN)/python -m pytest -m 'not slow and not alone' -n 2 --dist worksteal
 
 lint: $(VENV)/.dev ## Style
 	$(BIN)/ruff check .

@@ -390,7 +390,7 @@ def test_speed_in_langchain(nq: Path) -> None:
 
 @needs_model
 def test_growth(nq: Path) -> None:
-    small = ("--calls", 3, "--most", 100, "--entries", 50, 100, "--seconds", 0.1, "--data", nq)
+    small = ("--calls", 3, "--few", 20, "--most", 100, "--entries", 50, 100, "--seconds", 0.1, "--data", nq)
     printed = run(*small, "--plot", nq / "growth.svg", program="speed.growth")
 
     assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 5 + 2 + 4 + 4 + 5 + 3

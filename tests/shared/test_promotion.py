@@ -249,7 +249,7 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Pat
     with ibidem.open(path, threshold=0.8) as cache:
         store(cache, *range(400))
     draw, seen, target = random.Random(0), set(), 0
-    for _ in range(8):
+    for _ in range(5):
         with Child(PROMOTE, path, models[target]) as child:
             child.line()
             time.sleep(draw.uniform(0.0, 2.0))

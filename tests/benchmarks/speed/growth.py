@@ -27,7 +27,6 @@ from tests.benchmarks.speed.in_langchain import chain, in_turn
 from tests.benchmarks.speed.load import Load, load
 from tests.benchmarks.speed.timing import percentiles, times
 
-FEW = 1_000  # entries where something else grows
 AXES = ("entries", "scopes", "documents", "prompt", "log")
 
 
@@ -53,7 +52,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.speed.growth", description=__doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 9_000, 100_000])
-    parser.add_argument("--calls", type=int, default=300, help="of each kind")
+    parser.add_argument("--few", type=int, default=1_000, help="entries where something else grows")
+    parser.add_argument("--calls", type=int, default=300, help="of each kind; at most as many as `--few`")
     parser.add_argument("--most", type=int, default=100_000, help="lines of the log")
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement of throughput")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
@@ -137,7 +137,7 @@ def plotted(told_of: dict[int, dict[str, Any]]) -> str:
 
 def scopes(options: argparse.Namespace, folder: Path) -> None:
     """The number of scopes: system prompts, models, histories."""
-    questions = load(options.data, FEW, FEW)
+    questions = load(options.data, options.few, options.few)
     _heading("scopes")
     for count in (1, 10, 100, 1_000):
         with _filled(folder / f"scopes-{count}", questions, lambda at, n=count: {"scope": f"s{at % n}"}) as c:
@@ -151,7 +151,7 @@ def scopes(options: argparse.Namespace, folder: Path) -> None:
 
 def documents(options: argparse.Namespace, folder: Path) -> None:
     """The number of documents behind each answer and in each request, of 1,000 characters."""
-    questions = load(options.data, FEW, FEW)
+    questions = load(options.data, options.few, options.few)
     _heading("documents")
     for count in (0, 4, 16, 64):
         texts = [Document(f"d{at}", f"Document {at}. " + "Some words of it. " * 55) for at in range(count)]
@@ -180,7 +180,7 @@ def prompts(options: argparse.Namespace, folder: Path) -> None:
 
 def log(options: argparse.Namespace, folder: Path) -> None:
     """The number of lines in the log of lookups."""
-    questions = load(options.data, FEW, FEW)
+    questions = load(options.data, options.few, options.few)
     _heading("lines of the log")
     with _filled(folder / "log", questions, lambda _: {}) as cache:
         written = 0
