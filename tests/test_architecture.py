@@ -29,7 +29,7 @@ DOORS = {
         "shared/ibidem/tuning/training.py",
     },
 }
-LONGEST_FUNCTION, LONGEST_MODULE = 40, 300
+LONGEST_FUNCTION, LONGEST_MODULE = 40, 500
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -100,7 +100,7 @@ def test_the_public_names_exist() -> None:
 
 
 def test_modules_and_functions_stay_small() -> None:
-    """The budgets: 300 lines a module, 40 a function without its docstring."""
+    """The budgets: 500 lines a module, 40 a function without its docstring."""
     modules = [name(path) for path in SOURCES if len(path.read_text().splitlines()) > LONGEST_MODULE]
     functions = [
         f"{name(path)}:{node.name}"
@@ -122,4 +122,4 @@ def test_an_adapter_without_its_framework_says_what_to_install() -> None:
     code = "import sys; sys.modules['langchain_core'] = None; import langchain_ibidem"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
-    assert "pip install 'ibidem[langchain]'" in done.stderr
+    assert "pip install 'ibidem-cache[langchain]'" in done.stderr

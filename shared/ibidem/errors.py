@@ -19,7 +19,7 @@ class MissingExtra(IbidemError, ImportError):
     """An optional dependency is not installed; the message is the install command."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional package: pip install 'ibidem[{extra}]'")
+        super().__init__(f"{feature} needs an optional package: pip install 'ibidem-cache[{extra}]'")
 
 
 class EmbedderUnavailable(IbidemError):

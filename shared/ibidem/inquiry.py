@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from weakref import finalize
-
-from typing_extensions import Self
 
 from ibidem.answering import Asking
 from ibidem.errors import NotCacheable

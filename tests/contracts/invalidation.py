@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -41,7 +41,7 @@ class InvalidationContract:
             ({"entry": QUESTION.key}, 1),
             ({"entry": QUESTION.key[:8]}, 0),
             ({"before": 4e9}, 3),
-            ({"before": datetime.now(timezone.utc) - timedelta(days=1)}, 0),
+            ({"before": datetime.now(UTC) - timedelta(days=1)}, 0),
             ({"document": "terms#4", "namespace": "other"}, 0),
             ({"document": "terms#4", "model": "m", "tag": "returns", "namespace": ""}, 1),
         ],

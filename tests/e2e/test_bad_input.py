@@ -394,7 +394,7 @@ class TestDatabaseUrls:
         """Says what to install."""
         for package in ("psycopg", "psycopg2"):
             monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(IbidemError, match=r"pip install 'ibidem\[postgres\]'") as caught:
+        with pytest.raises(IbidemError, match=r"pip install 'ibidem-cache\[postgres\]'") as caught:
             open_cache(tmp_path / "c", database=f"{driver}://app:hunter2@localhost/ibidem")
         assert "hunter2" not in str(caught.value)
 

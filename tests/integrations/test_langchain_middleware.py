@@ -591,7 +591,7 @@ class TestOptions:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "MissingExtra" in done.stderr
-        assert "pip install 'ibidem[agents]'" in done.stderr
+        assert "pip install 'ibidem-cache[agents]'" in done.stderr
 
 
 def _run(agent: Any, call: str, question: str) -> list[str]:

@@ -549,7 +549,7 @@ def test_without_llama_index_the_error_is_the_command() -> None:
     """Who has only LangChain is told what to install."""
     code = "import sys; sys.modules['llama_index.core'] = None; import llama_index_ibidem"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "pip install 'ibidem[llama-index]'" in done.stderr
+    assert "pip install 'ibidem-cache[llama-index]'" in done.stderr
 
 
 def test_the_form_of_question_keys_does_not_count(

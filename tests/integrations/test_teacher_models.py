@@ -162,5 +162,5 @@ def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(MissingExtra, match=r"pip install 'ibidem\[teach\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'ibidem-cache\[teach\]'"):
         resolve_teacher("openai:gpt-test")

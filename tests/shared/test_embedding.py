@@ -118,7 +118,7 @@ class TestResolve:
 
     def test_a_model_name_needs_the_extra(self, monkeypatch):
         monkeypatch.setattr("ibidem.embedding.embedder.find_spec", lambda _: None)
-        with pytest.raises(MissingExtra, match=r"pip install 'ibidem\[sentence-transformers\]'"):
+        with pytest.raises(MissingExtra, match=r"pip install 'ibidem-cache\[sentence-transformers\]'"):
             resolve_embedder("intfloat/e5-small-v2")
 
     @pytest.mark.parametrize("spec", [None, Own()])

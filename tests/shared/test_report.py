@@ -386,7 +386,7 @@ def test_the_extra_is_named_if_it_is_not_installed(
         monkeypatch.delitem(sys.modules, f"ibidem.report.{module}")
     monkeypatch.setitem(sys.modules, "vl_convert", None)
 
-    assert "pip install 'ibidem[report]'" in run("report", "--path", str(tmp_path / "cache"), code=2)
+    assert "pip install 'ibidem-cache[report]'" in run("report", "--path", str(tmp_path / "cache"), code=2)
 
 
 def test_stats_tell_what_was_saved(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -684,7 +684,7 @@ def test_the_extra_is_named_if_it_is_not_installed(
     done = CliRunner().invoke(app, ["review", "--path", str(tmp_path), "--no-open"])
 
     assert done.exit_code == 2
-    assert "pip install 'ibidem[review]'" in done.output
+    assert "pip install 'ibidem-cache[review]'" in done.output
 
 
 def test_a_real_cache_has_pairs_to_judge(open_cache, tmp_path: Path) -> None:

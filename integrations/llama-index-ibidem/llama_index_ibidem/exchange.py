@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, TextBlock
 from llama_index.core.llms.llm import LLM
-from typing_extensions import Self
 
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults

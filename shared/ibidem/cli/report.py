@@ -48,7 +48,7 @@ def write_report(
 ) -> None:
     """Write what the cache did, saved and missed as one HTML page: no script, nothing to load."""
     with truth_of(path, database) as records:
-        from ibidem.report.page import page  # needs ibidem[report]
+        from ibidem.report.page import page  # needs ibidem-cache[report]
 
         settings = settings_of(path, database)
         span = Span(None if since is None else moment("--since", since), namespace)

@@ -21,7 +21,7 @@ def review_pairs(
     """Serve a page to judge near misses, hits and audits, and to look through the entries; Ctrl-C ends it."""
     with truth_of(path, database) as records:
         from ibidem.review.queue import sieve_of
-        from ibidem.review.serving import serve  # needs ibidem[review]
+        from ibidem.review.serving import serve  # needs ibidem-cache[review]
 
         sieve = sieve_of(records, settings_of(path, database), namespace)
         try:

@@ -68,7 +68,7 @@ def tune_model(
     seed: SeedOption = 0,
     device: DeviceOption = None,
 ) -> None:
-    """Fine-tune the embedding on labelled pairs; writes a model for `ibidem promote`. Needs ibidem[tune]."""
+    """Fine-tune the embedding on labelled pairs; writes a model for `promote`. Needs ibidem-cache[tune]."""
     with sentences():
         from ibidem.tuning import tune as tuning
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ SHARPNESS, CENTRE = 20.0, 0.8  # where the logistic function of the cosine begin
 LEAST_SEEN, WORD_STEPS, WORD_RATE, WORD_RIDGE = 3, 300, 0.05, 1e-3
 RIDGE, NEWTON_STEPS = 5.0, 60
 
-Parameters = dict[str, Matrix]
+Parameters = dict[str, NDArray[np.floating[Any]]]
 
 
 def sigmoid(x: Array) -> Array:
@@ -104,7 +105,7 @@ def fit_words(differing: Sequence[frozenset[str]], cosine: Array, right: NDArray
     rows, columns = (np.array(side, int) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     rare = np.array([min(MOST_RARE, sum(word not in places for word in words)) for words in differing])
     dense = np.stack([rare, (cosine - 0.85) * 10.0, np.ones(len(right))], axis=1).astype(float)
-    start: Parameters = {"words": np.zeros(len(places)), "dense": np.zeros(3)}  # type: ignore[dict-item]
+    start: Parameters = {"words": np.zeros(len(places)), "dense": np.zeros(3)}
     adam = _Adam(start, {"words": WORD_RATE, "dense": WORD_RATE}, WORD_STEPS)
     for _ in range(WORD_STEPS):
         z = np.bincount(rows, adam.at["words"][columns], len(right)) + dense @ adam.at["dense"]

@@ -30,7 +30,7 @@ def prepare(engine: sa.Engine) -> None:
         found = _version(db)
         if found > tables.SCHEMA_VERSION:
             raise StorageError(
-                f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem"
+                f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem-cache"
             )
         if found == tables.SCHEMA_VERSION:
             return

@@ -1,5 +1,5 @@
 """A better embedding from the cache's own log: train, evaluate, write a model directory.
 
-The only package that uses torch (`pip install 'ibidem[tune]'`). It is imported where a model is trained, so
-that reading pairs and comparing models need none.
+The only package that uses torch (`pip install 'ibidem-cache[tune]'`). It is imported where a model is
+trained, so that reading pairs and comparing models need none.
 """
