@@ -68,7 +68,7 @@ format: $(VENV)/.dev ## Put everything into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## The documentation as a site in site/ (Python 3.11); a broken link ends it
+docs: $(VENV)/.dev ## The documentation as a site in site/; a broken link ends it
 	$(BIN)/zensical build --clean --strict
 
 serve: $(VENV)/.dev ## The same at http://localhost:8000, made anew at each change

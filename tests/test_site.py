@@ -47,7 +47,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The site, and what was said while it was made."""
-    pytest.importorskip("zensical", reason="it wants Python 3.11")
     place = tmp_path_factory.mktemp("site")
     for folder in SOURCES:
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))

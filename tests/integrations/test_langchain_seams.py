@@ -443,7 +443,7 @@ def test_an_agent_of_nobody(core: Recording) -> None:
 
 
 def test_an_agent_without_its_configuration_is_not_cached(agents: Agents, core: Recording) -> None:
-    """As in async nodes before Python 3.11: metadata of the run are not known, so its tenant is not."""
+    """As in a thread of somebody's own: metadata of the run are not known, so its tenant is not."""
     from langchain_core.runnables.config import var_child_runnable_config
 
     from langchain_ibidem import agent_steps

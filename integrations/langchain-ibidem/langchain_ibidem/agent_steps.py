@@ -48,15 +48,11 @@ def caller_of(request: ModelRequest[Any]) -> Caller:
     """Whose call it is, as LangChain will tell the model: by the run around it and the model's own metadata.
 
     Raises:
-        NotCacheable: The run is not known: LangGraph keeps it in a context variable, but not in async code
-            before Python 3.11.
+        NotCacheable: The run is not known: its context variable was lost, as in a thread of somebody's own.
     """
     config = var_child_runnable_config.get()
     if config is None:
-        raise NotCacheable(
-            "caller_unreadable",
-            "nothing says whose run the step belongs to; before Python 3.11, async agents are not cached",
-        )
+        raise NotCacheable("caller_unreadable", "nothing says whose run the step belongs to")
     around, given = config.get("callbacks"), config.get("metadata") or {}
     inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **given}
     own = getattr(request.model, "metadata", None) or {}
