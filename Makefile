@@ -51,8 +51,8 @@ examples: $(VENV)/.demo ## Every other example once, offline: a service, a folde
 test: lint types suite ## Lint, types and all tests
 
 suite: $(VENV)/.dev ## All tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest $(WARNINGS) -n 2 --dist worksteal -m 'not alone'
+	$(BIN)/python -m pytest $(WARNINGS) -m alone
 
 fast: $(VENV)/.dev ## The tests that take no longer than seconds
 	$(BIN)/python -m pytest -m 'not slow and not alone' -n 2 --dist worksteal
@@ -103,10 +103,12 @@ lock: $(VENV)/.dev ## The newest versions that go together, into constraints.txt
 latest: ## Lint, types and all tests with the newest of everything, in .venv-latest
 	$(MAKE) test VENV=.venv-latest LOCK=.venv-latest/latest.txt
 
+# Old versions use what the newer ones around them have deprecated.
+DEPRECATED := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 oldest: ## All tests with the lowest versions that pyproject.toml allows, in .venv-oldest, on Python 3.11
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "make oldest wants Python 3.11: PYTHON=python3.11 make oldest"; exit 2; }
-	$(MAKE) suite VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt
+	$(MAKE) suite VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt WARNINGS='$(DEPRECATED)'
 
 # Resolved anew each day, by a uv of their own.
 .venv-latest/latest.txt .venv-oldest/oldest.txt: .FORCE
