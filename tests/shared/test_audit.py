@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 import ibidem
@@ -17,6 +16,7 @@ from ibidem import Answer, ConfigurationError, InvalidInput, Request
 from ibidem.audits.judging import AnswerJudge, contradict
 from ibidem.audits.terms import scorer_name
 from ibidem.cache import SemanticCache
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import CosineScorer, LearnedScorer

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from typer.testing import CliRunner
 
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.export.formats import FORMATS, line
 from tests.embedders import BagOfWords, Constant

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.decision.guards import vetoed_by
 from ibidem.fit.labels import Label, read_labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.table import Table
+from rich.text import Text
 
-from ibidem.cli.tables import plain
+from ibidem.cli.console import Console, json_text, plain, styled
 from ibidem.entry import Entry
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.places import open_records
@@ -79,13 +79,19 @@ def require_cache(settings: Settings) -> None:
 
 def fail(message: str) -> NoReturn:
     """Say what is wrong, and end with code 2."""
-    err.print(f"[red]error:[/] {plain(message)}", soft_wrap=True)
+    err.print(styled("error:", "red"), message, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def confirmed(question: str, *, on_stderr: bool = False) -> bool:
+    """Whether the user agrees."""
+    return typer.confirm(plain(question), err=on_stderr)
 
 
 def print_json(value: Any) -> None:
     """Print for programs."""
-    out.print_json(json.dumps(value), indent=2)
+    text = json_text(value, out.encoding)
+    out.print(JSONHighlighter()(text) if out.is_terminal else Text(text), soft_wrap=True)
 
 
 def print_list(

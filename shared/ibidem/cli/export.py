@@ -25,7 +25,6 @@ from ibidem.cli.common import (
     settings_of,
     truth_of,
 )
-from ibidem.cli.tables import plain
 from ibidem.export.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem.export.folder import Manifest
 from ibidem.export.formats import Format
@@ -139,7 +138,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _table(found: Manifest, target: Path) -> Table:
-    table = Table("what", "examples", title=plain(f"{found.settings['format']} in {target}"))
+    table = Table("what", "examples", title=f"{found.settings['format']} in {target}")
     table.columns[1].justify = "right"
     table.add_row("read", f"{found.read:,}")
     for reason, count in found.dropped.items():

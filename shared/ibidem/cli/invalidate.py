@@ -16,6 +16,7 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     YesOption,
+    confirmed,
     entry_of,
     fail,
     moment,
@@ -77,7 +78,8 @@ def invalidate(
             if found.count > len(found.entries):
                 out.print(f"... and {found.count - len(found.entries):,} older ones")
         if not dry_run:
-            if not yes and not typer.confirm(f"Delete {_entries(found.count)} and their examples?", err=True):
+            what = f"{_entries(found.count)} and their examples"
+            if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
             ids, examples = run(records, criteria, time.time)
             found = Invalidated(len(ids), found.entries, examples)

@@ -20,6 +20,7 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     YesOption,
+    confirmed,
     entry_of,
     out,
     print_json,
@@ -29,6 +30,7 @@ from ibidem.cli.common import (
     settings_of,
     truth_of,
 )
+from ibidem.cli.console import Commands, accept_any_encoding
 from ibidem.cli.examples import examples_app
 from ibidem.cli.export import export_examples
 from ibidem.cli.invalidate import give_feedback, invalidate
@@ -44,6 +46,7 @@ from ibidem.doctor import examine
 
 app = typer.Typer(
     name="ibidem",
+    cls=Commands,
     help="Look into an Ibidem answer cache. Settings not given are read from IBIDEM_* variables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -140,7 +143,7 @@ def clear(
     with truth_of(path, database) as records:
         where = "" if namespace is None else f"of namespace {namespace!r} "
         what = f"all entries, lookups and examples {where}in {records.url}"
-        if not yes and not typer.confirm(f"Delete {what}?"):
+        if not yes and not confirmed(f"Delete {what}?"):
             raise typer.Exit(1)
         count = records.clear(namespace)
     out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
@@ -203,4 +206,5 @@ app.command("promote")(promote)
 
 def main() -> None:
     """Entry point of the `ibidem` command."""
+    accept_any_encoding()
     app()

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.tables import plain
+from ibidem.cli.common import err, fail, out
 from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
@@ -34,9 +33,6 @@ from ibidem.replay import (
 )
 from ibidem.replay_page import page
 from ibidem.settings import read_settings
-
-out = Console()
-err = Console(stderr=True)
 
 Workload = Annotated[
     Path,
@@ -80,11 +76,10 @@ def replay_workload(
         if plot is not None:
             plot.write_text(page(found.title, found.rows, found.curve, found.served, chosen), "utf-8")
     except (IbidemError, OSError) as error:
-        err.print(f"[red]error:[/] {plain(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
     out.print(_table(found))
     if plot is not None:
-        out.print(f"The curve is in {plain(str(plot))}.", soft_wrap=True)
+        out.print(f"The curve is in {plot}.", soft_wrap=True)
 
 
 def _threshold(threshold: float | None, max_wrong: float | None) -> float:
@@ -154,7 +149,7 @@ def _replay(name: str, rows: list[Row], threshold: float, scorer_name: str) -> R
 
 def _table(found: Replayed) -> Table:
     served, curve = found.served, found.curve
-    table = Table("what", "share (95 % interval)", "count", title=plain(found.title))
+    table = Table("what", "share (95 % interval)", "count", title=found.title)
     table.columns[1].justify = table.columns[2].justify = "right"
 
     def line(name: str, value: Any, count: int | None = None) -> None:

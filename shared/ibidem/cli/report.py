@@ -22,7 +22,6 @@ from ibidem.cli.common import (
     settings_of,
     truth_of,
 )
-from ibidem.cli.tables import plain
 from ibidem.prices import read_prices
 from ibidem.report.facts import gather
 from ibidem.storage.figures import Span
@@ -57,7 +56,7 @@ def write_report(
             facts = gather(records, settings, known, span, time.time())
             text = page(facts, __version__)
     _write(file, text)
-    out.print(f"Wrote {plain(str(file))} ({len(text) // 1000:,} KB).", soft_wrap=True)
+    out.print(f"Wrote {file} ({len(text) // 1000:,} KB).", soft_wrap=True)
     if open_it and not webbrowser.open(file.resolve().as_uri()):
         out.print("No browser was found to show it.")
 

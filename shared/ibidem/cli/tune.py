@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ibidem.cli.common import JsonOption, err, out, print_json, sentences
-from ibidem.cli.tables import plain
 from ibidem.embedding.embedder import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
@@ -89,8 +88,8 @@ def tune_model(
     out.print(_pair_table("held-out pairs", ["before", "after"], [report.before, report.after]))
     change, low, high = report.gain
     out.print(f"Gain in AUC: {change:+.3f} ({low:+.3f} to {high:+.3f}).")
-    out.print(f"Score: {plain(report.scorer)}", soft_wrap=True)
-    out.print(f"The model is in {plain(str(report.directory))}; ibidem promote uses it.", soft_wrap=True)
+    out.print(f"Score: {report.scorer}", soft_wrap=True)
+    out.print(f"The model is in {report.directory}; ibidem promote uses it.", soft_wrap=True)
 
 
 @contextmanager
@@ -177,7 +176,7 @@ def _pair_table(title: str, names: list[str], rows: list[PairMetrics]) -> Table:
 
 
 def _columns(title: str, names: list[str]) -> Table:
-    table = Table("", *map(plain, names), title=plain(title))
+    table = Table("", *names, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -1,0 +1,103 @@
+"""Where the commands write: whatever text is shown, rich and the terminal obey no part of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import rich.console
+import typer
+import typer.core
+from rich.text import Text
+
+# All but ASCII is looked at. A joiner stays where it has an effect: within emoji, or within words of a script
+# that needs it.
+_SUSPECT = re.compile(
+    r"[^\n\t\x20-\x7e\u200c\u200d]|(?<![^\x00-\x7f\u2000-\u206f])[\u200c\u200d]"
+    r"|[\u200c\u200d](?![^\x00-\x7f\u2000-\u206f])"
+)
+_NO_ASCII = re.compile(r"[^\n\x20-\x7e]")
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def plain(text: str) -> str:
+    r"""The text as a terminal may get it: what controls one, or is not seen, as an escape such as `\x1b`."""
+    return text if text.isprintable() else _SUSPECT.sub(_visible, text.replace("\r\n", "\n"))
+
+
+def _visible(found: re.Match[str]) -> str:
+    char = found[0]
+    if char.isprintable() or unicodedata.category(char) == "Zs":
+        return char
+    return char.encode("unicode_escape").decode("ascii")
+
+
+class Console(rich.console.Console):
+    """A console to which every `str` is text: no markup, no `:emoji:` names, nothing for the terminal.
+
+    What is styled is passed as a `rich.text.Text`, made by `styled`.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's; every `str` that is printed goes through here, in cells and titles too."""
+        shown = plain(text)
+        if not is_unicode(self.encoding):  # here, so that the columns of a table know how wide it becomes
+            shown = shown.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return super().render_str(shown, **{**options, "markup": False, "emoji": False})
+
+
+def styled(text: str, style: str) -> Text:
+    """Any text, in a style of rich."""
+    return Text(plain(text), style)
+
+
+def is_unicode(encoding: str) -> bool:
+    """Whether the encoding has all characters."""
+    return encoding.lower().startswith("utf")
+
+
+def json_text(value: Any, encoding: str) -> str:
+    """As JSON: within its strings what controls a terminal, or what the encoding lacks, is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=not is_unicode(encoding))
+    return _NO_ASCII.sub(lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
+
+
+def _escaped(char: str) -> str:
+    return json.dumps(char)[1:-1]
+
+
+def accept_any_encoding() -> None:
+    """From now on no stream fails: what it cannot encode, or decode, becomes an escape."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Mistakes on the command line quote it, and are printed by typer."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = plain(error.message)
+        raise
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands whose mistakes are told as plainly as all else."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """See click; it reads the arguments of this group."""
+        with _told_plainly():
+            return super().make_context(*args, **options)
+
+    def invoke(self, context: Any) -> Any:
+        """See click; it reads the arguments of a command, and runs it."""
+        with _told_plainly():
+            return super().invoke(context)
