@@ -20,6 +20,7 @@ from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.lifecycle.admission import storable
+from ibidem.private import write_private
 from ibidem.replay import (
     Outcome,
     Row,
@@ -74,7 +75,8 @@ def replay_workload(
             random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
         found = _replay(workload.name, rows[:requests], chosen, scorer)
         if plot is not None:
-            plot.write_text(page(found.title, found.rows, found.curve, found.served, chosen), "utf-8")
+            text = page(found.title, found.rows, found.curve, found.served, chosen)
+            write_private(plot, [text.encode()])
     except (IbidemError, OSError) as error:
         fail(str(error))
     out.print(_table(found))
