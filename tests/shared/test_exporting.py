@@ -373,7 +373,7 @@ class TestFolder:
         ({"models": [1]}, "models must be a list of names"),
         ({"tags": 3}, "tags must be a list of names"),
         ({"namespace": 1}, "namespace must be a str"),
-        ({"namespace": "\0"}, "holds no examples"),
+        ({"namespace": "\0"}, "no database"),
         ({"since": "3d"}, "since must be a number of at least 0"),
         ({"apart": 0.3}, "apart must be a number from 0.5 to 1"),
         ({"near": 0.7}, "near must be a number from 0.8 to 1"),

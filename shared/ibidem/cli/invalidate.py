@@ -22,6 +22,7 @@ from ibidem.cli.common import (
     moment,
     out,
     print_json,
+    text_option,
     truth_of,
 )
 from ibidem.lifecycle.correcting import judge, preview, run
@@ -29,16 +30,21 @@ from ibidem.lifecycle.invalidation import Invalidated, criteria_of
 
 Documents = Annotated[
     list[str] | None,
-    typer.Option("--document", metavar="ID", help="A document, or the source of one; may be repeated."),
+    text_option(
+        "--document",
+        metavar="ID",
+        help="A document, or the source of one; may be repeated.",
+    ),
 ]
 Current = Annotated[
     Path | None,
     typer.Option("--current", help="A file with what the document says now: answers that rest on it stay."),
 ]
-Tag = Annotated[str | None, typer.Option("--tag", help="Answers stored under this name.")]
-Model = Annotated[str | None, typer.Option("--model", help="Answers of this model.")]
+Tag = Annotated[str | None, text_option("--tag", help="Answers stored under this name.")]
+Model = Annotated[str | None, text_option("--model", help="Answers of this model.")]
 EntryId = Annotated[
-    str | None, typer.Option("--entry", metavar="ID", help="This answer; the beginning of its id will do.")
+    str | None,
+    text_option("--entry", metavar="ID", help="This answer; the beginning of its id will do."),
 ]
 Before = Annotated[
     str | None,

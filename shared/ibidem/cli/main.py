@@ -28,6 +28,7 @@ from ibidem.cli.common import (
     require_cache,
     sentences,
     settings_of,
+    text_option,
     truth_of,
 )
 from ibidem.cli.console import Commands, accept_any_encoding
@@ -153,7 +154,7 @@ def clear(
 def doctor(
     path: PathOption = None,
     database: DatabaseOption = None,
-    chroma: Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")] = None,
+    chroma: Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check database, vector index and embedding model; exit code 1 if something needs you."""
@@ -175,7 +176,8 @@ def fit(
     path: PathOption = None,
     database: DatabaseOption = None,
     namespace: Annotated[
-        str, typer.Option("--namespace", help="Whose audits begin with what a file of labels proves.")
+        str,
+        text_option("--namespace", help="Whose audits begin with what a file of labels proves."),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would bring.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Return to the score that is shipped.")] = False,

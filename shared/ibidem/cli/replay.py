@@ -19,7 +19,6 @@ from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
 from ibidem.errors import IbidemError, InvalidInput
-from ibidem.lifecycle.admission import storable
 from ibidem.private import write_private
 from ibidem.replay import (
     Outcome,
@@ -33,6 +32,7 @@ from ibidem.replay import (
     vectors_of,
 )
 from ibidem.replay_page import page
+from ibidem.request import storable
 from ibidem.settings import read_settings
 
 Workload = Annotated[

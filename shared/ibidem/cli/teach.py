@@ -23,6 +23,7 @@ from ibidem.cli.common import (
     out,
     sentences,
     settings_of,
+    text_option,
     truth_of,
 )
 from ibidem.cli.fit import place_of
@@ -35,7 +36,7 @@ from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
 Out = Annotated[Path, typer.Option("--out", help="The file to write, JSON lines.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many pairs.")]
 PairsFile = Annotated[Path, typer.Argument(metavar="PAIRS.jsonl", help="What ibidem pairs has written.")]
-TeacherName = Annotated[str, typer.Option("--teacher", help="PROVIDER:MODEL, such as openai:gpt-4.1-mini.")]
+TeacherName = Annotated[str, text_option("--teacher", help="PROVIDER:MODEL, such as openai:gpt-4.1-mini.")]
 Labelled = Annotated[
     Path | None,
     typer.Option("--out", help="Default: PAIRS.labelled.jsonl; what it holds is not asked again."),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
 from ibidem.errors import MissingExtra, StorageError
-from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.correcting import judge, run
 from ibidem.lifecycle.invalidation import Criteria
+from ibidem.request import storable
 from ibidem.review.desk import Desk, Reviewer
 from ibidem.review.queue import KINDS
 from ibidem.review.showing import readable, show

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ibidem.errors import InvalidInput
-from ibidem.lifecycle.admission import storable
 from ibidem.private import write_private
+from ibidem.request import storable
 
 JUDGED = ("judgement", "feedback", "review")  # who labelled: a fresh answer was compared, a person said so
 # Valid within JSON, but some programs end a line there.
