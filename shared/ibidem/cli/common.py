@@ -16,7 +16,7 @@ from rich.highlighter import JSONHighlighter
 from rich.table import Table
 from rich.text import Text
 
-from ibidem.cli.console import Console, json_text, plain, styled
+from ibidem.cli.console import Console, json_text, styled
 from ibidem.entry import Entry
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.places import open_records
@@ -102,7 +102,7 @@ def fail(message: str) -> NoReturn:
 
 def confirmed(question: str, *, on_stderr: bool = False) -> bool:
     """Whether the user agrees."""
-    return typer.confirm(plain(question), err=on_stderr)
+    return typer.confirm((err if on_stderr else out).shown(question), err=on_stderr)
 
 
 def print_json(value: Any) -> None:

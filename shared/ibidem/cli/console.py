@@ -16,11 +16,10 @@ import typer
 import typer.core
 from rich.text import Text
 
-# All but ASCII is looked at. A joiner stays where it has an effect: within emoji, or within words of a script
-# that needs it.
-_SUSPECT = re.compile(
-    r"[^\n\t\x20-\x7e\u200c\u200d]|(?<![^\x00-\x7f\u2000-\u206f])[\u200c\u200d]"
-    r"|[\u200c\u200d](?![^\x00-\x7f\u2000-\u206f])"
+_SUSPECT = re.compile(r"[^\n\t\x20-\x7e\u200c\u200d]")
+# A joiner stays where it has an effect: within emoji, or within words of a script that needs it.
+_LONE_JOINER = re.compile(
+    r"(?<![^\x00-\x7f\u200c\u200d])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\u200c\u200d])"
 )
 _NO_ASCII = re.compile(r"[^\n\x20-\x7e]")
 _UsageError: Any = typer.BadParameter.__base__
@@ -28,11 +27,13 @@ _UsageError: Any = typer.BadParameter.__base__
 
 def plain(text: str) -> str:
     r"""The text as a terminal may get it: what controls one, or is not seen, as an escape such as `\x1b`."""
-    return text if text.isprintable() else _SUSPECT.sub(_visible, text.replace("\r\n", "\n"))
+    if text.isprintable():
+        return text
+    shown = _SUSPECT.sub(lambda found: _visible(found[0]), text.replace("\r\n", "\n"))
+    return _LONE_JOINER.sub(lambda found: _visible(found[0]), shown)
 
 
-def _visible(found: re.Match[str]) -> str:
-    char = found[0]
+def _visible(char: str) -> str:
     if char.isprintable() or unicodedata.category(char) == "Zs":
         return char
     return char.encode("unicode_escape").decode("ascii")
@@ -46,10 +47,14 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's; every `str` that is printed goes through here, in cells and titles too."""
-        shown = plain(text)
-        if not is_unicode(self.encoding):  # here, so that the columns of a table know how wide it becomes
-            shown = shown.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        return super().render_str(shown, **{**options, "markup": False, "emoji": False})
+        return super().render_str(self.shown(text), **{**options, "markup": False, "emoji": False})
+
+    def shown(self, text: str) -> str:
+        """The text as it is written; not left to the stream, as a table must know how wide it becomes."""
+        text = plain(text)
+        if is_unicode(self.encoding):
+            return text
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
 
 
 def styled(text: str, style: str) -> Text:
