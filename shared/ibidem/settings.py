@@ -21,6 +21,7 @@ from ibidem.errors import ConfigurationError
 from ibidem.lifecycle.admission import MAX_TEMPERATURE
 from ibidem.lifecycle.eviction import Bounds, Eviction
 from ibidem.lifecycle.lifetime import DAYS, Lifetime
+from ibidem.request import storable
 
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
@@ -58,9 +59,12 @@ def _directory(value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         raise ValueError(f"must be a str or Path, not {type(value).__name__}")
     try:
-        return Path(value).expanduser().resolve()
+        found = Path(value).expanduser().resolve()
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"cannot be used: {error}") from None
+    if not storable(str(found)):
+        raise ValueError("cannot be used: its name is no text in the encoding of this system (see LC_ALL)")
+    return found
 
 
 def _server(value: Any) -> Any:

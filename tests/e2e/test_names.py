@@ -137,7 +137,8 @@ def texts(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield path, parameter.opts[0] if parameter.param_type_name == "option" else ""
 
 
-TEXTS = sorted(set(texts(get_command(app))))
+COMMANDS = get_command(app)
+TEXTS = sorted(set(texts(COMMANDS)))
 
 
 def test_options_that_take_text_are_found() -> None:
@@ -148,11 +149,14 @@ def test_options_that_take_text_are_found() -> None:
 
 @pytest.mark.parametrize(("command", "option"), TEXTS, ids=["-".join((*c, o)) for c, o in TEXTS])
 def test_commands_refuse_half_characters(
-    command: tuple[str, ...], option: str, open_cache, tmp_path: Path
+    command: tuple[str, ...], option: str, open_cache, tmp_path: Path, monkeypatch
 ) -> None:
     """Bytes of another encoding on the command line come so: a sentence and code 2, no traceback."""
     open_cache().close()
     given = [option, "a\udcff"] if option else ["a\udcff"]
+    monkeypatch.setattr(
+        "typer.testing._get_command", lambda app: COMMANDS
+    )  # typer makes them anew at each call
     done = CliRunner(env={"IBIDEM_PATH": str(tmp_path / "cache")}).invoke(app, [*command, *given])
 
     assert done.exit_code == 2, done.output

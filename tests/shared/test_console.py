@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import random
 import re
 import select
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,6 +220,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return found
 
 
+command_of = functools.cache(typer.main.get_command)  # typer makes all commands anew at each call
+
+
 class Ran:
     """What a command wrote."""
 
@@ -230,6 +236,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Runs the command's entry point in this process, with streams of an encoding."""
     monkeypatch.setenv("IBIDEM_PATH", str(place.path))
     monkeypatch.setenv("COLUMNS", "600")
+    monkeypatch.setattr("typer.main.get_command", command_of)
     for module in ("fit", "export", "examples"):
         name = f"ibidem.cli.{module}.checked_embedder_of"
         monkeypatch.setattr(name, lambda settings, records: checked(place.embedder))
@@ -297,56 +304,53 @@ def test_every_question_is_shown(place: Place, run: Callable[..., Ran], encoding
 
 # real processes -----------------------------------------------------------------------------------------
 
-PROGRAM = [sys.executable, "-c", "from ibidem.cli.main import main; main()"]
-
 
 def environment(place: Place, **more: str) -> dict[str, str]:
     """Of a process that uses the place."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "IBIDEM_PATH": str(place.path), **more}
 
 
-def test_streams_of_the_system(place: Place) -> None:
-    """Encodings set from outside, a locale without any, a stream that is closed or full."""
-    ways: list[tuple[dict[str, str], str]] = [
-        ({"PYTHONIOENCODING": "cp1252"}, "log --limit 100"),
-        ({"PYTHONIOENCODING": "ascii:strict"}, "ls --json"),
-        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "log"),
-        ({}, "log >&-"),
-    ]
+def started(place: Place, command: str, **options: Any) -> subprocess.Popen[bytes]:
+    """The command as a process of its own."""
     program = f"exec {sys.executable} -c 'from ibidem.cli.main import main; main()'"
-    options: Any = {"shell": True, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    runs = [
-        subprocess.Popen(f"{program} {command}", env=environment(place, **more), **options)
-        for more, command in ways
+    options = {"stdout": subprocess.PIPE, **options, "env": environment(place, **options.get("env", {}))}
+    return subprocess.Popen(f"{program} {command}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, **options)
+
+
+def test_streams_of_the_system(place: Place, tmp_path: Path) -> None:
+    """Encodings set from outside, a locale without any, a stream that is closed."""
+    bare = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    plain_name = {"IBIDEM_PATH": str(shutil.copytree(place.path, tmp_path / "plain"))}
+    ways: list[tuple[dict[str, str], str, int]] = [
+        ({"PYTHONIOENCODING": "cp1252"}, "log --limit 100", 0),
+        ({"PYTHONIOENCODING": "ascii:strict"}, "ls --json", 0),
+        (bare | plain_name, "log", 0),
+        (bare, "log", 2),  # a name that this locale cannot read
+        ({}, "log >&-", 0),
     ]
-    for one, (more, command) in zip(runs, ways, strict=True):
-        out, err = one.communicate(timeout=120)
-        assert (one.returncode, err) == (0, b""), (more, command, err)
-        assert out or ">&-" in command
+    runs = [started(place, command, env=more) for more, command, _ in ways]
+    said = [one.communicate(timeout=120) for one in runs]
+
+    for one, (out, err), (more, command, code) in zip(runs, said, ways, strict=True):
+        assert one.returncode == code, (more, command, err)
+        assert out or code or ">&-" in command
+        assert b"error: " in err if code else err == b"", (more, command)
+        assert b"Traceback" not in err
 
 
 def test_a_closed_pipe_ends_a_command_silently(place: Place) -> None:
     """`ibidem log | head -1`: also one that would go on for ever, and one that only helps."""
-    commands = (
-        ["log", "--limit", "100"],
-        ["log", "--json"],
-        ["stats", "--watch", "0.1", "--json"],
-        ["--help"],
-    )
+    commands = ("log --limit 100", "log --json", "stats --watch 0.1 --json", "--help")
     runs = []
     for command in commands:
         read, write = os.pipe()
-        runs.append(
-            subprocess.Popen(
-                [*PROGRAM, *command], cwd=ROOT, env=environment(place), stdout=write, stderr=subprocess.PIPE
-            )
-        )
+        runs.append(started(place, command, stdout=write))
         os.close(read)
         os.close(write)
-    for one, command in zip(runs, commands, strict=True):
-        _, err = one.communicate(timeout=120)
-        assert err == b"", command
-        assert one.returncode in (0, 1), command
+    said = [one.communicate(timeout=120)[1] for one in runs]
+
+    assert dict(zip(commands, said, strict=True)) == dict.fromkeys(commands, b"")
+    assert {one.returncode for one in runs} <= {0, 1}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
@@ -354,29 +358,17 @@ def test_on_a_terminal_colours_are_ours_and_nothing_else(place: Place) -> None:
     """The only sequences are colours of rich: no link, no title, no raw C1."""
     import pty
 
-    for command in (["log", "--limit", "100"], ["log", "--json", "--limit", "100"], ["show", "\x9b31m[/x]"]):
+    for command in ("log --limit 100", "log --json --limit 100", "show [b]$(printf '\\302\\2331m')"):
         ours, theirs = pty.openpty()
         more = {"TERM": "xterm-256color", "COLUMNS": "300", "PYTHONIOENCODING": "utf-8"}
-        child = subprocess.Popen(
-            [*PROGRAM, *command],
-            cwd=ROOT,
-            env=environment(place, **more),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-        )
+        child = started(place, f"{command} 2>&1", stdin=theirs, stdout=theirs, env=more)
         os.close(theirs)
-        written, until = b"", time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                if select.select([ours], [], [], 1)[0] and not (part := os.read(ours, 65_536)):
-                    break
-            except OSError:
-                break
-            else:
-                written += part if select else b""
+        written = b""
+        with suppress(OSError):  # the other end is closed
+            while select.select([ours], [], [], 60)[0]:
+                written += os.read(ours, 65_536)
         os.close(ours)
-        child.wait(60)
+        child.communicate(timeout=60)
         bare = re.sub(r"\x1b\[[0-9;]*m", "", written.decode("utf-8")).replace("\r\n", "\n")
 
         assert "\x1b[" in written.decode("utf-8")
