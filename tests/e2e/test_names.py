@@ -80,16 +80,14 @@ ENTRIES: dict[str, Callable[[SemanticCache, str], object]] = {
 }
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_a_name_that_cannot_be_stored_is_refused(
-    cache: SemanticCache, entry: str, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_name_that_cannot_be_stored_is_refused(cache: SemanticCache, tmp_path: Path, monkeypatch) -> None:
     """Whatever the name is for: not taken for another name, nor for an error of the database later."""
     monkeypatch.chdir(tmp_path)
     cache.store(ASKED, SAID, tags=["good"])
-    for name in ("\0", "a\ud83d", *(unstorable(DRAW) for _ in range(5))):
-        with pytest.raises(InvalidInput, match="no database"):
-            ENTRIES[entry](cache, name)
+    for use in ENTRIES.values():
+        for name in ("\0", "a\ud83d", *(unstorable(DRAW) for _ in range(3))):
+            with pytest.raises(InvalidInput, match="no database"):
+                use(cache, name)
 
     assert cache.lookup(ASKED)
     assert cache.stats().faults == {}
@@ -147,18 +145,14 @@ def test_options_that_take_text_are_found() -> None:
     assert len(TEXTS) > 40
 
 
-@pytest.mark.parametrize(("command", "option"), TEXTS, ids=["-".join((*c, o)) for c, o in TEXTS])
-def test_commands_refuse_half_characters(
-    command: tuple[str, ...], option: str, open_cache, tmp_path: Path, monkeypatch
-) -> None:
+def test_commands_refuse_half_characters(open_cache, tmp_path: Path, monkeypatch) -> None:
     """Bytes of another encoding on the command line come so: a sentence and code 2, no traceback."""
     open_cache().close()
-    given = [option, "a\udcff"] if option else ["a\udcff"]
-    monkeypatch.setattr(
-        "typer.testing._get_command", lambda app: COMMANDS
-    )  # typer makes them anew at each call
-    done = CliRunner(env={"IBIDEM_PATH": str(tmp_path / "cache")}).invoke(app, [*command, *given])
+    monkeypatch.setattr("typer.testing._get_command", lambda app: COMMANDS)  # typer makes them anew each time
+    for command, option in TEXTS:
+        given = [option, "a\udcff"] if option else ["a\udcff"]
+        done = CliRunner(env={"IBIDEM_PATH": str(tmp_path / "cache")}).invoke(app, [*command, *given])
 
-    assert done.exit_code == 2, done.output
-    assert isinstance(done.exception, SystemExit)
-    assert "\\udcff" in done.output or option in ("--since", "--before")
+        assert done.exit_code == 2, (command, option, done.output)
+        assert isinstance(done.exception, SystemExit)
+        assert "\\udcff" in done.output or option in ("--since", "--before"), (command, option)
