@@ -125,13 +125,18 @@ def test_questions_and_answers_lose_nothing(cache: SemanticCache) -> None:
     assert (cache.stats().faults, cache.stats().entries) == ({}, 1)
 
 
+def _takes_any_text(parameter: Any) -> bool:
+    if (described := getattr(parameter, "type_descriptor", None)) is None:  # typer before 0.29
+        return str(parameter.type.name) == "text"
+    return described.annotation in (str, list[str]) and not described.is_choice
+
+
 def texts(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """All options and arguments of all commands that take any text, with how they are given."""
     for name, inner in getattr(command, "commands", {}).items():
         yield from texts(inner, (*path, name))
     for parameter in command.params:
-        kind = parameter.type_descriptor.annotation
-        if kind in (str, list[str]) and not parameter.type_descriptor.is_choice:
+        if _takes_any_text(parameter):
             yield path, parameter.opts[0] if parameter.param_type_name == "option" else ""
 
 

@@ -124,17 +124,20 @@ def test_all_commands_print_through_the_console() -> None:
     """No other console, no markup, nothing printed past it: what is written tomorrow is harmless too."""
     for path in Path(console.__file__).parent.glob("*.py"):
         source = path.read_text(encoding="utf-8")
-        allowed = path.name == "console.py"
-        assert allowed or not re.search(
-            r"import .*\bConsole\b(?<!json_text)",
-            source.replace("from ibidem.cli.console import Console", ""),
-        ), path
-        assert not re.search(r"\[/?(red|green|bold|dim|link)?/?\]", source.replace("[]", "")), path
-        assert not re.search(r"(?<![\w.])print\(", source), path
-        assert len(re.findall(r"typer\.(secho|confirm|prompt)\(", source)) == (path.name == "common.py"), path
+        assert not re.search(r"\[/?(red|green|yellow|bold|dim)\]|\[/\]", source), f"markup in {path}"
+        assert not re.search(r"(?<![\w.])print\(", source), f"a bare print in {path}"
+        assert "rich.console" not in source.replace(
+            "rich.console import RenderableType", ""
+        ) or path.name in ("console.py"), f"another console in {path}"
+        assert not re.search(r"typer\.(confirm|prompt|secho)\(", source) or path.name == "common.py", path
 
 
 # every command ------------------------------------------------------------------------------------------
+
+
+def named(text: str) -> str:
+    """The text as a name of a file; Windows takes no controls in one."""
+    return re.sub(r"[\x00-\x1f:]", "", text) if sys.platform == "win32" else text
 
 
 class Place:
@@ -142,7 +145,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         draw = random.Random(17)
-        self.path = folder / "cache [red]\x1b[31m \u202e :bomb: [b] \u0427"
+        self.path = folder / named("cache [red]\x1b[31m \u202e :bomb: [b] \u0427")
         self.tag, self.namespace = "tag" + "\x1b[31m[/x]\u202e", hostile(draw, "tenant").strip()
         self.questions = [normalise(hostile(draw, f"question{n}")) for n in range(40)]
         self.embedder = BagOfWords()
@@ -161,10 +164,10 @@ class Place:
             cache.flush()
             self.entry = cache.lookup(Request(self.questions[0])).entry_id or ""
         pairs = [{"a": hostile(draw, "a"), "b": hostile(draw, "b"), "same": n % 2} for n in range(30)]
-        self.pairs = self._write(folder / "pairs [b]\x1b[31m.jsonl", pairs)
+        self.pairs = self._write(folder / named("pairs [b]\x1b[31m.jsonl"), pairs)
         rows = [{"text": hostile(draw, "text"), "meaning": hostile(draw, "m")} for _ in range(20)]
         self.workload = self._write(folder / "load [b]\u202e.jsonl", rows)
-        self.out = folder / "out [b]\x1b]0;x\x07"
+        self.out = folder / named("out [b]\x1b]0;x\x07")
 
     @staticmethod
     def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -189,14 +192,14 @@ class Place:
         yield ["\x9b31m[/x]\u202e"], 2
         yield ["ls", "--limit", "\x1b[31m[/x]\u202e"], 2
         yield ["ls", "\x1b[31m[/x]", "\x9d0;t\x9c"], 2
-        yield ["ls", "--path", self.path / "none \x1b[31m[b]"], 2
+        yield ["ls", "--path", self.path / named("none \x1b[31m[b]")], 2
         yield ["examples", "\x1b[31m[/x]\u202e"], 2
         yield ["invalidate", "--before", "\x1b[31m[/x]"], 2
         yield ["clear", "--namespace", self.namespace], 1
         yield ["pairs", "--out", self.pairs], 1
-        yield ["replay", self.out / "none [b]\x1b"], 2
-        yield ["fit", self.out / "none [b]\x1b"], 2
-        yield ["rebuild", "--path", self.path / "\x1b[31m[b]"], 2
+        yield ["replay", self.out / named("none [b]\x1b")], 2
+        yield ["fit", self.out / named("none [b]\x1b")], 2
+        yield ["rebuild", "--path", self.path / named("\x1b[31m[b]")], 2
 
     def slow(self) -> Iterator[tuple[list[object], int]]:
         """Those that compute, or write."""
@@ -207,7 +210,17 @@ class Place:
             yield ["evaluate", self.pairs, "--model", "[/x]\x1b[1m", *as_json], 0
         yield ["pairs", "--out", self.out / "pairs", "--yes"], 0
         yield ["teach", self.pairs, "--teacher", "a:[/x]\x1b[31m", "--yes", "--out", self.out / "labelled"], 0
-        yield ["replay", self.workload, "--scorer", "cosine", "--plot", self.out / "plot \x1b[31m[b].html"], 0
+        yield (
+            [
+                "replay",
+                self.workload,
+                "--scorer",
+                "cosine",
+                "--plot",
+                self.out / named("plot \x1b[31m[b].html"),
+            ],
+            0,
+        )
         yield ["report", "--out", self.out / "report [b].html"], 0
         yield ["--help"], 0
 
@@ -317,26 +330,25 @@ def started(place: Place, command: str, **options: Any) -> subprocess.Popen[byte
     return subprocess.Popen(f"{program} {command}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, **options)
 
 
+@pytest.mark.slow
 def test_streams_of_the_system(place: Place, tmp_path: Path) -> None:
     """Encodings set from outside, a locale without any, a stream that is closed."""
     bare = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     plain_name = {"IBIDEM_PATH": str(shutil.copytree(place.path, tmp_path / "plain"))}
-    ways: list[tuple[dict[str, str], str, int]] = [
-        ({"PYTHONIOENCODING": "cp1252"}, "log --limit 100", 0),
-        (bare | plain_name, "log", 0),
-        (bare, "log", 2),  # a name that this locale cannot read
-        ({}, "log >&-", 0),
+    ways: list[tuple[dict[str, str], str]] = [
+        ({"PYTHONIOENCODING": "cp1252"}, "log --limit 100"),
+        (bare | plain_name, "log"),
+        ({}, "log >&-"),
     ]
-    runs = [started(place, command, env=more) for more, command, _ in ways]
+    runs = [started(place, command, env=more) for more, command in ways]
     said = [one.communicate(timeout=120) for one in runs]
 
-    for one, (out, err), (more, command, code) in zip(runs, said, ways, strict=True):
-        assert one.returncode == code, (more, command, err)
-        assert out or code or ">&-" in command
-        assert b"error: " in err if code else err == b"", (more, command)
-        assert b"Traceback" not in err
+    for one, (out, err), (more, command) in zip(runs, said, ways, strict=True):
+        assert (one.returncode, err) == (0, b""), (more, command)
+        assert out or ">&-" in command
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_a_command_silently(place: Place) -> None:
     """`ibidem log | head -1`; also one that would go on for ever."""
     commands = ("log --limit 100", "stats --watch 0.1 --json")
@@ -353,6 +365,7 @@ def test_a_closed_pipe_ends_a_command_silently(place: Place) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.slow
 def test_on_a_terminal_colours_are_ours_and_nothing_else(place: Place) -> None:
     """The only sequences are colours of rich: no link, no title, no raw C1."""
     import pty

@@ -17,6 +17,8 @@ from ibidem.storage.records import Records
 from tests import reviewed
 from tests.helpers import Child
 
+pytestmark = pytest.mark.slow
+
 PATIENCE, CONNECTIONS = 0.6, 20
 # The command itself, with limits that a test can wait for.
 REVIEW = f"""
