@@ -19,6 +19,7 @@ from langchain_core.language_models import FakeListChatModel
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
+from rich.text import Text
 
 import langchain_ibidem
 from ibidem.cli.common import out
@@ -49,12 +50,10 @@ def draw(file: Path) -> None:
     """Ask, look into the log, and write what a terminal showed."""
     with tempfile.TemporaryDirectory() as place:
         shown = _recorded(out)
-        shown.print(
-            "[bold]$ python shop.py[/]   [dim]# langchain_ibidem.install(), then model.invoke(...)[/]",
-            highlight=False,
-        )
+        asked = "[bold]$ python shop.py[/]   [dim]# langchain_ibidem.install(), then model.invoke(...)[/]"
+        shown.print(Text.from_markup(asked))
         _ask(shown, place)
-        shown.print("\n[bold]$ ibidem log[/]", end="")
+        shown.print(Text("\n$ ibidem log", "bold"), end="")
         app(["log", "--path", place], standalone_mode=False)
     file.write_text(shown.export_svg(title="", theme=THEME, code_format=_form()), encoding="utf-8")
 
@@ -69,7 +68,8 @@ def _ask(shown: Console, place: str) -> None:
             took = 1000 * (time.perf_counter() - started)
             told = answer.response_metadata.get("ibidem")
             whence = f"[green]cache, {told['similarity']:.2f}[/]" if told else "[yellow]model[/]"
-            shown.print(f"{question:35}{answer.text:36}{took:4.0f} ms  {whence}", highlight=False)
+            line = f"{question:35}{answer.text:36}{took:4.0f} ms  {whence}"
+            shown.print(Text.from_markup(line))
     finally:
         langchain_ibidem.uninstall()
 

@@ -17,7 +17,7 @@ from ibidem.finding import Finder
 from ibidem.fit.learning import drop_cache, fit_cache
 from ibidem.forgetting import opened
 from ibidem.keeping import Keeper
-from ibidem.lifecycle.admission import Admission, storable
+from ibidem.lifecycle.admission import Admission
 from ibidem.lifecycle.correcting import Correcting
 from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
@@ -31,9 +31,9 @@ from ibidem.request import (
     Rejected,
     Request,
     Stored,
+    require_name,
     require_seconds,
     require_tags,
-    require_text,
 )
 from ibidem.scoping import placed
 from ibidem.sharing import release
@@ -194,13 +194,11 @@ class SemanticCache(Answering, Correcting):
 
         Raises:
             StorageError: The database refused; nothing was deleted.
-            InvalidInput: The namespace is not a str.
+            InvalidInput: The namespace is not a str that can be stored.
         """
         self._ready()
         if namespace is not None:
-            require_text("namespace", namespace)
-            if not storable(namespace):  # then nothing is stored there
-                return 0
+            require_name("namespace", namespace)
         count = self._backend.clear(namespace)
         if namespace is None:
             self._backend.vectors.reset()
@@ -223,8 +221,8 @@ class SemanticCache(Answering, Correcting):
     def judgements(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
         """The last audits that were judged, newest first; also of other processes. `flush` waits for them."""
         self._ready()
-        if namespace is not None and not storable(require_text("namespace", namespace)):
-            return []
+        if namespace is not None:
+            require_name("namespace", namespace)
         return self._backend.records.judgements.recent(limit, namespace)
 
     pairs = pairs_of_cache

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from ibidem.bounded import BoundedDict
 from ibidem.decision.policy import Candidate, Policy, decide
 from ibidem.entry import Entry, cosine
-from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.locks import ForkSafeLock
-from ibidem.request import Hit, Miss, Request, Tier
+from ibidem.request import Hit, Miss, Request, Tier, storable
 from ibidem.telemetry.spans import step
 
 if TYPE_CHECKING:

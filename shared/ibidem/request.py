@@ -57,6 +57,22 @@ def require_text(name: str, value: object) -> str:
     return value
 
 
+def storable(text: str) -> bool:
+    """Whether SQL text columns hold the text: not if it has lone surrogates or NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def require_name(name: str, value: object) -> str:
+    """Return `value` if it is a str that can be stored, else raise `InvalidInput` naming the argument."""
+    if not storable(text := require_text(name, value)):
+        raise InvalidInput(f"{name} holds what no database does: NUL, or half a character")
+    return text
+
+
 def require_bool(name: str, value: object) -> None:
     """Raise `InvalidInput` naming the argument if `value` is not a bool."""
     if not isinstance(value, bool):
@@ -74,9 +90,9 @@ def require_seconds(name: str, value: object) -> float | None:
 def require_tags(given: object) -> tuple[str, ...]:
     """Return the tags as a tuple if they are names, else raise `InvalidInput`."""
     tags = tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (None,)
-    if not all(isinstance(tag, str) and tag.strip() and "\0" not in tag for tag in tags):
+    if not all(isinstance(tag, str) and tag.strip() for tag in tags):
         raise InvalidInput(f"tags must be a list of names, not {given!r}")
-    return tags
+    return tuple(require_name("tags", tag) for tag in tags)
 
 
 @dataclass(frozen=True, slots=True)

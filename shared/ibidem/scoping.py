@@ -13,7 +13,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.request import Request, key_of, require_bool, require_seconds, require_tags, require_text
+from ibidem.request import (
+    Request,
+    key_of,
+    require_bool,
+    require_name,
+    require_seconds,
+    require_tags,
+)
 
 _USER = "/user="  # between a namespace and its user
 
@@ -106,7 +113,7 @@ def scope(
         tags: Names under which what is stored here can be invalidated later.
 
     Raises:
-        InvalidInput: A value has the wrong type, or a name is blank.
+        InvalidInput: A value has the wrong type, or a name is blank or cannot be stored.
     """
     inner = scope_of(namespace=namespace, user=user, bypass=bypass, max_age=max_age, ttl=ttl, tags=tags)
     token = _current.set(_current.get().and_then(inner))
@@ -184,9 +191,9 @@ def namespace_of(namespace: str, user: str = "") -> str:
     mistaken for another is escaped as in a URL.
 
     Raises:
-        InvalidInput: One is not a str.
+        InvalidInput: One is not a str, or cannot be stored: it holds NUL, or half a character.
     """
-    named, who = require_text("namespace", namespace), require_text("user", user)
+    named, who = require_name("namespace", namespace), require_name("user", user)
     if who:
         return f"{_escaped(named)}{_USER}{_escaped(who)}"
     return _escaped(named) if "%" in named or _USER in named else named
@@ -214,6 +221,6 @@ def _escaped(text: str) -> str:
 def _require_name(what: str, value: object) -> str:
     if value is None:
         return ""
-    if not require_text(what, value).strip():
+    if not (named := require_name(what, value)).strip():
         raise InvalidInput(f"{what} is blank; leave it out, or name one")
-    return str(value)
+    return named

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -18,6 +21,7 @@ from ibidem.errors import ConfigurationError
 from ibidem.lifecycle.admission import MAX_TEMPERATURE
 from ibidem.lifecycle.eviction import Bounds, Eviction
 from ibidem.lifecycle.lifetime import DAYS, Lifetime
+from ibidem.request import storable
 
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
@@ -27,6 +31,13 @@ LEAST_BYTES = 1_000_000  # a bound below that is a mistake: it would hold a few 
 # Longer than most answers take, shorter than the minute after which gateways and users give up: if the call
 # that the others wait for hangs, they can still ask for themselves.
 SINGLE_FLIGHT = 30.0
+
+
+PREFIX = "IBIDEM_"
+IGNORE = "IBIDEM_IGNORE"
+ELSEWHERE = ("IBIDEM_MODEL_CACHE", IGNORE)  # read by no setting
+# What Kubernetes sets in each container for a service whose name begins with ours.
+_OF_A_SERVICE = re.compile(r"IBIDEM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_[A-Z]+)?)?)")
 
 
 def _similarity(value: Any) -> Any:
@@ -48,9 +59,12 @@ def _directory(value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         raise ValueError(f"must be a str or Path, not {type(value).__name__}")
     try:
-        return Path(value).expanduser().resolve()
+        found = Path(value).expanduser().resolve()
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"cannot be used: {error}") from None
+    if not storable(str(found)):
+        raise ValueError("cannot be used: its name is no text in the encoding of this system (see LC_ALL)")
+    return found
 
 
 def _server(value: Any) -> Any:
@@ -92,7 +106,7 @@ class Settings(BaseSettings):
     """How a cache is opened. `ibidem.open` documents each setting."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IBIDEM_",
+        env_prefix=PREFIX,
         env_ignore_empty=True,
         extra="forbid",
         frozen=True,
@@ -179,8 +193,10 @@ def read_settings(**given: Any) -> Settings:
     """Settings from the arguments that are not None, the environment and the defaults.
 
     Raises:
-        ConfigurationError: A setting is unknown or out of range; the message names it.
+        ConfigurationError: A setting or an `IBIDEM_*` variable is unknown, or out of range; the message names
+            it.
     """
+    _require_known_variables()
     chosen = {name: value for name, value in given.items() if value is not None}
     try:
         return Settings(**chosen)
@@ -199,3 +215,31 @@ def _said(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"there is no such setting; there are {', '.join(Settings.model_fields)}"
     return f"{problem['msg'].removeprefix('Value error, ')} (not {problem['input']!r})"
+
+
+def _require_known_variables() -> None:
+    """Raise `ConfigurationError` if an `IBIDEM_*` variable is none of ours: misspelt, it would say nothing.
+
+    Variables that are empty, or named in `IBIDEM_IGNORE`, do not count.
+    """
+    known = {f"{PREFIX}{name.upper()}": None for name in Settings.model_fields} | dict.fromkeys(ELSEWHERE)
+    unknown = sorted(set(_variables()) - known.keys())
+    if not unknown:
+        return
+    said, short = [], {name.removeprefix(PREFIX): name for name in known}
+    for name in unknown:
+        near = get_close_matches(name.removeprefix(PREFIX), short, n=1, cutoff=0.5)
+        said.append(f"{name} (did you mean {short[near[0]]}?)" if near else name)
+    raise ConfigurationError(
+        f"Ibidem knows no such variable: {', '.join(said)}; correct or unset it. If it is meant for another "
+        f"program or version, name it in {IGNORE}={','.join(unknown)}. Known are {', '.join(known)}"
+    )
+
+
+def _variables() -> Iterator[str]:
+    """The names of ours, or that look so; their case does not matter, as for the settings themselves."""
+    ignored = re.split(r"[\s,;]+", os.environ.get(IGNORE, "").upper())
+    for name, value in os.environ.items():
+        upper = name.upper()
+        if upper.startswith(PREFIX) and value and upper not in ignored and not _OF_A_SERVICE.fullmatch(upper):
+            yield upper

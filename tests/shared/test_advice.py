@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Document, Example, InvalidInput, Request
@@ -17,6 +16,7 @@ from ibidem.advice.advising import Advised, advise
 from ibidem.advice.intents import intents
 from ibidem.advice.misses import REMEDIES
 from ibidem.advice.traffic import evenly
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.embedding.embedder import CheckedEmbedder
 from ibidem.fit.adoption import key_of

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Document, Example, Request, __version__
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from tests.embedders import BagOfWords
 from tests.helpers import Child

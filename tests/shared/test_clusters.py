@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ibidem.export import clusters
 from ibidem.export.clusters import BORDER, RELATED, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
 
-DATA = os.environ.get("IBIDEM_DATA")  # a folder with streams/*.jsonl
+DATA = os.environ.get("STREAMS_DATA")  # a folder with streams/*.jsonl
 STREAMS = sorted(Path(DATA).glob("streams/*.jsonl")) if DATA else []
 
 
@@ -153,7 +153,7 @@ def test_repetitions_repeat_what_is_kept(vectors: np.ndarray, tile: int, near: f
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not STREAMS, reason="IBIDEM_DATA names no folder with streams/*.jsonl")
+@pytest.mark.skipif(not STREAMS, reason="STREAMS_DATA names no folder with streams/*.jsonl")
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda path: path.stem)
 def test_real_streams_are_split_without_leaks(stream: Path) -> None:
     """Of questions that people asked; by chance, many a test question would have its like in the training."""

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from typer.testing import CliRunner
 
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.export.formats import FORMATS, line
 from tests.embedders import BagOfWords, Constant
@@ -373,7 +373,7 @@ class TestFolder:
         ({"models": [1]}, "models must be a list of names"),
         ({"tags": 3}, "tags must be a list of names"),
         ({"namespace": 1}, "namespace must be a str"),
-        ({"namespace": "\0"}, "holds no examples"),
+        ({"namespace": "\0"}, "no database"),
         ({"since": "3d"}, "since must be a number of at least 0"),
         ({"apart": 0.3}, "apart must be a number from 0.5 to 1"),
         ({"near": 0.7}, "near must be a number from 0.8 to 1"),

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, InvalidInput, Request
 from ibidem.audits.ledger import Ledger
 from ibidem.audits.terms import Terms
 from ibidem.cache import SemanticCache
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.decision.scoring import CosineScorer
 from ibidem.embedding.embedder import CheckedEmbedder

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import CosineScorer

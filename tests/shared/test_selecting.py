@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ibidem
 from ibidem import Answer, CacheClosed, Document, Example, InvalidInput, Request, StorageError
 from ibidem.cache import SemanticCache
 from ibidem.embedding.objects import estimate_tokens
@@ -118,7 +117,6 @@ def test_filters(cache: SemanticCache) -> None:
     assert questions(select(ASKED, namespace="b", tags=['"x"', ", "])) == [NEAR[2]]
     assert select(ASKED, namespace="b", tags=["x"]) == []
     assert select(ASKED, namespace="a", model="none") == []
-    assert [select(ASKED, namespace=name) for name in ("\0", "\ud800")] == [[], []]
 
 
 def test_more_than_the_nearest_are_looked_at_if_they_are_bad(cache: SemanticCache) -> None:
@@ -466,4 +464,3 @@ def test_counts(cache: SemanticCache) -> None:
     assert (stats.good, stats.bad, stats.unknown) == (1, 1, 2)
     assert (stats.input_tokens, stats.output_tokens) == (25, 2)
     assert cache.examples.stats("n").total == 2
-    assert cache.examples.stats("\0") == ibidem.examples.example.ExampleStats()

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ibidem import Answer, Example, InvalidInput, Rejected, Request
+from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.errors import TeacherUnavailable
 from ibidem.fit.labels import read_labels

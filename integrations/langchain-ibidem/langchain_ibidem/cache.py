@@ -22,7 +22,7 @@ from ibidem.inquiry import Desk, Inquiry
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.sources import Retrieved
-from ibidem.request import Request, Stored, require_bool, require_text
+from ibidem.request import Request, Stored, require_bool, require_name, require_text
 from ibidem.scoping import Scope, current, entered
 from ibidem.threads import in_thread
 from langchain_ibidem import calls
@@ -85,7 +85,7 @@ class IbidemCache(BaseCache):
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
         self.cache = open_or_use(cache, options, type(self).__name__)
-        self.namespace = require_text("namespace", namespace)
+        self.namespace = require_name("namespace", namespace)
         self._owned = cache is None
         self._requests = RequestBuilder(
             install().memory,

@@ -13,7 +13,7 @@ from ibidem.examples.example import Example
 from ibidem.faults import Faults
 from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.prompts.shown import Shown, settings_of
-from ibidem.request import require_bool, require_text
+from ibidem.request import require_bool, require_name, require_text
 from ibidem.scoping import current
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
@@ -65,7 +65,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._k, self._in_key, self._options = k, in_key, {**options}
         self._input_keys = (require_text("input_key", input_key), *QUESTION_KEYS, *GENERAL_KEYS)
         self._names = (require_text("question_key", question_key), require_text("answer_key", answer_key))
-        self._options["namespace"] = self._namespace = require_text("namespace", namespace)
+        self._options["namespace"] = self._namespace = require_name("namespace", namespace)
         self._settings = settings_of(k, **self._options)
         self._faults = Faults()
         self._memory = install().memory

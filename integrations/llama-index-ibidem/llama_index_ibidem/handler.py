@@ -21,7 +21,7 @@ from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
 from ibidem.faults import Faults
-from ibidem.request import require_text
+from ibidem.request import require_name
 from llama_index_ibidem.calls import ENDS, STARTS, watch
 from llama_index_ibidem.recorder import Recorder
 from llama_index_ibidem.requests import RequestBuilder
@@ -187,5 +187,5 @@ def _attempt(faults: Faults, work: Callable[[], None]) -> None:
 
 def _recorder(cache: SemanticCache, namespace: str, any_message: bool, faults: Faults) -> Recorder:
     watch()
-    requests = RequestBuilder(require_text("namespace", namespace), (), any_message=any_message)
+    requests = RequestBuilder(require_name("namespace", namespace), (), any_message=any_message)
     return Recorder(cache, requests, faults)

@@ -16,7 +16,7 @@ from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
 from ibidem.inquiry import Desk
-from ibidem.request import Request, require_bool, require_text
+from ibidem.request import Request, require_bool, require_name, require_text
 from llama_index_ibidem.calls import watch
 from llama_index_ibidem.exchange import Exchange
 from llama_index_ibidem.identity import identity
@@ -75,7 +75,7 @@ class CachedLLM(WrappingLLM):
         if isinstance(question_keys, str):
             question_keys = (question_keys,)
         self._requests = RequestBuilder(
-            require_text("namespace", namespace),
+            require_name("namespace", namespace),
             question_keys,
             model_id=require_text("model_id", model_id),
             any_message=any_message,

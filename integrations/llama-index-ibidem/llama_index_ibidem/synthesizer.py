@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from ibidem.adapting import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.inquiry import Desk, Inquiry
-from ibidem.request import Answer, Hit, Request, require_bool, require_text
+from ibidem.request import Answer, Hit, Request, require_bool, require_name, require_text
 from ibidem.scoping import here
 from ibidem.threads import in_thread
 from llama_index_ibidem import calls, spans
@@ -107,7 +107,7 @@ class CachedSynthesizer(BaseSynthesizer):
         shared = {name.lstrip("_"): getattr(synthesizer, name) for name in known}
         self._synthesizer = synthesizer
         super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
-        self._namespace, self._semantic = require_text("namespace", namespace), semantic
+        self._namespace, self._semantic = require_name("namespace", namespace), semantic
         require_bool("require_namespace", require_namespace)
         self._required = require_namespace
         self._model_id = require_text("model_id", model_id)

@@ -18,8 +18,9 @@ from ibidem.cli.common import (
     settings_of,
     truth_of,
 )
+from ibidem.cli.console import styled
 from ibidem.cli.fit import place_of
-from ibidem.cli.tables import plain, short
+from ibidem.cli.tables import short
 
 
 def advise_next(
@@ -45,15 +46,16 @@ def advise_next(
     if found.intents:
         out.print(_intents(found))
     for number, one in enumerate(found.advice, 1):
-        out.print(f"\n[bold]{number}. {plain(one.title)}[/] ({one.step})", soft_wrap=True)
+        out.print()
+        out.print(styled(f"{number}. {one.title}", "bold"), f"({one.step})", soft_wrap=True)
         for name, value in one.figures.items():
-            out.print(f"   {plain(short(name))}: {plain(value)}", soft_wrap=True)
-        out.print(f"   Do: {plain(one.do)}.", soft_wrap=True)
-        out.print(f"   Not if {plain(one.unless)}.", soft_wrap=True)
+            out.print(f"   {short(name)}: {value}", soft_wrap=True)
+        out.print(f"   Do: {one.do}.", soft_wrap=True)
+        out.print(f"   Not if {one.unless}.", soft_wrap=True)
     if not found.advice:
         out.print("\nNo advice: nothing in the log speaks for a change.")
     for lack in found.lacking:
-        out.print(f"Cannot tell yet ({lack.step}): {plain(lack.text)}.", soft_wrap=True)
+        out.print(f"Cannot tell yet ({lack.step}): {lack.text}.", soft_wrap=True)
 
 
 def _intents(found: Advised) -> Table:
@@ -62,5 +64,5 @@ def _intents(found: Advised) -> Table:
         column.justify = "right"
     for question, count, of_lookups, of_tokens in found.intents:
         cost = f"{of_tokens:.1%}" if of_tokens else "-"
-        table.add_row(plain(short(question)), f"{count:,}", f"{of_lookups:.1%}", cost)
+        table.add_row(short(question), f"{count:,}", f"{of_lookups:.1%}", cost)
     return table

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ibidem.audits.audit import ASSUMED_RATE, report_of
-from ibidem.cli.tables import plain, short
+from ibidem.cli.tables import short
 from ibidem.settings import Settings
 from ibidem.stats import AuditStats
 from ibidem.storage.records import Records
@@ -49,7 +49,7 @@ def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:
             "nothing yet" if one.threshold is None else f"score {one.threshold:.3f}",
             f"{one.alarms:,}",
         )
-        table.add_row(*map(plain, cells))
+        table.add_row(*cells)
     return table
 
 
@@ -60,5 +60,5 @@ def judgements(rows: Iterable[JudgementRow]) -> Table:
     for row in rows:
         at = time.strftime("%m-%d %H:%M", time.localtime(row.at))
         cells = (at, row.source, f"{row.score:.3f}", "right" if row.right else "wrong")
-        table.add_row(*map(plain, (*cells, short(row.asked), short(row.stored))))
+        table.add_row(*cells, short(row.asked), short(row.stored))
     return table

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.table import Table
+from rich.text import Text
 
-from ibidem.cli.tables import plain
+from ibidem.cli.console import Console, json_text, styled
 from ibidem.entry import Entry
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.places import open_records
+from ibidem.request import storable
 from ibidem.settings import Settings, read_settings
 from ibidem.storage.records import Records
 
 Row = TypeVar("Row")
 
-_AGO = re.compile(r"(\d+)([mhdw])")
+_AGO = re.compile(r"([0-9]{1,9})([mhdw])")
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 out = Console()
 err = Console(stderr=True)
+
+
+def _whole_text(given: Any) -> Any:
+    """What is typed must be text: bytes of another encoding come as half characters."""
+    for text in [given] if isinstance(given, str) else given or ():
+        if not storable(text):
+            raise typer.BadParameter(
+                f"{text!r} holds NUL or half a character; is the terminal's encoding right?"
+            )
+    return given
+
+
+text_option = partial(typer.Option, callback=_whole_text)
+text_argument = partial(typer.Argument, callback=_whole_text)
 
 PathOption = Annotated[
     Path | None,
     typer.Option("--path", help="Directory of the cache; default: IBIDEM_PATH, else your own."),
 ]
 DatabaseOption = Annotated[
-    str | None, typer.Option("--database", help="SQLAlchemy URL, if the cache is on a database server.")
+    str | None,
+    text_option("--database", help="SQLAlchemy URL, if the cache is on a database server."),
 ]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="How many.")]
-NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Only this namespace.")]
+NamespaceOption = Annotated[str | None, text_option("--namespace", help="Only this namespace.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="An id, or the beginning of one.")]
+IdArgument = Annotated[str, text_argument(metavar="ID", help="An id, or the beginning of one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -79,13 +96,19 @@ def require_cache(settings: Settings) -> None:
 
 def fail(message: str) -> NoReturn:
     """Say what is wrong, and end with code 2."""
-    err.print(f"[red]error:[/] {plain(message)}", soft_wrap=True)
+    err.print(styled("error:", "red"), message, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def confirmed(question: str, *, on_stderr: bool = False) -> bool:
+    """Whether the user agrees."""
+    return typer.confirm((err if on_stderr else out).shown(question), err=on_stderr)
 
 
 def print_json(value: Any) -> None:
     """Print for programs."""
-    out.print_json(json.dumps(value), indent=2)
+    text = json_text(value, out.encoding)
+    out.print(JSONHighlighter()(text) if out.is_terminal else Text(text), soft_wrap=True)
 
 
 def print_list(

@@ -20,6 +20,8 @@ from ibidem.cli.common import (
     print_json,
     print_list,
     settings_of,
+    text_argument,
+    text_option,
     truth_of,
 )
 from ibidem.examples.selecting import AT_ONCE, Selector, Wanted
@@ -52,21 +54,21 @@ def list_examples(
 
 @examples_app.command("select")
 def select_examples(
-    question: Annotated[str, typer.Argument(help="What is asked.")],
+    question: Annotated[str, text_argument(help="What is asked.")],
     path: PathOption = None,
     database: DatabaseOption = None,
     k: Annotated[int, typer.Option("-k", min=0, help="How many at most.")] = 4,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=0, help="Tokens that they may have together.")
     ] = None,
-    namespace: Annotated[str, typer.Option("--namespace", help="Whose examples.")] = "",
+    namespace: Annotated[str, text_option("--namespace", help="Whose examples.")] = "",
     good: Annotated[bool, typer.Option("--good", help="Only those that somebody called good.")] = False,
     diversity: Annotated[
         float,
         typer.Option("--diversity", min=0.0, max=1.0, help="0: the nearest; towards 1: different ones."),
     ] = 0.3,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only with this tag; repeatable.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Only what this model answered.")] = None,
+    tag: Annotated[list[str] | None, text_option("--tag", help="Only with this tag; repeatable.")] = None,
+    model: Annotated[str | None, text_option("--model", help="Only what this model answered.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the examples that a prompt with this question would get."""

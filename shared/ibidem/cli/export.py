@@ -23,9 +23,9 @@ from ibidem.cli.common import (
     out,
     print_json,
     settings_of,
+    text_option,
     truth_of,
 )
-from ibidem.cli.tables import plain
 from ibidem.export.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem.export.folder import Manifest
 from ibidem.export.formats import Format
@@ -52,14 +52,18 @@ Out = Annotated[Path, typer.Option("--out", help="Directory: new, empty, or of a
 FormatOption = Annotated[Format, typer.Option("--format", help="Form of the lines.")]
 FeedbackOption = Annotated[Feedback, typer.Option("--feedback", help="Which; not-bad: all but the bad.")]
 Models = Annotated[
-    list[str] | None, typer.Option("--model", help="Only what this model answered; may be repeated.")
+    list[str] | None,
+    text_option("--model", help="Only what this model answered; may be repeated."),
 ]
 Since = Annotated[
     str | None,
     typer.Option("--since", metavar="WHEN", help="Not older: than 2026-01-31T12:00Z, or than 3d, 12h."),
 ]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only with this tag; with each, if repeated.")]
-System = Annotated[str, typer.Option("--system", help="A system prompt to stand first in each example.")]
+Tags = Annotated[
+    list[str] | None,
+    text_option("--tag", help="Only with this tag; with each, if repeated."),
+]
+System = Annotated[str, text_option("--system", help="A system prompt to stand first in each example.")]
 DocumentsOption = Annotated[
     Documents,
     typer.Option(
@@ -139,7 +143,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _table(found: Manifest, target: Path) -> Table:
-    table = Table("what", "examples", title=plain(f"{found.settings['format']} in {target}"))
+    table = Table("what", "examples", title=f"{found.settings['format']} in {target}")
     table.columns[1].justify = "right"
     table.add_row("read", f"{found.read:,}")
     for reason, count in found.dropped.items():

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
+from ibidem.cli.common import err
 from ibidem.fit import adoption
 from ibidem.fit.labels import read_labels
 from ibidem.fit.learning import FitReport, Place, Served
@@ -16,8 +17,6 @@ from ibidem.models.chosen import checked_embedder_of
 from ibidem.replay import share
 from ibidem.settings import Settings
 from ibidem.storage.records import Records
-
-err = Console(stderr=True)
 
 Labels = Annotated[
     Path | None,

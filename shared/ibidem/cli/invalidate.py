@@ -16,11 +16,13 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     YesOption,
+    confirmed,
     entry_of,
     fail,
     moment,
     out,
     print_json,
+    text_option,
     truth_of,
 )
 from ibidem.lifecycle.correcting import judge, preview, run
@@ -28,16 +30,21 @@ from ibidem.lifecycle.invalidation import Invalidated, criteria_of
 
 Documents = Annotated[
     list[str] | None,
-    typer.Option("--document", metavar="ID", help="A document, or the source of one; may be repeated."),
+    text_option(
+        "--document",
+        metavar="ID",
+        help="A document, or the source of one; may be repeated.",
+    ),
 ]
 Current = Annotated[
     Path | None,
     typer.Option("--current", help="A file with what the document says now: answers that rest on it stay."),
 ]
-Tag = Annotated[str | None, typer.Option("--tag", help="Answers stored under this name.")]
-Model = Annotated[str | None, typer.Option("--model", help="Answers of this model.")]
+Tag = Annotated[str | None, text_option("--tag", help="Answers stored under this name.")]
+Model = Annotated[str | None, text_option("--model", help="Answers of this model.")]
 EntryId = Annotated[
-    str | None, typer.Option("--entry", metavar="ID", help="This answer; the beginning of its id will do.")
+    str | None,
+    text_option("--entry", metavar="ID", help="This answer; the beginning of its id will do."),
 ]
 Before = Annotated[
     str | None,
@@ -77,7 +84,8 @@ def invalidate(
             if found.count > len(found.entries):
                 out.print(f"... and {found.count - len(found.entries):,} older ones")
         if not dry_run:
-            if not yes and not typer.confirm(f"Delete {_entries(found.count)} and their examples?", err=True):
+            what = f"{_entries(found.count)} and their examples"
+            if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
             ids, examples = run(records, criteria, time.time)
             found = Invalidated(len(ids), found.entries, examples)

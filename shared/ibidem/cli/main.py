@@ -20,6 +20,7 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     YesOption,
+    confirmed,
     entry_of,
     out,
     print_json,
@@ -27,8 +28,10 @@ from ibidem.cli.common import (
     require_cache,
     sentences,
     settings_of,
+    text_option,
     truth_of,
 )
+from ibidem.cli.console import Commands, accept_any_encoding
 from ibidem.cli.examples import examples_app
 from ibidem.cli.export import export_examples
 from ibidem.cli.invalidate import give_feedback, invalidate
@@ -44,6 +47,7 @@ from ibidem.doctor import examine
 
 app = typer.Typer(
     name="ibidem",
+    cls=Commands,
     help="Look into an Ibidem answer cache. Settings not given are read from IBIDEM_* variables.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -140,7 +144,7 @@ def clear(
     with truth_of(path, database) as records:
         where = "" if namespace is None else f"of namespace {namespace!r} "
         what = f"all entries, lookups and examples {where}in {records.url}"
-        if not yes and not typer.confirm(f"Delete {what}?"):
+        if not yes and not confirmed(f"Delete {what}?"):
             raise typer.Exit(1)
         count = records.clear(namespace)
     out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
@@ -150,7 +154,7 @@ def clear(
 def doctor(
     path: PathOption = None,
     database: DatabaseOption = None,
-    chroma: Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")] = None,
+    chroma: Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check database, vector index and embedding model; exit code 1 if something needs you."""
@@ -172,7 +176,8 @@ def fit(
     path: PathOption = None,
     database: DatabaseOption = None,
     namespace: Annotated[
-        str, typer.Option("--namespace", help="Whose audits begin with what a file of labels proves.")
+        str,
+        text_option("--namespace", help="Whose audits begin with what a file of labels proves."),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would bring.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Return to the score that is shipped.")] = False,
@@ -203,4 +208,5 @@ app.command("promote")(promote)
 
 def main() -> None:
     """Entry point of the `ibidem` command."""
+    accept_any_encoding()
     app()

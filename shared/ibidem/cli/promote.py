@@ -25,7 +25,6 @@ from ibidem.cli.common import (
     settings_of,
 )
 from ibidem.cli.rebuild import ChromaOption
-from ibidem.cli.tables import plain
 from ibidem.models.chosen import read_promotion
 from ibidem.models.promoting import PromotionReport
 from ibidem.places import open_records
@@ -52,9 +51,9 @@ def promote(
     """
     if (directory is not None) + rollback + status != 1:
         fail("give a model directory, or --rollback, or --status")
-    settings = settings_of(path, database, chroma)
-    require_cache(settings)
     with sentences():
+        settings = settings_of(path, database, chroma)
+        require_cache(settings)
         if status:
             _show(settings, as_json)
             return
@@ -78,18 +77,18 @@ def _promoted(cache: SemanticCache, directory: Path, force: bool) -> PromotionRe
 
 
 def _said(report: PromotionReport) -> list[str]:
-    said = [plain(str(figure)) for figure in report.figures]
+    said = [str(figure) for figure in report.figures]
     if report.embedded:
         rate = report.embedded / max(report.seconds, 1e-9)
         said.append(
             f"Embedded {report.embedded:,} questions in {report.seconds:.1f} s, {rate:,.0f} a second."
         )
     if not report.changed:
-        return [*said, plain(f"{report.model} is in use already.")]
+        return [*said, f"{report.model} is in use already."]
     return [
         *said,
-        plain(f"Used from now on: {report.model}"),
-        plain(f"Before: {report.previous}; ibidem promote --rollback returns to it."),
+        f"Used from now on: {report.model}",
+        f"Before: {report.previous}; ibidem promote --rollback returns to it.",
     ]
 
 
@@ -110,8 +109,8 @@ def _show(settings: Settings, as_json: bool) -> None:
         out.print("No model was promoted: the default is used.")
     else:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(promotion.at))
-        out.print(plain(f"Used since {since}: {promotion.current.fingerprint}"))
-        out.print(plain(f"Before: {promotion.previous.fingerprint}"))
+        out.print(f"Used since {since}: {promotion.current.fingerprint}")
+        out.print(f"Before: {promotion.previous.fingerprint}")
     for one, (count, lacking) in counts.items():
         left = f", {lacking:,} still to be embedded" if lacking else ""
-        out.print(plain(f"  {one}: {count:,} questions{left}"))
+        out.print(f"  {one}: {count:,} questions{left}")

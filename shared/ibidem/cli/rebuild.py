@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
-import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ibidem.cli.common import DatabaseOption, PathOption, err, fail, out, require_cache, sentences
+from ibidem.cli.common import (
+    DatabaseOption,
+    PathOption,
+    err,
+    fail,
+    out,
+    require_cache,
+    sentences,
+    text_option,
+)
 from ibidem.doctor_index import holder
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.faults import Faults
@@ -20,10 +28,13 @@ from ibidem.models.matcher import matcher_of
 from ibidem.places import catalogue_of, open_records
 from ibidem.settings import Settings, read_settings
 
-ChromaOption = Annotated[str | None, typer.Option("--chroma", help="URL of a Chroma server.")]
+ChromaOption = Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")]
 EmbedderOption = Annotated[
     str | None,
-    typer.Option("--embedder", help="Name or directory of the embedding model, if not the default."),
+    text_option(
+        "--embedder",
+        help="Name or directory of the embedding model, if not the default.",
+    ),
 ]
 
 

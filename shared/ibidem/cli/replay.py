@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.tables import plain
+from ibidem.cli.common import err, fail, out
 from ibidem.decision.policy import Policy
 from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
 from ibidem.errors import IbidemError, InvalidInput
-from ibidem.lifecycle.admission import storable
+from ibidem.private import write_private
 from ibidem.replay import (
     Outcome,
     Row,
@@ -33,10 +32,8 @@ from ibidem.replay import (
     vectors_of,
 )
 from ibidem.replay_page import page
+from ibidem.request import storable
 from ibidem.settings import read_settings
-
-out = Console()
-err = Console(stderr=True)
 
 Workload = Annotated[
     Path,
@@ -78,13 +75,13 @@ def replay_workload(
             random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
         found = _replay(workload.name, rows[:requests], chosen, scorer)
         if plot is not None:
-            plot.write_text(page(found.title, found.rows, found.curve, found.served, chosen), "utf-8")
+            text = page(found.title, found.rows, found.curve, found.served, chosen)
+            write_private(plot, [text.encode()])
     except (IbidemError, OSError) as error:
-        err.print(f"[red]error:[/] {plain(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
+        fail(str(error))
     out.print(_table(found))
     if plot is not None:
-        out.print(f"The curve is in {plain(str(plot))}.", soft_wrap=True)
+        out.print(f"The curve is in {plot}.", soft_wrap=True)
 
 
 def _threshold(threshold: float | None, max_wrong: float | None) -> float:
@@ -154,7 +151,7 @@ def _replay(name: str, rows: list[Row], threshold: float, scorer_name: str) -> R
 
 def _table(found: Replayed) -> Table:
     served, curve = found.served, found.curve
-    table = Table("what", "share (95 % interval)", "count", title=plain(found.title))
+    table = Table("what", "share (95 % interval)", "count", title=found.title)
     table.columns[1].justify = table.columns[2].justify = "right"
 
     def line(name: str, value: Any, count: int | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import webbrowser
 from pathlib import Path
@@ -22,8 +21,8 @@ from ibidem.cli.common import (
     settings_of,
     truth_of,
 )
-from ibidem.cli.tables import plain
 from ibidem.prices import read_prices
+from ibidem.private import write_private
 from ibidem.report.facts import gather
 from ibidem.storage.figures import Span
 
@@ -56,17 +55,10 @@ def write_report(
             known = read_prices(prices or settings.prices)
             facts = gather(records, settings, known, span, time.time())
             text = page(facts, __version__)
-    _write(file, text)
-    out.print(f"Wrote {plain(str(file))} ({len(text) // 1000:,} KB).", soft_wrap=True)
-    if open_it and not webbrowser.open(file.resolve().as_uri()):
-        out.print("No browser was found to show it.")
-
-
-def _write(file: Path, text: str) -> None:
-    """For the user only: the page quotes questions, as the database does."""
     try:
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(handle, "w", encoding="utf-8", newline="\n") as page_file:
-            page_file.write(text)
+        write_private(file, [text.encode()])
     except OSError as error:
         fail(f"cannot write {file}: {error.strerror}")
+    out.print(f"Wrote {file} ({len(text) // 1000:,} KB).", soft_wrap=True)
+    if open_it and not webbrowser.open(file.resolve().as_uri()):
+        out.print("No browser was found to show it.")

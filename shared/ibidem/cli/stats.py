@@ -14,6 +14,7 @@ from rich.live import Live
 
 from ibidem.cli import common, tables
 from ibidem.cli.common import DatabaseOption, JsonOption, PathOption
+from ibidem.cli.console import styled
 from ibidem.cli.report import PricesOption
 from ibidem.errors import StorageError
 from ibidem.prices import Prices, Savings, read_prices, savings
@@ -57,7 +58,7 @@ def _show(records: Records, known: Prices, seconds: float) -> None:
     with Live(console=common.out, auto_refresh=False) as live:
         for found in _watched(records, known, seconds):
             if isinstance(found, StorageError):
-                live.console.print(f"[red]error:[/] {tables.plain(str(found))}", soft_wrap=True)
+                live.console.print(styled("error:", "red"), str(found), soft_wrap=True)
                 continue
             rows = tables.figures(*found, known)
             first = rows if first is None else first

@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ibidem.cli.console import styled
 from ibidem.doctor import Finding
 from ibidem.entry import Entry
 from ibidem.examples.example import Example, ExampleStats
@@ -41,7 +42,7 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
         priced, timed = saved.priced / saved.hits, saved.timed / saved.hits
         rows[f"money saved, known of {priced:.0%} of the hits"] = saved_money(saved, prices)
         without = sorted(saved.unpriced.items(), key=lambda item: -item[1])[:UNPRICED]
-        rows |= {f"  unknown: hits of {plain(named(model))}": count for model, count in without}
+        rows |= {f"  unknown: hits of {named(model)}": count for model, count in without}
         rows[f"time saved, known of {timed:.0%} of the hits"] = duration(saved.seconds)
     rows["examples"] = counted.examples
     if counted.audits:
@@ -67,22 +68,24 @@ def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int |
 def entries(found: Iterable[Entry]) -> Table:
     """Stored answers, a line each."""
     table = Table("id", "age", "hits", "docs", "model", "question", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[-1].overflow = "fold"
     for one in found:
         question = one.question or NOT_KEPT
         cells = (one.id[:8], _age(one), str(one.hits), str(len(one.sources)), one.answer.model)
-        table.add_row(*map(plain, (*cells, question)))
+        table.add_row(*cells, question)
     return table
 
 
 def entry(one: Entry) -> Table:
     """All about a stored answer."""
-    table = Table(show_header=False, box=None)
+    table = Table("", "", show_header=False, box=None)
+    table.columns[1].overflow = "fold"
     for name, value in summary(one).items():
         if name != "documents":
-            table.add_row(name, plain(str(value)))
+            table.add_row(name, str(value))
     for source in one.sources:
-        table.add_row("document", plain(f"{source.id} ({'supports' if source.supports else 'retrieved'})"))
-    table.add_row("answer", plain(one.answer.text))
+        table.add_row("document", f"{source.id} ({'supports' if source.supports else 'retrieved'})")
+    table.add_row("answer", one.answer.text)
     return table
 
 
@@ -105,12 +108,13 @@ def summary(one: Entry) -> dict[str, Any]:
 def lookups(rows: Iterable[LookupRow]) -> Table:
     """Lookups and what came of them, a line each."""
     table = Table("at", "outcome", "cosine", "ms", "nearest", "question", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[-1].overflow = "fold"
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
         cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
         outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
         question, nearest = row.question or NOT_KEPT, (row.entry_id or "")[:8]
-        table.add_row(_minute(row.at), outcome, cosine, f"{row.seconds * 1000:.1f}", nearest, plain(question))
+        table.add_row(_minute(row.at), outcome, cosine, f"{row.seconds * 1000:.1f}", nearest, question)
     return table
 
 
@@ -132,7 +136,7 @@ def examples(found: Iterable[Example]) -> Table:
             short(one.question),
             short(one.answer),
         )
-        table.add_row(*map(plain, cells))
+        table.add_row(*cells)
     return table
 
 
@@ -145,7 +149,7 @@ def example_stats(counted: ExampleStats) -> Table:
         table.add_row(f"  {name}", f"{count:,}")
     for kind, groups in (("namespace", counted.namespaces), ("model", counted.models)):
         for name, count in sorted(groups.items(), key=lambda item: (-item[1], item[0]))[:TOP]:
-            table.add_row(plain(f"  {kind} {name or '(none)'}"), f"{count:,}")
+            table.add_row(f"  {kind} {name or '(none)'}", f"{count:,}")
     table.add_row("prompt tokens", f"{counted.input_tokens:,}")
     table.add_row("answer tokens", f"{counted.output_tokens:,}")
     return table
@@ -155,15 +159,9 @@ def findings(found: Iterable[Finding]) -> Table:
     """What the doctor found, a line each."""
     table = Table("check", "state", "finding")
     for finding in found:
-        state = "[green]ok[/]" if finding.ok else "[red]problem[/]"
-        table.add_row(finding.check, state, plain(finding.text))
+        state = styled("ok", "green") if finding.ok else styled("problem", "red")
+        table.add_row(finding.check, state, finding.text)
     return table
-
-
-def plain(text: str) -> str:
-    """Text from questions and answers, harmless to the terminal: no markup, no control characters."""
-    printable = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return printable.replace("[", r"\[")
 
 
 def short(text: str) -> str:

@@ -17,15 +17,16 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     YesOption,
+    confirmed,
     err,
     fail,
     out,
     sentences,
     settings_of,
+    text_option,
     truth_of,
 )
 from ibidem.cli.fit import place_of
-from ibidem.cli.tables import plain
 from ibidem.faults import Faults
 from ibidem.fit.adoption import adopted
 from ibidem.teaching.labelling import CHECKED, PARALLEL, Cost, Lesson, Taught
@@ -35,7 +36,7 @@ from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
 Out = Annotated[Path, typer.Option("--out", help="The file to write, JSON lines.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many pairs.")]
 PairsFile = Annotated[Path, typer.Argument(metavar="PAIRS.jsonl", help="What ibidem pairs has written.")]
-TeacherName = Annotated[str, typer.Option("--teacher", help="PROVIDER:MODEL, such as openai:gpt-4.1-mini.")]
+TeacherName = Annotated[str, text_option("--teacher", help="PROVIDER:MODEL, such as openai:gpt-4.1-mini.")]
 Labelled = Annotated[
     Path | None,
     typer.Option("--out", help="Default: PAIRS.labelled.jsonl; what it holds is not asked again."),
@@ -58,7 +59,7 @@ def mine_pairs(
     yes: YesOption = False,
 ) -> None:
     """Write pairs of questions from the cache's own life: near misses, audits, feedback, neighbours."""
-    if file.exists() and not yes and not typer.confirm(f"Replace {file}?"):
+    if file.exists() and not yes and not confirmed(f"Replace {file}?"):
         raise typer.Exit(1)
     with truth_of(path, database) as records:
         place = place_of(records, settings_of(path, database))
@@ -69,7 +70,7 @@ def mine_pairs(
             fail("no pairs: questions must have been asked, and answers stored, that are near one another")
         write_pairs(file, mined.pairs)
     out.print(_mined(mined))
-    out.print(f"Written to {plain(str(file))}.", *_next(mined.pairs, file), soft_wrap=True)
+    out.print(f"Written to {file}.", *_next(mined.pairs, file), soft_wrap=True)
 
 
 def _mined(mined: Mined) -> Table:
@@ -89,7 +90,7 @@ def _mined(mined: Mined) -> Table:
         named = f"  cosine below {high}" if low < 0 else f"  cosine from {low}"
         line(named, (pair for pair in mined.pairs if low <= (pair.cosine or 0.0) < high))
     for why, count in sorted(mined.left_out.items()):
-        table.add_row(plain(f"left out: {why}"), f"{count:,}")
+        table.add_row(f"left out: {why}", f"{count:,}")
     return table
 
 
@@ -97,9 +98,7 @@ def _next(pairs: Iterable[QuestionPair], file: Path) -> list[str]:
     lacking = sum(pair.same is None for pair in pairs)
     if not lacking:
         return []
-    return [
-        f"Let a teacher label the {lacking:,} without a label: ibidem teach {plain(str(file))} --teacher ..."
-    ]
+    return [f"Let a teacher label the {lacking:,} without a label: ibidem teach {file} --teacher ..."]
 
 
 def teach_pairs(
@@ -121,11 +120,11 @@ def teach_pairs(
         lesson = Lesson(read_pairs(pairs), teacher, out=target, both_ways=both_ways, check=check)
         cost = lesson.cost(price_in, price_out)
         out.print(_cost(cost, lesson), soft_wrap=True)
-        if cost.calls and not yes and not typer.confirm("Ask?"):
+        if cost.calls and not yes and not confirmed("Ask?"):
             raise typer.Exit(1)
         taught = _run(lesson, parallel, target)
     out.print(_taught(taught))
-    out.print(f"Written to {plain(str(target))}; ibidem fit takes it.", soft_wrap=True)
+    out.print(f"Written to {target}; ibidem fit takes it.", soft_wrap=True)
     if taught.failed:
         fail(f"{taught.failed:,} pairs failed; run the same command again to ask about them")
 
@@ -137,7 +136,7 @@ def _run(lesson: Lesson, parallel: int, target: Path) -> Taught:
             task = bar.add_task("ask", total=len(lesson.to_ask))
             return lesson.run(parallel, lambda: bar.advance(task))
     except KeyboardInterrupt:
-        err.print(f"Stopped. {plain(str(target))} holds what was answered; the same command goes on.")
+        err.print(f"Stopped. {target} holds what was answered; the same command goes on.")
         raise typer.Exit(130) from None
 
 
@@ -146,7 +145,7 @@ def _cost(cost: Cost, lesson: Lesson) -> str:
     price = "" if cost.price is None else f", about {cost.price:,.2f} at the prices given"
     tokens = f"about {cost.prompt_tokens:,} prompt and {cost.completion_tokens:,} completion tokens"
     return (
-        f"{cost.pairs:,} pairs to ask {plain(lesson.teacher)} about, {done:,} need no asking: {cost.calls:,} "
+        f"{cost.pairs:,} pairs to ask {lesson.teacher} about, {done:,} need no asking: {cost.calls:,} "
         f"calls, {tokens}{price}. A model that thinks before it answers needs more."
     )
 

@@ -12,8 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.common import JsonOption, err, out, print_json, sentences
-from ibidem.cli.tables import plain
+from ibidem.cli.common import JsonOption, err, out, print_json, sentences, text_option
 from ibidem.embedding.embedder import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
@@ -29,7 +28,7 @@ PairsOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Directory for the model; must be new or empty.")]
 BaseOption = Annotated[
-    str, typer.Option(help="What to start from: this name, a directory made by tune, or one of its kind.")
+    str, text_option(help="What to start from: this name, a directory made by tune, or one of its kind.")
 ]
 LossOption = Annotated[Literal["bce", "sld"], typer.Option(help="Cross-entropy, or squared log difference.")]
 LambdaOption = Annotated[
@@ -43,14 +42,18 @@ BlendOption = Annotated[
     float, typer.Option(min=0.05, max=1.0, help="How far from the base: less keeps more of what it knows.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of division, order and dropout.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: the best there is.")]
+DeviceOption = Annotated[str | None, text_option(help="cpu, cuda, ...; default: the best there is.")]
 Workloads = Annotated[
     list[Path],
     typer.Argument(metavar="FILE.jsonl...", help='Pairs of {"a", "b", "same"}, or {"text", "meaning"}.'),
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", help="Name or directory; again for each. The first is the reference."),
+    text_option(
+        "--model",
+        "-m",
+        help="Name or directory; again for each. The first is the reference.",
+    ),
 ]
 
 
@@ -89,8 +92,8 @@ def tune_model(
     out.print(_pair_table("held-out pairs", ["before", "after"], [report.before, report.after]))
     change, low, high = report.gain
     out.print(f"Gain in AUC: {change:+.3f} ({low:+.3f} to {high:+.3f}).")
-    out.print(f"Score: {plain(report.scorer)}", soft_wrap=True)
-    out.print(f"The model is in {plain(str(report.directory))}; ibidem promote uses it.", soft_wrap=True)
+    out.print(f"Score: {report.scorer}", soft_wrap=True)
+    out.print(f"The model is in {report.directory}; ibidem promote uses it.", soft_wrap=True)
 
 
 @contextmanager
@@ -177,7 +180,7 @@ def _pair_table(title: str, names: list[str], rows: list[PairMetrics]) -> Table:
 
 
 def _columns(title: str, names: list[str]) -> Table:
-    table = Table("", *map(plain, names), title=plain(title))
+    table = Table("", *names, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -12,8 +12,7 @@ from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef, Example, ExampleStats
 from ibidem.examples.selecting import Wanted
 from ibidem.export.export import export_examples
-from ibidem.lifecycle.admission import storable
-from ibidem.request import Answer, require_text
+from ibidem.request import Answer, require_name, storable
 from ibidem.storage.rows import EmbeddedExample
 
 if TYPE_CHECKING:
@@ -182,8 +181,7 @@ class ExampleLog:
             model=model,
             count_tokens=count_tokens,
         )
-        texts = (wanted.question, wanted.namespace, wanted.model or "", *wanted.tags)
-        if not wanted.question or not all(map(storable, texts)):
+        if not wanted.question or not storable(wanted.question):
             return []
         return self._backend.select(wanted)
 
@@ -199,11 +197,13 @@ class ExampleLog:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
-        return self._backend.records.examples.recent(limit, namespace) if self._look_up(namespace) else []
+        self._look_up(namespace)
+        return self._backend.records.examples.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
-        return self._backend.records.examples.count(namespace) if self._look_up(namespace) else 0
+        self._look_up(namespace)
+        return self._backend.records.examples.count(namespace)
 
     def check(self, k: int, **options: Any) -> None:
         """Raise what `select` would with these arguments; for adapters, which are not to fail later.
@@ -216,15 +216,15 @@ class ExampleLog:
 
     def stats(self, namespace: str | None = None) -> ExampleStats:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
-        return self._backend.records.examples.stats(namespace) if self._look_up(namespace) else ExampleStats()
+        self._look_up(namespace)
+        return self._backend.records.examples.stats(namespace)
 
-    def _look_up(self, namespace: str | None) -> bool:
-        """Write what waits; False if nothing can be stored in this namespace."""
+    def _look_up(self, namespace: str | None) -> None:
+        """Write what waits."""
         self._ready()
-        if namespace is not None and not storable(require_text("namespace", namespace)):
-            return False
+        if namespace is not None:
+            require_name("namespace", namespace)
         self._backend.flush()
-        return True
 
 
 def _fits(example: Example) -> bool:

@@ -16,7 +16,7 @@ from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
 from ibidem.examples.selection import Candidate, pick, usable
 from ibidem.locks import ForkSafeLock
-from ibidem.request import normalise, require_tags, require_text
+from ibidem.request import normalise, require_name, require_tags, require_text
 
 if TYPE_CHECKING:
     from ibidem.embedding.embedder import CheckedEmbedder
@@ -57,11 +57,11 @@ class Wanted:
             normalise(require_text("question", question)),
             _whole("k", k),
             max_tokens=None if budget is None else _whole("max_tokens", budget),
-            namespace=require_text("namespace", given["namespace"]),
+            namespace=require_name("namespace", given["namespace"]),
             good=_only_good(given["min_feedback"]),
             diversity=_share("diversity", given["diversity"]),
             tags=require_tags(given["tags"]),
-            model=None if model is None else require_text("model", model),
+            model=None if model is None else require_name("model", model),
             count_tokens=count,
         )
 

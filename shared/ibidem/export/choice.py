@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
 from ibidem.export.formats import FORMATS, Format
-from ibidem.request import require_text
+from ibidem.request import require_name
 
 Feedback = Literal["good", "not-bad", "any"]
 Documents = Literal["keep", "skip", "only"]
@@ -50,7 +50,7 @@ class Choice:
         for name in ("models", "tags"):
             _require_names(name, getattr(self, name))
         for name in ("namespace", "system"):
-            require_text(name, getattr(self, name) or "")
+            require_name(name, getattr(self, name) or "")
         if self.since is not None:
             _require_number("since", self.since, 0.0, math.inf)
         _require_number("apart", self.apart, 0.5, 1.0)
@@ -88,6 +88,8 @@ def _require_number(name: str, given: Any, least: float, most: float) -> None:
 def _require_names(name: str, given: Any) -> None:
     if not isinstance(given, tuple) or not all(isinstance(one, str) for one in given):
         raise InvalidInput(f"{name} must be a list of names, not {given!r}")
+    for one in given:
+        require_name(name, one)
 
 
 def tuple_of(given: Iterable[str]) -> tuple[str, ...]:

@@ -85,8 +85,7 @@ def export_examples(
     for name, given in (("redact", redact), ("texts", texts)):
         if given is not None and not callable(given):
             raise InvalidInput(f"{name} must be a function, not {type(given).__name__}")
-    if not self._look_up(namespace):
-        raise InvalidInput(f"namespace {namespace!r} holds no examples: no database stores that name")
+    self._look_up(namespace)
     from ibidem.export.run import Export
 
     backend, last = self._backend, redact or str

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ibidem.errors import InvalidInput
+from ibidem.private import write_private
 
 VERSION = 1  # of the manifest
 TRAIN_FILE, TEST_FILE, DROPPED_FILE, MANIFEST_FILE = (
@@ -70,7 +71,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """As `manifest.json` of the folder."""
         text = json.dumps({_MARK: VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
-        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        write_private(folder / MANIFEST_FILE, [f"{text}\n".encode()])
 
 
 @contextmanager

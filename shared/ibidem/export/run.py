@@ -27,6 +27,7 @@ from ibidem.export.folder import (
     folder_for,
 )
 from ibidem.export.rows import Dropped, Reader, Redact, Row, Texts
+from ibidem.private import opener
 
 if TYPE_CHECKING:
     from ibidem.embedding.embedder import CheckedEmbedder
@@ -207,7 +208,7 @@ def _lines_of(lines: BinaryIO, rows: Iterable[Row]) -> Iterator[bytes]:
 
 def _write(file: Path, lines: Iterable[bytes]) -> ExportedFile:
     hashed, size, records = sha256(), 0, 0
-    with file.open("wb") as opened:
+    with open(file, "wb", opener=opener) as opened:
         for written in lines:
             opened.write(written)
             hashed.update(written)

@@ -12,9 +12,8 @@ from ibidem.decision.policy import LOOKED_AT, Candidate, Verdict
 from ibidem.entry import Vector, cosine, to_bytes, to_vector
 from ibidem.errors import InvalidInput
 from ibidem.fit.fitting import Pair
-from ibidem.lifecycle.admission import storable
 from ibidem.replay import CURVE_FROM, Row, replay
-from ibidem.request import Request, normalise
+from ibidem.request import Request, normalise, storable
 from ibidem.storage.logs import REVIEW
 from ibidem.teaching.pairs import of_line
 

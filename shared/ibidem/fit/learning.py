@@ -14,7 +14,7 @@ from ibidem.fit.fitting import Fit, Pair, learn
 from ibidem.fit.labels import MOST, Label, of_judgements, pairs_of
 from ibidem.fit.scale import is_broken
 from ibidem.replay import Judged, Row, Share, most_hits
-from ibidem.request import normalise
+from ibidem.request import normalise, require_name
 from ibidem.storage.rows import JudgementRow
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ def fit_cache(
         dry_run: Only report.
 
     Raises:
-        InvalidInput: There are too few labels, or they are none.
+        InvalidInput: There are too few labels, or they are none; or the namespace cannot be stored.
         StorageError: The database failed.
         CacheClosed: The cache was closed.
     """
+    require_name("namespace", namespace)
     self.flush()
     if labels is not None:  # their texts are kept: as judgements, and as words that the scorer knows
         labels = [label for label in labels if not any(map(self._admission.is_private, _texts(label)))]

@@ -10,7 +10,7 @@ from typing import Any
 from ibidem.bounded import BoundedDict
 from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
-from ibidem.request import Answer, Request
+from ibidem.request import Answer, Request, storable
 
 # What providers call a complete answer (OpenAI, Anthropic, Google, Mistral, Ollama, Cohere, Bedrock).
 COMPLETE = frozenset(
@@ -139,12 +139,3 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
         if held is not None:
             yield from _texts(held)
-
-
-def storable(text: str) -> bool:
-    """Whether SQL text columns hold the text: not if it has lone surrogates or NUL."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text

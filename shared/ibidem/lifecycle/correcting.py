@@ -11,9 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ibidem.errors import InvalidInput
-from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
-from ibidem.request import Document, Hit, Stored, normalise, require_bool, require_text
+from ibidem.request import Document, Hit, Stored, normalise, require_bool, require_text, storable
 from ibidem.storage.rows import JudgementRow
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef, Example
-from ibidem.lifecycle.admission import storable
-from ibidem.request import Document, digest
+from ibidem.request import Document, digest, require_name
 
 if TYPE_CHECKING:
     from ibidem.entry import Entry, Source
@@ -171,13 +170,7 @@ def _digests(contents: Iterable[str | Document]) -> Iterator[str]:
 def _text(name: str, value: object) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a str, not {type(value).__name__}")
-    if not storable(value):
-        raise InvalidInput(
-            f"{name} holds what no database does (NUL, half a character): nothing is stored so"
-        )
-    return value
+    return require_name(name, value)
 
 
 def _seconds(before: object) -> float:

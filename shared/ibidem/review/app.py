@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
 from ibidem.errors import MissingExtra, StorageError
-from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.correcting import judge, run
 from ibidem.lifecycle.invalidation import Criteria
+from ibidem.request import storable
 from ibidem.review.desk import Desk, Reviewer
 from ibidem.review.queue import KINDS
 from ibidem.review.showing import readable, show
@@ -20,7 +20,7 @@ try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
     from starlette.routing import Route
 
@@ -191,10 +191,13 @@ def _form(action: Callable[[Request, dict[str, str]], Response]) -> Callable[[Re
 
     async def endpoint(request: Request) -> Response:
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > FORM_BYTES:
-                raise HTTPException(413, "That form is too long.")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > FORM_BYTES:
+                    raise HTTPException(413, "That form is too long.")
+        except ClientDisconnect:  # or it was too slow: nobody gets the answer
+            raise HTTPException(400, "The form is incomplete.") from None
         fields = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
         return await run_in_threadpool(action, request, fields)
 

@@ -18,6 +18,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REVIEWERS = 100  # browsers known at a time
+# Of a request with its address. Browsers send the cookies of all that is served on 127.0.0.1, at any port.
+HEADER_BYTES = 32_768
+HEADER_COUNT = 100
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -67,6 +70,9 @@ class Gate:
         """Let in, or refuse."""
         if scope["type"] != "http":
             return
+        if _is_too_large(scope):
+            await _answer(send, 431, "That request has too many headers, or too long ones.")
+            return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self._refusal(scope["method"], headers):
             await _answer(send, 403, refusal)
@@ -106,6 +112,13 @@ class Gate:
             self._reviewers.put(session, Reviewer(session))
         cookie = f"{self._cookie}={session}; HttpOnly; SameSite=Strict; Path=/"
         await _answer(send, 200, WELCOME, "text/html", ("set-cookie", cookie))
+
+
+def _is_too_large(scope: Scope) -> bool:
+    """Whether it is more than a browser sends; h11 only bounds headers that come in pieces."""
+    sizes = [len(name) + len(value) for name, value in scope["headers"]]
+    address = len(scope["path"]) + len(scope["query_string"])
+    return len(sizes) > HEADER_COUNT or sum(sizes) + address > HEADER_BYTES
 
 
 def _with_headers(send: Send) -> Send:

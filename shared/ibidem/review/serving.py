@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import threading
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 from ibidem.errors import InvalidInput, MissingExtra
 from ibidem.review.app import Pages
 from ibidem.review.desk import Desk
-from ibidem.review.gate import Gate
+from ibidem.review.gate import HEADER_BYTES, Gate
 
 try:
+    import h11
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     raise MissingExtra("the review page", "review") from error
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 WAITS = 3  # seconds for requests under way when it ends
+PATIENCE = 10.0  # seconds in which a request must be here whole, and in which a client must read on
+CONNECTIONS = 100  # held at a time
 
 
 def serve(sieve: Sieve, port: int, tell: Callable[[str], None], *, show: bool) -> None:
@@ -63,11 +68,80 @@ def listening(port: int) -> socket.socket:
     return listener
 
 
+class Impatient(H11Protocol):
+    """HTTP to clients that must not keep the server waiting; uvicorn has no limit for a slow request.
+
+    A connection ends `PATIENCE` seconds after it began, or after its last answer, if no whole request came
+    since, and if an answer is not read for as long. Of more than `CONNECTIONS` that one ends whose time is
+    over first: a browser gets in while others hold theirs open.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came: it has to ask."""
+        super().connection_made(transport)
+        self._wait()
+        if len(self.connections) > CONNECTIONS:
+            timers = {one: one._timer for one in self.connections if isinstance(one, Impatient)}
+            ends = {one: timer.when() for one, timer in timers.items() if timer}
+            min(ends, key=ends.__getitem__)._give_up()
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a request came."""
+        super().data_received(data)
+        self._unless_waiting()
+
+    def on_response_complete(self) -> None:
+        """It has to read the answer, and may ask again."""
+        self._wait()
+        super().on_response_complete()
+        self._unless_waiting()
+
+    def pause_writing(self) -> None:
+        """It does not read."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        self._unless_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, or was given up."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._stop()
+        self._timer = self.loop.call_later(PATIENCE, self._give_up)
+
+    def _unless_waiting(self) -> None:
+        """Stop the clock if the whole request is here, and the answer is being read."""
+        asks = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        if not (asks or self.flow.write_paused or self.transport.is_closing()):
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._stop()
+        self.connections.discard(self)
+        self.transport.abort()
+
+
 def server(gate: Gate) -> uvicorn.Server:
-    """A server of this application, quiet: addresses hold the token."""
+    """A server of this application, quiet: addresses hold the token, and anybody can cause a warning."""
     config = uvicorn.Config(
         gate,
-        log_level="warning",
+        http=Impatient,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        backlog=CONNECTIONS,
+        log_level="error",
         access_log=False,
         lifespan="off",
         ws="none",

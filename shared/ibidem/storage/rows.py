@@ -10,9 +10,8 @@ from typing import Any
 
 from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
 from ibidem.examples.example import DocumentRef, Example
-from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
-from ibidem.request import Answer, Hit, Miss, Request
+from ibidem.request import Answer, Hit, Miss, Request, storable
 from ibidem.storage import tables
 
 _entries = tables.entries.c

@@ -102,9 +102,11 @@ class Lesson:
         self.teacher = f"{name}, {VERSION}{', both ways' if both_ways else ''}"
         self.pairs, self._both_ways = list({id_of(pair): pair for pair in pairs}.values()), both_ways
         self._file = LessonFile(out, self.teacher)
-        known = self._file.known
         wanted = [pair for pair in self.pairs if pair.same is None] + _sample(self.pairs, check)
-        self.to_ask = [pair for pair in wanted if not _was_asked(known, pair)]
+        self.to_ask = self._lacking(wanted)
+
+    def _lacking(self, wanted: Iterable[QuestionPair]) -> list[QuestionPair]:
+        return [pair for pair in wanted if not _was_asked(self._file.known, pair)]
 
     def cost(self, price_in: float | None = None, price_out: float | None = None) -> Cost:
         """What `run` will cost; prices are per million tokens of prompts and of completions."""
@@ -123,13 +125,15 @@ class Lesson:
 
         Raises:
             TeacherUnavailable: It failed for five pairs in a row.
-            InvalidInput: An answer cannot be written, or `parallel` is no number above 0.
+            InvalidInput: An answer cannot be written, another run writes to the same file, or `parallel`
+                is no number above 0.
             KeyboardInterrupt: Ctrl-C; what was answered is written.
         """
         if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
             raise InvalidInput(f"parallel must be a whole number of calls above 0, not {parallel!r}")
-        asked = {id_of(pair) for pair in self.to_ask}
         with self._file as file:
+            self.to_ask = self._lacking(self.to_ask)
+            asked = {id_of(pair) for pair in self.to_ask}
             file.add(pair for pair in self.pairs if id_of(pair) not in asked | file.known.keys())
             failed = self._ask_all(file, parallel, seen)
             return _taught([file.known.get(id_of(pair), pair) for pair in self.pairs], failed)

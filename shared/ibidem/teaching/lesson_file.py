@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
 from ibidem.errors import InvalidInput
+from ibidem.private import append_private, locked
 from ibidem.teaching.pairs import QuestionPair, parsed
 
 TEACHER = "teacher"  # in the line of a pair that was asked about: who answered
@@ -37,11 +39,21 @@ class LessonFile:
     def __init__(self, path: Path | None, teacher: str) -> None:
         self._path, self._teacher = path, teacher
         self.known: dict[PairId, QuestionPair] = {}
-        if path is not None:
-            try:
-                self._end = self._read(path.read_bytes() if path.exists() else b"")
-            except OSError as error:
-                raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
+        with self._held():
+            self._load()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Kept from other runs, which would ask, and pay, twice."""
+        try:
+            with nullcontext() if self._path is None else locked(self._path):
+                yield
+        except OSError as error:
+            raise InvalidInput(f"cannot use {self._path}: {error.strerror or error}") from None
+
+    def _load(self) -> None:
+        if self._path is not None:
+            self._end = self._read(self._path.read_bytes() if self._path.exists() else b"")
 
     def _read(self, held: bytes) -> int:
         """Take in the lines; returns where the last whole one ends. A kill may leave a torn one behind."""
@@ -76,21 +88,20 @@ class LessonFile:
         self.known[id_of(pair)] = pair
 
     def __enter__(self) -> LessonFile:
-        if self._path is None:
-            return self
-        try:
-            self._file = self._path.open("ab", buffering=0)
-            self._file.truncate(self._end)
-        except OSError as error:
-            raise InvalidInput(f"cannot write {self._path}: {error.strerror}") from None
-        self._ended = self._end == 0 or self._path.read_bytes().endswith(b"\n")
+        with ExitStack() as entered:
+            entered.enter_context(self._held())
+            self._load()  # once more: another run may have added to it
+            if self._path is not None:
+                self._file = entered.enter_context(append_private(self._path))
+                self._file.truncate(self._end)
+                self._ended = self._end == 0 or self._path.read_bytes().endswith(b"\n")
+            self._close = entered.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._path is not None:
-            self._file.close()
+        self._close.close()
 
     def add(self, pairs: Iterable[QuestionPair]) -> None:
         """Append the pairs; they survive a kill of the process from now on.

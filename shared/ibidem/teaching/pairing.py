@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from ibidem.advice.advising import Advised, advise
 from ibidem.errors import InvalidInput
-from ibidem.lifecycle.admission import storable
-from ibidem.request import require_text
+from ibidem.request import require_name
 from ibidem.teaching.mining import LIMIT, Mined, Miner
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ def pairs_of_cache(self: SemanticCache, *, namespace: str | None = None, limit: 
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidInput(f"limit must be a whole number of pairs above 0, not {limit!r}")
-    if namespace is not None and not storable(require_text("namespace", namespace)):
-        return Mined((), {})
+    if namespace is not None:
+        require_name("namespace", namespace)
     self.flush()
     backend = self._backend
     miner = Miner(
@@ -55,8 +54,8 @@ def advise_cache(self: SemanticCache, *, namespace: str | None = None) -> Advise
         StorageError: The database failed.
         CacheClosed: The cache was closed.
     """
-    if namespace is not None and not storable(require_text("namespace", namespace)):
-        raise InvalidInput("namespace has characters that no database holds, so nothing is logged for it")
+    if namespace is not None:
+        require_name("namespace", namespace)
     self.flush()
     backend = self._backend
     return advise(backend.records, backend.embedder, threshold=self.policy.threshold, namespace=namespace)

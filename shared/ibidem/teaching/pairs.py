@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ibidem.errors import InvalidInput
-from ibidem.lifecycle.admission import storable
+from ibidem.private import write_private
+from ibidem.request import storable
 
 JUDGED = ("judgement", "feedback", "review")  # who labelled: a fresh answer was compared, a person said so
 # Valid within JSON, but some programs end a line there.
@@ -53,15 +54,13 @@ class QuestionPair:
 
 
 def write_pairs(path: Path, pairs: Iterable[QuestionPair]) -> None:
-    """Write a pairs file; what was there is replaced when all is written.
+    """Write a pairs file, for the user only; what was there is replaced when all is written.
 
     Raises:
         InvalidInput: It cannot be written.
     """
-    beside = path.with_name(f"{path.name}.part")
     try:
-        beside.write_text("".join(f"{pair.as_line()}\n" for pair in pairs), encoding="utf-8")
-        beside.replace(path)
+        write_private(path, (f"{pair.as_line()}\n".encode() for pair in pairs))
     except OSError as error:
         raise InvalidInput(f"cannot write {path}: {error.strerror}") from None
 

@@ -152,7 +152,7 @@ def _write(
     directory: Path, trained: Trained, division: Division, plain: Array, made: _Made
 ) -> tuple[PairMetrics, PairMetrics, tuple[float, float, float], str]:
     """All files of the model directory."""
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     torch_folder = directory / TORCH_FOLDER
     trained.model.save(str(torch_folder), create_model_card=False)
     _require_architecture(torch_folder)
