@@ -20,7 +20,7 @@ from ibidem.errors import NotCacheable
 from ibidem.forgetting import remember
 from ibidem.inquiry import Inquiry
 from ibidem.request import Answer
-from ibidem.scoping import current
+from ibidem.scoping import current, entered
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
@@ -89,12 +89,14 @@ class _Asked:
     def stream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> Iterator[Chunk]:
         """As the model's `_stream`."""
         run, inquiry = self._inquiry(asked, stop, given)
-        return inquiry.ended_with(self._stream(run, inquiry, asked, stop, given))
+        with entered(self._scope):
+            return inquiry.ended_with(self._stream(run, inquiry, asked, stop, given))
 
     def astream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> AsyncIterator[Chunk]:
         """As the model's `_astream`."""
         run, inquiry = self._inquiry(asked, stop, given)
-        return inquiry.ended_with(self._astream(run, inquiry, asked, stop, given))
+        with entered(self._scope):
+            return inquiry.ended_with(self._astream(run, inquiry, asked, stop, given))
 
     def _inquiry(
         self, asked: Any, stop: list[str] | None, given: dict[str, Any]
