@@ -150,6 +150,12 @@ def leave(token: Token[Scope]) -> bool:
     return True
 
 
+def in_force(namespace: str | None) -> str | None:
+    """The namespace, or that of the running code's scope if none is given; None for all, if neither says."""
+    scope = current()
+    return scope.name() if namespace is None and (scope.namespace or scope.user) else namespace
+
+
 def here(*, required: bool) -> Scope:
     """The scope of the running code; raises `NotCacheable` if it must name a namespace and does not."""
     found = current()

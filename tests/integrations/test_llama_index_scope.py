@@ -169,10 +169,12 @@ def test_a_response_is_forgotten(llm: CachedLLM, backend: FakeBackend, way: str,
     assert (str(again) != str(response), backend.calls) == (True, 2)
 
 
-def test_a_repeated_stream_is_forgotten(llm: CachedLLM, backend: FakeBackend) -> None:
-    """By its last chunk. What a fresh stream amounts to is known to nobody but the cache."""
+def test_a_stream_is_forgotten(llm: CachedLLM, backend: FakeBackend) -> None:
+    """Fresh or repeated, by its last chunk or by the stream itself."""
     chunks = list(llm.stream_chat(MESSAGES))
+    assert ibidem.forget(chunks[-1])
     assert not ibidem.forget(chunks[-1])
+    list(llm.stream_chat(MESSAGES))
     assert ibidem.forget(list(llm.stream_chat(MESSAGES))[-1])
     llm.chat(MESSAGES)
     assert backend.calls == 2

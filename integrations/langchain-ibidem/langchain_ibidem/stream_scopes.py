@@ -1,8 +1,8 @@
 """Streams of LangChain and LangGraph keep the scope in which they were asked for.
 
-Whatever is run (a model, a chain, a bound model, a graph) is a `Runnable`, and its streams are generators that
-begin with their first step, in the context of their reader. Each class may have its own methods for them: they
-are wrapped in all classes, also in those of the program.
+Whatever is run (a model, a chain, a bound model, a graph) is a `Runnable`, and its streams are generators.
+They begin with their first step, in the context of their reader. A class may have methods of its own for
+them, so they are wrapped in all classes, also in those of the program.
 """
 
 from __future__ import annotations
