@@ -169,17 +169,6 @@ def test_a_response_is_forgotten(llm: CachedLLM, backend: FakeBackend, way: str,
     assert (str(again) != str(response), backend.calls) == (True, 2)
 
 
-def test_a_stream_is_forgotten(llm: CachedLLM, backend: FakeBackend) -> None:
-    """Fresh or repeated, by its last chunk or by the stream itself."""
-    chunks = list(llm.stream_chat(MESSAGES))
-    assert ibidem.forget(chunks[-1])
-    assert not ibidem.forget(chunks[-1])
-    list(llm.stream_chat(MESSAGES))
-    assert ibidem.forget(list(llm.stream_chat(MESSAGES))[-1])
-    llm.chat(MESSAGES)
-    assert backend.calls == 2
-
-
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("how", ["query", "aquery"])
 def test_a_synthesis_is_forgotten(

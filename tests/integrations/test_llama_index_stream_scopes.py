@@ -1,4 +1,4 @@
-"""Streams of LlamaIndex: the scope in which one is asked for counts, wherever it is read; and `forget` of them."""
+"""Streams of LlamaIndex: the scope in which one is asked for counts, wherever it is read; `forget`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from llama_index.core import PromptTemplate, Settings
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine import (
     CondensePlusContextChatEngine,
@@ -21,15 +22,19 @@ from llama_index.core.chat_engine import (
 )
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
 from pydantic import BaseModel
 
 import ibidem
+from ibidem.cache import SemanticCache
+from ibidem.scoped_streams import _family
 from ibidem.scoping import NOWHERE, Scope, current, scope_of
-from llama_index_ibidem import CachedLLM, CachedSynthesizer, uninstall
+from llama_index_ibidem import CachedLLM, CachedSynthesizer, few_shot, install, uninstall
+from llama_index_ibidem.stream_scopes import STREAMS
 from tests.contracts.langchain import Recording
-from tests.contracts.llama_index import CountingFunctionCalling, Library, shelves
+from tests.contracts.llama_index import CountingFunctionCalling, Library, Script, shelves
 from tests.embedders import BagOfWords
 
 _number = itertools.count(1)
@@ -97,13 +102,14 @@ def engine(llm: Any, mode: str, wrap: Callable[[Any], Any] = lambda made: made) 
 
 def chat_engine(llm: Any, kind: str) -> Any:
     retriever = Library(shelves())
+    given = {"llm": llm, "memory": ChatMemoryBuffer.from_defaults(token_limit=10_000)}
     if kind == "simple":
-        return SimpleChatEngine.from_defaults(llm=llm)
+        return SimpleChatEngine.from_defaults(**given)
     if kind == "context":
-        return ContextChatEngine.from_defaults(retriever, llm=llm)
+        return ContextChatEngine.from_defaults(retriever, **given)
     if kind == "condense_question":
-        return CondenseQuestionChatEngine.from_defaults(engine(llm, "compact"), llm=llm)
-    return CondensePlusContextChatEngine.from_defaults(retriever, llm=llm)
+        return CondenseQuestionChatEngine.from_defaults(engine(llm, "compact"), **given)
+    return CondensePlusContextChatEngine.from_defaults(retriever, **given)
 
 
 TEXTS = [f"The Seine runs through Paris. {'It is long. ' * 30}"]
@@ -143,13 +149,9 @@ SYNTHESIZED = ["compact", "refine", "tree_summarize", "own"]
 
 def of(begun: Any) -> Any:
     """The stream of what was begun."""
-    for name in ("async_response_gen", "response_gen"):
-        if name == "async_response_gen" and getattr(begun, "achat_stream", None) is None:
-            if not isinstance(begun, AsyncStreamingResponse):
-                continue
-        if (found := getattr(begun, name, None)) is not None:
-            return found() if callable(found) else found
-    return begun
+    if isinstance(begun, AsyncStreamingResponse) or getattr(begun, "achat_stream", None) is not None:
+        return begun.async_response_gen()
+    return getattr(begun, "response_gen", begun)
 
 
 SCOPES: list[dict[str, Any]] = [
@@ -233,12 +235,14 @@ async def aread_in_all_ways(core: Recording, begin: Callable[[str], Any]) -> Non
         assert {request.within for request in core.stored[stored:]} >= EXPECTED - {Scope(bypass=True)}
 
 
+@pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
 @pytest.mark.parametrize("way", WAYS)
 def test_the_scope_of_the_asker_counts(model: CountingFunctionCalling, core: Recording, way: str) -> None:
     llm = CachedLLM(model, core)  # type: ignore[arg-type]
     in_thread(lambda: read_in_all_ways(core, lambda question: WAYS[way](llm, question)))
 
 
+@pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
 @pytest.mark.parametrize("way", AWAYS)
 async def test_so_it_does_in_async_code(model: CountingFunctionCalling, core: Recording, way: str) -> None:
     llm = CachedLLM(model, core)  # type: ignore[arg-type]
@@ -262,3 +266,195 @@ def settings(monkeypatch: pytest.MonkeyPatch, model: CountingFunctionCalling) ->
     Settings.llm = model
     yield
     uninstall()
+
+
+@pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")
+@pytest.mark.filterwarnings("ignore:The `__fields_set__` attribute is deprecated")
+@pytest.mark.filterwarnings("ignore:Accessing the 'model_")
+async def test_so_it_does_for_agents(model: CountingFunctionCalling, core: Recording) -> None:
+    """Their runs are tasks, begun when they are asked; events are read outside."""
+    llm, since, runs = CachedLLM(model, core), len(core.looked_up), []  # type: ignore[arg-type]
+    for said in SCOPES:
+        with ibidem.scope(**said):
+            runs.append(FunctionAgent(llm=llm, tools=[], streaming=True).run(question()))
+    with ibidem.scope(namespace="initech"):
+        for run in runs:
+            assert [event async for event in run.stream_events()]
+            await run
+    assert asked(core, since) == EXPECTED
+
+
+def test_two_tenants_are_told_their_own(
+    settings: None, model: CountingFunctionCalling, cache: SemanticCache
+) -> None:
+    """With `install`: their answers, each again from the cache, and their examples in the log."""
+    install(cache, require_namespace=True)
+    told: dict[str, set[str]] = {"acme": set(), "globex": set()}
+    for _ in range(3):
+        for tenant, answers in told.items():
+            with ibidem.scope(namespace=tenant, tags=(tenant,)):
+                response = in_thread(lambda: engine(Settings.llm, "compact").query("Who is told what?"))
+            answers.add("".join(response.response_gen))
+    assert sorted(map(len, told.values())) == [1, 1]
+    assert (len(set.union(*told.values())), len(model.script.asked)) == (2, 2)
+    cache.flush()
+    assert {(one.namespace, one.tags) for one in cache.examples.recent()} == {
+        ("acme", ("acme",)),
+        ("globex", ("globex",)),
+    }
+
+
+def test_what_cannot_be_caught_is_not_cached(model: CountingFunctionCalling, cache: SemanticCache) -> None:
+    """A generator of the program itself asks with its first step, nobody knows for whom."""
+    llm = CachedLLM(model, cache, require_namespace=True)
+
+    def handler() -> Iterator[str]:
+        for chunk in llm.stream_chat([ChatMessage("Who asks this?")]):
+            yield chunk.delta or ""
+
+    said = []
+    for tenant in ("acme", "globex"):
+        with ibidem.scope(namespace=tenant):
+            stream = handler()
+        said.append("".join(stream))
+    assert said == ["answer 1", "answer 2"]
+    assert (cache.stats().entries, llm.faults()) == (0, {"no_namespace": 2})
+
+
+@pytest.mark.parametrize("mode", ["compact", "tree_summarize"])
+def test_a_stream_that_is_closed_early_leaves_its_reader_alone(
+    model: CountingFunctionCalling, core: Recording, mode: str
+) -> None:
+    model._script = Script(say=lambda asked, number: "a long answer of several words")
+    llm, before = CachedLLM(model, core), len(core.stored)  # type: ignore[arg-type]
+    with ibidem.scope(namespace="asker"):
+        response = in_thread(lambda: engine(llm, mode).query(question()))
+    with ibidem.scope(namespace="reader"):
+        next(response.response_gen)
+        response.response_gen.close()
+        assert current().namespace == "reader"
+    assert core.stored[before:] == []
+    assert core.looked_up[-1].namespace == "asker"
+
+
+def test_examples_are_selected_for_the_asker(cache: SemanticCache, model: CountingFunctionCalling) -> None:
+    """The prompt is filled when the first token is read; the model itself is not cached."""
+    for tenant in ("acme", "globex"):
+        cache.examples.add(ibidem.Example("How long may I keep it?", f"{tenant}'s", namespace=tenant))
+    cache.flush()
+    template = PromptTemplate(
+        "{examples}\n{context_str}\n{query_str}", function_mappings={"examples": few_shot(cache)}
+    )
+    made = get_response_synthesizer(
+        llm=model, response_mode="compact", streaming=True, text_qa_template=template
+    )
+    for tenant, other in (("acme", "globex"), ("globex", "acme")):
+        with ibidem.scope(namespace=tenant):
+            stream = in_thread(lambda: made.get_response("How long can I keep it?", TEXTS))
+        with ibidem.scope(namespace=other):
+            list(stream)
+        assert f"{tenant}'s" in model.script.asked[-1]
+        assert f"{other}'s" not in model.script.asked[-1]
+
+
+def test_the_methods_are_put_back(core: Recording) -> None:
+    """When nobody needs them: no model, no synthesizer, no function for examples."""
+    for holder in tuple(STREAMS._holders):
+        STREAMS.release(holder)
+    STREAMS.release(test_the_methods_are_put_back)
+
+    def everything() -> dict[Any, Any]:
+        names = {name for several in STREAMS._names.values() for name in several} | {"__init_subclass__"}
+        kinds = {kind for base in STREAMS._names for kind in _family(base)}
+        return {(kind, name): vars(kind).get(name) for kind in kinds for name in names}
+
+    before = everything()
+    llm = CachedLLM(CountingFunctionCalling(), core)  # type: ignore[arg-type]
+    assert everything() != before
+    STREAMS.release(llm._desk)
+    assert everything() == before
+
+
+# forget -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["last chunk", "stream"])
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("endpoint", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
+def test_a_stream_of_a_model_is_forgotten(
+    model: CountingFunctionCalling, cache: SemanticCache, endpoint: str, fresh: bool, by: str
+) -> None:
+    llm = CachedLLM(model, cache)
+
+    def read() -> tuple[Any, list[Any]]:
+        async def aread() -> tuple[Any, list[Any]]:
+            stream = getattr(llm, endpoint)(given)
+            stream = await stream if inspect.isawaitable(stream) else stream
+            return stream, [one async for one in stream] if hasattr(stream, "__anext__") else list(stream)
+
+        given = [ChatMessage("Which one?")] if "chat" in endpoint else "Which one?"
+        return asyncio.run(aread())
+
+    if not fresh:
+        read()
+    stream, chunks = read()
+    known = stream if by == "stream" else chunks[-1]
+    assert cache.stats().entries == 1
+    assert ibidem.forget(known)
+    assert cache.stats().entries == 0
+    assert not ibidem.forget(known)
+    read()
+    assert len(model.script.asked) == 2
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("kind", ["simple", "synthesizer", "async synthesizer"])
+def test_a_streaming_response_is_forgotten(
+    model: CountingFunctionCalling, cache: SemanticCache, kind: str, fresh: bool
+) -> None:
+    """That of a chat engine, and that of a cached synthesizer, in any query engine."""
+
+    def read() -> Any:
+        if kind == "simple":
+            response = chat_engine(CachedLLM(model, cache), "simple").stream_chat("Which river of France?")
+            list(response.response_gen)
+            return response
+        asks = engine(model, "compact", lambda inner: CachedSynthesizer(inner, cache))
+        if kind == "synthesizer":
+            response = asks.query("Which river of France?")
+            list(response.response_gen)
+            return response
+        return asyncio.run(aread(asks))
+
+    async def aread(asks: Any) -> Any:
+        response = await asks.aquery("Which river of France?")
+        async for _ in response.async_response_gen():
+            pass
+        return response
+
+    if not fresh:
+        in_thread(read)
+    response = in_thread(read)
+    assert cache.stats().entries == 1
+    assert ibidem.forget(response)
+    assert cache.stats().entries == 0
+    assert not ibidem.forget(response)
+
+
+def test_a_stream_that_was_not_stored_is_not_forgotten(
+    model: CountingFunctionCalling, cache: SemanticCache
+) -> None:
+    """It is another's, or was closed early."""
+    llm = CachedLLM(model, cache)
+    stream = llm.stream_chat([ChatMessage("Which one?")])
+    chunk = next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not ibidem.forget(stream)
+    assert not ibidem.forget(chunk)
+    with ibidem.scope(namespace="acme"):
+        chunks = list(llm.stream_chat([ChatMessage("Which one?")]))
+    with ibidem.scope(namespace="globex"):
+        assert not ibidem.forget(chunks[-1])
+    assert cache.stats().entries == 1
+    with ibidem.scope(namespace="acme"):
+        assert ibidem.forget(chunks[-1])

@@ -15,6 +15,7 @@ from ibidem.faults import Faults
 from ibidem.forgetting import remember
 from ibidem.inquiry import Desk, Inquiry
 from ibidem.request import Answer, Request
+from ibidem.scoped_streams import keep_scope
 from ibidem.threads import in_thread
 from llama_index_ibidem.codec import Response, decode, encode, text_of
 from llama_index_ibidem.reading import Told
@@ -55,9 +56,10 @@ class Exchange(Generic[Response]):
 
     def repeated(self, stream: Stream) -> Stream:
         """A stored response as a stream: `forget` knows it by the stream, too."""
+        kept = keep_scope(stream)
         if self._inquiry.hit is not None:
-            remember(stream, self._inquiry.hit)
-        return stream
+            remember(kept, self._inquiry.hit)
+        return kept
 
     async def afind(self) -> Response | None:
         """As `find`, in a thread."""
