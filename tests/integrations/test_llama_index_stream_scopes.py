@@ -289,11 +289,12 @@ def test_two_tenants_are_told_their_own(
 ) -> None:
     """With `install`: their answers, each again from the cache, and their examples in the log."""
     install(cache, require_namespace=True)
+    asked = "Which river is told to whom in France?"
     told: dict[str, set[str]] = {"acme": set(), "globex": set()}
     for _ in range(3):
         for tenant, answers in told.items():
             with ibidem.scope(namespace=tenant, tags=(tenant,)):
-                response = in_thread(lambda: engine(Settings.llm, "compact").query("Who is told what?"))
+                response = in_thread(lambda: engine(Settings.llm, "compact").query(asked))
             answers.add("".join(response.response_gen))
     assert sorted(map(len, told.values())) == [1, 1]
     assert (len(set.union(*told.values())), len(model.script.asked)) == (2, 2)
