@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
+from contextvars import Token
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -74,7 +76,7 @@ async def _asteps(stream: AsyncGenerator[Any, Any], scope: Scope) -> AsyncGenera
                 return
             finally:
                 scope = current()
-                leave(token)
+                _leave(token)
             try:
                 step, given = stream.asend, (yield piece)
             except GeneratorExit:
@@ -86,7 +88,7 @@ async def _asteps(stream: AsyncGenerator[Any, Any], scope: Scope) -> AsyncGenera
         try:
             await stream.aclose()
         finally:
-            leave(token)
+            _leave(token)
 
 
 async def _awaited(call: Coroutine[Any, Any, Any], scope: Scope) -> Any:
@@ -94,6 +96,11 @@ async def _awaited(call: Coroutine[Any, Any, Any], scope: Scope) -> Any:
     try:
         return keep_scope(await call)
     finally:
+        _leave(token)
+
+
+def _leave(token: Token[Scope]) -> None:
+    with suppress(ValueError):  # a task that was abandoned is closed in another context
         leave(token)
 
 

@@ -7,7 +7,7 @@ not. A request keeps the scope it was asked in, and so does a stream that is rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -130,24 +130,17 @@ def entered(found: Scope) -> Iterator[None]:
     try:
         yield
     finally:
-        # A generator around the block may go on in another context, where the scope is its reader's, or, in a
-        # stream that keeps its own, still that of the block.
-        if not leave(token) and _current.get() is found:
-            _current.set(before)
+        try:
+            leave(token)
+        except ValueError:
+            # A generator around the block goes on in another context, where the scope is its reader's, or, in
+            # a stream that keeps its own, still that of the block.
+            if _current.get() is found:
+                _current.set(before)
 
 
-def enter(found: Scope) -> Token[Scope]:
-    """From here on it is the scope of the running code, until `leave` is called with what this returns."""
-    return _current.set(found)
-
-
-def leave(token: Token[Scope]) -> bool:
-    """The scope is again what it was before `enter`; False if that was called in another context."""
-    try:
-        _current.reset(token)
-    except ValueError:
-        return False
-    return True
+enter: Callable[[Scope], Token[Scope]] = _current.set  # not undone at the end of a block, but by `leave`
+leave: Callable[[Token[Scope]], None] = _current.reset  # raises ValueError in another context
 
 
 def in_force(namespace: str | None) -> str | None:
