@@ -181,11 +181,11 @@ def _third(graph: Any, question: str) -> Any:
 
 def _ways() -> Iterator[tuple[str, Callable[[Any], Any], Callable[[Any, str], Any]]]:
     for name, made in RUNNABLES.items():
-        for how in METHODS if name in ("model", "parser", "own") else ("stream", "astream"):
+        for how in METHODS if name in ("model", "parser") else ("stream", "astream"):
             yield f"{name}: {how}", made, METHODS[how]
     for name, made in GRAPHS.items():
-        for how, begin in OF_GRAPHS.items():
-            yield f"{name}: {how}", made, begin
+        for how in OF_GRAPHS if name == "create_agent" else ("stream messages", "astream"):
+            yield f"{name}: {how}", made, OF_GRAPHS[how]
     yield "functional: astream", functional, OF_GRAPHS["astream"]
     if hasattr(Runnable, "stream_events"):  # newer versions have a third protocol
         yield "model: stream_events", RUNNABLES["model"], lambda m, q: iter(m.stream_events(q, version="v3"))

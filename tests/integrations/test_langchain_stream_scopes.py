@@ -122,17 +122,17 @@ def check(core: Recording, expected: Mapping[str, Scope]) -> None:
     assert all(stored[question] == scope for question, scope in expected.items() if not scope.bypass)
 
 
-def read_in_all_ways(core: Recording, begin: Callable[[str], Any], way: str) -> None:
+def read_in_all_ways(core: Recording, begin: Callable[[str], Any], way: str, *, ways: int = 3) -> None:
     async def acheck(read: Any) -> None:
         streams, expected = begun(begin)
         await read(streams)
         check(core, expected)
 
     if way.split(": ")[1].startswith("a"):
-        for read in AREADERS:
+        for read in AREADERS[:ways]:
             asyncio.run(acheck(read))
         return
-    for read_all in READERS:
+    for read_all in READERS[:ways]:
         streams, expected = begun(begin)
         read_all(streams)
         check(core, expected)
@@ -157,7 +157,7 @@ def test_so_it_does_without_install(core: Recording, way: str) -> None:
     """It is enough that there is an `IbidemCache`."""
     made, begin = WAYS[way]
     runnable = made(CountingChat(cache=IbidemCache(core)))  # type: ignore[arg-type]
-    read_in_all_ways(core, lambda question: begin(runnable, question), way)
+    read_in_all_ways(core, lambda question: begin(runnable, question), way, ways=1)
 
 
 def test_two_tenants_are_told_their_own(installed: IbidemCache) -> None:

@@ -379,33 +379,28 @@ def test_the_methods_are_put_back(core: Recording) -> None:
 # forget -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["last chunk", "stream"])
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("endpoint", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
 def test_a_stream_of_a_model_is_forgotten(
-    model: CountingFunctionCalling, cache: SemanticCache, endpoint: str, fresh: bool, by: str
+    model: CountingFunctionCalling, cache: SemanticCache, endpoint: str, fresh: bool
 ) -> None:
+    """By its last chunk, or by the stream itself."""
     llm = CachedLLM(model, cache)
 
-    def read() -> tuple[Any, list[Any]]:
-        async def aread() -> tuple[Any, list[Any]]:
-            stream = getattr(llm, endpoint)(given)
-            stream = await stream if inspect.isawaitable(stream) else stream
-            return stream, [one async for one in stream] if hasattr(stream, "__anext__") else list(stream)
+    async def read() -> tuple[list[Any], Any]:
+        stream = getattr(llm, endpoint)([ChatMessage("Which one?")] if "chat" in endpoint else "Which one?")
+        stream = await stream if inspect.isawaitable(stream) else stream
+        return [one async for one in stream] if hasattr(stream, "__anext__") else list(stream), stream
 
-        given = [ChatMessage("Which one?")] if "chat" in endpoint else "Which one?"
-        return asyncio.run(aread())
-
-    if not fresh:
-        read()
-    stream, chunks = read()
-    known = stream if by == "stream" else chunks[-1]
-    assert cache.stats().entries == 1
-    assert ibidem.forget(known)
-    assert cache.stats().entries == 0
-    assert not ibidem.forget(known)
-    read()
-    assert len(model.script.asked) == 2
+    for number in (1, 2):
+        if not fresh:
+            asyncio.run(read())
+        chunks, stream = asyncio.run(read())
+        known = chunks[-1] if number == 1 else stream
+        assert (cache.stats().entries, len(model.script.asked)) == (1, number)
+        assert ibidem.forget(known)
+        assert cache.stats().entries == 0
+        assert not ibidem.forget(known)
 
 
 @pytest.mark.parametrize("fresh", [True, False])
