@@ -9,6 +9,7 @@ runs in the scope in force there, and between the steps its reader is in his own
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
 from contextvars import Token
@@ -186,12 +187,24 @@ class _StreamMethod:
             if hasattr(method, name):
                 setattr(self, name, getattr(method, name))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle, by its name; for those who send a class of the program itself, the plain method."""
+        found: Any = sys.modules.get(self.__module__) if self.__module__ != "__main__" else None
+        name = str(getattr(self, "__qualname__", ""))
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return name if found is self else (_itself, (self._method,))
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else MethodType(self, instance)
 
     def __call__(self, instance: Any, *args: Any, **given: Any) -> Any:
         stream = self._method.__get__(instance, type(instance))(*args, **given)
         return keep_scope(stream) if self._methods.active else stream
+
+
+def _itself(method: Any) -> Any:
+    return method
 
 
 def _is_method(value: object) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
+import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -304,3 +306,23 @@ def test_threads_may_hold_and_release_them_while_classes_are_defined() -> None:
     assert not methods.active
     assert vars(base)["stream"] is found
     assert {told(kind()) for kind in kinds} == {""}
+
+
+class Importable:
+    """Its methods are pickled by their names."""
+
+    def stream(self) -> Iterator[str]:
+        yield current().namespace
+
+
+def test_what_is_pickled_is_the_method_itself() -> None:
+    """A class of the program is sent to other processes with all that it holds, which no lock survives."""
+    local = family()
+    methods, holder = StreamMethods({Importable: ("stream",), local: ("stream",)}), Holder()
+    plain = vars(local)["stream"]
+    methods.hold(holder)
+    assert pickle.loads(pickle.dumps(Importable.stream)) is Importable.stream
+    assert told(pickle.loads(pickle.dumps(Importable()))) == "asker"
+    assert copy.copy(local.stream) is plain
+    methods.release(holder)
+    assert told(Importable()) == ""
