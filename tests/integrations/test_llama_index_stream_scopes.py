@@ -276,7 +276,7 @@ async def test_so_it_does_for_agents(model: CountingFunctionCalling, core: Recor
     llm, since, runs = CachedLLM(model, core), len(core.looked_up), []  # type: ignore[arg-type]
     for said in SCOPES:
         with ibidem.scope(**said):
-            runs.append(FunctionAgent(llm=llm, tools=[], streaming=True).run(question()))
+            runs.append(FunctionAgent(llm=llm, tools=[]).run(question()))
     with ibidem.scope(namespace="initech"):
         for run in runs:
             assert [event async for event in run.stream_events()]
