@@ -102,7 +102,9 @@ def scope(
     """Say who asks, and on which terms, for everything that is asked in this block.
 
     It holds for both integrations and for `lookup`, `store` and `answer`, in the threads and tasks that
-    LangChain, LangGraph and LlamaIndex begin in the block too; not in a thread that you start yourself.
+    LangChain, LangGraph and LlamaIndex begin in the block too; not in a thread that you start yourself. Their
+    streams that are asked for in the block keep it, whoever reads them. `feedback`, `invalidate(entry=...)`,
+    `forget` and the example log stay within its namespace.
     Inside another, it has the last word on what it says; tags add up, and a bypass stays one.
 
     Args:
