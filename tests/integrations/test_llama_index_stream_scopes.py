@@ -21,7 +21,7 @@ from llama_index.core.chat_engine import (
     SimpleChatEngine,
 )
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.llms import ChatMessage
+from llama_index.core.llms import ChatMessage, CustomLLM, LLMMetadata
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
@@ -90,6 +90,22 @@ class MySynthesizer(BaseSynthesizer):
         """There are none."""
 
 
+class Around(CustomLLM):
+    """A model of the program around a cached one; its async streams begin with their first step."""
+
+    inner: Any
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name="around")
+
+    def complete(self, prompt: str, formatted: bool = False, **given: Any) -> Any:
+        return self.inner.complete(prompt)
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **given: Any) -> Any:
+        return self.inner.stream_complete(prompt)
+
+
 def synthesizer(llm: Any, mode: str, wrap: Callable[[Any], Any] = lambda made: made) -> Any:
     if mode == "own":
         return wrap(MySynthesizer(llm=llm, streaming=True))
@@ -137,6 +153,8 @@ AWAYS: dict[str, Callable[[Any, str], Any]] = {
     },
     "aget_response: own": lambda m, q: synthesizer(m, "own").aget_response(q, TEXTS),
     "engine of the program": lambda m, q: MyEngine(llm=m).aquery(q),
+    "model of the program: astream_complete": lambda m, q: Around(inner=m).astream_complete(q),
+    "model of the program: astream_chat": lambda m, q: Around(inner=m).astream_chat([ChatMessage(q)]),
     "model: astream_chat": lambda m, q: m.astream_chat([ChatMessage(q)]),
     "model: astream": lambda m, q: m.astream(PROMPT, query_str=q),
     "model: astream_structured_predict": lambda m, q: m.astream_structured_predict(

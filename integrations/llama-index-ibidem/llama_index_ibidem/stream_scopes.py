@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
+from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.types import BasePydanticProgram
@@ -23,6 +24,7 @@ STREAMS = StreamMethods(
             "aget_response_from_messages",
         ),
         StructuredLLM: ("stream_chat", "astream_chat"),
+        CustomLLM: ("astream_chat", "astream_complete"),  # of the program, around a cached model
         BasePydanticProgram: ("stream_call", "astream_call"),
     }
 )
