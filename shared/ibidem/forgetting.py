@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MARKER = "ibidem"
 REMEMBERED = 10_000  # responses whose entries are known, by their ids and by the objects
 _TELLING = ("response_metadata", "metadata", "raw")  # where a response keeps its marker
-_HOLDING = ("message", "generations", "response")  # what holds a response
+# What holds a response, or the stream that it came from.
+_HOLDING = ("message", "generations", "response", "response_gen", "chat_stream", "achat_stream")
 
 Source = tuple[str, str]  # the place of a cache, and the id of an entry
 
@@ -54,10 +55,12 @@ def forget(response: object) -> bool:
 
     For answers that cannot be used: a parser fails on one, a user rejects it. Its example is deleted too. The
     response may come from a cache or have just been stored there; the cache must be open in this process.
+    Within `ibidem.scope` only what is stored for its namespace is deleted.
 
     Args:
         response: A `Hit` or `Stored`; of LangChain a message, generation or `LLMResult`; of LlamaIndex a
-            `ChatResponse`, `CompletionResponse` or `Response`. A bare text says nothing of where it is from.
+            `ChatResponse`, `CompletionResponse` or `Response`, the last chunk of a stream, or the stream
+            itself, read to its end. A bare text says nothing of where it is from.
 
     Returns:
         Whether there was a stored answer.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
-from weakref import finalize
+from weakref import finalize, ref
 
 from ibidem.answering import Asking
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
 from ibidem.forgetting import remember
 from ibidem.request import Answer, Hit, Request, Stored
+from ibidem.scoped_streams import keep_scope
 from ibidem.threads import in_thread
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Inquiry(Generic[Found]):
         self._desk, self._build, self._read, self._objection = desk, build, read, objection
         self._asking: Asking | None = None
         self._begun = False
+        self._stream: ref[Any] | None = None
         self.hit: Hit | None = None
         self.stored: Stored | None = None
 
@@ -74,8 +76,9 @@ class Inquiry(Generic[Found]):
         if self._asking is not None:
             with self._asking as asking:
                 self.stored = self._desk.faults.attempt(self._desk.store, partial(_keep, asking, answer))
-            if self.stored and response is not None:
-                remember(response, self.stored)
+            if self.stored:
+                for known in filter(None, (response, self._stream and self._stream())):
+                    remember(known, self.stored)
 
     def refuse(self) -> None:
         """End: an answer has come that is not kept."""
@@ -96,9 +99,14 @@ class Inquiry(Generic[Found]):
             self.end()
 
     def ended_with(self, stream: Stream) -> Stream:
-        """The generator, which ends it when it is read or closed; also if nobody ever begins to read it."""
-        finalize(stream, self.end).atexit = False
-        return stream
+        """The generator, which ends it when it is read or closed; also if nobody ever begins to read it.
+
+        It keeps the scope in force now, and `forget` knows by it what is stored in the end.
+        """
+        kept = keep_scope(stream)
+        finalize(kept, self.end).atexit = False
+        self._stream = ref(kept)
+        return kept
 
     def _look(self) -> Found | None:
         attempt = partial(self._desk.faults.attempt, self._desk.look_up)

@@ -1,15 +1,15 @@
 """Who asks, and on which terms, for all calls in a block of code: `with ibidem.scope(namespace="acme"): ...`.
 
 A context variable holds it: threads and tasks that a framework begins inherit it, a thread of your own does
-not. A request keeps the scope it was asked in, so a stream that is read elsewhere is stored where it was
-looked up.
+not. A request keeps the scope it was asked in, and so does a stream that is read elsewhere
+(`scoped_streams`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 
 from ibidem.errors import InvalidInput, NotCacheable
@@ -50,6 +50,15 @@ class Scope:
     def name(self, own: str = "") -> str:
         """The namespace to ask in, for an adapter whose own is `own`."""
         return namespace_of(self.namespace or own, self.user)
+
+    def covers(self, name: str) -> bool:
+        """Whether what is stored under this name may be touched here; all of it where no tenant is named.
+
+        A namespace covers its users. A user without a namespace is in that of an adapter, which is not known.
+        """
+        if self.user and not self.namespace:
+            return name.partition(_USER)[2] == _escaped(self.user)
+        return name == self.name() if self.user else not self.namespace or is_of(name, self.name())
 
 
 NOWHERE = Scope()
@@ -100,7 +109,9 @@ def scope(
     """Say who asks, and on which terms, for everything that is asked in this block.
 
     It holds for both integrations and for `lookup`, `store` and `answer`, in the threads and tasks that
-    LangChain, LangGraph and LlamaIndex begin in the block too; not in a thread that you start yourself.
+    LangChain, LangGraph and LlamaIndex begin in the block too; not in a thread that you start yourself. Their
+    streams that are asked for in the block keep it, whoever reads them. `feedback`, `invalidate(entry=...)`,
+    `forget` and the example log stay within its namespace.
     Inside another, it has the last word on what it says; tags add up, and a bypass stays one.
 
     Args:
@@ -116,25 +127,35 @@ def scope(
         InvalidInput: A value has the wrong type, or a name is blank or cannot be stored.
     """
     inner = scope_of(namespace=namespace, user=user, bypass=bypass, max_age=max_age, ttl=ttl, tags=tags)
-    token = _current.set(_current.get().and_then(inner))
-    try:
+    with entered(_current.get().and_then(inner)):
         yield
-    finally:
-        with suppress(ValueError):  # a generator around the block was closed in another context
-            _current.reset(token)
 
 
 @contextmanager
 def entered(found: Scope) -> Iterator[None]:
-    """In this block `found` is the scope, whatever that of the running code is; if it says nothing, none."""
-    if found is NOWHERE:
-        yield
-        return
-    token = _current.set(found)
+    """In this block `found` is the scope, whatever that of the running code is."""
+    before = _current.get()
+    token = enter(found)
     try:
         yield
     finally:
-        _current.reset(token)
+        try:
+            leave(token)
+        except ValueError:
+            # A generator around the block goes on in another context, where the scope is its reader's, or, in
+            # a stream that keeps its own, still that of the block.
+            if _current.get() is found:
+                _current.set(before)
+
+
+enter: Callable[[Scope], Token[Scope]] = _current.set  # not undone at the end of a block, but by `leave`
+leave: Callable[[Token[Scope]], None] = _current.reset  # raises ValueError in another context
+
+
+def in_force(namespace: str | None) -> str | None:
+    """The namespace, or that of the running code's scope if none is given; None for all, if neither says."""
+    scope = current()
+    return scope.name() if namespace is None and (scope.namespace or scope.user) else namespace
 
 
 def here(*, required: bool) -> Scope:

@@ -169,15 +169,6 @@ def test_a_response_is_forgotten(llm: CachedLLM, backend: FakeBackend, way: str,
     assert (str(again) != str(response), backend.calls) == (True, 2)
 
 
-def test_a_repeated_stream_is_forgotten(llm: CachedLLM, backend: FakeBackend) -> None:
-    """By its last chunk. What a fresh stream amounts to is known to nobody but the cache."""
-    chunks = list(llm.stream_chat(MESSAGES))
-    assert not ibidem.forget(chunks[-1])
-    assert ibidem.forget(list(llm.stream_chat(MESSAGES))[-1])
-    llm.chat(MESSAGES)
-    assert backend.calls == 2
-
-
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("how", ["query", "aquery"])
 def test_a_synthesis_is_forgotten(

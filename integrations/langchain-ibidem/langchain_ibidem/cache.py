@@ -32,6 +32,7 @@ from langchain_ibidem.forms import objection_to, require_form
 from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import Call, RequestBuilder
 from langchain_ibidem.origins import remember
+from langchain_ibidem.stream_scopes import STREAMS
 from langchain_ibidem.tracker import install
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class IbidemCache(BaseCache):
         self._desk = Desk(self.cache, "LangChain", self._faults)
         self._lock = ForkSafeLock()
         self._pending: BoundedDict[str, tuple[Request, float]] = BoundedDict(_PENDING)
+        STREAMS.hold(self)
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """The stored answer to this call, or None."""
@@ -171,6 +173,7 @@ class IbidemCache(BaseCache):
         """Close the cache that was opened here; one that was passed in stays open."""
         if self._owned:
             self.cache.close()
+            STREAMS.release(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(namespace={self.namespace!r})"
@@ -190,7 +193,7 @@ class IbidemCache(BaseCache):
     ) -> Inquiry[T]:
         """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks.
 
-        It is asked in `scope`, if that says anything, whoever reads the stream.
+        It is asked in `scope`, whoever reads the stream.
         """
 
         def request() -> Request:

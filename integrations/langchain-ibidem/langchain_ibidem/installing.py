@@ -12,6 +12,7 @@ from ibidem.errors import InvalidInput
 from ibidem.locks import ForkSafeLock
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.routing import Routes
+from langchain_ibidem.stream_scopes import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -29,6 +30,7 @@ class _Installed:
         """Close it, unless it was handed in."""
         if self.options is not None:
             self.cache.close()
+            STREAMS.release(self.cache)
 
 
 _lock = ForkSafeLock()
@@ -67,7 +69,10 @@ def install(
 
 
 def uninstall() -> None:
-    """Undo `install()`; without one, nothing happens. A global cache that was set since stays."""
+    """Undo `install()`; without one, nothing happens. A global cache that was set since stays.
+
+    Streams of chains and graphs keep their scopes as long as there is another `IbidemCache`.
+    """
     global _installed
     with _lock:
         if _installed is None:

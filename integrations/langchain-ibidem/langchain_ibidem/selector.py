@@ -17,6 +17,7 @@ from ibidem.request import require_bool, require_name, require_text
 from ibidem.scoping import current
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
+from langchain_ibidem.stream_scopes import STREAMS
 from langchain_ibidem.tracker import install
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._settings = settings_of(k, **self._options)
         self._faults = Faults()
         self._memory = install().memory
+        STREAMS.hold(self)
         try:
             self.cache.examples.check(k, **self._options)
         except TypeError as error:

@@ -20,7 +20,7 @@ from ibidem.errors import NotCacheable
 from ibidem.forgetting import remember
 from ibidem.inquiry import Inquiry
 from ibidem.request import Answer
-from ibidem.scoping import NOWHERE, current, entered
+from ibidem.scoping import current, entered
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
@@ -57,23 +57,7 @@ def _begun(model: Model, cache: IbidemCache, given: Mapping[str, Any], in_async:
     kind = kind_of(model)
     parameters = {name: value for name, value in given.items() if name not in _OF_RUNNABLES}
     streams = kind.streams(model, parameters, in_async=in_async)
-    return _stand_in(model, cache, kind) if streams else _invoked_from_here(model)
-
-
-def _invoked_from_here(model: Model) -> Model:
-    """For a model whose `stream` calls `invoke`, in the scope of whoever reads it first."""
-    if (scope := current()) is NOWHERE:
-        return model
-
-    def invoke(*args: Any, **kwargs: Any) -> Any:
-        with entered(scope):
-            return model.invoke(*args, **kwargs)
-
-    async def ainvoke(*args: Any, **kwargs: Any) -> Any:
-        with entered(scope):
-            return await model.ainvoke(*args, **kwargs)
-
-    return alike(model, invoke=invoke, ainvoke=ainvoke)
+    return _stand_in(model, cache, kind) if streams else model
 
 
 def _cache_of(model: AnyModel) -> IbidemCache | None:
@@ -105,12 +89,14 @@ class _Asked:
     def stream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> Iterator[Chunk]:
         """As the model's `_stream`."""
         run, inquiry = self._inquiry(asked, stop, given)
-        return inquiry.ended_with(self._stream(run, inquiry, asked, stop, given))
+        with entered(self._scope):
+            return inquiry.ended_with(self._stream(run, inquiry, asked, stop, given))
 
     def astream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> AsyncIterator[Chunk]:
         """As the model's `_astream`."""
         run, inquiry = self._inquiry(asked, stop, given)
-        return inquiry.ended_with(self._astream(run, inquiry, asked, stop, given))
+        with entered(self._scope):
+            return inquiry.ended_with(self._astream(run, inquiry, asked, stop, given))
 
     def _inquiry(
         self, asked: Any, stop: list[str] | None, given: dict[str, Any]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, TextBlock
 from llama_index.core.llms.llm import LLM
 
 from ibidem.errors import NotCacheable
 from ibidem.faults import Faults
+from ibidem.forgetting import remember
 from ibidem.inquiry import Desk, Inquiry
 from ibidem.request import Answer, Request
+from ibidem.scoped_streams import keep_scope
 from ibidem.threads import in_thread
 from llama_index_ibidem.codec import Response, decode, encode, text_of
 from llama_index_ibidem.reading import Told
+
+Stream = TypeVar("Stream")
 
 
 class Exchange(Generic[Response]):
@@ -50,6 +54,13 @@ class Exchange(Generic[Response]):
         """The chunks of the stream; what they amount to is stored if all of them are taken."""
         return self._inquiry.ended_with(self._passed_on(stream))
 
+    def repeated(self, stream: Stream) -> Stream:
+        """A stored response as a stream: `forget` knows it by the stream, too."""
+        kept = keep_scope(stream)
+        if self._inquiry.hit is not None:
+            remember(kept, self._inquiry.hit)
+        return kept
+
     async def afind(self) -> Response | None:
         """As `find`, in a thread."""
         found = await self._inquiry.afind()
@@ -65,7 +76,7 @@ class Exchange(Generic[Response]):
         return self._inquiry.ended_with(self._apassed_on(stream))
 
     def _passed_on(self, stream: Iterator[Response]) -> Iterator[Response]:
-        assembly = Assembly[Response](self._desk.faults)
+        assembly, chunk = Assembly[Response](self._desk.faults), None
         with self:
             try:
                 for chunk in stream:
@@ -74,10 +85,10 @@ class Exchange(Generic[Response]):
             finally:
                 if close := getattr(stream, "close", None):
                     close()
-            self._keep_stream(assembly)
+            self._keep_stream(assembly, chunk)
 
     async def _apassed_on(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
-        assembly = Assembly[Response](self._desk.faults)
+        assembly, chunk = Assembly[Response](self._desk.faults), None
         with self:
             try:
                 async for chunk in stream:
@@ -86,24 +97,24 @@ class Exchange(Generic[Response]):
             finally:
                 if close := getattr(stream, "aclose", None):
                     await close()
-            await in_thread(self._keep_stream, assembly)
+            await in_thread(self._keep_stream, assembly, chunk)
 
-    def _keep(self, response: Response, told: Told) -> None:
+    def _keep(self, response: Response, told: Told, last: Response | None = None) -> None:
         seconds = time.perf_counter() - self._started
 
         def answer() -> Answer:
             return encode(response, told, model=self._llm.metadata.model_name, seconds=seconds)
 
-        self._inquiry.keep(answer, response)
+        self._inquiry.keep(answer, response if last is None else last)
 
-    def _keep_stream(self, assembly: Assembly[Response]) -> None:
+    def _keep_stream(self, assembly: Assembly[Response], last: Response | None) -> None:
         # Whole responses hold logprobs, streams may not.
         readable = not getattr(self._llm, "logprobs", None)
         whole = self._desk.faults.attempt(self._desk.store, assembly.whole) if readable else None
         if whole is None:
             self._inquiry.refuse()
         else:
-            self._keep(whole, assembly.told)
+            self._keep(whole, assembly.told, last)
 
 
 class Assembly(Generic[Response]):

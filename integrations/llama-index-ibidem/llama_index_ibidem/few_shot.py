@@ -14,6 +14,7 @@ from ibidem.prompts.shown import Shown, settings_of
 from ibidem.request import require_bool, require_text
 from ibidem.scoping import current
 from llama_index_ibidem import spans
+from llama_index_ibidem.stream_scopes import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -86,6 +87,7 @@ def few_shot(
         return " x" * (max_tokens + _LABELS * k) if _is_measure(variables) else ""
 
     setattr(examples, _SETTINGS, None if in_key else settings)
+    STREAMS.hold(examples)
     return examples
 
 

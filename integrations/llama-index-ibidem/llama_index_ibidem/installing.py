@@ -15,6 +15,7 @@ from ibidem.errors import ConfigurationError
 from ibidem.locks import ForkSafeLock
 from llama_index_ibidem.handler import IbidemCallbackHandler
 from llama_index_ibidem.llm import CachedLLM
+from llama_index_ibidem.stream_scopes import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -121,6 +122,8 @@ def uninstall() -> None:
                 done.model.callback_manager = done.own
         if done.given[0] is None:
             done.handler.cache.close()
+            if done.llm is not None:
+                STREAMS.release(done.llm._desk)
 
 
 def _install(model: LLM, given: tuple[Any, ...]) -> _Installed:

@@ -22,6 +22,7 @@ from llama_index_ibidem.exchange import Exchange
 from llama_index_ibidem.identity import identity
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.requests import RequestBuilder
+from llama_index_ibidem.stream_scopes import STREAMS
 from llama_index_ibidem.wrapping import WrappingLLM
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class CachedLLM(WrappingLLM):
         self._owned = cache is None
         self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
         watch()
+        STREAMS.hold(self._desk)
 
     @classmethod
     def class_name(cls) -> str:
@@ -112,6 +114,7 @@ class CachedLLM(WrappingLLM):
         """Close the cache that was opened here; one that was passed in stays open."""
         if self._owned:
             self.cache.close()
+            STREAMS.release(self._desk)
 
     # The endpoints. They are not decorated: on a miss the model itself tells LlamaIndex's handlers.
 
@@ -135,7 +138,7 @@ class CachedLLM(WrappingLLM):
         """As `chat`, in pieces. The model's answer is stored when the last piece was taken."""
         exchange = self._chat_exchange(messages, kwargs)
         if (found := exchange.find()) is not None:
-            return Replay(self, found).stream_chat(messages, **kwargs)
+            return exchange.repeated(Replay(self, found).stream_chat(messages, **kwargs))
         with exchange:
             return exchange.pass_on(self._model.stream_chat(messages, **kwargs))
 
@@ -145,7 +148,7 @@ class CachedLLM(WrappingLLM):
         """As `stream_chat`; the cache is asked in a thread."""
         exchange = self._chat_exchange(messages, kwargs)
         if (found := await exchange.afind()) is not None:
-            return await Replay(self, found).astream_chat(messages, **kwargs)
+            return exchange.repeated(await Replay(self, found).astream_chat(messages, **kwargs))
         with exchange:
             return exchange.apass_on(await self._model.astream_chat(messages, **kwargs))
 
@@ -171,7 +174,7 @@ class CachedLLM(WrappingLLM):
         """As `complete`, in pieces. The model's answer is stored when the last piece was taken."""
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := exchange.find()) is not None:
-            return Replay(self, found).stream_complete(prompt, **kwargs)
+            return exchange.repeated(Replay(self, found).stream_complete(prompt, **kwargs))
         with exchange:
             return exchange.pass_on(self._model.stream_complete(prompt, **_form(formatted), **kwargs))
 
@@ -181,7 +184,7 @@ class CachedLLM(WrappingLLM):
         """As `stream_complete`; the cache is asked in a thread."""
         exchange = self._completion_exchange(prompt, formatted, kwargs)
         if (found := await exchange.afind()) is not None:
-            return await Replay(self, found).astream_complete(prompt, **kwargs)
+            return exchange.repeated(await Replay(self, found).astream_complete(prompt, **kwargs))
         with exchange:
             stream = await self._model.astream_complete(prompt, **_form(formatted), **kwargs)
             return exchange.apass_on(stream)

@@ -29,7 +29,7 @@ from ibidem.faults import Faults
 from ibidem.locks import ForkSafeLock
 from ibidem.prompts.prompt import Prompt
 from ibidem.request import Document
-from ibidem.scoping import Scope, current
+from ibidem.scoping import Scope, current, entered
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.calls import Calls, ModelResponse
 from llama_index_ibidem.codec import MARKER, text_of
@@ -178,7 +178,8 @@ class Recorder:
         if not behind.count or behind.entry_id is not None or "entry_id" in marker:
             return  # nobody was asked: "Empty Response" and the like, or an answer that is an example already
         if not question.scope.bypass:
-            self._cache.examples.add(self._example(question, text, behind))
+            with entered(question.scope):  # not that of whoever reads a stream
+                self._cache.examples.add(self._example(question, text, behind))
 
     def _example(self, question: _Question, text: str, behind: Calls) -> Example:
         return Example(

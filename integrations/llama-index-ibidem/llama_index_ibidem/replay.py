@@ -10,6 +10,7 @@ from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from ibidem.pieces import pieces_of
+from ibidem.scoped_streams import keep_scope
 from llama_index_ibidem.codec import Response, text_of
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def stream_of(text: str) -> Generator[str, None, None]:
         for reader in readers:
             reader(text)
 
-    _readers[stream := pieces()] = readers
+    _readers[stream := keep_scope(pieces())] = readers
     return stream
 
 
@@ -162,7 +163,7 @@ def astream_of(text: str) -> AsyncGenerator[str, None]:
         for reader in readers:
             reader(text)
 
-    _readers[stream := pieces()] = readers
+    _readers[stream := keep_scope(pieces())] = readers
     return stream
 
 

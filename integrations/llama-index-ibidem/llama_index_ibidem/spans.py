@@ -41,6 +41,7 @@ from llama_index_ibidem.facts import (
     fact_of,
     method_of,
 )
+from llama_index_ibidem.stream_scopes import keep_scope_of
 
 RECENT_DOCUMENTS = 256
 _SPANS = 8192
@@ -181,6 +182,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                 self._returned(id_, result, query)
         except Exception as error:
             self._faults.note("understand what a retriever returned", error)
+        keep_scope_of(result)
         with self._guard:
             fact = self._facts.pop(id_)
             if isinstance(fact, Synthesis) and fact.id == id_:

@@ -32,6 +32,7 @@ from llama_index_ibidem.description import asks_no_model, description, is_for_pr
 from llama_index_ibidem.facts import shown_as
 from llama_index_ibidem.origin import comes_from, tell
 from llama_index_ibidem.replay import astream_of, stream_of
+from llama_index_ibidem.stream_scopes import STREAMS
 from llama_index_ibidem.streams import apassed_on, passed_on
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class CachedSynthesizer(BaseSynthesizer):
         self._owned = cache is None
         self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
         calls.watch()
+        STREAMS.hold(self._desk)
 
     @property
     def cache(self) -> SemanticCache:
@@ -128,6 +130,7 @@ class CachedSynthesizer(BaseSynthesizer):
         """Close the cache that was opened here; one that was passed in stays open."""
         if self._owned:
             self.cache.close()
+            STREAMS.release(self._desk)
 
     def synthesize(self, *args: Any, **given: Any) -> RESPONSE_TYPE:
         """As the synthesizer does: some, like `generation`, have a way of their own."""

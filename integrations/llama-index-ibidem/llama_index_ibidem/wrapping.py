@@ -14,6 +14,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SerializeAsAny
 
 from ibidem.errors import InvalidInput
+from ibidem.scoped_streams import keep_scope
 from llama_index_ibidem.native import SHARED, NativeView
 
 # What `predict` and the like use of a model before they call its endpoints.
@@ -62,12 +63,12 @@ class WrappingLLM(FunctionCallingLLM):
         return await self._native.model().astructured_predict(*args, **kwargs)
 
     def stream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `structured_predict`, in pieces."""
-        return self._native.model().stream_structured_predict(*args, **kwargs)
+        """As `structured_predict`, in pieces; in the scope in which it was called."""
+        return keep_scope(self._native.model().stream_structured_predict(*args, **kwargs))
 
     async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `structured_predict`, in pieces."""
-        return await self._native.model().astream_structured_predict(*args, **kwargs)
+        """As `stream_structured_predict`."""
+        return keep_scope(await self._native.model().astream_structured_predict(*args, **kwargs))
 
     # Tools are prepared and read by the model: each provider has its own form for them.
 

@@ -13,6 +13,7 @@ from ibidem.examples.example import DocumentRef, Example, ExampleStats
 from ibidem.examples.selecting import Wanted
 from ibidem.export.export import export_examples
 from ibidem.request import Answer, require_name, storable
+from ibidem.scoping import current, in_force
 from ibidem.storage.rows import EmbeddedExample
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infi
 
 class ExampleLog:
     """The examples of one cache's database, written behind; reached as `SemanticCache.examples`. Thread-safe.
+
+    Within `ibidem.scope` its namespace is meant where none is given, and no example of another is reached.
 
     At most the newest 100,000 are kept, whichever process added them. They are written some moments later,
     and at a normal exit; a killed process (kill -9) may lose those of its last moments. While the
@@ -49,9 +52,10 @@ class ExampleLog:
     def add(self, example: Example) -> bool:
         """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
 
-        It is written as `redact` returns it. It cannot be kept where no database holds a text (lone
-        surrogates, NUL) or a number of it, and while 10,000 wait to be written; nor, uncounted, by a cache
-        that keeps none (`examples=False`). Never raises because storage failed.
+        It is written as `redact` returns it, and within `ibidem.scope` in its namespace if it names none. It
+        cannot be kept where no database holds a text (lone surrogates, NUL) or a number of it, and while
+        10,000 wait to be written; nor, uncounted, by a cache that keeps none (`examples=False`). Never raises
+        because storage failed.
 
         If the same answer to the same question was stored in this cache within ten seconds, by this process,
         it is one example: what either knows more is joined, unless the other was written already.
@@ -65,7 +69,7 @@ class ExampleLog:
             raise InvalidInput(f"expected an ibidem.Example, not {type(example).__name__}")
         if not self.kept or is_bypassed():
             return False
-        if not _fits(example):
+        if not (_fits(example) and storable(current().name())):
             self._backend.faults.count(
                 "keep examples: invalid", "refused an example with text or numbers that no database holds"
             )
@@ -74,7 +78,13 @@ class ExampleLog:
         if not question or (example.answer and not answer):
             return False
         now = self._backend.clock()
-        shown = replace(example, at=example.at or now, question=question, answer=answer)
+        shown = replace(
+            example,
+            at=example.at or now,
+            question=question,
+            answer=answer,
+            namespace=example.namespace or current().name(),
+        )
         return self._backend.note_example(EmbeddedExample(shown, told=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
@@ -112,7 +122,7 @@ class ExampleLog:
             good: Whether it is a good one.
 
         Returns:
-            Whether there is such an example.
+            Whether there is such an example, within `ibidem.scope` in its namespace.
 
         Raises:
             InvalidInput: An argument has the wrong type.
@@ -124,7 +134,12 @@ class ExampleLog:
             raise InvalidInput(f"example_id must be an int (Example.id), not {type(example_id).__name__}")
         if not (good is None or isinstance(good, bool)):
             raise InvalidInput(f"good must be True, False or None, not {good!r}")
-        return 0 < example_id < _TOO_LARGE and self._backend.records.examples.set_feedback(example_id, good)
+        if not 0 < example_id < _TOO_LARGE:
+            return False
+        examples = self._backend.records.examples
+        if not all(current().covers(found.namespace) for found in examples.of_ids([example_id])):
+            return False  # ids are counted up, so any may be guessed
+        return examples.set_feedback(example_id, good)
 
     def select(
         self,
@@ -153,7 +168,7 @@ class ExampleLog:
             question: What is asked.
             k: How many at most; there are fewer if the log or the budget gives no more.
             max_tokens: Tokens that questions and answers may have together.
-            namespace: Whose examples.
+            namespace: Whose examples; that of `ibidem.scope`, if not given.
             min_feedback: True to take only what somebody called good.
             diversity: 0 for the most similar, towards 1 for more different ones.
             tags: Only examples with all these tags.
@@ -174,7 +189,7 @@ class ExampleLog:
             question,
             k,
             max_tokens=max_tokens,
-            namespace=namespace,
+            namespace=current().name() if namespace == "" else namespace,
             min_feedback=min_feedback,
             diversity=diversity,
             tags=tags,
@@ -190,6 +205,8 @@ class ExampleLog:
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last `limit` examples added, by any process, the newest first; all or those of one namespace.
 
+        Within `ibidem.scope` not all are meant, but those of its namespace; so for `count` and `stats`.
+
         Raises:
             InvalidInput: An argument has the wrong type, or `limit` is negative.
             StorageError: The database failed.
@@ -197,11 +214,13 @@ class ExampleLog:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
+        namespace = in_force(namespace)
         self._look_up(namespace)
         return self._backend.records.examples.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
+        namespace = in_force(namespace)
         self._look_up(namespace)
         return self._backend.records.examples.count(namespace)
 
@@ -216,6 +235,7 @@ class ExampleLog:
 
     def stats(self, namespace: str | None = None) -> ExampleStats:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
+        namespace = in_force(namespace)
         self._look_up(namespace)
         return self._backend.records.examples.stats(namespace)
 

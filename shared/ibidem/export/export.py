@@ -14,6 +14,7 @@ from ibidem.export.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Fee
 from ibidem.export.folder import Manifest
 from ibidem.export.formats import Format
 from ibidem.redaction import secrets
+from ibidem.scoping import in_force
 
 if TYPE_CHECKING:
     from ibidem.examples.log import ExampleLog
@@ -51,8 +52,8 @@ def export_examples(
         feedback: `good` for what somebody called good, `not-bad` for all but what was called bad, or
             `any`.
         models: Only what these models answered; all if empty.
-        namespace: Only this one. Without it all: a model that learns from several namespaces may tell one
-            what it learned from another.
+        namespace: Only this one; not given, that of `ibidem.scope`, or all: a model that learns from several
+            namespaces may tell one what it learned from another.
         since: Only answers given at this time or later, in seconds since the epoch.
         tags: Only examples with all these tags.
         system: A system prompt that stands first in each example. The log does not hold that of the program.
@@ -77,6 +78,7 @@ def export_examples(
         OSError: `out` cannot be written.
         CacheClosed: The cache was closed.
     """
+    namespace = in_force(namespace)
     choice = Choice(
         format=format, feedback=feedback, models=tuple_of(models), namespace=namespace, since=since,
         tags=tuple_of(tags), system=system, documents=documents, near=near, apart=apart,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.request import Document, Hit, Stored, normalise, require_bool, require_text, storable
+from ibidem.scoping import current
 from ibidem.storage.rows import JudgementRow
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Correcting(ABC):
             tag: One of the names given to `store`.
             namespace: Tenant, user or application.
             model: Name of the model that answered.
-            entry: Id of one entry.
+            entry: Id of one entry; within `ibidem.scope` of its namespace, unless `namespace` is given.
             before: Only what was stored before: seconds since the epoch, or a datetime with a time zone.
             dry_run: True to delete nothing.
 
@@ -83,6 +84,8 @@ class Correcting(ABC):
             model=model,
             entry=entry,
         )
+        if entry is not None and namespace is None:
+            criteria = self._in_scope(criteria, entry)
         if dry_run:
             return preview(self._backend.records, criteria)
         return self._invalidated(criteria)
@@ -104,7 +107,8 @@ class Correcting(ABC):
             question: What was asked, if not what the answer was stored for.
 
         Returns:
-            Whether there is such an entry; False as well for a message that does not come from the cache.
+            Whether there is such an entry, within `ibidem.scope` in its namespace; False as well for a
+            message that does not come from the cache.
 
         Raises:
             InvalidInput: An argument has the wrong type.
@@ -117,7 +121,7 @@ class Correcting(ABC):
         entry_id, told = _marker(answer)
         records = self._backend.records
         found = records.of_ids([entry_id]) if entry_id and storable(entry_id) else []
-        if not found:
+        if not found or not current().covers(found[0].namespace):
             return False
         self._backend.flush()  # also the examples that wait
         records.examples.set_feedback_of(found[0], good)
@@ -127,6 +131,15 @@ class Correcting(ABC):
         row = _judgement(found[0], good, shown if storable(shown) else "", told)
         records.judgements.add([replace(row, at=self._backend.clock(), scorer=self._backend.ledger.scorer)])
         return True
+
+    def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
+        """An entry is meant in the namespace in force only, if there is one: an id proves nothing."""
+        scope = current()
+        if not (scope.namespace or scope.user):
+            return criteria
+        found = self._backend.records.of_ids([entry_id])
+        covered = [one.namespace for one in found if scope.covers(one.namespace)]
+        return replace(criteria, namespace=covered[0] if covered else scope.name())
 
     def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
         ids, gone = run(self._backend.records, criteria, self._backend.clock, examples=examples)
