@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from ibidem.decision import english
 from ibidem.decision.english import FILLERS, PERSONS, SMALL_WORDS
-from ibidem.decision.wording import visible
+from ibidem.invisible import without
 
 ENGLISH_SHARE = 0.3  # least share of known small words
 
@@ -83,7 +83,7 @@ def take_apart(text: str) -> Phrasing:
 
 
 def _words(text: str) -> Iterator[str]:
-    for word in _WORD.findall(visible(text).lower().replace("\u2019", "'")):
+    for word in _WORD.findall(without(text).lower().replace("\u2019", "'")):
         if word in english.CONTRACTIONS:
             yield from english.CONTRACTIONS[word].split()
         elif word.endswith("n't"):

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from ibidem.decision import lexicon
 from ibidem.decision.lexicon import COMMON_WORDS
+from ibidem.invisible import hides, without
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 _NUMBER = re.compile(r"(?:(?<![\w.])[-−])?\d+(?:[.,:/]\d+)*(?:e[+-]?\d+)?")
@@ -17,9 +18,10 @@ _RELATIVE_DATE = re.compile(
 )
 _MAY = re.compile(r"\b(?:in|of|since|by|until|last|next|early|late)\s+may\b|\bmay\s+\d")
 _HALF_OF_DAY = re.compile(r"\d\s*([ap])\.?m\b")
+_PREFIX_APART = re.compile(r"(?<![\w-])([a-z]{2,7})-(?=[a-z]{3})")  # of a word: "non-refundable"
 _QUOTED = re.compile(r"`([^`]*)`|\"([^\"]*)\"|(?<!\w)'([^']*)'")
-# Characters of code, money and mathematics, besides those that Unicode calls signs.
-_SIGNS = frozenset("/\\^_*%&#@{}[]|~")
+# Characters of code, money and mathematics, and joiners, besides those that Unicode calls signs.
+_SIGNS = frozenset("/\\^_*%&#@{}[]|~\u200c\u200d")
 _SIGN_CATEGORIES = frozenset(("Sm", "Sc", "So", "No", "Mn"))
 # An amount of money, a share or a plain number is a number with a unit, not code.
 _AMOUNT = re.compile(r"([$\u20ac\u00a3])?(\d[\d.,]*)(k|m)?([$\u20ac\u00a3%])?")
@@ -35,7 +37,8 @@ class Wording:
     `numbers` in order, as digits ("1,600", "1600" and number words alike), `units` of measure; `dates`
     weekdays, months, seasons, "today", "last year"; `negations` how many; `code` the pieces that hold other
     signs than punctuation ("C#", "!=", "-v"), as written and in order; `quoted` what stands in quotes;
-    `words` all of them, lower-case.
+    `words` all of them, lower-case, without "'s"; `whole` in order, without the hyphen of a prefix
+    ("nonrefundable"); `sides` which sides of `lexicon.OPPOSITES` and `EXCLUSIVE` they are on; `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
     """
 
     content: tuple[str, ...]
@@ -49,14 +52,19 @@ class Wording:
     code: tuple[str, ...]
     quoted: tuple[str, ...]
     words: frozenset[str]
+    whole: tuple[str, ...]
+    sides: frozenset[tuple[int, int]]
+    hidden: bool
 
 
 @lru_cache(maxsize=4096)
 def read(question: str) -> Wording:
     """Take a question apart; a few tens of microseconds, remembered for the last 4,096 questions."""
-    question = visible(question)
+    hidden = hides(question)
+    question = without(question)
     text = _with_plain_amounts(question.lower().replace("’", "'"))
     words = [match.group() for match in _WORD.finditer(text)]
+    plain = [word.removesuffix("'s") for word in words]
     written = text if question.isupper() else question  # all in capitals, they say nothing
     code = _code(question)
     # In code, a single letter names something.
@@ -68,22 +76,31 @@ def read(question: str) -> Wording:
         cased=not written.islower() and any(c.isupper() for c in written[1:]),
         numbers=_numbers(text),
         units=frozenset(lexicon.UNITS[word] for word in words if word in lexicon.UNITS),
-        dates=_dates(text, words),
-        negations=sum(map(_is_negation, words)),
+        dates=_dates(text, plain),
+        negations=sum(map(is_negation, words)),
         code=code,
         quoted=tuple("".join(found) for found in _QUOTED.findall(question)),
-        words=frozenset(words),
+        words=frozenset(plain),
+        whole=_whole(text, words),
+        sides=frozenset(side for word in plain for side in _sides().get(word, ())),
+        hidden=hidden,
     )
 
 
-def visible(text: str) -> str:
-    """The text without characters that nobody sees (zero-width joiners and such); models skip them too."""
-    if text.isascii():
-        return text
-    return "".join(c for c in text if unicodedata.category(c) != "Cf")
+def _whole(text: str, words: list[str]) -> tuple[str, ...]:
+    if "-" not in text:
+        return tuple(words)
+    return tuple(_WORD.findall(_PREFIX_APART.sub(_joined, text)))
 
 
-def _is_negation(word: str) -> bool:
+def _joined(found: re.Match[str]) -> str:
+    prefix = found[1]
+    known = prefix in lexicon.NEGATIVE_PREFIXES or prefix in lexicon.CONTRARY_PREFIXES
+    return prefix if known else found[0]
+
+
+def is_negation(word: str) -> bool:
+    """Whether the word denies."""
     return word in lexicon.NEGATIONS or word.endswith("n't")
 
 
@@ -94,9 +111,9 @@ def _singular(word: str) -> str:
 def _directed(words: list[str]) -> list[str]:
     persons = (lexicon.SAME_PERSON.get(word, word) for word in words)
     return [
-        "not" if _is_negation(word) else _singular(word)
+        "not" if is_negation(word) else _singular(word)
         for word in persons
-        if word not in COMMON_WORDS or word in lexicon.DIRECTIONS or _is_negation(word)
+        if word not in COMMON_WORDS or word in lexicon.DIRECTIONS or is_negation(word)
     ]
 
 
@@ -174,20 +191,20 @@ def bare(word: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _opposites() -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
-    pairs = (line.split("|") for line in lexicon.OPPOSITES.strip().splitlines())
-    return tuple((_inflected(left), _inflected(right)) for left, right in pairs)
+def _sides() -> dict[str, frozenset[tuple[int, int]]]:
+    """Each word of `lexicon.OPPOSITES` and `EXCLUSIVE` -> the lines it stands in, and on which side of each."""
+    sides: dict[str, set[tuple[int, int]]] = {}
+    lists = ((lexicon.OPPOSITES, _inflected), (lexicon.EXCLUSIVE, _plural))
+    lines = [(line, forms) for text, forms in lists for line in text.strip().splitlines()]
+    for number, (line, forms) in enumerate(lines):
+        for side, words in enumerate(line.split("|")):
+            for word in forms(words):
+                sides.setdefault(word, set()).add((number, side))
+    return {word: frozenset(found) for word, found in sides.items()}
 
 
-@lru_cache(maxsize=1)
-def _sides() -> dict[str, list[frozenset[str]]]:
-    """Each word of a pair -> the other sides of its pairs."""
-    sides: dict[str, list[frozenset[str]]] = {}
-    for left, right in _opposites():
-        for here, there in ((left, right), (right, left)):
-            for word in here:
-                sides.setdefault(word, []).append(there)
-    return sides
+def _plural(words: str) -> frozenset[str]:
+    return frozenset(form for word in words.split() for form in (word, word + "s"))
 
 
 def _inflected(words: str) -> frozenset[str]:
@@ -201,11 +218,8 @@ def _inflected(words: str) -> frozenset[str]:
 
 
 def opposed(one: Wording, other: Wording) -> bool:
-    """Whether a pair of opposites is split across the two: one side here only, the other there only."""
-    there = other.words - one.words
-    sides = _sides()
-    return any(
-        not there.isdisjoint(opposites)
-        for word in one.words - other.words
-        for opposites in sides.get(word, ())
-    )
+    """Whether contrary words are split across the two: one side of a line here only, another there only."""
+    if one.sides == other.sides:
+        return False
+    here, there = one.sides - other.sides, other.sides - one.sides
+    return not {line for line, _ in here}.isdisjoint(line for line, _ in there)

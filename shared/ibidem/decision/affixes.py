@@ -1,0 +1,68 @@
+"""Words that a beginning or an ending turns into their contrary: lock and unlock, preheat and postheat, useful. Pure.
+
+Whatever the stem: `lexicon` lists the beginnings and endings, and the few words in which they mean nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ibidem.decision import lexicon
+from ibidem.decision.wording import Wording, is_negation
+
+LEAST_STEM = 3  # letters that remain behind a beginning; four if only one of the two words has one
+
+
+def contrary_by_affix(one: Wording, other: Wording) -> bool:
+    """Whether a word of one question is a word of the other but for such a beginning or ending.
+
+    Not where a negation makes up for it: "not able" is "unable".
+    """
+    here, there = set(map(_plain, one.whole)), set(map(_plain, other.whole))
+    ours, theirs = here - there, there - here
+    if not ours or not theirs or _negations(one) != _negations(other):
+        return False
+    return any(not contraries(word).isdisjoint(theirs) for word in ours) or any(
+        not contraries(word).isdisjoint(ours) for word in theirs
+    )
+
+
+def _negations(wording: Wording) -> int:
+    return sum(map(is_negation, wording.whole))
+
+
+@lru_cache(maxsize=16384)
+def _plain(word: str) -> str:
+    """The word without the endings of plural and verb, so that "unlocked" and "lock" have one stem."""
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        word = word[:-1]
+    for ending in ("ing", "ed", "ly", "e") if not word.endswith("ee") else ():
+        if word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM:
+            return word.removesuffix(ending)
+    return word
+
+
+@lru_cache(maxsize=16384)
+def contraries(word: str) -> frozenset[str]:
+    """What the word would be with the contrary beginning or ending, or without its negative one."""
+    if word in lexicon.NO_CONTRARY:
+        return frozenset()
+    return frozenset((*_with_other_beginning(word), *_with_other_ending(word)))
+
+
+def _with_other_beginning(word: str) -> list[str]:
+    found = []
+    for length in range(1, min(len(word) - LEAST_STEM, lexicon.LONGEST_PREFIX) + 1):
+        start, rest = word[:length], word[length:]
+        found += [partner + rest for partner in lexicon.CONTRARY_PREFIXES.get(start, ())]
+        if start in lexicon.NEGATIVE_PREFIXES and len(rest) > LEAST_STEM:
+            found.append(rest)
+    return found
+
+
+def _with_other_ending(word: str) -> list[str]:
+    return [
+        _plain(word.removesuffix(ending) + partner)
+        for ending, partner in lexicon.CONTRARY_SUFFIXES
+        if word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM
+    ]
