@@ -63,7 +63,7 @@ class Phrasing:
 @lru_cache(maxsize=4096)
 def take_apart(text: str) -> Phrasing:
     """Read a question; some tens of microseconds, remembered for the last 4,096."""
-    words = list(_words(text))
+    words = list(words_of(text))
     small = sum(word in SMALL_WORDS for word in words)
     return Phrasing(
         words=tuple(words),
@@ -82,7 +82,8 @@ def take_apart(text: str) -> Phrasing:
     )
 
 
-def _words(text: str) -> Iterator[str]:
+def words_of(text: str) -> Iterator[str]:
+    """The words of a text in one spelling, contractions and short forms written out."""
     for word in _WORD.findall(without(text).lower().replace("\u2019", "'")):
         if word in english.CONTRACTIONS:
             yield from english.CONTRACTIONS[word].split()

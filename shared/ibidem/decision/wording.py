@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ibidem.decision import lexicon
+from ibidem.decision.identifiers import Identifiers, identifiers
 from ibidem.decision.lexicon import COMMON_WORDS
 from ibidem.invisible import hides, without
 
@@ -34,7 +35,8 @@ class Wording:
 
     `content` its words and numbers without the common ones, in order; `directed` the same with words of
     direction, persons and negations; `spellings` the words as written, `cased` whether there are capitals;
-    `numbers` in order, as digits ("1,600", "1600" and number words alike), `units` of measure; `dates`
+    `numbers` in order, as digits ("1,600", "1600" and number words alike), `identifiers` of letters and digits;
+    `units` of measure; `dates`
     weekdays, months, seasons, "today", "last year"; `negations` how many; `code` the pieces that hold other
     signs than punctuation ("C#", "!=", "-v"), as written and in order; `quoted` what stands in quotes;
     `words` all of them, lower-case, without "'s"; `whole` in order, without the hyphen of a prefix
@@ -46,6 +48,7 @@ class Wording:
     spellings: frozenset[str]
     cased: bool
     numbers: tuple[str, ...]
+    identifiers: Identifiers
     units: frozenset[str]
     dates: frozenset[str]
     negations: int
@@ -75,6 +78,7 @@ def read(question: str) -> Wording:
         spellings=frozenset(match.group() for match in _WORD.finditer(written)),
         cased=not written.islower() and any(c.isupper() for c in written[1:]),
         numbers=_numbers(text),
+        identifiers=identifiers(question),
         units=frozenset(lexicon.UNITS[word] for word in words if word in lexicon.UNITS),
         dates=_dates(text, plain),
         negations=sum(map(is_negation, words)),

@@ -1,0 +1,125 @@
+"""Who acts on whom, whatever the verb: two questions of the same words with two parts exchanged. Pure; English.
+
+No verb is known here. A question becomes the words that matter, in the order of a plain statement: what is asked
+for behind the verb ("who did Ann call": Ann call who), who acts before it ("Ann was called by Bob": Bob call
+Ann). If one then reads A, verb, B and the other B, verb, A, the roles are exchanged; a part that only moved, and
+members of a list, are not.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from ibidem.decision import english
+from ibidem.decision.phrasing import words_of
+
+LONGEST = 64  # words; in longer texts order says little of roles
+LONGEST_PART = 2  # words of a part that is exchanged
+_LETTER = re.compile(r"(?<=\w )A\b|^A(?= (?:is|was|can|does|has|will|or|and|to|than)\b)")
+
+
+@lru_cache(maxsize=16384)
+def root(word: str) -> str:
+    """What the forms of a word have in common: "hire", "hires", "hired", "hiring"; "tell", "told"."""
+    word = english.IRREGULAR.get(word, word)
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    for ending in ("ing", "ed", "es", "s", "e"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
+            word = word.removesuffix(ending)
+            break
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word.removesuffix("e")
+
+
+_ENDS = english.PREPOSITIONS | {"and", "or", "but", "when", "where", "because", "that", "which", "who", "if", "as"}
+_STARTS = frozenset("why when where how if that because and but or whether".split())
+_ASKED = frozenset(map(root, (*english.QUESTION_WORDS, "what", "which", "how")))
+_PREPOSITIONS = frozenset(map(root, english.PREPOSITIONS))
+_LINKS = frozenset(map(root, english.LINKS))
+_LINKING = frozenset(map(root, english.EQUALS)) | _PREPOSITIONS | _ASKED
+
+
+@lru_cache(maxsize=4096)
+def statement(text: str) -> tuple[str, ...]:
+    """The words that matter, by their roots, in the order of a statement; () for long texts."""
+    if not text.isupper():
+        text = _LETTER.sub("lettera", text)  # a name, no article
+    words = list(words_of(text))
+    if len(words) > LONGEST:
+        return ()
+    plain = _with_agents_first(_with_object_last(words))
+    return tuple(root(word) for word in plain if word not in english.UNSTRESSED)
+
+
+def _with_object_last(words: list[str]) -> list[str]:
+    """ "What did Ann tell Bob" as "Ann tell Bob what"; "which team did Ann beat" likewise."""
+    if not words or words[0] not in english.ASKED_OBJECTS:
+        return words
+    at = next((at for at, word in enumerate(words[1:5], 1) if word in ("do", "does", "did")), 0)
+    return [*words[at + 1 :], *words[:at]] if at else words
+
+
+def _with_agents_first(words: list[str]) -> list[str]:
+    """ "Ann was called by Bob" as "Bob call Ann", for the first such part."""
+    for at in range(2, len(words) - 1):
+        if words[at] == "by" and _is_participle(words[at - 1]):
+            be = next((n for n in range(at - 2, -1, -1) if words[n] in english.PASSIVE), None)
+            if be is not None and be >= at - 8:
+                return _turned(words, be, at)
+    return words
+
+
+def _turned(words: list[str], be: int, by: int) -> list[str]:
+    end = next((n for n in range(by + 1, len(words)) if n > by + 1 and words[n] in _ENDS), len(words))
+    agent, rest = words[by + 1 : end], words[end:]
+    between = words[be + 1 : by - 1]
+    if any(word not in english.UNSTRESSED for word in between):  # "was Ann called by Bob"
+        return [*words[:be], *agent, words[by - 1], *between, *rest]
+    start = next((n + 1 for n in range(be - 1, -1, -1) if words[n] in _STARTS), 0)
+    return [*words[:start], *agent, words[by - 1], *words[start:be], *rest]
+
+
+def _is_participle(word: str) -> bool:
+    return word.endswith(("ed", "en", "wn")) or word in english.IRREGULAR
+
+
+def parts_exchanged(asked: str, stored: str) -> bool:
+    """Whether two parts of the question changed places around what stands between them."""
+    one, other = statement(asked), statement(stored)
+    if one == other or sorted(one) != sorted(other):
+        return False
+    parts = _exchanged(one, other)
+    # "The fare is what" asks what "what is the fare" asks.
+    return bool(parts) and (_ASKED.isdisjoint(parts) or (_asks_first(asked) and _asks_first(stored)))
+
+
+def _asks_first(text: str) -> bool:
+    return root(next(words_of(text), "")) in _ASKED
+
+
+def _exchanged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of A and B, if one is A, P, B and the other B, P, A, with the same around, and P says who acts."""
+    start, end = 0, len(one)
+    while one[start] == other[start]:
+        start += 1
+    while one[end - 1] == other[end - 1]:
+        end -= 1
+    before, here, there, after = one[:start], one[start:end], other[start:end], one[end:]
+    size = len(here)
+    first = next((n for n in range(1, LONGEST_PART + 1) if here[:n] == there[-n:]), size)
+    last = next((n for n in range(1, LONGEST_PART + 1) if here[-n:] == there[:n]), size)
+    between = here[first : size - last]
+    if not between or between != there[last : size - first]:
+        return ()
+    only_moved = not {here[0], here[size - last]}.isdisjoint(_PREPOSITIONS)
+    if only_moved or _LINKING.issuperset(between) or _of_a_list(before, between, after):
+        return ()
+    return (*here[:first], *here[size - last :])
+
+
+def _of_a_list(before: tuple[str, ...], between: tuple[str, ...], after: tuple[str, ...]) -> bool:
+    """Whether A and B are members of a list with a word in common: "civil cases and criminal cases"."""
+    if between[-1] in _LINKS:
+        return after[: len(between) - 1] == between[:-1]
+    return between[0] in _LINKS and before[len(before) - len(between) + 1 :] == between[1:]
