@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ibidem.decision import lexicon
+from ibidem.decision.phrasing import root
 from ibidem.decision.wording import Wording, is_negation
 
 LEAST_STEM = 3  # letters that remain behind a beginning; four if only one of the two words has one
@@ -18,7 +19,7 @@ def contrary_by_affix(one: Wording, other: Wording) -> bool:
 
     Not where a negation makes up for it: "not able" is "unable".
     """
-    here, there = set(map(_plain, one.whole)), set(map(_plain, other.whole))
+    here, there = set(map(root, one.whole)), set(map(root, other.whole))
     ours, theirs = here - there, there - here
     if not ours or not theirs or _negations(one) != _negations(other):
         return False
@@ -29,17 +30,6 @@ def contrary_by_affix(one: Wording, other: Wording) -> bool:
 
 def _negations(wording: Wording) -> int:
     return sum(map(is_negation, wording.whole))
-
-
-@lru_cache(maxsize=16384)
-def _plain(word: str) -> str:
-    """The word without the endings of plural and verb, so that "unlocked" and "lock" have one stem."""
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
-        word = word[:-1]
-    for ending in ("ing", "ed", "ly", "e") if not word.endswith("ee") else ():
-        if word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM:
-            return word.removesuffix(ending)
-    return word
 
 
 @lru_cache(maxsize=16384)
@@ -62,7 +52,7 @@ def _with_other_beginning(word: str) -> list[str]:
 
 def _with_other_ending(word: str) -> list[str]:
     return [
-        _plain(word.removesuffix(ending) + partner)
+        root(word.removesuffix(ending) + partner)
         for ending, partner in lexicon.CONTRARY_SUFFIXES
         if word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM
     ]

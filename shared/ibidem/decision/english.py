@@ -160,6 +160,7 @@ UNSTRESSED = frozenset(
 # What a question asks for that may be acted on; a form of "be" or "get" before a participle.
 ASKED_OBJECTS = frozenset("who whom what which how whose".split())
 PASSIVE = frozenset("am are is was were be been being get gets got getting".split())
+OBJECTS = {"me": "i", "him": "he", "us": "we", "them": "they"}
 # What stands between equals: exchanging these says the same.
 LINKS = frozenset("and or vs versus nor".split())
 EQUALS = LINKS | frozenset("same as equal similar different differ both like but".split())

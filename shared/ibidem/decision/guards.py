@@ -45,8 +45,11 @@ def numbers_differ(asked: Wording, stored: Wording) -> bool:
 
 
 def dates_differ(asked: Wording, stored: Wording) -> bool:
-    """Another weekday, month or relative date; or one on one side only."""
-    return asked.dates != stored.dates
+    """Another weekday, month or relative date; or one on one side only. This, last or next of the same thing."""
+    if asked.dates != stored.dates:
+        return True
+    there = stored.pointed_at
+    return any(there.get(noun, which) != which for noun, which in asked.pointed_at.items())
 
 
 def order_differs(asked: Wording, stored: Wording) -> bool:

@@ -29,6 +29,16 @@ DATES |= {day + "s": day for day in _WEEKDAYS.split()}
 DATES |= {month[:3]: month for month in _MONTHS.split() if month != "march"} | {"sept": "september"}
 DATES |= {day[:3]: day for day in "monday tuesday wednesday thursday friday".split()}
 
+# What tells one of a row from the others.
+POINTING = {
+    word: kind
+    for kind, words in {
+        "this": "this current present", "last": "last latest previous past preceding",
+        "next": "next coming upcoming following", "first": "first earliest",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+
 # Units of measure by the one name they go under here.
 UNITS = {
     name: unit
@@ -98,7 +108,8 @@ longest longer long | shortest shorter short
 oldest older old | newest newer new youngest younger young
 first earliest oldest initial original | last latest newest previous prior preceding past | next upcoming coming following
 current present ongoing | previous former past | next upcoming future
-before | after | until till
+before | after | until till | during while
+once | before
 since | until till
 since | before
 only | also
@@ -283,6 +294,17 @@ always | never | sometimes
 everyone everybody | nobody
 inside indoors | outside outdoors
 above | below
+full fully complete | partial partially
+new | existing
+average mean | median | total sum
+row | column
+like likes love | hate dislike
+keep | drop discard lose
+often frequently | rarely seldom
+exist exists present | missing
+reason cause | consequence effect
+together | instead
+including | excluding
 horizontal horizontally | vertical vertically
 """
 
@@ -306,7 +328,7 @@ mother mom mum | father dad daddy | brother | sister | son | daughter | wife | h
 dollar | euro | yen | franc | rupee | peso | rouble ruble | krona krone | zloty | yuan renminbi | bitcoin | ethereum
 usd | eur | gbp | jpy | chf | inr | cny | sek | nok | dkk | pln | czk | aud | cad
 africa african | asia asian | europe european | australia australian | antarctica
-france french | germany german | spain spanish | italy italian | portugal portuguese | austria austrian | switzerland swiss | belgium belgian | netherlands dutch holland | denmark danish | norway norwegian | sweden swedish | finland finnish | poland polish | greece greek | turkey turkish | russia russian | ukraine ukrainian | china chinese mandarin | japan japanese | india indian | korea korean | mexico mexican | brazil brazilian | canada canadian | america american usa | egypt egyptian | israel hebrew israeli | ireland irish
+france french | germany german | spain spanish | italy italian | portugal portuguese | austria austrian | switzerland swiss | belgium belgian | netherlands dutch holland | denmark danish | norway norwegian | sweden swedish | finland finnish | poland polish | greece greek | turkey turkish | russia russian | ukraine ukrainian | china chinese mandarin | japan japanese | india indian | korea korean | mexico mexican | brazil brazilian | canada canadian | america american usa | egypt egyptian | israel hebrew israeli | ireland irish | vietnam vietnamese | thailand thai | philippines filipino | indonesia indonesian | malaysia malaysian | singapore | pakistan pakistani | bangladesh | iran iranian persian | iraq iraqi | morocco moroccan | nigeria nigerian | kenya kenyan | ghana | ethiopia ethiopian | argentina | chile chilean | colombia colombian | peru peruvian | cuba cuban | hungary hungarian | romania romanian | bulgaria bulgarian | croatia croatian | serbia serbian | slovakia slovak | slovenia slovenian | czechia czech | iceland icelandic | estonia estonian | latvia latvian | lithuania lithuanian | britain british uk
 england english | scotland scottish | wales welsh
 python | java | javascript js | typescript | ruby | rust | golang | kotlin | perl | php | haskell | scala | swift
 windows | linux | macos mac osx | android | ios
@@ -314,6 +336,7 @@ chrome | firefox | safari | edge | opera
 mysql | postgresql postgres | sqlite | oracle | mongodb | redis
 aws amazon | azure microsoft | gcp google
 facebook | instagram | twitter | tiktok | linkedin | snapchat | whatsapp | telegram | youtube
+paragraph | sentence | bullet | page | table
 json | xml | yaml | csv | toml | pdf | html
 small | medium | large
 child children kid | adult
@@ -337,9 +360,17 @@ violin | viola | cello | piano | guitar | flute | trumpet | drum
 football soccer | basketball | baseball | tennis | golf | hockey | cricket | rugby | volleyball
 """
 
+# Words of a member -> its first one.
+ONE_NAME = {
+    word: member.split()[0]
+    for line in EXCLUSIVE.strip().splitlines()
+    for member in line.split("|")
+    for word in member.split()
+}
+
 # Beginnings that deny their word: "unlock", "dishonest", "nonfiction".
 NEGATIVE_PREFIXES = frozenset(
-    "un in im il ir dis non de mis anti counter over under sub semi ultra pseudo ex step grand".split()
+    "un in im il ir dis non de mis anti counter over under sub semi off ultra pseudo ex step grand".split()
 )
 # Beginnings of which each is contrary to the others of its line.
 _CONTRARY_PREFIXES = """
@@ -353,6 +384,6 @@ for _line in _CONTRARY_PREFIXES.replace("\n", "|").split("|"):
     for _one in _line.split():
         CONTRARY_PREFIXES[_one] = CONTRARY_PREFIXES.get(_one, frozenset()) | (set(_line.split()) - {_one})
 LONGEST_PREFIX = max(map(len, (*NEGATIVE_PREFIXES, *CONTRARY_PREFIXES)))
-CONTRARY_SUFFIXES = (("ful", "less"), ("less", "ful"), ("less", ""), ("er", "ee"), ("or", "ee"), ("ee", "er"), ("ee", "or"))
+CONTRARY_SUFFIXES = (("ful", "less"), ("less", "ful"), ("less", ""), ("er", "ee"), ("or", "ee"), ("ee", "er"), ("ee", "or"), ("in", "out"), ("out", "in"), ("on", "off"), ("off", "on"), ("up", "down"), ("down", "up"))
 # Words in which the beginning or ending denies nothing.
 NO_CONTRARY = frozenset("inflammable unravel unloosen unthaw debone regardless inhabit unless".split())

@@ -178,6 +178,19 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
 
 
+@lru_cache(maxsize=16384)
+def root(word: str) -> str:
+    """What the forms of a word have in common: "hire", "hires", "hired", "hiring"; "tell", "told"."""
+    word = english.IRREGULAR.get(word, word)
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    for ending in ("ing", "ed", "es", "s", "e"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith(("ss", "ee")):
+            word = word.removesuffix(ending)
+            break
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
+
+
 def unshared(one: Phrasing, other: Phrasing) -> tuple[list[str], list[str]]:
     """Content words of one side only; a word and its misspelling count as shared."""
     if one.stems == other.stems:

@@ -11,25 +11,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from ibidem.decision import english
-from ibidem.decision.phrasing import words_of
+from ibidem.decision import english, lexicon
+from ibidem.decision.phrasing import root, words_of
 
 LONGEST = 64  # words; in longer texts order says little of roles
 LONGEST_PART = 2  # words of a part that is exchanged
 _LETTER = re.compile(r"(?<=\w )A\b|^A(?= (?:is|was|can|does|has|will|or|and|to|than)\b)")
-
-
-@lru_cache(maxsize=16384)
-def root(word: str) -> str:
-    """What the forms of a word have in common: "hire", "hires", "hired", "hiring"; "tell", "told"."""
-    word = english.IRREGULAR.get(word, word)
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    for ending in ("ing", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-            word = word.removesuffix(ending)
-            break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word.removesuffix("e")
 
 
 _ENDS = english.PREPOSITIONS | {"and", "or", "but", "when", "where", "because", "that", "which", "who", "if", "as"}
@@ -49,7 +36,12 @@ def statement(text: str) -> tuple[str, ...]:
     if len(words) > LONGEST:
         return ()
     plain = _with_agents_first(_with_object_last(words))
-    return tuple(root(word) for word in plain if word not in english.UNSTRESSED)
+    return tuple(_known_as(word) for word in plain if word not in english.UNSTRESSED)
+
+
+def _known_as(word: str) -> str:
+    """One word for a person, a country and the like: "me" and "I", "Canadian" and "Canada"."""
+    return english.OBJECTS.get(word) or lexicon.ONE_NAME.get(word) or root(word)
 
 
 def _with_object_last(words: list[str]) -> list[str]:
@@ -57,7 +49,11 @@ def _with_object_last(words: list[str]) -> list[str]:
     if not words or words[0] not in english.ASKED_OBJECTS:
         return words
     at = next((at for at, word in enumerate(words[1:5], 1) if word in ("do", "does", "did")), 0)
-    return [*words[at + 1 :], *words[:at]] if at else words
+    if not at:
+        return words
+    rest = words[at + 1 :]
+    end = next((n for n, word in enumerate(rest[:-1]) if n > 1 and word in english.PREPOSITIONS), len(rest))
+    return [*rest[:end], *words[:at], *rest[end:]]
 
 
 def _with_agents_first(words: list[str]) -> list[str]:
@@ -105,6 +101,8 @@ def _exchanged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
         start += 1
     while one[end - 1] == other[end - 1]:
         end -= 1
+    if _renamed(one, other, one[start], other[start]):
+        return (one[start], other[start])
     before, here, there, after = one[:start], one[start:end], other[start:end], one[end:]
     size = len(here)
     first = next((n for n in range(1, LONGEST_PART + 1) if here[:n] == there[-n:]), size)
@@ -116,6 +114,12 @@ def _exchanged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
     if only_moved or _LINKING.issuperset(between) or _of_a_list(before, between, after):
         return ()
     return (*here[:first], *here[size - last :])
+
+
+def _renamed(one: tuple[str, ...], other: tuple[str, ...], a: str, b: str) -> bool:
+    """Whether one is the other with a for b and b for a, in more places than one of each."""
+    names = {a: b, b: a}
+    return one.count(a) + one.count(b) > 2 and tuple(names.get(word, word) for word in one) == other
 
 
 def _of_a_list(before: tuple[str, ...], between: tuple[str, ...], after: tuple[str, ...]) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from ibidem.decision import lexicon
 from ibidem.decision.identifiers import Identifiers, identifiers
 from ibidem.decision.lexicon import COMMON_WORDS
+from ibidem.decision.phrasing import root
 from ibidem.invisible import hides, without
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
@@ -19,7 +22,8 @@ _RELATIVE_DATE = re.compile(
 )
 _MAY = re.compile(r"\b(?:in|of|since|by|until|last|next|early|late)\s+may\b|\bmay\s+\d")
 _HALF_OF_DAY = re.compile(r"\d\s*([ap])\.?m\b")
-_PREFIX_APART = re.compile(r"(?<![\w-])([a-z]{2,7})-(?=[a-z]{3})")  # of a word: "non-refundable"
+# Parts of a word: "non-refundable", "check-in".
+_APART = re.compile(r"(?<![\w-])([a-z]{2,7})-(?=[a-z]{3})|(?<=[a-z]{3})(-)(?=(?:in|out|on|off|up|down|less)\b)")
 _QUOTED = re.compile(r"`([^`]*)`|\"([^\"]*)\"|(?<!\w)'([^']*)'")
 # Characters of code, money and mathematics, and joiners, besides those that Unicode calls signs.
 _SIGNS = frozenset("/\\^_*%&#@{}[]|~\u200c\u200d")
@@ -37,10 +41,10 @@ class Wording:
     direction, persons and negations; `spellings` the words as written, `cased` whether there are capitals;
     `numbers` in order, as digits ("1,600", "1600" and number words alike), `identifiers` of letters and digits;
     `units` of measure; `dates`
-    weekdays, months, seasons, "today", "last year"; `negations` how many; `code` the pieces that hold other
+    weekdays, months, seasons, "today", "last year"; `pointed_at` what is called this, last or next; `negations` how many; `code` the pieces that hold other
     signs than punctuation ("C#", "!=", "-v"), as written and in order; `quoted` what stands in quotes;
     `words` all of them, lower-case, without "'s"; `whole` in order, without the hyphen of a prefix
-    ("nonrefundable"); `sides` which sides of `lexicon.OPPOSITES` and `EXCLUSIVE` they are on; `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
+    ("nonrefundable"); `sides` the lines and sides of `lexicon.OPPOSITES` and `EXCLUSIVE` they are on; `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
     """
 
     content: tuple[str, ...]
@@ -51,6 +55,7 @@ class Wording:
     identifiers: Identifiers
     units: frozenset[str]
     dates: frozenset[str]
+    pointed_at: Mapping[str, str]
     negations: int
     code: tuple[str, ...]
     quoted: tuple[str, ...]
@@ -81,6 +86,7 @@ def read(question: str) -> Wording:
         identifiers=identifiers(question),
         units=frozenset(lexicon.UNITS[word] for word in words if word in lexicon.UNITS),
         dates=_dates(text, plain),
+        pointed_at=_pointed_at(words),
         negations=sum(map(is_negation, words)),
         code=code,
         quoted=tuple("".join(found) for found in _QUOTED.findall(question)),
@@ -94,13 +100,13 @@ def read(question: str) -> Wording:
 def _whole(text: str, words: list[str]) -> tuple[str, ...]:
     if "-" not in text:
         return tuple(words)
-    return tuple(_WORD.findall(_PREFIX_APART.sub(_joined, text)))
+    return tuple(_WORD.findall(_APART.sub(_joined, text)))
 
 
 def _joined(found: re.Match[str]) -> str:
-    prefix = found[1]
+    prefix = found[1] or ""
     known = prefix in lexicon.NEGATIVE_PREFIXES or prefix in lexicon.CONTRARY_PREFIXES
-    return prefix if known else found[0]
+    return prefix if known or found[2] else found[0]
 
 
 def is_negation(word: str) -> bool:
@@ -128,6 +134,15 @@ def _dates(text: str, words: list[str]) -> frozenset[str]:
     if _MAY.search(text):
         dates.add("may")
     return frozenset(dates)
+
+
+def _pointed_at(words: list[str]) -> dict[str, str]:
+    """What stands behind "this", "last", "next" and the like -> which of these; the last one of a thing."""
+    return {
+        root(noun): lexicon.POINTING[word]
+        for word, noun in pairwise(words)
+        if word in lexicon.POINTING and noun not in COMMON_WORDS and noun not in lexicon.POINTING
+    }
 
 
 def _numbers(text: str) -> tuple[str, ...]:
@@ -223,7 +238,19 @@ def _inflected(words: str) -> frozenset[str]:
 
 def opposed(one: Wording, other: Wording) -> bool:
     """Whether contrary words are split across the two: one side of a line here only, another there only."""
-    if one.sides == other.sides:
-        return False
     here, there = one.sides - other.sides, other.sides - one.sides
-    return not {line for line, _ in here}.isdisjoint(line for line, _ in there)
+    if not {line for line, _ in here}.isdisjoint(line for line, _ in there):
+        return True
+    # Where both have both sides, the forms differ: "starts before it ended", "ends before it started".
+    ours, theirs = _contraries(one, other), _contraries(other, one)
+    return any(line == at and side != another for line, side in ours for at, another in theirs)
+
+
+def _contraries(one: Wording, other: Wording) -> set[tuple[int, int]]:
+    known, lines = _sides(), _opposites()
+    return {side for word in one.words - other.words for side in known.get(word, ()) if side[0] < lines}
+
+
+@lru_cache(maxsize=1)
+def _opposites() -> int:
+    return len(lexicon.OPPOSITES.strip().splitlines())
