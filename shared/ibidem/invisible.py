@@ -1,15 +1,15 @@
 """Characters that nobody sees: which belong to what is seen, which count as nothing, which hide something.
 
-Language models read characters that no font draws, embeddings skip them, and people do not see them at all. So
-a text is read in three ways:
+Language models read characters that no font draws, embeddings skip them, and people do not see them at all.
+So a text is read in three ways:
 
-* part of what is seen: emoji sequences (joined, with skin tones, keycaps, variation selector 16), the flags of
-  England, Scotland and Wales (UTS #51), and joiners between or after letters of scripts that are written with
-  them (UAX #31, section 2.3, and UTS #39 name these contexts). They are compared like letters;
+* part of what is seen: emoji sequences (joined, with skin tones, keycaps, variation selector 16), the flags
+  of England, Scotland and Wales (UTS #51), and joiners between or after letters of scripts that are written
+  with them (UAX #31, section 2.3, and UTS #39 name these contexts). They are compared like letters;
 * nothing: a zero-width space, a byte order mark or a soft hyphen, if it stands alone;
 * hidden: all else that is ignorable by default (`Default_Ignorable_Code_Point` of the Unicode Character
-  Database), format and control characters, among them the tags, the bidirectional controls (UAX #9), and blanks
-  that are letters to programs (Hangul fillers, the empty Braille pattern). What they say is not known here.
+  Database), format and control characters, among them the tags, the bidirectional controls (UAX #9), and
+  blanks that are letters to programs (Hangul fillers, the empty Braille pattern). What they say is not known.
 
 Pure, and one pass over the text.
 """
@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# What can be invisible at all. C0 and C1 controls but tab and line ends; soft hyphen; combining grapheme joiner;
-# Arabic letter mark; Hangul, Khmer and Mongolian fillers, vowels and selectors; zero-width and bidirectional
-# controls; the empty Braille pattern; variation selectors; byte order mark; interlinear annotation; controls of
-# hieroglyphs, shorthand and music; tags and plane 14. The Arabic signs of category Cf that are drawn are not here.
+# What can be invisible at all. C0 and C1 controls but tab and line ends; soft hyphen; combining grapheme
+# joiner; Arabic letter mark; Hangul, Khmer and Mongolian fillers, vowels and selectors; zero-width and
+# bidirectional controls; the empty Braille pattern; variation selectors; byte order mark; interlinear
+# annotation; controls of hieroglyphs, shorthand and music; tags and plane 14. Arabic signs of category Cf are
+# drawn, so they are not here.
 _IGNORABLE = (
     "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001343f"

@@ -1,4 +1,4 @@
-"""Words that a beginning or an ending turns into their contrary: lock and unlock, preheat and postheat, useful. Pure.
+"""Words that a beginning or an ending turns into their contrary: lock and unlock, useful and useless. Pure.
 
 Whatever the stem: `lexicon` lists the beginnings and endings, and the few words in which they mean nothing.
 """

@@ -28,12 +28,12 @@ def hidden(asked: Wording, stored: Wording) -> bool:
 
 
 def identifiers_differ(asked: Wording, stored: Wording) -> bool:
-    """Another order number, part number, model or version of letters and digits: `ibidem.decision.identifiers`."""
+    """Another order number, part, model or version of letters and digits: `ibidem.decision.identifiers`."""
     return identifiers.differ(asked.identifiers, stored.identifiers)
 
 
 def contrary(asked: Wording, stored: Wording) -> bool:
-    """Contrary words, words of which a thing is only one, or a word and its contrary by a beginning or ending."""
+    """Contrary words; words of which a thing is only one; a word with a contrary beginning or ending."""
     return opposed(asked, stored) or contrary_by_affix(asked, stored)
 
 
@@ -45,7 +45,7 @@ def numbers_differ(asked: Wording, stored: Wording) -> bool:
 
 
 def dates_differ(asked: Wording, stored: Wording) -> bool:
-    """Another weekday, month or relative date; or one on one side only. This, last or next of the same thing."""
+    """Another weekday, month or relative date, or one on one side only; this, last, next of one thing."""
     if asked.dates != stored.dates:
         return True
     there = stored.pointed_at

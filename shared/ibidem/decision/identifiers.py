@@ -1,7 +1,7 @@
-"""Names made of letters and digits: order numbers, part numbers, models, versions, plates, hexadecimal ids. Pure.
+"""Names made of letters and digits: order numbers, parts, models, versions, plates, hexadecimal ids. Pure.
 
-A text is read as runs of letters and of digits. An identifier is the same as what is written in other case, or
-parted otherwise ("H1B", "h-1b", "H 1B"), where the other question has the same runs beside each other.
+A text is read as runs of letters and of digits. An identifier is the same in other case, and parted otherwise
+("H1B", "h-1b", "H 1B"): where the other question has the same runs beside each other.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def identifiers(text: str) -> Identifiers:
     """Find those of a text without invisible characters; a few tens of microseconds."""
     pieces = [_bare(piece) for piece in text.split()]
     runs = [_runs(piece) for piece in pieces]
-    solid, parted = [], []
+    solid: list[str] = []
+    parted: list[str] = []
     for piece, parts in zip(pieces, runs, strict=True):
         if _is_solid(piece):
             (parted if _is_quantity(parts) else solid).append(_flat(parts))
@@ -68,7 +69,7 @@ def _is_solid(piece: str) -> bool:
 
 
 def _runs(piece: str) -> list[str]:
-    """The runs of a piece in one spelling; without "th" and the like, and the "s" of a plural, after a number."""
+    """The runs of a piece in one spelling; without "th" or a plural's "s" after a number."""
     found = _RUN.findall(piece.casefold())
     if len(found) == 2 and found[0].isdecimal() and found[1] in ("s", "st", "nd", "rd", "th"):
         return found[:1]

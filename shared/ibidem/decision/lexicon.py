@@ -12,7 +12,8 @@ NUMBER_WORDS = {
     "zero": "0", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20", "thirty": "30",
     "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90",
     "hundred": "100", "thousand": "1000", "million": "1000000", "billion": "1000000000",
-    "thirtieth": "30", "hundredth": "100", "dozen": "12", "half": "1/2", "twice": "2", "double": "2", "triple": "3",
+    "thirtieth": "30", "hundredth": "100", "dozen": "12",
+    "half": "1/2", "twice": "2", "double": "2", "triple": "3",
 }  # fmt: skip
 NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_SMALL.split(), start=2)}
 NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_ORDINALS.split(), start=1)}
@@ -60,8 +61,8 @@ UNITS = {
 # What stands for a unit behind a number; of single letters those that are no initials of their units.
 UNIT_SYMBOLS = frozenset(UNITS.values()) | frozenset(
     (
-        "am pm k m bn mn x ml dl cl mg mcg oz ft in yd mi mph kmh kph kw kwh mw mv kv ma mah hz khz mhz ghz bit "
-        "kbit mbit gbit mbps gbps kbps pb px pt em rem ms sq yr yo"
+        "am pm k m bn mn x ml dl cl mg mcg oz ft in yd mi mph kmh kph kw kwh mw mv kv ma mah hz khz mhz ghz "
+        "bit kbit mbit gbit mbps gbps kbps pb px pt em rem ms sq yr yo"
     ).split()
 )
 # Words of a list, in which the order says nothing; words after which it does.
@@ -100,13 +101,13 @@ SAME_PERSON = {"me": "i", "him": "he", "us": "we", "them": "they"}
 OTHER_IN_CAPITALS = COMMON_WORDS | frozenset("us who aids am pm may led sat nice pole".split())
 
 # Sides that never share an answer, two or more. Each side lists words of one meaning; endings are added.
-OPPOSITES = """
+_OPPOSITES = """
 increase raise grow rise | decrease reduce lower shrink drop fall
 maximum max most highest greatest largest biggest | minimum min least lowest smallest fewest
 more greater larger bigger higher | less fewer smaller lower
 longest longer long | shortest shorter short
 oldest older old | newest newer new youngest younger young
-first earliest oldest initial original | last latest newest previous prior preceding past | next upcoming coming following
+first earliest initial original | last latest previous prior preceding past | next upcoming coming following
 current present ongoing | previous former past | next upcoming future
 before | after | until till | during while
 once | before
@@ -179,7 +180,7 @@ cause | effect
 strength | weakness
 employer | employee
 lossy | lossless
-may might | must
+may might | must | should ought
 allowed allow permitted permit | required require mandatory compulsory obligatory obliged | optional voluntary
 allowed permitted authorised authorized | forbidden prohibited banned barred
 give gave given | receive received
@@ -307,83 +308,101 @@ together | instead
 including | excluding
 horizontal horizontally | vertical vertically
 """
+OPPOSITES = [line.split("|") for line in _OPPOSITES.strip().splitlines()]
 
-# Closed sets: of each line a question means one member, and with another it is another question. Members are
-# parted by "|", other words for a member by blanks. Only a plural "s" is added.
-EXCLUSIVE = """
-january jan | february feb | march | april apr | may | june jun | july jul | august aug | september sept sep | october oct | november nov | december dec
-monday mon | tuesday tue tues | wednesday wed | thursday thu thurs | friday fri | saturday sat | sunday sun | weekday
-spring springtime | summer summertime | autumn fall | winter wintertime
-morning | noon midday | afternoon | evening | night midnight | dawn sunrise | dusk sunset
-breakfast | brunch | lunch | dinner supper
-hourly | daily | weekly | fortnightly biweekly | monthly | quarterly | yearly annual annually | weekday
-hour | day | week | fortnight | month | quarter | year | decade | century
-christmas xmas | easter | thanksgiving | halloween | hanukkah | diwali | ramadan | eid | pentecost | passover | epiphany | carnival
-today | yesterday | tomorrow | tonight
-red | orange | yellow | green | blue | purple violet | pink | brown | black | white | grey gray | beige | turquoise
-north northern | east eastern | south southern | west western
-northeast northeastern | northwest northwestern | southeast southeastern | southwest southwestern
-mercury | venus | earth | mars | jupiter | saturn | uranus | neptune | pluto
-mother mom mum | father dad daddy | brother | sister | son | daughter | wife | husband | uncle | aunt | niece | nephew | cousin | grandmother grandma | grandfather grandpa | stepmother | stepfather
-dollar | euro | yen | franc | rupee | peso | rouble ruble | krona krone | zloty | yuan renminbi | bitcoin | ethereum
-usd | eur | gbp | jpy | chf | inr | cny | sek | nok | dkk | pln | czk | aud | cad
-africa african | asia asian | europe european | australia australian | antarctica
-france french | germany german | spain spanish | italy italian | portugal portuguese | austria austrian | switzerland swiss | belgium belgian | netherlands dutch holland | denmark danish | norway norwegian | sweden swedish | finland finnish | poland polish | greece greek | turkey turkish | russia russian | ukraine ukrainian | china chinese mandarin | japan japanese | india indian | korea korean | mexico mexican | brazil brazilian | canada canadian | america american usa | egypt egyptian | israel hebrew israeli | ireland irish | vietnam vietnamese | thailand thai | philippines filipino | indonesia indonesian | malaysia malaysian | singapore | pakistan pakistani | bangladesh | iran iranian persian | iraq iraqi | morocco moroccan | nigeria nigerian | kenya kenyan | ghana | ethiopia ethiopian | argentina | chile chilean | colombia colombian | peru peruvian | cuba cuban | hungary hungarian | romania romanian | bulgaria bulgarian | croatia croatian | serbia serbian | slovakia slovak | slovenia slovenian | czechia czech | iceland icelandic | estonia estonian | latvia latvian | lithuania lithuanian | britain british uk
-england english | scotland scottish | wales welsh
-python | java | javascript js | typescript | ruby | rust | golang | kotlin | perl | php | haskell | scala | swift
-windows | linux | macos mac osx | android | ios
-chrome | firefox | safari | edge | opera
-mysql | postgresql postgres | sqlite | oracle | mongodb | redis
-aws amazon | azure microsoft | gcp google
-facebook | instagram | twitter | tiktok | linkedin | snapchat | whatsapp | telegram | youtube
-paragraph | sentence | bullet | page | table
-json | xml | yaml | csv | toml | pdf | html
-small | medium | large
-child children kid | adult
-cat kitten | dog puppy | horse | cow | pig | sheep | goat | chicken | rabbit | hamster
-beef | pork | lamb | chicken | turkey | fish | salmon | tuna
-apple | pear | banana | orange | lemon | lime | cherry cherries | peach | plum | grape | strawberry strawberries
-gold golden | silver | bronze | copper | iron | aluminium aluminum | platinum
-tea | coffee
-beer | wine | whisky whiskey | vodka | rum | gin
-passport | visa | licence license
-car | bus | train | tram | plane flight | ship boat | bicycle bike | motorcycle motorbike
-bronze | silver | gold | platinum
-christian christianity | muslim islam islamic | jewish judaism | buddhist buddhism | hindu hinduism
-aries | taurus | gemini | cancer | leo | virgo | libra | scorpio | sagittarius | capricorn | aquarius | pisces
-solid | liquid | gas
-chemistry | physics | biology | mathematics math maths | history | geography
-bachelor | master | doctorate phd
-president | senator | governor | mayor | minister
-single | married | divorced | widowed
-violin | viola | cello | piano | guitar | flute | trumpet | drum
-football soccer | basketball | baseball | tennis | golf | hockey | cricket | rugby | volleyball
+# Closed sets: with another member it is another question. Sets end with ";", members are parted by "|", other
+# words for a member by blanks. Only a plural "s" is added.
+_EXCLUSIVE = """
+january jan | february feb | march | april apr | may | june jun | july jul | august aug | september sept sep
+| october oct | november nov | december dec;
+monday mon | tuesday tue tues | wednesday wed | thursday thu thurs | friday fri | saturday sat | sunday sun
+| weekday;
+spring springtime | summer summertime | autumn fall | winter wintertime;
+morning | noon midday | afternoon | evening | night midnight | dawn sunrise | dusk sunset;
+breakfast | brunch | lunch | dinner supper;
+hourly | daily | weekly | fortnightly biweekly | monthly | quarterly | yearly annual annually | weekday;
+hour | day | week | fortnight | month | quarter | year | decade | century;
+christmas xmas | easter | thanksgiving | halloween | hanukkah | diwali | ramadan | eid | pentecost |
+passover | epiphany | carnival;
+today | yesterday | tomorrow | tonight;
+red | orange | yellow | green | blue | purple violet | pink | brown | black | white | grey gray | beige |
+turquoise;
+north northern | east eastern | south southern | west western;
+northeast northeastern | northwest northwestern | southeast southeastern | southwest southwestern;
+mercury | venus | earth | mars | jupiter | saturn | uranus | neptune | pluto;
+mother mom mum | father dad daddy | brother | sister | son | daughter | wife | husband | uncle | aunt |
+niece | nephew | cousin | grandmother grandma | grandfather grandpa | stepmother | stepfather;
+dollar | euro | yen | franc | rupee | peso | rouble ruble | krona krone | zloty | yuan renminbi | bitcoin |
+ethereum;
+usd | eur | gbp | jpy | chf | inr | cny | sek | nok | dkk | pln | czk | aud | cad;
+africa african | asia asian | europe european | australia australian | antarctica;
+france french | germany german | spain spanish | italy italian | portugal portuguese | austria austrian |
+switzerland swiss | belgium belgian | netherlands dutch holland | denmark danish | norway norwegian | sweden
+swedish | finland finnish | poland polish | greece greek | turkey turkish | russia russian | ukraine
+ukrainian | china chinese mandarin | japan japanese | india indian | korea korean | mexico mexican | brazil
+brazilian | canada canadian | america american usa | egypt egyptian | israel hebrew israeli | ireland irish
+| vietnam vietnamese | thailand thai | philippines filipino | indonesia indonesian | malaysia malaysian |
+singapore | pakistan pakistani | bangladesh | iran iranian persian | iraq iraqi | morocco moroccan | nigeria
+nigerian | kenya kenyan | ghana | ethiopia ethiopian | argentina | chile chilean | colombia colombian | peru
+peruvian | cuba cuban | hungary hungarian | romania romanian | bulgaria bulgarian | croatia croatian |
+serbia serbian | slovakia slovak | slovenia slovenian | czechia czech | iceland icelandic | estonia estonian
+| latvia latvian | lithuania lithuanian | britain british uk;
+england english | scotland scottish | wales welsh;
+python | java | javascript js | typescript | ruby | rust | golang | kotlin | perl | php | haskell | scala |
+swift;
+windows | linux | macos mac osx | android | ios;
+chrome | firefox | safari | edge | opera;
+mysql | postgresql postgres | sqlite | oracle | mongodb | redis;
+aws amazon | azure microsoft | gcp google;
+facebook | instagram | twitter | tiktok | linkedin | snapchat | whatsapp | telegram | youtube;
+paragraph | sentence | bullet | page | table;
+json | xml | yaml | csv | toml | pdf | html;
+small | medium | large;
+child children kid | adult;
+cat kitten | dog puppy | horse | cow | pig | sheep | goat | chicken | rabbit | hamster;
+beef | pork | lamb | chicken | turkey | fish | salmon | tuna;
+apple | pear | banana | orange | lemon | lime | cherry cherries | peach | plum | grape | strawberry
+strawberries;
+gold golden | silver | bronze | copper | iron | aluminium aluminum | platinum;
+tea | coffee;
+beer | wine | whisky whiskey | vodka | rum | gin;
+passport | visa | licence license;
+car | bus | train | tram | plane flight | ship boat | bicycle bike | motorcycle motorbike;
+bronze | silver | gold | platinum;
+christian christianity | muslim islam islamic | jewish judaism | buddhist buddhism | hindu hinduism;
+aries | taurus | gemini | cancer | leo | virgo | libra | scorpio | sagittarius | capricorn | aquarius |
+pisces;
+solid | liquid | gas;
+chemistry | physics | biology | mathematics math maths | history | geography;
+bachelor | master | doctorate phd;
+president | senator | governor | mayor | minister;
+single | married | divorced | widowed;
+violin | viola | cello | piano | guitar | flute | trumpet | drum;
+football soccer | basketball | baseball | tennis | golf | hockey | cricket | rugby | volleyball;
 """
 
+EXCLUSIVE = [members.split("|") for members in _EXCLUSIVE.strip().strip(";").split(";")]
 # Words of a member -> its first one.
-ONE_NAME = {
-    word: member.split()[0]
-    for line in EXCLUSIVE.strip().splitlines()
-    for member in line.split("|")
-    for word in member.split()
-}
+ONE_NAME = {word: member.split()[0] for members in EXCLUSIVE for member in members for word in member.split()}
 
 # Beginnings that deny their word: "unlock", "dishonest", "nonfiction".
 NEGATIVE_PREFIXES = frozenset(
-    "un in im il ir dis non de mis anti counter over under sub semi off ultra pseudo ex step grand".split()
+    "un in im il ir dis non de mis anti counter over under sub semi off ultra pseudo step grand".split()
 )
 # Beginnings of which each is contrary to the others of its line.
-_CONTRARY_PREFIXES = """
-in ex|im ex|in out|in de|in un|over under|up down|pre post|sub super|inter intra|inter extra|intra extra|hyper hypo
-macro micro|mega micro|maxi mini|en dis|em dis|en de|en un|con dis|as de|ac de|ap dis|on off|uni bi multi mono poly tri
-endo exo|homo hetero|pro anti|pro con|fore after|front back|milli micro nano kilo mega giga tera|
-re de|un re|ante post|before after|step grand
-"""
+_CONTRARY_PREFIXES = (
+    "in ex|im ex|in out|in de|in un|over under|up down|pre post|sub super|inter intra|inter extra|"
+    "intra extra|hyper hypo|macro micro|mega micro|maxi mini|en dis|em dis|en de|en un|con dis|as de|"
+    "ac de|ap dis|on off|uni bi multi mono poly tri|endo exo|homo hetero|pro anti|pro con|fore after|front back|step grand|"
+    "milli micro nano kilo mega giga tera|re de|un re|ante post|before after"
+)
 CONTRARY_PREFIXES: dict[str, frozenset[str]] = {}
-for _line in _CONTRARY_PREFIXES.replace("\n", "|").split("|"):
+for _line in _CONTRARY_PREFIXES.split("|"):
     for _one in _line.split():
         CONTRARY_PREFIXES[_one] = CONTRARY_PREFIXES.get(_one, frozenset()) | (set(_line.split()) - {_one})
 LONGEST_PREFIX = max(map(len, (*NEGATIVE_PREFIXES, *CONTRARY_PREFIXES)))
-CONTRARY_SUFFIXES = (("ful", "less"), ("less", "ful"), ("less", ""), ("er", "ee"), ("or", "ee"), ("ee", "er"), ("ee", "or"), ("in", "out"), ("out", "in"), ("on", "off"), ("off", "on"), ("up", "down"), ("down", "up"))
+CONTRARY_SUFFIXES = tuple(
+    tuple(pair.split(":")) for pair in "ful:less less:ful less: er:ee or:ee ee:er ee:or".split()
+) + tuple(pair for a, b in (("in", "out"), ("on", "off"), ("up", "down")) for pair in ((a, b), (b, a)))
 # Words in which the beginning or ending denies nothing.
 NO_CONTRARY = frozenset("inflammable unravel unloosen unthaw debone regardless inhabit unless".split())

@@ -35,9 +35,9 @@ class Phrasing:
 
     `words` in one spelling and in order; `stems` of the content words; `fillers`, `prepositions` and
     `comparisons` counted; `asks` who, when, how, an amount; `mode` what a yes-or-no question begins with, ""
-    for others; `quantifiers` all or any; `roles` the direction word before each content word; `phrases` runs
-    of content words with the direction word before each; `bag` all words sorted, "me" as "i"; `small_share`
-    of the words that are known small words of English.
+    for others; `modal` the first such word behind a question word; `quantifiers` all or any; `roles` the
+    direction word before each content word; `phrases` runs of content words with the direction word before each;
+    `bag` all words sorted, "me" as "i"; `small_share` of the words that are known small words of English.
     """
 
     words: tuple[str, ...]
@@ -47,6 +47,7 @@ class Phrasing:
     comparisons: Counter[str]
     asks: frozenset[str]
     mode: str
+    modal: str
     quantifiers: frozenset[str]
     negations: int
     roles: Mapping[str, str]
@@ -73,6 +74,7 @@ def take_apart(text: str) -> Phrasing:
         comparisons=Counter(english.COMPARISONS[word] for word in words if word in english.COMPARISONS),
         asks=_asks(words),
         mode=_mode(words),
+        modal=_modal(words),
         quantifiers=frozenset(english.QUANTIFIERS[word] for word in words if word in english.QUANTIFIERS),
         negations=sum(word in english.NEGATIONS for word in words),
         roles=_roles(words),
@@ -123,6 +125,13 @@ def _mode(words: list[str]) -> str:
     if re.match(r"(?:do|does) (?:\w+ ){1,6}?(?:have|need) to\b", " ".join(words)):
         return "must"
     return english.MODES[words[0]]
+
+
+def _modal(words: list[str]) -> str:
+    """May, must, should, was, will in "when may I", "how long before I start must I"; "" for yes or no."""
+    if not words or words[0] not in english.ASKED_FOR:
+        return ""
+    return next((english.MODES[word] for word in words[1:10] if word in english.MODES), "")
 
 
 def _roles(words: list[str]) -> dict[str, str]:
@@ -270,12 +279,17 @@ def _listed_otherwise(one: Phrasing, other: Phrasing) -> bool:
 
 
 def asks_otherwise(one: Phrasing, other: Phrasing) -> bool:
-    """Whether the same is asked of another mode, time or kind: may I, must I; did it, does it; who, what.
+    """Whether the same is asked of another mode, time or kind: may I, must I; did it, does it; why, whether.
 
-    By a contrast of what two yes-or-no questions begin with, or by the one word that differs at all.
+    By a contrast of what two yes-or-no questions begin with, or of the modal verbs of two others, or by the
+    one word that differs at all.
     """
     if frozenset((one.mode, other.mode)) in english.CONTRASTS:
         return True
+    if frozenset((one.modal, other.modal)) in english.CONTRASTS_WITHIN:
+        return True
+    if (one.words[:1] == ("why",) and other.mode) or (other.words[:1] == ("why",) and one.mode):
+        return one.asks != other.asks
     if len(one.words) != len(other.words):
         return False
     differing = [(a, b) for a, b in zip(one.words, other.words, strict=True) if a != b]

@@ -1,9 +1,9 @@
-"""Who acts on whom, whatever the verb: two questions of the same words with two parts exchanged. Pure; English.
+"""Who acts on whom, whatever the verb: two questions of the same words, two parts exchanged. Pure; English.
 
-No verb is known here. A question becomes the words that matter, in the order of a plain statement: what is asked
-for behind the verb ("who did Ann call": Ann call who), who acts before it ("Ann was called by Bob": Bob call
-Ann). If one then reads A, verb, B and the other B, verb, A, the roles are exchanged; a part that only moved, and
-members of a list, are not.
+No verb is known here. A question becomes the words that matter, in the order of a plain statement: what is
+asked for behind the verb ("who did Ann call": Ann call who), who acts before it ("Ann was called by Bob":
+Bob call Ann). If one then reads A, verb, B and the other B, verb, A, the roles are exchanged. They are not
+where a part only moved, or the members of a list did.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LONGEST_PART = 2  # words of a part that is exchanged
 _LETTER = re.compile(r"(?<=\w )A\b|^A(?= (?:is|was|can|does|has|will|or|and|to|than)\b)")
 
 
-_ENDS = english.PREPOSITIONS | {"and", "or", "but", "when", "where", "because", "that", "which", "who", "if", "as"}
+_ENDS = english.PREPOSITIONS | frozenset("and or but when where because that which who if as".split())
 _STARTS = frozenset("why when where how if that because and but or whether".split())
 _ASKED = frozenset(map(root, (*english.QUESTION_WORDS, "what", "which", "how")))
 _PREPOSITIONS = frozenset(map(root, english.PREPOSITIONS))
@@ -45,7 +45,7 @@ def _known_as(word: str) -> str:
 
 
 def _with_object_last(words: list[str]) -> list[str]:
-    """ "What did Ann tell Bob" as "Ann tell Bob what"; "which team did Ann beat" likewise."""
+    """As "Ann tell Bob what" what is "what did Ann tell Bob"; "which team did Ann beat" likewise."""
     if not words or words[0] not in english.ASKED_OBJECTS:
         return words
     at = next((at for at, word in enumerate(words[1:5], 1) if word in ("do", "does", "did")), 0)
@@ -57,7 +57,7 @@ def _with_object_last(words: list[str]) -> list[str]:
 
 
 def _with_agents_first(words: list[str]) -> list[str]:
-    """ "Ann was called by Bob" as "Bob call Ann", for the first such part."""
+    """As "Bob call Ann" what is "Ann was called by Bob", for the first such part."""
     for at in range(2, len(words) - 1):
         if words[at] == "by" and _is_participle(words[at - 1]):
             be = next((n for n in range(at - 2, -1, -1) if words[n] in english.PASSIVE), None)
@@ -95,7 +95,7 @@ def _asks_first(text: str) -> bool:
 
 
 def _exchanged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of A and B, if one is A, P, B and the other B, P, A, with the same around, and P says who acts."""
+    """The words of A and B, if one is A, P, B, the other B, P, A, the same around, and P says who acts."""
     start, end = 0, len(one)
     while one[start] == other[start]:
         start += 1

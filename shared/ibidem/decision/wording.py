@@ -23,7 +23,9 @@ _RELATIVE_DATE = re.compile(
 _MAY = re.compile(r"\b(?:in|of|since|by|until|last|next|early|late)\s+may\b|\bmay\s+\d")
 _HALF_OF_DAY = re.compile(r"\d\s*([ap])\.?m\b")
 # Parts of a word: "non-refundable", "check-in".
-_APART = re.compile(r"(?<![\w-])([a-z]{2,7})-(?=[a-z]{3})|(?<=[a-z]{3})(-)(?=(?:in|out|on|off|up|down|less)\b)")
+_APART = re.compile(
+    r"(?<![\w-])([a-z]{2,7})-(?=[a-z]{3})|(?<=[a-z]{3})(-)(?=(?:in|out|on|off|up|down|less)\b)"
+)
 _QUOTED = re.compile(r"`([^`]*)`|\"([^\"]*)\"|(?<!\w)'([^']*)'")
 # Characters of code, money and mathematics, and joiners, besides those that Unicode calls signs.
 _SIGNS = frozenset("/\\^_*%&#@{}[]|~\u200c\u200d")
@@ -39,12 +41,14 @@ class Wording:
 
     `content` its words and numbers without the common ones, in order; `directed` the same with words of
     direction, persons and negations; `spellings` the words as written, `cased` whether there are capitals;
-    `numbers` in order, as digits ("1,600", "1600" and number words alike), `identifiers` of letters and digits;
+    `numbers` in order, as digits ("1,600", "1600" and number words alike); `identifiers` of letters, digits;
     `units` of measure; `dates`
-    weekdays, months, seasons, "today", "last year"; `pointed_at` what is called this, last or next; `negations` how many; `code` the pieces that hold other
+    weekdays, months, seasons, "today", "last year"; `pointed_at` what is called this, last or next;
+    `negations` how many; `code` the pieces that hold other
     signs than punctuation ("C#", "!=", "-v"), as written and in order; `quoted` what stands in quotes;
     `words` all of them, lower-case, without "'s"; `whole` in order, without the hyphen of a prefix
-    ("nonrefundable"); `sides` the lines and sides of `lexicon.OPPOSITES` and `EXCLUSIVE` they are on; `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
+    ("nonrefundable"); `sides` the lines and sides of `lexicon.OPPOSITES` and `EXCLUSIVE` they are on;
+    `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
     """
 
     content: tuple[str, ...]
@@ -211,12 +215,12 @@ def bare(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _sides() -> dict[str, frozenset[tuple[int, int]]]:
-    """Each word of `lexicon.OPPOSITES` and `EXCLUSIVE` -> the lines it stands in, and on which side of each."""
+    """Each word of `lexicon.OPPOSITES` and `EXCLUSIVE` -> the lines it stands in, and its sides there."""
     sides: dict[str, set[tuple[int, int]]] = {}
     lists = ((lexicon.OPPOSITES, _inflected), (lexicon.EXCLUSIVE, _plural))
-    lines = [(line, forms) for text, forms in lists for line in text.strip().splitlines()]
+    lines = [(line, forms) for lines, forms in lists for line in lines]
     for number, (line, forms) in enumerate(lines):
-        for side, words in enumerate(line.split("|")):
+        for side, words in enumerate(line):
             for word in forms(words):
                 sides.setdefault(word, set()).add((number, side))
     return {word: frozenset(found) for word, found in sides.items()}
@@ -247,10 +251,5 @@ def opposed(one: Wording, other: Wording) -> bool:
 
 
 def _contraries(one: Wording, other: Wording) -> set[tuple[int, int]]:
-    known, lines = _sides(), _opposites()
+    known, lines = _sides(), len(lexicon.OPPOSITES)
     return {side for word in one.words - other.words for side in known.get(word, ()) if side[0] < lines}
-
-
-@lru_cache(maxsize=1)
-def _opposites() -> int:
-    return len(lexicon.OPPOSITES.strip().splitlines())
