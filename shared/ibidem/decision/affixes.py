@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ibidem.decision import lexicon
 from ibidem.decision.phrasing import root
-from ibidem.decision.wording import Wording, is_negation
+from ibidem.decision.wording import Wording
 
 LEAST_STEM = 3  # letters that remain behind a beginning; four if only one of the two words has one
 
@@ -19,17 +19,12 @@ def contrary_by_affix(one: Wording, other: Wording) -> bool:
 
     Not where a negation makes up for it: "not able" is "unable".
     """
-    here, there = set(map(root, one.whole)), set(map(root, other.whole))
-    ours, theirs = here - there, there - here
-    if not ours or not theirs or _negations(one) != _negations(other):
+    ours, theirs = one.roots - other.roots, other.roots - one.roots
+    if not ours or not theirs or one.denials != other.denials:
         return False
     return any(not contraries(word).isdisjoint(theirs) for word in ours) or any(
         not contraries(word).isdisjoint(ours) for word in theirs
     )
-
-
-def _negations(wording: Wording) -> int:
-    return sum(map(is_negation, wording.whole))
 
 
 @lru_cache(maxsize=16384)

@@ -392,8 +392,9 @@ NEGATIVE_PREFIXES = frozenset(
 # Beginnings of which each is contrary to the others of its line.
 _CONTRARY_PREFIXES = (
     "in ex|im ex|in out|in de|in un|over under|up down|pre post|sub super|inter intra|inter extra|"
-    "intra extra|hyper hypo|macro micro|mega micro|maxi mini|en dis|em dis|en de|en un|con dis|as de|"
-    "ac de|ap dis|on off|uni bi multi mono poly tri|endo exo|homo hetero|pro anti|pro con|fore after|front back|step grand|"
+    "intra extra|hyper hypo|macro micro|mega micro|maxi mini|en dis|em dis|en de|en un|con dis|"
+    "as de|ac de|ap dis|on off|uni bi multi mono poly tri|endo exo|homo hetero|pro anti|pro con|fore after|"
+    "front back|step grand|"
     "milli micro nano kilo mega giga tera|re de|un re|ante post|before after"
 )
 CONTRARY_PREFIXES: dict[str, frozenset[str]] = {}

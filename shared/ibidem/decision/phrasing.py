@@ -36,8 +36,8 @@ class Phrasing:
     `words` in one spelling and in order; `stems` of the content words; `fillers`, `prepositions` and
     `comparisons` counted; `asks` who, when, how, an amount; `mode` what a yes-or-no question begins with, ""
     for others; `modal` the first such word behind a question word; `quantifiers` all or any; `roles` the
-    direction word before each content word; `phrases` runs of content words with the direction word before each;
-    `bag` all words sorted, "me" as "i"; `small_share` of the words that are known small words of English.
+    direction word before each content word; `phrases` runs of content words with the direction word before
+    each; `bag` all words sorted, "me" as "i"; `small_share` of the words that are small words of English.
     """
 
     words: tuple[str, ...]

@@ -46,8 +46,9 @@ class Wording:
     weekdays, months, seasons, "today", "last year"; `pointed_at` what is called this, last or next;
     `negations` how many; `code` the pieces that hold other
     signs than punctuation ("C#", "!=", "-v"), as written and in order; `quoted` what stands in quotes;
-    `words` all of them, lower-case, without "'s"; `whole` in order, without the hyphen of a prefix
-    ("nonrefundable"); `sides` the lines and sides of `lexicon.OPPOSITES` and `EXCLUSIVE` they are on;
+    `words` all of them, lower-case, without "'s"; `roots` theirs, without the hyphen of a prefix
+    ("nonrefundable"), and `denials` the negations among these; `listed` those of `lexicon.OPPOSITES` and
+    `EXCLUSIVE`, `sides` the lines they stand in and their sides there;
     `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
     """
 
@@ -64,7 +65,9 @@ class Wording:
     code: tuple[str, ...]
     quoted: tuple[str, ...]
     words: frozenset[str]
-    whole: tuple[str, ...]
+    roots: frozenset[str]
+    denials: int
+    listed: frozenset[str]
     sides: frozenset[tuple[int, int]]
     hidden: bool
 
@@ -77,6 +80,7 @@ def read(question: str) -> Wording:
     text = _with_plain_amounts(question.lower().replace("’", "'"))
     words = [match.group() for match in _WORD.finditer(text)]
     plain = [word.removesuffix("'s") for word in words]
+    whole, sides = _whole(text, words), _sides()
     written = text if question.isupper() else question  # all in capitals, they say nothing
     code = _code(question)
     # In code, a single letter names something.
@@ -95,16 +99,17 @@ def read(question: str) -> Wording:
         code=code,
         quoted=tuple("".join(found) for found in _QUOTED.findall(question)),
         words=frozenset(plain),
-        whole=_whole(text, words),
-        sides=frozenset(side for word in plain for side in _sides().get(word, ())),
+        roots=frozenset(map(root, whole)),
+        denials=sum(map(is_negation, whole)),
+        listed=frozenset(word for word in plain if word in sides),
+        sides=frozenset(side for word in plain for side in sides.get(word, ())),
         hidden=hidden,
     )
 
 
-def _whole(text: str, words: list[str]) -> tuple[str, ...]:
-    if "-" not in text:
-        return tuple(words)
-    return tuple(_WORD.findall(_APART.sub(_joined, text)))
+def _whole(text: str, words: list[str]) -> list[str]:
+    """The words without the hyphen of a prefix: "nonrefundable"."""
+    return _WORD.findall(_APART.sub(_joined, text)) if "-" in text else words
 
 
 def _joined(found: re.Match[str]) -> str:
@@ -246,10 +251,9 @@ def opposed(one: Wording, other: Wording) -> bool:
     if not {line for line, _ in here}.isdisjoint(line for line, _ in there):
         return True
     # Where both have both sides, the forms differ: "starts before it ended", "ends before it started".
-    ours, theirs = _contraries(one, other), _contraries(other, one)
+    ours, theirs = _sides_of(one.listed - other.words), _sides_of(other.listed - one.words)
     return any(line == at and side != another for line, side in ours for at, another in theirs)
 
 
-def _contraries(one: Wording, other: Wording) -> set[tuple[int, int]]:
-    known, lines = _sides(), len(lexicon.OPPOSITES)
-    return {side for word in one.words - other.words for side in known.get(word, ()) if side[0] < lines}
+def _sides_of(words: frozenset[str]) -> set[tuple[int, int]]:
+    return {side for word in words for side in _sides()[word] if side[0] < len(lexicon.OPPOSITES)}
