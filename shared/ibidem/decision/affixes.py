@@ -11,7 +11,7 @@ from ibidem.decision import lexicon
 from ibidem.decision.phrasing import root
 from ibidem.decision.wording import Wording
 
-LEAST_STEM = 3  # letters that remain behind a beginning; four if only one of the two words has one
+LEAST_STEM = 3  # letters that remain behind a beginning
 
 
 def contrary_by_affix(one: Wording, other: Wording) -> bool:
@@ -40,7 +40,7 @@ def _with_other_beginning(word: str) -> list[str]:
     for length in range(1, min(len(word) - LEAST_STEM, lexicon.LONGEST_PREFIX) + 1):
         start, rest = word[:length], word[length:]
         found += [partner + rest for partner in lexicon.CONTRARY_PREFIXES.get(start, ())]
-        if start in lexicon.NEGATIVE_PREFIXES and len(rest) > LEAST_STEM:
+        if start in lexicon.NEGATIVE_PREFIXES and len(rest) >= LEAST_STEM:
             found.append(rest)
     return found
 

@@ -151,15 +151,15 @@ SPELLINGS = dict(
     ).split("|")
 )
 
-# Words without which it still is told who does what to whom: articles, auxiliaries, politeness.
+# Words without which it still is told who does what to whom: articles, auxiliaries; and around a question.
 UNSTRESSED = frozenset(
     (
-        "a an the please kindly hi hello hey thanks thank just really actually also so well okay ok um uh "
-        "am are is was were be been being do does did done have has had having will shall would can could "
-        "may might must should there this that these those it its such any some honestly basically "
-        "currently ever already still"
+        "a an the just really actually also so well okay ok um uh am are is was were be been being do does "
+        "did done have has had having will shall would can could may might must should there this that "
+        "these those it its such any some honestly basically currently ever already still"
     ).split()
 )
+POLITE = frozenset("please kindly thank thanks hi hello hey you".split())
 # What a question asks for that may be acted on; a form of "be" or "get" before a participle.
 ASKED_OBJECTS = frozenset("who whom what which how whose".split())
 PASSIVE = frozenset("am are is was were be been being get gets got getting".split())
@@ -177,7 +177,7 @@ find found|flee fled|fly flew flown|forbid forbade forbidden|forget forgot forgo
 forgive forgave forgiven|freeze froze frozen|get got gotten|give gave given|go went gone|
 grow grew grown|hang hung|hear heard|hide hid hidden|hit|hold held|hurt|keep kept|know knew known|
 lay laid|lead led|leave left|lend lent|let|light lit|lose lost|make made|mean meant|meet met|
-overtake overtook overtaken|pay paid|put|quit|read|ride rode ridden|ring rang rung|rise rose risen|
+overtake overtook overtaken|owe owed|sue sued|use used|tie tied|die died|lie lied|pay paid|put|quit|read|ride rode ridden|ring rang rung|rise rose risen|
 run ran|say said|see saw seen|seek sought|sell sold|send sent|set|shake shook shaken|shoot shot|
 show showed shown|shut|sing sang sung|sink sank sunk|sit sat|sleep slept|speak spoke spoken|spend spent|
 split|spread|steal stole stolen|stick stuck|sting stung|strike struck stricken|swear swore sworn|

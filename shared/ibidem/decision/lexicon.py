@@ -181,8 +181,7 @@ strength | weakness
 employer | employee
 lossy | lossless
 may might | must | should ought
-allowed allow permitted permit | required require mandatory compulsory obligatory obliged | optional voluntary
-allowed permitted authorised authorized | forbidden prohibited banned barred
+allowed allow permitted permit | required require mandatory compulsory obligatory obliged | optional voluntary | forbidden prohibited banned barred
 give gave given | receive received
 sent | received
 bought | sold

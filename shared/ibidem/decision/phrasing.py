@@ -191,12 +191,13 @@ def stem(word: str) -> str:
 def root(word: str) -> str:
     """What the forms of a word have in common: "hire", "hires", "hired", "hiring"; "tell", "told"."""
     word = english.IRREGULAR.get(word, word)
-    if len(word) > 4 and word.endswith("ies"):
+    if len(word) > 4 and word.endswith(("ies", "ied")):
         return word[:-3] + "y"
     for ending in ("ing", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith(("ss", "ee")):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith(("ss", "ee", "eed")):
             word = word.removesuffix(ending)
             break
+    word = english.SPELLINGS.get(word, word)
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
 

@@ -33,6 +33,10 @@ def statement(text: str) -> tuple[str, ...]:
     if not text.isupper():
         text = _LETTER.sub("lettera", text)  # a name, no article
     words = list(words_of(text))
+    while words and words[0] in english.POLITE - {"you"}:
+        words = words[1:]
+    while words and words[-1] in english.POLITE and {"please", "thank", "thanks", "kindly"} & set(words[-2:]):
+        words = words[:-1]
     if len(words) > LONGEST:
         return ()
     plain = _with_agents_first(_with_object_last(words))
