@@ -177,16 +177,17 @@ find found|flee fled|fly flew flown|forbid forbade forbidden|forget forgot forgo
 forgive forgave forgiven|freeze froze frozen|get got gotten|give gave given|go went gone|
 grow grew grown|hang hung|hear heard|hide hid hidden|hit|hold held|hurt|keep kept|know knew known|
 lay laid|lead led|leave left|lend lent|let|light lit|lose lost|make made|mean meant|meet met|
-overtake overtook overtaken|owe owed|sue sued|use used|tie tied|die died|lie lied|pay paid|put|quit|read|ride rode ridden|ring rang rung|rise rose risen|
-run ran|say said|see saw seen|seek sought|sell sold|send sent|set|shake shook shaken|shoot shot|
-show showed shown|shut|sing sang sung|sink sank sunk|sit sat|sleep slept|speak spoke spoken|spend spent|
-split|spread|steal stole stolen|stick stuck|sting stung|strike struck stricken|swear swore sworn|
-sweep swept|swim swam swum|swing swung|take took taken|teach taught|tear tore torn|tell told|
-think thought|throw threw thrown|understand understood|wake woke woken|wear wore worn|weave wove woven|
-win won|wind wound|withdraw withdrew withdrawn|write wrote written|bind bound|cast|cling clung|
-creep crept|grind ground|kneel knelt|leap leapt|lean leant|mistake mistook mistaken|
-outdo outdid outdone|override overrode overridden|overcome overcame|rebuild rebuilt|shed|
-shrink shrank shrunk|slay slew slain|sling slung|spin spun|spit spat|spring sprang sprung|
-strive strove striven|thrust|undo undid undone|upset|weep wept|wring wrung
+overtake overtook overtaken|owe owed|sue sued|use used|tie tied|die died|lie lied|pay paid|put|quit|
+read|ride rode ridden|ring rang rung|rise rose risen|run ran|say said|see saw seen|seek sought|
+sell sold|send sent|set|shake shook shaken|shoot shot|show showed shown|shut|sing sang sung|
+sink sank sunk|sit sat|sleep slept|speak spoke spoken|spend spent|split|spread|steal stole stolen|
+stick stuck|sting stung|strike struck stricken|swear swore sworn|sweep swept|swim swam swum|swing swung|
+take took taken|teach taught|tear tore torn|tell told|think thought|throw threw thrown|
+understand understood|wake woke woken|wear wore worn|weave wove woven|win won|wind wound|
+withdraw withdrew withdrawn|write wrote written|bind bound|cast|cling clung|creep crept|grind ground|
+kneel knelt|leap leapt|lean leant|mistake mistook mistaken|outdo outdid outdone|
+override overrode overridden|overcome overcame|rebuild rebuilt|shed|shrink shrank shrunk|
+slay slew slain|sling slung|spin spun|spit spat|spring sprang sprung|strive strove striven|thrust|
+undo undid undone|upset|weep wept|wring wrung
 """
 IRREGULAR = {form: forms[0] for forms in (verb.split() for verb in _IRREGULAR.split("|")) for form in forms}

@@ -181,7 +181,8 @@ strength | weakness
 employer | employee
 lossy | lossless
 may might | must | should ought
-allowed allow permitted permit | required require mandatory compulsory obligatory obliged | optional voluntary | forbidden prohibited banned barred
+allow allowed permitted permit | require required mandatory compulsory obliged | optional voluntary | forbidden
+allowed permitted authorised authorized | forbidden prohibited banned barred
 give gave given | receive received
 sent | received
 bought | sold
