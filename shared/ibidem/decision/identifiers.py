@@ -7,10 +7,13 @@ A text is read as runs of letters and of digits. An identifier is the same in ot
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from ibidem.decision import lexicon
+
+MOST = 100  # identifiers that are looked for in other spellings; a list of more must be the same
 
 _RUN = re.compile(r"[^\W\d_]+|\d+")
 _MIXED = re.compile(r"[^\W\d_]\d|\d[^\W\d_]")
@@ -24,13 +27,14 @@ class Identifiers:
 
     `solid` those with letters and digits in one word ("3f2a9c"); `parted` those of words joined by signs
     ("INV-001-A", "18-year-old"); each as runs with a blank around each; `beside` words of capitals beside a
-    number ("AB 12"); `flat` all runs of the question; `runs` the same as a set; `linked` whether a list is
-    asked about, in which the order says nothing.
+    number ("AB 12"); `cased` those of capitals and small letters as written; `flat` all runs of the question;
+    `runs` the same as a set; `linked` whether a list is asked about, in which the order says nothing.
     """
 
     solid: tuple[str, ...]
     parted: tuple[str, ...]
     beside: frozenset[str]
+    cased: Mapping[str, str]
     flat: str
     runs: frozenset[str]
     linked: bool
@@ -53,6 +57,7 @@ def identifiers(text: str) -> Identifiers:
         solid=tuple(solid),
         parted=tuple(parted),
         beside=frozenset() if text.isupper() else _capitals_beside_numbers(pieces),
+        cased={p.casefold(): p for p in pieces if _MIXED.search(p) and p not in (p.lower(), p.upper())},
         flat=_flat(flat),
         runs=known,
         linked=not known.isdisjoint(lexicon.LINKS) and known.isdisjoint(lexicon.LEADS),
@@ -112,7 +117,11 @@ def differ(one: Identifiers, other: Identifiers) -> bool:
     """Another identifier, one on one side only, or the same ones in another order outside a list."""
     if not (one.solid or other.solid or one.parted or other.parted or one.beside or other.beside):
         return False
+    if max(len(one.solid) + len(one.parted), len(other.solid) + len(other.parted)) > MOST:
+        return (one.solid, one.parted) != (other.solid, other.parted)
     if _lacking(one.solid, other) or _lacking(other.solid, one):
+        return True
+    if any(other.cased.get(name, written) != written for name, written in one.cased.items()):
         return True
     if one.beside - other.runs and other.beside - one.runs:
         return True

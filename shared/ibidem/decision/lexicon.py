@@ -181,7 +181,7 @@ strength | weakness
 employer | employee
 lossy | lossless
 may might | must | should ought
-allow allowed permitted permit | require required mandatory compulsory obliged | optional voluntary | forbidden
+allow allowed permitted permit | require required mandatory compulsory | optional voluntary | forbidden
 allowed permitted authorised authorized | forbidden prohibited banned barred
 give gave given | receive received
 sent | received

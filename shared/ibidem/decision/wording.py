@@ -16,6 +16,9 @@ from ibidem.decision.phrasing import root
 from ibidem.invisible import hides, without
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
+_SPELT = re.compile(
+    r"(?<!\d)(?<![^\W\d_])[^\W\d_]++(?:['’][^\W\d_]++)*+(?!\d)|\d+"
+)  # no letters of identifiers
 _NUMBER = re.compile(r"(?:(?<![\w.])[-−])?\d+(?:[.,:/]\d+)*(?:e[+-]?\d+)?")
 _RELATIVE_DATE = re.compile(
     r"\b(?:this|last|next|previous|coming|past)\s+(?:day|night|week|month|quarter|year|decade|century)\b"
@@ -88,7 +91,7 @@ def read(question: str) -> Wording:
     return Wording(
         content=tuple(content),
         directed=tuple(_directed(words)),
-        spellings=frozenset(match.group() for match in _WORD.finditer(written)),
+        spellings=frozenset(_SPELT.findall(written)),
         cased=not written.islower() and any(c.isupper() for c in written[1:]),
         numbers=_numbers(text),
         identifiers=identifiers(question),
