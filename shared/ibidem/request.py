@@ -266,8 +266,9 @@ class Miss:
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audits.audit`), `question_too_long`, `question_not_covered` (in a script
-    that the model does not know), `no_index` (another process owns it, or it is down), `bypassed`
-    (see `ibidem.scope`), `answer_invalid` (the program no longer accepts its form), `error`.
+    that the model does not know), `question_hides_text` (see `ibidem.invisible`), `no_index` (another process
+    owns it, or it is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer
+    accepts its form), `error`.
     """
 
     reason: str

@@ -408,7 +408,8 @@ def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     cache._backend.records.lookups.add(
-        [lookup("[red]what[/red] is \x1b[31mthis", "expired") for _ in range(300)]
+        [lookup("[red]what[/red] is this", "expired") for _ in range(300)]
+        + [lookup("what is \x1b[31mthis", "expired")]  # hides something: in no intent
     )
     cache.close()
 
@@ -418,15 +419,15 @@ def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyt
         return result.output
 
     said = run()
-    assert "Read 300 lookups, hit rate 0.0%, 0 examples; compared 300 lookups by meaning." in said
+    assert "Read 301 lookups, hit rate 0.0%, 0 examples; compared 301 lookups by meaning." in said
     assert "1. Answers expire before they are asked for again (cache)" in said
     assert "Do: a longer ttl" in said
     assert "Not if the answers are out of date" in said
     assert "[red]what[/red]" in said
-    assert "\x1b[31mthis" not in said
+    assert "\x1b[31m" not in said
     assert "Cannot tell yet (few-shot)" in said
     told = json.loads(run("--json"))
     assert told["advice"][0]["step"] == "cache"
-    assert told["intents"][0][1:3] == [300, 1.0]
+    assert told["intents"][0][1:3] == [300, pytest.approx(300 / 301)]
     assert json.loads(run("--json", "--namespace", "none"))["advice"] == []
     assert "No advice" in run("--namespace", "none")

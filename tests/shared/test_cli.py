@@ -294,7 +294,7 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
 
     assert findings["database"]["text"].startswith("2 entries")
     assert re.search(r", schema \d+, answers in [\d.]+ ms$", findings["database"]["text"])
-    assert findings["vector index"]["text"] == "2 vectors, few enough to be searched in memory"
+    assert findings["vector index"]["text"] == "1 vectors, few enough to be searched in memory"
     assert all(finding["ok"] for finding in findings.values())
 
 
@@ -348,8 +348,8 @@ def _bag_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rebuild_fills_a_new_index(filled: str, monkeypatch) -> None:
     """From the database alone."""
     monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)  # as in a large cache
-    assert "The index holds 2 vectors." in run("rebuild", "--path", filled)
-    assert "2 vectors, 0 waiting" in run("doctor", "--path", filled)
+    assert "The index holds 1 vector." in run("rebuild", "--path", filled)
+    assert "1 vectors, 0 waiting" in run("doctor", "--path", filled)
 
 
 @pytest.mark.usefixtures("_bag_of_words")
@@ -370,7 +370,7 @@ def test_the_doctor_counts_what_is_missing_and_what_is_left_over(
     assert "ibidem rebuild" in said
     run("rebuild", "--path", filled)
 
-    assert "2 vectors, 0 waiting to be indexed" in run("doctor", "--path", filled)
+    assert "1 vectors, 0 waiting to be indexed" in run("doctor", "--path", filled)
 
 
 @pytest.mark.usefixtures("_bag_of_words")

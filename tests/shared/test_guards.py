@@ -71,6 +71,22 @@ DIFFERENT += [
     ("numbers", "pay 5% interest", "pay 5 dollars interest"),
 ]
 
+DIFFERENT += [
+    ("identifiers", "Is bolt M8x40a in stock?", "Is bolt M8x40b in stock?"),
+    ("identifiers", "What does phi-3v cost?", "What does phi-3v-small cost?"),
+    ("identifiers", "play video aB3xQ", "play video ab3Xq"),
+    ("identifiers", "convert from B5 to A5", "convert from A5 to B5"),
+    ("numbers", "the twelfth chapter", "the thirteenth chapter"),
+    ("roles", "Who called Ann at noon?", "Who did Ann call at noon?"),
+    ("roles", "Does A lend to B?", "Does B lend to A?"),
+    ("dates", "Is the clinic open this weekend?", "Is the clinic open next weekend?"),
+    ("opposites", "Is the fence electrified?", "Is the fence de-electrified?"),
+    ("opposites", "When is check-in at the hotel?", "When is check-out at the hotel?"),
+    ("asking", "Where must guests park?", "Where can guests park?"),
+    ("asking", "Is the ferry late?", "Why is the ferry late?"),
+    ("invisible", "What is due?", "What is due\u2060?"),
+]
+
 SAME = [
     ("What does `with` do?", "What does with do!"),
     ("What is an API?", "what is an api?"),
@@ -92,6 +108,15 @@ SAME = [
     ("at 5 percent", "at 5%"),
     ("Can I show it on my phone?", "Could I show it on my phone?"),
     ("Do all the shops close?", "Does every shop close?"),
+    ("Is bolt M8x40 in stock?", "Is bolt m8 x 40 in stock?"),
+    ("Does postgres v16 do it?", "Does postgres 16 do it?"),
+    ("the PS5 game", "the PlayStation 5 game"),
+    ("Where is order INV001A?", "where is order inv001a"),
+    ("compare A4 and B4", "compare B4 and A4"),
+    ("is it non-toxic", "is it nontoxic"),
+    ("Was the goat fed by Tom?", "Did Tom feed the goat?"),
+    ("The fee is what?", "What is the fee?"),
+    ("next term", "this coming term"),
 ]
 
 

@@ -51,6 +51,11 @@ REMEDIES = {
         "embedder= a multilingual model",
         "the other languages are rare and not worth a larger model",
     ),
+    "question_hides_text": Remedy(
+        "Questions hold characters that nobody sees, so only identical questions are hits",
+        "take out direction marks, fillers and the like where the questions come in; ibidem log shows which",
+        "they are attempts to hide something: then each of these is a wrong answer less",
+    ),
     "no_index": Remedy(
         "The vector index was away, so nothing was found by meaning",
         "ibidem doctor",

@@ -89,6 +89,8 @@ CONTRASTS = frozenset(
         "may must|may should|must should|did does|did will|does will|is was|is will|was will".split("|")
     )
 )
+# Those that do not in "when may I", "what must I": fewer, as "what can I do" is "what should I do".
+CONTRASTS_WITHIN = frozenset(frozenset(pair.split()) for pair in "may must|must should|was will".split("|"))
 TENSES = {
     word: time
     for time, words in {"past": "did was were had", "now": "do does is are has", "later": "will"}.items()
@@ -148,3 +150,44 @@ SPELLINGS = dict(
         "per_cent percent"
     ).split("|")
 )
+
+# Words without which it still is told who does what to whom: articles, auxiliaries; and around a question.
+UNSTRESSED = frozenset(
+    (
+        "a an the just really actually also so well okay ok um uh am are is was were be been being do does "
+        "did done have has had having will shall would can could may might must should there this that "
+        "these those it its such any some honestly basically currently ever already still"
+    ).split()
+)
+POLITE = frozenset("please kindly thank thanks hi hello hey you".split())
+# What a question asks for that may be acted on; a form of "be" or "get" before a participle.
+ASKED_OBJECTS = frozenset("who whom what which how whose".split())
+PASSIVE = frozenset("am are is was were be been being get gets got getting".split())
+OBJECTS = {"me": "i", "him": "he", "us": "we", "them": "they"}
+# What stands between equals: exchanging these says the same.
+LINKS = frozenset("and or vs versus nor".split())
+EQUALS = LINKS | frozenset("same as equal similar different differ both like but".split())
+# Forms of verbs without a regular ending -> the verb.
+_IRREGULAR = """
+beat beaten|bear bore borne|become became|begin began begun|bend bent|bite bit bitten|bleed bled|
+blow blew blown|break broke broken|breed bred|bring brought|build built|burn burnt|buy bought|
+catch caught|choose chose chosen|come came|cut|deal dealt|dig dug|do did done|draw drew drawn|
+drink drank drunk|drive drove driven|eat ate eaten|fall fell fallen|feed fed|feel felt|fight fought|
+find found|flee fled|fly flew flown|forbid forbade forbidden|forget forgot forgotten|
+forgive forgave forgiven|freeze froze frozen|get got gotten|give gave given|go went gone|
+grow grew grown|hang hung|hear heard|hide hid hidden|hit|hold held|hurt|keep kept|know knew known|
+lay laid|lead led|leave left|lend lent|let|light lit|lose lost|make made|mean meant|meet met|
+overtake overtook overtaken|owe owed|sue sued|use used|tie tied|die died|lie lied|pay paid|put|quit|
+read|ride rode ridden|ring rang rung|rise rose risen|run ran|say said|see saw seen|seek sought|
+sell sold|send sent|set|shake shook shaken|shoot shot|show showed shown|shut|sing sang sung|
+sink sank sunk|sit sat|sleep slept|speak spoke spoken|spend spent|split|spread|steal stole stolen|
+stick stuck|sting stung|strike struck stricken|swear swore sworn|sweep swept|swim swam swum|swing swung|
+take took taken|teach taught|tear tore torn|tell told|think thought|throw threw thrown|
+understand understood|wake woke woken|wear wore worn|weave wove woven|win won|wind wound|
+withdraw withdrew withdrawn|write wrote written|bind bound|cast|cling clung|creep crept|grind ground|
+kneel knelt|leap leapt|lean leant|mistake mistook mistaken|outdo outdid outdone|
+override overrode overridden|overcome overcame|rebuild rebuilt|shed|shrink shrank shrunk|
+slay slew slain|sling slung|spin spun|spit spat|spring sprang sprung|strive strove striven|thrust|
+undo undid undone|upset|weep wept|wring wrung
+"""
+IRREGULAR = {form: forms[0] for forms in (verb.split() for verb in _IRREGULAR.split("|")) for form in forms}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ibidem.decision import identifiers
+from ibidem.decision.affixes import contrary_by_affix
 from ibidem.decision.lexicon import OTHER_IN_CAPITALS
 from ibidem.decision.phrasing import (
     Phrasing,
@@ -16,7 +18,23 @@ from ibidem.decision.phrasing import (
     roles_exchanged,
     take_apart,
 )
+from ibidem.decision.roles import parts_exchanged
 from ibidem.decision.wording import Wording, bare, opposed, read
+
+
+def hidden(asked: Wording, stored: Wording) -> bool:
+    """Something that nobody sees is in one of them: what it says to a model is not known."""
+    return asked.hidden or stored.hidden
+
+
+def identifiers_differ(asked: Wording, stored: Wording) -> bool:
+    """Another order number, part, model or version of letters and digits: `ibidem.decision.identifiers`."""
+    return identifiers.differ(asked.identifiers, stored.identifiers)
+
+
+def contrary(asked: Wording, stored: Wording) -> bool:
+    """Contrary words; words of which a thing is only one; a word with a contrary beginning or ending."""
+    return opposed(asked, stored) or contrary_by_affix(asked, stored)
 
 
 def numbers_differ(asked: Wording, stored: Wording) -> bool:
@@ -27,8 +45,11 @@ def numbers_differ(asked: Wording, stored: Wording) -> bool:
 
 
 def dates_differ(asked: Wording, stored: Wording) -> bool:
-    """Another weekday, month or relative date; or one on one side only."""
-    return asked.dates != stored.dates
+    """Another weekday, month or relative date, or one on one side only; this, last, next of one thing."""
+    if asked.dates != stored.dates:
+        return True
+    there = stored.pointed_at
+    return any(there.get(noun, which) != which for noun, which in asked.pointed_at.items())
 
 
 def order_differs(asked: Wording, stored: Wording) -> bool:
@@ -77,9 +98,11 @@ def _other_spelling(one: str, other: str, cased: bool) -> bool:
 
 
 BY_WORDING: dict[str, Callable[[Wording, Wording], bool]] = {
+    "invisible": hidden,
     "numbers": numbers_differ,
     "dates": dates_differ,
-    "opposites": opposed,
+    "identifiers": identifiers_differ,
+    "opposites": contrary,
     "spelling": spelling_differs,
     "code": code_differs,
 }
@@ -93,12 +116,16 @@ NAMES = (*BY_WORDING, *BY_PHRASING, "order")
 
 def vetoed_by(asked: str, stored: str) -> str | None:
     """The name of the first guard that forbids serving `stored`'s answer for `asked`, or None."""
+    if asked == stored:
+        return None
     one, other = read(asked), read(stored)
     found = next((name for name, guard in BY_WORDING.items() if guard(one, other)), None)
     if found is not None:
         return found
     here, there = take_apart(asked), take_apart(stored)
     found = next((name for name, guard in BY_PHRASING.items() if guard(here, there)), None)
+    if found is None and parts_exchanged(asked, stored):
+        found = "roles"
     if found is None and (one.code or not (here.is_english and there.is_english)):
         found = "order" if order_differs(one, other) else None
     return found

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from ibidem.decision import english
 from ibidem.decision.english import FILLERS, PERSONS, SMALL_WORDS
-from ibidem.decision.wording import visible
+from ibidem.invisible import without
 
 ENGLISH_SHARE = 0.3  # least share of known small words
 
@@ -35,9 +35,9 @@ class Phrasing:
 
     `words` in one spelling and in order; `stems` of the content words; `fillers`, `prepositions` and
     `comparisons` counted; `asks` who, when, how, an amount; `mode` what a yes-or-no question begins with, ""
-    for others; `quantifiers` all or any; `roles` the direction word before each content word; `phrases` runs
-    of content words with the direction word before each; `bag` all words sorted, "me" as "i"; `small_share`
-    of the words that are known small words of English.
+    for others; `modal` the first such word behind a question word; `quantifiers` all or any; `roles` the
+    direction word before each content word; `phrases` runs of content words with the direction word before
+    each; `bag` all words sorted, "me" as "i"; `small_share` of the words that are small words of English.
     """
 
     words: tuple[str, ...]
@@ -47,6 +47,7 @@ class Phrasing:
     comparisons: Counter[str]
     asks: frozenset[str]
     mode: str
+    modal: str
     quantifiers: frozenset[str]
     negations: int
     roles: Mapping[str, str]
@@ -63,7 +64,7 @@ class Phrasing:
 @lru_cache(maxsize=4096)
 def take_apart(text: str) -> Phrasing:
     """Read a question; some tens of microseconds, remembered for the last 4,096."""
-    words = list(_words(text))
+    words = list(words_of(text))
     small = sum(word in SMALL_WORDS for word in words)
     return Phrasing(
         words=tuple(words),
@@ -73,6 +74,7 @@ def take_apart(text: str) -> Phrasing:
         comparisons=Counter(english.COMPARISONS[word] for word in words if word in english.COMPARISONS),
         asks=_asks(words),
         mode=_mode(words),
+        modal=_modal(words),
         quantifiers=frozenset(english.QUANTIFIERS[word] for word in words if word in english.QUANTIFIERS),
         negations=sum(word in english.NEGATIONS for word in words),
         roles=_roles(words),
@@ -82,8 +84,9 @@ def take_apart(text: str) -> Phrasing:
     )
 
 
-def _words(text: str) -> Iterator[str]:
-    for word in _WORD.findall(visible(text).lower().replace("\u2019", "'")):
+def words_of(text: str) -> Iterator[str]:
+    """The words of a text in one spelling, contractions and short forms written out."""
+    for word in _WORD.findall(without(text).lower().replace("\u2019", "'")):
         if word in english.CONTRACTIONS:
             yield from english.CONTRACTIONS[word].split()
         elif word.endswith("n't"):
@@ -122,6 +125,13 @@ def _mode(words: list[str]) -> str:
     if re.match(r"(?:do|does) (?:\w+ ){1,6}?(?:have|need) to\b", " ".join(words)):
         return "must"
     return english.MODES[words[0]]
+
+
+def _modal(words: list[str]) -> str:
+    """May, must, should, was, will in "when may I", "how long before I start must I"; "" for yes or no."""
+    if not words or words[0] not in english.ASKED_FOR:
+        return ""
+    return next((english.MODES[word] for word in words[1:10] if word in english.MODES), "")
 
 
 def _roles(words: list[str]) -> dict[str, str]:
@@ -175,6 +185,20 @@ def stem(word: str) -> str:
             word = word.removesuffix(ending)
             break
     return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
+
+
+@lru_cache(maxsize=16384)
+def root(word: str) -> str:
+    """What the forms of a word have in common: "hire", "hires", "hired", "hiring"; "tell", "told"."""
+    word = english.IRREGULAR.get(word, word)
+    if len(word) > 4 and word.endswith(("ies", "ied")):
+        return word[:-3] + "y"
+    for ending in ("ing", "ed", "es", "s", "e"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith(("ss", "ee", "eed")):
+            word = word.removesuffix(ending)
+            break
+    word = english.SPELLINGS.get(word, word)
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
 
 def unshared(one: Phrasing, other: Phrasing) -> tuple[list[str], list[str]]:
@@ -256,12 +280,17 @@ def _listed_otherwise(one: Phrasing, other: Phrasing) -> bool:
 
 
 def asks_otherwise(one: Phrasing, other: Phrasing) -> bool:
-    """Whether the same is asked of another mode, time or kind: may I, must I; did it, does it; who, what.
+    """Whether the same is asked of another mode, time or kind: may I, must I; did it, does it; why, whether.
 
-    By a contrast of what two yes-or-no questions begin with, or by the one word that differs at all.
+    By a contrast of what two yes-or-no questions begin with, or of the modal verbs of two others, or by the
+    one word that differs at all.
     """
     if frozenset((one.mode, other.mode)) in english.CONTRASTS:
         return True
+    if frozenset((one.modal, other.modal)) in english.CONTRASTS_WITHIN:
+        return True
+    if (one.words[:1] == ("why",) and other.mode) or (other.words[:1] == ("why",) and one.mode):
+        return one.asks != other.asks
     if len(one.words) != len(other.words):
         return False
     differing = [(a, b) for a, b in zip(one.words, other.words, strict=True) if a != b]

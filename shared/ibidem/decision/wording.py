@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from ibidem.decision import lexicon
+from ibidem.decision.identifiers import Identifiers, identifiers
 from ibidem.decision.lexicon import COMMON_WORDS
+from ibidem.decision.phrasing import root
+from ibidem.invisible import hides, without
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
+_SPELT = re.compile(
+    r"(?<!\d)(?<![^\W\d_])[^\W\d_]++(?:['’][^\W\d_]++)*+(?!\d)|\d+"
+)  # no letters of identifiers
 _NUMBER = re.compile(r"(?:(?<![\w.])[-−])?\d+(?:[.,:/]\d+)*(?:e[+-]?\d+)?")
 _RELATIVE_DATE = re.compile(
     r"\b(?:this|last|next|previous|coming|past)\s+(?:day|night|week|month|quarter|year|decade|century)\b"
 )
 _MAY = re.compile(r"\b(?:in|of|since|by|until|last|next|early|late)\s+may\b|\bmay\s+\d")
 _HALF_OF_DAY = re.compile(r"\d\s*([ap])\.?m\b")
+# Parts of a word: "non-refundable", "check-in".
+_APART = re.compile(
+    r"(?<![\w-])([a-z]{2,7})-(?=[a-z]{3})|(?<=[a-z]{3})(-)(?=(?:in|out|on|off|up|down|less)\b)"
+)
 _QUOTED = re.compile(r"`([^`]*)`|\"([^\"]*)\"|(?<!\w)'([^']*)'")
-# Characters of code, money and mathematics, besides those that Unicode calls signs.
-_SIGNS = frozenset("/\\^_*%&#@{}[]|~")
+# Characters of code, money and mathematics, and joiners, besides those that Unicode calls signs.
+_SIGNS = frozenset("/\\^_*%&#@{}[]|~\u200c\u200d")
 _SIGN_CATEGORIES = frozenset(("Sm", "Sc", "So", "No", "Mn"))
 # An amount of money, a share or a plain number is a number with a unit, not code.
 _AMOUNT = re.compile(r"([$\u20ac\u00a3])?(\d[\d.,]*)(k|m)?([$\u20ac\u00a3%])?")
@@ -32,10 +44,15 @@ class Wording:
 
     `content` its words and numbers without the common ones, in order; `directed` the same with words of
     direction, persons and negations; `spellings` the words as written, `cased` whether there are capitals;
-    `numbers` in order, as digits ("1,600", "1600" and number words alike), `units` of measure; `dates`
-    weekdays, months, seasons, "today", "last year"; `negations` how many; `code` the pieces that hold other
+    `numbers` in order, as digits ("1,600", "1600" and number words alike); `identifiers` of letters, digits;
+    `units` of measure; `dates`
+    weekdays, months, seasons, "today", "last year"; `pointed_at` what is called this, last or next;
+    `negations` how many; `code` the pieces that hold other
     signs than punctuation ("C#", "!=", "-v"), as written and in order; `quoted` what stands in quotes;
-    `words` all of them, lower-case.
+    `words` all of them, lower-case, without "'s"; `roots` theirs, without the hyphen of a prefix
+    ("nonrefundable"), and `denials` the negations among these; `listed` those of `lexicon.OPPOSITES` and
+    `EXCLUSIVE`, `sides` the lines they stand in and their sides there;
+    `hidden` whether it holds characters that nobody sees (`ibidem.invisible`).
     """
 
     content: tuple[str, ...]
@@ -43,20 +60,30 @@ class Wording:
     spellings: frozenset[str]
     cased: bool
     numbers: tuple[str, ...]
+    identifiers: Identifiers
     units: frozenset[str]
     dates: frozenset[str]
+    pointed_at: Mapping[str, str]
     negations: int
     code: tuple[str, ...]
     quoted: tuple[str, ...]
     words: frozenset[str]
+    roots: frozenset[str]
+    denials: int
+    listed: frozenset[str]
+    sides: frozenset[tuple[int, int]]
+    hidden: bool
 
 
 @lru_cache(maxsize=4096)
 def read(question: str) -> Wording:
     """Take a question apart; a few tens of microseconds, remembered for the last 4,096 questions."""
-    question = visible(question)
+    hidden = hides(question)
+    question = without(question)
     text = _with_plain_amounts(question.lower().replace("’", "'"))
     words = [match.group() for match in _WORD.finditer(text)]
+    plain = [word.removesuffix("'s") for word in words]
+    whole, sides = _whole(text, words), _sides()
     written = text if question.isupper() else question  # all in capitals, they say nothing
     code = _code(question)
     # In code, a single letter names something.
@@ -64,26 +91,38 @@ def read(question: str) -> Wording:
     return Wording(
         content=tuple(content),
         directed=tuple(_directed(words)),
-        spellings=frozenset(match.group() for match in _WORD.finditer(written)),
+        spellings=frozenset(_SPELT.findall(written)),
         cased=not written.islower() and any(c.isupper() for c in written[1:]),
         numbers=_numbers(text),
+        identifiers=identifiers(question),
         units=frozenset(lexicon.UNITS[word] for word in words if word in lexicon.UNITS),
-        dates=_dates(text, words),
-        negations=sum(map(_is_negation, words)),
+        dates=_dates(text, plain),
+        pointed_at=_pointed_at(words),
+        negations=sum(map(is_negation, words)),
         code=code,
         quoted=tuple("".join(found) for found in _QUOTED.findall(question)),
-        words=frozenset(words),
+        words=frozenset(plain),
+        roots=frozenset(map(root, whole)),
+        denials=sum(map(is_negation, whole)),
+        listed=frozenset(word for word in plain if word in sides),
+        sides=frozenset(side for word in plain for side in sides.get(word, ())),
+        hidden=hidden,
     )
 
 
-def visible(text: str) -> str:
-    """The text without characters that nobody sees (zero-width joiners and such); models skip them too."""
-    if text.isascii():
-        return text
-    return "".join(c for c in text if unicodedata.category(c) != "Cf")
+def _whole(text: str, words: list[str]) -> list[str]:
+    """The words without the hyphen of a prefix: "nonrefundable"."""
+    return _WORD.findall(_APART.sub(_joined, text)) if "-" in text else words
 
 
-def _is_negation(word: str) -> bool:
+def _joined(found: re.Match[str]) -> str:
+    prefix = found[1] or ""
+    known = prefix in lexicon.NEGATIVE_PREFIXES or prefix in lexicon.CONTRARY_PREFIXES
+    return prefix if known or found[2] else found[0]
+
+
+def is_negation(word: str) -> bool:
+    """Whether the word denies."""
     return word in lexicon.NEGATIONS or word.endswith("n't")
 
 
@@ -94,9 +133,9 @@ def _singular(word: str) -> str:
 def _directed(words: list[str]) -> list[str]:
     persons = (lexicon.SAME_PERSON.get(word, word) for word in words)
     return [
-        "not" if _is_negation(word) else _singular(word)
+        "not" if is_negation(word) else _singular(word)
         for word in persons
-        if word not in COMMON_WORDS or word in lexicon.DIRECTIONS or _is_negation(word)
+        if word not in COMMON_WORDS or word in lexicon.DIRECTIONS or is_negation(word)
     ]
 
 
@@ -107,6 +146,15 @@ def _dates(text: str, words: list[str]) -> frozenset[str]:
     if _MAY.search(text):
         dates.add("may")
     return frozenset(dates)
+
+
+def _pointed_at(words: list[str]) -> dict[str, str]:
+    """What stands behind "this", "last", "next" and the like -> which of these; the last one of a thing."""
+    return {
+        root(noun): lexicon.POINTING[word]
+        for word, noun in pairwise(words)
+        if word in lexicon.POINTING and noun not in COMMON_WORDS and noun not in lexicon.POINTING
+    }
 
 
 def _numbers(text: str) -> tuple[str, ...]:
@@ -174,20 +222,20 @@ def bare(word: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _opposites() -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
-    pairs = (line.split("|") for line in lexicon.OPPOSITES.strip().splitlines())
-    return tuple((_inflected(left), _inflected(right)) for left, right in pairs)
+def _sides() -> dict[str, frozenset[tuple[int, int]]]:
+    """Each word of `lexicon.OPPOSITES` and `EXCLUSIVE` -> the lines it stands in, and its sides there."""
+    sides: dict[str, set[tuple[int, int]]] = {}
+    lists = ((lexicon.OPPOSITES, _inflected), (lexicon.EXCLUSIVE, _plural))
+    lines = [(line, forms) for lines, forms in lists for line in lines]
+    for number, (line, forms) in enumerate(lines):
+        for side, words in enumerate(line):
+            for word in forms(words):
+                sides.setdefault(word, set()).add((number, side))
+    return {word: frozenset(found) for word, found in sides.items()}
 
 
-@lru_cache(maxsize=1)
-def _sides() -> dict[str, list[frozenset[str]]]:
-    """Each word of a pair -> the other sides of its pairs."""
-    sides: dict[str, list[frozenset[str]]] = {}
-    for left, right in _opposites():
-        for here, there in ((left, right), (right, left)):
-            for word in here:
-                sides.setdefault(word, []).append(there)
-    return sides
+def _plural(words: str) -> frozenset[str]:
+    return frozenset(form for word in words.split() for form in (word, word + "s"))
 
 
 def _inflected(words: str) -> frozenset[str]:
@@ -201,11 +249,14 @@ def _inflected(words: str) -> frozenset[str]:
 
 
 def opposed(one: Wording, other: Wording) -> bool:
-    """Whether a pair of opposites is split across the two: one side here only, the other there only."""
-    there = other.words - one.words
-    sides = _sides()
-    return any(
-        not there.isdisjoint(opposites)
-        for word in one.words - other.words
-        for opposites in sides.get(word, ())
-    )
+    """Whether contrary words are split across the two: one side of a line here only, another there only."""
+    here, there = one.sides - other.sides, other.sides - one.sides
+    if not {line for line, _ in here}.isdisjoint(line for line, _ in there):
+        return True
+    # Where both have both sides, the forms differ: "starts before it ended", "ends before it started".
+    ours, theirs = _sides_of(one.listed - other.words), _sides_of(other.listed - one.words)
+    return any(line == at and side != another for line, side in ours for at, another in theirs)
+
+
+def _sides_of(words: frozenset[str]) -> set[tuple[int, int]]:
+    return {side for word in words for side in _sides()[word] if side[0] < len(lexicon.OPPOSITES)}

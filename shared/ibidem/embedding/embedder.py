@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ibidem.embedding.minilm_files import MODEL_FILE, MODEL_NAME, REPOSITORY, TOKENIZER_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, MissingExtra
+from ibidem.invisible import hides
 from ibidem.locks import ForkSafeLock
 from ibidem.request import digest
 
@@ -194,12 +195,16 @@ class CheckedEmbedder:
     def refusal(self, text: str) -> str | None:
         """Why the text must not be compared by meaning, or None.
 
-        `question_too_long` if its end would be cut off; `question_not_covered` if the embedder has a method
-        `covers` that says so: what a model cannot read, it gives the vector of something else.
+        `question_hides_text` if it holds characters that people do not see and models may read
+        (`ibidem.invisible`); `question_too_long` if its end would be cut off; `question_not_covered` if the
+        embedder has a method `covers` that says so: what a model cannot read, it gives the vector of
+        something else.
         """
         with self._lock:
             if text in self._known:
                 return None
+        if hides(text):
+            return "question_hides_text"
         if self.count_tokens(text) > self.max_tokens:
             return "question_too_long"
         covers = getattr(self._embedder, "covers", None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
+from ibidem.invisible import shown
 from ibidem.request import key_of, normalise
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 LONGEST = 20_000  # characters shown of a text
 COMPARED = 400  # words and signs of each question that are compared; longer ones have no marks
 _TOKEN = re.compile(r"\w+|[^\w\s]|\s+")
-# Control characters, surrogates, and what overrides the direction of what follows. Marks that only join or
-# part letters stay: Arabic, Hebrew and Persian need them, and each text is isolated.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]")
+# Beside what `ibidem.invisible` knows: line ends other than "\n", and surrogates.
+_HARMFUL = re.compile("[\x0b-\r\x85\u2028\u2029\ud800-\udfff]")
 
 
 class Piece(NamedTuple):
@@ -78,8 +78,11 @@ def _fresh(records: Records, met: Met, entry: Entry) -> Entry | None:
 
 
 def readable(text: str) -> str:
-    """A stored text without what could change more than itself. Not escaped."""
-    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+    """A stored text with a sign for each character that nobody would see or that changes more than itself.
+
+    Not escaped. Emoji sequences and joiners of Arabic, Persian and Indian scripts stay (`ibidem.invisible`).
+    """
+    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", shown(text.replace("\r\n", "\n")))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
