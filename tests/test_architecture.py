@@ -85,8 +85,8 @@ def test_importing_ibidem_loads_nothing_heavy() -> None:
 def test_no_package_shadows_a_framework() -> None:
     """`llama_index/__init__.py` in our wheel would make LlamaIndex unimportable."""
     made = ("site", ".")  # the site has a page for each framework; environments begin with a dot
-    below = (path for top in ROOT.iterdir() if not top.name.startswith(made) for path in (top, *top.rglob("*")))
-    folders = {path.name for path in below if path.is_dir()}
+    tops = [path for path in ROOT.iterdir() if not path.name.startswith(made)]
+    folders = {path.name for top in tops for path in (top, *top.rglob("*")) if path.is_dir()}
 
     assert not folders & FRAMEWORKS
 
