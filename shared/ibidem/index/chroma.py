@@ -140,7 +140,7 @@ class EmbeddedIndex(ChromaIndex):
         self._tenancy, self._marks, self._directory = tenancy, tenancy.marks, directory
         self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
-        self._marks.in_use.write_text(str(os.getpid()))
+        self._marks.in_use.write_text(str(os.getpid()), "utf-8")
         undying(self, client)  # Chroma's destructor waits for threads that exist only in the parent
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:

@@ -28,7 +28,7 @@ class Tenancy:
         self.users = self.clients = 0  # indexes, and those of them that are Chroma's
         undying(self, lock)  # giving it up in a forked child would give up the parent's
         with contextlib.suppress(OSError):
-            self.marks.in_use.write_text(str(os.getpid()))
+            self.marks.in_use.write_text(str(os.getpid()), "utf-8")
 
     def release(self, *, sound: bool) -> None:
         """One index less; if it is not `sound`, the next opening looks for damage first."""

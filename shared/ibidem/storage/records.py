@@ -16,7 +16,7 @@ from ibidem.storage import tables
 from ibidem.storage.browsing import Browsing
 from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
-from ibidem.storage.engines import breaker_of, close_engine, open_engine
+from ibidem.storage.engines import breaker_of, close_engine, open_engine, shown_engine
 from ibidem.storage.example_table import ExampleTable
 from ibidem.storage.figures import Figures
 from ibidem.storage.holdings import HoldingsTable
@@ -98,7 +98,7 @@ class Records(Notes):
     @property
     def url(self) -> str:
         """Where the database is, without its password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        return shown_engine(self._engine)
 
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
