@@ -49,7 +49,9 @@ def shown_url(url: str, *, user: bool = True) -> str:
         return HIDDEN if re.search("[@=]", url) else url
     if name is None and password is not None:
         return f"{scheme}://{HIDDEN}"
-    account = "" if name is None else f"{name if user else HIDDEN}{f':{HIDDEN}' if password is not None else ''}@"
+    account = "" if name is None else f"{name if user else HIDDEN}@"
+    if password is not None:
+        account = f"{account[:-1]}:{HIDDEN}@"
     shown = "&".join(_shown_parameter(part) for part in query.split("&")) if query else ""
     return f"{scheme}://{account}{_shown_place(place)}" + (f"?{shown}" if query else "")
 

@@ -1,4 +1,4 @@
-"""Passwords in URLs of servers: hidden in errors, representations, titles of commands, wherever they stand."""
+"""Passwords in URLs of servers: hidden in errors, representations and titles, wherever they stand."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def open_engine(url: str) -> sa.Engine:
         raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({told})") from None
     except Exception as error:  # SQLAlchemy's own, and ValueError for a port or an option; they quote the URL
         raise StorageError(
-            f"cannot use {named}: it must be a URL such as postgresql+psycopg://USER:PASSWORD@HOST:5432/NAME, "
+            f"cannot use {named}: it must be a URL like postgresql+psycopg://USER:PASSWORD@HOST:5432/NAME, "
             f"with @, : and / in a password written as %40, %3A and %2F ({type(error).__name__})"
         ) from None
     if engine.dialect.name not in ("sqlite", "postgresql"):
