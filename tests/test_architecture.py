@@ -15,6 +15,7 @@ SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py", "shared/ibidem/index/chroma_server.py"},
+    "onnxruntime": {"shared/ibidem/embedding/onnx_session.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
     "jinja2": {"shared/ibidem/report/templating.py"},
