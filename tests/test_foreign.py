@@ -57,14 +57,13 @@ def test_the_doctor_finds_it_among_our_files(site: Path) -> None:
     assert "pip uninstall -y ibidem && pip install --force-reinstall --no-deps ibidem-cache" in found["text"]
 
 
-@pytest.mark.parametrize("content", ["__version__ = '1.0.2'\n", "", "def open(*given): ...\n"])
 @pytest.mark.parametrize(
-    ("code", "arguments"),
+    ("content", "code", "arguments"),
     [
-        (DOCTOR, ["doctor"]),
-        (DOCTOR, ["--help"]),
-        ("import langchain_ibidem", []),
-        ("import llama_index_ibidem", []),
+        ("__version__ = '1.0.2'\n", DOCTOR, ["doctor"]),
+        ("", DOCTOR, ["--help"]),
+        ("def open(*given): ...\n", "import langchain_ibidem", []),
+        ("", "import llama_index_ibidem", []),
     ],
 )
 def test_in_our_place_it_is_told_at_once(site: Path, content: str, code: str, arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
 """The one door to onnxruntime: its telemetry is off before it is imported.
 
 From 1.29 on it writes a device id under the user's cache directory when it is imported, and some seconds
-later looks up a host of Microsoft; its own `disable_telemetry_events()` comes too late for both. A variable of
-the environment that is set in time prevents them. What a user set is left only if it says the same: that
+later looks up a host of Microsoft; its own `disable_telemetry_events()` comes too late for both. A variable
+of the environment that is set in time prevents them. What a user set is left only if it says the same: that
 nothing leaves the machine is promised, and holds whatever the variable said before.
 """
 
@@ -64,7 +64,7 @@ def open_session(model: bytes | Path, threads: int) -> Any:
         threads: For one text.
     """
     switch_telemetry_off()
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
