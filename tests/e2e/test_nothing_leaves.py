@@ -162,7 +162,7 @@ def test_nothing_appears_and_python_calls_nobody(tmp_path: Path) -> None:
 @needs_a_network
 @pytest.mark.slow
 def test_nothing_appears_and_nobody_is_called(tmp_path: Path) -> None:
-    """Nothing of Ibidem, Chroma, the hub's client or onnxruntime; which by itself, at the same time, does it."""
+    """Nothing of Ibidem, Chroma, the hub's client or onnxruntime, which by itself does it."""
     model = minilm_files.find_model().model
     ours = Run(tmp_path / "ours", AUDITED + USED + WAIT)
     alone = Run(
@@ -249,7 +249,8 @@ def test_the_doctor_says_that_it_is_too_late(
     assert ["this process imported" in one for one in here] == [True] * told
     assert ["a program that used this cache" in one for one in elsewhere] == [True] * told
     assert all(f"{VARIABLE}=1" in one for one in here + elsewhere)
-    monkeypatch.setattr(time, "time", lambda now=time.time(): now + 90_000)
+    tomorrow = time.time() + 90_000
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
     assert problems(tmp_path) == []
 
 
