@@ -231,7 +231,8 @@ class CheckedEmbedder:
         dimension = rows.shape[1]
         if self._dimension is None:
             key = f"dimension:{digest(self.fingerprint)}"
-            self._dimension = int(self._note_once(key, str(dimension)))
+            noted = self._note_once(key, str(dimension))
+            self._dimension = int(noted) if noted.isdecimal() else dimension  # of a damaged note
         if dimension != self._dimension:
             raise InvalidInput(
                 f"the embedder returned {dimension} dimensions, but {self._dimension} are stored under its "

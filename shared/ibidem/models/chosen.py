@@ -19,6 +19,7 @@ from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root
 from ibidem.errors import EmbedderUnavailable
 from ibidem.request import digest
+from ibidem.storage.columns import sound
 
 if TYPE_CHECKING:
     from ibidem.embedding.embedder import Embedder
@@ -61,8 +62,19 @@ def read_promotion(records: Records) -> Promotion | None:
     text = records.meta(_KEY)
     if text is None:
         return None
+    found = next(sound(_to_promotion, [text]), None)
+    if found is None:  # damaged: else nothing could be promoted any more
+        records.set_meta(_KEY, None)
+    return found
+
+
+def _to_promotion(text: str) -> Promotion:
     held = json.loads(text)
-    return Promotion(Model(**held["current"]), Model(**held["previous"]), held["at"])
+    found = Promotion(Model(**held["current"]), Model(**held["previous"]), float(held["at"]))
+    for model in (found.current, found.previous):
+        if not (isinstance(model.fingerprint, str) and isinstance(model.promoted, bool)):
+            raise ValueError("damaged")
+    return found
 
 
 def change_promotion(records: Records, old: Promotion | None, new: Promotion) -> bool:

@@ -16,6 +16,7 @@ from ibidem.breaker import Breaker
 from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
 from ibidem.locks import ForkSafeLock
 from ibidem.patience import HURRIED_SECONDS, hurried, in_a_hurry
+from ibidem.storage.columns import decoded
 from ibidem.urls import shown_url, without_secrets
 
 SERVER_SECONDS = 5  # how long a database server may take to connect
@@ -153,6 +154,7 @@ def breaker_of(engine: sa.Engine) -> Breaker | None:
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:
+    connection.text_factory = decoded
     cursor = connection.cursor()
     cursor.execute(_BUSY)
     _switch_to_wal(cursor)

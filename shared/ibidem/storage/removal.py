@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.tombstones import KEPT_SECONDS
 from ibidem.storage import tables
+from ibidem.storage.columns import sound
 from ibidem.storage.database import insert_into, least, reading, writing
 from ibidem.storage.notes import note, noted
 
@@ -53,6 +54,10 @@ def note_orphans(db: sa.Connection, embedder: int, points: Sequence[str]) -> Non
     if orphans := set(points) - alive(db, embedder, points):
         left = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
         db.execute(left, [{"embedder": embedder, "point": point} for point in orphans])
+
+
+def _floor(db: sa.Connection) -> float:
+    return next(sound(float, [noted(db, _FLOOR) or "0"]), 0.0)
 
 
 class Removal:
@@ -98,14 +103,14 @@ class Removal:
                 freed, floor = freed + bytes_, rank
             if victims:
                 delete(db, _entries.c.id.in_(victims))
-                floor = max(floor, float(noted(db, _FLOOR) or 0.0))  # of a process that knew a lower one
+                floor = max(floor, _floor(db))  # of a process that knew a lower one
                 note(db, _FLOOR, repr(floor))
         return len(victims), freed, floor
 
     def floor(self) -> float:
         """The floor of the ranks: the rank of what was evicted last."""
         with reading(self._engine) as db:
-            return float(noted(db, _FLOOR) or 0.0)
+            return _floor(db)
 
     def ranking(self) -> Bounds:
         """Bounds that rank as the entries are ranked."""

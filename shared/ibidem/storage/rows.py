@@ -213,8 +213,21 @@ def tag_rows(entry: Entry) -> list[dict[str, str]]:
     return [{"entry_id": entry.id, "tag": tag} for tag in sorted(set(entry.tags))]
 
 
+_TYPES: dict[str, tuple[type, ...]] = {"BOOLEAN": (int,), "INTEGER": (int,), "FLOAT": (int, float)}
+# What a value in each of the columns `ENTRY` is, as SQLite's own driver gives it.
+_KINDS = [
+    (*_TYPES.get(str(column.type), (str,)), *((type(None),) if column.nullable else ())) for column in ENTRY
+]
+
+
 def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
-    """The entry of a row that begins with the columns `ENTRY`."""
+    """The entry of a row that begins with the columns `ENTRY`.
+
+    Raises:
+        ValueError: The row is damaged.
+    """
+    if not all(map(isinstance, row, _KINDS)):
+        raise ValueError("a value of another type than its column's")
     id_, namespace, scope, question, documents, semantic, text, payload, model, spent, said, *rest = row
     finish_reason, seconds, created, expires, ttl, used, hits = rest[:7]
     semantic = bool(semantic)  # SQLite's own driver says 0 or 1
@@ -248,6 +261,8 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
 def to_stored_vector(row: Any) -> StoredVector:
     """The question of a row, with its vector if it has one."""
     vector = None if row.vector is None else to_vector(row.vector)
+    if not (row.id and row.scope and isinstance(row.question, str)):
+        raise ValueError("a damaged row")
     return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
 
 
