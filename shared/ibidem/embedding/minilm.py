@@ -205,9 +205,9 @@ def _load(files: ModelFiles, threads: int) -> _Runtime:
         model, definition = files.read()
         session = open_session(model, threads)
         tokenizer = Tokenizer.from_str(definition)
-    except EmbedderUnavailable:
+    except (EmbedderUnavailable, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # both raise their own kinds, Tokenizer a bare Exception
+    except BaseException as error:  # both raise their own kinds; a panic of the tokenizer is no Exception
         raise EmbedderUnavailable(f"cannot load the model in {files.directory}: {error}") from error
     tokenizer.no_truncation()  # the file has 128 and padding to 128 baked in
     tokenizer.no_padding()

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -95,6 +95,10 @@ class ModelFiles:
         return now.fingerprint == self.fingerprint and now.digests == found
 
 
+# What reading a JSON file, and taking from it what should be there, may raise.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 class _Unsuitable(Exception):
     """A directory or source cannot be used; the text says why."""
 
@@ -161,6 +165,23 @@ def export_model(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return _open(directory)
+
+
+def require_inside(directory: Path, names: Iterable[str]) -> None:
+    """Refuse a file of the directory that lies elsewhere: by a link another file would be read and kept.
+
+    Raises:
+        EmbedderUnavailable: One is a link that leads out of the directory.
+    """
+    try:
+        home = directory.resolve()
+        outside = [name for name in names if not (directory / name).resolve().is_relative_to(home)]
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name with a NUL
+        raise EmbedderUnavailable(f"cannot use the model in {directory}: {error}") from None
+    if outside:
+        raise EmbedderUnavailable(
+            f"cannot use the model in {directory}: {' and '.join(outside)} lies outside; copy it there"
+        )
 
 
 def open_directory(directory: Path) -> ModelFiles:
@@ -259,19 +280,24 @@ def _verified(
 
 
 def _open(directory: Path) -> ModelFiles:
-    for file in (MODEL_FILE, TOKENIZER_FILE):
-        if not (directory / file).is_file():
-            raise _Unsuitable(f"{file} is missing")
     # Hashing 24 MB takes about 20 ms, and unlike a size it also notices blocks lost in a crash.
-    digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
+    try:
+        for file in (MODEL_FILE, TOKENIZER_FILE):
+            if not (directory / file).is_file():
+                raise _Unsuitable(f"{file} is missing")
+        digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
+    except OSError as error:
+        raise _Unsuitable(f"it cannot be read: {error}") from None
     if not (directory / MANIFEST_FILE).is_file():
         own = sha256("".join(digests.values()).encode()).hexdigest()
         return ModelFiles(directory, f"onnx/{own[:16]}", _window(directory), digests, whole=False)
     try:
         manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
-        expected, name, recipe = manifest["files"], manifest["name"], manifest["recipe"]
+        expected, name, recipe = dict(manifest["files"]), manifest["name"], manifest["recipe"]
         source, window = manifest["weights"], int(manifest["max_tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (isinstance(name, str) and isinstance(recipe, str) and isinstance(source, str) and window > 2):
+            raise ValueError("name, recipe, weights or max_tokens")
+    except _UNREADABLE as error:
         raise _Unsuitable(f"{MANIFEST_FILE} cannot be read: {error!r}") from None
     if damaged := [file for file, digest in digests.items() if expected.get(file) != digest]:
         raise _Unsuitable(f"{' and '.join(damaged)} damaged or changed (checksum)")
@@ -283,8 +309,8 @@ def _window(directory: Path) -> int:
     """`max_seq_length` of a sentence-transformers folder, else 256."""
     try:
         config = json.loads((directory / "sentence_bert_config.json").read_text(encoding="utf-8"))
-        return int(config["max_seq_length"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return max(3, int(config["max_seq_length"]))
+    except _UNREADABLE:
         return MAX_TOKENS
 
 

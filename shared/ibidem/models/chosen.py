@@ -16,8 +16,9 @@ from filelock import FileLock
 
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
 from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root
+from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root, require_inside
 from ibidem.errors import EmbedderUnavailable
+from ibidem.models.directory import FILES, KEPT_FILES
 from ibidem.request import digest
 from ibidem.storage.columns import sound
 
@@ -143,6 +144,7 @@ def _making(directory: Path) -> Iterator[FileLock]:
 
 
 def _opened(directory: Path, model: Model) -> OnnxEmbedder:
+    require_inside(directory, FILES)
     found = OnnxEmbedder.from_directory(directory)
     if found.fingerprint != model.fingerprint:
         raise EmbedderUnavailable(f"{directory} holds another model: {found.fingerprint}")
@@ -151,7 +153,7 @@ def _opened(directory: Path, model: Model) -> OnnxEmbedder:
 
 def _fetch(model: Model, records: Records, directory: Path) -> None:
     """Copy the files from the truth, in one move."""
-    names = records.models.names(model.id)
+    names = records.models.names(model.id) & set(KEPT_FILES)  # no other is written, whatever the rows say
     if MANIFEST_FILE not in names:
         raise EmbedderUnavailable(
             f"the files of the promoted model {model.fingerprint} are not in {records.url}; "

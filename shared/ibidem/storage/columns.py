@@ -1,8 +1,8 @@
 """Types of columns that bear damage: SQLite keeps any value in any column, and one bad row must cost one row.
 
 A disk, a tool or a crash may leave text where a number belongs. Read as it is, one such value ends the
-reading of all rows, and of what is computed from them. Read by these types it is nothing: None, or zero, or no
-text; what cannot be made of that is passed over by `sound`.
+reading of all rows, and of what is computed from them. Read by these types it is nothing: None, or zero, or
+no text; what cannot be made of that is passed over by `sound`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Sound(sa.types.TypeDecorator[Any]):
 class Text(_Sound):
     """Text; a text that is no UTF-8 comes as bytes (`decoded`)."""
 
-    impl = sa.Text
+    impl: Any = sa.Text
     cache_ok = True
 
     def fits(self, value: Any) -> bool:

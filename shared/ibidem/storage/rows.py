@@ -14,6 +14,7 @@ from ibidem.lifecycle.admission import storable
 from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
 from ibidem.request import Answer, Hit, Miss, Request
 from ibidem.storage import tables
+from ibidem.storage.columns import LARGEST
 
 _entries = tables.entries.c
 # The columns that make an entry, in the order in which `to_entry` reads them.
@@ -220,14 +221,17 @@ _KINDS = [
 ]
 
 
+_TOKENS = ENTRY.index(_entries.input_tokens)  # and then those of the output
+
+
 def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
     """The entry of a row that begins with the columns `ENTRY`.
 
     Raises:
         ValueError: The row is damaged.
     """
-    if not all(map(isinstance, row, _KINDS)):
-        raise ValueError("a value of another type than its column's")
+    if not all(map(isinstance, row, _KINDS)) or max(row[_TOKENS] or 0, row[_TOKENS + 1] or 0) > LARGEST:
+        raise ValueError("a value that its column does not hold")
     id_, namespace, scope, question, documents, semantic, text, payload, model, spent, said, *rest = row
     finish_reason, seconds, created, expires, ttl, used, hits = rest[:7]
     semantic = bool(semantic)  # SQLite's own driver says 0 or 1

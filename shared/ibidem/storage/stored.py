@@ -45,6 +45,8 @@ class Support:
 
 
 def _to_stored(row: Any) -> StoredQuestion:
+    if row.question is None:
+        raise ValueError("a damaged row")
     vector = row.vector and to_vector(row.vector)
     return StoredQuestion(row.namespace, row.scope, row.question, row.documents, row.answer, vector)
 
