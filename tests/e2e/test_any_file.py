@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -145,20 +145,23 @@ def _cached(path: Path) -> None:
             cache.stats()
 
 
+DATABASE = "ibidem.sqlite3"
+BESIDE = (
+    f"{DATABASE}-wal",
+    f"{DATABASE}-shm",
+    "index.lock",
+    "index.in-use",
+    "index.writing",
+    "chroma",
+    "models",
+)
+FEW = [kind for kind in ("random", "empty", "folder", "link to itself", "pipe") if kind in KINDS]
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "name",
-    [
-        "ibidem.sqlite3",
-        "ibidem.sqlite3-wal",
-        "ibidem.sqlite3-shm",
-        "index.lock",
-        "index.in-use",
-        "index.writing",
-        "chroma",
-        "models",
-    ],
+    ("name", "kind"),
+    [*((DATABASE, kind) for kind in KINDS), *((name, kind) for name in BESIDE for kind in FEW)],
 )
 def test_anything_in_the_directory_of_a_cache(filled: Path, tmp_path: Path, name: str, kind: str) -> None:
     """What was there is not looked at: that nothing else is raised, and nothing hangs, is the test."""
@@ -169,12 +172,12 @@ def test_anything_in_the_directory_of_a_cache(filled: Path, tmp_path: Path, name
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(9))
 def test_a_flipped_or_cut_database(filled: Path, tmp_path: Path, seed: int) -> None:
     """Other bytes each time, with a valid header or not."""
     path = tmp_path / "cache"
     shutil.copytree(filled, path)
-    damaged(path / "ibidem.sqlite3", ("flipped", "cut", "half random")[seed % 3], seed)
+    damaged(path / DATABASE, ("flipped", "cut", "half random")[seed % 3], seed)
     used(path)
 
 
@@ -234,9 +237,9 @@ def signed(path: Path) -> None:
 
 
 @pytest.fixture
-def model(tiny: Path, tmp_path: Path) -> Iterator[Path]:
+def model(tiny: Path, tmp_path: Path) -> Path:
     """A copy of it to be damaged."""
-    yield Path(shutil.copytree(tiny, tmp_path / "model"))
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
 def test_the_tiny_model_is_one(tiny: Path) -> None:
@@ -246,7 +249,7 @@ def test_the_tiny_model_is_one(tiny: Path) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "README.md"])
 def test_anything_in_the_directory_of_a_model(model: Path, tmp_path: Path, name: str, kind: str) -> None:
     """With a manifest that fits, so that what reads the files gets to see them."""
     damaged(model / name, kind)
@@ -297,7 +300,7 @@ def test_no_row_of_the_database_writes_elsewhere(tiny: Path, tmp_path: Path, nam
         cache.promote(tiny, force=True)
     shutil.rmtree(path / "models")
     before = {one for one in tmp_path.rglob("*") if "cache" not in one.parts}
-    with contextlib.closing(sqlite3.connect(path / "ibidem.sqlite3")) as db:
+    with contextlib.closing(sqlite3.connect(path / DATABASE)) as db:
         db.execute("INSERT INTO model_files SELECT model, ?, 0, x'00' FROM model_files LIMIT 1", (name,))
         db.commit()
     with ibidem.open(path) as cache:

@@ -249,9 +249,8 @@ class CheckedEmbedder:
         if self._dimension is None:
             key = f"dimension:{digest(self.fingerprint)}"
             noted = self._note_once(key, str(dimension))
-            self._dimension = (
-                int(noted) if noted.isdecimal() and len(noted) < 7 else dimension
-            )  # a damaged note
+            readable = noted.isascii() and noted.isdecimal() and len(noted) < 7  # else it is damaged
+            self._dimension = (int(noted) if readable else 0) or dimension
         if dimension != self._dimension:
             raise InvalidInput(
                 f"the embedder returned {dimension} dimensions, but {self._dimension} are stored under its "

@@ -15,6 +15,7 @@ from ibidem.storage import tables
 from ibidem.storage.columns import sound
 from ibidem.storage.database import reading, writing
 from ibidem.storage.invalidating import without_invalidated
+from ibidem.storage.logs import forget_oldest
 from ibidem.storage.rows import EmbeddedExample, example_row, to_example
 
 EXAMPLE_LIMIT = 100_000  # examples kept; the oldest go first
@@ -33,15 +34,13 @@ class ExampleTable:
 
     def add(self, examples: Sequence[Example | EmbeddedExample]) -> None:
         """Append examples, but for those invalidated since they were told of; forget the oldest."""
-        newest = sa.select(sa.func.max(_c.id)).scalar_subquery()
         rows = [(one, example_row(one)) for one in examples]
         with writing(self._engine) as db:
             left = set(map(id, without_invalidated(db, examples)))
             if not left:
                 return
             db.execute(sa.insert(_examples), [row for one, row in rows if id(one) in left])
-            # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
-            db.execute(sa.delete(_examples).where(_c.id <= newest - EXAMPLE_LIMIT))
+            forget_oldest(db, _examples, EXAMPLE_LIMIT)
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last examples added, newest first; all or those of one namespace."""

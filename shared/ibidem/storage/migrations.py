@@ -57,7 +57,8 @@ def _version(db: sa.Connection) -> int:
     text = db.scalar(sa.select(_meta.c.value).where(_VERSION))
     if text is None:
         return 0
-    return int(text) if text.isdecimal() and len(text) <= _DIGITS else UNREADABLE
+    readable = text.isascii() and text.isdecimal() and len(text) <= _DIGITS
+    return int(text) or UNREADABLE if readable else UNREADABLE
 
 
 def _note_version_again(db: sa.Connection) -> None:

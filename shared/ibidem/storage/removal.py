@@ -6,6 +6,7 @@ vectors, and its points are noted, for the vector indexes to forget them later, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.tombstones import KEPT_SECONDS
 from ibidem.storage import tables
-from ibidem.storage.columns import sound
+from ibidem.storage.columns import LARGEST, sound
 from ibidem.storage.database import insert_into, least, reading, writing
 from ibidem.storage.notes import note, noted
 
@@ -57,7 +58,8 @@ def note_orphans(db: sa.Connection, embedder: int, points: Sequence[str]) -> Non
 
 
 def _floor(db: sa.Connection) -> float:
-    return next(sound(float, [noted(db, _FLOOR) or "0"]), 0.0)
+    floor = next(sound(float, [noted(db, _FLOOR) or "0"]), 0.0)
+    return floor if math.isfinite(floor) else 0.0
 
 
 class Removal:
@@ -80,9 +82,11 @@ class Removal:
     def size(self) -> tuple[int, int]:
         """How many entries there are, and the bytes they take; a scan."""
         with reading(self._engine) as db:
-            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_entries.c.size), 0))
-            count, size = db.execute(query.select_from(_entries)).one()
-        return int(count), int(size)
+            size = _entries.c.size
+            usual = sa.case((size.between(0, int(LARGEST)), size), else_=0)  # a damaged one has no sum
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usual), 0))
+            count, total = db.execute(query.select_from(_entries)).one()
+        return int(count), int(total)
 
     def evict(self, entries: int, size: int) -> tuple[int, int, float]:
         """Delete at least so many entries or bytes, the lowest ranks first, at most a batch.

@@ -267,7 +267,10 @@ def to_stored_vector(row: Any) -> StoredVector:
     vector = None if row.vector is None else to_vector(row.vector)
     if not (row.id and row.scope and isinstance(row.question, str)):
         raise ValueError("a damaged row")
-    return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
+    stored = StoredVector(row.id, row.namespace, row.scope, row.question, vector)
+    if stored.point != row.point:  # it would be indexed again and again
+        raise ValueError("a damaged row")
+    return stored
 
 
 def example_row(given: Example | EmbeddedExample) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class VectorTable:
 
     def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
         e = _entries.c
-        query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector)
+        query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector, _vectors.c.point)
         query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
         with reading(self._engine) as db:
             rows = db.execute(query.limit(limit)).all()
