@@ -157,7 +157,7 @@ def _from_name(name: str | bytes) -> Embedder:
 def _require_modules_inside(folder: Path) -> None:
     """A folder of sentence-transformers names its parts; none may be a path that leads out of it."""
     try:
-        parts = [str(part["path"]) for part in json.loads((folder / "modules.json").read_text("utf-8"))]
+        parts = ["" + part["path"] for part in json.loads((folder / "modules.json").read_text("utf-8"))]
         home = folder.resolve()
         outside = [part for part in parts if not (home / part).resolve().is_relative_to(home)]
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
