@@ -32,7 +32,7 @@ def open_records(settings: Settings) -> Records:
         _make_private(settings.path)
         file = settings.database_file
         try:
-            if file.exists() and not file.is_file():  # a pipe would be read from for ever
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe is read from for ever
                 raise StorageError(f"cannot use {file}: it is no file; move it away, or use another path")
             aside = set_aside_if_damaged(file) if file.exists() else None
             if not file.exists():

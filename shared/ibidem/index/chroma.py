@@ -237,6 +237,10 @@ def _beside_others(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedInde
 def _first(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
     """The first collection that this process opens: damage is looked for."""
     marks, interrupted = tenancy.marks, tenancy.marks.writing.exists()
+    database = directory / "chroma.sqlite3"
+    if database.exists() and not database.is_file():  # of a pipe Chroma, and who looks into it, would wait
+        _tell_rebuilt(directory, "cannot be opened")
+        _set_aside(directory)
     if directory.exists() and (interrupted or (tenancy.unclean and not loads(directory, name))):
         _tell_rebuilt(directory, "may be damaged")
         shutil.rmtree(directory)
