@@ -15,6 +15,7 @@ SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py", "shared/ibidem/index/chroma_server.py"},
+    "onnxruntime": {"shared/ibidem/embedding/onnx_session.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
     "jinja2": {"shared/ibidem/report/templating.py"},
@@ -123,3 +124,83 @@ def test_an_adapter_without_its_framework_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert "pip install 'ibidem-cache[langchain]'" in done.stderr
+
+
+def test_texts_name_their_encoding() -> None:
+    """Else it is the system's: another one on Windows, and a warning, or an error, in strict test suites."""
+    checked = [*SOURCES, *sorted(ROOT.glob("examples/**/*.py"))]
+    calls = [
+        (path, node)
+        for path in checked
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+
+    assert [f"{name(path)}:{call.lineno}" for path, call in calls if _takes_the_systems_encoding(call)] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "bad"),
+    [
+        ("open(file)", True),
+        ("open(file, 'w')", True),
+        ("open(file, 'rb')", False),
+        ("open(file, encoding='utf-8')", False),
+        ("io.open(file, mode='a')", True),
+        ("os.fdopen(handle, 'w')", True),
+        ("os.open(file, flags)", False),
+        ("ibidem.open(place)", False),
+        ("path.open()", True),
+        ("path.open('wb')", False),
+        ("path.open(encoding='utf-8')", False),
+        ("path.read_text()", True),
+        ("path.read_text('utf-8')", False),
+        ("path.write_text(text)", True),
+        ("path.write_text(text, 'utf-8')", False),
+        ("path.write_text(text, newline='', encoding='utf-8')", False),
+        ("subprocess.run(command, text=True)", True),
+        ("subprocess.run(command, text=True, encoding='utf-8')", False),
+        ("subprocess.run(command, capture_output=True)", False),
+        ("tempfile.NamedTemporaryFile('w')", True),
+        ("tempfile.NamedTemporaryFile()", False),
+        ("io.TextIOWrapper(raw)", True),
+    ],
+)
+def test_the_check_of_encodings_finds_them(code: str, bad: bool) -> None:
+    """The check itself can fail."""
+    call = ast.parse(code, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert _takes_the_systems_encoding(call) is bad
+
+
+# Calls that handle text if their mode, the argument at this place, says so; and its default.
+_MODES = {
+    "open": (1, "r"), "fdopen": (1, "r"), "NamedTemporaryFile": (0, "w+b"), "TemporaryFile": (0, "w+b"),
+    "SpooledTemporaryFile": (1, "w+b"),
+}  # fmt: skip
+_ENCODING_AT = {"read_text": 0, "write_text": 1, "TextIOWrapper": 1}
+
+
+def _takes_the_systems_encoding(call: ast.Call) -> bool:
+    """Whether a call reads or writes text and leaves open in which encoding."""
+    function, given = call.func, {keyword.arg: keyword.value for keyword in call.keywords}
+    called = getattr(function, "attr", getattr(function, "id", ""))
+    if "encoding" in given:
+        return False
+    if called in _ENCODING_AT:
+        return len(call.args) <= _ENCODING_AT[called]
+    if called in _MODES:
+        if called == "open" and isinstance(function, ast.Attribute):
+            owner = getattr(function.value, "id", "")
+            if owner in ("os", "ibidem", "webbrowser"):
+                return False
+            at = 1 if owner in ("io", "codecs", "gzip") else 0  # of a path
+        else:
+            at = _MODES[called][0]
+        mode = given.get("mode") or (call.args[at] if len(call.args) > at else None)
+        text = mode.value if isinstance(mode, ast.Constant) else _MODES[called][1]
+        return not (isinstance(text, str) and "b" in text)
+    return any(
+        isinstance(flag := given.get(one), ast.Constant) and flag.value
+        for one in ("text", "universal_newlines")
+    )

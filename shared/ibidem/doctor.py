@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 from ibidem.doctor_index import compare, holder
 from ibidem.embedding.embedder import fingerprint_of
+from ibidem.embedding.onnx_session import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
+from ibidem.foreign import foreign_package
 from ibidem.index import vectors
 from ibidem.models.chosen import embedder_of, read_promotion
 from ibidem.places import catalogue_of, index_opener, open_records
 from ibidem.settings import Settings
 from ibidem.storage.records import Records
+
+TELEMETRY_SECONDS = 86_400.0  # so long it is told that a process had it on
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,10 @@ def examine(settings: Settings) -> list[Finding]:
     """
     records = open_records(settings)
     try:
-        findings = [*_leftovers(settings), _database(records)]
+        findings = [*_package(), *_leftovers(settings), _database(records)]
         if not findings[-1].ok:
             return findings
+        findings += _telemetry(records)
         try:
             fingerprint = fingerprint_of(embedder_of(settings, records))
         except IbidemError as error:
@@ -44,6 +49,33 @@ def examine(settings: Settings) -> list[Finding]:
         return [*findings, *_index(settings, records, fingerprint)]
     finally:
         records.close()
+
+
+def _package() -> Iterator[Finding]:
+    if problem := foreign_package():
+        yield Finding("package", False, problem)
+
+
+def _telemetry(records: Records) -> Iterator[Finding]:
+    """Whether onnxruntime was imported before Ibidem, here or lately in a process that used the cache."""
+    if telemetry_is_on():
+        who = "this process"
+    elif time.time() - _number(records.meta(TELEMETRY_KEY)) < TELEMETRY_SECONDS:
+        who = "a program that used this cache in the last 24 hours"
+    else:
+        return
+    text = (
+        f"{who} imported onnxruntime before Ibidem could switch its telemetry off: it looks up a host of "
+        f"Microsoft and keeps a device id in the user's cache directory; {ADVICE}"
+    )
+    yield Finding("onnxruntime", False, text)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or 0.0)
+    except ValueError:
+        return 0.0
 
 
 def _leftovers(settings: Settings) -> Iterator[Finding]:

@@ -59,7 +59,8 @@ def _points(table: VectorTable, generations: set[str]) -> tuple[set[str], set[st
 def holder(settings: Settings) -> str:
     """The process that has the embedded index open, as far as it can be told."""
     try:
-        number = int((settings.path / "index.in-use").read_text())
+        mark = settings.path / "index.in-use"
+        number = int(mark.read_text("utf-8") if mark.is_file() else "")
         if os.name == "posix":  # elsewhere signal 0 would end the process
             os.kill(number, 0)
     except PermissionError:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ibidem.request import Answer, digest
 
 Vector = NDArray[np.float32]
+ROUNDED = 0.1  # how far the square of the length of a vector in half precision may be from 1
 
 
 def to_bytes(vector: Vector) -> bytes:
@@ -18,8 +19,15 @@ def to_bytes(vector: Vector) -> bytes:
 
 
 def to_vector(raw: bytes) -> Vector:
-    """The float32 vector that `to_bytes` wrote."""
-    return np.frombuffer(raw, dtype="<f2").astype(np.float32)
+    """The float32 vector that `to_bytes` wrote.
+
+    Raises:
+        ValueError: It did not: these bytes are no unit vector. A NaN would pass for a similarity of 1.
+    """
+    vector = np.frombuffer(raw, dtype="<f2").astype(np.float32)
+    if not abs(float(vector @ vector) - 1.0) < ROUNDED:
+        raise ValueError("no unit vector")
+    return vector
 
 
 def cosine(vector: Vector, stored: Vector) -> float:

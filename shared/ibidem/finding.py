@@ -124,6 +124,7 @@ class Finder:
             Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
             for entry in found
             if entry.vector is not None
+            and entry.vector.shape == vector.shape
             and entry.id != request.key  # it was looked at before
             and self._lifetime.state(entry, now, max_age) != "expired"
         ]

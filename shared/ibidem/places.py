@@ -32,6 +32,8 @@ def open_records(settings: Settings) -> Records:
         _make_private(settings.path)
         file = settings.database_file
         try:
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe is read from for ever
+                raise StorageError(f"cannot use {file}: it is no file; move it away, or use another path")
             aside = set_aside_if_damaged(file) if file.exists() else None
             if not file.exists():
                 file.touch(mode=0o600)  # SQLite would let others read it; its log files take the mode of this

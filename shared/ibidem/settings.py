@@ -22,6 +22,7 @@ from ibidem.lifecycle.admission import MAX_TEMPERATURE
 from ibidem.lifecycle.eviction import Bounds, Eviction
 from ibidem.lifecycle.lifetime import DAYS, Lifetime
 from ibidem.request import storable
+from ibidem.urls import shown_url
 
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
@@ -72,6 +73,7 @@ def _server(value: Any) -> Any:
     try:
         parts = urlsplit(value)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        sound = sound and not parts.query and not parts.fragment  # tokens belong into `chroma_headers`
     except (ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -117,8 +119,8 @@ class Settings(BaseSettings):
     path: Annotated[Path, BeforeValidator(_directory)] = Field(
         default_factory=lambda: user_data_path("ibidem", appauthor=False)
     )
-    database: str | None = None
-    chroma: Annotated[str, BeforeValidator(_server)] | None = None
+    database: str | None = Field(None, repr=False)  # these two may hold passwords
+    chroma: Annotated[str, BeforeValidator(_server)] | None = Field(None, repr=False)
     chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None
     embedder: Any = None
     threshold: Annotated[float, BeforeValidator(_similarity)] | None = None
@@ -214,7 +216,12 @@ def _said(problem: Any) -> str:
         return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"there is no such setting; there are {', '.join(Settings.model_fields)}"
-    return f"{problem['msg'].removeprefix('Value error, ')} (not {problem['input']!r})"
+    given = problem["input"]
+    if problem["loc"][0] in ("database", "chroma"):  # whose URLs may hold passwords
+        shown = repr(shown_url(given, user=False)) if isinstance(given, str) else type(given).__name__
+    else:
+        shown = repr(given)
+    return f"{problem['msg'].removeprefix('Value error, ')} (not {shown})"
 
 
 def _require_known_variables() -> None:

@@ -1,6 +1,9 @@
 """LangChain's LLM cache on Ibidem: `langchain_ibidem.install()` is all a program needs."""
 
+import ibidem.foreign
+
 try:
+    ibidem.foreign.require_ours()
     import langchain_core  # noqa: F401
 except ModuleNotFoundError as error:
     from ibidem.errors import MissingExtra

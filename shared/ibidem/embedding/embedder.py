@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -147,9 +148,25 @@ def _from_name(name: str | bytes) -> Embedder:
         return OnnxEmbedder.from_directory(folder)
     if not is_folder and (folder.is_absolute() or name.startswith((".", "~"))):
         raise ConfigurationError(f"embedder={name!r}: there is no such directory")
+    if is_folder:
+        _require_modules_inside(folder)
     if find_spec("sentence_transformers") is None:
         raise MissingExtra(f"the embedding model {name!r}", "sentence-transformers")
     return SentenceTransformerEmbedder.load(str(folder) if is_folder else name)
+
+
+def _require_modules_inside(folder: Path) -> None:
+    """A folder of sentence-transformers names its parts; none may be a path that leads out of it."""
+    try:
+        parts = ["" + part["path"] for part in json.loads((folder / "modules.json").read_text("utf-8"))]
+        home = folder.resolve()
+        outside = [part for part in parts if not (home / part).resolve().is_relative_to(home)]
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise EmbedderUnavailable(f"cannot use the model in {folder}: modules.json: {error!r}") from None
+    if outside:
+        raise EmbedderUnavailable(
+            f"cannot use the model in {folder}: modules.json names {outside[0]!r} outside"
+        )
 
 
 def fingerprint_of(embedder: Embedder) -> str:
@@ -236,7 +253,9 @@ class CheckedEmbedder:
         dimension = rows.shape[1]
         if self._dimension is None:
             key = f"dimension:{digest(self.fingerprint)}"
-            self._dimension = int(self._note_once(key, str(dimension)))
+            noted = self._note_once(key, str(dimension))
+            readable = noted.isascii() and noted.isdecimal() and len(noted) < 7  # else it is damaged
+            self._dimension = (int(noted) if readable else 0) or dimension
         if dimension != self._dimension:
             raise InvalidInput(
                 f"the embedder returned {dimension} dimensions, but {self._dimension} are stored under its "

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from ibidem.embedding.embedder import unit_rows
 from ibidem.embedding.minilm_files import ModelFiles, find_model, open_directory
+from ibidem.embedding.onnx_session import open_session, switch_telemetry_off
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession  # type: ignore[import-untyped,unused-ignore]
     from tokenizers import Encoding, Tokenizer
 
 CHARACTERS_PER_TOKEN = 64  # a text with more per token of the window is cut before it is tokenised
@@ -38,7 +38,7 @@ CHARACTERS_PER_TOKEN = 64  # a text with more per token of the window is cut bef
 @dataclass(frozen=True, slots=True)
 class _Runtime:
     tokenizer: Tokenizer
-    session: InferenceSession
+    session: Any  # an InferenceSession of onnxruntime
     inputs: frozenset[str]
     output: str
     width: int
@@ -72,6 +72,7 @@ class OnnxEmbedder:
         self._read_last = threading.local()  # a lookup counts, checks and embeds one text
         self._renew()
         _alive.add(self)
+        switch_telemetry_off()  # before the application imports onnxruntime for itself
 
     @classmethod
     def default(cls) -> OnnxEmbedder:
@@ -198,19 +199,15 @@ def _encodable(text: str) -> str:
 
 
 def _load(files: ModelFiles, threads: int) -> _Runtime:
-    import onnxruntime
     from tokenizers import Tokenizer
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    # waiting threads must leave the processor to the application
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(files.model), options, providers=["CPUExecutionProvider"])
-        tokenizer = Tokenizer.from_file(str(files.tokenizer))
-    except Exception as error:  # both raise their own kinds, Tokenizer a bare Exception
+        model, definition = files.read()
+        session = open_session(model, threads)
+        tokenizer = Tokenizer.from_str(definition)
+    except (EmbedderUnavailable, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # both raise their own kinds; a panic of the tokenizer is no Exception
         raise EmbedderUnavailable(f"cannot load the model in {files.directory}: {error}") from error
     tokenizer.no_truncation()  # the file has 128 and padding to 128 baked in
     tokenizer.no_padding()

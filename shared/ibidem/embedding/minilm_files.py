@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -25,6 +25,9 @@ RECIPE = "int8-1"  # change it whenever the exported graph would give other vect
 MAX_TOKENS = 256  # max_seq_length in the model's sentence_bert_config.json
 CACHE_VARIABLE = "IBIDEM_MODEL_CACHE"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Of the graph that the recipe makes of them: the same bytes with onnx 1.16 on numpy 1.26 as with onnx 1.23 on
+# numpy 2.4. What is found in the cache is used only if it is that.
+MODEL_SHA256 = "ee2d5014476d8744d87e0ac52d2f2e12167e51cc0f472f2f4bb9e483a44395ad"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 LOCK_SECONDS = 900.0  # another process may be downloading 90 MB
 MODEL_FILE, TOKENIZER_FILE, MANIFEST_FILE = "model.onnx", "tokenizer.json", "manifest.json"
@@ -40,11 +43,17 @@ WAYS_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A directory with a usable model. `fingerprint` identifies the vectors it gives."""
+    """A directory with a usable model. `fingerprint` identifies the vectors it gives.
+
+    `digests` are the SHA-256 of its files when it was looked at, by name; `whole` if the graph is in one
+    file, as that of an export is.
+    """
 
     directory: Path
     fingerprint: str
     max_tokens: int
+    digests: Mapping[str, str]
+    whole: bool
 
     @property
     def model(self) -> Path:
@@ -55,6 +64,39 @@ class ModelFiles:
     def tokenizer(self) -> Path:
         """The definition for `tokenizers.Tokenizer.from_file`."""
         return self.directory / TOKENIZER_FILE
+
+    def read(self) -> tuple[bytes | Path, str]:
+        """The graph and the definition of the tokenizer, of which just these bytes have been checked.
+
+        A graph that has files beside it is given as its path.
+
+        Raises:
+            EmbedderUnavailable: They changed since the directory was looked at, or cannot be read.
+        """
+        try:
+            model = self.model.read_bytes() if self.whole else self.model
+            definition = self.tokenizer.read_bytes()
+            digest = sha256(model).hexdigest() if isinstance(model, bytes) else file_digest(model)
+        except OSError as error:
+            raise EmbedderUnavailable(f"cannot read the model in {self.directory}: {error}") from error
+        found = {MODEL_FILE: digest, TOKENIZER_FILE: sha256(definition).hexdigest()}
+        if found != self.digests and not self._made_again(found):
+            raise EmbedderUnavailable(
+                f"the files in {self.directory} changed since the cache was opened; open it again"
+            )
+        return model, definition.decode("utf-8")
+
+    def _made_again(self, found: Mapping[str, str]) -> bool:
+        """Whether somebody wrote the same model there anew."""
+        try:
+            now = _open(self.directory)
+        except _Unsuitable:
+            return False
+        return now.fingerprint == self.fingerprint and now.digests == found
+
+
+# What reading a JSON file, and taking from it what should be there, may raise.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class _Unsuitable(Exception):
@@ -97,7 +139,7 @@ def export_model(
         OSError: The files cannot be read or written.
         KeyError: A weight is missing.
     """
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     from ibidem.embedding.minilm_graph import build_model
 
@@ -106,12 +148,13 @@ def export_model(
     try:
         fresh = scratch / "fresh"
         fresh.mkdir()
-        (fresh / MODEL_FILE).write_bytes(build_model(load_file(weights), int8=int8).SerializeToString())
+        content = weights.read_bytes()  # once: what is told of it is told of what is used
+        (fresh / MODEL_FILE).write_bytes(build_model(load(content), int8=int8).SerializeToString())
         shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
         manifest = {
             "name": name,
             "recipe": RECIPE if int8 else "fp32-1",
-            "weights": file_digest(weights),
+            "weights": sha256(content).hexdigest(),
             "max_tokens": MAX_TOKENS,
             "files": {file: file_digest(fresh / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
         }
@@ -122,6 +165,23 @@ def export_model(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return _open(directory)
+
+
+def require_inside(directory: Path, names: Iterable[str]) -> None:
+    """Refuse a file of the directory that lies elsewhere: by a link another file would be read and kept.
+
+    Raises:
+        EmbedderUnavailable: One is a link that leads out of the directory.
+    """
+    try:
+        home = directory.resolve()
+        outside = [name for name in names if not (directory / name).resolve().is_relative_to(home)]
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name with a NUL
+        raise EmbedderUnavailable(f"cannot use the model in {directory}: {error}") from None
+    if outside:
+        raise EmbedderUnavailable(
+            f"cannot use the model in {directory}: {' and '.join(outside)} lies outside; copy it there"
+        )
 
 
 def open_directory(directory: Path) -> ModelFiles:
@@ -168,7 +228,10 @@ def published_folder() -> Path | None:
 
 def _cached(target: Path, tried: list[str]) -> ModelFiles | None:
     try:
-        return _open(target)
+        found = _open(target)
+        if found.digests != {MODEL_FILE: MODEL_SHA256, TOKENIZER_FILE: TOKENIZER_SHA256}:
+            raise _Unsuitable("it was not made from the published weights (checksum)")
+        return _published(found)
     except _Unsuitable as error:
         tried.append(f"cache {target}: {error}")
         return None
@@ -182,8 +245,24 @@ def _make(target: Path, tried: list[str]) -> ModelFiles | None:
     }
     for label, source in sources.items():
         if found := _verified(label, source, tried):
-            return export_model(*found, target)
+            try:
+                return _published(export_model(*found, target))
+            except _Unsuitable as error:
+                tried.append(f"{label}: {error}")
     return None
+
+
+def _published(found: ModelFiles) -> ModelFiles:
+    """The same, if its manifest says that it was made from the published weights."""
+    own = _fingerprint(MODEL_NAME, RECIPE, WEIGHTS_SHA256, TOKENIZER_SHA256)
+    if found.fingerprint != own:
+        raise _Unsuitable(f"it is another model: {found.fingerprint}, expected {own}")
+    return found
+
+
+def _fingerprint(name: str, recipe: str, weights: str, tokenizer: str) -> str:
+    """From the weights, not from the exported bytes: those may vary where the vectors do not."""
+    return f"{name}/{recipe}/{sha256((weights + tokenizer).encode()).hexdigest()[:16]}"
 
 
 def _verified(
@@ -201,33 +280,37 @@ def _verified(
 
 
 def _open(directory: Path) -> ModelFiles:
-    for file in (MODEL_FILE, TOKENIZER_FILE):
-        if not (directory / file).is_file():
-            raise _Unsuitable(f"{file} is missing")
     # Hashing 24 MB takes about 20 ms, and unlike a size it also notices blocks lost in a crash.
-    digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
+    try:
+        for file in (MODEL_FILE, TOKENIZER_FILE):
+            if not (directory / file).is_file():
+                raise _Unsuitable(f"{file} is missing")
+        digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
+    except OSError as error:
+        raise _Unsuitable(f"it cannot be read: {error}") from None
     if not (directory / MANIFEST_FILE).is_file():
         own = sha256("".join(digests.values()).encode()).hexdigest()
-        return ModelFiles(directory, f"onnx/{own[:16]}", _window(directory))
+        return ModelFiles(directory, f"onnx/{own[:16]}", _window(directory), digests, whole=False)
     try:
         manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
-        expected, name, recipe = manifest["files"], manifest["name"], manifest["recipe"]
+        expected, name, recipe = dict(manifest["files"]), manifest["name"], manifest["recipe"]
         source, window = manifest["weights"], int(manifest["max_tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (isinstance(name, str) and isinstance(recipe, str) and isinstance(source, str) and window > 2):
+            raise ValueError("name, recipe, weights or max_tokens")
+    except _UNREADABLE as error:
         raise _Unsuitable(f"{MANIFEST_FILE} cannot be read: {error!r}") from None
     if damaged := [file for file, digest in digests.items() if expected.get(file) != digest]:
         raise _Unsuitable(f"{' and '.join(damaged)} damaged or changed (checksum)")
-    # From the weights, not from the exported bytes: those vary with the version of onnx, the vectors do not.
-    own = sha256((source + digests[TOKENIZER_FILE]).encode()).hexdigest()
-    return ModelFiles(directory, f"{name}/{recipe}/{own[:16]}", window)
+    own = _fingerprint(name, recipe, source, digests[TOKENIZER_FILE])
+    return ModelFiles(directory, own, window, digests, whole=True)
 
 
 def _window(directory: Path) -> int:
     """`max_seq_length` of a sentence-transformers folder, else 256."""
     try:
         config = json.loads((directory / "sentence_bert_config.json").read_text(encoding="utf-8"))
-        return int(config["max_seq_length"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return max(3, int(config["max_seq_length"]))
+    except _UNREADABLE:
         return MAX_TOKENS
 
 

@@ -146,6 +146,6 @@ class ExampleStats:
             dict(models),
             good=said[True],
             bad=said[False],
-            input_tokens=sum(int(row[4]) for row in rows),
+            input_tokens=sum(int(row[4] or 0) for row in rows),
             output_tokens=sum(int(row[5]) for row in rows),
         )

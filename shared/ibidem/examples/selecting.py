@@ -193,6 +193,9 @@ class _Matrix:
             return
         raw = [row for _, row in vectors if row is not None]
         self._reserve(len(vectors), len(raw[0]) // 2 if raw else self._rows.shape[1])
+        fitting = 2 * self._rows.shape[1]  # bytes; others are damaged
+        vectors = [(id_, row if row and len(row) == fitting else None) for id_, row in vectors]
+        raw = [row for _, row in vectors if row is not None]
         new = slice(self._count, self._count + len(vectors))
         self._ids[new] = [id_ for id_, _ in vectors]
         self._made[new] = [row is not None for _, row in vectors]

@@ -34,7 +34,9 @@ def adopted(records: Records, fingerprint: str, faults: Faults) -> Scorer:
         return base
     noted = records.meta(f"dimension:{digest(fingerprint)}")
     try:
-        return from_json(text, base, scorer_name(fingerprint, base), int(noted) if noted else None)
+        return from_json(
+            text, base, scorer_name(fingerprint, base), int(noted) if noted and noted.isdecimal() else None
+        )
     except InvalidInput as error:
         faults.note("use the fitted scorer", error)
         return base

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from ibidem.storage.columns import sound
 from ibidem.storage.embedders import FORGOTTEN
 from ibidem.storage.records import Records
 
@@ -77,7 +79,14 @@ class Catalogue:
                 self._records.set_meta(FORGOTTEN + one, None)
 
     def _parsed(self, held: str | None) -> Filling:
-        if held is None:
-            return Filling(self.base)
-        known = json.loads(held)
-        return Filling(**{**known, "retired": tuple(map(tuple, known["retired"]))})
+        # A damaged note is as good as none: the collection is then filled from the truth, as a new one is.
+        return next(sound(_to_filling, [] if held is None else [held]), Filling(self.base))
+
+
+def _to_filling(held: str) -> Filling:
+    known = json.loads(held)
+    found = Filling(**{**known, "retired": tuple((str(name), float(at)) for name, at in known["retired"])})
+    texts, numbers = (found.name, found.next, found.generation, found.owner), (found.dead, found.until)
+    if not (found.name and all(isinstance(one, str) for one in texts) and all(map(math.isfinite, numbers))):
+        raise ValueError("damaged")
+    return found

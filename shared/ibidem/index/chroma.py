@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -140,7 +139,7 @@ class EmbeddedIndex(ChromaIndex):
         self._tenancy, self._marks, self._directory = tenancy, tenancy.marks, directory
         self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
-        self._marks.in_use.write_text(str(os.getpid()))
+        self._marks.claim()
         undying(self, client)  # Chroma's destructor waits for threads that exist only in the parent
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -221,6 +220,9 @@ def open_embedded(directory: Path, name: str, tenancy: Tenancy | None = None) ->
             index = opened(directory, name, tenancy)
             tenancy.clients += 1
             return index
+    except OSError as error:  # what is in the place of our files is none, or not ours
+        tenancy.release(sound=not tenancy.unclean)
+        raise IndexUnavailable(f"the vector index could not be opened in {directory}: {error}") from error
     except BaseException:
         tenancy.release(sound=not tenancy.unclean)
         raise
@@ -235,6 +237,10 @@ def _beside_others(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedInde
 def _first(directory: Path, name: str, tenancy: Tenancy) -> EmbeddedIndex:
     """The first collection that this process opens: damage is looked for."""
     marks, interrupted = tenancy.marks, tenancy.marks.writing.exists()
+    database = directory / "chroma.sqlite3"
+    if database.exists() and not database.is_file():  # of a pipe Chroma, and who looks into it, would wait
+        _tell_rebuilt(directory, "cannot be opened")
+        _set_aside(directory)
     if directory.exists() and (interrupted or (tenancy.unclean and not loads(directory, name))):
         _tell_rebuilt(directory, "may be damaged")
         shutil.rmtree(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -23,6 +24,17 @@ class Marks:
         self.in_use = directory.with_name("index.in-use")
         self.writing = directory.with_name("index.writing")
         self._lock = ForkSafeLock()
+
+    def claim(self) -> None:
+        """Note which process has it open, as far as that can be noted."""
+        if self.in_use.is_file() or not self.in_use.exists():  # a pipe would be written to for ever
+            with contextlib.suppress(OSError):
+                self.in_use.write_text(str(os.getpid()), "utf-8")
+
+    def disclaim(self) -> None:
+        """The process closed it in good order."""
+        with contextlib.suppress(OSError):
+            self.in_use.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def while_writing(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from ibidem.entry import Vector
 from ibidem.errors import IndexUnavailable
 from ibidem.index.chroma import ChromaIndex, unavailable
 from ibidem.patience import HURRIED_SECONDS, allowance, waiting
+from ibidem.urls import shown_url
 
 HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
 RETRY_SECONDS = (0.05, 0.2)  # a loaded server takes the longer one to write the first vectors
@@ -152,7 +153,7 @@ def open_server(url: str, name: str, headers: Mapping[str, str] | None = None) -
     sent = dict(headers or {})
     # Of "Bearer abc" a proxy may quote the second half only.
     secrets = sorted({part for value in sent.values() for part in (value, value.split()[-1])}, key=len)[::-1]
-    with _silent_about(secrets), unavailable(f"be reached at {address}"):
+    with _silent_about(secrets), unavailable(f"be reached at {shown_url(address)}"):
         import chromadb
         import httpx
         from chromadb.config import Settings

@@ -37,6 +37,8 @@ class Memory:
                 return
             points, rows = self._held
             n = len(points)
+            if n and len(vector) != rows.shape[1]:  # a damaged one
+                return
             if n >= len(rows):
                 grown = np.empty((max(64, 2 * n), len(vector)), dtype=np.float32)
                 grown[:n] = rows[:n] if n else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from pathlib import Path
@@ -27,8 +26,7 @@ class Tenancy:
         self.unclean = self.marks.in_use.exists()  # what that means is for Chroma's opening to find out
         self.users = self.clients = 0  # indexes, and those of them that are Chroma's
         undying(self, lock)  # giving it up in a forked child would give up the parent's
-        with contextlib.suppress(OSError):
-            self.marks.in_use.write_text(str(os.getpid()))
+        self.marks.claim()
 
     def release(self, *, sound: bool) -> None:
         """One index less; if it is not `sound`, the next opening looks for damage first."""
@@ -38,7 +36,7 @@ class Tenancy:
             if self.users > 0:
                 return
             if not self.unclean:
-                self.marks.in_use.unlink(missing_ok=True)
+                self.marks.disclaim()
             _taken.pop(self._directory, None)
             self._lock.release()
 

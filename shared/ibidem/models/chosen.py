@@ -16,9 +16,11 @@ from filelock import FileLock
 
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
 from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root
+from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root, require_inside
 from ibidem.errors import EmbedderUnavailable
+from ibidem.models.directory import FILES, KEPT_FILES
 from ibidem.request import digest
+from ibidem.storage.columns import sound
 
 if TYPE_CHECKING:
     from ibidem.embedding.embedder import Embedder
@@ -61,8 +63,19 @@ def read_promotion(records: Records) -> Promotion | None:
     text = records.meta(_KEY)
     if text is None:
         return None
+    found = next(sound(_to_promotion, [text]), None)
+    if found is None:  # damaged: else nothing could be promoted any more
+        records.set_meta(_KEY, None)
+    return found
+
+
+def _to_promotion(text: str) -> Promotion:
     held = json.loads(text)
-    return Promotion(Model(**held["current"]), Model(**held["previous"]), held["at"])
+    found = Promotion(Model(**held["current"]), Model(**held["previous"]), float(held["at"]))
+    for model in (found.current, found.previous):
+        if not (isinstance(model.fingerprint, str) and isinstance(model.promoted, bool)):
+            raise ValueError("damaged")
+    return found
 
 
 def change_promotion(records: Records, old: Promotion | None, new: Promotion) -> bool:
@@ -131,6 +144,7 @@ def _making(directory: Path) -> Iterator[FileLock]:
 
 
 def _opened(directory: Path, model: Model) -> OnnxEmbedder:
+    require_inside(directory, FILES)
     found = OnnxEmbedder.from_directory(directory)
     if found.fingerprint != model.fingerprint:
         raise EmbedderUnavailable(f"{directory} holds another model: {found.fingerprint}")
@@ -139,7 +153,7 @@ def _opened(directory: Path, model: Model) -> OnnxEmbedder:
 
 def _fetch(model: Model, records: Records, directory: Path) -> None:
     """Copy the files from the truth, in one move."""
-    names = records.models.names(model.id)
+    names = records.models.names(model.id) & set(KEPT_FILES)  # no other is written, whatever the rows say
     if MANIFEST_FILE not in names:
         raise EmbedderUnavailable(
             f"the files of the promoted model {model.fingerprint} are not in {records.url}; "

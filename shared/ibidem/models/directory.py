@@ -12,11 +12,13 @@ from typing import Any
 from ibidem.audits.terms import scorer_name
 from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
-from ibidem.errors import EmbedderUnavailable, InvalidInput
+from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, require_inside
+from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
 from ibidem.fit.text import from_json
 
 SCORER_FILE, METRICS_FILE, CARD_FILE = "scorer.json", "metrics.json", "README.md"
+KEPT_FILES = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)
+FILES = (*KEPT_FILES, SCORER_FILE)
 LARGEST = 4 * 2**20  # bytes of a JSON file that is read
 
 
@@ -52,8 +54,7 @@ class ModelDirectory:
     @property
     def files(self) -> list[Path]:
         """What is kept of it, the manifest last."""
-        names = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)
-        return [self.path / name for name in names if (self.path / name).is_file()]
+        return [self.path / name for name in KEPT_FILES if (self.path / name).is_file()]
 
 
 def open_model_directory(directory: str | Path) -> ModelDirectory:
@@ -68,10 +69,13 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
         raise EmbedderUnavailable(
             f"{path} is no model directory: it has no {MANIFEST_FILE}; give one that ibidem tune wrote"
         )
+    require_inside(path, FILES)
     embedder = OnnxEmbedder.from_directory(path)
     try:
         width = embedder.embed(["does it embed?"]).shape[1]
-    except InvalidInput as error:
+    except (EmbedderUnavailable, ConfigurationError):
+        raise
+    except Exception as error:  # of onnxruntime, for a graph that it loads but cannot run
         raise EmbedderUnavailable(f"cannot use the model in {path}: {error}") from error
     scorer = _text(path / SCORER_FILE)
     if scorer is not None:
@@ -102,7 +106,7 @@ def _figures(file: Path) -> Iterator[Figure]:
     try:
         held = json.loads(text)
         before, after = dict(_numbers(held["before"])), dict(_numbers(held["after"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidInput(
             f"cannot use {file}: it must be an object with the figures before and after ({error!r})"
         ) from None

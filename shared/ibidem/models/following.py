@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ibidem.embedding.onnx_session import TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import CacheClosed, IbidemError, IndexUnavailable
 from ibidem.locks import ForkSafeLock
 from ibidem.models.chosen import Model, open_model, read_promotion, sweep_models
@@ -182,6 +183,8 @@ class Following:
         for matcher in (self._backend.matcher, self._backend.coming):
             if matcher is not None:
                 records.embedders.use(matcher.fingerprint)
+        if telemetry_is_on():
+            records.set_meta(TELEMETRY_KEY, repr(time.time()))
         promotion = read_promotion(records)
         kept = promotion.fingerprints if promotion else frozenset()
         if records.embedders.forget(kept):

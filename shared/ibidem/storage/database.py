@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ibidem.lifecycle.eviction import RANKINGS
 from ibidem.patience import waiting
-from ibidem.storage.engines import breaker_of, in_turn, is_away, storage_error, take_turn
+from ibidem.storage.engines import breaker_of, cause_of, in_turn, is_away, storage_error, take_turn
 from ibidem.storage.tables import entries
 
 EXCLUSIVE = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
@@ -33,7 +33,7 @@ def _guarded(engine: sa.Engine) -> Iterator[None]:
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
-            raise storage_error(error) from error
+            raise storage_error(error, engine) from cause_of(error, engine)
         return
     breaker.check()
     epoch = breaker.epoch
@@ -41,10 +41,10 @@ def _guarded(engine: sa.Engine) -> Iterator[None]:
         with waiting():
             yield
     except sa.exc.SQLAlchemyError as error:
-        failure = storage_error(error)
+        failure = storage_error(error, engine)
         if is_away(error):
             breaker.trip(failure, epoch)
-        raise failure from error
+        raise failure from cause_of(error, engine)
 
 
 @contextmanager

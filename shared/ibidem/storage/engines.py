@@ -16,6 +16,8 @@ from ibidem.breaker import Breaker
 from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
 from ibidem.locks import ForkSafeLock
 from ibidem.patience import HURRIED_SECONDS, hurried, in_a_hurry
+from ibidem.storage.columns import decoded
+from ibidem.urls import shown_url, without_secrets
 
 SERVER_SECONDS = 5  # how long a database server may take to connect
 STATEMENT_SECONDS = 30  # and to answer
@@ -84,16 +86,20 @@ def open_engine(url: str) -> sa.Engine:
         MissingExtra: PostgreSQL's driver is not installed.
         StorageError: The URL is malformed, or its database of another kind.
     """
-    named = f"database={url.rpartition('@')[2]!r}"
+    named = f"database={shown_url(url)!r}"
     try:
         # Without hide_parameters, errors would quote questions and answers.
         engine = sa.create_engine(url, hide_parameters=True, **_patience(url))
     except ImportError as error:
         if url.startswith("postgresql"):
             raise MissingExtra(named, "postgres") from error
-        raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({error})") from error
-    except sa.exc.ArgumentError as error:
-        raise StorageError(f"cannot use {named}: {error}") from error
+        told = without_secrets(str(error), url)
+        raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({told})") from None
+    except Exception as error:  # SQLAlchemy's own, and ValueError for a port or an option; they quote the URL
+        raise StorageError(
+            f"cannot use {named}: it must be a URL like postgresql+psycopg://USER:PASSWORD@HOST:5432/NAME, "
+            f"with @, : and / in a password written as %40, %3A and %2F ({type(error).__name__})"
+        ) from None
     if engine.dialect.name not in ("sqlite", "postgresql"):
         raise StorageError(f"database must be SQLite or PostgreSQL, not {engine.dialect.name}")
     if engine.dialect.name == "sqlite":
@@ -136,7 +142,7 @@ def _guard(engine: sa.Engine) -> None:
             with hurried(), engine.connect() as db:
                 db.execute(sa.select(1))
         except sa.exc.SQLAlchemyError as error:
-            raise storage_error(error) from error
+            raise storage_error(error, engine) from cause_of(error, engine)
 
     engine.update_execution_options(ibidem_breaker=Breaker(attempt))
 
@@ -148,6 +154,7 @@ def breaker_of(engine: sa.Engine) -> Breaker | None:
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:
+    connection.text_factory = decoded
     cursor = connection.cursor()
     cursor.execute(_BUSY)
     _switch_to_wal(cursor)
@@ -219,11 +226,26 @@ def _switch_to_wal(cursor: Any) -> None:
             time.sleep(0.005)
 
 
-def storage_error(error: sa.exc.SQLAlchemyError) -> StorageError:
-    """What the database said, never the statement with its values."""
+def shown_engine(engine: sa.Engine) -> str:
+    """The URL of the engine without its secrets."""
+    return shown_url(_url(engine))
+
+
+def _url(engine: sa.Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+def storage_error(error: Exception, engine: sa.Engine) -> StorageError:
+    """What the database said: never the statement with its values, nor a password."""
     for_now = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
     kind = StorageUnavailable if isinstance(error, for_now) else StorageError
-    return kind(str(getattr(error, "orig", None) or error))
+    return kind(without_secrets(str(getattr(error, "orig", None) or error), _url(engine)))
+
+
+def cause_of(error: Exception, engine: sa.Engine) -> Exception | None:
+    """The error, for `raise ... from`; None if a traceback would show a password with it."""
+    told = f"{error}{getattr(error, 'orig', '')}"
+    return error if without_secrets(told, _url(engine)) == told else None
 
 
 def is_away(error: BaseException) -> bool:

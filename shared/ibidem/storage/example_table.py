@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +12,10 @@ import sqlalchemy as sa
 from ibidem.entry import Entry, to_bytes
 from ibidem.examples.example import Example, ExampleStats
 from ibidem.storage import tables
+from ibidem.storage.columns import sound
 from ibidem.storage.database import reading, writing
 from ibidem.storage.invalidating import without_invalidated
+from ibidem.storage.logs import forget_oldest
 from ibidem.storage.rows import EmbeddedExample, example_row, to_example
 
 EXAMPLE_LIMIT = 100_000  # examples kept; the oldest go first
@@ -31,15 +34,13 @@ class ExampleTable:
 
     def add(self, examples: Sequence[Example | EmbeddedExample]) -> None:
         """Append examples, but for those invalidated since they were told of; forget the oldest."""
-        newest = sa.select(sa.func.max(_c.id)).scalar_subquery()
         rows = [(one, example_row(one)) for one in examples]
         with writing(self._engine) as db:
             left = set(map(id, without_invalidated(db, examples)))
             if not left:
                 return
             db.execute(sa.insert(_examples), [row for one, row in rows if id(one) in left])
-            # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
-            db.execute(sa.delete(_examples).where(_c.id <= newest - EXAMPLE_LIMIT))
+            forget_oldest(db, _examples, EXAMPLE_LIMIT)
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last examples added, newest first; all or those of one namespace."""
@@ -96,8 +97,7 @@ class ExampleTable:
         while last < newest:
             with reading(self._engine) as db:
                 page = db.execute(query.where(_c.id > last).order_by(_c.id).limit(BATCH)).all()
-            for row in page:
-                yield to_example(row._mapping), row.vector if row.embedder == embedder else None
+            yield from sound(partial(_with_vector, embedder), page)
             last = page[-1].id if page else newest
 
     # What a selection needs.
@@ -112,7 +112,10 @@ class ExampleTable:
         for tag in tags:  # as JSON writes it; LIKE finds too many, never too few
             query = query.where(_c.tags.contains(json.dumps(tag), autoescape=True))
         with reading(self._engine) as db:
-            return {row.id for row in db.execute(query) if not tags or {*tags} <= {*json.loads(row.tags)}}
+            rows = db.execute(query)
+            if not tags:
+                return {row.id for row in rows}
+            return {id_ for id_, held in sound(_with_tags, rows) if {*tags} <= held}
 
     def ends_of_vectors(self, namespace: str, embedder: str) -> tuple[int, int]:
         """Lowest and highest id of the examples of the namespace that the embedder has seen, or 0."""
@@ -169,11 +172,19 @@ class ExampleTable:
 
     def _read(self, query: sa.Select[Any]) -> list[Example]:
         with reading(self._engine) as db:
-            return [to_example(row._mapping) for row in db.execute(query)]
+            return list(sound(lambda row: to_example(row._mapping), db.execute(query)))
 
     def _pairs(self, query: sa.Select[Any]) -> list[tuple[int, Any]]:
         with reading(self._engine) as db:
             return [(row[0], row[1]) for row in db.execute(query)]
+
+
+def _with_vector(embedder: str, row: Any) -> tuple[Example, bytes | None]:
+    return to_example(row._mapping), row.vector if row.embedder == embedder else None
+
+
+def _with_tags(row: Any) -> tuple[int, set[str]]:
+    return row.id, set(json.loads(row.tags))
 
 
 def _within(query: sa.Select[Any], namespace: str | None) -> sa.Select[Any]:

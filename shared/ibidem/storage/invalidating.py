@@ -17,6 +17,7 @@ from ibidem.examples.example import Example
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.lifecycle.tombstones import Tombstones
 from ibidem.storage import tables
+from ibidem.storage.columns import sound
 from ibidem.storage.database import reading, writing
 from ibidem.storage.removal import BATCH, delete
 from ibidem.storage.rows import EmbeddedExample, lineage_of
@@ -92,7 +93,8 @@ class Invalidations:
             names = map(json.dumps, criteria.documents)
             query = query.where(sa.or_(*(c.documents.contains(name, autoescape=True) for name in names)))
         with reading(self._engine) as db:
-            found = [row.id for row in db.execute(query) if criteria.concern_example(lineage_of(row))]
+            lineages = sound(lambda row: (row.id, lineage_of(row)), db.execute(query))
+            found = [id_ for id_, lineage in lineages if criteria.concern_example(lineage)]
         for start in range(0, len(found), BATCH):
             with writing(self._engine) as db:
                 db.execute(sa.delete(_examples).where(c.id.in_(found[start : start + BATCH])))

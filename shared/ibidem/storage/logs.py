@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.lifecycle.lifetime import Lifetime
 from ibidem.storage import tables
+from ibidem.storage.columns import LARGEST
 from ibidem.storage.database import least, reading, writing
 from ibidem.storage.notes import noted
 from ibidem.storage.rows import JudgementRow, LookupRow, Outcomes
@@ -155,5 +156,6 @@ def _served(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
 def forget_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:
     """Delete what is more than so many rows old, in the caller's transaction."""
     # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
-    newest = sa.select(sa.func.max(log.c.id)).scalar_subquery()
-    db.execute(sa.delete(log).where(log.c.id <= newest - limit))
+    # A damaged id, larger than any, must not be what the others are compared with.
+    newest = sa.select(sa.func.max(log.c.id)).where(log.c.id < int(LARGEST)).scalar_subquery()
+    db.execute(sa.delete(log).where(sa.or_(log.c.id <= newest - limit, log.c.id >= int(LARGEST))))

@@ -15,6 +15,7 @@ from ibidem.storage.embedders import demand, number_of
 
 _meta = tables.meta
 _VERSION = _meta.c.key == "schema_version"
+UNREADABLE, _DIGITS = -1, 6  # a version of more digits is damage
 
 
 def prepare(engine: sa.Engine) -> None:
@@ -28,6 +29,9 @@ def prepare(engine: sa.Engine) -> None:
             return
     with exclusively(engine) as db:  # several processes may come at once: look again
         found = _version(db)
+        if found == UNREADABLE:
+            _note_version_again(db)
+            return
         if found > tables.SCHEMA_VERSION:
             raise StorageError(
                 f"it was written by a newer Ibidem (schema {found}): upgrade with pip install -U ibidem-cache"
@@ -50,7 +54,21 @@ def _version(db: sa.Connection) -> int:
     """Schema version of the database; 0 if it is empty."""
     if not sa.inspect(db).has_table(_meta.name):
         return 0
-    return int(db.scalar(sa.select(_meta.c.value).where(_VERSION)) or 0)
+    text = db.scalar(sa.select(_meta.c.value).where(_VERSION))
+    if text is None:
+        return 0
+    readable = text.isascii() and text.isdecimal() and len(text) <= _DIGITS
+    return int(text) or UNREADABLE if readable else UNREADABLE
+
+
+def _note_version_again(db: sa.Connection) -> None:
+    """The note is damaged: the database is today's if it has today's tables with today's columns."""
+    inspector = sa.inspect(db)
+    for table in tables.metadata.sorted_tables:
+        there = inspector.get_columns(table.name) if inspector.has_table(table.name) else []
+        if not {column.name for column in table.c} <= {one["name"] for one in there}:
+            raise StorageError("its schema version cannot be read, and its tables are not those of today")
+    db.execute(sa.update(_meta).where(_VERSION).values(value=str(tables.SCHEMA_VERSION)))
 
 
 def _add_columns(db: sa.Connection, table: sa.Table, *names: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import sqlalchemy as sa
 
+from ibidem.errors import StorageUnavailable
 from ibidem.storage.database import insert_into, reading, writing
 from ibidem.storage.tables import meta as _meta
 
@@ -27,7 +30,11 @@ class Notes:
     def meta(self, key: str) -> str | None:
         """A fact noted about this database, such as `schema_version`."""
         with reading(self._engine) as db:
-            return noted(db, key)
+            found = noted(db, key)
+        if found == "":  # what is read is never noted so: it is damaged, and would stay in the way
+            with contextlib.suppress(StorageUnavailable):
+                self.set_meta(key, None)
+        return found or None
 
     def meta_keys(self, prefix: str) -> list[str]:
         """What follows this prefix in the keys that begin with it."""

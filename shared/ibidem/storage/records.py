@@ -14,9 +14,17 @@ from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.scoping import users_of
 from ibidem.storage import tables
 from ibidem.storage.browsing import Browsing
+from ibidem.storage.columns import sound
 from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
-from ibidem.storage.engines import breaker_of, close_engine, open_engine
+from ibidem.storage.engines import (
+    breaker_of,
+    cause_of,
+    close_engine,
+    open_engine,
+    shown_engine,
+    storage_error,
+)
 from ibidem.storage.example_table import ExampleTable
 from ibidem.storage.figures import Figures
 from ibidem.storage.holdings import HoldingsTable
@@ -88,17 +96,18 @@ class Records(Notes):
         self.reviews, self.browsing = Reviews(self._engine), Browsing(self._engine)
         try:
             prepare(self._engine)
-        except StorageError as error:
+        except Exception as error:  # also of drivers, for options of the URL that they do not take
             self._engine.dispose()
             advice = "move it away to begin a new one, or use another path"
             if isinstance(error, StorageUnavailable):
                 advice = "the disk may be full, another program may hold it, or its server is down"
-            raise StorageError(f"cannot open the database {self.url}: {error}; {advice}") from error
+            told, cause = storage_error(error, self._engine), cause_of(error, self._engine)
+            raise StorageError(f"cannot open the database {self.url}: {told}; {advice}") from cause
 
     @property
     def url(self) -> str:
         """Where the database is, without its password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        return shown_engine(self._engine)
 
     def after_fork(self) -> None:
         """Forget the parent's connections; they are not ours to close."""
@@ -114,8 +123,7 @@ class Records(Notes):
 
     def get(self, entry_id: str) -> Entry | None:
         """The entry of this id, without its sources and vector."""
-        rows = _ONE.rows(self._engine, {"id": entry_id})
-        return to_entry(rows[0]) if rows else None
+        return next(sound(to_entry, _ONE.rows(self._engine, {"id": entry_id})), None)
 
     def near(
         self, points: Sequence[str], *, namespace: str, scope: str, embedder: str, documents: str
@@ -130,7 +138,7 @@ class Records(Notes):
             values = padded("point", points[first : first + _IN_ONE], _IN_ONE)
             rows += _NEAR.rows(self._engine, {**values, **named})
         sources = self._sources([row[_ID] for row in rows if row[_RESTS_ON] != documents])
-        return [to_entry(row, sources.get(row[_ID], ()), row[-1]) for row in rows]
+        return list(sound(lambda row: to_entry(row, sources.get(row[_ID], ()), row[-1]), rows))
 
     def _sources(self, ids: Sequence[str]) -> dict[str, tuple[Source, ...]]:
         found: dict[str, tuple[Source, ...]] = {}
@@ -138,7 +146,8 @@ class Records(Notes):
             values = padded("id", ids[first : first + _IN_ONE], _IN_ONE)
             for entry_id, document, digest, supports, source in _SOURCES.rows(self._engine, values):
                 one = Source(document, digest, bool(supports), source)
-                found[entry_id] = (*found.get(entry_id, ()), one)
+                if isinstance(digest, str):
+                    found[entry_id] = (*found.get(entry_id, ()), one)
         return found
 
     def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
@@ -170,7 +179,7 @@ class Records(Notes):
         with reading(self._engine) as db:
             rows = db.execute(query.with_only_columns(*ENTRY)).all()
         sources = self._sources([row[_ID] for row in rows])
-        return [to_entry(row, sources.get(row[_ID], ())) for row in rows]
+        return list(sound(lambda row: to_entry(row, sources.get(row[_ID], ())), rows))
 
     def totals(self, embedder: str | None = None) -> Totals:
         """Counts of entries, of the logged lookups by outcome, of examples and audits.

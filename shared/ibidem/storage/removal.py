@@ -6,6 +6,7 @@ vectors, and its points are noted, for the vector indexes to forget them later, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.tombstones import KEPT_SECONDS
 from ibidem.storage import tables
+from ibidem.storage.columns import LARGEST, sound
 from ibidem.storage.database import insert_into, least, reading, writing
 from ibidem.storage.notes import note, noted
 
@@ -55,6 +57,11 @@ def note_orphans(db: sa.Connection, embedder: int, points: Sequence[str]) -> Non
         db.execute(left, [{"embedder": embedder, "point": point} for point in orphans])
 
 
+def _floor(db: sa.Connection) -> float:
+    floor = next(sound(float, [noted(db, _FLOOR) or "0"]), 0.0)
+    return floor if math.isfinite(floor) else 0.0
+
+
 class Removal:
     """What is deleted from one database, in batches. Every method raises `StorageError` when it fails."""
 
@@ -75,9 +82,11 @@ class Removal:
     def size(self) -> tuple[int, int]:
         """How many entries there are, and the bytes they take; a scan."""
         with reading(self._engine) as db:
-            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_entries.c.size), 0))
-            count, size = db.execute(query.select_from(_entries)).one()
-        return int(count), int(size)
+            size = _entries.c.size
+            usual = sa.case((size.between(0, int(LARGEST)), size), else_=0)  # a damaged one has no sum
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usual), 0))
+            count, total = db.execute(query.select_from(_entries)).one()
+        return int(count), int(total)
 
     def evict(self, entries: int, size: int) -> tuple[int, int, float]:
         """Delete at least so many entries or bytes, the lowest ranks first, at most a batch.
@@ -98,14 +107,14 @@ class Removal:
                 freed, floor = freed + bytes_, rank
             if victims:
                 delete(db, _entries.c.id.in_(victims))
-                floor = max(floor, float(noted(db, _FLOOR) or 0.0))  # of a process that knew a lower one
+                floor = max(floor, _floor(db))  # of a process that knew a lower one
                 note(db, _FLOOR, repr(floor))
         return len(victims), freed, floor
 
     def floor(self) -> float:
         """The floor of the ranks: the rank of what was evicted last."""
         with reading(self._engine) as db:
-            return float(noted(db, _FLOOR) or 0.0)
+            return _floor(db)
 
     def ranking(self) -> Bounds:
         """Bounds that rank as the entries are ranked."""

@@ -13,6 +13,7 @@ from ibidem.examples.example import DocumentRef, Example
 from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
 from ibidem.request import Answer, Hit, Miss, Request, storable
 from ibidem.storage import tables
+from ibidem.storage.columns import LARGEST
 
 _entries = tables.entries.c
 # The columns that make an entry, in the order in which `to_entry` reads them.
@@ -212,8 +213,24 @@ def tag_rows(entry: Entry) -> list[dict[str, str]]:
     return [{"entry_id": entry.id, "tag": tag} for tag in sorted(set(entry.tags))]
 
 
+_TYPES: dict[str, tuple[type, ...]] = {"BOOLEAN": (int,), "INTEGER": (int,), "FLOAT": (int, float)}
+# What a value in each of the columns `ENTRY` is, as SQLite's own driver gives it.
+_KINDS = [
+    (*_TYPES.get(str(column.type), (str,)), *((type(None),) if column.nullable else ())) for column in ENTRY
+]
+
+
+_TOKENS = ENTRY.index(_entries.input_tokens)  # and then those of the output
+
+
 def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
-    """The entry of a row that begins with the columns `ENTRY`."""
+    """The entry of a row that begins with the columns `ENTRY`.
+
+    Raises:
+        ValueError: The row is damaged.
+    """
+    if not all(map(isinstance, row, _KINDS)) or max(row[_TOKENS] or 0, row[_TOKENS + 1] or 0) > LARGEST:
+        raise ValueError("a value that its column does not hold")
     id_, namespace, scope, question, documents, semantic, text, payload, model, spent, said, *rest = row
     finish_reason, seconds, created, expires, ttl, used, hits = rest[:7]
     semantic = bool(semantic)  # SQLite's own driver says 0 or 1
@@ -247,7 +264,12 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
 def to_stored_vector(row: Any) -> StoredVector:
     """The question of a row, with its vector if it has one."""
     vector = None if row.vector is None else to_vector(row.vector)
-    return StoredVector(row.id, row.namespace, row.scope, row.question, vector)
+    if not (row.id and row.scope and isinstance(row.question, str)):
+        raise ValueError("a damaged row")
+    stored = StoredVector(row.id, row.namespace, row.scope, row.question, vector)
+    if stored.point != row.point:  # it would be indexed again and again
+        raise ValueError("a damaged row")
+    return stored
 
 
 def example_row(given: Example | EmbeddedExample) -> dict[str, Any]:

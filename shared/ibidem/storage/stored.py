@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
 from ibidem.entry import Vector, to_vector
+from ibidem.storage.columns import sound
 from ibidem.storage.database import reading
 from ibidem.storage.embedders import number_of
 from ibidem.storage.tables import entries as _entries
@@ -42,6 +44,13 @@ class Support:
     supported: int
 
 
+def _to_stored(row: Any) -> StoredQuestion:
+    if row.question is None:
+        raise ValueError("a damaged row")
+    vector = row.vector and to_vector(row.vector)
+    return StoredQuestion(row.namespace, row.scope, row.question, row.documents, row.answer, vector)
+
+
 class StoredTable:
     """The stored questions of one database. Every method raises `StorageError` when the database fails."""
 
@@ -58,7 +67,7 @@ class StoredTable:
             query = query.where(c.namespace == namespace)
         with reading(self._engine) as db:
             rows = db.execute(query.order_by(c.created.desc(), c.id).limit(limit)).all()
-        return [StoredQuestion(*row[:5], row.vector and to_vector(row.vector)) for row in rows]
+        return list(sound(_to_stored, rows))
 
     def texts(self, ids: Sequence[str]) -> dict[str, str]:
         """The questions of these entries, by id; those that are deleted or exact-only are missing."""

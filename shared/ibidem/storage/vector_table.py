@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from ibidem.entry import Entry, to_bytes
 from ibidem.storage import tables
+from ibidem.storage.columns import sound
 from ibidem.storage.database import insert_into, reading, writing
 from ibidem.storage.embedders import number_of
 from ibidem.storage.removal import alive, note_orphans
@@ -84,11 +85,11 @@ class VectorTable:
 
     def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
         e = _entries.c
-        query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector)
+        query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector, _vectors.c.point)
         query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
         with reading(self._engine) as db:
             rows = db.execute(query.limit(limit)).all()
-        return [to_stored_vector(row) for row in rows]
+        return list(sound(to_stored_vector, rows))
 
     def count(self, most: int | None = None) -> int:
         """How many entries can be found by meaning, with vectors or without; counted up to `most`."""
