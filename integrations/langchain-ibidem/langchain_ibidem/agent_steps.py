@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -24,8 +24,8 @@ from langchain_ibidem.memory import retrieved
 _SAYING = frozenset("text output_text refusal reasoning thinking redacted_thinking".split())
 
 
-def description(request: ModelRequest[Any]) -> str:
-    """The model of a step with all that it is given beside messages, as LangChain describes it to a cache.
+def parameters(request: ModelRequest[Any]) -> dict[str, Any]:
+    """What the model of a step is given beside messages.
 
     Raises:
         NotCacheable: The model cannot be described.
@@ -41,11 +41,15 @@ def description(request: ModelRequest[Any]) -> str:
     }
     if request.response_format is not None:
         given["response_format"] = _form(request.response_format)
-    return request.model._get_llm_string(given.pop("stop", None), **given)
+    return given
 
 
-def caller_of(request: ModelRequest[Any]) -> Caller:
+def caller_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> Caller:
     """Whose call it is, as LangChain will tell the model: by the run around it and the model's own metadata.
+
+    Args:
+        request: The step.
+        given: Its parameters.
 
     Raises:
         NotCacheable: The run is not known: LangGraph keeps it in a context variable, but not in async code
@@ -61,7 +65,8 @@ def caller_of(request: ModelRequest[Any]) -> Caller:
     inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **given}
     own = getattr(request.model, "metadata", None) or {}
     metadata = {**(getattr(around, "metadata", None) or {}), **given, **own}
-    return Caller(request.model, metadata=metadata, inherited=inherited)
+    parameters = {name: value for name, value in given.items() if name != "stop"}
+    return Caller(request.model, parameters, given.get("stop"), metadata, inherited)
 
 
 def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:

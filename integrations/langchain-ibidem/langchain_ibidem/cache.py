@@ -152,16 +152,18 @@ class IbidemCache(BaseCache):
         await in_thread(partial(self.clear, **kwargs))
 
     def asking(
-        self, prompt: Prompt, llm_string: str, documents: Sequence[Retrieved], caller: Caller
-    ) -> Asking:
+        self, prompt: Prompt, documents: Sequence[Retrieved], caller: Caller
+    ) -> tuple[Asking, tuple[str, ...]]:
         """A call on its way to this cache, for those who answer calls themselves (`IbidemMiddleware`).
+
+        With it come the texts that the model and its parameters are compared by.
 
         Raises:
             NotCacheable: The call must not be cached.
             CacheClosed: The cache was closed.
         """
-        call = self._requests.read(prompt, llm_string, caller)
-        return self.cache.asking(self._requests.request(call, documents))
+        call = self._requests.read(prompt, "", caller)
+        return self.cache.asking(self._requests.request(call, documents)), call.model.texts
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""

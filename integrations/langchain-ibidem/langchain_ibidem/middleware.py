@@ -184,12 +184,11 @@ class IbidemMiddleware(Middleware):
             )
         messages = steps.messages_of(request)
         asked, run = steps.split(messages)
-        llm_string = steps.description(request)
-        documents, caller = steps.documents_in(messages), steps.caller_of(request)
-        asking = self.cache.asking(of_messages(messages), llm_string, documents, caller)
+        given, documents = steps.parameters(request), steps.documents_in(messages)
+        asking, about = self.cache.asking(of_messages(messages), documents, steps.caller_of(request, given))
         beginning = ""
         if request.response_format is None and self._tools.some_read_only(request):
-            beginning = digest(asking.request.namespace, of_messages(asked).fingerprint, llm_string)
+            beginning = digest(asking.request.namespace, of_messages(asked).fingerprint, *about)
         return _Step(request, asking, run, beginning, time.monotonic())
 
     def _find(self, step: _Step) -> Hit | None:

@@ -1,0 +1,311 @@
+"""A model by all that it holds, as JSON values: what its answers depend on beside the prompt.
+
+The living object is walked, not its dump: dumps leave out excluded fields and what was set later, and of
+nested models whatever their declared type does not name. What says nothing by its value (an auth object, an
+unknown client) is compared by identity, in this process only: see `ibidem.object_tokens`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+import json
+import logging
+import re
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import cached_property, lru_cache, partial
+from pathlib import PurePath
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter
+
+from ibidem.client_settings import settings_of
+from ibidem.code_digest import CodeReader, name_of, own_classes
+from ibidem.errors import NotCacheable
+from ibidem.object_tokens import process, token_of
+from ibidem.request import digest
+
+_CLIENT = re.compile(r"(^|_)a?clients?$|^_?http_")
+_SECRET = re.compile(
+    r"(?i)^_?([a-z0-9]+[-_])*?(api[-_]?key|authorization|password|secret[-_]?key|secret[-_]?access[-_]?key|"
+    r"access[-_]?key([-_]id)?|(access|auth|api|ad|bearer|hf|refresh|session|security)[-_]?token"
+    r"([-_]provider)?|credentials?)$"
+    r"|^_?token$"
+)
+# Of these, what they are is not what a model is told.
+_LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event)
+_WORKING = (logging.Logger, *_LOCKS)
+_BY_REPR = (date, time, timedelta, Decimal, UUID, PurePath, re.Pattern, range, complex)
+_DEEPEST = 100
+_SECRETS = (SecretStr, SecretBytes)
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, partial)
+_PLAIN = (str, int, float, bytes, Mapping, list, tuple, set, frozenset, *_FUNCTIONS)
+_CLIENT_PARAMETERS = "_client_params"  # of langchain-anthropic and those that build on it
+
+
+class Rules(NamedTuple):
+    """What of a model does not count.
+
+    `operational` are settings that change when an answer comes, how it is sent or who is told of it, not what
+    it says; of those that are `ambiguous` only the framework's own, since a model of the program may mean
+    something else by them. `working` are fields in which the framework's own models count.
+    """
+
+    operational: frozenset[str]
+    ambiguous: frozenset[str] = frozenset()
+    working: frozenset[str] = frozenset()
+
+
+def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: type | None = None) -> Any:
+    """Class, code of the program's own, fields and other values of a model, without secrets, as JSON values.
+
+    Args:
+        model: The model.
+        rules: What does not count.
+        lenient: Whether somebody else vouches for what only could be compared by identity: then it counts by
+            its class.
+        kind: The class, if not the model's own.
+
+    Raises:
+        NotCacheable: It holds something that is used up by reading it.
+    """
+    return _Walk(rules, lenient=lenient).model(model, kind)
+
+
+def values_of(given: Mapping[str, Any], *, lenient: bool = False) -> Any:
+    """Arguments of a call as JSON values. Their order counts, also within: models follow that of a schema.
+
+    Raises:
+        NotCacheable: One is used up by reading it.
+    """
+    return _Walk(None, lenient=lenient).value(dict(given))
+
+
+class _Walk:
+    """One walk. Without rules, everything counts, secrets too."""
+
+    def __init__(self, rules: Rules | None, *, lenient: bool) -> None:
+        self._rules, self._lenient = rules, lenient
+        self._depth = 0
+        self._reading: list[type] = []
+
+    def value(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is str or kind is int or kind is bool or value is None:
+            return value
+        if kind is float:
+            return int(value) if value.is_integer() else value
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise NotCacheable("opaque_parameters", "the model or the call holds an object that holds itself")
+        try:
+            return self._composed(value)
+        finally:
+            self._depth -= 1
+
+    def named(self, name: str, value: Any) -> Any:
+        """A value in a place of this name."""
+        if self._rules and value is not None and _is_client(name) and not isinstance(value, BaseModel):
+            return self._client(value)
+        if self._rules and isinstance(value, Mapping) and "headers" in name:
+            return self.value({key: inner for key, inner in value.items() if not _is_secret(str(key))})
+        return self.value(value)
+
+    def _composed(self, value: Any) -> Any:
+        if isinstance(value, Enum):
+            return self.value(value.value)
+        if isinstance(value, (str, int)):
+            return value
+        if isinstance(value, Mapping):
+            return {str(key): self.named(str(key), inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(inner) for inner in value]
+        if isinstance(value, (set, frozenset)):
+            return sorted(json.dumps(self.value(inner)) for inner in value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, BaseModel):
+            return self.model(value)
+        if isinstance(value, _FUNCTIONS):
+            return {"function": self._function(value)}
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        kind = type(value)
+        if isinstance(value, (bytes, bytearray)):
+            return {"bytes": value.hex()}
+        if isinstance(value, _BY_REPR) or kind.__name__ in ("URL", "AnyUrl", "HttpUrl"):
+            return {"is": name_of(kind), "value": (repr if isinstance(value, re.Pattern) else str)(value)}
+        if isinstance(value, (*_WORKING, *_SECRETS)):
+            return {"is": name_of(kind)}
+        if dataclasses.is_dataclass(value):
+            fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+            return {"is": name_of(kind), "fields": self.value(fields)}
+        if isinstance(value, (Iterator, io.IOBase)):
+            raise NotCacheable(
+                "opaque_parameters",
+                f"the model or the call holds a {kind.__name__}, which reading would use up; "
+                "pass what it holds, as a text or a list",
+            )
+        return {"is": name_of(kind), **({} if self._lenient else {"this": token_of(value)})}
+
+    def _class(self, kind: type) -> Any:
+        try:
+            if issubclass(kind, BaseModel):
+                return {"class": kind.__qualname__, "schema": kind.model_json_schema()}
+            return {"class": kind.__qualname__, "schema": TypeAdapter(kind).json_schema()}
+        except Exception:  # whatever pydantic makes of a class that has no schema
+            return {"class": name_of(kind), **({} if self._lenient else {"this": token_of(kind)})}
+
+    def _function(self, function: Any) -> str:
+        """A digest: a constant in the code is no setting, whatever it looks like."""
+        return digest(json.dumps(CodeReader(self.value, self.named).of_function(function)))
+
+    def _client(self, client: Any) -> Any:
+        """What is known of a client; if that is nothing, which one it is, unless a framework made it."""
+        if found := settings_of(client):
+            return {name: self.named(name, value) for name, value in found.items() if not _is_secret(name)}
+        return self.value(client)
+
+    def model(self, model: BaseModel, kind: type | None = None) -> dict[str, Any]:
+        """A pydantic object."""
+        kind = kind or type(model)
+        about = _about(kind, self._rules)
+        held = model.__dict__
+        fields = {
+            name: self._field(name, value, about)
+            for name in about.counting
+            if (value := held.get(name)) is not None and not isinstance(value, _SECRETS)
+        }
+        told: dict[str, Any] = {"class": about.name, "fields": fields}
+        if about.is_own and self._rules:
+            told["code"] = self._code(kind)
+        others = {**(model.__pydantic_extra__ or {}), **(model.__pydantic_private__ or {})}
+        others |= {name: value for name, value in held.items() if name not in about.fields}
+        if others:
+            shown = {name: self._other(model, name, value, about) for name, value in others.items()}
+            told["others"] = {name: value for name, value in shown.items() if value is not None}
+        return told
+
+    def _field(self, name: str, value: Any, about: _About) -> Any:
+        unclear = self._rules and name in about.of_framework and _is_client(name)
+        if unclear and not isinstance(value, BaseModel) and not settings_of(value):
+            return {"is": name_of(type(value))}
+        return self.named(name, value)
+
+    def _other(self, model: BaseModel, name: str, value: Any, about: _About) -> Any:
+        """A private value or one beside the fields, if it is no working state of the class itself."""
+        if value is None or isinstance(value, _SECRETS) or (self._rules and _is_secret(name)):
+            return None
+        if name in about.computed:
+            return self._kept_parameters(model, value, about) if name == _CLIENT_PARAMETERS else None
+        if name in about.of_framework:
+            unclear = _is_client(name) and not settings_of(value)
+            shown = None if unclear else _Walk(self._rules, lenient=True).named(name, value)
+            return None if isinstance(shown, dict) and list(shown) == ["is"] else shown
+        if name in about.made and not isinstance(value, (*_PLAIN, BaseModel)):
+            return None
+        return self.named(name, value)
+
+    def _kept_parameters(self, model: BaseModel, kept: Any, about: _About) -> Any:
+        """What a client was made with, where the settings now say something else."""
+        computed = inspect.getattr_static(type(model), _CLIENT_PARAMETERS)
+        now = computed.func(model)
+        if now == kept or not self._rules:
+            return None
+        one, other = (
+            {k: v for k, v in each.items() if k not in self._rules.operational and not _is_secret(k)}
+            for each in (now, kept)
+        )
+        return None if one == other else {name: self.named(name, value) for name, value in other.items()}
+
+    def _code(self, kind: type) -> str:
+        """A digest of the program's own code of a class; read anew only where something of it has changed."""
+        known = _codes.get(kind, {}).get(self._lenient)
+        if known is not None and known[0] == process() and known[1]():
+            return known[2]
+        if kind in self._reading:
+            return ""
+        self._reading.append(kind)
+        try:
+            reader = CodeReader(self.value, self.named)
+            read = digest(json.dumps(reader.of_class(kind)))
+        finally:
+            self._reading.pop()
+        if not self._reading and (unchanged := reader.unchanged) is not None:
+            _codes.setdefault(kind, {})[self._lenient] = (process(), unchanged, read)
+        return read
+
+
+_codes: weakref.WeakKeyDictionary[type, dict[bool, tuple[str, Callable[[], bool], str]]]
+_codes = weakref.WeakKeyDictionary()
+
+
+class _About(NamedTuple):
+    """A class of pydantic objects: names of its attributes by what they are."""
+
+    name: str
+    is_own: bool
+    fields: frozenset[str]
+    counting: tuple[str, ...]
+    of_framework: frozenset[str]
+    computed: frozenset[str]
+    made: frozenset[str]
+
+
+@lru_cache(512)
+def _about(kind: type[BaseModel], rules: Rules | None) -> _About:
+    own = own_classes(kind)
+    bases: list[Any] = [base for base in kind.__mro__ if base not in own]
+    declared = {name for base in bases for name in _declared(base)} - {n for b in own for n in _annotated(b)}
+    fields = kind.model_fields
+    private: Mapping[str, Any] = kind.__private_attributes__
+    members = [item for base in kind.__mro__ for item in vars(base).items()]
+    computed = {name for name, value in members if isinstance(value, cached_property)}
+    return _About(
+        name_of(kind),
+        bool(own),
+        frozenset(fields),
+        tuple(name for name in fields if rules is None or _counts(name, rules, name in declared)),
+        frozenset(declared),
+        frozenset(computed),
+        frozenset(name for name, attribute in private.items() if attribute.default_factory is not None),
+    )
+
+
+def _counts(name: str, rules: Rules, of_framework: bool) -> bool:
+    if name in rules.operational:
+        return name in rules.ambiguous and not of_framework
+    return not (_is_secret(name) or (of_framework and name in rules.working))
+
+
+def _declared(kind: Any) -> Iterator[str]:
+    """Names of the fields and private attributes of a class and its bases."""
+    yield from getattr(kind, "__pydantic_fields__", ())
+    yield from getattr(kind, "__private_attributes__", ())
+
+
+def _annotated(kind: type) -> Iterator[str]:
+    """Names that the class itself declares; all of its fields where its annotations cannot be read."""
+    try:
+        yield from inspect.get_annotations(kind)
+    except Exception:  # of names that only a type checker knows
+        yield from _declared(kind)
+
+
+@lru_cache(4096)
+def _is_client(name: str) -> bool:
+    return _CLIENT.search(name) is not None
+
+
+@lru_cache(4096)
+def _is_secret(name: str) -> bool:
+    return _SECRET.match(name) is not None
