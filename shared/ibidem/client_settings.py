@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ibidem.watching import Watch
+
 # Attributes of the clients of openai, anthropic, groq, httpx, ollama, google-genai, botocore and
 # huggingface_hub that say where a request goes, or that become part of it.
 _ADDRESS = ("_base_url", "base_url", "_endpoint_url")
@@ -29,23 +31,27 @@ _OF_LIBRARIES = re.compile(
 _MADE_BY_HTTPX = frozenset(("BasicAuth", "FunctionAuth", "NetRCAuth"))
 
 
-def settings_of(client: Any, depth: int = _DEPTH) -> dict[str, Any]:
-    """Address, headers and other settings that the client holds; empty if it is of an unknown kind."""
+def settings_of(client: Any, watch: Watch, depth: int = _DEPTH) -> dict[str, Any]:
+    """Address, headers and other settings that the client holds, which are noted in `watch`.
+
+    Empty if it is of an unknown kind.
+    """
     held = getattr(client, "__dict__", None)
     if not isinstance(held, dict) or not depth:
         return {}
+    watch.mapping(held)
     found: dict[str, Any] = {}
     for name in _INNER:
         if (inner := held.get(name)) is not None:
-            found = {**settings_of(inner, depth - 1), **found}
+            found = {**settings_of(inner, watch, depth - 1), **found}
     for name in _ADDRESS:
         if address := _address(held.get(name)):
             found["address"] = address
     for name in _HEADERS:
-        if (given := _headers(held.get(name))) is not None:
+        if given := _headers(held.get(name), watch):
             found["headers"] = {**found.get("headers", {}), **given}
     found |= {name: held[name] for name in _OTHERS if name in held and _tells(held[name])}
-    return found | _of_httpx(held)
+    return dict(sorted((found | _of_httpx(held, watch)).items()))
 
 
 def _address(value: Any) -> str:
@@ -54,11 +60,13 @@ def _address(value: Any) -> str:
     return str(value).rstrip("/") if known else ""
 
 
-def _headers(value: Any) -> dict[str, str] | None:
+def _headers(value: Any, watch: Watch) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        return None
+        return {}
+    inside = getattr(value, "_list", value)  # of httpx
+    watch.sequence(inside) if isinstance(inside, list) else watch.mapping(inside)
     given = {str(name).lower(): str(text) for name, text in value.items()}
-    return {name: text for name, text in given.items() if not _OF_LIBRARIES.match(name)}
+    return {name: text for name, text in sorted(given.items()) if not _OF_LIBRARIES.match(name)}
 
 
 def _tells(value: Any) -> bool:
@@ -66,12 +74,16 @@ def _tells(value: Any) -> bool:
     return bool(value) and isinstance(value, (str, int, float, Mapping))
 
 
-def _of_httpx(held: dict[str, Any]) -> dict[str, Any]:
+def _of_httpx(held: dict[str, Any], watch: Watch) -> dict[str, Any]:
     """What is called for each request, but for what httpx makes of user names and passwords."""
     found: dict[str, Any] = {}
     auth = held.get("_auth")
     if auth is not None and type(auth).__name__ not in _MADE_BY_HTTPX:
         found["auth"] = auth
-    if isinstance(hooks := held.get("_event_hooks"), Mapping) and any(hooks.values()):
-        found["hooks"] = dict(hooks)
+    if isinstance(hooks := held.get("_event_hooks"), dict):
+        watch.mapping(hooks)
+        for each in hooks.values():
+            watch.sequence(each)
+        if any(hooks.values()):
+            found["hooks"] = dict(hooks)
     return found

@@ -10,12 +10,13 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
-import marshal
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
+
+from ibidem.watching import Watch
 
 _FRAMEWORKS = ("langchain", "langgraph", "llama_index", "pydantic", "ibidem")
 _OURS = ("ibidem", "langchain_ibidem", "llama_index_ibidem")
@@ -24,8 +25,6 @@ _COLLECTING = frozenset(
     "append appendleft add extend update insert pop popitem setdefault clear remove discard".split()
 )
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, partial)
-_FIXED = (str, int, float, bool, bytes, complex, type(None), type, types.ModuleType, *_FUNCTIONS)
-_CONTAINERS = (list, dict, set, tuple, frozenset)
 _ABSENT: Any = object()
 
 
@@ -50,23 +49,15 @@ def own_classes(kind: type) -> list[type]:
 
 
 class CodeReader:
-    """Reads the code of functions and classes as JSON values.
+    """Reads the code of functions and classes as JSON values, and notes in `watch` what it has read.
 
-    `value` gives those of any other object. After reading, `unchanged` says whether all that was read is as
-    it was; it is None if that cannot be told for less than reading it again.
+    `value` and `named` give those of any other object, and of one that has a name.
     """
 
-    def __init__(self, value: Callable[[Any], Any], named: Callable[[str, Any], Any]) -> None:
-        self._value, self._named = value, named
+    def __init__(self, value: Callable[[Any], Any], named: Callable[[str, Any], Any], watch: Watch) -> None:
+        self._value, self._named, self._watch = value, named, watch
         self._begun: dict[int, Any] = {}  # holds what was read, so that nothing else gets its number
         self._packages: set[str] = set()
-        self._checks: list[Callable[[], bool]] | None = []
-
-    @property
-    def unchanged(self) -> Callable[[], bool] | None:
-        """See above."""
-        checks = self._checks
-        return None if checks is None else lambda: all(check() for check in checks)
 
     def of_class(self, kind: type) -> Any:
         """A class, with those of its bases that are the program's own."""
@@ -97,7 +88,7 @@ class CodeReader:
         if is_of_framework(function.__globals__.get("__name__", "")):
             return [name_of(function), self.of_function(inner) if inner is not None else None]
         code, defaults = function.__code__, function.__defaults__
-        self._check(lambda: function.__code__ is code and function.__defaults__ is defaults)
+        self._watch.add(lambda: function.__code__ is code and function.__defaults__ is defaults)
         changed = _changed(code)
         return [
             name_of(function),
@@ -123,7 +114,7 @@ class CodeReader:
         value = now()
         if value is _ABSENT or _is_tally(name, value, changed):
             return name
-        self._watch(now, value)
+        self._watch.reading(now, value)
         return [name, self._of(name, value)]
 
     def _of(self, name: str, value: Any) -> Any:
@@ -144,7 +135,7 @@ class CodeReader:
     def _body(self, kind: type) -> list[Any]:
         """What stands in a class."""
         held = dict(vars(kind))
-        self._check(lambda: _is_same(vars(kind), held))
+        self._watch.mapping(vars(kind))
         functions = [function for value in held.values() for function in _functions_in(value)]
         changed = frozenset().union(*(_changed(function.__code__) for function in functions))
         return [
@@ -156,40 +147,11 @@ class CodeReader:
             return [type(value).__name__, *map(self.of_function, functions)]
         if _is_tally(name, value, changed):
             return None
-        self._watch(lambda: value, value)
         return self._of(name, value)
-
-    def _watch(self, now: Callable[[], Any], value: Any) -> None:
-        """Have `unchanged` look at a value again."""
-        if isinstance(value, _CONTAINERS):
-            content = _content(value)
-            self._check(None if content is None else lambda: _content(now()) == content)
-        elif isinstance(value, _FIXED):
-            self._check(lambda: now() is value)
-        else:
-            self._check(None)
-
-    def _check(self, check: Callable[[], bool] | None) -> None:
-        if check is None or self._checks is None:
-            self._checks = None
-        else:
-            self._checks.append(check)
 
 
 def _package(thing: Any) -> str:
     return str(thing.__module__).partition(".")[0]
-
-
-def _is_same(now: Any, before: dict[str, Any]) -> bool:
-    return len(now) == len(before) and all(now.get(name) is value for name, value in before.items())
-
-
-def _content(value: Any) -> bytes | None:
-    """What a container holds; None if it holds more than numbers and texts. Equal only if all types are."""
-    try:
-        return marshal.dumps(value, 2)
-    except ValueError:
-        return None
 
 
 def _functions_in(value: Any) -> list[types.FunctionType]:

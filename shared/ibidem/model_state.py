@@ -16,7 +16,7 @@ import re
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -32,6 +32,7 @@ from ibidem.code_digest import CodeReader, name_of, own_classes
 from ibidem.errors import NotCacheable
 from ibidem.object_tokens import process, token_of
 from ibidem.request import digest
+from ibidem.watching import Watch
 
 _CLIENT = re.compile(r"(^|_)a?clients?$|^_?http_")
 _SECRET = re.compile(
@@ -64,20 +65,30 @@ class Rules(NamedTuple):
     working: frozenset[str] = frozenset()
 
 
-def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: type | None = None) -> Any:
-    """Class, code of the program's own, fields and other values of a model, without secrets, as JSON values.
+def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: type | None = None) -> str:
+    """Class, code of the program's own, fields and other values of a model, without secrets, as JSON.
+
+    What was read is read again only where something of it has changed.
 
     Args:
         model: The model.
         rules: What does not count.
-        lenient: Whether somebody else vouches for what only could be compared by identity: then it counts by
+        lenient: Whether somebody else vouches for what could only be compared by identity: then it counts by
             its class.
         kind: The class, if not the model's own.
 
     Raises:
-        NotCacheable: It holds something that is used up by reading it.
+        NotCacheable: It holds itself.
     """
-    return _Walk(rules, lenient=lenient).model(model, kind)
+    known = _read.get(id(model))
+    way = (rules, lenient, kind, process())
+    if known is not None and known.model() is model and known.way == way and known.watch.is_unchanged():
+        return known.text
+    walk = _Walk(rules, lenient=lenient)
+    text = json.dumps(walk.model(model, kind))
+    if walk.watch.is_whole:
+        _read[id(model)] = _Read(weakref.ref(model, partial(_forget, id(model))), way, walk.watch, text)
+    return text
 
 
 def values_of(given: Mapping[str, Any], *, lenient: bool = False) -> Any:
@@ -89,11 +100,31 @@ def values_of(given: Mapping[str, Any], *, lenient: bool = False) -> Any:
     return _Walk(None, lenient=lenient).value(dict(given))
 
 
+class _Read(NamedTuple):
+    """A model that was read, and in which way."""
+
+    model: weakref.ref[BaseModel]
+    way: tuple[Any, ...]
+    watch: Watch
+    text: str
+
+
+_read: dict[int, _Read] = {}
+
+
+def _forget(number: int, gone: weakref.ref[BaseModel]) -> None:
+    # Called by the garbage collector, maybe in the midst of anything: no lock is taken here.
+    if (known := _read.get(number)) is not None and known.model is gone:
+        _read.pop(number, None)
+
+
 class _Walk:
     """One walk. Without rules, everything counts, secrets too."""
 
     def __init__(self, rules: Rules | None, *, lenient: bool) -> None:
         self._rules, self._lenient = rules, lenient
+        self._spends = rules is None  # whether what is given is read once, by the model
+        self.watch = Watch()
         self._depth = 0
         self._reading: list[type] = []
 
@@ -116,19 +147,23 @@ class _Walk:
         if self._rules and value is not None and _is_client(name) and not isinstance(value, BaseModel):
             return self._client(value)
         if self._rules and isinstance(value, Mapping) and "headers" in name:
+            self.watch.mapping(value)
             return self.value({key: inner for key, inner in value.items() if not _is_secret(str(key))})
         return self.value(value)
 
     def _composed(self, value: Any) -> Any:
-        if isinstance(value, Enum):
-            return self.value(value.value)
-        if isinstance(value, (str, int)):
-            return value
+        if isinstance(value, (str, int, Enum)):
+            return self.value(value.value) if isinstance(value, Enum) else value
         if isinstance(value, Mapping):
+            self.watch.mapping(value)
             return {str(key): self.named(str(key), inner) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):
+            if isinstance(value, list):
+                self.watch.sequence(value)
             return [self.value(inner) for inner in value]
         if isinstance(value, (set, frozenset)):
+            if isinstance(value, set):
+                self.watch.members(value)
             return sorted(json.dumps(self.value(inner)) for inner in value)
         if isinstance(value, type):
             return self._class(value)
@@ -141,18 +176,21 @@ class _Walk:
     def _object(self, value: Any) -> Any:
         kind = type(value)
         if isinstance(value, (bytes, bytearray)):
+            if isinstance(value, bytearray):
+                self.watch.give_up()
             return {"bytes": value.hex()}
         if isinstance(value, _BY_REPR) or kind.__name__ in ("URL", "AnyUrl", "HttpUrl"):
             return {"is": name_of(kind), "value": (repr if isinstance(value, re.Pattern) else str)(value)}
         if isinstance(value, (*_WORKING, *_SECRETS)):
             return {"is": name_of(kind)}
         if dataclasses.is_dataclass(value):
+            self.watch.give_up()
             fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
             return {"is": name_of(kind), "fields": self.value(fields)}
-        if isinstance(value, (Iterator, io.IOBase)):
+        if self._spends and isinstance(value, (Iterator, io.IOBase)):
             raise NotCacheable(
                 "opaque_parameters",
-                f"the model or the call holds a {kind.__name__}, which reading would use up; "
+                f"the call is given a {kind.__name__}, which reading it uses up; "
                 "pass what it holds, as a text or a list",
             )
         return {"is": name_of(kind), **({} if self._lenient else {"this": token_of(value)})}
@@ -167,11 +205,12 @@ class _Walk:
 
     def _function(self, function: Any) -> str:
         """A digest: a constant in the code is no setting, whatever it looks like."""
-        return digest(json.dumps(CodeReader(self.value, self.named).of_function(function)))
+        self._spends = False
+        return digest(json.dumps(CodeReader(self.value, self.named, self.watch).of_function(function)))
 
     def _client(self, client: Any) -> Any:
         """What is known of a client; if that is nothing, which one it is, unless a framework made it."""
-        if found := settings_of(client):
+        if found := settings_of(client, self.watch):
             return {name: self.named(name, value) for name, value in found.items() if not _is_secret(name)}
         return self.value(client)
 
@@ -180,6 +219,7 @@ class _Walk:
         kind = kind or type(model)
         about = _about(kind, self._rules)
         held = model.__dict__
+        self._note(model)
         fields = {
             name: self._field(name, value, about)
             for name in about.counting
@@ -192,12 +232,26 @@ class _Walk:
         others |= {name: value for name, value in held.items() if name not in about.fields}
         if others:
             shown = {name: self._other(model, name, value, about) for name, value in others.items()}
-            told["others"] = {name: value for name, value in shown.items() if value is not None}
+            if kept := {name: value for name, value in shown.items() if value is not None}:
+                told["others"] = kept
         return told
+
+    def _note(self, model: BaseModel) -> None:
+        self.watch.mapping(model.__dict__)
+        for others in (model.__pydantic_extra__, model.__pydantic_private__):
+            if others is not None:
+                self.watch.mapping(others)
+
+    def _leniently(self, name: str, value: Any) -> Any:
+        before, self._lenient = self._lenient, True
+        try:
+            return self.named(name, value)
+        finally:
+            self._lenient = before
 
     def _field(self, name: str, value: Any, about: _About) -> Any:
         unclear = self._rules and name in about.of_framework and _is_client(name)
-        if unclear and not isinstance(value, BaseModel) and not settings_of(value):
+        if unclear and not isinstance(value, BaseModel) and not settings_of(value, self.watch):
             return {"is": name_of(type(value))}
         return self.named(name, value)
 
@@ -208,8 +262,8 @@ class _Walk:
         if name in about.computed:
             return self._kept_parameters(model, value, about) if name == _CLIENT_PARAMETERS else None
         if name in about.of_framework:
-            unclear = _is_client(name) and not settings_of(value)
-            shown = None if unclear else _Walk(self._rules, lenient=True).named(name, value)
+            unclear = _is_client(name) and not settings_of(value, self.watch)
+            shown = None if unclear else self._leniently(name, value)
             return None if isinstance(shown, dict) and list(shown) == ["is"] else shown
         if name in about.made and not isinstance(value, (*_PLAIN, BaseModel)):
             return None
@@ -228,25 +282,38 @@ class _Walk:
         return None if one == other else {name: self.named(name, value) for name, value in other.items()}
 
     def _code(self, kind: type) -> str:
-        """A digest of the program's own code of a class; read anew only where something of it has changed."""
-        known = _codes.get(kind, {}).get(self._lenient)
-        if known is not None and known[0] == process() and known[1]():
-            return known[2]
+        """A digest of the program's own code of a class."""
         if kind in self._reading:
             return ""
+        known = _codes.get(kind, {}).get(self._lenient)
+        if known is None or known.process != process() or not known.watch.is_unchanged():
+            known = self._code_read(kind)
+        self.watch.add(known.watch.is_unchanged)
+        return known.digest
+
+    def _code_read(self, kind: type) -> _Code:
+        around, self.watch = self.watch, Watch()
         self._reading.append(kind)
         try:
-            reader = CodeReader(self.value, self.named)
-            read = digest(json.dumps(reader.of_class(kind)))
+            reader = CodeReader(self.value, self.named, self.watch)
+            read = _Code(process(), self.watch, digest(json.dumps(reader.of_class(kind))))
         finally:
             self._reading.pop()
-        if not self._reading and (unchanged := reader.unchanged) is not None:
-            _codes.setdefault(kind, {})[self._lenient] = (process(), unchanged, read)
+            self.watch = around
+        if not self._reading and read.watch.is_whole:
+            _codes.setdefault(kind, {})[self._lenient] = read
         return read
 
 
-_codes: weakref.WeakKeyDictionary[type, dict[bool, tuple[str, Callable[[], bool], str]]]
-_codes = weakref.WeakKeyDictionary()
+class _Code(NamedTuple):
+    """Code of a class that was read, in which process."""
+
+    process: str
+    watch: Watch
+    digest: str
+
+
+_codes: weakref.WeakKeyDictionary[type, dict[bool, _Code]] = weakref.WeakKeyDictionary()
 
 
 class _About(NamedTuple):

@@ -61,10 +61,10 @@ def caller_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> Caller:
             "caller_unreadable",
             "nothing says whose run the step belongs to; before Python 3.11, async agents are not cached",
         )
-    around, given = config.get("callbacks"), config.get("metadata") or {}
-    inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **given}
+    around, told = config.get("callbacks"), config.get("metadata") or {}
+    inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **told}
     own = getattr(request.model, "metadata", None) or {}
-    metadata = {**(getattr(around, "metadata", None) or {}), **given, **own}
+    metadata = {**(getattr(around, "metadata", None) or {}), **told, **own}
     parameters = {name: value for name, value in given.items() if name != "stop"}
     return Caller(request.model, parameters, given.get("stop"), metadata, inherited)
 

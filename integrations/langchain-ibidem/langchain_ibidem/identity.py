@@ -87,12 +87,14 @@ def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> 
     if caller.stop is not None:
         given["stop"] = caller.stop
     texts = (
-        json.dumps(state_of(model, _RULES, lenient=named, kind=kind)),
-        json.dumps(values_of(given)),
+        state_of(model, _RULES, lenient=named, kind=kind),
+        json.dumps(values_of(given)) if given else "{}",
     )
-    return Described(texts, temperature_of(" ".join(texts)), form_of(caller.parameters))
+    temperatures = [told for text in texts if (told := temperature_of(text)) is not None]
+    return Described(texts, max(temperatures, default=None), form_of(caller.parameters))
 
 
+@lru_cache(256)
 def temperature_of(described: str) -> float | None:
     """The temperature at which the model samples, the highest if the call gives another; None if unknown."""
     return max(map(float, _TEMPERATURE.findall(described)), default=None)
