@@ -48,6 +48,13 @@ def own_classes(kind: type) -> list[type]:
     return [base for base in kind.__mro__ if not is_of_framework(base.__module__)]
 
 
+def counted_in(kind: type) -> frozenset[str]:
+    """Names of attributes in which the program's own code of a class counts."""
+    members = [value for base in own_classes(kind) for value in vars(base).values()]
+    functions = [function for value in members for function in _functions_in(value)]
+    return frozenset().union(*(_counted(function.__code__) for function in functions))
+
+
 class CodeReader:
     """Reads the code of functions and classes as JSON values, and notes in `watch` what it has read.
 
@@ -176,11 +183,11 @@ def _is_tally(name: str, value: Any, changed: frozenset[str]) -> bool:
 
 @functools.lru_cache(4096)
 def _changed(code: types.CodeType) -> frozenset[str]:
-    """Names of what code counts or collects in: variables and attributes that it sets, adds to or fills."""
+    """Names of what code counts or collects in: variables that it sets, what it adds to or fills."""
     found: set[Any] = set()
     loads: list[dis.Instruction] = []
     for at in dis.get_instructions(code):
-        if at.opname in ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR"):
+        if at.opname in ("STORE_GLOBAL", "STORE_DEREF"):
             found.add(at.argval)
         elif at.opname in ("LOAD_METHOD", "LOAD_ATTR") and at.argval in _COLLECTING and loads:
             found.add(loads[-1].argval)
@@ -189,16 +196,30 @@ def _changed(code: types.CodeType) -> frozenset[str]:
             found.add(loads[-2].argval)
         if at.opname.startswith("LOAD"):
             loads = [*loads[-1:], at]
-    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
-    return frozenset(map(str, found)).union(*map(_changed, inner))
+    return frozenset(map(str, found)).union(_counted(code), *map(_changed, _inner(code)))
+
+
+@functools.lru_cache(4096)
+def _counted(code: types.CodeType) -> frozenset[str]:
+    """Names of attributes that code counts in, as in `self.calls += 1`."""
+    found, adds = set(), 0
+    for at in dis.get_instructions(code):
+        adds = 3 if at.argrepr == "+=" else adds - 1
+        if at.opname == "STORE_ATTR" and adds > 0:
+            found.add(str(at.argval))
+    return frozenset(found).union(*map(_counted, _inner(code)))
+
+
+def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of functions within."""
+    return (each for each in code.co_consts if isinstance(each, types.CodeType))
 
 
 @functools.lru_cache(4096)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     """Names of globals that code loads, in order of their first use."""
     own = [str(at.argval) for at in dis.get_instructions(code) if at.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
-    return tuple(dict.fromkeys((*own, *(name for each in inner for name in _globals_of(each)))))
+    return tuple(dict.fromkeys((*own, *(name for each in _inner(code) for name in _globals_of(each)))))
 
 
 @functools.lru_cache(4096)

@@ -28,7 +28,7 @@ from uuid import UUID
 from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter
 
 from ibidem.client_settings import settings_of
-from ibidem.code_digest import CodeReader, name_of, own_classes
+from ibidem.code_digest import CodeReader, counted_in, name_of, own_classes
 from ibidem.errors import NotCacheable
 from ibidem.object_tokens import process, token_of
 from ibidem.request import digest
@@ -223,7 +223,7 @@ class _Walk:
         fields = {
             name: self._field(name, value, about)
             for name in about.counting
-            if (value := held.get(name)) is not None and not isinstance(value, _SECRETS)
+            if (value := held.get(name)) is not None and not _is_left_out(name, value, about)
         }
         told: dict[str, Any] = {"class": about.name, "fields": fields}
         if about.is_own and self._rules:
@@ -257,7 +257,7 @@ class _Walk:
 
     def _other(self, model: BaseModel, name: str, value: Any, about: _About) -> Any:
         """A private value or one beside the fields, if it is no working state of the class itself."""
-        if value is None or isinstance(value, _SECRETS) or (self._rules and _is_secret(name)):
+        if value is None or _is_left_out(name, value, about) or (self._rules and _is_secret(name)):
             return None
         if name in about.computed:
             return self._kept_parameters(model, value, about) if name == _CLIENT_PARAMETERS else None
@@ -326,6 +326,7 @@ class _About(NamedTuple):
     of_framework: frozenset[str]
     computed: frozenset[str]
     made: frozenset[str]
+    counted: frozenset[str]
 
 
 @lru_cache(512)
@@ -345,7 +346,13 @@ def _about(kind: type[BaseModel], rules: Rules | None) -> _About:
         frozenset(declared),
         frozenset(computed),
         frozenset(name for name, attribute in private.items() if attribute.default_factory is not None),
+        counted_in(kind),
     )
+
+
+def _is_left_out(name: str, value: Any, about: _About) -> bool:
+    """Whether it is a secret, or a number that the class itself counts up."""
+    return isinstance(value, _SECRETS) or (type(value) is int and name in about.counted)
 
 
 def _counts(name: str, rules: Rules, of_framework: bool) -> bool:
