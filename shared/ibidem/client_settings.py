@@ -22,11 +22,16 @@ _OTHERS = frozenset(
         "_azure_deployment model provider bill_to _extra_body extra_body"
     ).split()
 )
-_INNER = ("_client", "_api_client", "_http_options", "_service", "meta")
+_INNER = ("_client", "_api_client", "_httpx_client", "_http_options", "meta")
 _DEPTH = 3
 # Set by the libraries themselves: they differ from version to version.
 _OF_LIBRARIES = re.compile(
     r"(?i)^(accept|accept-encoding|connection|content-type|user-agent|x-goog-api-client|x-stainless-.*)$"
+)
+# Where langchain-aws has botocore add the headers of a model.
+_SENDING = tuple(
+    f"before-send.bedrock-runtime.{call}"
+    for call in ("Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream")
 )
 _MADE_BY_HTTPX = frozenset(("BasicAuth", "FunctionAuth", "NetRCAuth"))
 
@@ -48,10 +53,10 @@ def settings_of(client: Any, watch: Watch, depth: int = _DEPTH) -> dict[str, Any
         if address := _address(held.get(name)):
             found["address"] = address
     for name in _HEADERS:
-        if given := _headers(held.get(name), watch):
+        if given := headers_of(held.get(name), watch):
             found["headers"] = {**found.get("headers", {}), **given}
     found |= {name: held[name] for name in _OTHERS if name in held and _tells(held[name])}
-    return dict(sorted((found | _of_httpx(held, watch)).items()))
+    return dict(sorted((found | _of_httpx(held, watch) | _of_botocore(client, watch)).items()))
 
 
 def _address(value: Any) -> str:
@@ -60,7 +65,8 @@ def _address(value: Any) -> str:
     return str(value).rstrip("/") if known else ""
 
 
-def _headers(value: Any, watch: Watch) -> dict[str, str]:
+def headers_of(value: Any, watch: Watch) -> dict[str, str]:
+    """Headers without those that the libraries set themselves, by names in lower case."""
     if not isinstance(value, Mapping):
         return {}
     inside = getattr(value, "_list", value)  # of httpx
@@ -87,3 +93,25 @@ def _of_httpx(held: dict[str, Any], watch: Watch) -> dict[str, Any]:
         if any(hooks.values()):
             found["hooks"] = dict(hooks)
     return found
+
+
+def _of_botocore(meta: Any, watch: Watch) -> dict[str, Any]:
+    """What is called before a request is sent, and the headers that langchain-aws has added there.
+
+    These are those of the model that the client was made for, of which another model may be a copy.
+    """
+    if not type(meta).__module__.startswith("botocore.") or not hasattr(meta, "events"):
+        return {}
+
+    def registered() -> list[Any]:
+        handlers = meta.events._emitter._handlers
+        return [each for event in _SENDING for each in handlers.prefix_search(event)]
+
+    hooks = registered()
+    headers: dict[str, str] = {}
+    watch.add(lambda: registered() == hooks)
+    for cell in (cell for hook in hooks for cell in getattr(hook, "__closure__", None) or ()):
+        if (owner := getattr(cell.cell_contents, "__dict__", {})).get("default_headers"):
+            watch.mapping(owner)
+            headers |= headers_of(owner["default_headers"], watch)
+    return {"hooks": hooks, "headers": headers} if hooks else {}

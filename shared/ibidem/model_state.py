@@ -27,7 +27,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter
 
-from ibidem.client_settings import settings_of
+from ibidem.client_settings import headers_of, settings_of
 from ibidem.code_digest import CodeReader, counted_in, name_of, own_classes
 from ibidem.errors import NotCacheable
 from ibidem.object_tokens import process, token_of
@@ -58,11 +58,13 @@ class Rules(NamedTuple):
     `operational` are settings that change when an answer comes, how it is sent or who is told of it, not what
     it says; of those that are `ambiguous` only the framework's own, since a model of the program may mean
     something else by them. `working` are fields in which the framework's own models count.
+    `late_clients` says that they make their clients at the first call, as their settings say then.
     """
 
     operational: frozenset[str]
     ambiguous: frozenset[str] = frozenset()
     working: frozenset[str] = frozenset()
+    late_clients: bool = False
 
 
 def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: type | None = None) -> str:
@@ -91,13 +93,15 @@ def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: typ
     return text
 
 
-def values_of(given: Mapping[str, Any], *, lenient: bool = False) -> Any:
+def values_of(given: Mapping[str, Any], rules: Rules | None = None, *, lenient: bool = False) -> Any:
     """Arguments of a call as JSON values. Their order counts, also within: models follow that of a schema.
+
+    `rules` are for models among them.
 
     Raises:
         NotCacheable: One is used up by reading it.
     """
-    return _Walk(None, lenient=lenient).value(dict(given))
+    return _Walk(rules, lenient=lenient, spends=True).value(dict(given))
 
 
 class _Read(NamedTuple):
@@ -121,9 +125,9 @@ def _forget(number: int, gone: weakref.ref[BaseModel]) -> None:
 class _Walk:
     """One walk. Without rules, everything counts, secrets too."""
 
-    def __init__(self, rules: Rules | None, *, lenient: bool) -> None:
+    def __init__(self, rules: Rules | None, *, lenient: bool, spends: bool = False) -> None:
         self._rules, self._lenient = rules, lenient
-        self._spends = rules is None  # whether what is given is read once, by the model
+        self._spends = spends  # whether what can be read only once is read by the model
         self.watch = Watch()
         self._depth = 0
         self._reading: list[type] = []
@@ -261,6 +265,8 @@ class _Walk:
             return None
         if name in about.computed:
             return self._kept_parameters(model, value, about) if name == _CLIENT_PARAMETERS else None
+        if name in about.of_framework and self._rules and self._rules.late_clients and _is_client(name):
+            return self._late_client(model.__dict__, value)
         if name in about.of_framework:
             unclear = _is_client(name) and not settings_of(value, self.watch)
             shown = None if unclear else self._leniently(name, value)
@@ -268,6 +274,18 @@ class _Walk:
         if name in about.made and not isinstance(value, (*_PLAIN, BaseModel)):
             return None
         return self.named(name, value)
+
+    def _late_client(self, held: Mapping[str, Any], client: Any) -> Any:
+        """What a client was made with, where the settings now say something else."""
+        found = settings_of(client, self.watch)
+        named = [value.rstrip("/") if isinstance(value, str) else value for value in held.values()]
+        other = {name: value for name, value in found.items() if name != "headers" and value not in named}
+        made, now = (
+            {name: value for name, value in each.items() if not _is_secret(name)}
+            for each in (found.get("headers", {}), headers_of(held.get("default_headers"), self.watch))
+        )
+        other |= {"headers": made} if found and made != now else {}
+        return {name: self.named(name, value) for name, value in other.items()} or None
 
     def _kept_parameters(self, model: BaseModel, kept: Any, about: _About) -> Any:
         """What a client was made with, where the settings now say something else."""

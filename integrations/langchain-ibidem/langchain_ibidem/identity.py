@@ -24,7 +24,7 @@ _PARAMETER = re.compile(r"\('(\w+)', ")
 OPERATIONAL = frozenset(
     (
         # how long to wait, how often to try, how many at once
-        "max_retries timeout request_timeout default_request_timeout stream_chunk_timeout keep_alive "
+        "max_retries timeout request_timeout default_request_timeout stream_chunk_timeout "
         "max_concurrent_requests batch_size "
         # the transport: what a client sends is read from the clients that the model holds
         "http_client http_async_client http_socket_options "
@@ -40,7 +40,7 @@ OPERATIONAL = frozenset(
 )
 _RULES = Rules(
     operational=OPERATIONAL,
-    ambiguous=frozenset("tags metadata name profile batch_size keep_alive count_tokens".split()),
+    ambiguous=frozenset("tags metadata name profile batch_size count_tokens".split()),
     working=frozenset(("i",)),  # of LangChain's fakes: which of their answers comes next
 )
 _OPERATIONAL_SHOWN = re.compile(rf"\('({'|'.join(sorted(OPERATIONAL))})', ")
