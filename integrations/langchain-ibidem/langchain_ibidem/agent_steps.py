@@ -18,6 +18,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from ibidem.errors import NotCacheable
 from ibidem.prompts.sources import Retrieved
 from langchain_ibidem.callers import Caller
+from langchain_ibidem.form_names import is_made_up
 from langchain_ibidem.memory import retrieved
 
 # Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
@@ -123,6 +124,11 @@ def in_form(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelRe
     return response
 
 
+def form_names(form: Any) -> tuple[str, ...]:
+    """The names that LangChain made up for the forms that an answer must have."""
+    return tuple(one.name for one in getattr(form, "schema_specs", ()) if is_made_up(one.name))
+
+
 def said(response: ModelResponse[Any]) -> AIMessage:
     """What the model said in a response that is complete."""
     message = response.result[0]
@@ -171,4 +177,10 @@ def _form(form: Any) -> list[Any]:
         strategy = form if isinstance(form, ToolStrategy) else ToolStrategy(getattr(form, "schema", form))
         specs = strategy.schema_specs
     kind = type(form).__name__ if isinstance(form, (ToolStrategy, ProviderStrategy)) else "auto"
-    return [kind, *((one.name, one.description, one.json_schema, one.strict) for one in specs)]
+    return [
+        kind,
+        *(
+            (None if is_made_up(one.name) else one.name, one.description, one.json_schema, one.strict)
+            for one in specs
+        ),
+    ]

@@ -28,6 +28,7 @@ from ibidem.threads import in_thread
 from langchain_ibidem import calls
 from langchain_ibidem.callers import Caller, caller_of
 from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.form_names import to_repeat, to_store
 from langchain_ibidem.forms import objection_to, require_form
 from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import Call, RequestBuilder
@@ -188,6 +189,7 @@ class IbidemCache(BaseCache):
         described: Callable[[], tuple[str, str, Caller]],
         read: Callable[[list[Generation]], T | None],
         form: type[BaseModel] | None,
+        names: Sequence[str],
         scope: Scope,
     ) -> Inquiry[T]:
         """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks.
@@ -199,7 +201,9 @@ class IbidemCache(BaseCache):
             with entered(scope):
                 return self._requests.build(*described())
 
-        return Inquiry(self._desk, request, lambda hit: read(decode(hit)), objection_to(form))
+        return Inquiry(
+            self._desk, request, lambda hit: read(decode(to_repeat(hit, names))), objection_to(form)
+        )
 
     def _call(self, prompt: str, llm_string: str, caller: Caller | None = None) -> Call:
         """The call that is under way. Of an async one the caller is found in its own coroutine only."""
@@ -240,6 +244,7 @@ class IbidemCache(BaseCache):
                     raise NotCacheable("unfinished_stream", UNFINISHED)
                 require_form(call.model.form, generations)
                 answer = encode(generations, seconds=time.monotonic() - started)
+                answer = to_store(answer, call.model.form_names)
             except NotCacheable:
                 asking.refuse()
                 raise
@@ -264,6 +269,6 @@ def _repeated(asking: Asking, call: Call) -> list[Generation] | None:
     hit = asking.look(objection_to(call.model.form))
     if hit is None:
         return None
-    generations = decode(hit)
+    generations = decode(to_repeat(hit, call.model.form_names))
     remember(generations, hit)
     return generations or None

@@ -15,6 +15,7 @@ from ibidem.errors import NotCacheable
 from ibidem.locks import ForkSafeLock
 from ibidem.model_state import Rules, state_of, values_of
 from langchain_ibidem.callers import Caller
+from langchain_ibidem.form_names import made_up_in, numbered
 from langchain_ibidem.forms import form_of
 
 # Parameters that tell one model from another.
@@ -58,13 +59,14 @@ STANDS_FOR = "_ibidem_caches_streams_of"
 class Described:
     """A model with the parameters of one call.
 
-    `texts` is what is compared; `form` the class that the answer must fit, if that is known. The texts may
-    hold secrets: only ever hash them.
+    `texts` is what is compared; `form` the class that the answer must fit, if that is known, `form_names`
+    what LangChain made up for forms without a name. The texts may hold secrets: only ever hash them.
     """
 
     texts: tuple[str, ...]
     temperature: float | None
     form: type[BaseModel] | None = None
+    form_names: tuple[str, ...] = ()
 
 
 def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> Described:
@@ -83,7 +85,9 @@ def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> 
         return Described((_by_description(llm_string, named),), temperature_of(llm_string))
     model = caller.model
     kind = vars(type(model)).get(STANDS_FOR)
-    given = {name: value for name, value in sorted(caller.parameters.items()) if name not in OPERATIONAL}
+    names = made_up_in(caller.parameters)
+    parameters = numbered(caller.parameters, names) if names else caller.parameters
+    given = {name: value for name, value in sorted(parameters.items()) if name not in OPERATIONAL}
     if caller.stop is not None:
         given["stop"] = caller.stop
     texts = (
@@ -91,7 +95,7 @@ def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> 
         json.dumps(values_of(given)) if given else "{}",
     )
     temperatures = [told for text in texts if (told := temperature_of(text)) is not None]
-    return Described(texts, max(temperatures, default=None), form_of(caller.parameters))
+    return Described(texts, max(temperatures, default=None), form_of(caller.parameters), names)
 
 
 @lru_cache(256)
