@@ -1,4 +1,4 @@
-"""Every field of the partner packages' models: another request has another key, the same request the same key.
+"""Every field of the partner packages' models: another request has another key, the same one the same.
 
 The models are real and so are their requests, to a server that refuses them all. A field is changed when the
 model is made, by assignment and by copy, before the model is first called and after.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
-import socketserver
 import ssl
 import threading
+import types
 import typing
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -73,25 +73,47 @@ def url() -> Iterator[str]:
     thread.join()
 
 
-# Secrets, and what clients say of themselves and of this very request.
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Clients read certificates and the descriptions of services once, not for each model."""
+    import botocore.httpsession
+    import botocore.loaders
+
+    loader = botocore.loaders.create_loader()
+    logging.disable(logging.CRITICAL)
+    with pytest.MonkeyPatch.context() as patched:
+        for owner, name in (
+            (ssl, "create_default_context"),
+            (botocore.httpsession, "create_urllib3_context"),
+        ):
+            patched.setattr(owner, name, lru_cache(getattr(owner, name)))
+        patched.setattr(botocore.loaders, "create_loader", lambda *_: loader)
+        yield
+    logging.disable(logging.NOTSET)
+
+
+# Secrets, what clients say of themselves and of this very request, and how long they would wait.
 UNSEEN = re.compile(
-    r"^(authorization|x-api-key|api-key|x-goog-api-key|x-amz-.*|amz-sdk-.*|user-agent|x-stainless-.*|host|"
-    r"content-length|connection|accept.*|content-type|x-goog-api-client|traceparent|x-client-.*|expect)$"
+    r"^(authorization|x-api-key|api-key|x-goog-api-key|x-amz.*|amz-sdk-.*|user-agent|x-stainless-.*|host|"
+    r"content-length|connection|accept.*|content-type|x-goog-api-client|traceparent|expect|x-server-timeout|"
+    r"cache-control)$"
 )
 IN_PIECES = re.compile(r"-with-response-stream|-stream$|alt=sse&?")
 
 
 def sent(model: Any) -> str | None:
-    """The request of a call, but for secrets and for whether the answer comes in pieces; None if none is made."""
+    """The request of a call, but for secrets and whether the answer comes in pieces; None if none is made."""
     Refusing.requests.clear()
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.invoke(ASKED)
-    posts = [request for request in Refusing.requests if "chat/completions" in request["path"] or request["body"]]
+    posts = [request for request in Refusing.requests if request["body"]]
     if not posts:
         return None
     request = posts[-1]
     body = {k: v for k, v in request["body"].items() if k not in ("stream", "stream_options")}
+    if isinstance(body.get("prompt"), list) and len(body["prompt"]) == 1:  # of OpenAI's, if not in pieces
+        (body["prompt"],) = body["prompt"]
     path = IN_PIECES.sub("", request["path"]).replace(":streamGenerate", ":generate").rstrip("?")
     headers = {k: v for k, v in request["headers"].items() if not UNSEEN.match(k)}
     return json.dumps([path, headers, body], sort_keys=True)
@@ -150,9 +172,7 @@ def google(url: str) -> dict[str, Any]:
 def groq(url: str) -> dict[str, Any]:
     import langchain_groq as package
 
-    return {
-        "ChatGroq": (package.ChatGroq, {"model": "m", "api_key": "k", "base_url": url, "max_retries": 0})
-    }
+    return {"ChatGroq": (package.ChatGroq, {"model": "m", "api_key": "k", "base_url": url, "max_retries": 0})}
 
 
 def mistral(url: str) -> dict[str, Any]:
@@ -222,7 +242,16 @@ SPECIAL: dict[str, Any] = {
     "guardrails": {"guardrailIdentifier": "g", "guardrailVersion": "1", "trace": True},
     "guardrail_config": {"guardrailIdentifier": "g", "guardrailVersion": "1"},
     "extra_body": {"a": 1},
-    "model_kwargs": {"a": 1},
+    "model_kwargs": {"user": "u"},
+    "cache": False,
+    "verbose": True,
+    "context_management": {"edits": []},
+    "mcp_servers": [{"type": "url", "url": "http://a", "name": "a"}],
+    "performance_config": {"latency": "optimized"},
+    "output_config": {"textFormat": {"type": "json_schema", "structure": {"jsonSchema": {"schema": "{}"}}}},
+    "response_schema": {"type": "object"},
+    "image_config": {"aspect_ratio": "1:1"},
+    "callbacks": [],
     "container": "c",
     "custom_get_token_ids": len,
     "count_tokens": len,
@@ -230,34 +259,130 @@ SPECIAL: dict[str, Any] = {
 }
 
 
-def address(url: str) -> str:
-    return f"{url}/elsewhere"
+# What a field that has a value of its own in one class.
+OF_CLASS: dict[tuple[str, str], Any] = {
+    ("ChatOpenAI", "context_management"): [{"type": "compaction"}],
+    ("AzureChatOpenAI", "context_management"): [{"type": "compaction"}],
+    ("ChatOllama", "reasoning"): True,
+    ("OllamaLLM", "reasoning"): True,
+    ("ChatBedrock", "model_kwargs"): {"top_k": 3},
+    ("BedrockLLM", "model_kwargs"): {"topP": 0.5},
+    ("ChatAnthropic", "output_config"): {"effort": "low"},
+    ("ChatHuggingFace", "model_kwargs"): {"tool_prompt": "x"},
+    ("HuggingFaceEndpoint", "model_kwargs"): {"details": True},
+    ("ChatAnthropic", "model_kwargs"): {"metadata": {"user_id": "u"}},
+    ("AnthropicLLM", "model_kwargs"): {"metadata": {"user_id": "u"}},
+}
 
 
-def values(name: str, kind: Any, default: Any, url: str) -> Any:
-    """Another value for a field."""
+def another(name: str, kind: Any, default: Any, url: str) -> Any:
+    """Another value for a field; None if there is none to guess."""
     if name in SPECIAL:
         return SPECIAL[name]
     if re.search(r"base_url|api_base|api_url|endpoint|server_url|_host$", name) and "validate" not in name:
-        return address(url)
-    for one in (kind, *typing.get_args(kind)):
-        origin = typing.get_origin(one)
-        if origin is typing.Literal:
-            return next(each for each in typing.get_args(one) if each not in (default, ""))
-        if one is bool:
-            return not default
-        if one is int:
-            return (default or 0) + 3
-        if one is float:
-            return (default or 0) / 2 + 0.25
-        if one is str:
-            return "other"
-        if origin in (list,) or str(origin).endswith("Sequence'>"):
-            return ["x"]
-        if origin is dict or one is dict or str(origin).endswith("Mapping'>"):
-            return {"a": "b"}
-        if inner := typing.get_args(one):
-            for each in inner:
-                if (found := values("", each, default, url)) is not None:
-                    return found
-    return None
+        return f"{url}/elsewhere"
+    return next((found for one in _kinds(kind) if (found := _of_kind(one, default)) is not None), None)
+
+
+def _kinds(kind: Any) -> Iterator[Any]:
+    """The alternatives of a union."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for each in typing.get_args(kind):
+            yield from _kinds(each)
+    else:
+        yield kind
+
+
+def _of_kind(kind: Any, default: Any) -> Any:
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Literal:
+        return next((each for each in typing.get_args(kind) if each not in (default, "")), None)
+    number = default if isinstance(default, (int, float)) else 0
+    values: dict[Any, Any] = {bool: not default, int: number + 3, float: number / 2 + 0.25, str: "other"}
+    if origin in values:
+        return values[origin]
+    if origin in (list, Sequence):
+        return ["x"]
+    return {"a": "b"} if origin in (dict, Mapping) else None
+
+
+# what is compared -------------------------------------------------------------------------------------
+
+# Fields that count though the request to this server is the same, by the reason.
+NOT_SENT = frozenset(
+    (
+        # how the answer is read: the message is another one
+        "output_version include_response_headers provider_stop_reason_key_map "
+        # the way there: a proxy, a region beside an address, a provider beside a URL
+        "openai_proxy anthropic_proxy groq_proxy region_name location project provider inference_server_url "
+        # only with other messages, tools or models than those of this test
+        "disabled_params reuse_last_container convert_system_message_to_human guardrails stop_sequences "
+        "provider_stop_sequence_key_name_map base_model_id request_metadata service_tier reasoning_effort "
+        "media_resolution model_version openai_api_type system_prompt_with_tools supports_tool_choice_values "
+        # which the package takes and forgets
+        "server_kwargs task frequency_penalty presence_penalty logit_bias logprobs top_logprobs seed top_p "
+        "model_kwargs api_version client_args image_config include_thoughts labels response_modalities "
+        "thinking_budget"
+    ).split()
+)
+# Fields that make the client: set later they count, and so does what the client was made with.
+OF_CLIENTS = re.compile(
+    r"base_url|api_base|api_url|endpoint|headers|query|organization|client_kwargs|client_args|api_version"
+    r"|deployment_name|vertexai|location|project"
+)
+INNER_CLIENT = ("GoogleGenerativeAI",)  # makes another model of its fields, which it asks
+
+
+Row = tuple[str, str, str, str | None]
+
+
+def rows(name: str, kind: Any, given: dict[str, Any], url: str) -> Iterator[Row]:
+    """Field, how it was changed, key and request."""
+    fresh, used = kind(**given), kind(**given)
+    assert key(fresh) == key(used)
+    before = sent(used)
+    assert key(fresh) == key(used), "the first call has changed the key"
+    yield "", "", key(used), before
+    for field, about in kind.model_fields.items():
+        default = used.__dict__.get(field)
+        value = OF_CLASS.get((name, field)) or another(field, about.annotation, default, url)
+        if value is None:
+            continue
+        others = {k: v for k, v in given.items() if k not in (field, about.alias)}
+        try:
+            made = kind(**{**others, field: value})
+        except Exception:  # it fits no other settings
+            continue
+        yield field, "made", key(made), sent(made)
+        held = made.__dict__[field]
+        for base, when in ((fresh, "before"), (used, "after")):
+            assigned = base.model_copy()
+            setattr(assigned, field, held)
+            yield field, f"assigned {when}", key(assigned), sent(assigned)
+            copied = base.model_copy(update={field: held})
+            yield field, f"copied {when}", key(copied), sent(copied)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_every_field_of_every_model(package: Any, url: str) -> None:
+    """Another request never has the same key; the same request has it, but for what is said above."""
+    for name, (kind, given) in package(url).items():
+        found = list(rows(name, kind, given, url))
+        requests = defaultdict(set)
+        for field, how, made, request in found:
+            if request is not None:
+                requests[made].add((request, f"{field} {how}"))
+        for alike in requests.values():
+            assert len({request for request, _ in alike}) == 1, (name, sorted(how for _, how in alike))
+        (_, _, key_before, before), *changed = found
+        lost = {
+            f"{name}.{field} {how}"
+            for field, how, made, request in changed
+            if request == before
+            and made != key_before
+            and field not in NOT_SENT
+            and (how == "made" or not (OF_CLIENTS.search(field) or name in INNER_CLIENT))
+        }
+        assert lost == set()
+        assert len({field for field, *_ in found}) > 15
