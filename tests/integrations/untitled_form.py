@@ -1,4 +1,4 @@
-"""An agent whose answers have a form without a title, in a process of its own: PYTHON THIS STRATEGY PATH URL."""
+"""An agent whose answers have a form without a title, as a program: STRATEGY, WHERE, PATH, URL."""
 
 from __future__ import annotations
 
