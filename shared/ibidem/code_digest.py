@@ -127,8 +127,8 @@ class CodeReader:
     def _of(self, name: str, value: Any) -> Any:
         if isinstance(value, types.ModuleType):
             return value.__name__
-        if isinstance(value, type) and not issubclass(value, tuple):
-            return self.of_class(value) if self._is_own(value) else name_of(value)
+        if isinstance(value, type):
+            return [self.of_class(value), _schema(value)] if self._is_own(value) else name_of(value)
         if isinstance(value, types.FunctionType):
             return self.of_function(value) if self._is_own(value) else name_of(value)
         return self.of_function(value) if isinstance(value, _FUNCTIONS) else self._named(name, value)
@@ -155,6 +155,14 @@ class CodeReader:
         if _is_tally(name, value, changed):
             return None
         return self._of(name, value)
+
+
+def _schema(kind: Any) -> Any:
+    """What pydantic says of a class, if it can: constraints and descriptions stand in no code."""
+    try:
+        return kind.model_json_schema()
+    except Exception:
+        return None
 
 
 def _package(thing: Any) -> str:

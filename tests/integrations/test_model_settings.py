@@ -25,10 +25,13 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.llms.llm import LLM
 
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.tracker import Tracker
+from llama_index_ibidem.identity import identity
 
 ASKED = "What is the capital of France?"
 BUILDER = RequestBuilder(Tracker().memory, "", ())
@@ -106,7 +109,10 @@ def sent(model: Any) -> str | None:
     Refusing.requests.clear()
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.invoke(ASKED)
+        if hasattr(model, "invoke"):
+            model.invoke(ASKED)
+        else:
+            model.chat([ChatMessage(ASKED)])
     posts = [request for request in Refusing.requests if request["body"]]
     if not posts:
         return None
@@ -120,7 +126,9 @@ def sent(model: Any) -> str | None:
 
 
 def key(model: Any, stop: list[str] | None = None, **parameters: Any) -> str:
-    """As LangChain asks for it."""
+    """As the adapter asks for it."""
+    if isinstance(model, LLM):
+        return identity(model)
     caller = Caller.of(model, None, parameters, stop)
     if isinstance(model, BaseChatModel):
         shown = model._get_llm_string(stop=stop, **parameters)
@@ -210,7 +218,14 @@ def aws(url: str) -> dict[str, Any]:
     }
 
 
-PACKAGES = (openai, anthropic, ollama, google, groq, mistral, huggingface, aws)
+def llama_index(url: str) -> dict[str, Any]:
+    from llama_index.llms.openai import OpenAI
+
+    given = {"model": "gpt-4o", "api_key": "k", "api_base": f"{url}/v1", "max_retries": 0}
+    return {"LlamaIndex": (OpenAI, given)}
+
+
+PACKAGES = (openai, anthropic, ollama, google, groq, mistral, huggingface, aws, llama_index)
 
 
 # values -----------------------------------------------------------------------------------------------
@@ -261,6 +276,8 @@ SPECIAL: dict[str, Any] = {
 
 # What a field that has a value of its own in one class.
 OF_CLASS: dict[tuple[str, str], Any] = {
+    ("LlamaIndex", "model"): "gpt-4o-mini",
+    ("LlamaIndex", "additional_kwargs"): {"user": "u"},
     ("ChatOpenAI", "context_management"): [{"type": "compaction"}],
     ("AzureChatOpenAI", "context_management"): [{"type": "compaction"}],
     ("ChatOllama", "reasoning"): True,
@@ -319,6 +336,7 @@ NOT_SENT = frozenset(
         "disabled_params reuse_last_container convert_system_message_to_human guardrails stop_sequences "
         "provider_stop_sequence_key_name_map base_model_id request_metadata service_tier reasoning_effort "
         "media_resolution model_version openai_api_type system_prompt_with_tools supports_tool_choice_values "
+        "system_prompt strict "
         # which the package takes and forgets
         "server_kwargs task frequency_penalty presence_penalty logit_bias logprobs top_logprobs seed top_p "
         "model_kwargs api_version client_args image_config include_thoughts labels response_modalities "
