@@ -57,7 +57,7 @@ class Rules(NamedTuple):
 
     `operational` are settings that change when an answer comes, how it is sent or who is told of it, not what
     it says; of those that are `ambiguous` only the framework's own, since a model of the program may mean
-    something else by them. `working` are fields in which the framework's own models count.
+    something else by them. `working` are fields in which the framework's own objects keep state.
     `late_clients` says that they make their clients at the first call, as their settings say then.
     """
 

@@ -42,7 +42,8 @@ OPERATIONAL = frozenset(
 _RULES = Rules(
     operational=OPERATIONAL,
     ambiguous=frozenset("tags metadata name profile batch_size count_tokens".split()),
-    working=frozenset(("i",)),  # of LangChain's fakes: which of their answers comes next
+    # Of LangChain's fakes, which of their answers comes next; of messages, what each call writes into them.
+    working=frozenset(("i", "id", "response_metadata")),
 )
 _OPERATIONAL_SHOWN = re.compile(rf"\('({'|'.join(sorted(OPERATIONAL))})', ")
 # A class shows its name but not its fields, an object its address: neither says what the model was told.
