@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -178,12 +181,213 @@ def test_a_model_that_does_not_tell_its_name_is_known_by_its_fields() -> None:
     assert len({key(model) for model in [*same, *others]}) == 1 + len(others)
 
 
-@pytest.mark.parametrize(
-    "model", [Nameless(keep=object()), Anonymous(), Nameless(model="")], ids=["object", "anonymous", "empty"]
-)
-def test_one_that_cannot_be_known_is_not_cached(model: BaseChatModel) -> None:
-    with pytest.raises(NotCacheable, match="model_unknown"):
-        key(model)
+def test_one_that_holds_an_object_is_known_by_this_very_object() -> None:
+    """In this process; however it is bound to the model."""
+    one, other = object(), object()
+    assert key(Nameless(keep=one)) == key(Nameless(keep=one)) != key(Nameless(keep=other))
+    assert key(Nameless(keep={"auth": [one]})) == key(Nameless(keep={"auth": [one]}))
+    assert key(Nameless(keep={"auth": [one]})) != key(Nameless(keep={"auth": [other]}))
+    assert key(Anonymous()) == key(Anonymous(model=1)) != key(Anonymous(model=2))
+
+
+def test_an_object_that_takes_the_place_of_a_dead_one_is_another() -> None:
+    class Auth:
+        """Nothing says what it does."""
+
+    seen = set()
+    for _ in range(50):  # some of them get the same address
+        seen.add(key(Nameless(keep=Auth())))
+    assert len(seen) == 50
+
+
+OPAQUE_IN_A_PROCESS = """
+import os
+from langchain_ollama import ChatOllama
+from tests.integrations.test_langchain_same_request import key
+class Auth:
+    def __call__(self, request):
+        return request
+auth = Auth()
+model = ChatOllama(model="m", client_kwargs={"auth": auth})
+print(key(model), key(model.model_copy()), key(ChatOllama(model="m")), flush=True)
+read, write = os.pipe()
+if os.fork() == 0:
+    os.write(write, f"{key(model)} {key(ChatOllama(model='m'))}".encode())
+    os._exit(0)
+os.wait()
+print(os.read(read, 999).decode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_object_means_nothing_in_another_process() -> None:
+    """Neither in one that is started anew nor in a forked one; all else does."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", OPAQUE_IN_A_PROCESS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    for with_auth, copied, without, forked, forked_without in said:
+        assert with_auth == copied
+        assert without == forked_without
+        assert len({with_auth, without, forked}) == 3
+    assert said[0][0] != said[1][0]
+    assert said[0][2] == said[1][2]
+
+
+# models of the program's own --------------------------------------------------------------------------
+
+OWN = """
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from typing import ClassVar
+import logging
+
+asked, counts, logger = [], {"all": 0}, logging.getLogger("own")
+TONE = "kind"
+WORDS = {"hello": ["hi"]}
+
+def helper(text):
+    return text.upper()
+
+class Base(BaseChatModel):
+    greeting: ClassVar[str] = "Hello"
+
+    @property
+    def _llm_type(self):
+        return "own"
+
+    def _ends(self):
+        return "."
+
+def made(suffix):
+    class Mine(Base):
+        def _generate(self, messages, stop=None, run_manager=None, sep=" ", **kwargs):
+            asked.append(messages)
+            counts["all"] += 1
+            logger.debug("asked")
+            text = sep.join([self.greeting, TONE, helper(WORDS["hello"][0]), suffix, self._ends()])
+            return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
+    return Mine
+
+Mine = made("!")
+"""
+
+
+def own(before: str = "", after: str = "") -> dict[str, Any]:
+    """The namespace of such a program, with a part of its text replaced."""
+    assert before in OWN
+    text = OWN.replace(before, after) if before else OWN
+    held: dict[str, Any] = {"__name__": "own_program"}
+    exec(text, held)
+    return held
+
+
+CODE = {
+    "constant": ('"Hello"', '"Goodbye"'),
+    "global": ('TONE = "kind"', 'TONE = "rude"'),
+    "content of a global": ('["hi"]', '["hey"]'),
+    "helper": ("text.upper()", "text.lower()"),
+    "method of a base": ('return "."', 'return "?"'),
+    "method": ("sep.join([self.greeting, TONE", "sep.join([TONE, self.greeting"),
+    "enclosed": ('made("!")', 'made("?")'),
+    "default": ('sep=" "', 'sep="-"'),
+    "name of the class": ("Mine", "Yours"),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_model_of_ones_own_is_known_by_its_code(name: str) -> None:
+    held, changed = own(), own(*CODE[name])
+    model = held["Mine"]()
+    assert key(model) == key(held["Mine"]()) == key(own()["Mine"]())
+    assert key(model) != key(changed["Yours" if "Yours" in CODE[name][1] else "Mine"]())
+
+
+def test_what_its_code_refers_to_counts_as_it_is_now() -> None:
+    """Also after it was read: a method may be replaced, a constant may be set anew, in place too."""
+    changes: list[Callable[[dict[str, Any]], Any]] = [
+        lambda held: held.update(TONE="rude"),
+        lambda held: held["WORDS"].update(hello=["hey"]),
+        lambda held: held["WORDS"]["hello"].append("hey"),
+        lambda held: setattr(held["Base"], "greeting", "Goodbye"),
+        lambda held: setattr(held["Base"], "_ends", lambda self: "?"),
+        lambda held: setattr(held["Mine"], "_ends", lambda self: "?"),
+        lambda held: setattr(held["helper"], "__code__", (lambda text: text).__code__),
+        lambda held: setattr(held["Mine"]._generate, "__defaults__", (None, None, "-")),
+    ]
+    for change in changes:
+        held = own()
+        model = held["Mine"]()
+        before = key(model)
+        assert key(model) == before
+        change(held)
+        assert key(model) != before
+
+
+def test_a_model_of_ones_own_is_cached(open_cache: OpenCache) -> None:
+    """Though its code keeps count of what it was asked."""
+    held = own()
+    model = held["Mine"](cache=IbidemCache(open_cache()))
+    assert model.invoke(ASKED).content == model.invoke(ASKED).content
+    assert held["counts"] == {"all": 1}
+    assert held["Mine"](cache=model.cache).invoke(ASKED).content.startswith("Hello")
+    assert (len(held["asked"]), model.cache.faults()) == (1, {})
+
+
+class Voiced(Nameless):
+    """Keeps a setting where pydantic does not show it."""
+
+    calls: int = 0
+    name: str = "poet"
+    _voice: Any = PrivateAttr("low")
+    _log: list[str] = PrivateAttr(default_factory=list)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        self.calls += 1
+        return super()._generate(*args, **kwargs)
+
+
+def test_private_values_and_fields_of_a_common_name_count() -> None:
+    def voiced(voice: Any = "low", **fields: Any) -> Voiced:
+        model = Voiced(**fields)
+        model._voice = voice
+        return model
+
+    class Voice:
+        """A class of the program's."""
+
+    one = Voice()
+    same = [voiced(), voiced(calls=7), voiced(verbose=True)]
+    others = [voiced("high"), voiced(one), voiced(Voice()), voiced(len), voiced(name="pirate")]
+    assert len({key(model) for model in same}) == 1
+    assert len({key(model) for model in [*same, *others]}) == 1 + len(others)
+    assert key(voiced(one)) == key(voiced(one))
+
+
+def test_a_setting_that_changes_during_a_call_does_not_move_the_answer(open_cache: OpenCache) -> None:
+    """It is the answer of the settings that were asked with."""
+
+    class Fickle(Nameless):
+        temperature: float | None = 0.1
+
+        def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            said = f"at {self.temperature}"
+            self.temperature = 0.9 if self.temperature == 0.1 else 0.1
+            return ChatResult(generations=[ChatGeneration(message=AIMessage(said))])
+
+    model = Fickle(cache=IbidemCache(open_cache()))
+    assert [model.invoke(ASKED).content for _ in range(2)] == ["at 0.1", "at 0.9"]
+    assert model.temperature == 0.1
+    assert model.invoke(ASKED).content == "at 0.1"
 
 
 # parameters of one call -------------------------------------------------------------------------------
@@ -207,8 +411,10 @@ def test_parameters_of_a_completion_count() -> None:
     assert len({completion_key(**parameters) for parameters in given}) == len(given)
     assert completion_key(max_tokens=3, temperature=1.9) == completion_key(temperature=1.9, max_tokens=3)
     assert completion_key(timeout=3) == completion_key()
+    held = object()
+    assert completion_key(callback=held) == completion_key(callback=held) != completion_key(callback=object())
     with pytest.raises(NotCacheable, match="opaque_parameters"):
-        completion_key(callback=object())
+        completion_key(callback=iter("ab"))
 
 
 def test_the_temperature_of_a_bound_completion_is_known() -> None:

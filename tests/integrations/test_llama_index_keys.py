@@ -380,12 +380,16 @@ def test_names_that_look_secret_count_in_arguments() -> None:
     assert parameters({"timeout": 1}) == parameters({"timeout": object()}) == parameters({})
 
 
-@pytest.mark.parametrize(
-    "opaque", [object(), b"bytes", print, io.BytesIO(b"x")], ids=["object", "bytes", "function", "file"]
-)
-def test_what_cannot_be_compared_is_not_cached(opaque: object) -> None:
+@pytest.mark.parametrize("spent", [io.BytesIO(b"x"), iter([1])], ids=["file", "iterator"])
+def test_what_is_used_up_by_reading_is_not_cached(spent: object) -> None:
     with pytest.raises(NotCacheable):
-        parameters({"x": {"y": [opaque]}})
+        parameters({"x": {"y": [spent]}})
+
+
+@pytest.mark.parametrize("pair", [(object(), object()), (b"a", b"b"), (print, len)], ids=str)
+def test_other_objects_are_compared_by_identity_or_by_what_they_say(pair: tuple[Any, Any]) -> None:
+    one, other = ({"x": {"y": [each]}} for each in pair)
+    assert parameters(one) == parameters(one) != parameters(other)
 
 
 def test_the_order_of_properties_counts() -> None:

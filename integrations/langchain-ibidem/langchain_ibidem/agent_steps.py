@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -18,14 +18,15 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from ibidem.errors import NotCacheable
 from ibidem.prompts.sources import Retrieved
 from langchain_ibidem.callers import Caller
+from langchain_ibidem.form_names import is_made_up
 from langchain_ibidem.memory import retrieved
 
 # Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
 _SAYING = frozenset("text output_text refusal reasoning thinking redacted_thinking".split())
 
 
-def description(request: ModelRequest[Any]) -> str:
-    """The model of a step with all that it is given beside messages, as LangChain describes it to a cache.
+def parameters(request: ModelRequest[Any]) -> dict[str, Any]:
+    """What the model of a step is given beside messages.
 
     Raises:
         NotCacheable: The model cannot be described.
@@ -41,11 +42,15 @@ def description(request: ModelRequest[Any]) -> str:
     }
     if request.response_format is not None:
         given["response_format"] = _form(request.response_format)
-    return request.model._get_llm_string(given.pop("stop", None), **given)
+    return given
 
 
-def caller_of(request: ModelRequest[Any]) -> Caller:
+def caller_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> Caller:
     """Whose call it is, as LangChain will tell the model: by the run around it and the model's own metadata.
+
+    Args:
+        request: The step.
+        given: Its parameters.
 
     Raises:
         NotCacheable: The run is not known: its context variable was lost, as in a thread of somebody's own.
@@ -53,11 +58,12 @@ def caller_of(request: ModelRequest[Any]) -> Caller:
     config = var_child_runnable_config.get()
     if config is None:
         raise NotCacheable("caller_unreadable", "nothing says whose run the step belongs to")
-    around, given = config.get("callbacks"), config.get("metadata") or {}
-    inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **given}
+    around, told = config.get("callbacks"), config.get("metadata") or {}
+    inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **told}
     own = getattr(request.model, "metadata", None) or {}
-    metadata = {**(getattr(around, "metadata", None) or {}), **given, **own}
-    return Caller(request.model, metadata=metadata, inherited=inherited)
+    metadata = {**(getattr(around, "metadata", None) or {}), **told, **own}
+    parameters = {name: value for name, value in given.items() if name != "stop"}
+    return Caller(request.model, parameters, given.get("stop"), metadata, inherited)
 
 
 def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
@@ -114,6 +120,11 @@ def in_form(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelRe
     return response
 
 
+def form_names(form: Any) -> tuple[str, ...]:
+    """The names that LangChain made up for the forms that an answer must have."""
+    return tuple(one.name for one in getattr(form, "schema_specs", ()) if is_made_up(one.name))
+
+
 def said(response: ModelResponse[Any]) -> AIMessage:
     """What the model said in a response that is complete."""
     message = response.result[0]
@@ -162,4 +173,10 @@ def _form(form: Any) -> list[Any]:
         strategy = form if isinstance(form, ToolStrategy) else ToolStrategy(getattr(form, "schema", form))
         specs = strategy.schema_specs
     kind = type(form).__name__ if isinstance(form, (ToolStrategy, ProviderStrategy)) else "auto"
-    return [kind, *((one.name, one.description, one.json_schema, one.strict) for one in specs)]
+    return [
+        kind,
+        *(
+            (None if is_made_up(one.name) else one.name, one.description, one.json_schema, one.strict)
+            for one in specs
+        ),
+    ]

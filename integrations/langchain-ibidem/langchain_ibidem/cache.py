@@ -28,6 +28,7 @@ from ibidem.threads import in_thread
 from langchain_ibidem import calls
 from langchain_ibidem.callers import Caller, caller_of
 from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.form_names import to_repeat, to_store
 from langchain_ibidem.forms import objection_to, require_form
 from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import Call, RequestBuilder
@@ -154,16 +155,18 @@ class IbidemCache(BaseCache):
         await in_thread(partial(self.clear, **kwargs))
 
     def asking(
-        self, prompt: Prompt, llm_string: str, documents: Sequence[Retrieved], caller: Caller
-    ) -> Asking:
+        self, prompt: Prompt, documents: Sequence[Retrieved], caller: Caller
+    ) -> tuple[Asking, tuple[str, ...]]:
         """A call on its way to this cache, for those who answer calls themselves (`IbidemMiddleware`).
+
+        With it come the texts that the model and its parameters are compared by.
 
         Raises:
             NotCacheable: The call must not be cached.
             CacheClosed: The cache was closed.
         """
-        call = self._requests.read(prompt, llm_string, caller)
-        return self.cache.asking(self._requests.request(call, documents))
+        call = self._requests.read(prompt, "", caller)
+        return self.cache.asking(self._requests.request(call, documents)), call.model.texts
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""
@@ -189,6 +192,7 @@ class IbidemCache(BaseCache):
         described: Callable[[], tuple[str, str, Caller]],
         read: Callable[[list[Generation]], T | None],
         form: type[BaseModel] | None,
+        names: Sequence[str],
         scope: Scope,
     ) -> Inquiry[T]:
         """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks.
@@ -200,7 +204,9 @@ class IbidemCache(BaseCache):
             with entered(scope):
                 return self._requests.build(*described())
 
-        return Inquiry(self._desk, request, lambda hit: read(decode(hit)), objection_to(form))
+        return Inquiry(
+            self._desk, request, lambda hit: read(decode(to_repeat(hit, names))), objection_to(form)
+        )
 
     def _call(self, prompt: str, llm_string: str, caller: Caller | None = None) -> Call:
         """The call that is under way. Of an async one the caller is found in its own coroutine only."""
@@ -241,6 +247,7 @@ class IbidemCache(BaseCache):
                     raise NotCacheable("unfinished_stream", UNFINISHED)
                 require_form(call.model.form, generations)
                 answer = encode(generations, seconds=time.monotonic() - started)
+                answer = to_store(answer, call.model.form_names)
             except NotCacheable:
                 asking.refuse()
                 raise
@@ -265,6 +272,6 @@ def _repeated(asking: Asking, call: Call) -> list[Generation] | None:
     hit = asking.look(objection_to(call.model.form))
     if hit is None:
         return None
-    generations = decode(hit)
+    generations = decode(to_repeat(hit, call.model.form_names))
     remember(generations, hit)
     return generations or None

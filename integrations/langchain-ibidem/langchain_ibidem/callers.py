@@ -34,8 +34,8 @@ class Caller:
     """One call of a model.
 
     `parameters` and `stop` are those of this call alone; `metadata` is that of its run, `inherited` the part
-    that it was given from above. `model` is None where a cache around this one has changed what is asked. For
-    code that has the model at hand and needs no frames: `Caller.of`.
+    that it was given from above, `run` LangChain's manager of it. `model` is None where a cache around this
+    one has changed what is asked. For code that has the model at hand and needs no frames: `Caller.of`.
     """
 
     model: Any
@@ -43,6 +43,7 @@ class Caller:
     stop: list[str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     inherited: Mapping[str, Any] = field(default_factory=dict)
+    run: Any = None
 
     @classmethod
     def of(
@@ -55,7 +56,7 @@ class Caller:
         """The call of this model in this run."""
         metadata = getattr(run_manager, "metadata", None) or {}
         inherited = getattr(run_manager, "inheritable_metadata", None) or {}
-        return cls(model, parameters or {}, stop, metadata, inherited)
+        return cls(model, parameters or {}, stop, metadata, inherited, run_manager)
 
     @property
     def completes(self) -> bool:
@@ -115,7 +116,7 @@ def _read(read: _Reader, frame: FrameType, prompt: str, llm_string: str) -> Call
         found = read(held, frame.f_back)
         if found is None or (held["llm_string"] == llm_string and held["prompt"] == prompt):
             return found
-        return Caller(None, metadata=found.metadata, inherited=found.inherited)
+        return Caller(None, metadata=found.metadata, inherited=found.inherited, run=found.run)
     except (KeyError, IndexError, AttributeError) as error:
         raise NotCacheable(
             "caller_unreadable", f"the installed langchain-core keeps elsewhere whose call it is ({error!r})"

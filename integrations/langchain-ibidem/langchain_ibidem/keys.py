@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ibidem.object_tokens import token_of
 from ibidem.prompts.dissection import dissect, exactly
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.questions import Clues, QuestionFinder
@@ -33,6 +35,7 @@ class Call:
     llm_string: str
     model: Described
     scope: Scope
+    run: Any = None
 
     @property
     def of_chat(self) -> bool:
@@ -41,9 +44,13 @@ class Call:
 
     @property
     def mark(self) -> str:
-        """Tells it from all others under way: two tenants may ask the same at once."""
+        """Tells it from all others under way: two tenants may ask the same at once.
+
+        It is the same once the call has been answered, though the model may be set differently by then.
+        """
         asked = self.prompt if isinstance(self.prompt, str) else self.prompt.fingerprint
-        return digest(asked, self.llm_string, repr(self.scope), *self.model.texts)
+        which = self.model.texts if self.run is None else (token_of(self.run),)
+        return digest(asked, self.llm_string, repr(self.scope), *which)
 
 
 class RequestBuilder:
@@ -77,7 +84,8 @@ class RequestBuilder:
             NotCacheable: They do not say all that the answer depends on, or not whose call it is.
         """
         scope = scope_for(caller, required=self._required)
-        return Call(prompt, llm_string, describe(llm_string, caller, named=bool(self._model_id)), scope)
+        model = describe(llm_string, caller, named=bool(self._model_id))
+        return Call(prompt, llm_string, model, scope, caller.run if caller else None)
 
     def build(self, prompt: str | Prompt, llm_string: str, caller: Caller | None = None) -> Request:
         """The request for such a call; raises as `read` does."""

@@ -32,6 +32,7 @@ from langchain_ibidem.agent_runs import Begun, Run, calls_in, handed_on, saying
 from langchain_ibidem.agent_tools import Tools
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.form_names import is_made_up, to_repeat, to_store
 from langchain_ibidem.prompt import of_messages
 
 if TYPE_CHECKING:
@@ -184,12 +185,11 @@ class IbidemMiddleware(Middleware):
             )
         messages = steps.messages_of(request)
         asked, run = steps.split(messages)
-        llm_string = steps.description(request)
-        documents, caller = steps.documents_in(messages), steps.caller_of(request)
-        asking = self.cache.asking(of_messages(messages), llm_string, documents, caller)
+        given, documents = steps.parameters(request), steps.documents_in(messages)
+        asking, about = self.cache.asking(of_messages(messages), documents, steps.caller_of(request, given))
         beginning = ""
         if request.response_format is None and self._tools.some_read_only(request):
-            beginning = digest(asking.request.namespace, of_messages(asked).fingerprint, llm_string)
+            beginning = digest(asking.request.namespace, of_messages(asked).fingerprint, *about)
         return _Step(request, asking, run, beginning, time.monotonic())
 
     def _find(self, step: _Step) -> Hit | None:
@@ -246,6 +246,9 @@ class IbidemMiddleware(Middleware):
     def _answer(self, step: _Step, response: Response) -> Answer:
         message = steps.said(response)
         answer = encode([ChatGeneration(message=message)], seconds=time.monotonic() - step.started)
+        answer = to_store(answer, names := steps.form_names(step.request.response_format))
+        if any(is_made_up(call["name"]) and call["name"] not in names for call in message.tool_calls):
+            raise NotCacheable("form_untitled", "give the JSON schema of response_format a title")
         elsewhere = steps.used_at_the_provider(message)
         if self._tools.volatile(step.request, elsewhere):
             raise NotCacheable("volatile", "the provider used a tool whose results nothing is kept of")
@@ -294,7 +297,8 @@ def _again(step: _Step, hit: Hit | None) -> Request | None:
     if hit is None:
         return None
     step.known, run = hit, Run.of(hit)
-    (generation,) = decode(hit if run is None else run.hit(hit, whole=step.whole))
+    names = steps.form_names(step.request.response_format)
+    (generation,) = decode(to_repeat(hit, names) if run is None else run.hit(hit, whole=step.whole))
     if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
         raise TypeError("the stored answer is not a message")
     return steps.repeating(step.request, generation.message)

@@ -10,6 +10,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.llms import BaseLLM
 
 from ibidem.errors import InvalidInput
+from langchain_ibidem.identity import STANDS_FOR
 from langchain_ibidem.kinds import Model
 from langchain_ibidem.streams import through_cache, through_cache_by_events
 
@@ -55,15 +56,12 @@ def cache_streams(model: Model) -> Model:
             f"cache_streams takes a chat or completion model, not {type(model).__name__}; "
             "call it before bind_tools, with_structured_output or with_config"
         )
-    if _CLASS in vars(type(model)):
+    if STANDS_FOR in vars(type(model)):
         return model
     kind: Any = type(model)
     copied: Any = model.model_copy()
     object.__setattr__(copied, "__class__", _class_of(kind))
     return copied  # type: ignore[no-any-return]
-
-
-_CLASS = "_ibidem_caches_streams_of"
 
 
 @cache
@@ -92,7 +90,7 @@ def _class_of(kind: Any) -> Any:
         },
     }
     cached: Any = type(kind)(kind.__name__, (kind,), names)
-    setattr(cached, _CLASS, kind)
+    setattr(cached, STANDS_FOR, kind)
     return cached
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
 from langchain_core.outputs import Generation
-from pydantic import BaseModel
 
 from ibidem.errors import NotCacheable
 from ibidem.forgetting import remember
@@ -25,6 +24,7 @@ from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
 from langchain_ibidem.codec import encode, finish_reason_of
+from langchain_ibidem.form_names import made_up_in, to_store
 from langchain_ibidem.forms import form_of, require_form
 from langchain_ibidem.implicit import UNFINISHED
 from langchain_ibidem.kinds import AnyModel, Chunk, Kind, Model, alike, kind_of, name_of_run, of_answer
@@ -107,7 +107,9 @@ class _Asked:
             told = self._kind.described(self._model, asked, stop, given)
             return *told, caller_of_stream(self._model, run, of_answer(given), stop)
 
-        return run, self._cache._inquiry(described, self._replayed, form_of(given), self._scope)
+        return run, self._cache._inquiry(
+            described, self._replayed, form_of(given), made_up_in(given), self._scope
+        )
 
     def _replayed(self, found: list[Generation]) -> list[Chunk] | None:
         """Made before one is sent: if it fails, the model is asked. No stream brings several answers."""
@@ -130,7 +132,7 @@ class _Asked:
         with inquiry:
             if self._limiter:
                 self._limiter.acquire(blocking=True)
-            record = _Record(self._model, self._cache, self._kind, run, form_of(given))
+            record = _Record(self._model, self._cache, self._kind, run, given)
             chunks = self._model._stream(asked, stop=stop, **given)
             try:
                 for chunk in chunks:
@@ -158,7 +160,7 @@ class _Asked:
         with inquiry:
             if self._limiter:
                 await self._limiter.aacquire(blocking=True)
-            record = _Record(self._model, self._cache, self._kind, run, form_of(given))
+            record = _Record(self._model, self._cache, self._kind, run, given)
             chunks = self._model._astream(asked, stop=stop, **given)
             try:
                 async for chunk in chunks:
@@ -180,9 +182,10 @@ class _Record:
     """What a model sends in a run, as it sent it."""
 
     def __init__(
-        self, model: Any, cache: IbidemCache, kind: Kind, run: Any, form: type[BaseModel] | None
+        self, model: Any, cache: IbidemCache, kind: Kind, run: Any, given: Mapping[str, Any]
     ) -> None:
-        self._model, self._cache, self._kind, self._run, self._form = model, cache, kind, run, form
+        self._model, self._cache, self._kind, self._run = model, cache, kind, run
+        self._form, self._names = form_of(given), made_up_in(given)
         self._chunks: list[Chunk] = []
         self._readable = True
         self._started = time.monotonic()
@@ -216,4 +219,4 @@ class _Record:
         if not (marked or finish_reason_of(generations)):
             raise NotCacheable("unfinished_stream", UNFINISHED)
         require_form(self._form, generations)
-        return encode(generations, seconds=seconds)
+        return to_store(encode(generations, seconds=seconds), self._names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from llama_index.core.llms.llm import LLM
@@ -27,10 +28,10 @@ def description(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str,
     """Everything that the answer depends on, but for question and nodes; `given` are arguments of the call.
 
     Raises:
-        NotCacheable: Something of it cannot be compared, and there is no `model_id` that stands for it.
+        NotCacheable: Something of it cannot be compared.
     """
     llm, kind = synthesizer._llm, type(synthesizer)
-    own = {name.lstrip("_"): value for name, value in vars(synthesizer).items()}
+    own = {name.lstrip("_"): _unbound(value, synthesizer) for name, value in vars(synthesizer).items()}
     settings = {
         name: _setting(value, llm, model_id) for name, value in own.items() if name not in _OPERATIONAL
     }
@@ -56,6 +57,11 @@ def is_for_programs(synthesizer: BaseSynthesizer) -> bool:
     """Whether the answer is parsed: such a text fits the very same question only."""
     prompts = synthesizer.get_prompts().values()
     return _parser(synthesizer._llm) is not None or any(prompt.output_parser for prompt in prompts)
+
+
+def _unbound(value: Any, owner: object) -> Any:
+    """A method of the synthesizer as the function that it is."""
+    return value.__func__ if isinstance(value, MethodType) and value.__self__ is owner else value
 
 
 def _setting(value: Any, llm: LLM, model_id: str) -> Any:
