@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from ibidem.scoped_streams import unwrapped
 from ibidem.watching import Watch
 
 _FRAMEWORKS = ("langchain", "langgraph", "llama_index", "pydantic", "ibidem")
@@ -50,7 +51,7 @@ def own_classes(kind: type) -> list[type]:
 
 def counted_in(kind: type) -> frozenset[str]:
     """Names of attributes in which the program's own code of a class counts."""
-    members = [value for base in own_classes(kind) for value in vars(base).values()]
+    members = [unwrapped(value) for base in own_classes(kind) for value in vars(base).values()]
     functions = [function for value in members for function in _functions_in(value)]
     return frozenset().union(*(_counted(function.__code__) for function in functions))
 
@@ -141,7 +142,7 @@ class CodeReader:
 
     def _body(self, kind: type) -> list[Any]:
         """What stands in a class."""
-        held = dict(vars(kind))
+        held = {name: unwrapped(value) for name, value in vars(kind).items()}
         self._watch.mapping(vars(kind))
         functions = [function for value in held.values() for function in _functions_in(value)]
         changed = frozenset().union(*(_changed(function.__code__) for function in functions))

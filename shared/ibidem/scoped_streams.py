@@ -203,6 +203,11 @@ class _StreamMethod:
         return keep_scope(stream) if self._methods.active else stream
 
 
+def unwrapped(member: Any) -> Any:
+    """What stands in a class, as its author wrote it."""
+    return member._method if isinstance(member, _StreamMethod) else member
+
+
 def _itself(method: Any) -> Any:
     return method
 
