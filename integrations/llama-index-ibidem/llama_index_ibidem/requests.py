@@ -29,7 +29,7 @@ from llama_index_ibidem.spans import (
 from llama_index_ibidem.steps import answers_user
 
 # Evaluators have a statement judged, in the place of a question: "answer with either YES or NO".
-_VERDICT = re.compile(r"(?s)\bYES\b.*\bNO\b")
+_VERDICT = re.compile(r"(?s)\A(?>.*?\bYES\b).*\bNO\b")
 _VARIABLE = re.compile(r"\{[^{}]*\}")
 LONGEST_TEXT = 4096  # characters; a longer text is no question
 # Templates whose answers are read by people, or become part of one that is. The others make queries, choices

@@ -21,7 +21,7 @@ GENERAL_KEYS = ("input", "user_input", "human_input", "prompt", "user_msg", "mes
 # Without a template, only what looks like a question is believed to be one.
 _LONGEST_QUESTION = 30  # words
 _MATERIAL = re.compile(r":\s")  # "Summarize: ...", "Context: ... Question: ..."
-_LABELLED = re.compile(r"(?im)^\s*(?:context|question|documents?|text|passages?|sources?|input)\s*:")
+_LABELLED = re.compile(r"(?im)^[^\S\n]*(?:context|question|documents?|text|passages?|sources?|input)\s*:")
 _ASKING = frozenset(
     (
         "what which who whom whose when where why how is are was were am do does did can could may might "
