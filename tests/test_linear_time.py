@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,7 +142,7 @@ def _feedback(place: Place, text: str) -> None:
 def _printed(place: Place, text: str) -> None:
     row = LookupRow(0.0, "", "", text, "exact", "", None, 1.0, 0.001, 0)
     Console(file=io.StringIO(), width=100).print(tables.plain(text)[:100], tables.lookups([row]).row_count)
-    readable(text), shown(text), tables.short(text), marked(text, f"{text} x")  # noqa: B018
+    readable(text), shown(text), tables.short(text), marked(text, f"{text} x")
 
 
 def _judged(place: Place, text: str) -> None:
