@@ -20,7 +20,7 @@ def normalized(form: Literal["NFC", "NFKD"], text: str) -> str:
 
 
 def _in_order(found: re.Match[str]) -> str:
-    """The same text to Unicode, its marks decomposed and in order: by class, those of one class as they were."""
+    """The same to Unicode, with its marks decomposed and in order: by class, within one as they were."""
     decomposed = {c: unicodedata.normalize("NFD", c) for c in set(found[0])}
     marks = "".join(map(decomposed.__getitem__, found[0]))
     # What is no mark has class 0, and keeps its place.

@@ -1,9 +1,9 @@
-"""Where texts stand in a longer one, in time linear in that: however many they are, and however they repeat.
+"""Where texts stand in a longer one, in linear time: however many they are, and however they repeat.
 
-`str.find` is linear, but one search for each of many documents is not, nor is one search after the other where a
-text goes on overlapping itself ("aaaa" in "aaaaaaaa"). Both are done by the hashes of all stretches of a length
-at once (Karp and Rabin 1987, IBM J. Res. Dev. 31, 249): a text of any length is hashed as the two stretches of
-the next lower power of two at its beginning and at its end, which together cover it.
+`str.find` is linear, but one search for each of many documents is not, nor is one search after the other
+where a text goes on overlapping itself ("aaaa" in "aaaaaaaa"). Both are done by the hashes of all stretches
+of a length at once (Karp and Rabin 1987, IBM J. Res. Dev. 31, 249): a text of any length is hashed as the two
+stretches of the next lower power of two at its beginning and at its end, which together cover it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def stands(text: str, passage: str, places: Mapping[str, Starts], *, as_words: b
 def is_bordered(text: str, start: int, end: int, begin: int = 0, until: int | None = None) -> bool:
     """Whether a place neither begins nor ends within a word; so it does not where the text is cut."""
     until = len(text) if until is None else until
-    return not any(begin < at < until and all(map(_IN_WORD.match, text[at - 1 : at + 1])) for at in (start, end))
+    inner = (at for at in (start, end) if begin < at < until)
+    return not any(all(map(_IN_WORD.match, text[at - 1 : at + 1])) for at in inner)
 
 
 def places_of(text: str, passages: Iterable[str]) -> dict[str, Starts]:
