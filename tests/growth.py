@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import inspect
 import pkgutil
@@ -18,64 +19,56 @@ from types import ModuleType
 from typing import Any
 
 ENOUGH = 0.002  # seconds from which on a time can be compared
+SMALL = 16  # characters that cost next to nothing
 LARGEST = 64 * 1024  # characters to begin with, at most
 DOUBLINGS = 3
 NOTHING = 0.005  # seconds of the largest text that need no comparison
 EXPONENT = 1.2
-_TOO_LONG = 0.5  # seconds for a text of less than 512 KB: that is not linear
+_TOO_LONG = 0.5  # seconds after which there is no second and third run
 _METHODS = ("search", "match", "fullmatch", "findall", "finditer", "sub", "split")
 
 Call = Callable[[int], Callable[[], object]]  # of a size -> what is timed; made anew for each run
 
 
 def seconds_of(make: Call, size: int, runs: int = 3) -> float:
-    """Seconds of this thread's own CPU time, the best of some runs; of one, if that takes too long."""
+    """Seconds of this thread's own CPU time, the best of some runs; of one, if that takes long."""
     best = float("inf")
     for _ in range(runs):
         call = make(size)
-        began = time.thread_time()
-        call()
-        best = min(best, time.thread_time() - began)
+        gc.disable()  # what others have left lying about is not the call's
+        try:
+            began = time.thread_time()
+            call()
+            best = min(best, time.thread_time() - began)
+        finally:
+            gc.enable()
         if best > _TOO_LONG:
             break
     return best
 
 
-def exponent_of(make: Call) -> tuple[float, list[tuple[int, float]]]:
-    """The exponent of the growth over three doublings, and the sizes with their seconds.
-
-    It is 0 where the largest text takes next to no time. What one run of the largest text clears needs no
-    more of them: a disturbance only makes it look worse.
-    """
-    size = 128
-    while (seconds := seconds_of(make, size, 1)) < ENOUGH and size < LARGEST:
-        size *= 2
-    found = [(size, seconds_of(make, size))]
-    while len(found) <= DOUBLINGS:
-        if found[-1][1] > _TOO_LONG:
-            return float("inf"), found
-        size *= 2
-        found.append((size, seconds_of(make, size, 1)))
-        if len(found) > DOUBLINGS and _exponent(found) > EXPONENT:
-            found = [(one, seconds_of(make, one)) for one, _ in found]
-    return _exponent(found), found
-
-
-def _exponent(found: list[tuple[int, float]]) -> float:
-    last = found[-1][1]
-    return 0.0 if last <= NOTHING else log2(last / found[0][1]) / DOUBLINGS
-
-
 def growth_of(make: Call) -> str:
-    """What is wrong with the growth, "" if nothing; measured again before it is called wrong."""
+    """What is wrong with the growth over three doublings, "" if nothing; measured again if it looks wrong.
+
+    A call without text has its price, which is taken off. One run of the largest text is enough to clear it:
+    disturbances only make it look worse.
+    """
+    base = seconds_of(make, SMALL)
+    size = 128
+    while seconds_of(make, size, 1) - base < ENOUGH and size < LARGEST:
+        size *= 2
     for _ in range(3):
-        exponent, found = exponent_of(make)
-        if exponent <= EXPONENT:
+        first, last = seconds_of(make, size), seconds_of(make, size * 2**DOUBLINGS, 1)
+        if last - base <= NOTHING or _exponent(first - base, last - base) <= EXPONENT:
             return ""
-        if exponent > 1.7:
-            break
-    told = ", ".join(f"{size:,}: {1000 * seconds:.1f} ms" for size, seconds in found)
-    return f"grows with exponent {exponent:.2f} ({told})"
+    found = {size * 2**n: seconds_of(make, size * 2**n) for n in range(DOUBLINGS + 1)}
+    exponent = _exponent(*(found[size * 2**n] - base for n in (0, DOUBLINGS)))
+    told = ", ".join(f"{size:,}: {1000 * seconds:.1f} ms" for size, seconds in found.items())
+    return f"exponent {exponent:.2f} ({told})" if exponent > EXPONENT else ""
+
+
+def _exponent(first: float, last: float) -> float:
+    return log2(last / max(first, 1e-4)) / DOUBLINGS
 
 
 @dataclass(frozen=True)
@@ -121,8 +114,9 @@ def patterns_of(module: ModuleType) -> Iterator[Found]:
 def _of_re(node: ast.Call) -> str:
     """The method of `re` that is called, if one is."""
     called = node.func
-    is_re = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "re"
-    return called.attr if is_re and called.attr in (*_METHODS, "compile") else ""  # type: ignore[union-attr]
+    if not isinstance(called, ast.Attribute) or not isinstance(called.value, ast.Name):
+        return ""
+    return called.attr if called.value.id == "re" and called.attr in (*_METHODS, "compile") else ""
 
 
 def _compiled(node: ast.Call, method: str, module: ModuleType) -> re.Pattern[str]:
@@ -139,7 +133,7 @@ def _value(node: ast.expr, module: ModuleType) -> Any:
 
 
 def texts_for(pattern: re.Pattern[str]) -> Iterator[tuple[str, Callable[[int], str]]]:
-    """Texts by size, of many copies of what each repeat of the expression takes, followed by what it does not.
+    """Texts by size, of many copies of what each repeat of the expression takes, and then what it does not.
 
     The repeat alone, after what stands before it in the expression, and all this many times over.
     """
@@ -147,7 +141,9 @@ def texts_for(pattern: re.Pattern[str]) -> Iterator[tuple[str, Callable[[int], s
     seen = set()
     for before, bodies, takes in _repeats(list(tree), ""):
         tail = "" if takes("\x01") else "\x01"
-        for head, one in [*((head, body) for head in ("", before) for body in bodies), *(("", before + one) for one in (bodies[0], " ", "\n"))]:
+        repeated = [(head, body) for head in ("", before) for body in bodies]
+        repeated += [("", before + one) for one in (bodies[0], " ", "\n")]
+        for head, one in repeated:
             if one and (head, one, tail) not in seen:
                 seen.add((head, one, tail))
                 yield f"{head!r} + {one!r} * n + {tail!r}", partial(_text, head, one, tail)

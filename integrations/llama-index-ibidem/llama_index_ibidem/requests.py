@@ -12,6 +12,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
 from ibidem.prompts.dissection import Dissection, dissect, exactly
+from ibidem.prompts.matching import places_of, stands
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.questions import Clues, QuestionFinder, looks_like_question, one_line
 from ibidem.prompts.sources import occurring
@@ -136,7 +137,9 @@ def _made(template: BasePromptTemplate, prompt: Prompt) -> bool:
     if not template.function_mappings:
         return True
     said = "\n".join(segment.text for segment in prompt.segments)
-    return all(piece.strip() in said for text in _texts(template) for piece in _VARIABLE.split(text))
+    pieces = {piece.strip() for text in _texts(template) for piece in _VARIABLE.split(text)} - {""}
+    places = places_of(said, pieces)
+    return all(stands(said, piece, places, as_words=False) for piece in pieces)
 
 
 def _texts(template: BasePromptTemplate) -> list[str]:

@@ -69,4 +69,5 @@ def _supporters(new: frozenset[str], holders: dict[str, list[str]]) -> frozenset
         return frozenset()
     telling = {those[0] for those in names.values() if len(those) == 1}
     telling.update(*(those for word, those in names.items() if word[0].isdecimal()))
-    return frozenset(name for name, count in counts.items() if count >= SHARE_OF_BEST * best or name in telling)
+    least = SHARE_OF_BEST * best
+    return frozenset(name for name, count in counts.items() if count >= least or name in telling)

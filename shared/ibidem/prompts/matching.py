@@ -77,8 +77,8 @@ def _hashed(text: str, passages: Iterable[str]) -> dict[str, Starts]:
     """The places of passages that are no longer than the text."""
     by_length = sorted(passages, key=len)
     step = max(_AT_ONCE, len(by_length[-1]))
-    powers = np.cumprod(np.full(min(len(text), 2 * step), _BASE, np.uint64))
-    inverse = np.cumprod(np.full(len(powers), pow(_BASE, -1, 2**64), np.uint64))
+    count = min(len(text), 2 * step)
+    powers, inverse = _powers(_BASE, count), _powers(pow(_BASE, -1, 2**64), count)
     groups = [
         (length, _Group(length, list(group), powers))
         for length, group in groupby(by_length, key=lambda passage: 1 << (len(passage).bit_length() - 1))
@@ -95,6 +95,10 @@ def _hashed(text: str, passages: Iterable[str]) -> dict[str, Starts]:
                 for passage, starts in group.within(hashes):
                     found.setdefault(passage, []).append(begin + starts[starts < step])
     return {passage: np.concatenate(starts).astype(np.int64).data for passage, starts in found.items()}
+
+
+def _powers(base: int, count: int) -> _Hashes:
+    return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)
 
 
 def _codes(text: str) -> _Hashes:
