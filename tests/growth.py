@@ -19,8 +19,7 @@ from types import ModuleType
 from typing import Any
 
 ENOUGH = 0.002  # seconds from which on a time can be compared
-SMALL = 16  # characters that cost next to nothing
-LARGEST = 64 * 1024  # characters to begin with, at most
+ANY_SIZE = (128, 64 * 1024)  # characters to begin with
 DOUBLINGS = 3
 NOTHING = 0.005  # seconds of the largest text that need no comparison
 EXPONENT = 1.2
@@ -47,24 +46,30 @@ def seconds_of(make: Call, size: int, runs: int = 3) -> float:
     return best
 
 
-def growth_of(make: Call) -> str:
-    """What is wrong with the growth over three doublings, "" if nothing; measured again if it looks wrong.
+def growth_of(make: Call, sizes: tuple[int, int] = ANY_SIZE, base: float = 0.0) -> str:
+    """What is wrong with the growth over three doublings, "" if nothing.
 
-    A call without text has its price, which is taken off. One run of the largest text is enough to clear it:
-    disturbances only make it look worse.
+    One run each clears what is far from wrong: it would take a disturbance of ten times the first to hide a
+    square. All else is measured three times, and again if it looks wrong.
+
+    Args:
+        make: What is timed.
+        sizes: Of the text at the beginning: the least, and the most.
+        base: Seconds that it takes without a text; they are taken off.
     """
-    base = seconds_of(make, SMALL)
-    size = 128
-    while seconds_of(make, size, 1) - base < ENOUGH and size < LARGEST:
+    size, most = sizes
+    while (first := seconds_of(make, size, 1) - base) < ENOUGH and size < most:
         size *= 2
+    last = seconds_of(make, size * 2**DOUBLINGS, 1) - base
+    if last <= NOTHING or _exponent(first, last) <= EXPONENT - 0.3:
+        return ""
     for _ in range(3):
-        first, last = seconds_of(make, size), seconds_of(make, size * 2**DOUBLINGS, 1)
-        if last - base <= NOTHING or _exponent(first - base, last - base) <= EXPONENT:
+        found = {size * 2**n: seconds_of(make, size * 2**n) - base for n in range(DOUBLINGS + 1)}
+        first, *_, last = found.values()
+        exponent = _exponent(first, last)
+        if last <= NOTHING or exponent <= EXPONENT:
             return ""
-    found = {size * 2**n: seconds_of(make, size * 2**n) for n in range(DOUBLINGS + 1)}
-    exponent = _exponent(*(found[size * 2**n] - base for n in (0, DOUBLINGS)))
-    told = ", ".join(f"{size:,}: {1000 * seconds:.1f} ms" for size, seconds in found.items())
-    return f"exponent {exponent:.2f} ({told})" if exponent > EXPONENT else ""
+    return f"exponent {exponent:.2f} ({', '.join(f'{n:,}: {1000 * s:.1f} ms' for n, s in found.items())})"
 
 
 def _exponent(first: float, last: float) -> float:

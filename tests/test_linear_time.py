@@ -20,6 +20,7 @@ from langchain_core.prompts import ChatPromptTemplate, FewShotPromptTemplate, Pr
 from llama_index.core import Document as LlamaDocument
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
+from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms import MockLLM
 from llama_index.core.prompts import PromptTemplate as LlamaTemplate
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -46,7 +47,7 @@ from llama_index_ibidem.facts import shown_as
 from llama_index_ibidem.reading import is_for_programs
 from llama_index_ibidem.replay import in_pieces
 from tests.embedders import BagOfWords
-from tests.growth import growth_of, modules_of, patterns_of, texts_for
+from tests.growth import Call, growth_of, modules_of, patterns_of, seconds_of, texts_for
 
 pytestmark = pytest.mark.alone
 QUESTION = "How long can I return goods? "
@@ -120,7 +121,8 @@ class Place:
         said = [LlamaDocument(text="Goods can be returned in 30 days.")]
         index = VectorStoreIndex.from_documents(said, embed_model=MockEmbedding(embed_dim=8))
         llm = MockLLM(max_tokens=5)
-        answering = CachedSynthesizer(get_response_synthesizer(llm=llm), cache)
+        helper = PromptHelper(context_window=10**9, num_output=5, tokenizer=str.split)
+        answering = CachedSynthesizer(get_response_synthesizer(llm=llm, prompt_helper=helper), cache)
         self.engine = index.as_query_engine(llm=llm, response_synthesizer=answering)
         for n in range(3):
             examples.examples.add(Example(f"{QUESTION} {n}", f"{n} days"))
@@ -199,7 +201,7 @@ ENTRIES: dict[str, Entry] = {
     "LlamaIndex, chat": lambda place, text: place.llm.chat([ChatMessage(text)]),
     "LlamaIndex, complete": lambda place, text: place.llm.complete(text),
     "LlamaIndex, predict": lambda place, text: place.llm.predict(
-        LlamaTemplate("Question: {query_str}\nText: {text}\n"), query_str=text[: len(text) // 2], text=text
+        LlamaTemplate("Question: {query_str}\nText: {text}\n"), query_str=text[:4096], text=text
     ),
     "LlamaIndex, query": lambda place, text: place.engine.query(text),
     "LlamaIndex, stream": _streamed,
@@ -207,16 +209,24 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_any_text(name: str, place: Place) -> None:
+# A longer text is no question: what is only done to questions is measured below.
+OF_QUESTIONS = ("LangChain, a question", "LangChain, examples", "LlamaIndex, predict", "LlamaIndex, query")
+LONG, SHORT = (8 * 1024, 64 * 1024), (128, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [*((n, LONG) for n in ENTRIES), *((n, SHORT) for n in OF_QUESTIONS)]
+)
+def test_any_text(name: str, sizes: tuple[int, int], place: Place) -> None:
     """The question, the documents, the answer, the prompt around them: of any shape."""
     entry = ENTRIES[name]
-    entry(place, text_of("a question", 200))
 
     def make(shape: str, size: int) -> Callable[[], object]:
         return partial(entry, place, text_of(shape, size))
 
-    wrong = {shape: told for shape in SHAPES if (told := growth_of(partial(make, shape)))}
+    entry(place, text_of("a question", 200))
+    base = seconds_of(partial(make, "a question"), 16)
+    wrong = {s: told for s in SHAPES if (told := growth_of(partial(make, s), sizes, base))}
     assert not wrong
 
 
@@ -262,7 +272,9 @@ MANY: dict[str, Callable[[Place, list[Document]], object]] = {
 @pytest.mark.parametrize("name", MANY)
 def test_many_documents(name: str, place: Place) -> None:
     """From 500 on, and an answer that grows with them."""
-    assert not growth_of(lambda size: partial(MANY[name], place, _documents(size)))
+    make: Call = lambda size: partial(MANY[name], place, _documents(size))  # noqa: E731
+    make(8 * 1024)()
+    assert not growth_of(make, LONG, seconds_of(make, 64))
 
 
 def _expressions() -> dict[str, Any]:
