@@ -6,13 +6,13 @@ import ast
 import gc
 import importlib
 import inspect
-import pkgutil
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import log2
+from pathlib import Path
 from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from types import ModuleType
@@ -86,15 +86,15 @@ class Found:
 
 
 def modules_of(*packages: str) -> Iterator[ModuleType]:
-    """The modules of packages, without those that need what is not installed."""
+    """The modules of packages in which there are expressions."""
     for package in packages:
-        root = importlib.import_module(package)
-        yield root
-        for one in pkgutil.walk_packages(root.__path__, f"{package}."):
-            try:
-                yield importlib.import_module(one.name)
-            except ImportError:
-                continue
+        (folder,) = importlib.import_module(package).__path__
+        for path in sorted(Path(folder).rglob("*.py")):
+            if re.search(
+                r"^\s*(?:import re|from re import .*)$", path.read_text(encoding="utf-8"), re.MULTILINE
+            ):
+                parts = path.relative_to(folder).with_suffix("").parts
+                yield importlib.import_module(".".join((package, *parts)).removesuffix(".__init__"))
 
 
 def patterns_of(module: ModuleType) -> Iterator[Found]:
