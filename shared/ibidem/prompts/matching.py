@@ -9,7 +9,8 @@ stretches of the next lower power of two at its beginning and at its end, which 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -23,6 +24,7 @@ _AT_ONCE = 2**20  # characters hashed at once
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse; what hashes alike is compared anyway
 # Letters and digits of scripts that put blanks between words; others (Thai, CJK, kana) have no such borders.
 _IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u2e80-\U0010ffff]")
+_REST_OF_WORD = re.compile(f"{_IN_WORD.pattern}*")
 _Hashes = NDArray[np.uint64]
 
 
@@ -35,15 +37,47 @@ def occurs(text: str, passage: str, *, as_words: bool) -> bool:
 
 def stands(text: str, passage: str, places: Mapping[str, Starts], *, as_words: bool) -> bool:
     """The same, if it is known where passages may stand."""
-    found = (start for start in places.get(passage, ()) if text.startswith(passage, start))
-    return any(not as_words or is_bordered(text, start, start + len(passage)) for start in found)
+    return next(free_places(text, passage, places.get(passage, ()), as_words=as_words), None) is not None
 
 
-def is_bordered(text: str, start: int, end: int, begin: int = 0, until: int | None = None) -> bool:
-    """Whether a place neither begins nor ends within a word; so it does not where the text is cut."""
-    until = len(text) if until is None else until
-    inner = (at for at in (start, end) if begin < at < until)
-    return not any(all(map(_IN_WORD.match, text[at - 1 : at + 1])) for at in inner)
+def free_places(
+    text: str,
+    passage: str,
+    starts: Starts,
+    *,
+    as_words: bool,
+    free: Callable[[int], tuple[int, int]] | None = None,
+) -> Iterator[int]:
+    """Those of the places of a passage that do not overlap one another, from left to right.
+
+    Args:
+        text: The text.
+        passage: What stands there.
+        starts: Where it may stand, in order.
+        as_words: Leave out places that begin or end within a word.
+        free: From where to where nothing is taken, around a place: only what is free counts, and a word ends
+            where that does. A place is taken if that begins behind it.
+    """
+    at = 0
+    while at < len(starts):
+        start = starts[at]
+        begin, until = free(start) if free is not None else (0, len(text))
+        end = start + len(passage)
+        if start < begin or until < end:
+            following = begin if start < begin else until
+        elif as_words and start > begin and _is_within_word(text, start):
+            following = min(until, _REST_OF_WORD.match(text, start).end())  # type: ignore[union-attr]
+        elif (as_words and end < until and _is_within_word(text, end)) or not text.startswith(passage, start):
+            following = start + 1
+        else:
+            yield start
+            following = end
+        at = bisect_left(starts, following, at + 1)
+
+
+def _is_within_word(text: str, at: int) -> bool:
+    """Whether the characters on both sides belong to one word."""
+    return all(map(_IN_WORD.match, text[at - 1 : at + 1]))
 
 
 def places_of(text: str, passages: Iterable[str]) -> dict[str, Starts]:

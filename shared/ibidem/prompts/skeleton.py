@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from ibidem.prompts.matching import Starts, is_bordered, places_of
+from ibidem.prompts.matching import Starts, free_places, places_of
 from ibidem.prompts.prompt import Prompt
 
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
@@ -149,16 +149,8 @@ class Skeleton:
         """Where it stands in what is left, no two places overlapping, from left to right."""
         if passage not in self._places:
             self._places |= places_of(self._text, (passage,))
-        found, end = list[int](), 0
-        for start in self._places.get(passage, ()):
-            begin, until = self._free_around(start) if start >= end else (0, 0)
-            if start < begin or until < start + len(passage):
-                continue
-            bordered = not as_words or is_bordered(self._text, start, start + len(passage), begin, until)
-            if bordered and self._text.startswith(passage, start):
-                found.append(start)
-                end = start + len(passage)
-        return found
+        starts = self._places.get(passage, ())
+        return list(free_places(self._text, passage, starts, as_words=as_words, free=self._free_around))
 
     def _free_around(self, start: int) -> tuple[int, int]:
         """From where to where nothing is taken, around a place; it is taken if that begins behind it."""
