@@ -91,7 +91,8 @@ class Everything(BagOfWords):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """What all entries share: measuring begins when it is warm."""
     folders = (tmp_path_factory.mktemp(name) for name in ("cache", "examples"))
-    cache, examples = (ibidem.open(folder, embedder=Everything(), redact=secrets) for folder in folders)
+    opened = zip(folders, (None, secrets), strict=True)
+    cache, examples = (ibidem.open(folder, embedder=Everything(), redact=redact) for folder, redact in opened)
     with cache, examples:
         yield Place(cache, examples)
 
@@ -100,7 +101,7 @@ class Place:
     """A cache, and programs of both frameworks that ask it."""
 
     def __init__(self, cache: SemanticCache, examples: SemanticCache) -> None:
-        self.cache = cache
+        self.cache, self.redacting = cache, examples
         adapter = IbidemCache(cache)
         self.model = FakeListChatModel(responses=["ok"], cache=adapter)
         told = ChatPromptTemplate.from_messages([("system", "You help."), ("user", "{question}\n\n{text}")])
@@ -171,7 +172,7 @@ def _examples(place: Place, text: str) -> None:
 
 def _json(place: Place, text: str) -> None:
     held = json.dumps({"calls": [{"arguments": json.dumps({"said": [text]})}]})
-    place.cache.store(Request(text[-30:], semantic=False), Answer("", payload=held, semantic=False))
+    place.redacting.store(Request(text[-30:], semantic=False), Answer("", payload=held, semantic=False))
 
 
 def _streamed(place: Place, text: str) -> None:
