@@ -7,6 +7,7 @@ import unicodedata
 
 # Some words with the blanks after them; of a longer word, or a script without blanks, as many characters.
 _SOME_WORDS = re.compile(r"(?s).{1,24}(?:\s+|$)|.{1,24}")
+_MOST = 1_000  # pieces of a text; a longer one comes in larger pieces, as some chunks repeat all before them
 _JOINER = "\u200d"
 _VIRAMA = 9  # the combining class of signs that join two letters of an Indic script
 
@@ -21,7 +22,10 @@ def pieces_of(text: str) -> list[str]:
             end += 1
         pieces.append(text[start:end])
         start = end
-    return pieces
+    at_once = -(-len(pieces) // _MOST)
+    if at_once < 2:
+        return pieces
+    return ["".join(pieces[at : at + at_once]) for at in range(0, len(pieces), at_once)]
 
 
 def _is_one_character(before: str, after: str) -> bool:

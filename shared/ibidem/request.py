@@ -8,13 +8,13 @@ it can hold secrets (system prompts, headers).
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 from ibidem.errors import InvalidInput
+from ibidem.normal_form import normalized
 
 if TYPE_CHECKING:
     from ibidem.scoping import Scope
@@ -37,7 +37,7 @@ def normalise(question: str) -> str:
 
     Case, punctuation and blanks within stay: whether they matter is for the decision to say.
     """
-    return unicodedata.normalize("NFC", question).strip()
+    return normalized("NFC", question).strip()
 
 
 def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:

@@ -35,9 +35,10 @@ from langchain_openai import ChatOpenAI
 
 import ibidem
 from ibidem.errors import NotCacheable
+from ibidem.prompts.matching import occurs
 from ibidem.prompts.prompt import Prompt, Segment, plain
 from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
-from ibidem.prompts.skeleton import Skeleton, occurs
+from ibidem.prompts.skeleton import Skeleton
 from ibidem.prompts.sources import Retrieved, occurring
 from langchain_ibidem.identity import model_identity, temperature_of
 from langchain_ibidem.keys import RequestBuilder

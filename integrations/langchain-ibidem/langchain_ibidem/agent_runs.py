@@ -128,7 +128,7 @@ def handed_on(question: str, run: Sequence[BaseMessage]) -> tuple[str, ...] | No
             told |= _words(message.text)
         for call in message.tool_calls if isinstance(message, AIMessage) else ():
             given = _words(json.dumps(list(call["args"].values()), ensure_ascii=False, default=str))
-            if given and not given & (asked | told):
+            if given and given.isdisjoint(asked) and given.isdisjoint(told):
                 return None
             found |= given & asked
     return tuple(sorted(found))

@@ -134,8 +134,9 @@ class _Completion(Kind):
         return None
 
     def whole(self, model: BaseLLM, chunks: Sequence[GenerationChunk]) -> Sequence[Generation]:
-        told = reduce(add, chunks)
-        return [Generation(text=told.text, generation_info=told.generation_info)]
+        told = reduce(add, (chunk.model_copy(update={"text": ""}) for chunk in chunks))
+        text = "".join(chunk.text for chunk in chunks)
+        return [Generation(text=text, generation_info=told.generation_info)]
 
 
 CHAT, COMPLETION = _Chat(), _Completion()
@@ -173,7 +174,8 @@ def _require_readable_calls(messages: Sequence[Any]) -> None:
     calling = [m for m in messages if isinstance(m, AIMessageChunk) and m.tool_call_chunks]
     if not calling:
         return
-    for call in reduce(add, calling).tool_call_chunks:
+    first, *others = calling
+    for call in (first + others).tool_call_chunks:
         try:
             json.loads(call["args"] or "{}", strict=False)
         except ValueError:

@@ -17,7 +17,7 @@ from llama_index.core.llms.custom import CustomLLM
 from ibidem.bounded import BoundedDict
 from ibidem.prompts.sources import CONTEXT_KEYS
 from llama_index_ibidem.codec import MARKER
-from llama_index_ibidem.facts import Filled, Synthesis
+from llama_index_ibidem.facts import Filled, Synthesis, nodes_in
 
 _STREAMS = 256  # nobody may ever read a stream
 
@@ -81,4 +81,6 @@ def _shows(filled: Filled, synthesis: Synthesis) -> bool:
     if synthesis.question not in given.values():
         return False
     shown = [value.strip() for name, value in given.items() if name in CONTEXT_KEYS and value.strip()]
-    return any(d.text in value or value in d.text for d in synthesis.documents for value in shown)
+    if any(value in document.text for document in synthesis.documents for value in shown):
+        return True
+    return any(map(any, nodes_in(shown, synthesis.documents)))

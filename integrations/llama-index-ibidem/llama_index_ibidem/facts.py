@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from ibidem.prompts.matching import places_of
 from ibidem.prompts.sources import Retrieved
 from ibidem.request import Document, digest
 from llama_index_ibidem.wrapping import WrappingLLM
 
+_BETWEEN = "\0"  # two texts that are searched at once
 _UUID = 37  # characters after the name in a span's id: "-" and the uuid
 
 _TEMPLATES = frozenset(
@@ -81,13 +85,32 @@ def shown_as(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document
     It may put several into one; a text in which none is found may show any of them.
     """
     found = []
-    for text in (text.strip() for text in texts):
-        behind = [node for node in nodes if node.text == text]
-        behind = behind or [node for node in nodes if node.text in text] or [*nodes]
-        behind = behind or [Retrieved(digest(text), text)]
+    given, of_text = [text.strip() for text in texts], dict[str, list[Retrieved]]()
+    for node in nodes:
+        of_text.setdefault(node.text, []).append(node)
+    mixed = nodes_in([text for text in given if text not in of_text], nodes)
+    for text in given:
+        behind = of_text.get(text) or next(mixed) or [*nodes] or [Retrieved(digest(text), text)]
         named = dict.fromkeys((node.id, node.source) for node in behind)
         found += [Document(id_, text, source=source) for id_, source in named]
     return tuple(found)
+
+
+def nodes_in(texts: Sequence[str], nodes: Sequence[Retrieved]) -> Iterator[list[Retrieved]]:
+    """For each of the texts the nodes that stand in it."""
+    whole = _BETWEEN.join(texts)
+    begins = [0, *accumulate(len(text) + len(_BETWEEN) for text in texts)]
+    places = places_of(whole, (node.text for node in nodes))
+    shown: list[list[Retrieved]] = [[] for _ in texts]
+    for node in nodes:
+        size, numbers = len(node.text), set[int]()
+        for start in places.get(node.text, ()):
+            number = bisect_right(begins, start) - 1
+            fits = number not in numbers and start + size < begins[number + 1]
+            if fits and whole.startswith(node.text, start):
+                numbers.add(number)
+                shown[number].append(node)
+    return iter(shown)
 
 
 def method_of(id_: str) -> str:

@@ -21,11 +21,13 @@ _ANSWERS = ("choices", "candidates")
 UNFINISHED = "unfinished"  # the provider says why it stops, and did not
 
 # Text that a program acts upon: a ReAct step, code to run, SQL, Cypher. It fits the very same prompt only.
+# Atomic groups and blanks of one line keep the search linear.
 _ACTS = re.compile(
-    r"(?ms)^\s*Action\s*:.*^\s*Action Input\s*:|<execute>|\A\s*(?:```\w*\s*)?(?:SQLQuery\s*:|SELECT\b|"
+    r"(?ms)\A(?>.*?^[^\S\n]*Action\s*:).*^[^\S\n]*Action Input\s*:|<execute>|"
+    r"\A\s*(?:```\w*\s*)?(?:SQLQuery\s*:|SELECT\b|"
     r"WITH\b.+\bSELECT\b|INSERT\s+INTO\b|UPDATE\b.+\bSET\b|DELETE\s+FROM\b|MATCH\s*\()"
 )
-_FENCED = re.compile(r"(?s)\A\s*(?:```\w*\s*)?([\[{].*[\]}])\s*(?:```)?\s*\Z")
+_FENCE = re.compile(r"\A```\w*\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,11 @@ def is_for_programs(response: ChatResponse | CompletionResponse) -> bool:
 def _acts(text: str) -> bool:
     if _ACTS.search(text):
         return True
-    if (found := _FENCED.match(text)) is None:
+    bare = _FENCE.sub("", text.strip()).removesuffix("```").rstrip()
+    if not (bare.startswith(("[", "{")) and bare.endswith(("]", "}"))):
         return False
     try:
-        json.loads(found[1])
+        json.loads(bare)
     except (ValueError, RecursionError):
         return False
     return True

@@ -6,7 +6,6 @@ said or retrieved documents were in the prompt. Other calls (rewriting a questio
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 _OPEN = 1024
 # ReAct: what a tool has told, and what the user gets of the last thing the model says.
 _OBSERVED = "Observation:"
-_CONCLUSION = re.compile(r"(?s)Answer:\s*(.*?)\s*\Z")
+_CONCLUSION = "Answer:"
 _NO_MARKER: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -228,4 +227,5 @@ def _conclusion(text: str) -> str | None:
     """What the user gets of an answer: of a ReAct agent's, not the thought before it."""
     if not text.lstrip().startswith("Thought:"):
         return text
-    return found[1] if (found := _CONCLUSION.search(text)) else None
+    _, concludes, said = text.partition(_CONCLUSION)
+    return said.strip() if concludes else None

@@ -12,6 +12,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
 from ibidem.prompts.dissection import Dissection, dissect, exactly
+from ibidem.prompts.matching import places_of, stands
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.questions import Clues, QuestionFinder, looks_like_question, one_line
 from ibidem.prompts.sources import occurring
@@ -29,7 +30,7 @@ from llama_index_ibidem.spans import (
 from llama_index_ibidem.steps import answers_user
 
 # Evaluators have a statement judged, in the place of a question: "answer with either YES or NO".
-_VERDICT = re.compile(r"(?s)\bYES\b.*\bNO\b")
+_VERDICT = re.compile(r"(?s)\A(?>.*?\bYES\b).*\bNO\b")
 _VARIABLE = re.compile(r"\{[^{}]*\}")
 LONGEST_TEXT = 4096  # characters; a longer text is no question
 # Templates whose answers are read by people, or become part of one that is. The others make queries, choices
@@ -136,7 +137,9 @@ def _made(template: BasePromptTemplate, prompt: Prompt) -> bool:
     if not template.function_mappings:
         return True
     said = "\n".join(segment.text for segment in prompt.segments)
-    return all(piece.strip() in said for text in _texts(template) for piece in _VARIABLE.split(text))
+    pieces = {piece.strip() for text in _texts(template) for piece in _VARIABLE.split(text)} - {""}
+    places = places_of(said, pieces)
+    return all(stands(said, piece, places, as_words=False) for piece in pieces)
 
 
 def _texts(template: BasePromptTemplate) -> list[str]:

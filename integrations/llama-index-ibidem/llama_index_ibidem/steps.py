@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ibidem.prompts.dissection import Dissection
+from ibidem.prompts.matching import places_of, stands
 from ibidem.prompts.prompt import Prompt
 from ibidem.request import Document
 from llama_index_ibidem.spans import Surroundings
@@ -31,4 +32,5 @@ def _stand_outside_history(documents: Sequence[Document], prompt: Prompt, around
         if "history" in name and isinstance(value, str) and value.strip():
             said = said.replace(value.strip(), "\0")
     said = _EARLIER_ANSWER.sub("\0", said)
-    return any(document.text in said for document in documents)
+    places = places_of(said, (document.text for document in documents))
+    return any(stands(said, document.text, places, as_words=False) for document in documents)

@@ -56,9 +56,16 @@ class AnswerJudge:
 
     def _window(self, text: str) -> str:
         """The beginning of the text that the embedder sees whole."""
-        while (tokens := self._embedder.count_tokens(text)) > self._embedder.max_tokens and len(text) > 1:
-            text = text[: max(1, min(len(text) - 1, len(text) * self._embedder.max_tokens // tokens))]
-        return text
+        most, fits, longer = self._embedder.max_tokens, 1, len(text)
+        if self._embedder.count_tokens(text) <= most:
+            return text
+        while longer - fits > 1:
+            middle = (fits + longer) // 2
+            if self._embedder.count_tokens(text[:middle]) <= most:
+                fits = middle
+            else:
+                longer = middle
+        return text[:fits]
 
 
 def contradict(one: str, other: str) -> bool:

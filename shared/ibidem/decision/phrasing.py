@@ -16,6 +16,7 @@ from ibidem.decision import english
 from ibidem.decision.english import FILLERS, PERSONS, SMALL_WORDS
 from ibidem.invisible import without
 
+_MOST_TWINS = 64  # words of one side that are compared with all of the other
 ENGLISH_SHARE = 0.3  # least share of known small words
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+(?:[.,:]\d+)*")
@@ -207,7 +208,8 @@ def unshared(one: Phrasing, other: Phrasing) -> tuple[list[str], list[str]]:
         return [], []
     a, b = Counter(one.stems), Counter(other.stems)
     here, there = list((a - b).elements()), list((b - a).elements())
-    for word in list(here):
+    # Of more words that differ, misspellings do not make the same question.
+    for word in list(here) if max(len(here), len(there)) <= _MOST_TWINS else ():
         twin = next((candidate for candidate in there if misspelt(word, candidate)), None)
         if twin is not None:
             here.remove(word)

@@ -14,6 +14,7 @@ from ibidem.decision.identifiers import Identifiers, identifiers
 from ibidem.decision.lexicon import COMMON_WORDS
 from ibidem.decision.phrasing import root
 from ibidem.invisible import hides, without
+from ibidem.normal_form import normalized
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 _SPELT = re.compile(
@@ -203,14 +204,14 @@ def _holds_sign(piece: str) -> bool:
         return False
     if re.match(r"--?[A-Za-z]", piece) or "!=" in piece:
         return True
-    return any(
-        c in _SIGNS or (unicodedata.category(c) in _SIGN_CATEGORIES and not _is_accent(piece)) for c in piece
-    )
+    if not _SIGNS.isdisjoint(piece):
+        return True
+    return any(unicodedata.category(c) in _SIGN_CATEGORIES for c in piece) and not _is_accent(piece)
 
 
 def _is_accent(piece: str) -> bool:
     """Whether composing removes the marks: then they are accents, not signs."""
-    composed = unicodedata.normalize("NFC", piece)
+    composed = normalized("NFC", piece)
     return composed != piece and not any(unicodedata.combining(c) for c in composed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from ibidem.bounded import BoundedDict
@@ -125,17 +126,15 @@ def _unfit(request: Request, answer: Answer) -> str | None:
 
 def _texts(value: Any) -> Iterator[str]:
     """All texts in a value of JSON, or in a text that is JSON, such as the arguments of a tool call."""
-    if isinstance(value, dict):
-        for pair in value.items():
-            yield from _texts(list(pair))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, str):
-        try:
-            held = json.loads(value) if value.lstrip()[:1] in ("{", "[", '"') else None
-        except (ValueError, RecursionError):
-            held = None
-        yield value
-        if held is not None:
-            yield from _texts(held)
+    left = [value]  # the next one last
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [item for pair in reversed(value.items()) for item in reversed(pair)]
+        elif isinstance(value, list):
+            left += reversed(value)
+        elif isinstance(value, str):
+            yield value
+            with suppress(ValueError, RecursionError):
+                if value.lstrip()[:1] in ("{", "[", '"'):
+                    left.append(json.loads(value))

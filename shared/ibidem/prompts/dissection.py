@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from ibidem.prompts.matching import places_of
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.shown import Shown, without_examples
-from ibidem.prompts.skeleton import Skeleton
+from ibidem.prompts.skeleton import Skeleton, text_of
 from ibidem.prompts.sources import Occurrence
 from ibidem.request import Document, Request
 from ibidem.scoping import Scope
+
+_TRIED = 32  # texts that may be the question; those after them have no better evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ def dissect(
 ) -> Dissection:
     """Take the first of `questions` that stands in the prompt for its question; `shown` is left out."""
     compared = prompt if shown is None else without_examples(prompt, shown)
-    for question in questions:
-        skeleton = Skeleton(compared)
+    places = places_of(text_of(compared), (one.text for one in documents))
+    for question in islice(questions, _TRIED):
+        skeleton = Skeleton(compared, places)
         if (found := _cut(skeleton, documents, question)) is not None:
             return Dissection(question, _as_documents(found), json.dumps(skeleton.canonical()))
     return exactly(prompt, documents)
@@ -70,7 +75,9 @@ def exactly(prompt: Prompt, documents: Sequence[Occurrence]) -> Dissection:
 
     Not those of other runs: what others happen to retrieve must not change what this prompt is.
     """
-    found = _cut(Skeleton(prompt), [d for d in documents if not d.stranger], None) or []
+    own = [one for one in documents if not one.stranger]
+    places = places_of(text_of(prompt), (one.text for one in own))
+    found = _cut(Skeleton(prompt, places), own, None) or []
     whole = json.dumps([prompt.frame, [segment.text for segment in prompt.segments]])
     return Dissection(whole, _as_documents(found), None)
 

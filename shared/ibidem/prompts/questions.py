@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ibidem.prompts.matching import occurs, places_of, stands
 from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.skeleton import occurs
-from ibidem.prompts.sources import Occurrence
+from ibidem.prompts.sources import Occurrence, standing
 
 # Template variables that hold the question, in this order, and those that may also hold a ready-made prompt.
 QUESTION_KEYS = ("question", "user_question", "query", "query_str", "user_query", "q")
@@ -21,7 +21,7 @@ GENERAL_KEYS = ("input", "user_input", "human_input", "prompt", "user_msg", "mes
 # Without a template, only what looks like a question is believed to be one.
 _LONGEST_QUESTION = 30  # words
 _MATERIAL = re.compile(r":\s")  # "Summarize: ...", "Context: ... Question: ..."
-_LABELLED = re.compile(r"(?im)^\s*(?:context|question|documents?|text|passages?|sources?|input)\s*:")
+_LABELLED = re.compile(r"(?im)^[^\S\n]*(?:context|question|documents?|text|passages?|sources?|input)\s*:")
 _ASKING = frozenset(
     (
         "what which who whom whose when where why how is are was were am do does did can could may might "
@@ -77,12 +77,14 @@ class QuestionFinder:
         self, prompt: Prompt, clues: Clues, documents: Sequence[Occurrence]
     ) -> Iterator[str]:
         last, asked = prompt.last_human, (clues.asked or "").strip()
-        if self._is_question(last) and not _quotes(last, documents):
+        if self._is_question(last) and not standing(last, documents):
             yield last
         if self._is_question(asked) and occurs(last, asked, as_words=True):
             yield asked
         queries = {query for document in documents for query in document.queries}
-        yield from sorted((q for q in queries if occurs(last, q, as_words=True)), key=lambda q: (-len(q), q))
+        places = places_of(last, queries)
+        said = (query for query in queries if stands(last, query, places, as_words=True))
+        yield from sorted(said, key=lambda q: (-len(q), q))
 
     def _of_template(self, prompt: Prompt, clues: Clues, documents: Sequence[Occurrence]) -> Iterator[str]:
         values = clues.named or {}
@@ -117,10 +119,6 @@ def looks_like_question(text: str) -> bool:
     return text.rstrip().endswith(("?", "\uff1f", "\u061f")) or first in _ASKING
 
 
-def _quotes(text: str, documents: Sequence[Occurrence]) -> bool:
-    return any(occurs(text, document.text, as_words=document.as_words) for document in documents)
-
-
 def _is_layout(text: str, documents: Sequence[Occurrence]) -> bool:
     """Whether several lines are a prompt of their own: with documents, or parts that are labelled."""
-    return not one_line(text) and (_quotes(text, documents) or bool(_LABELLED.search(text)))
+    return not one_line(text) and (standing(text, documents) or bool(_LABELLED.search(text)))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from ibidem.prompts.matching import Starts, places_of
 from ibidem.prompts.prompt import Cut, Prompt
 
 _LONGEST_LABEL = 200  # characters between a question and its answer
@@ -64,7 +65,10 @@ def without_examples(prompt: Prompt, shown: Shown) -> Prompt:
     heads = [f"\0{segment.role}\1" for segment in prompt.segments]
     whole = "".join(head + segment.text for head, segment in zip(heads, prompt.segments, strict=True))
     place = _place_of_text(whole, shown.text) if shown.text else _place_of_pairs(whole, shown.pairs)
-    if place is None or any(_stands_only_in(whole, text, place) for text in shown.given):
+    if place is None:
+        return prompt
+    given = places_of(whole, filter(str.strip, shown.given))
+    if any(_stands_only_in(whole, text, starts, place) for text, starts in given.items()):
         return prompt
     at = 0
     spans = []  # of the texts of the segments
@@ -101,23 +105,21 @@ def _without_messages(prompt: Prompt, first: int, last: int, said: str, count: i
 
 
 def _place_of_text(whole: str, text: str) -> _Place | None:
-    found = list(_occurrences(whole, text))
-    return _Place(found[0], found[0] + len(text)) if len(found) == 1 else None
+    start = _only_place(whole, text)
+    return None if start is None else _Place(start, start + len(text))
 
 
 def _place_of_pairs(whole: str, pairs: Sequence[tuple[str, str]]) -> _Place | None:
     starts = []
     for question, _ in pairs:
-        found = list(_occurrences(whole, question))
-        if len(found) != 1:  # the user's own text may say the same
+        if (start := _only_place(whole, question)) is None:  # the user's own text may say the same
             return None
-        starts += found
+        starts.append(start)
     if not starts or starts != sorted(starts):
         return None
     first_end = starts[0] + len(pairs[0][0])
-    for at in _occurrences(whole[: starts[1]] if len(starts) > 1 else whole, pairs[0][1], first_end):
-        if at - first_end > _LONGEST_LABEL:
-            return None
+    last = first_end + _LONGEST_LABEL + len(pairs[0][1])
+    for at in _occurrences(whole[: min(last, *starts[1:2], len(whole))], pairs[0][1], first_end):
         if (place := _labelled(whole, pairs, starts, whole[first_end:at])) is not None:
             return place
     return None
@@ -138,10 +140,18 @@ def _labelled(
     return _Place(starts[0], ends[-1], label, between.pop() if between else None)
 
 
-def _stands_only_in(whole: str, text: str, place: _Place) -> bool:
+def _stands_only_in(whole: str, text: str, starts: Starts, place: _Place) -> bool:
     """Whether the text stands in the prompt, and at no place that is not, in part, one of the examples."""
-    found = [at for at in _occurrences(whole, text) if text.strip()]
-    return bool(found) and all(at < place.end and at + len(text) > place.start for at in found)
+    outside = (at for at in starts if at >= place.end or at + len(text) <= place.start)
+    if any(whole.startswith(text, at) for at in outside):
+        return False
+    return any(whole.startswith(text, at) for at in starts)
+
+
+def _only_place(whole: str, text: str) -> int | None:
+    """Where the text stands, if it does so but once; a place that overlaps the first is another one."""
+    start = whole.find(text)
+    return start if start >= 0 and whole.find(text, start + 1) < 0 else None
 
 
 def _occurrences(whole: str, text: str, start: int = 0) -> Iterator[int]:

@@ -9,14 +9,15 @@ is part of the question.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
+from ibidem.prompts.matching import Starts, free_places, places_of
 from ibidem.prompts.prompt import Prompt
 
-# Letters and digits of scripts that put blanks between words; others (Thai, CJK, kana) have no such borders.
-_IN_WORD = re.compile(r"[^\W\u0e00-\u0eff\u2e80-\U0010ffff]")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
 _LONGEST_NUMBER = 6
 _NOT_LAYOUT = re.compile(r"[^\w\s\-=_*#\[\](){}.:;,|/<>\"'•·–—]")
@@ -55,7 +56,7 @@ class _Place:
         sign that marks one ("✗"), and a separator that differs from the others.
         """
         pattern = re.sub(r"\d+", "0", between.strip())
-        if _NOT_LAYOUT.search(pattern) or (self.digests[1:] and pattern != self.between):
+        if _NOT_LAYOUT.search(pattern) or (len(self.digests) > 1 and pattern != self.between):
             return False
         tokens = _TOKEN.findall(between)
         numbers = [token for token in tokens if token.isdecimal()]
@@ -82,28 +83,52 @@ class _Examples:
 
 _QUESTION = _Mark(None)
 _Part = str | _Mark | _Examples
+_BETWEEN = "\0"  # two segments
+
+
+class _Taken(NamedTuple):
+    """A stretch that is not free any more, and what is in its place: nothing between two segments."""
+
+    start: int
+    end: int
+    part: _Mark | _Examples | None
+
+
+def text_of(prompt: Prompt) -> str:
+    """All texts of a prompt as one, for `Skeleton`: each passage is looked for but once."""
+    return _BETWEEN.join(segment.text for segment in prompt.segments)
 
 
 class Skeleton:
-    """A prompt from which a question and documents are cut, one after the other."""
+    """A prompt from which a question and documents are cut, one after the other.
 
-    def __init__(self, prompt: Prompt) -> None:
-        self._frame = prompt.frame
+    Args:
+        prompt: The prompt.
+        places: Where passages stand in `text_of(prompt)`, as far as that is known.
+    """
+
+    def __init__(self, prompt: Prompt, places: Mapping[str, Starts] | None = None) -> None:
+        self._frame, self._text = prompt.frame, text_of(prompt)
+        self._places = dict(places or {})
         self._roles = [segment.role for segment in prompt.segments]
-        self._texts: list[list[_Part]] = [[segment.text] for segment in prompt.segments]
+        ends = accumulate(len(segment.text) + len(_BETWEEN) for segment in prompt.segments)
+        self._begins = [0, *ends][:-1]
+        self._taken = [_Taken(begin - len(_BETWEEN), begin, None) for begin in self._begins[1:]]
+        self._starts = [taken.start for taken in self._taken]
         if (cut := prompt.cut) is not None:
-            text = prompt.segments[cut.segment].text
-            self._texts[cut.segment] = [text[: cut.start], _Examples(cut.said), text[cut.end :]]
+            begin = self._begins[cut.segment]
+            self._take(begin + cut.start, begin + cut.end, _Examples(cut.said))
 
     def cut_question(self, question: str) -> bool:
         """Cut the last place where `question` stands as words of its own; False if there is none.
 
         What the user says is searched first, then the system prompt. Answers and tool results only quote.
         """
+        last = {self._role_at(start): start for start in self._free_places(question, as_words=True)}
         for role in ("human", "system"):
-            for index in reversed(range(len(self._texts))):
-                if self._roles[index] == role and _cut_last(self._texts[index], question):
-                    return True
+            if role in last:
+                self._take(last[role], last[role] + len(question), _QUESTION)
+                return True
         return False
 
     def cut_document(
@@ -114,15 +139,45 @@ class Skeleton:
         Earlier answers of the model are not searched: they may quote a document without being one. In the
         system prompt a `stranger`, which some other run retrieved, is pinned: it may be there by coincidence.
         """
-        found = False
-        for index, role in enumerate(self._roles):
-            if role != "ai":
-                mark = _Mark(digest, pinned=pinned or (stranger and role == "system"))
-                parts = self._texts[index]
-                cut = [piece for part in parts for piece in _cut_all(part, text, mark, as_words)]
-                self._texts[index] = cut
-                found = found or len(cut) > len(parts)
-        return found
+        found = [at for at in self._free_places(text, as_words=as_words) if self._role_at(at) != "ai"]
+        for start in found:
+            is_pinned = pinned or (stranger and self._role_at(start) == "system")
+            self._take(start, start + len(text), _Mark(digest, pinned=is_pinned))
+        return bool(found)
+
+    def _free_places(self, passage: str, *, as_words: bool) -> list[int]:
+        """Where it stands in what is left, no two places overlapping, from left to right."""
+        if passage not in self._places:
+            self._places |= places_of(self._text, (passage,))
+        starts = self._places.get(passage, ())
+        return list(free_places(self._text, passage, starts, as_words=as_words, free=self._free_around))
+
+    def _free_around(self, start: int) -> tuple[int, int]:
+        """From where to where nothing is taken, around a place; it is taken if that begins behind it."""
+        at = bisect_right(self._starts, start)
+        until = self._starts[at] if at < len(self._starts) else len(self._text)
+        return self._taken[at - 1].end if at else 0, until
+
+    def _role_at(self, start: int) -> str:
+        return self._roles[bisect_right(self._begins, start) - 1]
+
+    def _take(self, start: int, end: int, part: _Mark | _Examples) -> None:
+        at = bisect_right(self._starts, start)
+        self._starts.insert(at, start)
+        self._taken.insert(at, _Taken(start, end, part))
+
+    def _texts(self) -> Iterator[list[_Part]]:
+        """The parts of each segment: a literal on both sides of whatever was cut."""
+        parts, end = list[_Part](), 0
+        last = [_Taken(len(self._text), len(self._text), None)] if self._roles else []
+        for taken in (*self._taken, *last):
+            parts.append(self._text[end : taken.start])
+            end = taken.end
+            if taken.part is None:
+                yield parts
+                parts = []
+            else:
+                parts.append(taken.part)
 
     def canonical(self) -> list[Any]:
         """The skeleton as JSON values.
@@ -131,55 +186,13 @@ class Skeleton:
         between a contract of Alice and a contract of Bob is another prompt of the same documents. So it is if
         they are numbered, in their order: the answer may cite "[2]".
         """
-        texts = [_without_blanks_at_documents(_join_documents(parts)) for parts in self._texts]
+        texts = [_without_blanks_at_documents(_join_documents(parts)) for parts in self._texts()]
         places = [part for text in texts for part in text if isinstance(part, _Place)]
         marks = [digest for place in places for digest in place.digests]
         numbered = any(place.first is not None for place in places)
         pinned = any(place.pinned for place in places)
         named = numbered or pinned or len(places) > 1 or len(marks) > len(set(marks))
         return [self._frame, [[_as_json(part, named) for part in text] for text in texts]]
-
-
-def occurs(text: str, passage: str, *, as_words: bool) -> bool:
-    """Whether `passage` stands in `text`, with `as_words` at word borders."""
-    return next(_places(text, passage, as_words), None) is not None
-
-
-def _places(text: str, passage: str, as_words: bool) -> Iterator[int]:
-    start = text.find(passage) if passage else -1
-    while start >= 0:
-        end = start + len(passage)
-        bordered = not as_words or not (_inside_word(text, start) or _inside_word(text, end))
-        if bordered:
-            yield start
-        start = text.find(passage, end if bordered else start + 1)
-
-
-def _inside_word(text: str, at: int) -> bool:
-    """Whether the characters on both sides of position `at` belong to one word."""
-    return 0 < at < len(text) and all(map(_IN_WORD.match, text[at - 1 : at + 1]))
-
-
-def _cut_last(parts: list[_Part], question: str) -> bool:
-    for index in reversed(range(len(parts))):
-        part = parts[index]
-        if isinstance(part, str) and (places := list(_places(part, question, as_words=True))):
-            start = places[-1]
-            parts[index : index + 1] = [part[:start], _QUESTION, part[start + len(question) :]]
-            return True
-    return False
-
-
-def _cut_all(part: _Part, text: str, mark: _Mark, as_words: bool) -> Iterator[_Part]:
-    if not isinstance(part, str):
-        yield part
-        return
-    end = 0
-    for start in _places(part, text, as_words):
-        yield part[end:start]
-        yield mark
-        end = start + len(text)
-    yield part[end:]
 
 
 def _join_documents(parts: Sequence[_Part]) -> list[_Part | _Place]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ibidem.prompts.matching import places_of, stands
 from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.skeleton import occurs
 from ibidem.request import digest
 
 # Template variables that hold documents.
@@ -75,12 +75,18 @@ def _found(text: str, documents: Iterable[Retrieved], *, strangers: bool) -> lis
     for document in documents:
         named.setdefault(document.text, []).append(document)
     found = []
+    shortest = _TELLING_LENGTH if strangers else 0
+    places = places_of(text, (telling for telling in named if len(telling) >= shortest))
     for telling, those in named.items():
-        short = len(telling) < _TELLING_LENGTH
-        if (short and strangers) or telling not in text:
-            continue
-        as_words = short or strangers
-        if occurs(text, telling, as_words=as_words):
+        as_words = strangers or len(telling) < _TELLING_LENGTH
+        if stands(text, telling, places, as_words=as_words):
             queries = dict.fromkeys(query for document in those for query in document.queries)
             found.append(Occurrence(tuple(those), telling, tuple(queries), as_words, strangers))
     return found
+
+
+def standing(text: str, documents: Iterable[Occurrence]) -> bool:
+    """Whether any of the documents stands in this text as well."""
+    sought = list(documents)
+    places = places_of(text, (one.text for one in sought))
+    return any(stands(text, one.text, places, as_words=one.as_words) for one in sought)

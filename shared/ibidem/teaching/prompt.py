@@ -59,7 +59,7 @@ def _shown(character: str) -> str:
 
 
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
+_FENCED = re.compile(r"\A```(?:json)?[^\S\n]*\n(.*)\n```\Z", re.DOTALL)
 # "No problem" and "Yes and no" are no verdicts: a sign must follow, or the end.
 _WORD_FIRST = re.compile(r"\A(yes|no)(?:\s*[.,:;!\n\u2013\u2014-]\s*(.*))?\Z", re.DOTALL | re.IGNORECASE)
 
