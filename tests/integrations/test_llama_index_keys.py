@@ -467,8 +467,12 @@ def test_everything_in_a_message_counts() -> None:
 
 def test_random_ids_and_bookkeeping_do_not_count() -> None:
     def chat(id_: str, tokens: int) -> Messages:
+        thought = ThinkingBlock(
+            content="Hm.", additional_information={"id": f"rs_{id_}", "type": "reasoning"}
+        )
         return [
             said(ASKED),
+            made_of(thought, role="assistant"),
             made_of(called(id_, a=1), role="assistant", usage={"total_tokens": tokens}, nothing=None),
             said("r", "tool", tool_call_id=id_),
         ]
