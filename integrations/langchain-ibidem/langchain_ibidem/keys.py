@@ -33,6 +33,7 @@ class Call:
     llm_string: str
     model: Described
     scope: Scope
+    caller: Caller | None = None
 
     @property
     def of_chat(self) -> bool:
@@ -77,7 +78,8 @@ class RequestBuilder:
             NotCacheable: They do not say all that the answer depends on, or not whose call it is.
         """
         scope = scope_for(caller, required=self._required)
-        return Call(prompt, llm_string, describe(llm_string, caller, named=bool(self._model_id)), scope)
+        model = describe(llm_string, caller, named=bool(self._model_id))
+        return Call(prompt, llm_string, model, scope, caller)
 
     def build(self, prompt: str | Prompt, llm_string: str, caller: Caller | None = None) -> Request:
         """The request for such a call; raises as `read` does."""
