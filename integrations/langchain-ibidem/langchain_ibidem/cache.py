@@ -33,7 +33,7 @@ from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import Call, RequestBuilder
 from langchain_ibidem.origins import remember
 from langchain_ibidem.tokens import Telling, telling_of
-from langchain_ibidem.tracker import install
+from langchain_ibidem.tracker import memory
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -90,7 +90,7 @@ class IbidemCache(BaseCache):
         self.namespace = require_text("namespace", namespace)
         self._owned = cache is None
         self._requests = RequestBuilder(
-            install().memory,
+            memory(),
             namespace,
             question_keys,
             model_id=require_text("model_id", model_id),
@@ -180,6 +180,15 @@ class IbidemCache(BaseCache):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(namespace={self.namespace!r})"
+
+    def __copy__(self) -> IbidemCache:
+        return self  # a copied model asks the same cache
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IbidemCache:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pending": BoundedDict(_PENDING)}  # what is under way stays here
 
     def __enter__(self) -> IbidemCache:
         return self

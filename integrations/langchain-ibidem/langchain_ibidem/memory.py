@@ -67,6 +67,11 @@ class Memory:
         self._lock = ForkSafeLock()
         self._create()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from langchain_ibidem.tracker import memory
+
+        return memory, ()  # a copy of what asks it asks that of its process
+
     def _create(self) -> None:
         self._outermost: BoundedDict[int, int] = BoundedDict(4 * _RUNS)
         self._asked: BoundedDict[int, str] = BoundedDict(_RUNS)

@@ -163,3 +163,8 @@ def install() -> Tracker:
             # way to unregister a hook, hence one per process.
             register_configure_hook(ContextVar("langchain_ibidem_tracker", default=_installed), True)
         return _installed
+
+
+def memory() -> Memory:
+    """What the tracker of this process remembers."""
+    return install().memory
