@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any
+from uuid import UUID
 
 from langchain_core.language_models import BaseChatModel, BaseLLM, llms
 
@@ -37,7 +38,8 @@ class Caller:
     `parameters` and `stop` are those of this call alone; `metadata` is that of its run, `inherited` the part
     that it was given from above. `model` is None where a cache around this one has changed what is asked.
     `run` is the manager of the run; of a completion model, whose runs LangChain begins after the lookup, what
-    begins one; None if it is not known. For code that has the model at hand and needs no frames: `Caller.of`.
+    begins one; None if it is not known. `parent` is the id of the run around it, if there is one. For code
+    that has the model at hand and needs no frames: `Caller.of`.
     """
 
     model: Any
@@ -46,6 +48,7 @@ class Caller:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     inherited: Mapping[str, Any] = field(default_factory=dict)
     run: Any = None
+    parent: UUID | None = None
 
     @classmethod
     def of(
@@ -58,7 +61,8 @@ class Caller:
         """The call of this model in this run."""
         metadata = getattr(run_manager, "metadata", None) or {}
         inherited = getattr(run_manager, "inheritable_metadata", None) or {}
-        return cls(model, parameters or {}, stop, metadata, inherited, run_manager)
+        parent = getattr(run_manager, "parent_run_id", None)
+        return cls(model, parameters or {}, stop, metadata, inherited, run_manager, parent)
 
     @property
     def completes(self) -> bool:

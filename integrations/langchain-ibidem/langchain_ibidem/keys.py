@@ -91,7 +91,8 @@ class RequestBuilder:
         render = self._memory.render_of(parsed.fingerprint)
         documents = self._documents(parsed, render, known)
         told = (call.llm_string, *call.model.texts)
-        if self._semantic and parsed.known and not any(map(_STRUCTURED.search, told)):
+        judges = call.caller is not None and self._memory.judges(call.caller.parent)
+        if self._semantic and parsed.known and not judges and not any(map(_STRUCTURED.search, told)):
             questions = self._questions.find(parsed, _clues(render), documents)
             dissection = dissect(parsed, documents, questions, render.shown if render else None)
         else:
@@ -102,6 +103,7 @@ class RequestBuilder:
             *call.model.texts,
             namespace=call.scope.name(self._namespace),
             temperature=call.model.temperature,
+            example=not judges,
             within=call.scope,
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from llama_index.core.base.llms.base import BaseLLM
@@ -29,6 +31,10 @@ _SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
 SEARCH = frozenset(("retrieve", "aretrieve"))
 POSTPROCESS = frozenset("postprocess_nodes apostprocess_nodes _postprocess_nodes _apostprocess_nodes".split())
 _ASK = frozenset("query aquery chat achat stream_chat astream_chat run".split())
+# Where an evaluator begins to ask; it opens no span of its own.
+_BEGIN = _TEMPLATES | _ENDPOINTS | _SYNTHESIZE | _ASK
+_EVALUATE = frozenset("evaluate aevaluate evaluate_response aevaluate_response".split())
+_EVALUATORS = "llama_index.core.evaluation.base"
 _ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
 
 
@@ -109,6 +115,19 @@ def fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | Non
     if method in POSTPROCESS:
         return Step()
     return asked_of(arguments) if method in _ASK else None
+
+
+def is_evaluating(id_: str) -> bool:
+    """Whether an evaluator has just opened the span: what a model says in it is a verdict, and no answer."""
+    known = sys.modules.get(_EVALUATORS)
+    if known is None or method_of(id_) not in _BEGIN:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in _EVALUATE and isinstance(frame.f_locals.get("self"), known.BaseEvaluator):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def asked_of(arguments: Mapping[str, Any]) -> str | None:

@@ -293,7 +293,8 @@ class CachedSynthesizer(BaseSynthesizer):
             namespace=scope.name(self._namespace),
             within=scope,
             documents=shown_as(texts, around.synthesis.documents),
-            semantic=self._semantic and not is_for_programs(self._synthesizer),
+            semantic=self._semantic and not is_for_programs(self._synthesizer) and not around.judged,
+            example=not around.judged,
             temperature=getattr(self._llm, "temperature", None),
         )
 
