@@ -154,7 +154,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """A span begins."""
         try:
-            fact, judged = fact_of(id_, bound_args.arguments, instance), is_evaluating(id_)
+            fact, judged = fact_of(id_, bound_args.arguments, instance), is_evaluating()
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand a span of LlamaIndex", error)
             fact, judged = None, False
