@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ibidem.answering import Answering
 from ibidem.audits.audit import Auditor
@@ -41,6 +42,9 @@ from ibidem.stats import Stats, stats_of
 from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
 from ibidem.teaching.pairing import advise_cache, pairs_of_cache
 from ibidem.telemetry.telling import Telemetry
+
+if TYPE_CHECKING:
+    from ibidem.settings import Settings
 
 OnLookup = Callable[[Request, Hit | Miss], None]
 
@@ -90,6 +94,8 @@ class SemanticCache(Answering, Correcting):
         self._rejected: dict[str, int] = {}
         self._closed = False
         opened(self, backend.place)
+
+    opened_with: tuple[Settings, Mapping[str, Any]] | None = None  # settings and hooks, by `ibidem.open`
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -252,6 +258,17 @@ class SemanticCache(Answering, Correcting):
 
     def __repr__(self) -> str:
         return f"SemanticCache({self._backend.records.url!r}, {self.policy})"
+
+    def __copy__(self) -> SemanticCache:
+        return self  # a copy of what holds it asks the same cache
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SemanticCache:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from ibidem.pickling import pickled
+
+        return pickled(self)
 
     def _ready(self, *requests: object) -> None:
         if self._closed:

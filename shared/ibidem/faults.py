@@ -31,6 +31,9 @@ class Faults:
         self._lock = ForkSafeLock()
         self._counts: dict[str, int] = {}
 
+    def __reduce__(self) -> tuple[type[Faults], tuple[()]]:
+        return Faults, ()  # a copy of what failed has not failed yet
+
     def note(self, doing: str, error: BaseException) -> None:
         """Count a failure that was kept from the caller.
 

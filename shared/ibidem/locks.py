@@ -17,6 +17,9 @@ class ForkSafeLock:
         self._lock = threading.Lock()
         _all.add(self)
 
+    def __reduce__(self) -> tuple[type[ForkSafeLock], tuple[()]]:
+        return ForkSafeLock, ()  # a copy of what it guards has a lock of its own
+
     def acquire(self, seconds: float) -> bool:
         """Wait so long at most; whether it is held now, to be given back with `release`."""
         return self._lock.acquire(timeout=seconds)

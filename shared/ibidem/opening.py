@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ibidem.audits.audit import auditor_for
@@ -9,7 +10,7 @@ from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.admission import Admission
 from ibidem.prices import read_prices
-from ibidem.settings import read_settings
+from ibidem.settings import Settings, read_settings
 from ibidem.sharing import acquire
 
 _HOOKS = ("judge", "redact", "admit", "on_lookup")
@@ -22,24 +23,31 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
         if hook is not None and not callable(hook):
             raise InvalidInput(f"{name} must be callable, not {type(hook).__name__}")
     settings = read_settings(**{name: value for name, value in given.items() if name not in hooks})
+    cache = SemanticCache(**parts_of(settings, hooks))
+    cache.opened_with = settings, hooks
+    return cache
+
+
+def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a `SemanticCache` with these settings and hooks; raises as `ibidem.open` does."""
     prices = read_prices(settings.prices)
     shared = acquire(settings)
     admission = Admission(
         shared.faults,
-        redact=hooks["redact"],
-        admit=hooks["admit"],
+        redact=hooks.get("redact"),
+        admit=hooks.get("admit"),
         max_temperature=settings.max_temperature,
         write_quota=settings.write_quota,
     )
-    return SemanticCache(
-        shared,
-        settings.policy,
-        settings.lifetime,
-        admission,
-        single_flight=settings.single_flight,
-        auditor=auditor_for(shared, settings, hooks["judge"]),
-        on_lookup=hooks["on_lookup"],
-        examples=settings.examples,
-        prices=prices,
-        telemetry_namespace=settings.telemetry_namespace,
-    )
+    return {
+        "backend": shared,
+        "policy": settings.policy,
+        "lifetime": settings.lifetime,
+        "admission": admission,
+        "single_flight": settings.single_flight,
+        "auditor": auditor_for(shared, settings, hooks.get("judge")),
+        "on_lookup": hooks.get("on_lookup"),
+        "examples": settings.examples,
+        "prices": prices,
+        "telemetry_namespace": settings.telemetry_namespace,
+    }

@@ -199,7 +199,11 @@ def read_settings(**given: Any) -> Settings:
             it.
     """
     _require_known_variables()
-    chosen = {name: value for name, value in given.items() if value is not None}
+    return checked_settings({name: value for name, value in given.items() if value is not None})
+
+
+def checked_settings(chosen: Mapping[str, Any]) -> Settings:
+    """As `read_settings`, but what is None stays None, whatever the environment says."""
     try:
         return Settings(**chosen)
     except ValidationError as error:

@@ -44,6 +44,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
     VideoBlock,
 )
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import LLM
@@ -58,9 +59,15 @@ from llama_index.llms.openai import OpenAI, OpenAIResponses
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from ibidem.cache import SemanticCache
-from ibidem.errors import NotCacheable
+from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.request import Hit, Request
-from llama_index_ibidem import CachedLLM, spans
+from llama_index_ibidem import (
+    CachedLLM,
+    CachedSynthesizer,
+    IbidemCallbackHandler,
+    IbidemEventHandler,
+    spans,
+)
 from llama_index_ibidem.codec import decode, encode
 from llama_index_ibidem.identity import identity, parameters
 from llama_index_ibidem.prompt import of_messages, of_text
@@ -471,8 +478,12 @@ def test_everything_in_a_message_counts() -> None:
 
 def test_random_ids_and_bookkeeping_do_not_count() -> None:
     def chat(id_: str, tokens: int) -> Messages:
+        thought = ThinkingBlock(
+            content="Hm.", additional_information={"id": f"rs_{id_}", "type": "reasoning"}
+        )
         return [
             said(ASKED),
+            made_of(thought, role="assistant"),
             made_of(called(id_, a=1), role="assistant", usage={"total_tokens": tokens}, nothing=None),
             said("r", "tool", tool_call_id=id_),
         ]
@@ -878,6 +889,28 @@ def test_copies_and_travel(watched: SemanticCache) -> None:
     assert copied.llm is not llm.llm
     assert type(pickle.loads(pickle.dumps(llm))) is Plain
     assert "sk-1" not in repr(CachedLLM(openai(), watched))
+
+
+@pytest.mark.parametrize("kind", [IbidemCallbackHandler, IbidemEventHandler])
+def test_a_model_with_a_handler_is_copied_and_travels(kind: Any, watched: SemanticCache) -> None:
+    """Its handler is copied as it is, and stays behind."""
+    handler = kind(watched)
+    assert copy.deepcopy(handler) is handler
+    with pytest.raises(InvalidInput, match="add one in the other process"):
+        pickle.dumps(handler)
+    if kind is IbidemCallbackHandler:
+        llm = CachedLLM(Plain(callback_manager=CallbackManager([handler])), watched)
+        assert copy.deepcopy(llm).callback_manager.handlers == [handler]
+        assert pickle.loads(pickle.dumps(llm)).callback_manager.handlers == []
+
+
+def test_a_synthesizer_is_copied_and_travels(watched: SemanticCache) -> None:
+    synthesizer = CachedSynthesizer(get_response_synthesizer(llm=Plain()), watched, namespace="acme")
+    for copied in (copy.copy(synthesizer), copy.deepcopy(synthesizer)):
+        assert type(copied) is CachedSynthesizer
+        assert (copied.cache, copied._namespace) == (watched, "acme")
+    assert copy.deepcopy(synthesizer)._synthesizer is not synthesizer._synthesizer
+    assert type(pickle.loads(pickle.dumps(synthesizer))) is type(synthesizer._synthesizer)
 
 
 class Form(BaseModel):

@@ -15,6 +15,7 @@ from langchain_core.messages.tool import ToolCall
 from ibidem.decision.lexicon import COMMON_WORDS
 from ibidem.request import Answer, Hit, Request, digest
 from langchain_ibidem.codec import MARKER
+from langchain_ibidem.prompt import without_made_ids
 
 _WORD = re.compile(r"\w+")
 
@@ -140,7 +141,7 @@ def _words(text: str) -> frozenset[str]:
 
 def returned(message: ToolMessage) -> str:
     """What the model sees of a tool's result, by digest."""
-    return digest(json.dumps(message.content, sort_keys=True, default=str))
+    return digest(json.dumps(without_made_ids(message.content), sort_keys=True, default=str))
 
 
 def is_as_before(call: Call, result: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -10,16 +10,18 @@ from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import SkipValidation
 
 from ibidem.errors import NotCacheable
 from ibidem.prompts.sources import Retrieved
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.form_names import is_made_up
 from langchain_ibidem.memory import retrieved
+from langchain_ibidem.replaying import chat_chunks
 
 # Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
 _SAYING = frozenset("text output_text refusal reasoning thinking redacted_thinking".split())
@@ -133,9 +135,14 @@ def said(response: ModelResponse[Any]) -> AIMessage:
 
 
 class Repeated(BaseChatModel):
-    """In the place of the agent's model: says again what that said, so the agent treats it as it did then."""
+    """In the place of the agent's model: says again what that said, so the agent treats it as it did then.
+
+    In pieces where the agent's model would stream, called with the parameters in `given`.
+    """
 
     message: AIMessage
+    original: SkipValidation[BaseChatModel]
+    given: dict[str, Any]
 
     @property
     def _llm_type(self) -> str:
@@ -148,10 +155,23 @@ class Repeated(BaseChatModel):
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         return ChatResult(generations=[ChatGeneration(message=self.message)])
 
+    def _stream(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        return chat_chunks(ChatGeneration(message=self.message))
+
+    def _should_stream(self, **asked: Any) -> bool:
+        return self.original._should_stream(**{**self.given, **asked})
+
+    def _should_use_protocol_streaming(self, **asked: Any) -> bool:
+        would = getattr(self.original, "_should_use_protocol_streaming", None)
+        return would is not None and bool(would(**{**self.given, **asked}))
+
 
 def repeating(request: ModelRequest[Any], message: AIMessage) -> ModelRequest[Any]:
     """The request as it must be for the agent to take `message` for the answer of its model."""
-    model, form = Repeated(message=message, cache=False), request.response_format
+    given, form = {**request.model_settings, "tools": request.tools}, request.response_format
+    model = Repeated(message=message, original=request.model, given=given, cache=False)
     if form is None or isinstance(form, (ToolStrategy, ProviderStrategy)) or message.tool_calls:
         return request.override(model=model)
     # The agent would choose by the model: what was no tool call came in the provider's own way.

@@ -34,7 +34,8 @@ from langchain_ibidem.implicit import UNFINISHED, is_unfinished
 from langchain_ibidem.keys import Call, RequestBuilder
 from langchain_ibidem.origins import remember
 from langchain_ibidem.stream_scopes import STREAMS
-from langchain_ibidem.tracker import install
+from langchain_ibidem.tokens import Telling, telling_of
+from langchain_ibidem.tracker import memory
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 _PENDING = 1024
 _LOOK_UP, _STORE = "look up an answer for LangChain", "store an answer of LangChain"
+_TELL = "tell a repeated answer in pieces"
 
 
 class IbidemCache(BaseCache):
@@ -90,7 +92,7 @@ class IbidemCache(BaseCache):
         self.namespace = require_name("namespace", namespace)
         self._owned = cache is None
         self._requests = RequestBuilder(
-            install().memory,
+            memory(),
             namespace,
             question_keys,
             model_id=require_text("model_id", model_id),
@@ -108,7 +110,11 @@ class IbidemCache(BaseCache):
         """The stored answer to this call, or None."""
         # LangChain only takes a real list, and fails on an empty one.
         try:
-            return self._faults.attempt(_LOOK_UP, lambda: self._find(self._call(prompt, llm_string)))
+            call = self._faults.attempt(_LOOK_UP, lambda: self._call(prompt, llm_string))
+            found = self._faults.attempt(_LOOK_UP, partial(self._find, call)) if call else None
+            if call and found and (telling := self._telling(call, found, in_async=False)):
+                telling.tell()
+            return found
         except BaseException:  # interrupted: so are other prompts of this batch
             calls.failed()
             raise
@@ -135,10 +141,10 @@ class IbidemCache(BaseCache):
         """As `lookup`, in a thread; while it waits for an identical call it needs none."""
         try:
             call = self._faults.attempt(_LOOK_UP, lambda: self._call(prompt, llm_string))
-            return await self._afind(call) if call is not None else None
-        except Exception as error:
-            self._faults.note(_LOOK_UP, error)
-            return None
+            found = await self._afind(call) if call else None
+            if call and found and (telling := self._telling(call, found, in_async=True)):
+                await telling.atell()
+            return found
         except BaseException:  # cancelled
             calls.failed()
             raise
@@ -181,6 +187,19 @@ class IbidemCache(BaseCache):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(namespace={self.namespace!r})"
 
+    def __copy__(self) -> IbidemCache:
+        return self  # a copied model asks the same cache
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IbidemCache:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pending": BoundedDict(_PENDING)}  # what is under way stays here
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        STREAMS.hold(self)
+
     def __enter__(self) -> IbidemCache:
         return self
 
@@ -220,11 +239,15 @@ class IbidemCache(BaseCache):
         return found
 
     async def _afind(self, call: Call) -> list[Generation] | None:
-        asking, found = await in_thread(self._first, call)
-        if asking is None:
+        try:
+            asking, found = await in_thread(self._first, call)
+            if asking is None:
+                return None
+            while found is None and await asking.await_turn():
+                found = await in_thread(self._faults.attempt, _LOOK_UP, partial(_repeated, asking, call))
+        except Exception as error:
+            self._faults.note(_LOOK_UP, error)
             return None
-        while found is None and await asking.await_turn():
-            found = await in_thread(self._faults.attempt, _LOOK_UP, partial(_repeated, asking, call))
         calls.begin(asking, of_chat=call.of_chat)
         return found
 
@@ -233,6 +256,9 @@ class IbidemCache(BaseCache):
         if asking is None:
             return None, None
         return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking, call))
+
+    def _telling(self, call: Call, found: list[Generation], *, in_async: bool) -> Telling | None:
+        return self._faults.attempt(_TELL, partial(telling_of, call.caller, found, in_async=in_async))
 
     def _is_half(self, generations: RETURN_VAL_TYPE, frame: FrameType) -> bool:
         return self._faults.attempt(_STORE, partial(is_unfinished, frame, generations)) is not False

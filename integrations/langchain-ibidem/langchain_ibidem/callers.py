@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
+from uuid import UUID
 
 from langchain_core.language_models import BaseChatModel, BaseLLM, llms
 
@@ -34,8 +36,10 @@ class Caller:
     """One call of a model.
 
     `parameters` and `stop` are those of this call alone; `metadata` is that of its run, `inherited` the part
-    that it was given from above, `run` LangChain's manager of it. `model` is None where a cache around this
-    one has changed what is asked. For code that has the model at hand and needs no frames: `Caller.of`.
+    that it was given from above, `run` LangChain's manager of it, `parent` the id of the run around it, if
+    there is one. The run of a completion model begins after the lookup: until then `run` is what will begin
+    it, and `begin` does so. `model` is None where a cache around this one has changed what is asked. For code
+    that has the model at hand and needs no frames: `Caller.of`.
     """
 
     model: Any
@@ -44,6 +48,8 @@ class Caller:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     inherited: Mapping[str, Any] = field(default_factory=dict)
     run: Any = None
+    parent: UUID | None = None
+    begin: Callable[[], Any] | None = None
 
     @classmethod
     def of(
@@ -56,7 +62,8 @@ class Caller:
         """The call of this model in this run."""
         metadata = getattr(run_manager, "metadata", None) or {}
         inherited = getattr(run_manager, "inheritable_metadata", None) or {}
-        return cls(model, parameters or {}, stop, metadata, inherited, run_manager)
+        parent = getattr(run_manager, "parent_run_id", None)
+        return cls(model, parameters or {}, stop, metadata, inherited, run_manager, parent)
 
     @property
     def completes(self) -> bool:
@@ -140,7 +147,26 @@ def _of_completion(number: int, above: FrameType | None) -> Caller | None:
     if above is None or not any(above.f_code is code for code in _GENERATE):
         return None
     held = above.f_locals
-    return Caller.of(held["self"], held["callback_managers"][number], held["kwargs"], held["stop"])
+    manager = held["callback_managers"][number]
+    caller = Caller.of(held["self"], manager, held["kwargs"], held["stop"])
+    return replace(caller, begin=partial(_begin_run, manager, held, number))
+
+
+def _begin_run(manager: Any, held: Mapping[str, Any], number: int) -> Any:
+    """Begin the run of one prompt, as `generate` does for what it asks the model."""
+    begun = manager.on_llm_start(
+        held["self"]._serialized,
+        [held["prompts"][number]],
+        invocation_params=held["params"],
+        options=held["options"],
+        name=held["run_name_list"][number],
+        batch_size=len(held["prompts"]),
+    )
+    return _first(begun) if inspect.isawaitable(begun) else begun[0]
+
+
+async def _first(begun: Awaitable[list[Any]]) -> Any:
+    return (await begun)[0]
 
 
 def _code(owner: object, name: str) -> CodeType | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ibidem.object_tokens import token_of
 from ibidem.prompts.dissection import dissect, exactly
@@ -35,7 +34,7 @@ class Call:
     llm_string: str
     model: Described
     scope: Scope
-    run: Any = None
+    caller: Caller | None = None
 
     @property
     def of_chat(self) -> bool:
@@ -49,7 +48,8 @@ class Call:
         It is the same once the call has been answered, though the model may be set differently by then.
         """
         asked = self.prompt if isinstance(self.prompt, str) else self.prompt.fingerprint
-        which = self.model.texts if self.run is None else (token_of(self.run),)
+        run = self.caller.run if self.caller else None
+        which = self.model.texts if run is None else (token_of(run),)
         return digest(asked, self.llm_string, repr(self.scope), *which)
 
 
@@ -85,7 +85,7 @@ class RequestBuilder:
         """
         scope = scope_for(caller, required=self._required)
         model = describe(llm_string, caller, named=bool(self._model_id))
-        return Call(prompt, llm_string, model, scope, caller.run if caller else None)
+        return Call(prompt, llm_string, model, scope, caller)
 
     def build(self, prompt: str | Prompt, llm_string: str, caller: Caller | None = None) -> Request:
         """The request for such a call; raises as `read` does."""
@@ -97,7 +97,8 @@ class RequestBuilder:
         render = self._memory.render_of(parsed.fingerprint)
         documents = self._documents(parsed, render, known)
         told = (call.llm_string, *call.model.texts)
-        if self._semantic and parsed.known and not any(map(_STRUCTURED.search, told)):
+        judges = call.caller is not None and self._memory.judges(call.caller.parent)
+        if self._semantic and parsed.known and not judges and not any(map(_STRUCTURED.search, told)):
             questions = self._questions.find(parsed, _clues(render), documents)
             dissection = dissect(parsed, documents, questions, render.shown if render else None)
         else:
@@ -108,6 +109,7 @@ class RequestBuilder:
             *call.model.texts,
             namespace=call.scope.name(self._namespace),
             temperature=call.model.temperature,
+            example=not judges,
             within=call.scope,
         )
 

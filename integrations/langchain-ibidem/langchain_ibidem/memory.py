@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from langchain_core.documents import Document
 from langchain_core.prompt_values import PromptValue
@@ -67,9 +68,15 @@ class Memory:
         self._lock = ForkSafeLock()
         self._create()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from langchain_ibidem.tracker import memory
+
+        return memory, ()  # a copy of what asks it asks that of its process
+
     def _create(self) -> None:
         self._outermost: BoundedDict[int, int] = BoundedDict(4 * _RUNS)
         self._asked: BoundedDict[int, str] = BoundedDict(_RUNS)
+        self._judging: BoundedDict[int, bool] = BoundedDict(_RUNS)
         self._rendering: BoundedDict[int, Variables] = BoundedDict(_RUNS)
         self._queries: BoundedDict[int, str] = BoundedDict(_RUNS)
         self._shown: BoundedDict[int, Shown] = BoundedDict(_RUNS)
@@ -79,9 +86,14 @@ class Memory:
         self._of_run: BoundedDict[int, dict[tuple[str, str], Retrieved]] = BoundedDict(_RUNS)
         self._recent: BoundedDict[tuple[str, str], Retrieved] = BoundedDict(RECENT_DOCUMENTS)
 
-    def run_started(self, run: int, parent: int | None, inputs: Any) -> None:
-        """A run began inside `parent`, or is an outermost one that was asked `inputs`."""
+    def run_started(self, run: int, parent: int | None, inputs: Any, *, judging: bool = False) -> None:
+        """A run began inside `parent`, or is an outermost one that was asked `inputs`.
+
+        An evaluator's is `judging`, and so is all within.
+        """
         with self._lock:
+            if judging or (parent is not None and self._judging.get(parent)):
+                self._judging.put(run, True)
             if parent is not None:
                 self._outermost.put(run, self._outermost.get(parent) or parent)
             elif isinstance(inputs, str) and len(inputs) <= LONGEST_TEXT:
@@ -128,6 +140,11 @@ class Memory:
             with suppress(Exception):  # a prompt of a foreign kind: as if nobody had told of it
                 for fingerprint in fingerprints_of(prompt):
                     self._renders.put(fingerprint, render)
+
+    def judges(self, run: UUID | None) -> bool:
+        """Whether what a model says within the run is an evaluator's verdict."""
+        with self._lock:
+            return run is not None and self._judging.get(run.int) is not None
 
     def search_started(self, run: int, query: str) -> None:
         """The run searches documents for `query`."""

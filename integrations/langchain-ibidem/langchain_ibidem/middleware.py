@@ -165,6 +165,15 @@ class IbidemMiddleware(Middleware):
         if self._owned:
             self.cache.close()
 
+    def __copy__(self) -> IbidemMiddleware:
+        return self  # a copied agent asks the same cache
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IbidemMiddleware:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_begun": BoundedDict(_RUNS)}  # runs that are under way stay here
+
     def __enter__(self) -> IbidemMiddleware:
         return self
 

@@ -8,12 +8,14 @@ replaced by ordinals, and nothing else is.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
+from langchain_core.utils.utils import LC_AUTO_PREFIX
 
 from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
 
@@ -50,6 +52,13 @@ _CALL_BLOCKS = frozenset("tool_use tool_call server_tool_call server_tool_use in
 # Blocks of an answer that carry a random id of their own. Elsewhere an id can name a file: it stays.
 _BLOCKS_WITH_RANDOM_ID = frozenset("text output_text reasoning thinking refusal function_call".split())
 _TEXT_BLOCKS = frozenset(("text", "input_text", "output_text"))
+# What LangChain itself calls a block, a citation or a message; no provider knows it.
+_MADE_ID = re.compile(
+    rf"(?:{LC_AUTO_PREFIX}|(?:{LC_AUTO_PREFIX})?run-{{1,2}})"
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:-\d+)?"
+)
+# What a model gives to a tool: there an id is whatever the tool takes it for.
+_ARGUMENTS = frozenset("args arguments input partial_json".split())
 
 
 def parse(prompt: str) -> Prompt:
@@ -88,6 +97,23 @@ def fingerprints_of(rendered: PromptValue) -> tuple[str, ...]:
         return (as_text,)
 
 
+def without_made_ids(value: Any, ordinals: Ordinals | None = None) -> Any:
+    """JSON without the random ids that LangChain makes; where one refers to a tool call, its ordinal."""
+    ordinals = ordinals or Ordinals()
+    if isinstance(value, list):
+        return [without_made_ids(inner, ordinals) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    kept: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, str) and _MADE_ID.fullmatch(inner):
+            if key != "id":  # a text that looks like one is a text
+                kept[key] = ordinals.of(inner) if key in _CALL_ID_KEYS else inner
+        else:
+            kept[key] = inner if key in _ARGUMENTS else without_made_ids(inner, ordinals)
+    return kept
+
+
 def _unknown(prompt: str) -> Prompt:
     return Prompt(prompt, (), known=False)
 
@@ -107,14 +133,14 @@ def _frame(message: Mapping[str, Any], ordinals: Ordinals, segments: list[Segmen
     fields = {key: value for key, value in message.items() if key not in _NOT_SEEN and value is not None}
     if fields.get("status") == "success":  # the default of a tool message, seen only if it is an error
         del fields["status"]
-    frame: dict[str, Any] = {"role": role, "fields": fields}
+    frame: dict[str, Any] = {"role": role, "fields": without_made_ids(fields, ordinals)}
     for key in ("tool_calls", "invalid_tool_calls"):
         if calls := message.get(key):
             frame[key] = [_call(call, ordinals) for call in calls]
     if message.get("tool_call_id"):
         frame["answers"] = ordinals.of(message["tool_call_id"])
-    if extras := _extras(message):
-        frame["extras"] = extras
+    if extras := _extras(message, role):
+        frame["extras"] = without_made_ids(extras, ordinals)
     content = message["content"]
     if isinstance(content, str):
         segments.append(Segment(role, content))
@@ -127,12 +153,15 @@ def _call(call: Mapping[str, Any], ordinals: Ordinals) -> dict[str, Any]:
     return {"name": call["name"], "args": call["args"], "number": ordinals.of(call.get("id"))}
 
 
-def _extras(message: Mapping[str, Any]) -> dict[str, Any]:
+def _extras(message: Mapping[str, Any], role: str) -> dict[str, Any]:
     """What `additional_kwargs` adds for the model; raw tool calls are only a copy of the parsed ones."""
     copies = {"tool_calls"} if message.get("tool_calls") or message.get("invalid_tool_calls") else set()
     extras: Mapping[str, Any] = message.get("additional_kwargs") or {}
     dropped = _NOT_SEEN_EXTRAS | copies
-    return {key: value for key, value in extras.items() if key not in dropped and value is not None}
+    kept = {key: value for key, value in extras.items() if key not in dropped and value is not None}
+    if role == "ai" and isinstance(thought := kept.get("reasoning"), Mapping):  # a block, kept elsewhere
+        kept["reasoning"] = {key: value for key, value in thought.items() if key != "id"}
+    return kept
 
 
 def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -> Any:
@@ -151,6 +180,7 @@ def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -
         _as_if_not_streamed(kept)
         if kind in _BLOCKS_WITH_RANDOM_ID:
             kept.pop("id", None)
+    kept = without_made_ids(kept, ordinals)
     if kind in _TEXT_BLOCKS and isinstance(kept.get("text"), str):
         segments.append(Segment(role, kept.pop("text")))
         return ["text", kept]

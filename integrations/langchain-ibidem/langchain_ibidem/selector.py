@@ -18,7 +18,7 @@ from ibidem.scoping import current
 from ibidem.threads import in_thread
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.stream_scopes import STREAMS
-from langchain_ibidem.tracker import install
+from langchain_ibidem.tracker import memory
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -69,7 +69,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._options["namespace"] = self._namespace = require_name("namespace", namespace)
         self._settings = settings_of(k, **self._options)
         self._faults = Faults()
-        self._memory = install().memory
+        self._memory = memory()
         STREAMS.hold(self)
         try:
             self.cache.examples.check(k, **self._options)

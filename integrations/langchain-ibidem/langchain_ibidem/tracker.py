@@ -109,7 +109,8 @@ class Tracker(BaseCallbackHandler):
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Note whose child the run is, and what a template is filled with."""
-        self.memory.run_started(run_id.int, _number(parent_run_id), inputs)
+        judging = _is_evaluator(kwargs.get("name"))
+        self.memory.run_started(run_id.int, _number(parent_run_id), inputs, judging=judging)
         if kwargs.get("run_type") == "prompt":
             self.memory.render_started(run_id.int, take(inputs))
 
@@ -145,6 +146,22 @@ class Tracker(BaseCallbackHandler):
         calls.failed()
 
 
+# Where LangChain's evaluators come from, of which `LLMEvalChain` asks a model.
+_EVALUATION = ("langchain_classic.evaluation.schema", "langchain.evaluation.schema")
+
+
+def _is_evaluator(name: object) -> bool:
+    """Whether a run of this name is that of an evaluator: LangChain calls it by its class."""
+    known = next((module for path in _EVALUATION if (module := sys.modules.get(path))), None)
+    found = [known.LLMEvalChain] if known is not None else []
+    while found:
+        kind = found.pop()
+        if kind.__name__ == name:
+            return True
+        found += kind.__subclasses__()
+    return False
+
+
 def _number(run: UUID | None) -> int | None:
     return None if run is None else run.int
 
@@ -163,3 +180,8 @@ def install() -> Tracker:
             # way to unregister a hook, hence one per process.
             register_configure_hook(ContextVar("langchain_ibidem_tracker", default=_installed), True)
         return _installed
+
+
+def memory() -> Memory:
+    """What the tracker of this process remembers."""
+    return install().memory

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import FrameType
 from typing import Any
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index_instrumentation import dispatcher
 
 from ibidem.prompts.matching import places_of
 from ibidem.prompts.sources import Retrieved
@@ -33,6 +36,8 @@ _SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
 SEARCH = frozenset(("retrieve", "aretrieve"))
 POSTPROCESS = frozenset("postprocess_nodes apostprocess_nodes _postprocess_nodes _apostprocess_nodes".split())
 _ASK = frozenset("query aquery chat achat stream_chat astream_chat run".split())
+_EVALUATE = frozenset("evaluate aevaluate evaluate_response aevaluate_response".split())
+_EVALUATORS = "llama_index.core.evaluation.base"
 _ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
 
 
@@ -132,6 +137,29 @@ def fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | Non
     if method in POSTPROCESS:
         return Step()
     return asked_of(arguments) if method in _ASK else None
+
+
+def is_evaluating() -> bool:
+    """Whether an evaluator has just opened a span: what a model says in it is a verdict, and no answer.
+
+    It opens none of its own, so it is looked for among the callers, up to the span around this one.
+    """
+    if (known := sys.modules.get(_EVALUATORS)) is None:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    ours, opened, left = dispatcher.__file__, False, False
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename != ours:
+            left = opened
+        elif left:
+            return False  # the span around it has been looked at
+        else:
+            opened = True
+        if code.co_name in _EVALUATE and isinstance(frame.f_locals.get("self"), known.BaseEvaluator):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def asked_of(arguments: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
@@ -20,6 +20,7 @@ from llama_index_instrumentation.span import active_span_id
 from pydantic import PrivateAttr
 
 from ibidem.adapting import open_or_use
+from ibidem.errors import InvalidInput
 from ibidem.faults import Faults
 from ibidem.request import require_name
 from llama_index_ibidem.calls import ENDS, STARTS, watch
@@ -32,7 +33,20 @@ if TYPE_CHECKING:
 _DOING = "log what LlamaIndex answered"
 
 
-class IbidemCallbackHandler(BaseCallbackHandler):
+class _OfOneProcess:
+    """A handler is copied as it is, and does not travel: what is under way is known here alone."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InvalidInput(f"{type(self).__name__} cannot be pickled; add one in the other process")
+
+
+class IbidemCallbackHandler(_OfOneProcess, BaseCallbackHandler):
     """Logs every question that a model answered: `CallbackManager([IbidemCallbackHandler(cache)])`.
 
     It writes question, answer, documents, model, tokens and time to `cache.examples`, also for streams (when
@@ -117,7 +131,7 @@ class IbidemCallbackHandler(BaseCallbackHandler):
             self._recorder.call_ended(event, response)
 
 
-class IbidemEventHandler(BaseEventHandler):
+class IbidemEventHandler(_OfOneProcess, BaseEventHandler):
     """The same for LlamaIndex's instrumentation: `dispatcher.add_event_handler(IbidemEventHandler(cache))`.
 
     The dispatcher comes from `llama_index.core.instrumentation.get_dispatcher()`. Arguments and errors are

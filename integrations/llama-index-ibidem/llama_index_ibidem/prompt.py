@@ -9,7 +9,7 @@ from io import IOBase
 from pathlib import Path
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
 from pydantic import BaseModel
 
 from ibidem.errors import NotCacheable
@@ -81,6 +81,8 @@ def _media(block: BaseModel) -> dict[str, Any]:
         raise NotCacheable("open_file", "a message holds an open file; pass its bytes or its path")
     within = [inner for _, value in block if isinstance(value, list) for inner in value]
     shown = block.model_dump(mode="json", exclude_none=True)
+    if isinstance(block, ThinkingBlock):  # how the provider calls the thought: another one each time
+        shown["additional_information"].pop("id", None)
     shown["within"] = [_media(inner) for inner in within if isinstance(inner, BaseModel)]
     if path := getattr(block, "path", None):
         try:

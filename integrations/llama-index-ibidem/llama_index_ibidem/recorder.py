@@ -88,9 +88,10 @@ class Recorder:
 
     def synthesis_began(self, span: str | None) -> None:
         """A synthesizer was asked; `span` is within its span."""
-        if (synthesis := spans.surroundings(span).synthesis) is not None:
+        around = spans.surroundings(span)
+        if around.synthesis is not None and not around.judged:
             with self._lock:
-                self._questions.put(synthesis.id, _Question(synthesis.question))
+                self._questions.put(around.synthesis.id, _Question(around.synthesis.question))
 
     def synthesis_ended(self, span: str | None, response: object) -> None:
         """It has answered, or begun to, or failed."""

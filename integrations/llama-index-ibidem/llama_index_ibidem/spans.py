@@ -39,6 +39,7 @@ from llama_index_ibidem.facts import (
     as_documents,
     asked_of,
     fact_of,
+    is_evaluating,
     method_of,
 )
 from llama_index_ibidem.stream_scopes import keep_scope_of
@@ -54,8 +55,9 @@ _Key = tuple[str, str]
 class Surroundings:
     """What surrounds a model call; `run` is the id of its outermost span.
 
-    It is a `step` if nodes are being judged or ordered: what a model says then is no answer. `shown` are the
-    examples that were last selected for its prompt.
+    It is a `step` if nodes are being judged or ordered: what a model says then is no answer. So it is if an
+    evaluator asks, which judges answers (`judged`). `shown` are the examples that were last selected for its
+    prompt.
     """
 
     filled: Filled | None = None
@@ -63,6 +65,7 @@ class Surroundings:
     asked: str | None = None
     run: str | None = None
     step: bool = False
+    judged: bool = False
     shown: Shown | None = None
 
 
@@ -131,6 +134,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     _found: BoundedDict[str, dict[_Key, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
     _recent: BoundedDict[_Key, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
     _shown: BoundedDict[str, Shown] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
+    _judged: BoundedDict[str, bool] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _deferred: Deferred = PrivateAttr(default_factory=Deferred)
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
     _faults: Faults = PrivateAttr(default_factory=Faults)
@@ -151,11 +155,13 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """A span begins."""
         try:
-            fact = fact_of(id_, bound_args.arguments, instance)
+            fact, judged = fact_of(id_, bound_args.arguments, instance), is_evaluating()
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand a span of LlamaIndex", error)
-            fact = None
+            fact, judged = None, False
         with self._guard:
+            if judged:
+                self._judged.put(id_, True)
             parent_id = self._begun_by(id_, fact, parent_id, bound_args.arguments, instance)
             if isinstance(fact, Synthesis):
                 # A class that overrides `synthesize` and calls `super()`: one synthesis, two spans.
@@ -223,6 +229,8 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                     found = replace(found, asked=fact)
                 elif isinstance(fact, Step) and found.synthesis is None:
                     found = replace(found, step=True)
+                if self._judged.get(id_):
+                    found = replace(found, step=True, judged=True)
                 found = replace(found, run=id_, shown=found.shown or self._shown.get(id_))
         return found
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +34,7 @@ from llama_index_ibidem.origin import comes_from, tell
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.stream_scopes import STREAMS
 from llama_index_ibidem.streams import apassed_on, passed_on
+from llama_index_ibidem.wrapping import itself
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -131,6 +132,16 @@ class CachedSynthesizer(BaseSynthesizer):
         if self._owned:
             self.cache.close()
             STREAMS.release(self._desk)
+
+    def __copy__(self) -> CachedSynthesizer:
+        return _with_state(self, vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedSynthesizer:
+        return _with_state(self, deepcopy(vars(self), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, it is the synthesizer alone: an open cache does not travel."""
+        return itself, (self._synthesizer,)
 
     def synthesize(self, *args: Any, **given: Any) -> RESPONSE_TYPE:
         """As the synthesizer does: some, like `generation`, have a way of their own."""
@@ -285,7 +296,8 @@ class CachedSynthesizer(BaseSynthesizer):
             namespace=scope.name(self._namespace),
             within=scope,
             documents=shown_as(texts, around.synthesis.documents),
-            semantic=self._semantic and not is_for_programs(self._synthesizer),
+            semantic=self._semantic and not is_for_programs(self._synthesizer) and not around.judged,
+            example=not around.judged,
             temperature=getattr(self._llm, "temperature", None),
         )
 
@@ -294,6 +306,12 @@ def _serve(asked: _Asked, found: str | BaseModel | None) -> str | BaseModel | No
     """What was found; LlamaIndex's response will tell of the hit."""
     comes_from(asked.inquiry.hit if found is not None else None)
     return found
+
+
+def _with_state(synthesizer: CachedSynthesizer, state: dict[str, Any]) -> CachedSynthesizer:
+    other = object.__new__(type(synthesizer))
+    vars(other).update(state)
+    return other
 
 
 def _overrides(synthesizer: BaseSynthesizer, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -16,6 +16,8 @@ from pydantic import Field, PrivateAttr, SerializeAsAny
 from ibidem.errors import InvalidInput
 from ibidem.scoped_streams import keep_scope
 from llama_index_ibidem.native import SHARED, NativeView
+
+Wrapped = TypeVar("Wrapped")
 
 # What `predict` and the like use of a model before they call its endpoints.
 _PROMPTING = (
@@ -151,7 +153,7 @@ class WrappingLLM(FunctionCallingLLM):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it is the model alone: an open cache does not travel."""
-        return _itself, (self.llm,)
+        return itself, (self.llm,)
 
     def _as_prompted(self) -> LLM:
         """A shallow copy of the model with our settings of prompts."""
@@ -182,5 +184,6 @@ def _check(llm: object) -> None:
         )
 
 
-def _itself(llm: LLM) -> LLM:
-    return llm
+def itself(wrapped: Wrapped) -> Wrapped:
+    """What was wrapped, for pickle."""
+    return wrapped

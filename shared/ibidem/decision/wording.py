@@ -218,7 +218,7 @@ def _is_accent(piece: str) -> bool:
 @lru_cache(maxsize=16384)
 def bare(word: str) -> str:
     """The word without case and accents."""
-    decomposed = unicodedata.normalize("NFKD", word.casefold())
+    decomposed = normalized("NFKD", word.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
