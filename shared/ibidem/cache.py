@@ -75,7 +75,7 @@ class SemanticCache(Answering, Correcting):
         prices: Prices | None = None,
         telemetry_namespace: bool = False,
     ) -> None:
-        self._backend, self.policy, self.lifetime = backend, policy, lifetime
+        self._backend, self._policy, self.lifetime = backend, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self._finder = Finder(backend, policy, auditor, lifetime)
         # Answered questions, for later use.
@@ -84,12 +84,21 @@ class SemanticCache(Answering, Correcting):
         self._lock = ForkSafeLock()
         self.prices = prices or read_prices()
         self.telemetry = Telemetry(
-            backend.place, policy.threshold, backend.faults, self.prices, namespaced=telemetry_namespace
+            backend.place,
+            lambda: self.policy.threshold,
+            backend.faults,
+            self.prices,
+            namespaced=telemetry_namespace,
         )
         self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
         opened(self, backend.place)
+
+    @property
+    def policy(self) -> Policy:
+        """How sure the cache must be now: a fit may have moved the threshold."""
+        return self._backend.matcher.calibration.applied(self._policy)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
