@@ -39,3 +39,13 @@ def labels(count: int, seed: int = 0, *, words: int = 11, right: float = 1.0) ->
         stored = far if number % 2 else near
         found.append(Label(" ".join([*said, key]), stored, number % 2 == 0 and draw.random() < right))
     return found
+
+
+def stream(count: int, seed: int = 0) -> list[Row]:
+    """Questions of 80 meanings: a cosine of 12/13 within one, of at most 11/13 across; all different."""
+    draw = random.Random(seed)
+    words = [f"{word}{end}" for word in CHATTER for end in "xy"]
+    fillers = [f"fill{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(100)]
+    said = [(word, filler) for word in words for filler in fillers]
+    found = draw.sample(said, count)
+    return [Row(" ".join([*KEYS[:10], word, f"{word}z", filler]), word) for word, filler in found]

@@ -201,8 +201,11 @@ class SemanticCache(Answering, Correcting):
         Everything else that is kept of it goes too: lookups, examples and judgements of audits, also those
         that wait to be written. What other processes have not written yet, they still will.
 
+        It deletes in batches, between which others store. What was stored before it ended is gone when it
+        returns; what is stored after that stays.
+
         Raises:
-            StorageError: The database refused; nothing was deleted.
+            StorageError: The database failed; a part may be deleted. Call it again.
             InvalidInput: The namespace is not a str.
         """
         self._ready()

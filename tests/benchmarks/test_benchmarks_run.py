@@ -18,7 +18,6 @@ from ibidem.decision.scoring import shipped
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.minilm_files import published_folder
 from ibidem.errors import EmbedderUnavailable
-from ibidem.fit import labels as labels_module
 from ibidem.replay import Outcome, p_chr_auc
 from ibidem.settings import read_settings
 from tests.benchmarks import budget as budget_benchmark
@@ -31,6 +30,7 @@ from tests.embedders import BagOfWords
 from tests.helpers import ROOT, question
 from tests.labelled import CHATTER, DIMENSION, KEYS
 from tests.labelled import rows as labelled_rows
+from tests.labelled import stream as labelled_stream
 
 
 def _model_missing() -> str:
@@ -189,10 +189,7 @@ def test_fit_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One table for all rules; where pairs are right far below the shipped threshold, a fit finds that."""
-    for module in (fit_benchmark, labels_module):
-        monkeypatch.setattr(module, "CURVE_FROM", 0.3)
-    monkeypatch.setattr(fit_benchmark, "AUDIT_FLOOR", 0.3)
-    write_streams(tmp_path, some=[(row.text, str(row.meaning)) for row in labelled_rows(1600)])
+    write_streams(tmp_path, some=[(row.text, str(row.meaning)) for row in labelled_stream(1600)])
     monkeypatch.setattr("sys.argv", ["fit", "--data", str(tmp_path), "--seeds", "1"])
     fit_benchmark.main()
     told = capsys.readouterr()

@@ -29,7 +29,7 @@ from ibidem.storage.records import Records
 from ibidem.storage.rows import JudgementRow
 from tests.embedders import BagOfWords
 from tests.helpers import Child
-from tests.labelled import CHATTER, DIMENSION, KEYS, labels, rows
+from tests.labelled import CHATTER, DIMENSION, KEYS, labels, stream
 
 TOLD = labels(600)
 NOISE = labels(400, words=7, right=0.5)
@@ -215,7 +215,7 @@ def test_a_fitted_threshold_that_cannot_be_read_is_left_alone(fit_cache, tmp_pat
 
 # a cache of 0.1 ---------------------------------------------------------------------------------------
 
-# The row that version 0.1 (da9376c) wrote after a fit to 500 labels with BagOfWords(64), rarities cut: with it
+# The row that version 0.1 (da9376c) wrote after a fit to 500 labels, BagOfWords(64), rarities cut. With it
 # SAME_OF_0_1, of which two words of six are those of STORED_IN_0_1 (cosine 0.37), was served with a score of
 # 0.968. Its judgements stood under the name below.
 SCORE_OF_0_1 = json.dumps(
@@ -515,7 +515,7 @@ def test_fit_takes_what_replay_takes(fit_cache, tmp_path: Path) -> None:
     """A stream of questions with meanings."""
     fit_cache().close()
     file = tmp_path / "stream.jsonl"
-    lines = [json.dumps({"text": row.text, "meaning": row.meaning}) for row in rows(1500)]
+    lines = [json.dumps({"text": row.text, "meaning": row.meaning}) for row in stream(500)]
     file.write_text("\n".join(lines), encoding="utf-8")
 
     assert "labelled questions" in run(file, "--path", tmp_path / "cache", "--dry-run")

@@ -8,6 +8,7 @@ they disprove the shipped one, and never set below `FLOOR`, as nobody judges pai
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -121,13 +122,18 @@ def _prefixes(judged: Sequence[Judged]) -> list[tuple[float, float]]:
     """Thresholds that the labels could be served at, the strictest first, each with its bound from above."""
     ordered = sorted(judged, key=lambda one: -one.score)
     found, at, wrong, count = [], 0, 0, FIRST
-    while count <= len(ordered) and (edge := ordered[count - 1].score) >= FLOOR:
-        while at < len(ordered) and ordered[at].score >= edge:  # with all of the same score
+    while count <= len(ordered) and (edge := _rounded(ordered[count - 1].score)) >= FLOOR:
+        while at < len(ordered) and ordered[at].score >= edge:  # with all of nearly the same score
             wrong += not ordered[at].right
             at += 1
         found.append((edge, clopper_pearson(wrong, at, 2.0 * CONFIDENCE - 1.0)[1]))
         count = max(at + 1, int(at * STEP))
     return found
+
+
+def _rounded(score: float) -> float:
+    """Down to four digits: what is served must not hang on how a cosine was rounded."""
+    return math.floor(score * 1e4) / 1e4
 
 
 # as text ----------------------------------------------------------------------------------------------

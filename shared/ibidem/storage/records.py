@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from ibidem.entry import Entry, Source
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
-from ibidem.scoping import users_of
 from ibidem.storage import tables
 from ibidem.storage.browsing import Browsing
+from ibidem.storage.clearing import Clearing
 from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
 from ibidem.storage.engines import breaker_of, close_engine, open_engine
@@ -26,7 +26,7 @@ from ibidem.storage.migrations import prepare
 from ibidem.storage.model_table import ModelFilesTable
 from ibidem.storage.notes import Notes
 from ibidem.storage.prepared import Prepared, padded, several
-from ibidem.storage.removal import Removal, delete, forget_vectors
+from ibidem.storage.removal import Removal, forget_vectors
 from ibidem.storage.reviews import Reviews
 from ibidem.storage.rows import ENTRY, Totals, entry_row, source_rows, tag_rows, to_entry
 from ibidem.storage.stored import StoredTable
@@ -232,16 +232,11 @@ class Records(Notes):
         return True
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all entries and logs, or those of one namespace and its users; returns how many entries."""
-        logs = [sa.delete(log) for log in (tables.lookups, tables.examples, tables.judgements)]
-        where: sa.ColumnElement[bool] = sa.true()
-        if namespace is not None:
-            where = _is_of(_entries, namespace)
-            logs = [log.where(_is_of(log.table, namespace)) for log in logs]
-        with writing(self._engine) as db:
-            for log in logs:
-                db.execute(log)
-            return delete(db, where)
+        """Delete all entries and logs, or those of one namespace and its users; returns how many entries.
+
+        In batches, see `ibidem.storage.clearing`: if it fails on the way a part is deleted; call it again.
+        """
+        return Clearing(self._engine).run(namespace)
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
@@ -250,8 +245,3 @@ class Records(Notes):
         with reading(self._engine) as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found
-
-
-def _is_of(table: sa.FromClause, namespace: str) -> sa.ColumnElement[bool]:
-    named, users = table.c.namespace, users_of(namespace)
-    return (named == namespace) | (sa.func.substr(named, 1, len(users)) == users)
