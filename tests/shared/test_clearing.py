@@ -26,6 +26,7 @@ from tests.servers import running_postgres
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """At most seven entries a transaction; how many each deleted."""
     monkeypatch.setattr(removal, "BATCH", 7)
+    monkeypatch.setattr(removal, "LEAST", 7)
     monkeypatch.setattr(removal, "MOST", 7)
     monkeypatch.setattr(clearing, "ROWS", 5)
     deleted: list[int] = []
@@ -106,10 +107,6 @@ def test_a_clear_that_failed_is_called_again(
     """A part is deleted, the rest answers as before."""
     cache = open_cache()
     fill(cache, 30, "acme")
-
-    def break_down() -> None:
-        if len(small_batches) == 2:
-            raise SystemExit
 
     deleted = clearing.delete
 

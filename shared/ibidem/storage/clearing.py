@@ -32,14 +32,16 @@ class Clearing:
         """Delete all entries and logs, or those of a namespace and its users; returns how many entries."""
         seen = {log: self._shorten(log, self._of(log, namespace)) for log in _LOGS}
         where, gone = self._of(_entries, namespace), 0
-        found, last, pace = [""], "", Pace()
-        while found:
+        last, pace = "", Pace()
+        while True:
+            size = pace.size
             with reading(self._engine) as db:  # the search holds up nobody
-                found = list(db.scalars(self._next(where, last).limit(pace.size)))
-            if found:
-                last = found[-1]
-                with writing(self._engine) as db, pace:
-                    gone += delete(db, _entries.c.id.in_(found))
+                found = list(db.scalars(self._next(where, last).limit(size)))
+            if len(found) < size:  # what is left, and what is stored meanwhile, is for the last transaction
+                break
+            last = found[-1]
+            with writing(self._engine) as db, pace:
+                gone += delete(db, _entries.c.id.in_(found))
         with writing(self._engine) as db:
             for log, newest in seen.items():
                 db.execute(sa.delete(log).where(log.c.id > newest, self._of(log, namespace)))
