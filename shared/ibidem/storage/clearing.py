@@ -39,7 +39,7 @@ class Clearing:
                 found = list(db.scalars(self._next(where, last).limit(size)))
             if len(found) < size:  # what is left, and what is stored meanwhile, is for the last transaction
                 break
-            last = found[-1]
+            last = str(found[-1])
             with writing(self._engine) as db, pace:
                 gone += delete(db, _entries.c.id.in_(found))
         with writing(self._engine) as db:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +22,7 @@ from ibidem.storage.figures import Figures
 from ibidem.storage.holdings import HoldingsTable
 from ibidem.storage.invalidating import Invalidations
 from ibidem.storage.logs import JudgementTable, LookupTable
+from ibidem.storage.masking import Masking
 from ibidem.storage.migrations import prepare
 from ibidem.storage.model_table import ModelFilesTable
 from ibidem.storage.notes import Notes
@@ -237,6 +238,10 @@ class Records(Notes):
         In batches, see `ibidem.storage.clearing`: if it fails on the way a part is deleted; call it again.
         """
         return Clearing(self._engine).run(namespace)
+
+    def masking(self, redact: Callable[[str], str], name: str) -> Masking:
+        """What redacts the logs that are written already."""
+        return Masking(self._engine, redact, name)
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
