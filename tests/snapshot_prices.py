@@ -5,8 +5,8 @@
 Taken are the prices of text in and text out, per million tokens, of providers that sell under their own
 names. Left out are a name that two of them sell at different prices, and a model that does not answer in text
 alone, or whose price depends on the time of day, or rises within `LONG_PROMPT` tokens. Of tiers the first is
-taken; cached input and batches count as ordinary ones. A name is known exactly, or with a date where the package
-says that dates mean the same model.
+taken; cached input and batches count as ordinary ones. A name is known exactly, or with a date where the
+package says that dates mean the same model.
 """
 
 from __future__ import annotations

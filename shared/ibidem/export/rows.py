@@ -37,7 +37,7 @@ class Row(NamedTuple):
         given: When, in seconds since the epoch.
         start: Where its line begins in the file of lines.
         size: Bytes of the line.
-        vector: Of the question, in half precision, if it is known.
+        vector: Its place in the file of vectors, -1 if it is not known.
         redacted: Whether something was replaced.
         origin: Namespace, scope and model.
     """
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     given: float
     start: int
     size: int
-    vector: bytes | None
+    vector: int
     redacted: bool
     origin: tuple[str, str, str]
 
@@ -90,16 +90,24 @@ class Reader:
         texts: The text of a document as the model saw it, None if it is lost; without it, prompts are the
             question alone.
         lines: Where the lines are written.
+        vectors: Where the vectors of the questions are written, in half precision.
         dropped: Where is noted what is left out.
     """
 
     def __init__(
-        self, choice: Choice, redact: Redact, texts: Texts | None, lines: BinaryIO, dropped: Dropped
+        self,
+        choice: Choice,
+        redact: Redact,
+        texts: Texts | None,
+        lines: BinaryIO,
+        vectors: BinaryIO,
+        dropped: Dropped,
     ) -> None:
         self._choice, self._redact, self._texts = choice, redact, texts
-        self._lines, self._dropped = lines, dropped
+        self._lines, self._vectors, self._dropped = lines, vectors, dropped
         self._bad: set[tuple[str, str]] = set()  # answers that somebody called bad
-        self._at = 0
+        self._at = self.vectors = 0
+        self._same: dict[str, str] = {}  # names that many rows have, each once in memory
         self.read = 0
 
     def rows(self, examples: Iterable[tuple[Example, bytes | None]]) -> list[Row]:
@@ -145,10 +153,21 @@ class Reader:
             given=example.at,
             start=start,
             size=len(written),
-            vector=vector if question == normalise(example.question) else None,
+            vector=self._kept(vector) if question == normalise(example.question) else -1,
             redacted=shown != parts,
-            origin=(example.namespace, example.scope, example.model),
+            origin=(self._one(example.namespace), self._one(example.scope), self._one(example.model)),
         )
+
+    def _kept(self, vector: bytes | None) -> int:
+        """The place of the vector in the file."""
+        if vector is None:
+            return -1
+        self._vectors.write(vector)
+        self.vectors += 1
+        return self.vectors - 1
+
+    def _one(self, name: str) -> str:
+        return self._same.setdefault(name, name)
 
     def _context(self, example: Example) -> tuple[str, str]:
         """The texts of its documents, or why they cannot be had."""
