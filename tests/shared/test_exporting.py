@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -479,3 +480,27 @@ class TestCommand:
             *place, "--out", str(tmp_path / "o"), "--since", "x", code=2
         )
         assert not (tmp_path / "o").exists()
+
+
+def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie in files: an export takes less than all vectors would, once."""
+    count, width = 1_000, 2_048
+    monkeypatch.setattr("ibidem.export.clusters.TILE", 64)
+    monkeypatch.setattr("ibidem.export.vectors.TILE", 64)
+    embedder = BagOfWords(width)
+    with ibidem.open(tmp_path / "c", embedder=embedder) as cache:
+        table = cache._backend.records.examples
+        table.add([Example(f"what about subject{n}", f"it is good, {n} " * 200) for n in range(count)])
+        ids = [example.id or 0 for example in cache.examples.recent(count)]
+        vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
+        table.set_vectors(list(zip(ids, vectors, strict=True)), embedder.fingerprint)
+        del vectors
+        tracemalloc.start()
+        try:
+            found = cache.examples.export(tmp_path / "out", redact=None)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert found.train + found.test == count
+    assert peak < count * width * 4

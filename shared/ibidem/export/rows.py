@@ -44,8 +44,8 @@ class Row(NamedTuple):
 
     id: int
     question: str
-    key: str
-    said: tuple[str, str]
+    key: bytes
+    said: tuple[bytes, bytes]
     tells: bool
     feedback: bool | None
     given: float
@@ -105,9 +105,9 @@ class Reader:
     ) -> None:
         self._choice, self._redact, self._texts = choice, redact, texts
         self._lines, self._vectors, self._dropped = lines, vectors, dropped
-        self._bad: set[tuple[str, str]] = set()  # answers that somebody called bad
+        self._bad: set[tuple[bytes, bytes]] = set()  # answers that somebody called bad
         self._at = self.vectors = 0
-        self._same: dict[str, str] = {}  # names that many rows have, each once in memory
+        self._origins: dict[tuple[str, str, str], tuple[str, str, str]] = {}  # each once in memory
         self.read = 0
 
     def rows(self, examples: Iterable[tuple[Example, bytes | None]]) -> list[Row]:
@@ -143,10 +143,11 @@ class Reader:
         written = line(self._choice.format, question, answer, shown[2], self._choice.system)
         self._lines.write(written)
         start, self._at = self._at, self._at + len(written)
+        origin = example.namespace, example.scope, example.model
         return Row(
             id=example.id or 0,
             question=question,
-            key=digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
+            key=_digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
             said=_said(example),
             tells=len(answer) >= ANSWER_TELLS,
             feedback=example.feedback,
@@ -155,7 +156,7 @@ class Reader:
             size=len(written),
             vector=self._kept(vector) if question == normalise(example.question) else -1,
             redacted=shown != parts,
-            origin=(self._one(example.namespace), self._one(example.scope), self._one(example.model)),
+            origin=self._origins.setdefault(origin, origin),
         )
 
     def _kept(self, vector: bytes | None) -> int:
@@ -165,9 +166,6 @@ class Reader:
         self._vectors.write(vector)
         self.vectors += 1
         return self.vectors - 1
-
-    def _one(self, name: str) -> str:
-        return self._same.setdefault(name, name)
 
     def _context(self, example: Example) -> tuple[str, str]:
         """The texts of its documents, or why they cannot be had."""
@@ -185,7 +183,7 @@ class Reader:
 
     def _unique(self, rows: list[Row]) -> list[Row]:
         """Of the rows with one question the preferred; none whose answer somebody called bad elsewhere."""
-        best: dict[str, Row] = {}
+        best: dict[bytes, Row] = {}
         unspoiled = [row for row in rows if not self._called_bad(row)]
         for row in unspoiled:
             if row.key not in best or row.preference > best[row.key].preference:
@@ -204,8 +202,12 @@ class Reader:
         return spoiled
 
 
-def _said(example: Example) -> tuple[str, str]:
-    return digest(_folded(example.question)), digest(_folded(example.answer))
+def _said(example: Example) -> tuple[bytes, bytes]:
+    return _digest(_folded(example.question)), _digest(_folded(example.answer))
+
+
+def _digest(*parts: str) -> bytes:
+    return bytes.fromhex(digest(*parts))  # half of the memory of its text
 
 
 def _folded(text: str) -> str:

@@ -198,7 +198,7 @@ class Export:
 
 def _numbers(rows: list[Row]) -> NDArray[np.int64]:
     """The same number for the same answer; -1 for one that says nothing of its question."""
-    known: dict[str, int] = {}
+    known: dict[bytes, int] = {}
     return np.array([known.setdefault(row.said[1], len(known)) if row.tells else -1 for row in rows])
 
 
