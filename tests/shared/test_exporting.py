@@ -19,7 +19,11 @@ from typer.testing import CliRunner
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput
 from ibidem.cli.main import app
+from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.export.choice import Choice
 from ibidem.export.formats import FORMATS, line
+from ibidem.export.run import Export
+from ibidem.storage.records import Records
 from tests.embedders import BagOfWords, Constant
 
 GUIDE = Document("guide#1", "Hold the button for ten seconds.")
@@ -484,23 +488,24 @@ class TestCommand:
 
 def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They lie in files: an export takes less than all vectors would, once."""
-    count, width = 1_000, 2_048
+    count, width = 300, 4_096
     monkeypatch.setattr("ibidem.export.clusters.TILE", 64)
     monkeypatch.setattr("ibidem.export.vectors.TILE", 64)
-    embedder = BagOfWords(width)
-    with ibidem.open(tmp_path / "c", embedder=embedder) as cache:
-        table = cache._backend.records.examples
-        table.add([Example(f"what about subject{n}", f"it is good, {n} " * 200) for n in range(count)])
-        ids = [example.id or 0 for example in cache.examples.recent(count)]
-        vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
-        table.set_vectors(list(zip(ids, vectors, strict=True)), embedder.fingerprint)
-        del vectors
-        tracemalloc.start()
-        try:
-            found = cache.examples.export(tmp_path / "out", redact=None)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+    embedder = CheckedEmbedder(BagOfWords(width), lambda _, value: value)
+    records = Records(f"sqlite:///{tmp_path / 'log.sqlite3'}")
+    table = records.examples
+    table.add([Example(f"what about subject{n}", f"it is good, {n} " * 50) for n in range(count)])
+    vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
+    ids = [example.id or 0 for example, _ in table.each(None, "")]
+    table.set_vectors(list(zip(ids, vectors, strict=True)), embedder.fingerprint)
+    del vectors
+    tracemalloc.start()
+    try:
+        found = Export(table, embedder, Choice(near=1.0), str).run(tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    records.close()
 
     assert found.train + found.test == count
     assert peak < count * width * 4
