@@ -65,10 +65,8 @@ class Backend:
         self.following = Following(self)
         name, judged = self.matcher.scorer_name, partial(audited, self.place)
         self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults, judged)
-        self._log: collections.deque[LookupRow] = collections.deque()
-        self._examples = ExampleQueue()
-        self._masking: collections.deque[Masking] = collections.deque()
-        self.selector = Selector(self.records.examples, self.embedder)
+        self._log, self._masking = collections.deque[LookupRow](), collections.deque[Masking]()
+        self._examples, self.selector = ExampleQueue(), Selector(self.records.examples, self.embedder)
         self.forgetting = Forgetting(self.records.examples, settings.example_ttl, lambda: self.clock())
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
