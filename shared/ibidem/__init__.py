@@ -103,8 +103,8 @@ def open(
             all-MiniLM-L6-v2 on onnxruntime.
         threshold: Least score of a candidate (0.5 to 1; it reads like a cosine similarity). Not given,
             `max_wrong` decides.
-        max_wrong: Wrong answers per hit by meaning that you accept (above 0, at most 0.0375, or below 0.5 with
-            `audit_rate` or `threshold`; 0.02).
+        max_wrong: Wrong answers per hit by meaning that you accept (above 0, at most 0.0375, or below 0.5
+            with `audit_rate` or `threshold`; 0.02).
         audit_rate: Share of the hits by meaning that are audited (0 to 1; 0): the model is asked although
             an answer is stored, and `judge` compares the two. Above 0, nothing is served by meaning until
             the judgements show that `max_wrong` is kept. At 0 a threshold that was measured for

@@ -68,7 +68,7 @@ class Invalidations:
             query = sa.select(c.id, c.created).where(condition(criteria))
             if db.dialect.name == "sqlite":  # what lies side by side in the file is deleted ten times as fast
                 query = query.order_by(sa.text(f"{_entries.name}.rowid"))
-            found = list(db.execute(query).tuples())
+            found = [(row.id, row.created) for row in db.execute(query)]
         gone, forgotten, pace, at = list[str](), 0, Pace(), 0
         while at < len(found):
             some = dict(found[at : at + pace.size])
