@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-
-from ibidem.fit.fitting import Pair
+from ibidem.fit.labels import Label
 from ibidem.replay import Row
-from tests.embedders import BagOfWords
 
 KEYS = [f"topic{chr(97 + n)}" for n in range(12)]
 CHATTER = [f"chat{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(40)]
-DIMENSION = 64
+DIMENSION = 1024  # so that few words share a place
 
 
 def rows(count: int, seed: int = 0) -> list[Row]:
@@ -28,17 +25,27 @@ def rows(count: int, seed: int = 0) -> list[Row]:
     return list(found.values())
 
 
-def pairs(count: int, seed: int = 0, noise: bool = False) -> list[Pair]:
-    """One pair a question, from as many questions before; with `noise` the labels say nothing."""
-    draw, embedder = random.Random(seed), BagOfWords(DIMENSION)
-    asked, stored = rows(count, seed), rows(count, seed + 1000)
-    vectors = embedder.embed([row.text for row in (*asked, *stored)])
-    found = []
-    for number, row in enumerate(asked):
-        same = [at for at, other in enumerate(stored) if other.meaning == row.meaning]
-        at = draw.choice(same) if draw.random() < 0.5 else draw.randrange(count)
-        one, other = vectors[number], vectors[count + at]
-        right = draw.random() < 0.5 if noise else stored[at].meaning == row.meaning
-        cosine = float(np.clip(one @ other, -1.0, 1.0))
-        found.append(Pair(row.text, stored[at].text, cosine, (one, other), right, number))
+def labels(count: int, seed: int = 0, *, words: int = 11, right: float = 1.0) -> list[Label]:
+    """By turns a pair that differs in one word of chatter, and one far apart of which another word decides.
+
+    The cosine of the former is about `words / (words + 1)`; so many of them are `right`, of the latter none.
+    """
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        key, other = draw.sample(KEYS, 2)
+        said = draw.sample(CHATTER, words)
+        near = " ".join([*said[1:], draw.choice([word for word in CHATTER if word not in said]), key])
+        far = " ".join([*draw.sample(CHATTER, words), other])
+        stored = far if number % 2 else near
+        found.append(Label(" ".join([*said, key]), stored, number % 2 == 0 and draw.random() < right))
     return found
+
+
+def stream(count: int, seed: int = 0) -> list[Row]:
+    """Questions of 80 meanings: a cosine of 12/13 within one, of at most 11/13 across; all different."""
+    draw = random.Random(seed)
+    words = [f"{word}{end}" for word in CHATTER for end in "xy"]
+    fillers = [f"fill{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(100)]
+    said = [(word, filler) for word in words for filler in fillers]
+    found = draw.sample(said, count)
+    return [Row(" ".join([*KEYS[:10], word, f"{word}z", filler]), word) for word, filler in found]

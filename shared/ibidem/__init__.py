@@ -103,7 +103,8 @@ def open(
             all-MiniLM-L6-v2 on onnxruntime.
         threshold: Least score of a candidate (0.5 to 1; it reads like a cosine similarity). Not given,
             `max_wrong` decides.
-        max_wrong: Wrong answers per hit by meaning that you accept (above 0, below 0.5; 0.02).
+        max_wrong: Wrong answers per hit by meaning that you accept (above 0, at most 0.0375, or below 0.5
+            with `audit_rate` or `threshold`; 0.02).
         audit_rate: Share of the hits by meaning that are audited (0 to 1; 0): the model is asked although
             an answer is stored, and `judge` compares the two. Above 0, nothing is served by meaning until
             the judgements show that `max_wrong` is kept. At 0 a threshold that was measured for
@@ -129,7 +130,7 @@ def open(
         write_quota: Answers stored per namespace and hour by this process (any number), against poisoning.
         redact: Returns a text without what must not be stored, such as names or keys. A question that it
             changes is compared exactly and written to logs as it returns it; an answer that it changes is
-            not stored.
+            not stored. What the logs hold already is redacted in the background.
         admit: Called with a request and its answer; returns whether the answer may be stored.
         single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
             asking too; 0 switches it off.

@@ -26,6 +26,7 @@ from ibidem.places import open_records
 from ibidem.request import digest
 from ibidem.scoping import is_of
 from ibidem.settings import Settings
+from ibidem.storage.masking import Masking
 from ibidem.storage.rows import EmbeddedExample, LookupRow, size_of
 from ibidem.telemetry.telling import audited
 
@@ -64,9 +65,8 @@ class Backend:
         self.following = Following(self)
         name, judged = self.matcher.scorer_name, partial(audited, self.place)
         self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults, judged)
-        self._log: collections.deque[LookupRow] = collections.deque()
-        self._examples = ExampleQueue()
-        self.selector = Selector(self.records.examples, self.embedder)
+        self._log, self._masking = collections.deque[LookupRow](), collections.deque[Masking]()
+        self._examples, self.selector = ExampleQueue(), Selector(self.records.examples, self.embedder)
         self.forgetting = Forgetting(self.records.examples, settings.example_ttl, lambda: self.clock())
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
@@ -76,6 +76,7 @@ class Backend:
                 "keep examples": self._write_examples,
                 "delete old examples": self.forgetting.work,
                 "delete entries": self.housekeeping.work,
+                "redact the logs": self._mask,
             },
             self.faults,
             leisure={
@@ -85,6 +86,16 @@ class Backend:
             },
         )
         self._process, self._poll_at = os.getpid(), 0.0
+
+    def mask(self, redact: Callable[[str], str], name: str) -> None:
+        """Redact in the background what the logs hold already, by the function of this name."""
+        self._masking.append(self.records.masking(redact, name))
+        self.wake()
+
+    def _mask(self) -> bool:
+        if self._masking and not self._masking[0].step():
+            self._masking.popleft()
+        return bool(self._masking)
 
     def matcher_of(self, embedder: Embedder) -> Matcher:
         """What matches questions with this embedder; raises as `ibidem.models.matcher.matcher_of` does."""

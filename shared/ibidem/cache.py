@@ -79,7 +79,7 @@ class SemanticCache(Answering, Correcting):
         prices: Prices | None = None,
         telemetry_namespace: bool = False,
     ) -> None:
-        self._backend, self.policy, self.lifetime = backend, policy, lifetime
+        self._backend, self._policy, self.lifetime = backend, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self._finder = Finder(backend, policy, auditor, lifetime)
         # Answered questions, for later use.
@@ -88,7 +88,11 @@ class SemanticCache(Answering, Correcting):
         self._lock = ForkSafeLock()
         self.prices = prices or read_prices()
         self.telemetry = Telemetry(
-            backend.place, policy.threshold, backend.faults, self.prices, namespaced=telemetry_namespace
+            backend.place,
+            lambda: self.policy.threshold,
+            backend.faults,
+            self.prices,
+            namespaced=telemetry_namespace,
         )
         self.flights, self.single_flight = backend.flights, single_flight
         self._rejected: dict[str, int] = {}
@@ -96,6 +100,11 @@ class SemanticCache(Answering, Correcting):
         opened(self, backend.place)
 
     opened_with: tuple[Settings, Mapping[str, Any]] | None = None  # settings and hooks, by `ibidem.open`
+
+    @property
+    def policy(self) -> Policy:
+        """How sure the cache must be now: a fit may have moved the threshold."""
+        return self._backend.matcher.calibration.applied(self._policy)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -198,8 +207,11 @@ class SemanticCache(Answering, Correcting):
         Everything else that is kept of it goes too: lookups, examples and judgements of audits, also those
         that wait to be written. What other processes have not written yet, they still will.
 
+        It deletes in batches, between which others store. What was stored before it ended is gone when it
+        returns; what is stored after that stays.
+
         Raises:
-            StorageError: The database refused; nothing was deleted.
+            StorageError: The database failed; a part may be deleted. Call it again.
             InvalidInput: The namespace is not a str that can be stored.
         """
         self._ready()

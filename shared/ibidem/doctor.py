@@ -10,6 +10,8 @@ from ibidem.doctor_index import compare, holder
 from ibidem.embedding.embedder import fingerprint_of
 from ibidem.embedding.onnx_session import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
+from ibidem.faults import Faults
+from ibidem.fit import adoption
 from ibidem.foreign import foreign_package
 from ibidem.index import vectors
 from ibidem.models.chosen import embedder_of, read_promotion
@@ -46,6 +48,7 @@ def examine(settings: Settings) -> list[Finding]:
         except IbidemError as error:
             return [*findings, Finding("embedding model", False, str(error))]
         findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, records)))
+        findings.extend(_threshold(settings, records, fingerprint))
         return [*findings, *_index(settings, records, fingerprint)]
     finally:
         records.close()
@@ -113,6 +116,19 @@ def _promoted(settings: Settings, records: Records) -> str:
     if settings.embedder is not None:
         return f", given; without it {found.current.fingerprint} is used, since {since}"
     return f", since {since}; before it {found.previous.fingerprint}, kept for ibidem promote --rollback"
+
+
+def _threshold(settings: Settings, records: Records, fingerprint: str) -> Iterator[Finding]:
+    """What `ibidem fit` has moved, and what a fit of version 0.1 left."""
+    if adoption.has_old_score(records, fingerprint):
+        yield Finding("threshold", True, adoption.OLD_SCORE)
+    faults = Faults()
+    fitted = adoption.adopted(records, fingerprint, faults)
+    if faults.counts():
+        yield Finding("threshold", False, "the fitted threshold cannot be read; run ibidem fit again")
+    elif fitted.moved and (max_wrong := settings.policy.max_wrong) is not None:
+        text = f"{fitted.threshold(max_wrong):.4f} for max_wrong {max_wrong:g}, by ibidem fit"
+        yield Finding("threshold", True, f"{text} to {fitted.labels:,} labelled questions")
 
 
 def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[Finding]:

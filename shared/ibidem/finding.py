@@ -60,7 +60,7 @@ class Finder:
         if refused:
             return Miss(refused)
         candidates, scorer = self._candidates(matcher, request, now, max_age), matcher.scorer
-        verdict = decide(request, candidates, self._policy, scorer)
+        verdict = decide(request, candidates, matcher.calibration.applied(self._policy), scorer)
         if (best := verdict.chosen) is not None:
             ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
             if ruling != "serve":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ibidem.audits.audit import auditor_for
@@ -10,10 +10,23 @@ from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.admission import Admission
 from ibidem.prices import read_prices
+from ibidem.request import digest
 from ibidem.settings import Settings, read_settings
 from ibidem.sharing import acquire
 
 _HOOKS = ("judge", "redact", "admit", "on_lookup")
+
+
+def name_of(redact: Callable[[str], str]) -> str:
+    """Names a function with its code, so that one that was changed has another name; "" for other callables.
+
+    A function may depend on what its name does not tell, such as variables around it: "" as well.
+    """
+    code = getattr(redact, "__code__", None)
+    if code is None or getattr(redact, "__closure__", None) or getattr(redact, "__self__", None) is not None:
+        return ""
+    consts = [repr(one) for one in code.co_consts if not hasattr(one, "co_code")]
+    return digest(redact.__module__, redact.__qualname__, code.co_code.hex(), *consts, *code.co_names)
 
 
 def open_cache(given: dict[str, Any]) -> SemanticCache:
@@ -39,6 +52,8 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         max_temperature=settings.max_temperature,
         write_quota=settings.write_quota,
     )
+    if (redact := hooks.get("redact")) is not None:
+        shared.mask(admission.redacted, name_of(redact))
     return {
         "backend": shared,
         "policy": settings.policy,

@@ -1,12 +1,15 @@
 """What models cost, and what answers served from the cache saved.
 
-The table in `prices.json` holds list prices as of a month; a file of the user's goes before it. A model that
-is not in it by its exact name has no price.
+The table in `prices.json` holds list prices of a day, from the package `genai-prices`
+(`tests/snapshot_prices.py`); a file of the user's goes before it. Nothing is fetched. A model has a price by
+its exact name, also behind that of its provider (`openai:gpt-4o`), or with a date where dates mean the same
+model; every other one is unknown.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,13 +25,35 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).with_name("prices.json")
 MILLION = 1_000_000
+# A date in the name of a model, at its end or before the version of Bedrock's names.
+_DATE = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d)(?=$|-v\d)")
+_VERSION = re.compile(r"(?=-v\d+(?::\d+)?$)|$")
+# How LangChain and others name providers, and how the table does.
+_SELLERS = {
+    "openai": "openai",
+    "anthropic": "anthropic",
+    "google": "google",
+    "google_genai": "google",
+    "google-gla": "google",
+    "mistral": "mistral",
+    "mistralai": "mistral",
+    "cohere": "cohere",
+    "deepseek": "deepseek",
+    "groq": "groq",
+    "xai": "x-ai",
+    "grok": "x-ai",
+    "perplexity": "perplexity",
+    "bedrock": "aws",
+    "bedrock_converse": "aws",
+}
 _Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Price(BaseModel):
     """What a million tokens cost: read, and said.
 
-    `names` are other names of the same model (dated ones), `source` and `as_of` say who said so, and when.
+    `names` are other names of the same model, and if it is `dated` its name with any date in it is one too;
+    `provider` is who sells it, `source` and `as_of` say who said so, and when.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -36,6 +61,8 @@ class Price(BaseModel):
     input: _Amount
     output: _Amount
     names: tuple[str, ...] = Field(default=(), strict=False)
+    dated: bool = False
+    provider: str = ""
     source: str = ""
     as_of: str = ""
 
@@ -44,19 +71,46 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+    as_of: str = ""
+    source: str = ""
     models: dict[str, Price]
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices of models by name, in one currency (three letters, ISO 4217)."""
+    """Prices of models by name, in one currency (three letters, ISO 4217).
+
+    `as_of` is the day of the shipped prices among them, "" if there are none.
+    """
 
     currency: str
     models: Mapping[str, Price]
+    as_of: str = ""
 
     def of(self, model: str) -> Price | None:
-        """The price of the model of exactly this name; None if it is not known."""
-        return self.models.get(model.removeprefix("models/"))  # as Google's API says its models
+        """The price of the model of this name; None if it is not known.
+
+        `provider:model` is the model of that provider and of no other.
+        """
+        if model in self.models:
+            return self.models[model]
+        seller, colon, name = model.partition(":")
+        if colon and seller in _SELLERS:
+            found = self._named(name)
+            return found if found is not None and found.provider in ("", _SELLERS[seller]) else None
+        return self._named(model)
+
+    def _named(self, model: str) -> Price | None:
+        name = model.removeprefix("models/")  # as Google's API says its models
+        if (exact := self.models.get(name)) is not None:
+            return exact
+        found = self.models.get(_DATE.sub("", name, count=1))
+        return found if found is not None and found.dated else None
+
+    @property
+    def dated(self) -> str:
+        """As of when they are, as a reader is told."""
+        return f"list prices of {self.as_of}" if self.as_of else "your prices"
 
     def cost(self, model: str, read: int, said: int) -> float | None:
         """What so many tokens cost; None if the model has no price."""
@@ -118,7 +172,12 @@ def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:
         for name, price in given.models.items()
         for other in (shipped.models[name].names if name in shipped.models else ())
     }
-    return Prices(shipped.currency, {**shipped.models, **dated, **given.models})
+    return Prices(shipped.currency, {**shipped.models, **dated, **given.models}, shipped.as_of)
+
+
+def dated_like(model: str, day: str) -> str:
+    """The model's name with a date, such as `-20251101`, where its provider puts it."""
+    return _VERSION.sub(day, model, count=1)
 
 
 @cache
@@ -150,4 +209,4 @@ def _checked(given: object, where_from: str) -> Prices:
     for name, price in found.models.items():
         models.update(dict.fromkeys(price.names, price))
         models[name] = price
-    return Prices(found.currency, models)
+    return Prices(found.currency, models, found.as_of)

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ibidem.decision.policy import ContextRule, Policy
 from ibidem.decision.scoring import threshold_for
-from ibidem.errors import ConfigurationError
+from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.lifecycle.admission import MAX_TEMPERATURE
 from ibidem.lifecycle.eviction import Bounds, Eviction
 from ibidem.lifecycle.lifetime import DAYS, Lifetime
@@ -178,7 +178,8 @@ class Settings(BaseSettings):
             threshold = self.threshold
         else:
             threshold = AUDIT_FLOOR if self.audit_rate else threshold_for(self.max_wrong)
-        return Policy(threshold=threshold, context=self.context)
+        chosen = None if self.threshold is not None or self.audit_rate else self.max_wrong
+        return Policy(threshold=threshold, context=self.context, max_wrong=chosen)
 
     @property
     def lifetime(self) -> Lifetime:
@@ -205,7 +206,11 @@ def read_settings(**given: Any) -> Settings:
 def checked_settings(chosen: Mapping[str, Any]) -> Settings:
     """As `read_settings`, but what is None stays None, whatever the environment says."""
     try:
-        return Settings(**chosen)
+        settings = Settings(**chosen)
+        settings.policy  # noqa: B018  # a share that no threshold is known for is refused here
+        return settings
+    except InvalidInput as error:
+        raise ConfigurationError(f"cannot open the cache: max_wrong: {error}") from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {_said(problem)}" for problem in error.errors()

@@ -43,6 +43,7 @@ class Stats:
     """What the cache holds and did; sums over all processes that used the database.
 
     `money_saved` is what the answers of hits would have cost, in `currency`; None if that is known of none.
+    `prices_as_of` is the day of the shipped prices, "" if only prices of yours count.
     `unpriced` counts, by model, the hits of which it is not known: no price, or no count of tokens.
 
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
@@ -70,6 +71,7 @@ class Stats:
     waits: dict[str, int] = field(default_factory=dict)
     money_saved: float | None = None
     currency: str = ""
+    prices_as_of: str = ""
     unpriced: dict[str, int] = field(default_factory=dict)
 
 
@@ -95,6 +97,7 @@ def stats_of(backend: Backend, auditor: Auditor | None, prices: Prices, rejected
         expired=backend.housekeeping.expired,
         money_saved=saved.money if saved.priced else None,
         currency=prices.currency,
+        prices_as_of=prices.as_of,
         unpriced=saved.unpriced,
     )
 

@@ -5,13 +5,12 @@
 FOLDER holds `streams/*.jsonl` with {"text", "meaning"}. Each stream is shuffled with a seed and asked in
 order; every question is stored. Of at most `--labels` questions of the first half the best candidate is
 judged by the label, as audits and probes do: the one with the highest shipped score, from 0.8. From these the
-score and its threshold are fitted; nothing of the second half is seen before it is asked. The rules:
+threshold is fitted; nothing of the second half is seen before it is asked. The rules:
 
 - cosine: a plain semantic cache; hindsight: at the threshold that serves most with 2 % wrong, had one known;
 - guards: the cosine, and nothing a guard refuses;
 - shipped: guards and the shipped score; * where its weights were trained on this stream;
-- fitted: guards and the fitted score, at the same threshold, set by the first half (the shipped score where
-  the fit refused to adopt another); in hindsight that of the fitted score;
+- fitted: the same score at the threshold that the labels of the first half led to;
 - perfect: every meaning that came before is a hit.
 
 Only hits by meaning are counted: questions in the very same words are served by all of them alike. "of
@@ -31,15 +30,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.audits.terms import scorer_name
 from ibidem.decision.policy import Candidate, Policy, Verdict, decide
 from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding import resolve_embedder
 from ibidem.entry import Vector
 from ibidem.errors import InvalidInput
-from ibidem.fit.fitting import learn
 from ibidem.fit.labels import Label, pairs_of
-from ibidem.fit.learning import FitReport, report_of
+from ibidem.fit.learning import best_of, report_of
 from ibidem.replay import CURVE_FROM, Judged, by_cosine, hindsight, replay, share
 from ibidem.request import Request, normalise
 from ibidem.settings import AUDIT_FLOOR
@@ -77,8 +74,9 @@ class Halves:
     number: int = 0
     labels: list[Label] = field(default_factory=list)
     judged: dict[str, list[Judged]] = field(default_factory=dict)
-    report: FitReport | None = None
-    refused: str = ""
+    fitted: bool = False
+    threshold: float = threshold_for(LEVEL)
+    told: str = ""
 
     def __post_init__(self) -> None:
         """The scorers that are known before."""
@@ -91,7 +89,7 @@ class Halves:
     def __call__(self, request: Request, near: list[Candidate]) -> Verdict:
         """Serves nothing, so that everything is stored."""
         if self.number >= self.half:
-            if "fitted" not in self.scorers:
+            if not self.fitted:
                 self.fit()
             for name, scorer in self.scorers.items():
                 least = min(CURVE_FROM, scorer.least_cosine(AUDIT_FLOOR))
@@ -102,11 +100,6 @@ class Halves:
             if best is not None and best.score >= AUDIT_FLOOR:
                 self.labels.append(Label(request.question, best.entry.question or "", self.right(best)))
         return Verdict(None, "below_threshold", None)
-
-    @property
-    def used(self) -> str:
-        """What a cache scores with after the fit."""
-        return "fitted" if self.report is not None and self.report.adopted else "shipped"
 
     def right(self, candidate: Candidate) -> bool:
         """By the label."""
@@ -123,8 +116,8 @@ class Halves:
         self.number += 1
 
     def fit(self) -> None:
-        """As `ibidem fit` does; where labels are too few the shipped score stays."""
-        shipped = self.scorers["fitted"] = self.scorers["shipped"]
+        """As `ibidem fit` does; where labels are too few the shipped threshold stays."""
+        self.fitted = True
         picked = sorted(
             random.Random(self.seed).sample(range(len(self.labels)), min(self.most, len(self.labels)))
         )
@@ -133,13 +126,12 @@ class Halves:
         known = Known({text: vector for text, vector in vectors if vector.any()})
         pairs = pairs_of([self.labels[at] for at in picked], known)  # type: ignore[arg-type]
         try:
-            found = learn(pairs, shipped, scorer_name(self.fingerprint, shipped))
+            report = report_of(best_of(pairs, self.scorers["shipped"]), LEVEL)
         except InvalidInput as error:
-            self.refused = str(error).partition(";")[0]
+            self.told = str(error).partition(";")[0]
             return
-        self.report = report_of(found, threshold_for(LEVEL), audited=False)
-        self.refused = self.report.reason
-        self.scorers["fitted"] = found.scorer
+        self.threshold = report.threshold_after
+        self.told = report.reason or "moved"
 
 
 def halved(stream: Stream, fingerprint: str, most: int, seed: int) -> Halves:
@@ -193,8 +185,7 @@ def add_lines(table: Table, name: str, runs: Sequence[Halves]) -> None:
         "guards 0.95": served(runs, "guards", 0.95),
         f"shipped{mark} {at:.3g}": served(runs, "shipped", at),
         f"shipped{mark}, hindsight": in_hindsight(runs, "shipped"),
-        f"fitted {at:.3g}": added(served([run], run.used, at) for run in runs),
-        "fitted, hindsight": in_hindsight(runs, "fitted"),
+        "fitted": added(served([run], "shipped", run.threshold) for run in runs),
         "perfect": (sum(ceiling(run.stream) for run in runs), 0),
     }
     labels = ", ".join(f"{min(len(run.labels), run.most):,}" for run in runs)
@@ -211,8 +202,7 @@ def add_lines(table: Table, name: str, runs: Sequence[Halves]) -> None:
         print(" | ".join(cells), file=sys.stderr, flush=True)
         table.add_row(*cells)
     for run in runs:
-        model = run.report.model if run.report else "none"
-        print(f"  labels {labels}; {model}; {run.refused or 'adopted'}", file=sys.stderr, flush=True)
+        print(f"  labels {labels}; threshold {run.threshold:.4g}; {run.told}", file=sys.stderr, flush=True)
     table.add_section()
 
 

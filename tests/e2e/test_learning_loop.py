@@ -14,13 +14,10 @@ import pytest
 
 import ibidem
 from ibidem import Answer, Hit, Request
-from ibidem.audits.terms import scorer_name
 from ibidem.cache import SemanticCache
-from ibidem.decision.scoring import Scorer, scorer_for
+from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
 from ibidem.fit.labels import Label
-from ibidem.fit.text import from_json
-from ibidem.models.directory import SCORER_FILE
 from ibidem.replay import Row, curve_rule, hindsight, replay
 from ibidem.teaching.labelling import teach
 from tests.shop import products, stream
@@ -47,11 +44,11 @@ def serve(cache: SemanticCache, rows: list[Row]) -> None:
             cache.store(request, Answer(f"All about the {row.meaning}."))
 
 
-def most_hits(rows: list[Row], model: str | None, scorer: Scorer | None) -> float:
+def most_hits(rows: list[Row], model: str | None) -> float:
     """The share of the questions that can be served with at most 2 % of the hits wrong."""
     embedder = CheckedEmbedder(resolve_embedder(model), lambda _, value: value)
     vectors = [embedder.vector_of(row.text) for row in rows]
-    rule = curve_rule(scorer or scorer_for(embedder.fingerprint))
+    rule = curve_rule(scorer_for(embedder.fingerprint))
     point = hindsight(replay(rows, vectors, rule).judged, 0.02)
     return point.hits / len(rows) if point else 0.0
 
@@ -84,14 +81,6 @@ def asking(cache: SemanticCache, rows: list[Row]) -> Iterator[list[str]]:
     assert asked > len(rows)
 
 
-def fitted(directory: Path) -> Scorer:
-    """The scorer in a model directory."""
-    fingerprint = resolve_embedder(str(directory)).fingerprint
-    base = scorer_for(fingerprint)
-    text = (directory / SCORER_FILE).read_text()
-    return from_json(text, base, scorer_name(fingerprint, base))
-
-
 def test_the_loop(tmp_path: Path) -> None:
     """More hits at the same share of wrong ones, for products that nobody had asked about."""
     import torch
@@ -115,7 +104,7 @@ def test_the_loop(tmp_path: Path) -> None:
         assert report.gain[1] > 0
 
         fresh = stream(NEW, seed=1)
-        before, after = most_hits(fresh, None, None), most_hits(fresh, str(tuned), fitted(tuned))
+        before, after = most_hits(fresh, None), most_hits(fresh, str(tuned))
         assert after > before + 0.1
 
         known = [row for row in stream(KNOWN) if _is_stored(cache, row)]

@@ -498,7 +498,7 @@ def test_the_command_line_says_how_to_begin(open_cache, tmp_path: Path, monkeypa
 
 def test_without_audits_the_threshold_decides(open_cache) -> None:
     """As ever: no judgement, no budget, no thread."""
-    cache = open_cache(threshold=None, max_wrong=0.05)
+    cache = open_cache(threshold=None, max_wrong=0.03)
     fill(cache, 1)
     cache.lookup(Request(reworded(0)))
     cache.flush()
@@ -515,6 +515,16 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     """By name."""
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         read_settings(**settings)
+
+
+@pytest.mark.parametrize("share", [0.0376, 0.05, 0.4, 0.49])
+def test_a_share_that_no_threshold_is_known_for_is_refused(tmp_path: Path, share: float) -> None:
+    """Else it would do nothing; with audits or a threshold it is no promise of the shipped score."""
+    with pytest.raises(ConfigurationError, match=r"max_wrong: .* at most 0\.0375.*threshold.*audit_rate"):
+        ibidem.open(tmp_path, embedder=BagOfWords(), max_wrong=share)
+    assert read_settings(max_wrong=share, audit_rate=0.01).policy.threshold == AUDIT_FLOOR
+    assert read_settings(max_wrong=share, threshold=0.7).policy == Policy(0.7)
+    assert read_settings(max_wrong=0.0375).policy.max_wrong == 0.0375
 
 
 def test_settings_come_from_the_environment(monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
+from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.export.choice import Choice
 from ibidem.export.formats import FORMATS, line
+from ibidem.export.run import Export
+from ibidem.storage.records import Records
 from tests.embedders import BagOfWords, Constant
 
 GUIDE = Document("guide#1", "Hold the button for ten seconds.")
@@ -479,3 +484,28 @@ class TestCommand:
             *place, "--out", str(tmp_path / "o"), "--since", "x", code=2
         )
         assert not (tmp_path / "o").exists()
+
+
+def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie in files: an export takes less than all vectors would, once."""
+    count, width = 300, 4_096
+    monkeypatch.setattr("ibidem.export.clusters.TILE", 64)
+    monkeypatch.setattr("ibidem.export.vectors.TILE", 64)
+    embedder = CheckedEmbedder(BagOfWords(width), lambda _, value: value)
+    records = Records(f"sqlite:///{tmp_path / 'log.sqlite3'}")
+    table = records.examples
+    table.add([Example(f"what about subject{n}", f"it is good, {n} " * 50) for n in range(count)])
+    vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
+    ids = [example.id or 0 for example, _ in table.each(None, "")]
+    table.set_vectors(list(zip(ids, vectors, strict=True)), embedder.fingerprint)
+    del vectors
+    tracemalloc.start()
+    try:
+        found = Export(table, embedder, Choice(near=1.0), str).run(tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    records.close()
+
+    assert found.train + found.test == count
+    assert peak < count * width * 4

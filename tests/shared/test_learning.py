@@ -1,8 +1,10 @@
-"""Fitting the score of a cache: from labels to hits, over processes, with audits, on the command line."""
+"""Fitting the threshold of a cache: from labels to hits, over processes, with audits, on the command line."""
 
 from __future__ import annotations
 
 import json
+import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,34 +13,34 @@ from typer.testing import CliRunner
 
 from ibidem import Answer, InvalidInput, Request
 from ibidem.audits.ledger import Ledger
-from ibidem.audits.terms import Terms
+from ibidem.audits.terms import Terms, scorer_name
 from ibidem.cache import SemanticCache
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.decision.scoring import CosineScorer
+from ibidem.decision.scoring import CosineScorer, threshold_for
+from ibidem.doctor import examine
 from ibidem.embedding.embedder import CheckedEmbedder
 from ibidem.faults import Faults
-from ibidem.fit import parts as fitting_parts
-from ibidem.fit.adoption import key_of
+from ibidem.fit.adoption import key_of, old_key_of
 from ibidem.fit.labels import Label, of_judgements, pairs_of, read_labels
 from ibidem.replay import Row
+from ibidem.settings import read_settings
 from ibidem.storage.records import Records
 from ibidem.storage.rows import JudgementRow
 from tests.embedders import BagOfWords
 from tests.helpers import Child
-from tests.labelled import CHATTER, DIMENSION, pairs, rows
+from tests.labelled import CHATTER, DIMENSION, KEYS, labels, stream
 
-TOLD = [Label(pair.asked, pair.stored, pair.right) for pair in pairs(500)]
-NOISE = [Label(pair.asked, pair.stored, pair.right) for pair in pairs(300, noise=True)]
-STORED = " ".join([*CHATTER[:5], "topica"])
-SAME = " ".join(["topica", *CHATTER[4:9]])
-OTHER = " ".join([*CHATTER[:5], "topicb"])  # nearer to it than SAME
+TOLD = labels(600)
+NOISE = labels(400, words=7, right=0.5)
+STORED = " ".join([*CHATTER[:11], "topica"])
+SAME = " ".join(["topica", *CHATTER[1:12]])  # a cosine of about 0.92, as the labels that are right
+FAR = " ".join([*CHATTER[20:31], "topica"])
+FINGERPRINT = BagOfWords(DIMENSION).fingerprint
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting_parts, "STEPS", 150)
-    monkeypatch.setattr(fitting_parts, "WORD_STEPS", 60)
     monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
     monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
 
@@ -48,7 +50,7 @@ def fit_cache(open_cache) -> Callable[..., SemanticCache]:
     """Opens caches that know the words of the labels, with one answer stored."""
 
     def opened(**settings: object) -> SemanticCache:
-        chosen = {"embedder": BagOfWords(DIMENSION), "threshold": None, "max_wrong": 0.03, **settings}
+        chosen = {"embedder": BagOfWords(DIMENSION), "threshold": None, "max_wrong": 0.02, **settings}
         cache = open_cache(**chosen)
         cache.store(Request(STORED), Answer("an answer"))
         return cache
@@ -67,22 +69,24 @@ def records_of(tmp_path: Path) -> Records:
 ASKS = f"""
 import sys, ibidem
 from tests.embedders import BagOfWords
-with ibidem.open(sys.argv[1], embedder=BagOfWords({DIMENSION}), max_wrong=0.03) as cache:
+with ibidem.open(sys.argv[1], embedder=BagOfWords({DIMENSION}), max_wrong=0.02) as cache:
     for line in sys.stdin:
         print("hit" if cache.lookup(ibidem.Request(line.strip())) else "miss")
 """
 
 
-def test_a_fitted_score_is_used_at_once_and_by_whoever_opens_the_cache(fit_cache, tmp_path: Path) -> None:
+def test_a_fitted_threshold_is_used_at_once_and_by_whoever_opens_the_cache(fit_cache, tmp_path: Path) -> None:
     """Here from the next lookup on, in another process when it opens the cache; so is the way back."""
     cache = fit_cache()
     assert not cache.lookup(Request(SAME))
-    assert cache.fit(TOLD).adopted
+    report = cache.fit(TOLD)
+    assert report.adopted
+    assert cache.policy.threshold == report.threshold_after < report.threshold_before
     assert cache.lookup(Request(SAME))
-    assert not cache.lookup(Request(OTHER))
+    assert not cache.lookup(Request(FAR))
     cache.close()
     with Child(ASKS, tmp_path / "cache") as child:
-        assert (child.ask(SAME), child.ask(OTHER)) == ("hit", "miss")
+        assert (child.ask(SAME), child.ask(FAR)) == ("hit", "miss")
 
     cache = fit_cache()
     assert cache.lookup(Request(SAME))
@@ -94,28 +98,93 @@ def test_a_fitted_score_is_used_at_once_and_by_whoever_opens_the_cache(fit_cache
         assert child.ask(SAME) == "miss"
 
 
+def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
+    """Only where it is served from moves."""
+    cache = fit_cache()
+    scorer = cache._backend.scorer
+    cache.fit(TOLD)
+    hit = cache.lookup(Request(SAME))
+
+    assert hit
+    assert hit.score == hit.similarity
+    assert cache._backend.scorer is scorer
+    assert cache._backend.ledger.scorer == scorer_name(FINGERPRINT, CosineScorer())
+
+
+def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
+    """Labels of near pairs only, all right but for the fewest that a fit asks for."""
+    near = [label for label in labels(1000, 3) if label.right]
+    cache = fit_cache()
+    report = cache.fit([*near, *(label._replace(right=False) for label in labels(60, 4, words=5)[::2])])
+    draw = random.Random(5)
+    asked = [
+        " ".join(
+            [*draw.sample(CHATTER[:11], shared), *draw.sample(CHATTER[11:], 11 - shared), draw.choice(KEYS)]
+        )
+        for shared in (0, 1, 2, 3, 4) * 80
+    ]
+    found = [cache.lookup(Request(text)) for text in asked]
+
+    assert report.adopted
+    assert cache.lookup(Request(SAME))
+    far = [one for one in found if (one.similarity or 0.0) < 0.5]
+    assert len(far) > 300
+    assert not any(far)
+
+
 def test_a_fit_tells_what_it_brings(fit_cache) -> None:
-    """Cross-validated, in questions; nothing is kept of a dry run."""
+    """Cross-validated, in questions; nothing is kept of a dry run, and no text of a label ever."""
     cache = fit_cache()
     report = cache.fit(TOLD, dry_run=True)
 
-    assert (report.questions, report.adopted, report.audited) == (500, True, False)
-    assert report.right == pytest.approx(sum(label.right for label in TOLD) / 500)
-    assert report.after[0.05].low > report.before[0.05].high
-    assert report.served_after.hits > 100
-    assert report.served_after.wrong / report.served_after.hits <= 0.03
+    assert (report.questions, report.adopted, report.decided_by) == (600, True, "fit")
+    assert (report.max_wrong, report.threshold_before) == (0.02, threshold_for(0.02))
+    assert report.right == 0.5
+    assert report.served_before.hits < 20
+    assert report.served_after.hits > 200
+    assert report.served_after.wrong / report.served_after.hits <= 0.02
+    assert report.hindsight[0.02].value > 0.45
     assert not cache.lookup(Request(SAME))
+    cache.fit(TOLD)
     assert cache.judgements() == []
 
 
-def test_what_is_no_better_is_not_used(fit_cache) -> None:
-    """Labels that say nothing change nothing."""
+def test_what_proves_nothing_changes_nothing(fit_cache) -> None:
+    """And takes back what an earlier fit has moved."""
     cache = fit_cache()
     report = cache.fit(NOISE)
-
     assert not report.adopted
-    assert "no better" in report.reason
+    assert "neither prove a lower threshold nor disprove" in report.reason
     assert not cache.drop_fit()
+    assert cache.fit(TOLD).adopted
+    assert not cache.fit(NOISE).adopted
+    assert not cache.lookup(Request(SAME))
+
+
+def test_where_the_shipped_threshold_is_disproved_nothing_is_served_by_meaning(fit_cache) -> None:
+    """Every second of the nearest pairs is wrong; the same question is still answered."""
+    cache = fit_cache()
+    near = " ".join([STORED, *CHATTER[12:26]])
+    cache.store(Request(near), Answer("near"))
+    other = " ".join([*near.split()[1:], "chatla"])
+    assert cache.lookup(Request(other))
+    assert cache.fit(labels(800, words=25, right=0.5)).adopted
+    assert not cache.lookup(Request(other))
+    assert cache.lookup(Request(near))
+
+
+@pytest.mark.parametrize(
+    ("settings", "decided"), [({"threshold": 0.96}, "threshold"), ({"audit_rate": 0.1}, "audits")]
+)
+def test_what_does_not_follow_from_max_wrong_is_not_moved(fit_cache, settings, decided: str) -> None:
+    """A threshold that was given stays, and audits have their budget; the report says which."""
+    cache = fit_cache(**settings)
+    before = cache.policy
+    report = cache.fit(TOLD)
+
+    assert (report.decided_by, report.adopted) == (decided, True)
+    assert cache.policy == before
+    assert not cache.lookup(Request(SAME))
 
 
 def test_a_cache_without_judgements_says_what_to_do(fit_cache) -> None:
@@ -124,48 +193,145 @@ def test_a_cache_without_judgements_says_what_to_do(fit_cache) -> None:
         fit_cache().fit()
 
 
-def test_a_fitted_score_that_cannot_be_read_is_left_alone(fit_cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [TOLD[:150], [one for one in TOLD if one.right]], ids=["few", "none wrong"])
+def test_too_few_labels_are_refused(fit_cache, given: list[Label]) -> None:
+    """With what is missing and how to get it."""
+    with pytest.raises(InvalidInput, match=r"too few labels: .* at least 200 questions and 20 pairs of each"):
+        fit_cache().fit(given)
+
+
+def test_a_fitted_threshold_that_cannot_be_read_is_left_alone(fit_cache, tmp_path: Path) -> None:
     """Lookups go on with the shipped one; the fault is counted."""
     fit_cache().close()
     records = records_of(tmp_path)
-    records.set_meta(key_of(BagOfWords(DIMENSION).fingerprint), '{"format": 1}')
+    records.set_meta(key_of(FINGERPRINT), '{"format": 1}')
     records.close()
     cache = fit_cache()
 
     assert cache.lookup(Request(STORED))
     assert not cache.lookup(Request(SAME))
-    assert cache.stats().faults == {"use the fitted scorer: InvalidInput": 1}
+    assert cache.stats().faults == {"use the fitted threshold: InvalidInput": 1}
+
+
+# a cache of 0.1 ---------------------------------------------------------------------------------------
+
+# The row that version 0.1 (da9376c) wrote after a fit to 500 labels, BagOfWords(64), rarities cut. With it
+# SAME_OF_0_1, of which two words of six are those of STORED_IN_0_1 (cosine 0.37), was served with a score of
+# 0.968. Its judgements stood under the name below.
+SCORE_OF_0_1 = json.dumps(
+    {
+        "base": "259d86631877f35dbfad04cf9d2a38c2",
+        "bias": 50.83793612621767,
+        "format": 1,
+        "knots": [
+            [-8.3583816633275, 0.5],
+            [-5.768091025999268, 0.8],
+            [1.8265332272791117, 0.8995000000000001],
+            [1.8265342272791116, 0.9678380990968269],
+        ],
+        "labels": 500,
+        "least": 0.0,
+        "least_shipped": -0.2,
+        "metric": None,
+        "rarity": {"known": {"chata": 2.0539, "topica": 2.4078}, "unknown": 6.698268054115413},
+        "top": 0.0005,
+        "weights": {
+            "amount": 0.0,
+            "comparison": 0.0,
+            "cosine": 1.0630628124159684,
+            "fillers": 0.0,
+            "inserted": 0.0,
+            "length": 7.343465113156616e-09,
+            "length_ratio": 0.0,
+            "metric": 0.0,
+            "negation": 0.0,
+            "one_word": 0.0,
+            "question_word": 0.0,
+            "rarest_asked": -11.352547627028704,
+            "rarest_stored": -11.492639506806759,
+            "rephrased": 0.0,
+            "replaced": 0.0,
+            "shipped": 1.0630628124159687,
+            "stems_shared": 9.572076279365504,
+            "trigrams_shared": 0.0,
+            "words": 0.0,
+        },
+        "words": None,
+    },
+    sort_keys=True,
+)
+NAME_OF_0_1 = "280d8ccde1922316b7487cac850702b2"
+STORED_IN_0_1 = " ".join([*CHATTER[:5], "topica"])
+SAME_OF_0_1 = " ".join(["topica", *CHATTER[4:9]])
+
+
+@pytest.fixture
+def old_place(fit_cache, tmp_path: Path) -> Path:
+    """A place as a fit of version 0.1 left it: its score, and judgements of that score."""
+    with fit_cache() as cache:
+        cache.store(Request(STORED_IN_0_1), Answer("a topic"))
+        name = cache._backend.ledger.scorer
+    records = records_of(tmp_path)
+    records.set_meta(old_key_of(FINGERPRINT), SCORE_OF_0_1)
+    records.judgements.add([judgement(label, scorer=name, score=0.95) for label in TOLD[:30]])
+    records.judgements.add([judgement(label, scorer=NAME_OF_0_1, source="fit") for label in TOLD[:300]])
+    records.judgements.add([judgement(label, scorer=NAME_OF_0_1, source="audit") for label in TOLD[300:400]])
+    records.close()
+    return tmp_path / "cache"
+
+
+def test_a_fitted_score_of_0_1_is_not_used(
+    old_place: Path, fit_cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shipped one decides, and the log says so at once; a fit, or dropping it, ends that."""
+    with caplog.at_level(logging.WARNING, "ibidem"):
+        cache = fit_cache()
+    assert [r.message for r in caplog.records if "version 0.1 learned is kept here and not used" in r.message]
+    assert not cache.lookup(Request(SAME_OF_0_1))
+    assert cache.lookup(Request(STORED_IN_0_1))
+    assert cache.stats().faults == {}
+    assert cache.fit(TOLD).adopted
+    cache.close()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "ibidem"):
+        fit_cache().close()
+    assert not caplog.records
+
+
+def test_doctor_tells_of_a_fitted_score_of_0_1(old_place: Path) -> None:
+    """It is no fault, and is named with what to do."""
+    settings = read_settings(path=old_place, embedder=BagOfWords(DIMENSION), max_wrong=0.02)
+    (told,) = (one for one in examine(settings) if one.check == "threshold")
+    assert told.ok
+    assert "version 0.1" in told.text
+    assert "ibidem fit --drop" in told.text
+
+
+def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path, fit_cache) -> None:
+    """Scores of the fitted one are of another scale; what is shown is what the budget knows."""
+    cache = fit_cache(audit_rate=0.1, max_wrong=0.05)
+    (told,) = cache.stats().audits
+    assert (told.audits, told.probes) == (0, 30)
+    assert "30" in run_command("audit", "--path", old_place)
+    terms = Terms("", 0.05, 0.1)
+    cache._backend.ledger.rule(terms, 0.9, cache._backend.scorer)
+    assert len(cache._backend.ledger._kept(terms).budget.evidence) == 30
 
 
 # audits -----------------------------------------------------------------------------------------------
 
 
-def test_audits_begin_with_what_the_labels_prove(fit_cache) -> None:
-    """Not from zero; a second fit to the same labels proves nothing more."""
-    cache = fit_cache(audit_rate=0.01, max_wrong=0.05)
-    assert cache.fit(TOLD).adopted
-    (told,) = cache.stats().audits
-
-    assert told.threshold is not None
-    assert (told.probes, told.audits, told.alarms) == (500, 0, 0)
-    assert [bool(cache.lookup(Request(f"{SAME} {word}"))) for word in CHATTER[:20]].count(True) > 10
-    cache.fit(TOLD)
-    assert cache.stats().audits[0].probes == 500
-
-
 def test_what_audits_judged_is_learned_from(fit_cache, tmp_path: Path) -> None:
-    """Whoever scored then; in the namespaces they belong to, and what a fit wrote is no label."""
+    """Whoever scored then; what a fit of version 0.1 wrote is no label."""
     fit_cache().close()
     records = records_of(tmp_path)
     records.judgements.add([judgement(label, namespace="acme") for label in TOLD])
+    records.judgements.add([judgement(label, source="fit") for label in labels(50, 9)])
     records.close()
-    cache = fit_cache(audit_rate=0.01, max_wrong=0.05)
-    first, again = cache.fit(), cache.fit()
+    cache = fit_cache()
 
-    assert (first.questions, again.questions) == (500, 500)
-    assert repr(first.scorer) == repr(again.scorer)
-    assert [(told.namespace, told.probes) for told in cache.stats().audits] == [("acme", 500)]
-    assert {row.source for row in cache.judgements(500, "acme")} == {"fit"}
+    assert cache.fit().questions == 600
+    assert cache.lookup(Request(SAME))
 
 
 def judgement(label: Label, **changes: object) -> JudgementRow:
@@ -294,69 +460,78 @@ def test_a_file_that_holds_no_labels_is_refused(tmp_path: Path, text: str, said:
 # the command line -------------------------------------------------------------------------------------
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    """Output of `ibidem fit` with these arguments, errors included."""
-    result = CliRunner().invoke(app, ["fit", *map(str, arguments)])
+def run_command(*arguments: object, code: int = 0) -> str:
+    """Output of `ibidem` with these arguments, errors included."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == code, result.output
     return result.output
 
 
+def run(*arguments: object, code: int = 0) -> str:
+    """Output of `ibidem fit` with these arguments."""
+    return run_command("fit", *arguments, code=code)
+
+
+def written(file: Path, given: list[Label]) -> Path:
+    """A file of labels."""
+    file.write_text("\n".join(json.dumps(label._asdict()) for label in given), encoding="utf-8")
+    return file
+
+
 def test_fit_on_the_command_line(fit_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run, a fit, a cache that uses it, back to the shipped score."""
-    monkeypatch.setenv("IBIDEM_MAX_WRONG", "0.03")
+    """A dry run, a fit, a cache that uses it, back to the shipped threshold."""
+    monkeypatch.setenv("IBIDEM_MAX_WRONG", "0.02")
     fit_cache().close()
     at = ("--path", tmp_path / "cache")
-    file = tmp_path / "labels.jsonl"
-    file.write_text("\n".join(json.dumps(label._asdict()) for label in TOLD), encoding="utf-8")
+    file = written(tmp_path / "labels.jsonl", TOLD)
     said = run(file, *at, "--dry-run")
 
-    assert "500 labelled questions" in said
+    assert "600 labelled questions" in said
     assert "most hits at 2% wrong per hit, in hindsight" in said
-    assert "without --dry-run it would be used" in said
-    assert "There is no fitted score" in run("--drop", *at)
-    assert "use the fitted score" in run(file, *at)
+    assert "A fit moves the threshold only" in said
+    assert "Without --dry-run caches would use the new threshold" in said
+    assert "There is no fitted threshold" in run("--drop", *at)
+    assert "use the new threshold" in run(file, *at)
     cache = fit_cache()
     assert cache.lookup(Request(SAME))
     cache.close()
-    assert "use the score that is shipped" in run("--drop", *at)
+    monkeypatch.setenv("IBIDEM_THRESHOLD", "0.96")
+    assert "threshold= decides, which a fit does not move" in run(file, *at)
+    assert "use the threshold that is shipped" in run("--drop", *at)
 
 
 def test_fit_on_the_command_line_says_what_is_wrong(fit_cache, tmp_path: Path) -> None:
-    """One sentence, exit code 2; what is no better is no error."""
+    """One sentence, exit code 2; what proves nothing is no error."""
     fit_cache().close()
     at = ("--path", tmp_path / "cache")
-    noise = tmp_path / "noise.jsonl"
-    noise.write_text("\n".join(json.dumps(label._asdict()) for label in NOISE), encoding="utf-8")
 
     assert "too few labels" in run(*at, code=2)
     assert "cannot read" in run(tmp_path / "none.jsonl", *at, code=2)
     assert "there is no cache" in run("--path", tmp_path / "elsewhere", code=2)
-    assert "The score stays as it is" in run(noise, *at)
+    assert "The threshold stays as it is" in run(written(tmp_path / "noise.jsonl", NOISE), *at)
 
 
 def test_fit_takes_what_replay_takes(fit_cache, tmp_path: Path) -> None:
     """A stream of questions with meanings."""
     fit_cache().close()
     file = tmp_path / "stream.jsonl"
-    lines = [json.dumps({"text": row.text, "meaning": row.meaning}) for row in rows(1500)]
+    lines = [json.dumps({"text": row.text, "meaning": row.meaning}) for row in stream(500)]
     file.write_text("\n".join(lines), encoding="utf-8")
 
     assert "labelled questions" in run(file, "--path", tmp_path / "cache", "--dry-run")
 
 
 def test_a_label_with_a_private_question_leaves_no_trace(fit_cache, tmp_path: Path) -> None:
-    """Neither among the judgements nor among the words of the score."""
-    cache = fit_cache(redact=lambda text: text.replace("bob", "[name]"))
+    """Nor does any other: no text of a label is kept, also by the command, which knows no `redact`."""
     private = [Label(f"{STORED} bob", SAME, right=True), Label(STORED, f"{SAME} bob", right=True)]
-    report = cache.fit([*TOLD, *private])
-    assert report.adopted
-    held = records_of(tmp_path)
-    judged = held.judgements.recent(5000)
-    assert judged
-    assert not any("bob" in row.asked or "bob" in row.stored for row in judged)
-    assert "bob" not in str(held.meta(key_of(cache._backend.embedder.fingerprint)))
-    held.close()
+    cache = fit_cache(redact=lambda text: text.replace("bob", "[name]"))
+    assert cache.fit([*TOLD, *private]).questions == 600
     with pytest.raises(InvalidInput):
         cache.fit([Row("where is bob", 1)])
     with pytest.raises(InvalidInput):
         cache.fit([*TOLD, "no label"])
+    cache.close()
+    run(written(tmp_path / "labels.jsonl", [*TOLD, *private]), "--path", tmp_path / "cache")
+    held = b"".join(file.read_bytes() for file in (tmp_path / "cache").glob("ibidem.sqlite3*"))
+    assert b"bob" not in held
+    assert TOLD[0].asked.encode() not in held

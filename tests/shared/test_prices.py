@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ibidem import Answer, Request
 from ibidem.cache import SemanticCache
 from ibidem.errors import ConfigurationError
-from ibidem.prices import read_prices
+from ibidem.prices import SHIPPED, dated_like, read_prices
 from ibidem.sharing import backends
+from tests import snapshot_prices
 
 
 def write(folder: Path, content: object) -> Path:
@@ -29,15 +33,58 @@ def of(model: str, prices=None) -> tuple[float, float] | None:
 
 
 def test_every_shipped_price_says_whose_it_is_and_of_when() -> None:
-    """A price without a source and a month could not be checked."""
-    models = read_prices().models
+    """A price without a source and a day could not be checked."""
+    prices = read_prices()
 
-    assert models
-    assert read_prices().currency == "USD"
-    for price in models.values():
+    assert len(prices.models) > 200
+    assert prices.currency == "USD"
+    assert date(2026, 11, 1) <= date.fromisoformat(prices.as_of)
+    for price in prices.models.values():
         assert price.source.startswith("https://")
-        assert date.fromisoformat(f"{price.as_of}-01") <= date.today()
+        assert price.provider in snapshot_prices.PROVIDERS
         assert 0 < price.input <= price.output
+
+
+def test_the_shipped_prices_are_those_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is the version that the table names, it makes the same table; nothing is looked up."""
+    shipped = json.loads(SHIPPED.read_text())
+    if shipped["source"] != f"genai-prices {version('genai-prices')}":
+        pytest.skip("another version of genai-prices is installed")
+    monkeypatch.setattr(snapshot_prices, "SHIPPED", tmp_path / "prices.json")
+    snapshot_prices.main()
+    made = json.loads((tmp_path / "prices.json").read_text())
+    later = [name for name, price in made["models"].items() if shipped["models"].get(name) != price]
+
+    assert set(made["models"]) >= set(shipped["models"])
+    assert len(later) < len(made["models"]) / 10  # the package knows prices that begin on a later day
+
+
+@given(st.dates(date(2020, 1, 1), date(2039, 12, 31)), st.sampled_from(sorted(read_prices().models)))
+def test_a_date_is_the_same_model_only_where_the_package_says_so(day: date, model: str) -> None:
+    """As each provider writes dates; else the price of that day's model is unknown."""
+    prices = read_prices()
+    price = prices.models[model]
+    for said in (f"-{day:%Y%m%d}", f"-{day:%Y-%m-%d}"):
+        found = prices.of(dated_like(model, said))
+        assert found in ((price,) if price.dated else (None, prices.models.get(dated_like(model, said))))
+
+
+def test_a_provider_before_the_name_is_that_of_the_model() -> None:
+    """As LangChain names models; a deployment of another seller has no list price."""
+    assert of("openai:gpt-4o-2024-08-06") == of("gpt-4o")
+    assert of("anthropic:claude-sonnet-4-5-20250929") == of("claude-sonnet-4-5")
+    assert of("google_genai:gemini-2.5-flash") == of("gemini-2.5-flash")
+    assert of("bedrock:amazon.nova-pro-v1:0") == of("amazon.nova-pro-v1:0") == (0.8, 3.2)
+    assert of("openai:claude-sonnet-4-5") is None
+    assert of("azure_openai:gpt-4o") is None
+    assert of("bedrock:gpt-4o") is None
+
+
+def test_bedrock_sells_under_names_of_its_own() -> None:
+    """With a date or without; another region is another price."""
+    name = "global.anthropic.claude-opus-4-5-v1:0"
+    assert of(name) == of("global.anthropic.claude-opus-4-5-20251101-v1:0") is not None
+    assert of("moon.anthropic.claude-opus-4-5-v1:0") is None
 
 
 def test_dated_names_are_of_their_model() -> None:
@@ -52,13 +99,15 @@ def test_dated_names_are_of_their_model() -> None:
     "model",
     [
         "",
-        "gpt-4",
         "gpt-4o-2031-01-01",
         "gpt-4o-audio-preview",
         "ft:gpt-4o-mini:acme",
         "GPT-4O",
         "openai/gpt-4o",
-        "us.anthropic.claude-sonnet-4-20250514-v1:0",
+        "azure/gpt-4o",
+        "azure:gpt-4o",
+        "my-gpt-4o-deployment",
+        "us.anthropic.claude-sonnet-4-20250514-v9:0",
         "claude-sonnet-4-5-20250929 ",
         "mistral-large-latest",
     ],

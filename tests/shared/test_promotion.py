@@ -16,12 +16,8 @@ import sqlalchemy
 from typer.testing import CliRunner
 
 import ibidem
-from ibidem.audits.terms import scorer_name
 from ibidem.cli.main import app
-from ibidem.decision.scoring import scorer_for
-from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.fit.fitted import NAMES, FittedScorer, Rarity, Scale
-from ibidem.fit.text import to_json
+from ibidem.fit.calibration import Calibration, Level, to_json
 from tests.contracts.promotion import PromotionContract, ask, models, right, store  # noqa: F401 (models: a fixture)
 from tests.helpers import Child
 from tests.models import measured
@@ -148,11 +144,11 @@ class TestWhatIsRefused:
             assert file in said or "checksum" in said
         assert used(path).startswith("all-MiniLM")
 
-    @pytest.mark.parametrize("text", ["", "{}", "[" * 100_000, '{"format": 1, "base": "another"}'])
-    def test_a_damaged_scorer(self, path: Path, copy: Path, text: str) -> None:
-        """Rather than scoring with the cosine."""
-        (copy / "scorer.json").write_text(text)
-        assert "scorer.json" in run("promote", copy, "--path", path, code=2)
+    @pytest.mark.parametrize("text", ["", "{}", "[" * 9_000, '{"format": 99}'])
+    def test_damaged_thresholds(self, path: Path, copy: Path, text: str) -> None:
+        """Rather than serving from the shipped one."""
+        (copy / "thresholds.json").write_text(text)
+        assert "thresholds.json" in run("promote", copy, "--path", path, code=2)
         assert used(path).startswith("all-MiniLM")
 
     def test_no_cache_no_promotion_and_contradictions(self, path: Path, copy: Path, monkeypatch) -> None:
@@ -187,38 +183,29 @@ def test_the_command_line_tells_what_is_used(path: Path, models: list[Path]) -> 
     assert used(path).startswith("all-MiniLM")
 
 
-def test_the_scorer_comes_and_goes_with_its_model(
-    path: Path,
-    copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Scores of one model are never taken for those of another, also by audits."""
-    fingerprint = OnnxEmbedder.from_directory(copy).fingerprint
-    base = scorer_for(fingerprint)
-    scorer = FittedScorer(
-        digest="",
-        base=base,
-        base_name=scorer_name(fingerprint, base),
-        weights=dict.fromkeys(NAMES, 0.0),
-        bias=0.0,
-        metric=None,
-        words=None,
-        rarity=Rarity({}, 1.0),
-        scale=Scale(((-1.0, 0.0), (0.0, 0.9)), 0.05),
-        least=-1.0,
-        least_shipped=-1.0,
-        labels=100,
-    )
-    (copy / "scorer.json").write_text(to_json(scorer))
-    with ibidem.open(path, threshold=0.8) as cache:
-        shipped = cache._backend.scorer
+def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> None:
+    """Those of one model are never taken for those of another."""
+    (copy / "thresholds.json").write_text(to_json(Calibration((Level(0.02, 0.875),), 500)))
+    with ibidem.open(path, max_wrong=0.02) as cache:
+        shipped = cache.policy
         cache.promote(copy)
-        assert isinstance(cache._backend.scorer, FittedScorer)
-        assert cache._backend.ledger.scorer == cache._backend.matcher.scorer_name
+        assert cache.policy.threshold == 0.875
         assert ask(cache, 3) == right(3)
-        cache.rollback()
-        assert cache._backend.scorer is shipped
         assert cache._backend.ledger.scorer == cache._backend.matcher.scorer_name
+        cache.rollback()
+        assert cache.policy == shipped
+
+
+def test_a_score_that_version_0_1_fitted_is_left_where_it_is(
+    path: Path, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is in the file: the model is used, and the log says what is not."""
+    (copy / "scorer.json").write_text("{")
+    with ibidem.open(path, max_wrong=0.02) as cache:
+        shipped = cache.policy
+        cache.promote(copy)
+        assert cache.policy == shipped
+    assert "scorer.json holds a score fitted by version 0.1, not used any more" in caplog.text
 
 
 def test_a_lost_copy_of_the_model_is_fetched_again(path: Path, models: list[Path]) -> None:  # noqa: F811

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import string
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibidem import Example, Request
 from ibidem.redaction import secrets
+from ibidem.storage.rows import JudgementRow
 
 LETTERS = string.ascii_letters + string.digits
 
@@ -175,3 +178,46 @@ def test_time_is_linear(unit: str) -> None:
 
     small, large = 1_000, 64_000
     assert per_character(large) < 16 * max(per_character(small), 1e-7)
+
+
+# what is kept already ---------------------------------------------------------------------------------
+
+
+SEEN: list[str] = []
+
+
+def without_bob(text: str) -> str:
+    """Tells what it was given."""
+    SEEN.append(text)
+    return text.replace("bob", "[name]")
+
+
+def test_logs_written_before_are_redacted_when_a_cache_is_opened_with_redact(open_cache) -> None:
+    """Judgements, lookups and examples; the rest of them stays, and nothing is looked at twice."""
+    SEEN.clear()
+    row = JudgementRow(1.0, "", "", "", "where is bob", "who is bob", 0.9, 0.9, "s", True, "audit")
+    with open_cache() as cache:
+        records = cache._backend.records
+        records.judgements.add([row] * 250 + [replace(row, asked="where is it", stored="who", right=False)])
+        for n in range(3):
+            cache.lookup(Request(f"question {n} of bob"))
+        cache.examples.add(Example("an example of bob", "bob says so"))
+    with open_cache(redact=without_bob) as cache:
+        cache.flush()
+        judged = cache.judgements(300)
+        held = [str(one) for one in (*judged, *cache.recent(), *cache.examples.recent())]
+        assert len(judged) == 251
+        assert not any("bob" in one for one in held)
+        assert (judged[0].asked, judged[0].right) == ("where is it", False)
+        assert (judged[1].asked, judged[1].stored, judged[1].right) == (
+            "where is [name]",
+            "who is [name]",
+            True,
+        )
+    seen = len(SEEN)
+    with open_cache(redact=without_bob) as cache:
+        cache.flush()
+    assert len(SEEN) == seen
+    with open_cache(redact=lambda text: text.replace("who", "-")) as cache:  # another one looks again
+        cache.flush()
+        assert cache.judgements(1)[0].stored == "-"

@@ -216,5 +216,5 @@ def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
     assert tuned.fingerprint != plain.fingerprint
     for file in (model_directory.CARD_FILE, card.ROC_FILE):
         assert (report.directory / file).stat().st_size > 500
-    assert (report.directory / model_directory.SCORER_FILE).is_file() == held["scorer"]["fitted"]
+    assert (report.directory / model_directory.THRESHOLDS_FILE).is_file() == held["threshold"]["fitted"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ibidem.advice.traffic import Traffic
 from ibidem.advice.values import Advice, Lacking
-from ibidem.fit.fitting import LEAST_LABELS, LEAST_OF_A_KIND
+from ibidem.fit.learning import LEAST_LABELS, LEAST_OF_A_KIND
 from ibidem.replay import share
 
 LOOKUPS = 200  # below which shares of the lookups say little
@@ -113,7 +113,7 @@ def _near_the_threshold(traffic: Traffic) -> Iterator[Advice]:
 
 
 def of_labels(traffic: Traffic) -> Iterator[Advice | Lacking]:
-    """Whether what audits judged is enough to fit the score."""
+    """Whether what audits judged is enough to fit the threshold."""
     asked = {(row.namespace, row.asked) for row in traffic.judgements}
     right = sum(row.right for row in traffic.judgements)
     wrong = len(traffic.judgements) - right
@@ -121,14 +121,14 @@ def of_labels(traffic: Traffic) -> Iterator[Advice | Lacking]:
         return
     if len(asked) < LEAST_LABELS or min(right, wrong) < LEAST_OF_A_KIND:
         known = f"{len(asked):,} questions judged by audits, {right:,} right and {wrong:,} wrong"
-        need = f"to fit the score, {LEAST_LABELS:,} are needed, {LEAST_OF_A_KIND:,} of each kind"
+        need = f"to fit the threshold, {LEAST_LABELS:,} are needed, {LEAST_OF_A_KIND:,} of each kind"
         yield Lacking("labels", f"{known}; {need}: ibidem pairs and ibidem teach give more")
         return
     figures = {"questions judged": f"{len(asked):,}", "right": f"{right:,}", "wrong": f"{wrong:,}"}
     yield Advice(
         "labels",
-        "There are enough judgements to fit the score",
+        "There are enough judgements to fit the threshold",
         figures,
         "ibidem fit --dry-run; with 1,000 pairs of each kind also ibidem tune",
-        "it tells that the fitted score is no better",
+        "it tells that the threshold stays, or audits decide already",
     )

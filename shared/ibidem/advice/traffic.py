@@ -33,7 +33,7 @@ class Traffic:
 
     `asked` are the groups of the sampled lookups, of which there are `sampled`, `judged` those
     of the sampled examples with feedback. `support` tells by namespace how many stored answers rest on
-    documents, `fitted` whether a score was fitted for the embedder in use.
+    documents, `fitted` whether a threshold was fitted for the embedder in use.
     """
 
     lookups: Sequence[LookupRow]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from ibidem.audits.budget import WINDOW, Ruling
 from ibidem.audits.judging import AnswerJudge
 from ibidem.audits.ledger import REPORTED, Ledger
-from ibidem.audits.terms import Pending, Terms, resumed
+from ibidem.audits.terms import Pending, Terms, resumed, scorer_name
+from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.embedder import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.models.chosen import read_promotion
 from ibidem.request import Answer, Request
 from ibidem.stats import AuditStats, audit_stats
-from ibidem.storage.logs import JudgementTable
 from ibidem.storage.rows import JudgementRow
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ibidem.decision.scoring import Scorer
     from ibidem.embedding.embedder import Embedder
     from ibidem.settings import Settings
+    from ibidem.storage.records import Records
 
 ASSUMED_RATE = 0.05  # of audits where the settings make none: those who look need not have it set
 
@@ -101,17 +102,19 @@ def _comparing(backend: Backend, settings: Settings) -> Embedder:
 
 
 def report_of(
-    table: JudgementTable, max_wrong: float, audit_rate: float, namespace: str | None = None
+    records: Records, max_wrong: float, audit_rate: float, namespace: str | None = None
 ) -> tuple[AuditStats, ...]:
     """What the judgements of a database say, as a cache that is opened now will see them.
 
-    Of the namespaces judged last, or of one.
+    Of the namespaces judged last, or of one. Judgements of scores that nothing gives any more, such as those
+    that version 0.1 fitted, say nothing.
 
     Raises:
         StorageError: The database failed.
     """
-    found = []
-    for name, scorer in table.namespaces(REPORTED, namespace):
+    table, found = records.judgements, []
+    scorers = [scorer_name(one, scorer_for(one)) for one in records.embedders.known()]
+    for name, scorer in table.namespaces(REPORTED, namespace, scorers or None):
         rows = [row for _, row in table.newest(WINDOW, name, scorer)]
         budget = resumed(Terms(name, max_wrong, audit_rate), rows)
         found.append(audit_stats(name, rows, budget.threshold, budget.alarms))

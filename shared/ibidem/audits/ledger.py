@@ -200,9 +200,8 @@ class Ledger:
         Raises:
             StorageError: The database failed.
         """
-        namespaces = [name for name, scorer in self._table.namespaces(REPORTED) if scorer == self.scorer]
         found = []
-        for namespace in namespaces:
+        for namespace, _ in self._table.namespaces(REPORTED, scorers=[self.scorer]):
             rows = [row for _, row in self._table.newest(WINDOW, namespace, self.scorer)]
             with self._lock:
                 budget = self._kept(Terms(namespace, max_wrong, audit_rate)).budget

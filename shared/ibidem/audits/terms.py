@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from ibidem.audits.judging import Judge
     from ibidem.decision.scoring import Scorer
 
-# Judgements that a budget learns from; those of a fit are older ones, with scores that it gave out of fold.
-SOURCES = ("audit", "probe", "fit")
+SOURCES = ("audit", "probe")  # judgements that a budget learns from
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ibidem.cli.common import (
 from ibidem.cli.console import styled
 from ibidem.cli.fit import place_of
 from ibidem.cli.tables import short
+from ibidem.fit.adoption import policy_in_force
 
 
 def advise_next(
@@ -32,8 +33,9 @@ def advise_next(
     """Say with figures where few-shot, documents or fine-tuning would pay, and what the cache misses."""
     with truth_of(path, database) as records:
         place = place_of(records, settings_of(path, database))
+        policy = policy_in_force(records, place.settings, place.embedder.fingerprint)
         with err.status("Reading the logs"):
-            found = advise(records, place.embedder, threshold=place.threshold, namespace=namespace)
+            found = advise(records, place.embedder, threshold=policy.threshold, namespace=namespace)
     if as_json:
         print_json(asdict(found))
         return

@@ -19,7 +19,7 @@ from ibidem.storage.rows import JudgementRow
 def report(records: Records, settings: Settings, namespace: str | None) -> tuple[AuditStats, ...]:
     """The estimates of the namespaces judged last, or of one of them, as a cache opened now will see them."""
     rate = settings.audit_rate or ASSUMED_RATE
-    return report_of(records.judgements, settings.max_wrong, rate, namespace)
+    return report_of(records, settings.max_wrong, rate, namespace)
 
 
 def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:

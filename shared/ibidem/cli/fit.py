@@ -1,4 +1,4 @@
-"""`ibidem fit`: the score of a cache fitted to its own labels, and what that brings."""
+"""`ibidem fit`: the threshold of a cache moved to where its own labels put it, and what that brings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ibidem.cli.common import err
 from ibidem.fit import adoption
+from ibidem.fit.calibration import NEVER
 from ibidem.fit.labels import read_labels
 from ibidem.fit.learning import FitReport, Place, Served
 from ibidem.models.chosen import checked_embedder_of
@@ -25,53 +26,61 @@ Labels = Annotated[
         help='Lines of {"asked", "stored", "right"}, or of {"text", "meaning"}; default: what audits judged.',
     ),
 ]
+ONLY = "A fit moves the threshold only; the score of a pair stays the one that is shipped."
+NOT_MOVED = {
+    "threshold": "With these settings threshold= decides, which a fit does not move.",
+    "audits": "With these settings audits decide, by their budget, which a fit does not move.",
+}
 
 
 def place_of(records: Records, settings: Settings) -> Place:
-    """Where a cache that is opened with these settings fits its score."""
-    embedder = checked_embedder_of(settings, records)
-    return Place(records, embedder, settings.policy.threshold, settings.audit_rate > 0)
+    """Where a cache that is opened with these settings fits its threshold."""
+    return Place(records, checked_embedder_of(settings, records), settings)
 
 
 def dropped(place: Place) -> list[RenderableType]:
-    """Return to the shipped score; what to say."""
+    """Return to the shipped threshold; what to say."""
     there = adoption.drop(place.records, place.embedder.fingerprint)
     return [
-        "Caches opened from now on use the score that is shipped." if there else "There is no fitted score."
+        "Caches opened from now on use the threshold that is shipped."
+        if there
+        else "There is no fitted threshold."
     ]
 
 
-def fitted(place: Place, labels: Path | None, namespace: str, *, dry_run: bool) -> list[RenderableType]:
+def fitted(place: Place, labels: Path | None, *, dry_run: bool) -> list[RenderableType]:
     """Fit, adopt; what to say."""
     given = None if labels is None else read_labels(labels)
-    with err.status("Fitting; this takes about half a minute"):
-        report = place.fit(given, namespace=namespace, dry_run=dry_run)
-    return [table(report), _said(report, dry_run)]
+    with err.status("Comparing the labelled questions"):
+        report = place.fit(given, place.decided_by, None, dry_run=dry_run)
+    return [table(report), *_said(report, dry_run)]
 
 
-def _said(report: FitReport, dry_run: bool) -> str:
+def _said(report: FitReport, dry_run: bool) -> list[str]:
     if not report.adopted:
-        return f"The score stays as it is: {report.reason}."
+        return [f"The threshold stays as it is: {report.reason}."]
+    said = "Caches opened from now on use the new threshold; ibidem fit --drop returns to the shipped one."
     if dry_run:
-        return "The fitted score is better; without --dry-run it would be used."
-    return "Caches opened from now on use the fitted score; ibidem fit --drop returns to the shipped one."
+        said = "Without --dry-run caches would use the new threshold."
+    return [ONLY, said, *filter(None, [NOT_MOVED.get(report.decided_by)])]
 
 
 def table(report: FitReport) -> Table:
-    """Before and after, by cross-validation."""
-    title = f"{report.questions:,} labelled questions, {report.right:.0%} right; model: {report.model}"
-    found = Table("cross-validated", "shipped score", "fitted score", title=title)
+    """Before and after."""
+    title = f"{report.questions:,} labelled questions, {report.right:.0%} right"
+    found = Table(f"for max_wrong {report.max_wrong:g}", "shipped", "fitted", title=title)
     found.columns[1].justify = found.columns[2].justify = "right"
-    for level, before in report.before.items():
-        name = f"most hits at {level:.0%} wrong per hit, in hindsight"
-        found.add_row(name, str(before), str(report.after[level]))
-    if report.audited:
-        found.add_row("served", "by audits", "by audits")
-    else:
-        for name, cells in (("hits", _hits), ("wrong per hit", _wrong)):
-            row = (cells(one, report.questions) for one in (report.served_before, report.served_after))
-            found.add_row(f"{name} at threshold {report.threshold:.4g}", *row)
+    found.add_row("threshold", *map(_threshold, (report.threshold_before, report.threshold_after)))
+    for name, cells in (("hits", _hits), ("wrong per hit", _wrong)):
+        row = (cells(one, report.questions) for one in (report.served_before, report.served_after))
+        found.add_row(f"{name} of the labelled questions (fitted: cross-validated)", *row)
+    for level, most in report.hindsight.items():
+        found.add_row(f"most hits at {level:.0%} wrong per hit, in hindsight", "", str(most))
     return found
+
+
+def _threshold(value: float) -> str:
+    return "serves nothing by meaning" if value == NEVER else f"{value:.4f}"
 
 
 def _hits(served: Served, questions: int) -> str:

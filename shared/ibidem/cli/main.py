@@ -175,17 +175,13 @@ def fit(
     labels: cli_fit.Labels = None,
     path: PathOption = None,
     database: DatabaseOption = None,
-    namespace: Annotated[
-        str,
-        text_option("--namespace", help="Whose audits begin with what a file of labels proves."),
-    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would bring.")] = False,
-    drop: Annotated[bool, typer.Option("--drop", help="Return to the score that is shipped.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Return to the threshold that is shipped.")] = False,
 ) -> None:
-    """Fit the score to labels, what audits judged or a file; used if it is better, when a cache is opened."""
+    """Move the threshold, and only that, to where labels put it: what audits judged, or a file."""
     with truth_of(path, database) as records:
         place = cli_fit.place_of(records, settings_of(path, database))
-        said = cli_fit.dropped(place) if drop else cli_fit.fitted(place, labels, namespace, dry_run=dry_run)
+        said = cli_fit.dropped(place) if drop else cli_fit.fitted(place, labels, dry_run=dry_run)
     out.print(*said, sep="\n")
 
 

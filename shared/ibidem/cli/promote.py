@@ -33,7 +33,8 @@ from ibidem.settings import Settings
 
 def promote(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="What `ibidem tune` wrote: model, scorer, metrics.")
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="What `ibidem tune` wrote: model, thresholds, metrics."),
     ] = None,
     path: PathOption = None,
     database: DatabaseOption = None,

@@ -88,7 +88,10 @@ def _threshold(threshold: float | None, max_wrong: float | None) -> float:
     if threshold is not None and max_wrong is not None:
         raise InvalidInput("give --threshold or --max-wrong, not both")
     if max_wrong is not None:
-        return threshold_for(max_wrong)
+        try:
+            return threshold_for(max_wrong)
+        except InvalidInput as error:
+            raise InvalidInput(f"--max-wrong {error}") from None
     if threshold is not None and not 0.5 <= threshold <= 1.0:
         raise InvalidInput(f"--threshold is a number from 0.5 to 1.0, not {threshold}")
     return read_settings(audit_rate=0.0).policy.threshold if threshold is None else threshold

@@ -90,5 +90,5 @@ def _read(records: Records, known: Prices) -> tuple[Totals, Savings]:
 
 
 def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
-    told = {**asdict(saved), "currency": known.currency}
+    told = {**asdict(saved), "currency": known.currency, "prices_as_of": known.as_of or None}
     return {**asdict(counted), "hit_rate": counted.hit_rate, "saved": told}

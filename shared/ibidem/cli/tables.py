@@ -43,6 +43,7 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
         rows[f"money saved, known of {priced:.0%} of the hits"] = saved_money(saved, prices)
         without = sorted(saved.unpriced.items(), key=lambda item: -item[1])[:UNPRICED]
         rows |= {f"  unknown: hits of {named(model)}": count for model, count in without}
+        rows["prices"] = prices.dated
         rows[f"time saved, known of {timed:.0%} of the hits"] = duration(saved.seconds)
     rows["examples"] = counted.examples
     if counted.audits:

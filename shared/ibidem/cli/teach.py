@@ -27,8 +27,8 @@ from ibidem.cli.common import (
     truth_of,
 )
 from ibidem.cli.fit import place_of
-from ibidem.faults import Faults
-from ibidem.fit.adoption import adopted
+from ibidem.decision.scoring import scorer_for
+from ibidem.fit.adoption import policy_in_force
 from ibidem.teaching.labelling import CHECKED, PARALLEL, Cost, Lesson, Taught
 from ibidem.teaching.mining import LIMIT, Mined, Miner
 from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
@@ -63,9 +63,10 @@ def mine_pairs(
         raise typer.Exit(1)
     with truth_of(path, database) as records:
         place = place_of(records, settings_of(path, database))
-        scorer = adopted(records, place.embedder.fingerprint, Faults())
+        fingerprint = place.embedder.fingerprint
+        threshold = policy_in_force(records, place.settings, fingerprint).threshold
         with err.status("Comparing questions; this may take a minute"):
-            mined = Miner(records, place.embedder, scorer, place.threshold).mine(namespace, limit)
+            mined = Miner(records, place.embedder, scorer_for(fingerprint), threshold).mine(namespace, limit)
         if not mined.pairs:
             fail("no pairs: questions must have been asked, and answers stored, that are near one another")
         write_pairs(file, mined.pairs)

@@ -92,7 +92,7 @@ def tune_model(
     out.print(_pair_table("held-out pairs", ["before", "after"], [report.before, report.after]))
     change, low, high = report.gain
     out.print(f"Gain in AUC: {change:+.3f} ({low:+.3f} to {high:+.3f}).")
-    out.print(f"Score: {report.scorer}", soft_wrap=True)
+    out.print(f"Threshold: {report.threshold}", soft_wrap=True)
     out.print(f"The model is in {report.directory}; ibidem promote uses it.", soft_wrap=True)
 
 

@@ -26,10 +26,12 @@ class Policy:
             `ibidem.decision.scoring`.
         context: Which documents must be the same. `same`: all of them; `evidence`: those that support the
             stored answer must be retrieved again, unchanged; `ignore`: none.
+        max_wrong: The share of wrong hits that the threshold was chosen for; None if it was given.
     """
 
     threshold: float = 0.955
     context: ContextRule = "evidence"
+    max_wrong: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

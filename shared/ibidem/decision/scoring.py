@@ -91,34 +91,34 @@ def shipped() -> LearnedScorer:
     return LearnedScorer(held["weights"], held["bias"], held["embedder"])
 
 
+def highest_max_wrong() -> float:
+    """The largest share of wrong hits that a threshold is known for."""
+    table: list[list[float]] = _held()["calibration"]
+    return table[-1][0]
+
+
 def threshold_for(max_wrong: float) -> float:
-    """The threshold at which about `max_wrong` of the hits are wrong, a share between 0 and 0.5.
+    """The threshold at which about `max_wrong` of the hits are wrong.
 
     For question-and-answer traffic like the two streams of customers' questions it was measured on, with the
     default embedder and weights that had not learned from them; the worse of the two, interpolated. Other
     traffic needs audits.
 
     Raises:
-        InvalidInput: `max_wrong` is no such share.
+        InvalidInput: `max_wrong` is no share above 0, or more than was measured.
     """
-    if not 0.0 < max_wrong < 0.5:
-        raise InvalidInput(f"max_wrong is a share of the hits between 0 and 0.5, not {max_wrong!r}")
+    if not 0.0 < max_wrong <= (most := highest_max_wrong()):
+        raise InvalidInput(
+            f"is a share of the hits above 0 and at most {most:g}, the highest for which a threshold of the "
+            f"shipped score was measured (not {max_wrong!r}); for more give threshold, or audit_rate so that "
+            "audits decide"
+        )
     table: list[list[float]] = _held()["calibration"]
     for (level, threshold), (next_level, next_threshold) in pairwise(table):
         if max_wrong < next_level:
             part = (max_wrong - level) / (next_level - level)
             return threshold + part * (next_threshold - threshold)
     return table[-1][1]
-
-
-def wrong_at(threshold: float) -> float:
-    """The share of wrong hits that a threshold stands for: the inverse of `threshold_for`."""
-    table: list[list[float]] = _held()["calibration"]
-    for (level, edge), (next_level, next_edge) in pairwise(table):
-        if threshold > next_edge:
-            part = (edge - min(edge, threshold)) / (edge - next_edge)
-            return level + part * (next_level - level)
-    return table[-1][0]
 
 
 @lru_cache(maxsize=1)

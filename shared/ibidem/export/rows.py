@@ -37,21 +37,21 @@ class Row(NamedTuple):
         given: When, in seconds since the epoch.
         start: Where its line begins in the file of lines.
         size: Bytes of the line.
-        vector: Of the question, in half precision, if it is known.
+        vector: Its place in the file of vectors, -1 if it is not known.
         redacted: Whether something was replaced.
         origin: Namespace, scope and model.
     """
 
     id: int
     question: str
-    key: str
-    said: tuple[str, str]
+    key: bytes
+    said: tuple[bytes, bytes]
     tells: bool
     feedback: bool | None
     given: float
     start: int
     size: int
-    vector: bytes | None
+    vector: int
     redacted: bool
     origin: tuple[str, str, str]
 
@@ -90,16 +90,24 @@ class Reader:
         texts: The text of a document as the model saw it, None if it is lost; without it, prompts are the
             question alone.
         lines: Where the lines are written.
+        vectors: Where the vectors of the questions are written, in half precision.
         dropped: Where is noted what is left out.
     """
 
     def __init__(
-        self, choice: Choice, redact: Redact, texts: Texts | None, lines: BinaryIO, dropped: Dropped
+        self,
+        choice: Choice,
+        redact: Redact,
+        texts: Texts | None,
+        lines: BinaryIO,
+        vectors: BinaryIO,
+        dropped: Dropped,
     ) -> None:
         self._choice, self._redact, self._texts = choice, redact, texts
-        self._lines, self._dropped = lines, dropped
-        self._bad: set[tuple[str, str]] = set()  # answers that somebody called bad
-        self._at = 0
+        self._lines, self._vectors, self._dropped = lines, vectors, dropped
+        self._bad: set[tuple[bytes, bytes]] = set()  # answers that somebody called bad
+        self._at = self.vectors = 0
+        self._origins: dict[tuple[str, str, str], tuple[str, str, str]] = {}  # each once in memory
         self.read = 0
 
     def rows(self, examples: Iterable[tuple[Example, bytes | None]]) -> list[Row]:
@@ -135,20 +143,29 @@ class Reader:
         written = line(self._choice.format, question, answer, shown[2], self._choice.system)
         self._lines.write(written)
         start, self._at = self._at, self._at + len(written)
+        origin = example.namespace, example.scope, example.model
         return Row(
             id=example.id or 0,
             question=question,
-            key=digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
+            key=_digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
             said=_said(example),
             tells=len(answer) >= ANSWER_TELLS,
             feedback=example.feedback,
             given=example.at,
             start=start,
             size=len(written),
-            vector=vector if question == normalise(example.question) else None,
+            vector=self._kept(vector) if question == normalise(example.question) else -1,
             redacted=shown != parts,
-            origin=(example.namespace, example.scope, example.model),
+            origin=self._origins.setdefault(origin, origin),
         )
+
+    def _kept(self, vector: bytes | None) -> int:
+        """The place of the vector in the file."""
+        if vector is None:
+            return -1
+        self._vectors.write(vector)
+        self.vectors += 1
+        return self.vectors - 1
 
     def _context(self, example: Example) -> tuple[str, str]:
         """The texts of its documents, or why they cannot be had."""
@@ -166,7 +183,7 @@ class Reader:
 
     def _unique(self, rows: list[Row]) -> list[Row]:
         """Of the rows with one question the preferred; none whose answer somebody called bad elsewhere."""
-        best: dict[str, Row] = {}
+        best: dict[bytes, Row] = {}
         unspoiled = [row for row in rows if not self._called_bad(row)]
         for row in unspoiled:
             if row.key not in best or row.preference > best[row.key].preference:
@@ -185,8 +202,12 @@ class Reader:
         return spoiled
 
 
-def _said(example: Example) -> tuple[str, str]:
-    return digest(_folded(example.question)), digest(_folded(example.answer))
+def _said(example: Example) -> tuple[bytes, bytes]:
+    return _digest(_folded(example.question)), _digest(_folded(example.answer))
+
+
+def _digest(*parts: str) -> bytes:
+    return bytes.fromhex(digest(*parts))  # half of the memory of its text
 
 
 def _folded(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from ibidem.decision.guards import vetoed_by
 from ibidem.decision.phrasing import take_apart
-from ibidem.entry import to_bytes, to_vector
+from ibidem.entry import to_bytes
 from ibidem.errors import InvalidInput
 from ibidem.export.choice import Choice
-from ibidem.export.clusters import BORDER, TEST, TRAIN, Ties, Vectors, across, clusters_of, duplicates, split
+from ibidem.export.clusters import BORDER, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
 from ibidem.export.folder import (
     DROPPED_FILE,
     TEST_FILE,
@@ -27,6 +28,7 @@ from ibidem.export.folder import (
     folder_for,
 )
 from ibidem.export.rows import Dropped, Reader, Redact, Row, Texts
+from ibidem.export.vectors import FileVectors
 from ibidem.private import opener
 
 if TYPE_CHECKING:
@@ -76,9 +78,9 @@ class Export:
             OSError: `out` cannot be written.
         """
         with folder_for(out, force=force) as folder:
-            with (folder / LINES_FILE).open("w+b") as lines:
-                rows = self._rows(lines)
-                rows, vectors = self._without_repetitions(rows, self._vectors(rows))
+            with (folder / LINES_FILE).open("w+b") as lines, tempfile.TemporaryFile(dir=folder) as held:
+                rows, count = self._rows(lines, held)
+                rows, vectors = self._without_repetitions(rows, self._vectors(rows, held, count))
                 ties = Ties(vectors, _numbers(rows), self._choice.apart)
                 labels = clusters_of(ties, lambda done: self._progress("cluster", done, len(rows)))
                 sides = split(ties, labels, self._choice.test_share, self._choice.seed)
@@ -88,8 +90,9 @@ class Export:
             manifest.write(folder)
         return manifest
 
-    def _rows(self, lines: BinaryIO) -> list[Row]:
-        reader = Reader(self._choice, self._redact, self._texts, lines, self._dropped)
+    def _rows(self, lines: BinaryIO, vectors: BinaryIO) -> tuple[list[Row], int]:
+        """The rows, and how many vectors are in their file."""
+        reader = Reader(self._choice, self._redact, self._texts, lines, vectors, self._dropped)
         given = self._examples.each(self._choice.namespace, self._embedder.fingerprint)
         rows = reader.rows(given)
         self._read = reader.read
@@ -100,23 +103,23 @@ class Export:
                 if reasons
                 else "nothing to export: the log holds no examples; they are kept as questions are answered"
             )
-        return rows
+        return rows, reader.vectors
 
-    def _vectors(self, rows: list[Row]) -> Vectors:
-        """float32[n, d] of unit length; rounded as the log keeps them, whether or not it has them already."""
-        raw = [row.vector for row in rows]
-        missing = [at for at, vector in enumerate(raw) if vector is None]
+    def _vectors(self, rows: list[Row], held: BinaryIO, count: int) -> FileVectors:
+        """Of unit length; rounded as the log keeps them, whether or not it has them already."""
+        places = np.array([row.vector for row in rows], np.int64)
+        missing = np.flatnonzero(places < 0).tolist()
         for start in range(0, len(missing), BATCH):
             some = missing[start : start + BATCH]
             made = self._embedder.embed([rows[at].question for at in some])
             for at, vector in zip(some, made, strict=True):
-                raw[at] = to_bytes(vector)
+                held.write(to_bytes(vector))
+                places[at] = count
+                count += 1
             self._progress("embed", start + len(some), len(missing))
-        found = np.stack([to_vector(vector or b"") for vector in raw])
-        found /= np.linalg.norm(found, axis=1, keepdims=True)
-        return found
+        return FileVectors(held, held.tell() // (2 * count), places)
 
-    def _without_repetitions(self, rows: list[Row], vectors: Vectors) -> tuple[list[Row], Vectors]:
+    def _without_repetitions(self, rows: list[Row], vectors: FileVectors) -> tuple[list[Row], FileVectors]:
         """Of the same question worded twice the preferred; no guard of the cache keeps the two apart."""
         if self._choice.near >= 1.0:
             return rows, vectors
@@ -131,7 +134,7 @@ class Export:
             return not is_negated and vetoed_by(asked, stored) is None
 
         repeats = duplicates(
-            vectors[order],
+            vectors.of(np.array(order)),
             self._choice.near,
             comparable,
             same,
@@ -141,7 +144,7 @@ class Export:
         for at, kept in sorted(gone.items()):
             self._dropped.add(rows[at].id, "near_duplicate", rows[kept].id)
         left = [at for at in range(len(rows)) if at not in gone]
-        return [rows[at] for at in left], vectors[left]
+        return [rows[at] for at in left], vectors.of(np.array(left, np.int64))
 
     def _write(
         self, folder: Path, lines: BinaryIO, rows: list[Row], sides: NDArray[np.int8]
@@ -196,7 +199,7 @@ class Export:
 
 def _numbers(rows: list[Row]) -> NDArray[np.int64]:
     """The same number for the same answer; -1 for one that says nothing of its question."""
-    known: dict[str, int] = {}
+    known: dict[bytes, int] = {}
     return np.array([known.setdefault(row.said[1], len(known)) if row.tells else -1 for row in rows])
 
 

@@ -1,1 +1,1 @@
-"""A score fitted to the labels of a deployment."""
+"""The threshold of a deployment, moved to where its own labels put it."""

@@ -1,17 +1,18 @@
-"""Labels to fit a scorer to: judged answers, pairs of questions, or questions with their meanings."""
+"""Labels to fit a threshold to: judged answers, pairs of questions, or questions with their meanings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from ibidem.decision.guards import vetoed_by
 from ibidem.decision.policy import LOOKED_AT, Candidate, Verdict
+from ibidem.decision.scoring import Vectors
 from ibidem.entry import Vector, cosine, to_bytes, to_vector
 from ibidem.errors import InvalidInput
-from ibidem.fit.fitting import Pair
 from ibidem.replay import CURVE_FROM, Row, replay
 from ibidem.request import Request, normalise, storable
 from ibidem.storage.logs import REVIEW
@@ -21,9 +22,24 @@ if TYPE_CHECKING:
     from ibidem.embedding.embedder import CheckedEmbedder
     from ibidem.storage.rows import JudgementRow
 
-MOST = 4_000  # questions that are learned from, the newest: more take minutes
+MOST = 4_000  # questions that count, the newest: more take minutes to embed
 CANDIDATES = 3  # of a question with a meaning: the nearest stored ones that no guard refuses
 SOURCES = ("audit", "probe", REVIEW)  # judgements that somebody made
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question, a stored one near to it that no guard refuses, and whether its answer was right.
+
+    `request` numbers the questions: pairs of one number are the candidates of one lookup.
+    """
+
+    asked: str
+    stored: str
+    cosine: float
+    vectors: Vectors
+    right: bool
+    request: int
 
 
 class Label(NamedTuple):

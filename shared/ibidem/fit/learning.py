@@ -1,30 +1,30 @@
-"""Fit the score of a cache to its own labels: gather, learn, compare with what is used now, adopt."""
+"""Fit the threshold of a cache to its own labels: gather, prove, tell, adopt."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ibidem.audits.terms import scorer_name
-from ibidem.decision.scoring import scorer_for, wrong_at
+import numpy as np
+
+from ibidem.decision.scoring import Scorer, highest_max_wrong, scorer_for, threshold_for
+from ibidem.errors import InvalidInput
 from ibidem.fit import adoption
-from ibidem.fit.fitting import Fit, Pair, learn
-from ibidem.fit.labels import MOST, Label, of_judgements, pairs_of
-from ibidem.fit.scale import is_broken
+from ibidem.fit.calibration import SHIPPED, Calibration, calibrate, served
+from ibidem.fit.labels import MOST, Label, Pair, of_judgements, pairs_of
 from ibidem.replay import Judged, Row, Share, most_hits
-from ibidem.request import normalise, require_name
-from ibidem.storage.rows import JudgementRow
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.embedder import CheckedEmbedder
-    from ibidem.fit.fitted import Array, FittedScorer
-    from ibidem.fit.fitting import Places
+    from ibidem.settings import Settings
     from ibidem.storage.records import Records
 
-FIT = "fit"  # source of judgements that a fit wrote
+LEAST_LABELS, LEAST_OF_A_KIND = 200, 20  # with fewer, nothing is proved at 2 %
+FOLDS = 10
+
+Decided = Literal["fit", "threshold", "audits"]
 
 
 class Served(NamedTuple):
@@ -36,67 +36,67 @@ class Served(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """What a fit found; all figures are cross-validated, of the labelled questions.
+    """What a fit found. It moves the threshold only; the score of a pair stays the shipped one.
 
-    `questions` labelled, `right` the share of them whose best candidate is right. `before` and `after` give,
-    for 1, 2 and 5 % wrong per hit, the share of the questions that could be served at most, had one known the
-    best threshold, by the shipped score and by the fitted one. `served_before` and `served_after` are what
-    the cache's own threshold serves; with audits their budget decides instead. `adopted` tells whether the
-    fitted score is used from now on; if not, `reason` says why.
+    `questions` labelled, `right` the share of them whose best candidate is right. `threshold_before` is the
+    shipped threshold for `max_wrong`, `threshold_after` the one that these labels lead to
+    (`ibidem.fit.calibration.NEVER`: none, nothing is served by meaning). `served_before` and `served_after`
+    are what they serve of the labelled questions; after, each question is counted at the threshold that the
+    others lead to. `hindsight` gives, for 1, 2 and 5 % wrong per hit, the share of the questions that could
+    be served at most, had one known the best threshold. `adopted` tells whether caches use it from now on; if
+    not, `reason` says why. `decided_by` tells what decides in this cache: the `fit`, a `threshold` that was
+    given, or the budget of its `audits`; the latter two a fit does not move.
     """
 
     questions: int
     right: float
-    model: str
-    before: dict[float, Share]
-    after: dict[float, Share]
+    max_wrong: float
+    threshold_before: float
+    threshold_after: float
     served_before: Served
     served_after: Served
-    threshold: float
-    audited: bool
+    hindsight: dict[float, Share]
+    decided_by: Decided
     adopted: bool
     reason: str
-    scorer: FittedScorer
+    calibration: Calibration
 
 
 def fit_cache(
-    self: SemanticCache,
-    labels: Sequence[Label | Row] | None = None,
-    *,
-    namespace: str = "",
-    dry_run: bool = False,
+    self: SemanticCache, labels: Sequence[Label | Row] | None = None, *, dry_run: bool = False
 ) -> FitReport:
-    """Fit the score to labels, and use it if it is better: here at once, elsewhere when a cache is opened.
+    """Move the threshold to where labels put it: here at once, elsewhere when a cache is opened.
 
-    Takes about half a minute of one core; lookups go on meanwhile. Audits begin with what the labels prove.
+    The score of a pair stays the shipped one. The threshold is lowered where the labels prove that fewer than
+    `max_wrong` of the hits are wrong above the lower one, and raised where they disprove the shipped one.
+    Lookups go on meanwhile. No text of a label is kept.
 
     Args:
         labels: `ibidem.fit.labels.Label(asked, stored, right)`, or `ibidem.replay.Row(text, meaning)` in the
             order in which they were asked; not given, what audits of this cache have judged. The newest
             4,000 count. Those with a question that `redact` would change are left out, as such questions
             are not compared by meaning.
-        namespace: Whose audits begin with what given labels prove; judgements stay with their own.
         dry_run: Only report.
 
     Raises:
-        InvalidInput: There are too few labels, or they are none; or the namespace cannot be stored.
+        InvalidInput: There are too few labels, or they are none.
         StorageError: The database failed.
         CacheClosed: The cache was closed.
     """
-    require_name("namespace", namespace)
     self.flush()
-    if labels is not None:  # their texts are kept: as judgements, and as words that the scorer knows
-        labels = [label for label in labels if not any(map(self._admission.is_private, _texts(label)))]
     backend, matcher = self._backend, self._backend.matcher
-    place = Place(backend.records, matcher.embedder, self.policy.threshold, self._auditor is not None)
-    report = place.fit(labels, namespace=namespace, dry_run=dry_run)
-    if report.adopted and not dry_run:
-        backend.following.rescore(matcher, report.scorer)
+    place = Place(backend.records, matcher.embedder, backend.settings, self._admission.is_private)
+    decided: Decided = "fit"
+    if self._policy.max_wrong is None:
+        decided = "threshold" if self._auditor is None else "audits"
+    report = place.fit(labels, decided, self._policy.max_wrong, dry_run=dry_run)
+    if not dry_run:
+        backend.following.calibrate(matcher, report.calibration if report.adopted else SHIPPED)
     return report
 
 
 def drop_cache(self: SemanticCache) -> bool:
-    """Return to the score that is shipped, here at once; whether a fitted one was used.
+    """Return to the threshold that is shipped, here at once; whether a fitted one was kept.
 
     Raises:
         StorageError: The database failed.
@@ -105,8 +105,7 @@ def drop_cache(self: SemanticCache) -> bool:
     self.flush()
     backend, matcher = self._backend, self._backend.matcher
     there = adoption.drop(backend.records, matcher.fingerprint)
-    if there:
-        backend.following.rescore(matcher, scorer_for(matcher.fingerprint))
+    backend.following.calibrate(matcher, SHIPPED)
     return there
 
 
@@ -118,102 +117,107 @@ def _texts(label: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a score is fitted: a truth, an embedder, and what decides there.
+    """Where a threshold is fitted.
 
     Args:
-        records: The truth; holds judgements and the fitted scorer.
-        embedder: Whose scores are fitted.
-        threshold: The least score that is served if there are no audits.
-        audited: Whether a budget decides instead.
+        records: The truth; holds judgements and the fitted thresholds.
+        embedder: For whose scores.
+        settings: Of the caches there.
+        is_private: Whether `redact` would change a text; such questions are no labels.
     """
 
     records: Records
     embedder: CheckedEmbedder
-    threshold: float
-    audited: bool
+    settings: Settings
+    is_private: Callable[[str], bool] = lambda text: False
+
+    @property
+    def decided_by(self) -> Decided:
+        """What decides in caches with these settings."""
+        if self.settings.policy.max_wrong is not None:
+            return "fit"
+        return "threshold" if self.settings.threshold is not None else "audits"
 
     def fit(
-        self, labels: Sequence[Label | Row] | None = None, *, namespace: str = "", dry_run: bool = False
+        self,
+        labels: Sequence[Label | Row] | None,
+        decided_by: Decided,
+        max_wrong: float | None,
+        *,
+        dry_run: bool = False,
     ) -> FitReport:
-        """As `fit_cache`; the caller tells its own process."""
-        rows: list[JudgementRow] | None = None
+        """As `fit_cache`; the caller tells its own process. `max_wrong` is what is told about."""
         if labels is None:
             judged = of_judgements(reversed(self.records.judgements.recent(2 * MOST)))
-            labels, rows = [label for label, _ in judged], [row for _, row in judged]
-        pairs = pairs_of(labels, self.embedder)
+            labels = [label for label, _ in judged]
+        labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
         fingerprint = self.embedder.fingerprint
-        base = scorer_for(fingerprint)
-        found = learn(pairs, base, scorer_name(fingerprint, base))
-        report = report_of(found, self.threshold, self.audited)
-        if report.adopted and not dry_run:
-            self._hand_on(found, pairs, rows, namespace)
-            adoption.adopt(self.records, fingerprint, found.scorer)
+        best = best_of(pairs_of(labels, self.embedder), scorer_for(fingerprint))
+        level = min(max_wrong or self.settings.max_wrong, highest_max_wrong())
+        report = report_of(best, level, decided_by)
+        if not dry_run:
+            adoption.drop(self.records, fingerprint)
+            if report.adopted:
+                adoption.adopt(self.records, fingerprint, report.calibration)
         return report
 
-    def _hand_on(
-        self, found: Fit, pairs: Sequence[Pair], rows: Sequence[JudgementRow] | None, namespace: str
-    ) -> None:
-        """Note the out-of-fold scores as judgements, so that audits do not begin from zero."""
-        name = scorer_name(self.embedder.fingerprint, found.scorer)
-        known = {} if rows is None else {(normalise(row.asked), normalise(row.stored)): row for row in rows}
-        table, now, noted = self.records.judgements, time.time(), []
-        for at in sorted(found.best.tolist()):
-            pair = pairs[at]
-            row = known.get((pair.asked, pair.stored)) or JudgementRow(
-                at=now,
-                namespace=namespace,
-                scope="",
-                entry_id="",
-                asked=pair.asked,
-                stored=pair.stored,
-                similarity=pair.cosine,
-                score=0.0,
-                scorer=name,
-                right=pair.right,
-                source=FIT,
-            )
-            noted.append(replace(row, at=now, score=float(found.scores[at]), scorer=name, source=FIT))
-        if not any(table.newest(1, one, name) for one in {row.namespace for row in noted}):
-            table.add(noted)
+
+def best_of(pairs: Sequence[Pair], scorer: Scorer) -> list[Judged]:
+    """The best candidate of each question, in their order.
+
+    Raises:
+        InvalidInput: There are too few labels, or too few of one kind.
+    """
+    _require_enough(pairs)
+    best: dict[int, Judged] = {}
+    for pair in pairs:
+        score = scorer.score(pair.asked, pair.stored, pair.cosine, pair.vectors)
+        if pair.request not in best or score > best[pair.request].score:
+            best[pair.request] = Judged(score, pair.right)
+    return list(best.values())
 
 
-def report_of(found: Fit, threshold: float, audited: bool) -> FitReport:
-    """What a fit brings where this threshold, or a budget, decides; whether it is to be adopted."""
-    best, shipped = (
-        _judged(found.scores, found.best, found),
-        _judged(found.shipped, found.best_shipped, found),
-    )
-    count = found.scorer.labels
-    before, after = _served(shipped, threshold), _served(best, threshold)
-    broken = is_broken(before.wrong, before.hits, wrong_at(threshold))
-    reason = ""
-    if not (found.better or broken or after.hits > before.hits):
-        reason = "the fitted score is no better than the shipped one on these labels"
-    elif not (audited or broken or after.hits >= before.hits):
-        reason = (
-            f"the labels are too few to prove the threshold {threshold:.3f} for as many hits as the "
-            "shipped score has: give more, or turn on audits"
+def _require_enough(pairs: Sequence[Pair]) -> None:
+    questions, right = len({pair.request for pair in pairs}), sum(pair.right for pair in pairs)
+    wrong = len(pairs) - right
+    if questions < LEAST_LABELS or min(right, wrong) < LEAST_OF_A_KIND:
+        raise InvalidInput(
+            f"too few labels: {questions} questions, {right} pairs right and {wrong} wrong; at least "
+            f"{LEAST_LABELS} questions and {LEAST_OF_A_KIND} pairs of each kind are needed, and "
+            "1,000 to 2,000 questions are better; open the cache with audit_rate to collect them, or "
+            "give a file of labels"
         )
+
+
+def report_of(best: Sequence[Judged], max_wrong: float, decided_by: Decided = "fit") -> FitReport:
+    """What these labels, one of each question, lead to."""
+    calibration, before = calibrate(best, max_wrong), threshold_for(max_wrong)
+    after = calibration.threshold(max_wrong)
+    reason = "" if calibration.moved else "the labels neither prove a lower threshold nor disprove this one"
     return FitReport(
-        questions=count,
-        right=sum(one.right for one in shipped) / count,
-        model=found.model,
-        before=most_hits(shipped, count),
-        after=most_hits(best, count),
-        served_before=before,
-        served_after=after,
-        threshold=threshold,
-        audited=audited,
-        adopted=not reason,
+        questions=len(best),
+        right=sum(one.right for one in best) / len(best),
+        max_wrong=max_wrong,
+        threshold_before=before,
+        threshold_after=after,
+        served_before=Served(*served(best, before)),
+        served_after=_out_of_fold(best, max_wrong),
+        hindsight=most_hits(best, len(best)),
+        decided_by=decided_by,
+        adopted=calibration.moved,
         reason=reason,
-        scorer=found.scorer,
+        calibration=calibration,
     )
 
 
-def _judged(scores: Array, best: Places, found: Fit) -> list[Judged]:
-    return [Judged(float(scores[at]), bool(found.right[at])) for at in best]
-
-
-def _served(judged: Sequence[Judged], threshold: float) -> Served:
-    served = [one.right for one in judged if one.score >= threshold]
-    return Served(len(served), len(served) - sum(served))
+def _out_of_fold(best: Sequence[Judged], max_wrong: float, seed: int = 0) -> Served:
+    """What is served if each tenth of the questions has the threshold that the other nine lead to."""
+    fold = np.random.default_rng(seed).permutation(len(best)) % FOLDS
+    hits = wrong = 0
+    for at in range(FOLDS):
+        others = [one for one, part in zip(best, fold, strict=True) if part != at]
+        threshold = calibrate(others, max_wrong).threshold(max_wrong)
+        held = [one for one, part in zip(best, fold, strict=True) if part == at]
+        more, bad = served(held, threshold)
+        hits, wrong = hits + more, wrong + bad
+    return Served(hits, wrong)

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibidem.audits.terms import scorer_name
-from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, require_inside
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
-from ibidem.fit.text import from_json
+from ibidem.faults import log
+from ibidem.fit.calibration import Calibration, from_json
 
-SCORER_FILE, METRICS_FILE, CARD_FILE = "scorer.json", "metrics.json", "README.md"
+THRESHOLDS_FILE, METRICS_FILE, CARD_FILE = "thresholds.json", "metrics.json", "README.md"
+OLD_SCORER_FILE = "scorer.json"  # of version 0.1: a score that is not used any more
 KEPT_FILES = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)
-FILES = (*KEPT_FILES, SCORER_FILE)
+FILES = (*KEPT_FILES, THRESHOLDS_FILE, OLD_SCORER_FILE)
 LARGEST = 4 * 2**20  # bytes of a JSON file that is read
 
 
@@ -42,13 +42,13 @@ class Figure:
 class ModelDirectory:
     """A model that can be used: its files are whole, and it embeds.
 
-    `scorer` is the text of the scorer fitted for it, None if there is none; `figures` what its `metrics.json`
-    tells of the model before and after tuning.
+    `calibration` holds the thresholds fitted for it, None if there are none; `figures` what its
+    `metrics.json` tells of the model before and after tuning.
     """
 
     path: Path
     embedder: OnnxEmbedder
-    scorer: str | None
+    calibration: Calibration | None
     figures: tuple[Figure, ...]
 
     @property
@@ -62,7 +62,7 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
 
     Raises:
         EmbedderUnavailable: A file is missing or damaged, or the model does not embed.
-        InvalidInput: The scorer or the metrics cannot be used.
+        InvalidInput: The thresholds or the metrics cannot be used.
     """
     path = Path(directory).expanduser()
     if not (path / MANIFEST_FILE).is_file():
@@ -72,20 +72,24 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
     require_inside(path, FILES)
     embedder = OnnxEmbedder.from_directory(path)
     try:
-        width = embedder.embed(["does it embed?"]).shape[1]
+        embedder.embed(["does it embed?"])
     except (EmbedderUnavailable, ConfigurationError):
         raise
     except Exception as error:  # of onnxruntime, for a graph that it loads but cannot run
         raise EmbedderUnavailable(f"cannot use the model in {path}: {error}") from error
-    scorer = _text(path / SCORER_FILE)
-    if scorer is not None:
-        base = scorer_for(embedder.fingerprint)
-        name = scorer_name(embedder.fingerprint, base)
-        try:
-            from_json(scorer, base, name, width)
-        except InvalidInput as error:
-            raise InvalidInput(f"cannot use {path / SCORER_FILE}: {error}, or delete the file") from error
-    return ModelDirectory(path, embedder, scorer, tuple(_figures(path / METRICS_FILE)))
+    return ModelDirectory(path, embedder, _calibration(path), tuple(_figures(path / METRICS_FILE)))
+
+
+def _calibration(path: Path) -> Calibration | None:
+    if (path / OLD_SCORER_FILE).exists():
+        about = {"event.name": "ibidem.fit.old_score"}
+        said = "%s holds a score fitted by version 0.1, not used any more; ibidem fit moves the threshold"
+        log.warning(said, path / OLD_SCORER_FILE, extra=about)
+    text = _text(path / THRESHOLDS_FILE)
+    try:
+        return None if text is None else from_json(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"cannot use {path / THRESHOLDS_FILE}: {error}, or delete the file") from error
 
 
 def _text(file: Path) -> str | None:

@@ -18,9 +18,9 @@ from ibidem.storage.rows import StoredVector
 
 if TYPE_CHECKING:
     from ibidem.backend import Backend
-    from ibidem.decision.scoring import Scorer
     from ibidem.embedding.embedder import Embedder
     from ibidem.entry import Entry
+    from ibidem.fit.calibration import Calibration
     from ibidem.models.matcher import Matcher
 
 RETIRED_SECONDS = 30.0  # so long a replaced matcher stays open for lookups that began with it
@@ -127,12 +127,12 @@ class Following:
         if self._closed:
             raise CacheClosed("this cache was closed while a model was promoted; promote it again")
 
-    def rescore(self, matcher: Matcher, scorer: Scorer) -> None:
-        """Score with another scorer from now on, unless another embedder is used by now."""
+    def calibrate(self, matcher: Matcher, calibration: Calibration) -> None:
+        """Serve from these thresholds from now on, unless another embedder is used by now."""
         with self._lock:
             used = self._backend.matcher
-            if used.embedder is matcher.embedder:
-                self._backend.adopt(replace(used, scorer=scorer))
+            if used.embedder is matcher.embedder:  # the scorer stays, and with it all that audits know
+                self._backend.matcher = replace(used, calibration=calibration)
 
     def take_along(self, entry: Entry, matcher: Matcher) -> None:
         """Make an entry that was stored with this matcher findable with those that take its place."""

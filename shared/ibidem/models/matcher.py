@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ibidem.audits.terms import scorer_name
+from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.embedder import CheckedEmbedder
 from ibidem.errors import StorageError
-from ibidem.fit.adoption import adopted
+from ibidem.fit.adoption import adopted, warn_of_old_score
+from ibidem.fit.calibration import SHIPPED, Calibration
 from ibidem.index.vectors import Vectors
 from ibidem.places import catalogue_of, index_opener
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """An embedder, the vectors it made, and the scorer of their similarities.
+    """An embedder, the vectors it made, the scorer of their similarities, and the thresholds fitted to it.
 
     A lookup or a store takes one when it begins and keeps to it: vectors and scores of two embedders are
     never compared, also while another model is promoted.
@@ -32,6 +34,7 @@ class Matcher:
     embedder: CheckedEmbedder
     scorer: Scorer
     vectors: Vectors
+    calibration: Calibration = SHIPPED
 
     @property
     def fingerprint(self) -> str:
@@ -75,4 +78,6 @@ def matcher_of(
         alone=settings.chroma is None,
         opened=opened,
     )
-    return Matcher(checked, adopted(records, checked.fingerprint, faults), vectors)
+    warn_of_old_score(records, checked.fingerprint)
+    calibration = adopted(records, checked.fingerprint, faults)
+    return Matcher(checked, scorer_for(checked.fingerprint), vectors, calibration)

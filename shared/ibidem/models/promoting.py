@@ -11,13 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ibidem.audits.terms import scorer_name
-from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.embedder import CheckedEmbedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
 from ibidem.fit import adoption
-from ibidem.fit.text import from_json
 from ibidem.models.chosen import Model, Promotion, change_promotion, open_model, read_promotion
 from ibidem.models.directory import Figure, ModelDirectory, open_model_directory, worse
 from ibidem.storage.rows import StoredVector
@@ -62,12 +59,12 @@ def promote_cache(
     one stays in use; called again, it goes on where it was.
 
     Args:
-        directory: What `ibidem tune` wrote: a model, its scorer, its metrics.
+        directory: What `ibidem tune` wrote: a model, its thresholds, its metrics.
         force: True to use it although its metrics say that it is worse, or say nothing.
         progress: Called now and then with how many questions are embedded, and of how many.
 
     Raises:
-        InvalidInput: The metrics say that it is worse; or the scorer or the metrics cannot be used.
+        InvalidInput: The metrics say that it is worse; or the thresholds or the metrics cannot be used.
         EmbedderUnavailable: The model's files are missing or damaged.
         ConfigurationError: This cache was opened with an embedder of its own.
         StorageError: The database failed, or something else was promoted meanwhile.
@@ -83,7 +80,7 @@ def promote_cache(
 
 
 def rollback_cache(self: SemanticCache) -> PromotionReport:
-    """Use the embedder that was used before the last promotion, at once: its vectors and scorer are kept.
+    """Use the embedder that was used before the last promotion, at once: its vectors and thresholds are kept.
 
     What was stored since is embedded in the background. Called again, it returns to the promoted one.
 
@@ -145,13 +142,13 @@ def _promote(backend: Backend, found: ModelDirectory, progress: Progress) -> Pro
     table = records.vectors_of(model.fingerprint)
     embedded = embed_all(table, checked, partial(_tell, backend, progress))
     seconds = time.perf_counter() - started
-    if found.scorer is not None:
-        records.set_meta(adoption.key_of(model.fingerprint), found.scorer)
+    if found.calibration is not None:
+        adoption.adopt(records, model.fingerprint, found.calibration)
     changed = used.fingerprint != model.fingerprint
     if changed:
         _exchange(backend, kept, now, Promotion(model, used, time.time()))
-    elif found.scorer is not None:
-        _rescore(backend, found.scorer)
+    elif found.calibration is not None:  # the model is in use already: its thresholds may be others
+        backend.following.calibrate(backend.matcher, found.calibration)
     return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
 
 
@@ -172,14 +169,6 @@ def _exchange(backend: Backend, embedder: Embedder, now: Promotion | None, then:
 def _switch(records: Records, now: Promotion | None, then: Promotion) -> None:
     if not change_promotion(records, now, then):
         raise StorageError("another model was promoted meanwhile: look with ibidem promote --status")
-
-
-def _rescore(backend: Backend, text: str) -> None:
-    """The model is in use already: its scorer may be another."""
-    matcher = backend.matcher
-    base = scorer_for(matcher.fingerprint)
-    scorer = from_json(text, base, scorer_name(matcher.fingerprint, base))
-    backend.following.rescore(matcher, scorer)
 
 
 def embed_all(table: VectorTable, embedder: CheckedEmbedder, progress: Progress) -> int:

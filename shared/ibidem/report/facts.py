@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ibidem.audits.audit import ASSUMED_RATE, report_of
+from ibidem.fit.adoption import policy_in_force
 from ibidem.prices import Prices, Savings, savings
 from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Asked, Doubted, Served, Span, Valuable
 
@@ -100,7 +101,7 @@ def gather(records: Records, settings: Settings, prices: Prices, span: Span, now
     served = figures.served(span)
     reasons = figures.reasons(span)
     rate = settings.audit_rate or ASSUMED_RATE
-    audits = report_of(records.judgements, settings.max_wrong, rate, span.namespace)
+    audits = report_of(records, settings.max_wrong, rate, span.namespace)
     holdings = records.holdings.totals(span.namespace, TOP)
     by_namespace = groups(figures.by_namespace(span, TOP), prices)
     return Facts(
@@ -115,7 +116,7 @@ def gather(records: Records, settings: Settings, prices: Prices, span: Span, now
         tiers=groups(sorted((row for row in served if row.tier), key=_tier), prices, _tier),
         reasons=reasons,
         bins=bins_of(figures.similarities(span)),
-        boundary=boundary_of(settings, audits),
+        boundary=boundary_of(records, settings, audits),
         near=figures.near_misses(span, list(reasons)[:REASONS], EXAMPLES),
         unsure=figures.unsure_hits(span, ENTRIES),
         valuable=[(one, _cost(one, prices)) for one in figures.most_valuable(span, ENTRIES)],
@@ -135,14 +136,15 @@ def width_of(seconds: float) -> float:
     return next((width for width in WIDTHS if seconds <= PERIODS * width), WIDTHS[-1])
 
 
-def boundary_of(settings: Settings, audits: Sequence[AuditStats]) -> float | None:
+def boundary_of(records: Records, settings: Settings, audits: Sequence[AuditStats]) -> float | None:
     """From which score on answers are served, somewhere; None while nothing is.
 
-    Where hits are audited the budgets decide, each for its namespace; else the threshold of these settings.
+    Where hits are audited the budgets decide, each for its namespace; else the threshold of these settings,
+    which a fit may have moved. Raises `StorageError`.
     """
     if settings.audit_rate or any(one.audits for one in audits):
         return min((one.threshold for one in audits if one.threshold is not None), default=None)
-    return settings.policy.threshold
+    return policy_in_force(records, settings).threshold
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:

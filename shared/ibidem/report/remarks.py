@@ -51,7 +51,8 @@ def saved(facts: Facts) -> Remark:
         return Remark("Nothing was served yet, so nothing was saved.", "See below why lookups missed.")
     parts = [f"{sums.tokens:,} tokens" if sums.tokens else "an unknown number of tokens"]
     if sums.priced:
-        parts.append(f"{money(sums.money, prices)} (of {share(sums.priced, sums.hits)} of the hits)")
+        priced = f"of {share(sums.priced, sums.hits)} of the hits, at {prices.dated}"
+        parts.append(f"{money(sums.money, prices)} ({priced})")
     if sums.timed:
         parts.append(f"{duration(sums.seconds)} of waiting (of {share(sums.timed, sums.hits)} of the hits)")
     told = f"{plural(sums.hits, 'answer')} served without the model saved {', '.join(parts)}."

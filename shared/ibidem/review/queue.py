@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ibidem.audits.audit import ASSUMED_RATE, report_of
 from ibidem.decision.guards import vetoed_by
-from ibidem.faults import Faults
-from ibidem.fit.adoption import adopted
+from ibidem.decision.scoring import scorer_for
+from ibidem.fit.adoption import policy_in_force
 from ibidem.report.facts import BELOW, boundary_of
 from ibidem.request import normalise
 
@@ -74,8 +74,10 @@ def sieve_of(records: Records, settings: Settings, namespace: str | None) -> Sie
         StorageError: The database failed.
     """
     known = records.embedders.known()
-    scorer = adopted(records, max(known, key=lambda one: known[one], default=""), Faults())
+    scorer = scorer_for(max(known, key=lambda one: known[one], default=""))
     rate = settings.audit_rate or ASSUMED_RATE
-    audits = report_of(records.judgements, settings.max_wrong, rate, namespace)
-    boundary = boundary_of(settings, audits)
-    return Sieve(records, scorer, settings.policy.threshold if boundary is None else boundary, namespace)
+    audits = report_of(records, settings.max_wrong, rate, namespace)
+    boundary = boundary_of(records, settings, audits)
+    if boundary is None:
+        boundary = policy_in_force(records, settings).threshold
+    return Sieve(records, scorer, boundary, namespace)

@@ -1,7 +1,8 @@
 """Invalidation in SQL: answers are deleted, and a tombstone keeps those away that are just being made.
 
-A store reads the tombstones in its own transaction, an invalidation writes one in that which begins to
-delete, and the two do not overlap. So an answer is either there when an invalidation deletes, or not stored.
+A store reads the tombstones in its own transaction, an invalidation writes one before it looks for what is to
+be deleted, and the two do not overlap. So an answer is either found by the invalidation, or not stored. What
+was asked for after that is stored, and stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ibidem.lifecycle.tombstones import Tombstones
 from ibidem.storage import tables
 from ibidem.storage.columns import sound
 from ibidem.storage.database import reading, writing
-from ibidem.storage.removal import BATCH, delete
+from ibidem.storage.removal import BATCH, Pace, delete
 from ibidem.storage.rows import EmbeddedExample, lineage_of
 
 _entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
@@ -59,17 +60,23 @@ class Invalidations:
         Those found while it runs are deleted in batches. If it fails on the way the rest stays, though what
         is just being made is kept away already: call it again.
         """
-        where = condition(criteria)
+        c = _entries.c
         with writing(self._engine) as db:
             _exclude_stores(db)
             tombstone = {"at": clock(), "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))
-            gone, forgotten = _delete_some(db, where, examples)
-        batch = gone
-        while len(batch) == BATCH:
-            with writing(self._engine) as db:
-                batch, more = _delete_some(db, where, examples)
-            gone, forgotten = gone + batch, forgotten + more
+        with reading(self._engine) as db:  # what is stored from now on is not concerned; holds up nobody
+            query = sa.select(c.id, c.created).where(condition(criteria))
+            if db.dialect.name == "sqlite":  # what lies side by side in the file is deleted ten times as fast
+                query = query.order_by(sa.text(f"{_entries.name}.rowid"))
+            found = [(row.id, row.created) for row in db.execute(query)]
+        gone, forgotten, pace, at = list[str](), 0, Pace(), 0
+        while at < len(found):
+            some = dict(found[at : at + pace.size])
+            at += len(some)
+            with writing(self._engine) as db, pace:
+                deleted, more = _delete(db, some, examples)
+            gone, forgotten = gone + deleted, forgotten + more
         return gone, forgotten + (self._forget_examples(criteria) if examples else 0)
 
     def preview(self, criteria: Criteria, limit: int) -> tuple[int, list[str]]:
@@ -150,16 +157,19 @@ def _exclude_stores(db: sa.Connection) -> None:
     # In SQLite whoever writes is alone.
 
 
-def _delete_some(
-    db: sa.Connection, where: sa.ColumnElement[bool], with_examples: bool
-) -> tuple[list[str], int]:
-    """Delete a batch of entries, and the examples that repeat their answers; their ids, and how many."""
-    found = list(db.scalars(sa.select(_entries.c.id).where(where).limit(BATCH)))
+def _delete(db: sa.Connection, some: dict[str, float], with_examples: bool) -> tuple[list[str], int]:
+    """Delete entries, and the examples that repeat their answers; the ids deleted, and how many examples.
+
+    An entry that was stored anew since it was found stays: `some` holds when each was stored.
+    """
+    c = _entries.c
+    now = sa.select(c.id, c.created).where(c.id.in_(some)).order_by(c.id)
+    if db.dialect.name == "postgresql":  # in the order in which others lock them, against deadlocks
+        now = now.with_for_update()
+    found = [entry_id for entry_id, created in db.execute(now) if created == some[entry_id]]
     if not found:
         return [], 0
-    mine = _entries.c.id.in_(found)
-    if db.dialect.name == "postgresql":  # in the order in which others lock them, against deadlocks
-        db.execute(sa.select(_entries.c.id).where(mine).order_by(_entries.c.id).with_for_update())
+    mine = c.id.in_(found)
     count = _delete_examples(db, found, mine) if with_examples else 0
     delete(db, mine)
     return found, count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -120,10 +120,17 @@ class JudgementTable:
         with reading(self._engine) as db:
             return noted(db, CORRECTED) or ""
 
-    def namespaces(self, limit: int, namespace: str | None = None) -> list[tuple[str, str]]:
-        """The namespaces audited last, or this one, each with the scorer of its newest audit, last first."""
+    def namespaces(
+        self, limit: int, namespace: str | None = None, scorers: Collection[str] | None = None
+    ) -> list[tuple[str, str]]:
+        """The namespaces audited last, or this one, each with the scorer of its newest audit, last first.
+
+        Where `scorers` are named, only judgements of theirs count.
+        """
         c = _judgements.c
         audited = sa.select(sa.func.max(c.id).label("id")).where(_AUDITED)
+        if scorers is not None:
+            audited = audited.where(c.scorer.in_(list(scorers)))
         if namespace is not None:
             audited = audited.where(c.namespace == namespace)
         newest = audited.group_by(c.namespace).subquery()

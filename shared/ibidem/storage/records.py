@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from ibidem.entry import Entry, Source
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
-from ibidem.scoping import users_of
 from ibidem.storage import tables
 from ibidem.storage.browsing import Browsing
+from ibidem.storage.clearing import Clearing
 from ibidem.storage.columns import sound
 from ibidem.storage.database import reading, upsert_entry, writing
 from ibidem.storage.embedders import Embedders, number_of
@@ -30,11 +30,12 @@ from ibidem.storage.figures import Figures
 from ibidem.storage.holdings import HoldingsTable
 from ibidem.storage.invalidating import Invalidations
 from ibidem.storage.logs import JudgementTable, LookupTable
+from ibidem.storage.masking import Masking
 from ibidem.storage.migrations import prepare
 from ibidem.storage.model_table import ModelFilesTable
 from ibidem.storage.notes import Notes
 from ibidem.storage.prepared import Prepared, padded, several
-from ibidem.storage.removal import Removal, delete, forget_vectors
+from ibidem.storage.removal import Removal, forget_vectors
 from ibidem.storage.reviews import Reviews
 from ibidem.storage.rows import ENTRY, Totals, entry_row, source_rows, tag_rows, to_entry
 from ibidem.storage.stored import StoredTable
@@ -241,16 +242,15 @@ class Records(Notes):
         return True
 
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all entries and logs, or those of one namespace and its users; returns how many entries."""
-        logs = [sa.delete(log) for log in (tables.lookups, tables.examples, tables.judgements)]
-        where: sa.ColumnElement[bool] = sa.true()
-        if namespace is not None:
-            where = _is_of(_entries, namespace)
-            logs = [log.where(_is_of(log.table, namespace)) for log in logs]
-        with writing(self._engine) as db:
-            for log in logs:
-                db.execute(log)
-            return delete(db, where)
+        """Delete all entries and logs, or those of one namespace and its users; returns how many entries.
+
+        In batches, see `ibidem.storage.clearing`: if it fails on the way a part is deleted; call it again.
+        """
+        return Clearing(self._engine).run(namespace)
+
+    def masking(self, redact: Callable[[str], str], name: str) -> Masking:
+        """What redacts the logs that are written already."""
+        return Masking(self._engine, redact, name)
 
     def check(self) -> list[str]:
         """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
@@ -259,8 +259,3 @@ class Records(Notes):
         with reading(self._engine) as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found
-
-
-def _is_of(table: sa.FromClause, namespace: str) -> sa.ColumnElement[bool]:
-    named, users = table.c.namespace, users_of(namespace)
-    return (named == namespace) | (sa.func.substr(named, 1, len(users)) == users)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,14 +28,20 @@ class Telemetry:
 
     Args:
         place: Names the cache.
-        threshold: The least score that it serves.
+        threshold: Tells the least score that it serves now.
         noted: Where failures are counted.
         prices: What models cost.
         namespaced: Whether namespaces may be told.
     """
 
     def __init__(
-        self, place: str, threshold: float, noted: faults.Faults, prices: Prices, *, namespaced: bool = False
+        self,
+        place: str,
+        threshold: Callable[[], float],
+        noted: faults.Faults,
+        prices: Prices,
+        *,
+        namespaced: bool = False,
     ) -> None:
         self._place, self._threshold, self._prices = place, threshold, prices
         self._faults, self._namespaced = noted, namespaced
@@ -102,7 +109,7 @@ class Telemetry:
     def _of_lookup(self, request: Request, result: object) -> Attributes:
         if not isinstance(result, (Hit, Miss)):  # the cache was closed while this waited
             return self._about(request, "miss")
-        told = self._about(request, outcome_of(result)) | {"ibidem.threshold": self._threshold}
+        told = self._about(request, outcome_of(result)) | {"ibidem.threshold": self._threshold()}
         if result.entry_id is not None:
             told["ibidem.entry.id"] = result.entry_id
         if result.similarity is not None:

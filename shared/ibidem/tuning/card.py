@@ -75,9 +75,9 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         "",
         *(f"* {name.replace('_', ' ')}: {value}" for name, value in training.items()),
         "",
-        "## Score",
+        "## Threshold",
         "",
-        str(more["scorer"]["said"]),
+        str(more["threshold"]["said"]),
     ]
     (directory / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.audits.terms import scorer_name
 from ibidem.decision.scoring import scorer_for
 from ibidem.embedding.embedder import CheckedEmbedder
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
-from ibidem.fit.fitting import learn
+from ibidem.fit.calibration import NEVER, to_json
 from ibidem.fit.labels import Label, pairs_of
-from ibidem.fit.text import to_json
-from ibidem.models.directory import SCORER_FILE
+from ibidem.fit.learning import best_of, report_of
+from ibidem.models.directory import THRESHOLDS_FILE
 from ibidem.tuning import card
 from ibidem.tuning.data import Division, distinct, divide
 from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, labels_of, measure, resampled
@@ -32,8 +31,12 @@ from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, labels_of, m
 if TYPE_CHECKING:
     from ibidem.tuning.training import Recipe, Trained
 
-LEAST_PAIRS, LEAST_OF_A_KIND = 300, 50  # with fewer, fit the score instead: verifier experiments, section 7
+LEAST_PAIRS, LEAST_OF_A_KIND = (
+    300,
+    50,
+)  # with fewer, fit the threshold instead: verifier experiments, section 7
 SHARES = (0.1, 0.2)
+MAX_WRONG = 0.02  # that is told about; the thresholds for other shares are fitted as well
 TORCH_FOLDER = "torch"  # the model in full precision, to tune further from
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -43,14 +46,14 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 class TuneReport:
     """What a tuning brought, on questions it had not seen; `gain` is the AUC's, with its 95 % interval.
 
-    `scorer` says how the score was fitted, or why it was not.
+    `threshold` says how the threshold was fitted, or why it was not.
     """
 
     directory: Path
     before: PairMetrics
     after: PairMetrics
     gain: tuple[float, float, float]
-    scorer: str
+    threshold: str
 
 
 def tune(
@@ -61,7 +64,7 @@ def tune(
     recipe: Recipe | None = None,
     progress: Callable[[int, int, float | None], None] = lambda step, steps, auc: None,
 ) -> TuneReport:
-    """Fine-tune an embedding on labelled pairs and write it to `out` with figures, card and score.
+    """Fine-tune an embedding on labelled pairs and write it to `out` with figures, card and threshold.
 
     Args:
         pairs: Labelled pairs of questions.
@@ -118,7 +121,7 @@ def _require_enough(pairs: Sequence[Label], division: Division) -> None:
         raise InvalidInput(
             f"too few labels: {len(pairs):,} different pairs, {right:,} of one answer and {wrong:,} of two; "
             f"at least {LEAST_PAIRS} pairs and {LEAST_OF_A_KIND} of each kind are needed. Label more with "
-            "ibidem pairs and ibidem teach, or fit the score alone with ibidem fit"
+            "ibidem pairs and ibidem teach, or fit the threshold alone with ibidem fit"
         )
     for name in ("train", "validation", "test"):
         if len({pair.right for pair in getattr(division, name)}) < 2:
@@ -169,12 +172,12 @@ def _write(
     same = labels_of(division.test)
     before, after = measure(division.test, plain), measure(division.test, tuned, plain)
     gain = _gain(division.test, plain, tuned)
-    scorer = _fit_scorer(directory, embedder, [*division.validation, *division.test])
-    more = _more(made, trained, division, gain, scorer)
+    threshold = _fit_threshold(directory, embedder, [*division.validation, *division.test])
+    more = _more(made, trained, division, gain, threshold)
     card.write_metrics(directory, before, after, more)
     card.write_card(directory, before, after, more)
     card.write_roc(directory / card.ROC_FILE, plain, tuned, same)
-    return before, after, gain, scorer["said"]
+    return before, after, gain, threshold["said"]
 
 
 def _require_architecture(folder: Path) -> None:
@@ -201,16 +204,22 @@ def _gain(pairs: Sequence[Label], before: Array, after: Array) -> tuple[float, f
     return difference(np.arange(len(pairs))), low, high
 
 
-def _fit_scorer(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Label]) -> dict[str, Any]:
-    """Fit the pair score to pairs that were not learned from, and write it; why not, if there are too few."""
+def _fit_threshold(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Label]) -> dict[str, Any]:
+    """Fit thresholds to pairs that were not learned from, and write them; why not, if there are too few."""
     checked = CheckedEmbedder(embedder, lambda _, value: value)
-    base = scorer_for(checked.fingerprint)
     try:
-        found = learn(pairs_of(pairs, checked), base, scorer_name(checked.fingerprint, base))
+        best = best_of(pairs_of(pairs, checked), scorer_for(checked.fingerprint))
     except InvalidInput as error:
-        return {"fitted": False, "said": f"Not fitted, the cosine itself is compared: {error}."}
-    (directory / SCORER_FILE).write_text(to_json(found.scorer), encoding="ascii")
-    said = f"Fitted to {found.scorer.labels:,} questions that were not learned from; model: {found.model}."
+        return {"fitted": False, "said": f"Not fitted, the threshold is the shipped one: {error}."}
+    found = report_of(best, MAX_WRONG)
+    (directory / THRESHOLDS_FILE).write_text(to_json(found.calibration), encoding="ascii")
+    after = (
+        "nothing is served by meaning" if found.threshold_after == NEVER else f"{found.threshold_after:.4f}"
+    )
+    said = (
+        f"Fitted to {found.questions:,} questions that were not learned from; for max_wrong {MAX_WRONG:g} "
+        f"{after} (shipped: {found.threshold_before:.4f})."
+    )
     return {"fitted": True, "said": said}
 
 
@@ -219,13 +228,13 @@ def _more(
     trained: Trained,
     division: Division,
     gain: tuple[float, float, float],
-    scorer: dict[str, Any],
+    threshold: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "name": made.name,
         "base": made.base,
         "gain": dict(zip(("auc", "low", "high"), gain, strict=True)),
-        "scorer": scorer,
+        "threshold": threshold,
         "data": {
             "train": len(division.train),
             "validation": len(division.validation),

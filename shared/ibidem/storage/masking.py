@@ -1,0 +1,59 @@
+"""Logs written before `redact` was set, or by a process without it: redacted where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from ibidem.storage import tables
+from ibidem.storage.database import reading, writing
+from ibidem.storage.notes import note, noted
+
+BATCH = 200  # rows read, and written if they change, at a time
+_TEXTS = {
+    tables.judgements: ("asked", "stored"),
+    tables.lookups: ("question",),
+    tables.examples: ("question", "answer"),
+}
+
+
+class Masking:
+    """Redacts the logs of one database. Raises `StorageError` when it fails.
+
+    Args:
+        engine: The database.
+        redact: Returns a text as it may be kept.
+        name: Names `redact`: what was seen by one of this name is not looked at again. "" names none.
+    """
+
+    def __init__(self, engine: sa.Engine, redact: Callable[[str], str], name: str) -> None:
+        self._engine, self._redact, self._name = engine, redact, name
+        self._seen: dict[str, int] = {}  # ids, by table
+
+    def step(self) -> bool:
+        """Look through one batch; returns whether there may be more."""
+        return any(self._step(table, names) for table, names in _TEXTS.items())
+
+    def _step(self, table: sa.Table, names: tuple[str, ...]) -> bool:
+        key = f"redacted:{self._name}:{table.name}"
+        with reading(self._engine) as db:
+            last = self._seen.get(key, int(noted(db, key) or 0) if self._name else 0)
+            columns = [table.c.id, *(table.c[name] for name in names)]
+            query = sa.select(*columns).where(table.c.id > last).order_by(table.c.id).limit(BATCH)
+            rows = db.execute(query).all()
+        if not rows:
+            return False
+        changed = []
+        for row in rows:
+            shown = {name: text and self._redact(text) for name, text in zip(names, row[1:], strict=True)}
+            if tuple(shown.values()) != tuple(row[1:]):
+                changed.append((row.id, shown))
+        forget = {"vector": None, "embedder": ""} if table is tables.examples else {}  # of the text in clear
+        with writing(self._engine) as db:
+            for number, shown in changed:
+                db.execute(sa.update(table).where(table.c.id == number).values({**shown, **forget}))
+            if self._name:
+                note(db, key, str(rows[-1].id))
+        self._seen[key] = rows[-1].id
+        return True

@@ -1,0 +1,192 @@
+"""Deleting much at once: in short transactions, in one moment, and never what was refreshed meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import ibidem
+from ibidem import Answer, Example, Request, StorageError
+from ibidem.lifecycle.invalidation import Criteria
+from ibidem.storage import clearing, removal
+from ibidem.storage.records import Records
+from tests.embedders import BagOfWords
+from tests.helpers import eventually
+from tests.servers import running_postgres
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """At most seven entries a transaction; how many each deleted."""
+    monkeypatch.setattr(removal, "BATCH", 7)
+    monkeypatch.setattr(removal, "LEAST", 7)
+    monkeypatch.setattr(removal, "MOST", 7)
+    monkeypatch.setattr(clearing, "ROWS", 5)
+    deleted: list[int] = []
+
+    def delete(db: Any, where: Any) -> int:
+        deleted.append(removal.delete(db, where))
+        return deleted[-1]
+
+    monkeypatch.setattr(clearing, "delete", delete)
+    return deleted
+
+
+def fill(cache: ibidem.SemanticCache, count: int, namespace: str) -> None:
+    """Entries, lookups and examples."""
+    for n in range(count):
+        cache.store(Request(f"question {n}", namespace=namespace), Answer(f"answer {n}"))
+        cache.lookup(Request(f"question {n}", namespace=namespace))
+        cache.examples.add(Example(f"example {n}", "x", namespace=namespace))
+    cache.flush()
+
+
+@contextmanager
+def between(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> Iterator[None]:
+    """Do something before each search of a clear, in a thread of its own."""
+    reading = clearing.reading
+
+    def searched(engine: Any) -> Any:
+        thread = threading.Thread(target=do)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        return reading(engine)
+
+    monkeypatch.setattr(clearing, "reading", searched)
+    yield
+    monkeypatch.setattr(clearing, "reading", reading)
+
+
+@pytest.mark.parametrize("namespace", [None, "acme"])
+def test_others_store_between_the_batches_of_a_clear(
+    open_cache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_batches: list[int],
+    namespace: str | None,
+) -> None:
+    """What they stored before the end is gone with the rest, what they store later stays."""
+    cache = open_cache()
+    fill(cache, 40, "acme")
+    fill(cache, 10, "other")
+    said: list[str] = []
+
+    def store() -> None:
+        said.append(f"meanwhile {len(said)}")
+        for named in ("acme", "other"):
+            assert cache.store(Request(said[-1], namespace=named), Answer("x"))
+
+    with between(monkeypatch, store):
+        gone = cache.clear(namespace)
+    kept = 10 + len(said) if namespace else 0
+
+    assert len(said) > 5
+    assert max(small_batches[:-1]) <= 7
+    assert small_batches[-1] <= 2 * 7
+    assert gone == 50 + 2 * len(said) - kept
+    assert cache.stats().entries == kept
+    assert not any(cache.lookup(Request(text, namespace="acme")) for text in [*said, "question 3"])
+    store()
+    assert cache.lookup(Request(said[-1], namespace="acme"))
+    assert {example.namespace for example in cache.examples.recent(100)} == (
+        {"other", "acme"} if namespace else {"acme", "other"}
+    )
+
+
+def test_a_clear_that_failed_is_called_again(
+    open_cache, monkeypatch: pytest.MonkeyPatch, small_batches: list[int]
+) -> None:
+    """A part is deleted, the rest answers as before."""
+    cache = open_cache()
+    fill(cache, 30, "acme")
+
+    deleted = clearing.delete
+
+    def delete(db: Any, where: Any) -> int:
+        if len(small_batches) == 2:
+            raise StorageError("the disk is gone")
+        return deleted(db, where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clearing, "delete", delete)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            cache.clear("acme")
+    left = [n for n in range(30) if cache.lookup(Request(f"question {n}", namespace="acme"))]
+    assert len(left) == 16
+    assert cache.clear("acme") == 16
+    assert not cache.lookup(Request("question 29", namespace="acme"))
+
+
+def test_a_namespace_is_cleared_with_its_users_and_no_other(open_cache) -> None:
+    """Whatever the names are like."""
+    cache = open_cache()
+    names = ["a", "a/user=x", "a/user=~", "a/user", "a/user>", "ab", "A", "a/users=x", ""]
+    for name in names:
+        cache.store(Request("q", namespace=name), Answer(name or "-"))
+    assert cache.clear("a") == 3
+    assert [name for name in names if cache.lookup(Request("q", namespace=name))] == names[3:]
+
+
+# PostgreSQL -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+RACES: dict[str, tuple[Callable[[Records], object], dict[str, float]]] = {
+    "purge": (lambda records: records.removal.purge(1e9), {"expires": 2e9}),
+    "evict": (lambda records: records.removal.evict(1, 0), {"used": 2e9, "rank": 2e9}),
+    "invalidate": (
+        lambda records: records.invalidations.run(Criteria(before=1.5e9), time.time),
+        {"created": 2e9},
+    ),
+}
+
+
+@pytest.mark.parametrize(("delete", "refresh"), RACES.values(), ids=RACES.keys())
+@pytest.mark.parametrize("commits", [True, False], ids=["refreshed", "rolled back"])
+def test_what_is_refreshed_in_the_same_moment_stays(
+    postgres: str,
+    tmp_path: Path,
+    delete: Callable[[Records], object],
+    refresh: dict[str, float],
+    commits: bool,
+) -> None:
+    """The refresh has changed the row and not committed when the other looks for what is to be deleted."""
+    with ibidem.open(tmp_path, database=postgres, embedder=BagOfWords()) as cache:
+        cache.clear()
+        cache.store(
+            Request("fresh", documents=(ibidem.Document("d", "text"),)), Answer("an answer"), tags=["t"]
+        )
+    engine, records = sa.create_engine(postgres), Records(postgres)
+    with engine.begin() as db:
+        db.execute(sa.text("UPDATE entries SET expires = 5e8, created = 5e8, used = 5e8, rank = 0"))
+    changes = ", ".join(f"{name} = {value}" for name, value in refresh.items())
+    with engine.connect() as db:
+        db.execute(sa.text(f"UPDATE entries SET {changes}"))
+        thread = threading.Thread(target=delete, args=(records,))
+        thread.start()
+        with engine.connect() as other:
+            waits = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            assert eventually(lambda: bool(other.scalar(waits)), 10)
+            (db.commit if commits else db.rollback)()
+        thread.join(20)
+    with engine.connect() as db:
+        counts = [
+            db.scalar(sa.text(f"SELECT count(*) FROM {table}"))
+            for table in ("entries", "entry_tags", "entry_documents", "entry_vectors")
+        ]
+    assert counts == [int(commits)] * 4
+    records.close()
+    engine.dispose()
