@@ -18,6 +18,7 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
+A_UUID = "9b6f4b23-55fd-421d-a3c1-29784353194c"
 )
 from langchain_core.messages.content import (
     create_audio_block,
@@ -117,7 +118,7 @@ def test_a_block_is_the_one_that_was_written_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("id_", ["file-1", "lc_1", f"img_{uuid4()}", str(uuid4()), f"lc_{uuid4()}x"])
+@pytest.mark.parametrize("id_", ["file-1", "lc_1", f"img_{A_UUID}", A_UUID, f"lc_{A_UUID}x"])
 def test_an_id_that_somebody_gave_counts(id_: str) -> None:
     given, bare = create_image_block(url="http://a/1", id=id_), create_image_block(url="http://a/1")
     assert fingerprint(given) != fingerprint(bare)

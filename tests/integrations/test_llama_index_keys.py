@@ -393,7 +393,9 @@ def test_what_is_used_up_by_reading_is_not_cached(spent: object) -> None:
         parameters({"x": {"y": [spent]}})
 
 
-@pytest.mark.parametrize("pair", [(object(), object()), (b"a", b"b"), (print, len)], ids=["objects", "bytes", "functions"])
+@pytest.mark.parametrize(
+    "pair", [(object(), object()), (b"a", b"b"), (print, len)], ids=["objects", "bytes", "functions"]
+)
 def test_other_objects_are_compared_by_identity_or_by_what_they_say(pair: tuple[Any, Any]) -> None:
     one, other = ({"x": {"y": [each]}} for each in pair)
     assert parameters(one) == parameters(one) != parameters(other)
