@@ -18,7 +18,6 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
-A_UUID = "9b6f4b23-55fd-421d-a3c1-29784353194c"
 )
 from langchain_core.messages.content import (
     create_audio_block,
@@ -41,6 +40,7 @@ from tests.conftest import OpenCache
 
 Made = Callable[[], Any]
 
+A_UUID = "9b6f4b23-55fd-421d-a3c1-29784353194c"
 TEXTS = st.text("abc ?", min_size=1, max_size=6)
 MEDIA = [create_image_block, create_video_block, create_audio_block, create_file_block]
 
