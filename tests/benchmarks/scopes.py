@@ -405,7 +405,7 @@ def _counted(counts: list[int], ids: list[str], name: str) -> list[int]:
 
 def print_workload(options: argparse.Namespace, file: Path, load: Workload, indexed: int, held: int) -> None:
     """What was measured, on what."""
-    names = ("chromadb", "numpy", "onnxruntime", "sqlalchemy", "ibidem")
+    names = ("chromadb", "numpy", "onnxruntime", "sqlalchemy", "ibidem-cache")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     distinct = len(load.texts) - len(load.asked)
     print(

@@ -664,7 +664,7 @@ def test_keys_are_the_same_in_every_process() -> None:
 
 async def test_events_of_async_runs_cost_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, told, threads = Tracker(), [], []
-    monkeypatch.setattr(tracker.memory, "run_started", lambda *_: told.append(threading.get_ident()))
+    monkeypatch.setattr(tracker.memory, "run_started", lambda *_, **__: told.append(threading.get_ident()))
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "run_in_executor", lambda *given: threads.append(given))
     async_manager = AsyncCallbackManager([tracker])

@@ -197,10 +197,10 @@ class TestRuns:
     def test_a_question_with_other_arguments_is_another_question(
         self, make: Make, server: OpenAIServer, cache: SemanticCache
     ) -> None:
-        """Of the countries the model would make other searches; that they are alike does not help."""
+        """Of the towns the model would make other searches; that they are alike does not help."""
         agent = make("search", read_only=["search"])
-        ask(agent, "What does a parcel of books cost to Peru?")
-        assert requests(server, lambda: ask(agent, "What does a parcel of books cost to Japan?")) == 2
+        ask(agent, "What does a parcel of books cost to Brunnthal?")
+        assert requests(server, lambda: ask(agent, "What does a parcel of books cost to Oberhof?")) == 2
         assert cache.stats().misses["guard:arguments"] == 1
         assert requests(server, lambda: ask(agent, "What does the parcel of books cost to Peru?")) == 0
 

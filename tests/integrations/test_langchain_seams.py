@@ -450,10 +450,10 @@ def test_an_agent_without_its_configuration_is_not_cached(agents: Agents, core: 
 
     inherited = agent_steps.caller_of
 
-    def lost(request: Any) -> Any:
+    def lost(request: Any, given: Any) -> Any:
         context = contextvars.copy_context()
         context.run(var_child_runnable_config.set, None)
-        return context.run(inherited, request)
+        return context.run(inherited, request, given)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(agent_steps, "caller_of", lost)

@@ -25,7 +25,7 @@ from typing import Any
 from tests.benchmarks.speed.contenders import CONTENDERS
 
 DEFAULT_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-PACKAGES = ("ibidem", "chromadb", "gptcache", "faiss-cpu", "sentence-transformers", "torch", "onnxruntime")
+PACKAGES = ("ibidem-cache", "chromadb", "gptcache", "faiss-cpu", "sentence-transformers", "torch", "onnxruntime")
 NEEDS = {"chroma": "sentence-transformers", "gptcache": "gptcache", "gptcache-int8": "gptcache"}
 
 
@@ -94,7 +94,7 @@ def child(options: argparse.Namespace, folder: Path, name: str, entries: int, ph
 
 def _is_there(name: str) -> bool:
     try:
-        version(NEEDS.get(name, "ibidem"))
+        version(NEEDS.get(name, "ibidem-cache"))
     except PackageNotFoundError:
         print(f"left out: {name}, since {NEEDS[name]} is not installed (pip install '.[bench]')")
         return False
