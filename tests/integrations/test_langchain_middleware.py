@@ -202,7 +202,7 @@ class TestRuns:
         ask(agent, "What does a parcel of books cost to Brunnthal?")
         assert requests(server, lambda: ask(agent, "What does a parcel of books cost to Oberhof?")) == 2
         assert cache.stats().misses["guard:arguments"] == 1
-        assert requests(server, lambda: ask(agent, "What does the parcel of books cost to Peru?")) == 0
+        assert requests(server, lambda: ask(agent, "What does the parcel of books cost to Brunnthal?")) == 0
 
     @pytest.mark.parametrize(("argument", "asked"), [("peru", 0), ("the Peru rate", 0), ("PE", 1)])
     def test_an_argument_that_the_question_does_not_hold_stands_for_something_unknown(

@@ -158,11 +158,12 @@ class Place:
                 request = Request(text, namespace=where, documents=documents)
                 cache.lookup(request)
                 answer = Answer(hostile(draw, "answer"), model=hostile(draw, "model"), input_tokens=9)
-                assert cache.store(request, answer, tags=[self.tag])
+                stored = cache.store(request, answer, tags=[self.tag])
+                assert stored
+                self.entry = stored.entry_id
                 cache.lookup(Request(f"please {text}", namespace=where))
                 cache.examples.add(Example(text, "answer", namespace=where, model=hostile(draw, "model")))
             cache.flush()
-            self.entry = cache.lookup(Request(self.questions[0])).entry_id or ""
         pairs = [{"a": hostile(draw, "a"), "b": hostile(draw, "b"), "same": n % 2} for n in range(30)]
         self.pairs = self._write(folder / named("pairs [b]\x1b[31m.jsonl"), pairs)
         rows = [{"text": hostile(draw, "text"), "meaning": hostile(draw, "m")} for _ in range(20)]
