@@ -12,18 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, ConfigurationError, InvalidInput
 from ibidem.locks import ForkSafeLock
 from ibidem.opening import parts_of
 from ibidem.settings import Settings, checked_settings
+from ibidem.urls import shown_url
 
 HOLD_OFF = 10.0  # seconds for which a cache that could not be opened is not tried again
 
-# In the names of parts of a URL's query.
-_SECRET = ("password", "passwd", "pwd", "secret", "token", "api_key", "apikey")
 _PICKLERS = ("pickle", "cloudpickle", "joblib.externals.cloudpickle", "dill")  # the later ones can take more
 _PLAIN = (str, int, float, bool, Path, type(None))
 
@@ -149,12 +147,8 @@ def _is_secret(name: str, value: Any) -> bool:
         return bool(value)
     if name not in ("database", "chroma") or value is None:
         return False
-    try:
-        parts = urlsplit(value)
-        named = any(word in key.lower() for key, _ in parse_qsl(parts.query) for word in _SECRET)
-        return named or parts.password is not None or (name == "chroma" and parts.username is not None)
-    except ValueError:  # a URL that nobody can read may hold anything
-        return True
+    # In front of a Chroma server a bare user may be a token.
+    return shown_url(value, user=name == "database") != value
 
 
 def _placed(value: Any) -> Any:

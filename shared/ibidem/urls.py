@@ -57,13 +57,14 @@ def shown_url(url: str, *, user: bool = True) -> str:
 
 
 def _shown_place(place: str) -> str:
-    """Host, port and path. What is no number in the place of the port may be a password without its @."""
+    """Host, port and path. What is no number in the place of the port may begin a password without its @."""
     if place.startswith("/"):
         return place
     host, _, path = place.partition("/")
-    name, colon, port = host.rpartition(":")
-    if colon and not port.isdecimal() and not host.endswith("]"):
-        host = f"{name}:{HIDDEN}"
+    bracketed, _, port = host.rpartition("]")  # an IPv6 address has colons of its own
+    name, colon, port = port.partition(":")
+    if colon and not port.isdecimal():
+        return f"{bracketed}]{name}:{HIDDEN}" if bracketed else f"{name}:{HIDDEN}"
     return host + ("/" if "/" in place else "") + (HIDDEN if re.search("[=;#]", path) else path)
 
 
@@ -76,11 +77,12 @@ def _shown_parameter(part: str) -> str:
 
 def _secrets(url: str) -> Iterator[str]:
     """What `shown_url` hides, as it is written and as it is meant."""
-    scheme, user, password, place, query = _split(url)
+    scheme, _, password, place, query = _split(url)
     if scheme:
-        yield from (password, unquote(password)) if password else ()
-        if user is None and password:
-            yield from (piece for piece in re.split("[?&=:/]|@(?=[^@]*$)", password) if len(piece) >= _LEAST)
+        if password:
+            yield from (password, unquote(password))
+            # Drivers may take it apart elsewhere: `u:@secret@host` has a host `secret@host` to some.
+            yield from (piece for piece in re.split("[?&=:/@]", password) if len(piece) >= _LEAST)
         if _shown_place(place) != place:
             yield from re.split("[:/]", place)[1:]
         for part in query.split("&"):

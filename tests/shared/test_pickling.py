@@ -132,14 +132,14 @@ SECRETS: dict[str, list[Any]] = {
         "postgresql://db/answers?sslpassword=s3cret",
         "postgresql://me:s3cret@[db/answers",
     ],
-    "chroma": ["http://me:s3cret@index:8000", "https://s3cret@index", "https://index/?token=s3cret"],
+    "chroma": ["http://me:s3cret@index:8000", "https://s3cret@index"],
     "chroma_headers": [{"Authorization": "Bearer s3cret"}],
 }
 OPEN = {
     "database": [
         "postgresql+psycopg://me@db/answers",
         "sqlite:////srv/answers.db",
-        "postgresql:///?sslkey=/a/b",
+        "postgresql:///?sslrootcert=/a/b",
     ],
     "chroma": ["http://index:8000"],
 }
@@ -204,7 +204,9 @@ def test_the_environment_of_the_other_process_changes_nothing(
 def test_what_cannot_be_pickled_is_named(name: str, given: Any, open_cache: OpenCache) -> None:
     cache = open_cache(**{name: given})
     for module in ("cloudpickle", "joblib.externals.cloudpickle", "dill"):
-        assert name == "embedder" or module not in sys.modules or pytest.skip("it takes any function")
+        takes = name != "embedder" or module == "dill"
+        if takes and module in sys.modules:
+            pytest.skip(f"{module}, which another test has loaded, takes it")
     with pytest.raises(InvalidInput, match=f"with this {name} .* open the cache in the other process"):
         pickle.dumps(cache)
     assert copy.deepcopy(cache) is cache

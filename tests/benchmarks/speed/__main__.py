@@ -25,7 +25,15 @@ from typing import Any
 from tests.benchmarks.speed.contenders import CONTENDERS
 
 DEFAULT_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
-PACKAGES = ("ibidem-cache", "chromadb", "gptcache", "faiss-cpu", "sentence-transformers", "torch", "onnxruntime")
+PACKAGES = (
+    "ibidem-cache",
+    "chromadb",
+    "gptcache",
+    "faiss-cpu",
+    "sentence-transformers",
+    "torch",
+    "onnxruntime",
+)
 NEEDS = {"chroma": "sentence-transformers", "gptcache": "gptcache", "gptcache-int8": "gptcache"}
 
 
