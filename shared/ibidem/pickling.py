@@ -148,7 +148,7 @@ def _is_secret(name: str, value: Any) -> bool:
     if name not in ("database", "chroma") or value is None:
         return False
     # In front of a Chroma server a bare user may be a token.
-    return shown_url(value, user=name == "database") != value
+    return bool(shown_url(value, user=name == "database") != value)
 
 
 def _placed(value: Any) -> Any:
