@@ -53,7 +53,7 @@ class OfflineReader(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": LABEL}  # without the delay: it does not change the answer
+        return {"model": LABEL}
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         time.sleep(self.delay)

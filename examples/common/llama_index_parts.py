@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from llama_index.core import VectorStoreIndex
@@ -52,12 +50,10 @@ class OfflineReaderLLM(CustomLLM):
     `delay` seconds are slept before an answer, to stand for the time a real model takes.
     """
 
-    # A function: private numbers would count as settings that the answer depends on.
-    _pause: Callable[[], None] = PrivateAttr()
+    delay: float = 0.0
 
     def __init__(self, delay: float = 0.0) -> None:
-        super().__init__()
-        self._pause = partial(time.sleep, delay)
+        super().__init__(delay=delay)
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -67,7 +63,7 @@ class OfflineReaderLLM(CustomLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The answer to the question in a prompt."""
-        self._pause()
+        time.sleep(self.delay)
         found = _PROMPT.search(prompt)
         answer = extract(found["question"], found["excerpts"]) if found else extract("", "")
         asked, said = estimated_tokens(prompt), estimated_tokens(answer)

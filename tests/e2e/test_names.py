@@ -50,7 +50,6 @@ ENTRIES: dict[str, Callable[[SemanticCache, str], object]] = {
     "judgements": lambda cache, name: cache.judgements(namespace=name),
     "pairs": lambda cache, name: cache.pairs(namespace=name),
     "advise": lambda cache, name: cache.advise(namespace=name),
-    "fit": lambda cache, name: cache.fit(namespace=name),
     "invalidate(document)": lambda cache, name: cache.invalidate(document=name),
     "invalidate(documents)": lambda cache, name: cache.invalidate(document=["good", name]),
     "invalidate(Document)": lambda cache, name: cache.invalidate(document=Document(name, "text")),

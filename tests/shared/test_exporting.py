@@ -25,6 +25,7 @@ from ibidem.export.formats import FORMATS, line
 from ibidem.export.run import Export
 from ibidem.storage.records import Records
 from tests.embedders import BagOfWords, Constant
+from tests.helpers import eventually
 
 GUIDE = Document("guide#1", "Hold the button for ten seconds.")
 ANSWER = "A long answer that says much, number {}."
@@ -293,10 +294,10 @@ def test_own_redaction_comes_on_top(open_cache, tmp_path: Path) -> None:
             raise ValueError
         return text.replace("Acme", "[client]")
 
-    log = open_cache()
+    cache, log = open_cache(redact=forget), open_cache()
+    assert eventually(lambda: not cache._backend._masking)  # else it would redact the log before we do
     add(log, Example("what of Acme", "Acme, a@b.org"), Example("poison", "x y"), Example("third one", "Oslo"))
-    log.close()
-    cache = open_cache(redact=forget)
+    assert [example.question for example in log.examples.recent()] == ["third one", "poison", "what of Acme"]
     cache.examples.export(tmp_path / "all", test_share=0)
     cache.examples.export(tmp_path / "alone", redact=None, test_share=0)
     cache.examples.export(tmp_path / "own", redact=lambda text: text.replace("Oslo", ""), test_share=0)
@@ -496,6 +497,7 @@ def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch:
     table = records.examples
     table.add([Example(f"what about subject{n}", f"it is good, {n} " * 50) for n in range(count)])
     vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # others count as damaged, and are made anew
     ids = [example.id or 0 for example, _ in table.each(None, "")]
     table.set_vectors(list(zip(ids, vectors, strict=True)), embedder.fingerprint)
     del vectors

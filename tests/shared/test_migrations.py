@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateTable
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
+from ibidem.entry import point_of, to_vector
 from ibidem.storage import migrations, tables
 from ibidem.storage.database import reading
 from ibidem.storage.records import Records
@@ -23,10 +24,12 @@ from tests.servers import running_postgres
 
 # What version 0.1.0 wrote before schema 2, as `iterdump` gives it.
 SCHEMA_1 = (Path(__file__).parent / "data" / "schema_1.sql").read_text()
+POINT = point_of("", "s", to_vector(b"\x00\x00\x00\x3c"))
 OLD_ENTRY = (
     "INSERT INTO entries (id, namespace, scope, question, documents, semantic, answer, payload, model, "
     "finish_reason, created, hits, embedder, vector, point, indexed_in) "
-    r"VALUES ('i', '', 's', 'q', 'd', true, 'a', '', '', '', 1.0, 0, 'e', '\x0000003c', 'p', 'g')"
+    r"VALUES ('i', '', 's', 'q', 'd', true, 'a', '', '', '', 1.0, 0, 'e', '\x0000003c', "
+    f"'{POINT}', 'g')"
 )
 DOCUMENT = Document("d1", "Goods can be returned within 30 days of delivery.")
 

@@ -22,7 +22,7 @@ from ibidem.teaching.gathering import DELETED, Kept
 from ibidem.teaching.mining import EACH, VETOED, nearest
 from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
 from tests.embedders import BagOfWords
-from tests.helpers import question, reworded
+from tests.helpers import eventually, question, reworded
 
 FAR = "please kindly tell me about all of this at once: " + question(1, 6)
 
@@ -107,15 +107,14 @@ def test_questions_of_two_namespaces_are_never_paired(open_cache) -> None:
 
 
 def test_a_private_question_is_in_no_pair(open_cache) -> None:
-    """Also one that was stored before `redact` knew it."""
+    """Also one that was stored by a cache whose `redact` does not know it."""
     secret = f"hunter dog {question(1)}"
-    cache = open_cache()
-    cache.store(Request(secret), Answer("one"))
-    cache.store(Request(question(1)), Answer("one"))
-    cache.examples.add(Example(f"really {secret}", "one"))
-    assert len(cache.pairs().pairs) == 3
-    cache.close()
-    cache = open_cache(redact=lambda text: text.replace("hunter dog", "[...]"))
+    cache, other = open_cache(redact=lambda text: text.replace("hunter dog", "[...]")), open_cache()
+    assert eventually(lambda: not cache._backend._masking)  # else it would redact the example where it lies
+    other.store(Request(secret), Answer("one"))
+    other.store(Request(question(1)), Answer("one"))
+    other.examples.add(Example(f"really {secret}", "one"))
+    assert len(other.pairs().pairs) == 3
 
     mined = cache.pairs()
 

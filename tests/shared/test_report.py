@@ -266,7 +266,7 @@ def test_what_misses_often_has_a_remedy(records: Records) -> None:
     assert "Nothing was served yet" in found
 
 
-def test_the_boundary_is_where_answers_are_served() -> None:
+def test_the_boundary_is_where_answers_are_served(records: Records) -> None:
     """The threshold without audits; else that of the budgets, none while they prove too little."""
 
     def audits(*thresholds: float | None) -> list[AuditStats]:
@@ -274,12 +274,12 @@ def test_the_boundary_is_where_answers_are_served() -> None:
 
     labels_of_a_fit = AuditStats("", 0, 0, 900, None, (0.0, 1.0), 0.9, 0)
 
-    assert boundary_of(read_settings(), ()) == 0.955
-    assert boundary_of(read_settings(threshold=0.9), ()) == 0.9
-    assert boundary_of(read_settings(), audits(None, 0.97, 0.96)) == 0.96
-    assert boundary_of(read_settings(), audits(None)) is None
-    assert boundary_of(read_settings(), [labels_of_a_fit]) == 0.955
-    assert boundary_of(read_settings(audit_rate=0.1), ()) is None
+    assert boundary_of(records, read_settings(), ()) == 0.955
+    assert boundary_of(records, read_settings(threshold=0.9), ()) == 0.9
+    assert boundary_of(records, read_settings(), audits(None, 0.97, 0.96)) == 0.96
+    assert boundary_of(records, read_settings(), audits(None)) is None
+    assert boundary_of(records, read_settings(), [labels_of_a_fit]) == 0.955
+    assert boundary_of(records, read_settings(audit_rate=0.1), ()) is None
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -300,7 +300,7 @@ def test_what_audits_say_is_held_against_the_budget(records: Records, budget: fl
     ]
     records.judgements.add([replace(one, scorer="scorer") for one in half])
 
-    assert said in read(records, max_wrong=budget).text
+    assert said in read(records, max_wrong=budget, audit_rate=0.1).text
 
 
 def test_periods_fit_the_log() -> None:

@@ -173,7 +173,7 @@ def test_a_judgement_is_found_by_fit_pairs_and_reports(either: Records) -> None:
         "review",
         "review",
     )
-    (audited,) = report_of(records.judgements, 0.02, 0.05)[-1:]
+    (audited,) = report_of(records, 0.02, 0.05)[-1:]
     assert (audited.audits, audited.wrong) == (1, 1)
 
     assert records.reviews.undo(said)

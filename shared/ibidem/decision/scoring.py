@@ -107,7 +107,8 @@ def threshold_for(max_wrong: float) -> float:
     Raises:
         InvalidInput: `max_wrong` is no share above 0, or more than was measured.
     """
-    if not 0.0 < max_wrong <= (most := highest_max_wrong()):
+    most = highest_max_wrong()
+    if not 0.0 < max_wrong <= most:
         raise InvalidInput(
             f"is a share of the hits above 0 and at most {most:g}, the highest for which a threshold of the "
             f"shipped score was measured (not {max_wrong!r}); for more give threshold, or audit_rate so that "

@@ -117,7 +117,8 @@ class Removal:
         """How many entries there are, and the bytes they take; a scan."""
         with reading(self._engine) as db:
             size = _entries.c.size
-            usual = sa.case((size.between(0, int(LARGEST)), size), else_=0)  # a damaged one has no sum
+            most = sa.literal(int(LARGEST), sa.BigInteger)  # more than PostgreSQL's INTEGER holds
+            usual = sa.case((size.between(0, most), size), else_=0)  # a damaged one has no sum
             query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usual), 0))
             count, total = db.execute(query.select_from(_entries)).one()
         return int(count), int(total)
