@@ -51,7 +51,7 @@ examples: $(VENV)/.demo ## Every other example once, offline: a service, a folde
 test: lint types suite ## Lint, types and all tests
 
 suite: $(VENV)/.dev ## All tests
-	$(BIN)/python -m pytest $(WARNINGS) -n 2 --dist worksteal -m 'not alone'
+	$(BIN)/python -m pytest $(WARNINGS) -n 3 --dist worksteal -m 'not alone'
 	$(BIN)/python -m pytest $(WARNINGS) -m alone
 
 fast: $(VENV)/.dev ## The tests that take no longer than seconds

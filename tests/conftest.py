@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from ibidem.cache import SemanticCache
 from tests.embedders import BagOfWords
 
 OpenCache = Callable[..., SemanticCache]
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left is in use until the end: a test that collects garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ import ibidem
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, StorageError
 from ibidem.index import chroma_server, vectors
 from ibidem.settings import read_settings
+from ibidem.storage import engines
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import answer, eventually, question, reworded
 from tests.servers import free_port
@@ -355,8 +356,9 @@ class TestDatabaseFiles:
         with open_cache(tmp_path / "c") as cache:
             works(cache, 3)
 
-    def test_locked_by_another_program(self, tmp_path: Path) -> None:
+    def test_locked_by_another_program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Reads go on, a store is rejected after the timeout, `clear` says that nothing was deleted."""
+        monkeypatch.setattr(engines, "BUSY_SECONDS", 1.0)
         with open_cache(tmp_path / "c") as cache:
             store(cache, 1)
             assert cache.flush()

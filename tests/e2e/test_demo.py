@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import VectorStoreIndex
@@ -51,13 +53,13 @@ Done = subprocess.CompletedProcess[str]
 
 def run_demo(script: str, place: Path, *options: str, **environment: str) -> Done:
     return subprocess.run(
-        [sys.executable, EXAMPLES / script, "--delay", "0", "--dir", place, *options],
+        [sys.executable, str(EXAMPLES / script), "--delay", "0", *options, "--dir", str(place)],
         env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
         cwd=place,
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=90,
+        timeout=200,
         check=False,
     )
 
@@ -69,16 +71,30 @@ def from_the_cache(done: Done) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory for all runs of both demos, so that only the first of each has to index."""
-    return tmp_path_factory.mktemp("demo")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Done]]:
+    """Both demos with the same kept answers, then both again: the two runs of each.
+
+    They index, which takes long: once for all processes that run tests.
+    """
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    with FileLock(f"{place}.lock"):
+        told = place / "runs.json"
+        if not told.exists():
+            place.mkdir(exist_ok=True)
+            runs = [(script, run_demo(script, place, "--keep")) for _ in range(2) for script in SCRIPTS]
+            told.write_text(json.dumps([(s, r.args[-1], r.returncode, r.stdout, r.stderr) for s, r in runs]))
+        found: dict[str, list[Done]] = {script: [] for script in SCRIPTS}
+        for script, directory, *rest in json.loads(told.read_text()):
+            found[script].append(Done([directory], *rest))
+    return found
 
 
 @pytest.fixture(scope="module")
-def kept(place: Path) -> dict[str, list[Done]]:
-    """Both demos with the same kept answers, then both again: the two runs of each."""
-    first, second = ({script: run_demo(script, place, "--keep") for script in SCRIPTS} for _ in range(2))
-    return {script: [first[script], second[script]] for script in SCRIPTS}
+def place(kept: dict[str, list[Done]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which both demos have indexed."""
+    copy = tmp_path_factory.mktemp("indexed") / "demo"
+    return Path(shutil.copytree(kept[LANGCHAIN][0].args[0], copy))
 
 
 @pytest.mark.slow
@@ -114,6 +130,7 @@ class TestKeptAnswers:
         assert first.returncode == 0, first.stdout + first.stderr
         assert from_the_cache(first)["first time"] == (16, 0)
         assert first.stdout.count("miss, empty") == 1
+        assert max(map(len, first.stdout.splitlines())) <= report.WIDTH
 
     def test_are_answered_in_the_next_run(self, script: str, kept: dict[str, list[Done]]) -> None:
         _, second = kept[script]

@@ -18,11 +18,11 @@ from ibidem.index import vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 
-ROUNDS = 100
+ROUNDS = 50
 INDEXED = 10  # in each tenth the index is open too: to try it after a kill takes a second
-TORN_ROUNDS = 8
+TORN_ROUNDS = 4
 THRESHOLD = 0.9
-LIVES = 0.35  # seconds a child lives at most after its first acknowledged answer
+LIVES = 0.25  # seconds a child lives at most after its first acknowledged answer
 SHORT_LIVES = 0.12  # where there are many
 
 # Stores answer after answer; prints each number once `store` said Stored. Every fifth lookup is reworded.
@@ -173,8 +173,8 @@ def check_cleared(cache: ibidem.SemanticCache, said: dict[str, list[int]]) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.timeout(280)
-def test_no_acknowledged_answer_is_lost_over_100_kills(tmp_path: Path) -> None:
-    """After each of 100 kills the cache opens, and in the end holds what it ever acknowledged, no more."""
+def test_no_acknowledged_answer_is_lost_over_50_kills(tmp_path: Path) -> None:
+    """After each of 50 kills the cache opens, and in the end holds what it ever acknowledged, no more."""
     draw = random.Random(7)
     stored: list[int] = []
     with Child(FORKING, tmp_path / "c") as forker:

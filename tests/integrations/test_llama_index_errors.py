@@ -188,12 +188,10 @@ def collected() -> Iterator[None]:
     if it runs while the same thread holds the lock of the connections, that waits for itself for ever.
     """
     gc.disable()
-    gc.freeze()  # what is here already need not be looked at
     try:
         yield
     finally:
         gc.collect()
-        gc.unfreeze()
         gc.enable()
 
 
