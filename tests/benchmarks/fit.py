@@ -131,7 +131,8 @@ class Halves:
             self.told = str(error).partition(";")[0]
             return
         self.threshold = report.threshold_after
-        self.told = report.reason or "moved"
+        moved = report.threshold_after != report.threshold_before  # for this share; others may have been
+        self.told = "moved" if moved else report.reason or "not moved at this share of wrong hits"
 
 
 def halved(stream: Stream, fingerprint: str, most: int, seed: int) -> Halves:

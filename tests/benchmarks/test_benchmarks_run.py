@@ -189,7 +189,7 @@ def test_fit_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One table for all rules; where pairs are right far below the shipped threshold, a fit finds that."""
-    write_streams(tmp_path, some=[(row.text, str(row.meaning)) for row in labelled_stream(1600)])
+    write_streams(tmp_path, some=[(row.text, str(row.meaning)) for row in labelled_stream(3200)])
     monkeypatch.setattr("sys.argv", ["fit", "--data", str(tmp_path), "--seeds", "1"])
     fit_benchmark.main()
     told = capsys.readouterr()
