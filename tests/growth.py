@@ -50,7 +50,7 @@ def seconds_of(make: Call, size: int, runs: int = 3) -> float:
 def growth_of(make: Call, sizes: tuple[int, int] = ANY_SIZE, base: float = 0.0) -> str:
     """What is wrong with the growth over three doublings, "" if nothing.
 
-    One run each clears what is not near to wrong: only six times the first by a disturbance would hide a square.
+    One run each clears what is not near to wrong: only a disturbance of six times the first hides a square.
     All else is measured three times, and again if it looks wrong.
 
     Args:
