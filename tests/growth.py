@@ -23,6 +23,7 @@ ANY_SIZE = (128, 64 * 1024)  # characters to begin with
 DOUBLINGS = 3
 NOTHING = 0.005  # seconds of the largest text that need no comparison
 EXPONENT = 1.2
+CERTAIN = 1.7  # from here on no disturbance is to blame: it would take four times the last, thrice
 _TOO_LONG = 0.5  # seconds after which there is no second and third run
 _METHODS = ("search", "match", "fullmatch", "findall", "finditer", "sub", "split")
 
@@ -49,8 +50,8 @@ def seconds_of(make: Call, size: int, runs: int = 3) -> float:
 def growth_of(make: Call, sizes: tuple[int, int] = ANY_SIZE, base: float = 0.0) -> str:
     """What is wrong with the growth over three doublings, "" if nothing.
 
-    One run each clears what is far from wrong: it would take a disturbance of ten times the first to hide a
-    square. All else is measured three times, and again if it looks wrong.
+    One run each clears what is not near to wrong: only a disturbance of six times the first hides a square.
+    All else is measured three times, and again if it looks wrong.
 
     Args:
         make: What is timed.
@@ -61,7 +62,7 @@ def growth_of(make: Call, sizes: tuple[int, int] = ANY_SIZE, base: float = 0.0) 
     while (first := seconds_of(make, size, 1) - base) < ENOUGH and size < most:
         size *= 2
     last = seconds_of(make, size * 2**DOUBLINGS, 1) - base
-    if last <= NOTHING or _exponent(first, last) <= EXPONENT - 0.3:
+    if last <= NOTHING or _exponent(first, last) <= EXPONENT - 0.1:
         return ""
     for _ in range(3):
         found = {size * 2**n: seconds_of(make, size * 2**n) - base for n in range(DOUBLINGS + 1)}
@@ -69,11 +70,13 @@ def growth_of(make: Call, sizes: tuple[int, int] = ANY_SIZE, base: float = 0.0) 
         exponent = _exponent(first, last)
         if last <= NOTHING or exponent <= EXPONENT:
             return ""
+        if exponent > CERTAIN:
+            break
     return f"exponent {exponent:.2f} ({', '.join(f'{n:,}: {1000 * s:.1f} ms' for n, s in found.items())})"
 
 
 def _exponent(first: float, last: float) -> float:
-    return log2(last / max(first, 1e-4)) / DOUBLINGS
+    return log2(last / max(first, ENOUGH / 2)) / DOUBLINGS
 
 
 @dataclass(frozen=True)

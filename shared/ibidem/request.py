@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,6 +113,14 @@ class Document:
         require_text("Document.id", self.id)
         require_text("Document.source", self.source)
         object.__setattr__(self, "digest", digest(require_text("Document.text", self.text)))
+
+
+def renamed(document: Document, id_: str, source: str) -> Document:
+    """The same text under other names, without a look at it: many names for a long text cost no more."""
+    other = copy(document)
+    object.__setattr__(other, "id", require_text("Document.id", id_))
+    object.__setattr__(other, "source", require_text("Document.source", source))
+    return other
 
 
 def _documents(given: object) -> tuple[Document, ...]:

@@ -38,7 +38,9 @@ PREFIX = "IBIDEM_"
 IGNORE = "IBIDEM_IGNORE"
 ELSEWHERE = ("IBIDEM_MODEL_CACHE", IGNORE)  # read by no setting
 # What Kubernetes sets in each container for a service whose name begins with ours.
-_OF_A_SERVICE = re.compile(r"IBIDEM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_[A-Z]+)?)?)")
+_OF_A_SERVICE = re.compile(
+    r"(?=\w+\Z)IBIDEM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_[A-Z]+)?)?)"
+)
 
 
 def _similarity(value: Any) -> Any:

@@ -17,7 +17,7 @@ from llama_index_instrumentation import dispatcher
 
 from ibidem.prompts.matching import places_of
 from ibidem.prompts.sources import Retrieved
-from ibidem.request import Document, digest
+from ibidem.request import Document, digest, renamed
 from llama_index_ibidem.wrapping import WrappingLLM
 
 _BETWEEN = "\0"  # two texts that are searched at once
@@ -96,8 +96,9 @@ def shown_as(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document
     mixed = nodes_in([text for text in given if text not in of_text], nodes)
     for text in given:
         behind = of_text.get(text) or next(mixed) or [*nodes] or [Retrieved(digest(text), text)]
+        shown = Document(behind[0].id, text, source=behind[0].source)
         named = dict.fromkeys((node.id, node.source) for node in behind)
-        found += [Document(id_, text, source=source) for id_, source in named]
+        found += [renamed(shown, id_, source) for id_, source in named]
     return tuple(found)
 
 
