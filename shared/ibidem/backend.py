@@ -87,7 +87,7 @@ class Backend:
         )
         self._process, self._poll_at = os.getpid(), 0.0
 
-    def mask(self, redact: Callable[[str], str], name: str) -> None:
+    def mask(self, redact: Callable[[str], str | None], name: str) -> None:
         """Redact in the background what the logs hold already, by the function of this name."""
         self._masking.append(self.records.masking(redact, name))
         self.wake()

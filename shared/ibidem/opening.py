@@ -53,7 +53,7 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         write_quota=settings.write_quota,
     )
     if (redact := hooks.get("redact")) is not None:
-        shared.mask(admission.redacted, name_of(redact))
+        shared.mask(admission.attempted, name_of(redact))
     return {
         "backend": shared,
         "policy": settings.policy,

@@ -221,3 +221,35 @@ def test_logs_written_before_are_redacted_when_a_cache_is_opened_with_redact(ope
     with open_cache(redact=lambda text: text.replace("who", "-")) as cache:  # another one looks again
         cache.flush()
         assert cache.judgements(1)[0].stored == "-"
+
+
+BROKEN: list[bool] = []
+
+
+def without_bob_if_it_can(text: str) -> str:
+    """Fails on some texts while it is broken."""
+    if BROKEN and "7" in text:
+        raise OSError("the service that knows names is down")
+    return text.replace("bob", "[name]")
+
+
+def test_a_redact_that_fails_costs_no_row(open_cache) -> None:
+    """What it failed on stays as it is, and is redacted when a cache is opened next; the others are."""
+    asked = [f"question {n} of bob" for n in range(300)]
+    with open_cache() as cache:
+        for text in asked:
+            cache.lookup(Request(text))
+        cache.examples.add(Example("example 7 of bob", "bob says so"))
+    BROKEN.append(True)
+    with open_cache(redact=without_bob_if_it_can) as cache:
+        cache.flush()
+        found = {one.question for one in cache.recent(300)}
+        assert found == {text if "7" in text else text.replace("bob", "[name]") for text in asked}
+        assert [one.question for one in cache.examples.recent()] == ["example 7 of bob"]
+        assert cache.stats().faults["redact a text: OSError"] >= 1
+    BROKEN.clear()
+    with open_cache(redact=without_bob_if_it_can) as cache:
+        cache.flush()
+        held = [str(one) for one in (*cache.recent(300), *cache.examples.recent())]
+        assert len(held) == 301
+        assert not any("bob" in one for one in held)

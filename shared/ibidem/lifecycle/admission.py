@@ -79,6 +79,10 @@ class Admission:
 
     def redacted(self, text: str) -> str:
         """The text as it may be written to a log; empty if `redact` fails on it."""
+        return self.attempted(text) or ""
+
+    def attempted(self, text: str) -> str | None:
+        """The text as it may be written to a log; None if `redact` fails on it."""
         if self._redact is None:
             return text
         try:
@@ -88,7 +92,7 @@ class Admission:
             raise TypeError(f"redact must return a str, not {type(shown).__name__}")
         except Exception as error:
             self._faults.note("redact a text", error)
-            return ""
+            return None
 
     def _admitted(self, admit: Admit, request: Request, answer: Answer) -> bool:
         try:

@@ -23,13 +23,15 @@ class Masking:
 
     Args:
         engine: The database.
-        redact: Returns a text as it may be kept.
+        redact: Returns a text as it may be kept; None if it cannot say. Then the row stays as it is, and is
+            looked at again when a cache is opened next: an error of `redact` must cost no example.
         name: Names `redact`: what was seen by one of this name is not looked at again. "" names none.
     """
 
-    def __init__(self, engine: sa.Engine, redact: Callable[[str], str], name: str) -> None:
+    def __init__(self, engine: sa.Engine, redact: Callable[[str], str | None], name: str) -> None:
         self._engine, self._redact, self._name = engine, redact, name
         self._seen: dict[str, int] = {}  # ids, by table
+        self._failed: set[str] = set()  # tables with a row that could not be redacted
 
     def step(self) -> bool:
         """Look through one batch; returns whether there may be more."""
@@ -44,16 +46,19 @@ class Masking:
             rows = db.execute(query).all()
         if not rows:
             return False
-        changed = []
+        changed, done = [], last
         for row in rows:
-            shown = {name: text and self._redact(text) for name, text in zip(names, row[1:], strict=True)}
-            if tuple(shown.values()) != tuple(row[1:]):
+            shown = {name: self._redact(text) for name, text in zip(names, row[1:], strict=True) if text}
+            if None in shown.values():
+                self._failed.add(key)
+            elif any(shown[name] != getattr(row, name) for name in shown):
                 changed.append((row.id, shown))
+            done = done if key in self._failed else row.id
         forget = {"vector": None, "embedder": ""} if table is tables.examples else {}  # of the text in clear
         with writing(self._engine) as db:
             for number, shown in changed:
                 db.execute(sa.update(table).where(table.c.id == number).values({**shown, **forget}))
-            if self._name:
-                note(db, key, str(rows[-1].id))
+            if self._name and done > last:
+                note(db, key, str(done))
         self._seen[key] = rows[-1].id
         return True

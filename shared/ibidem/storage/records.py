@@ -248,7 +248,7 @@ class Records(Notes):
         """
         return Clearing(self._engine).run(namespace)
 
-    def masking(self, redact: Callable[[str], str], name: str) -> Masking:
+    def masking(self, redact: Callable[[str], str | None], name: str) -> Masking:
         """What redacts the logs that are written already."""
         return Masking(self._engine, redact, name)
 
