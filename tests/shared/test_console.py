@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
-from ibidem.cli import console
+from ibidem.cli import common, console
 from ibidem.cli.console import Console, json_text, plain
 from ibidem.cli.main import main
 from ibidem.doctor import Finding
@@ -249,7 +249,8 @@ class Ran:
 def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Runs the command's entry point in this process, with streams of an encoding."""
     monkeypatch.setenv("IBIDEM_PATH", str(place.path))
-    monkeypatch.setenv("COLUMNS", "600")
+    for one in (common.out, common.err):  # made when the first test imported them
+        monkeypatch.setattr(one, "_width", 600)
     monkeypatch.setattr("typer.main.get_command", command_of)
     for module in ("fit", "export", "examples"):
         name = f"ibidem.cli.{module}.checked_embedder_of"
