@@ -50,16 +50,8 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-class TestOnAChromaServer(PromotionContract):
-    """SQLite and a Chroma server."""
-
-    @pytest.fixture
-    def place(self, tmp_path: Path, chroma: str) -> dict[str, Any]:
-        return {"path": str(tmp_path / "c"), "chroma": chroma}
-
-
 class TestOnServers(PromotionContract):
-    """PostgreSQL and a Chroma server."""
+    """PostgreSQL and a Chroma server: with the two above, each database and each index."""
 
     @pytest.fixture
     def place(self, tmp_path: Path, chroma: str, postgres: str) -> dict[str, Any]:

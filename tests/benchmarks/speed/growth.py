@@ -165,7 +165,7 @@ def documents(options: argparse.Namespace, folder: Path) -> None:
 
 def prompts(options: argparse.Namespace, folder: Path) -> None:
     """The length of the prompt of a RAG chain in LangChain; the share of the cache is the difference."""
-    questions = load(options.data, 100, 100)
+    questions = load(options.data, min(100, options.few), min(100, options.few))
     print("\n| prompt KB | chain without cache, ms p50 | exact hit | the cache's own, less the chain |")
     print("|---|---|---|---|")
     with IbidemCache(path=folder / "prompts") as cache:
