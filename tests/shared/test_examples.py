@@ -23,7 +23,7 @@ MEMO = Document("memo-7", SECRET)
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 spoken = text.filter(lambda value: value.strip())
-number = st.none() | st.integers(0, 2**63 - 1)
+number = st.none() | st.integers(0, 10**14 - 1)
 examples = st.builds(
     Example,
     spoken,
@@ -226,7 +226,7 @@ def test_a_closed_cache_says_so(cache) -> None:
         {"at": float("nan")},
         {"seconds": float("inf")},
         {"seconds": 10**400},
-        {"input_tokens": 2**63},
+        {"input_tokens": 10**14},
         {"output_tokens": -1},
     ],
 )

@@ -14,6 +14,7 @@ from ibidem.examples.selecting import Wanted
 from ibidem.export.export import export_examples
 from ibidem.request import Answer, require_name, storable
 from ibidem.scoping import current, in_force
+from ibidem.storage.columns import LARGEST
 from ibidem.storage.rows import EmbeddedExample
 
 if TYPE_CHECKING:
@@ -252,4 +253,4 @@ def _fits(example: Example) -> bool:
     ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
     texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
     numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
-    return all(map(storable, texts)) and all(0 <= number < _TOO_LARGE for number in numbers)
+    return all(map(storable, texts)) and all(0 <= number < LARGEST for number in numbers)
