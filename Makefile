@@ -13,7 +13,7 @@ RESOLVE = $(BIN)/uv pip compile pyproject.toml --group weights --quiet --no-head
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo examples test suite fast lint types format docs serve still wheel prices bench lock latest oldest clean
+.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench lock latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
@@ -54,11 +54,15 @@ examples: $(VENV)/.demo ## Every other example once, offline: a service, a folde
 test: lint types suite ## Lint, types and all tests
 
 suite: $(VENV)/.dev ## All tests
-	$(BIN)/python -m pytest $(WARNINGS) -n 3 --dist worksteal -m 'not alone'
-	$(BIN)/python -m pytest $(WARNINGS) -m alone
+	$(BIN)/python -m pytest $(WARNINGS) -n 3 --dist worksteal -m 'not alone$(if $(THOROUGH),, and not thorough)'
+	$(BIN)/python -m pytest $(WARNINGS) -m alone $$(grep -rlE 'mark\.alone' tests --include='test_*.py')
+
+thorough: export THOROUGH = 1
+thorough: ## All tests, with many more rounds of what fails by chance only: an hour
+	PYTEST_TIMEOUT=3600 $(MAKE) suite THOROUGH=1
 
 fast: $(VENV)/.dev ## The tests that take no longer than seconds
-	$(BIN)/python -m pytest -m 'not slow and not alone' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'not slow and not alone and not thorough' -n 2 --dist worksteal
 
 lint: $(VENV)/.dev ## Style
 	$(BIN)/ruff check .

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
 ROOT = Path(__file__).resolve().parent.parent
+THOROUGH = bool(os.environ.get("THOROUGH"))  # as `make thorough` sets it
 _SYLLABLES = "ba ke di fo gu la me ni po ru sa te vi zo wu ja ce hi do lu".split()
+
+
+def rounds(usual: int, thorough: int) -> int:
+    """How often a test tries what fails by chance only."""
+    return thorough if THOROUGH else usual
 
 
 def question(n: int, words: int = 12) -> str:

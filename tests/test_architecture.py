@@ -23,7 +23,12 @@ DOORS = {
     "uvicorn": {"shared/ibidem/review/serving.py"},
     "opentelemetry": {"shared/ibidem/telemetry/"},
     "vl_convert": {"shared/ibidem/report/drawing.py"},
-    "torch": {"shared/ibidem/tuning/losses.py", "shared/ibidem/tuning/training.py"},
+    "torch": {
+        "shared/ibidem/tuning/losses.py",
+        "shared/ibidem/tuning/training.py",
+        "shared/ibidem_lab/models/",
+    },
+    "transformers": {"shared/ibidem/tuning/training.py", "shared/ibidem_lab/models/network.py"},
     "sentence_transformers": {
         "shared/ibidem/embedding/objects.py",
         "shared/ibidem/tuning/losses.py",
@@ -53,6 +58,13 @@ def test_the_core_knows_no_framework() -> None:
     core = [path for path in SOURCES if name(path).startswith("shared/")]
 
     assert {(name(path), found) for path in core for found in set(imports(path)) & forbidden} == set()
+
+
+def test_the_core_knows_no_lab() -> None:
+    """Training and measuring may be left out of an installation."""
+    core = [path for path in SOURCES if not name(path).startswith("shared/ibidem_lab/")]
+
+    assert [name(path) for path in core if "ibidem_lab" in imports(path)] == []
 
 
 @pytest.mark.parametrize("library", DOORS)

@@ -51,7 +51,6 @@ from llama_index_ibidem.replay import in_pieces
 from tests.embedders import BagOfWords
 from tests.growth import Call, growth_of, modules_of, patterns_of, seconds_of, texts_for
 
-pytestmark = pytest.mark.alone
 QUESTION = "How long can I return goods? "
 _number = itertools.count()
 

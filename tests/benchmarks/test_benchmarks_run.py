@@ -372,6 +372,7 @@ def test_speed(nq: Path) -> None:
     assert all(float(row[2].split()[0]) < float(row[3].split()[0]) for row in cells[:2])
 
 
+@pytest.mark.thorough
 @needs_model
 def test_speed_in_langchain(nq: Path) -> None:
     printed = run("--calls", 3, "--data", nq, program="speed.in_langchain")
@@ -380,6 +381,7 @@ def test_speed_in_langchain(nq: Path) -> None:
     assert "async" in printed
 
 
+@pytest.mark.thorough
 @needs_model
 def test_growth(nq: Path) -> None:
     small = ("--calls", 3, "--few", 20, "--most", 100, "--entries", 50, 100, "--seconds", 0.1, "--data", nq)

@@ -100,7 +100,7 @@ class Traffic:
         while not self._stop.is_set():
             n = (n + 7) % self.known
             self._check(n)
-            time.sleep(0.001)
+            time.sleep(0.01)
 
     def _store(self) -> None:
         n = 10_000
@@ -109,7 +109,7 @@ class Traffic:
             self.stored.append(n)
             self._check(n)
             n += 1
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     def _check(self, n: int) -> None:
         self.asked += 1

@@ -11,11 +11,11 @@ import pytest
 
 import ibidem
 from tests.embedders import DenseWords
-from tests.helpers import Child, question
+from tests.helpers import Child, question, rounds
 from tests.servers import running_chroma, running_postgres
 
 ENTRIES = 40
-ROUNDS = 3
+ROUNDS = rounds(2, 20)
 
 # Looks up all questions again and again, in their own and other words, until it is told to stop. Then it
 # prints how often it looked, how often it hit, and the hits of lookups that began after the time it is given.
@@ -87,7 +87,7 @@ def test_no_process_serves_what_was_invalidated(kind: str, tmp_path: Path) -> No
                 assert cache.store(ibidem.Request(question(n), documents=document), ibidem.Answer("yes"))
             for child in children:
                 assert child.ask("go") == "going"
-            time.sleep(0.5)
+            time.sleep(0.3)
             assert cache.invalidate(document="guide.md").count == ENTRIES
             returned = time.time()
             time.sleep(0.3)

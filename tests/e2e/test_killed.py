@@ -16,11 +16,11 @@ import pytest
 import ibidem
 from ibidem.index import vectors
 from tests.embedders import BagOfWords
-from tests.helpers import Child, answer, eventually, question, reworded
+from tests.helpers import Child, answer, eventually, question, reworded, rounds
 
-ROUNDS = 50
+ROUNDS = rounds(20, 100)
 INDEXED = 10  # in each tenth the index is open too: to try it after a kill takes a second
-TORN_ROUNDS = 4
+TORN_ROUNDS = rounds(3, 20)
 THRESHOLD = 0.9
 LIVES = 0.25  # seconds a child lives at most after its first acknowledged answer
 SHORT_LIVES = 0.12  # where there are many
@@ -172,9 +172,9 @@ def check_cleared(cache: ibidem.SemanticCache, said: dict[str, list[int]]) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.timeout(280)
-def test_no_acknowledged_answer_is_lost_over_50_kills(tmp_path: Path) -> None:
-    """After each of 50 kills the cache opens, and in the end holds what it ever acknowledged, no more."""
+@pytest.mark.timeout(rounds(280, 1800))
+def test_no_acknowledged_answer_is_lost_over_many_kills(tmp_path: Path) -> None:
+    """After each kill the cache opens, and in the end holds what it ever acknowledged, no more."""
     draw = random.Random(7)
     stored: list[int] = []
     with Child(FORKING, tmp_path / "c") as forker:

@@ -24,7 +24,7 @@ from tests.shop import products, stream
 
 pytestmark = pytest.mark.slow
 
-KNOWN, NEW = products()[:34], products()[42:]
+KNOWN, NEW = products()[:26], products()[44:]
 MEANT = {row.text: str(row.meaning) for row in stream(products())}
 
 
@@ -69,7 +69,7 @@ def asking(cache: SemanticCache, rows: list[Row]) -> Iterator[list[str]]:
                 if answer != f"All about the {row.meaning}.":
                     problems.append(f"{row.text}: {answer}")
                 asked += 1
-                time.sleep(0.001)  # the log keeps up
+                time.sleep(0.005)  # the promotion needs the processor too
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -78,7 +78,7 @@ def asking(cache: SemanticCache, rows: list[Row]) -> Iterator[list[str]]:
     finally:
         end.set()
         thread.join()
-    assert asked > len(rows)
+    assert asked > 100
 
 
 def test_the_loop(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_loop(tmp_path: Path) -> None:
     with ibidem.open(tmp_path / "cache") as cache:
         serve(cache, stream(KNOWN))
 
-        mined = cache.pairs(limit=2_000)
+        mined = cache.pairs(limit=1_200)
         assert {pair.source for pair in mined.pairs} >= {"near_miss", "neighbour"}
         taught = teach(mined.pairs, oracle, out=tmp_path / "labelled.jsonl")
         assert min(taught.same, taught.different) > 20
@@ -111,7 +111,7 @@ def test_the_loop(tmp_path: Path) -> None:
         with asking(cache, known) as problems:
             promoted = cache.promote(tuned)
             assert promoted.changed
-            assert promoted.embedded > 500
+            assert promoted.embedded > 300
             back = cache.rollback()
         assert back.model == promoted.previous
         assert not problems

@@ -378,9 +378,9 @@ def test_a_sample_is_spread_over_the_log() -> None:
 
 
 @pytest.mark.alone
-def test_a_hundred_thousand_lookups_take_seconds(records: Records, advised) -> None:
+def test_tens_of_thousands_of_lookups_take_seconds(records: Records, advised) -> None:
     """And as many examples."""
-    for start in range(0, 100_000, 10_000):
+    for start in range(0, 30_000, 10_000):
         numbers = range(start, start + 10_000)
         records.lookups.add([lookup(kind(n % 5_000, n % 7)) for n in numbers])
         records.examples.add(
@@ -390,8 +390,8 @@ def test_a_hundred_thousand_lookups_take_seconds(records: Records, advised) -> N
 
     found = advised()
 
-    assert time.process_time() - started < 10
-    assert (found.lookups, found.examples, found.sampled) == (100_000, 100_000, 1_000)
+    assert time.process_time() - started < 4
+    assert (found.lookups, found.examples, found.sampled) == (30_000, 30_000, 1_000)
 
 
 def test_what_is_no_namespace_is_refused(cache) -> None:

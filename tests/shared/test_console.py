@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ibidem
@@ -81,6 +81,7 @@ def test_plain_text_is_harmless_and_says_all(text: str) -> None:
 
 @settings(max_examples=60)
 @given(texts(), st.sampled_from(["utf-8", "ascii", "latin-1", "cp1252", "cp437", "shift_jis", "utf-16"]))
+@example("\t[red]", "ascii")  # rich took it for less wide, and cut it off with a character that ASCII lacks
 def test_a_console_prints_what_it_is_given(text: str, encoding: str) -> None:
     """As text, in a cell, a title and a column's name; the columns of a table stay aligned."""
     from rich.table import Table

@@ -1,11 +1,14 @@
 """The default model: its graph against an independent forward pass, its files, its life in a process."""
 
+import gc
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ibidem.embedding import Embedder, minilm_files, minilm_graph, resolve_embedder
+from ibidem.embedding import Embedder, minilm, minilm_files, minilm_graph, resolve_embedder
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
 
@@ -240,17 +243,42 @@ class TestProcess:
     def test_loading_is_lazy(self, cache):
         assert OnnxEmbedder.from_directory(target(cache))._loaded is None
 
+    def test_a_model_is_loaded_once_and_let_go_with_its_last_user(self, cache, tmp_path):
+        copy = Path(shutil.copytree(target(cache), tmp_path / "copy"))
+        users = [OnnxEmbedder.from_directory(place) for place in (target(cache), target(cache), copy)]
+        expected = [user.embed(["a question"]) for user in users]
+        assert all(np.array_equal(expected[0], other) for other in expected)
+        assert len({id(user._loaded.session) for user in users}) == 1
+        assert OnnxEmbedder(users[0]._files, threads=2)._runtime() is not users[0]._loaded
+        left = weakref.ref(users[0]._loaded)
+        shared_elsewhere = [user for user in minilm._alive if user not in users and user._loaded is left()]
+        users.clear()
+        gc.collect()
+        assert (left() is None) == (not shared_elsewhere)
+
+    def test_weights_beside_the_graph_are_not_shared(self, cache, tmp_path):
+        """Two graphs with the same bytes may have other weights."""
+        copies = []
+        for name in "ab":
+            copy = Path(shutil.copytree(target(cache), tmp_path / name))
+            (copy / "manifest.json").unlink()
+            copies.append(OnnxEmbedder.from_directory(copy))
+        assert not copies[0]._files.whole
+        assert copies[0]._runtime() is not copies[1]._runtime()
+
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
     @pytest.mark.parametrize("threads", [1, 2])
     def test_works_after_fork_even_if_another_thread_held_the_lock(self, cache, threads):
         code = f"""
 import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here
+from ibidem.embedding import minilm
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import find_model
 model = OnnxEmbedder(find_model(), threads={threads})
 expected = model.embed(["a question"])
 model._lock.acquire()
+minilm._loading.acquire()
 pid = os.fork()
 if pid == 0:
     signal.alarm(60)
@@ -481,7 +509,7 @@ assert by_name.count_tokens(questions[0]) == own.count_tokens(questions[0])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # an independent forward pass is compared above
 def test_the_real_sentence_transformers_agrees(source, cache):
     """By directory and as an object, in a process of its own: it brings torch along."""
     pytest.importorskip("sentence_transformers")

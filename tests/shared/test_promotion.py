@@ -19,7 +19,7 @@ import ibidem
 from ibidem.cli.main import app
 from ibidem.fit.calibration import Calibration, Level, to_json
 from tests.contracts.promotion import PromotionContract, ask, models, right, store  # noqa: F401 (models: a fixture)
-from tests.helpers import Child
+from tests.helpers import Child, rounds
 from tests.models import measured
 from tests.servers import running_chroma, running_postgres
 
@@ -32,6 +32,7 @@ class TestInMemory(PromotionContract):
         return {"path": str(tmp_path / "c")}
 
 
+@pytest.mark.thorough  # one that a process has for itself, as in memory; the collections as on a server
 class TestInEmbeddedChroma(TestInMemory):
     """SQLite and a Chroma in the process, as in a large cache."""
 
@@ -210,6 +211,7 @@ def test_a_lost_copy_of_the_model_is_fetched_again(path: Path, models: list[Path
     assert used(path).startswith("flipped-0")
 
 
+ENTRIES = 150
 PROMOTE = """
 import sys
 import ibidem
@@ -226,12 +228,12 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Pat
     """At any moment of a promotion; all is found with either, and a repeated promotion goes on."""
     path = tmp_path / "c"
     with ibidem.open(path, threshold=0.8) as cache:
-        store(cache, *range(400))
+        store(cache, *range(ENTRIES))
     draw, seen, target = random.Random(0), set(), 0
-    for _ in range(5):
+    for _ in range(rounds(4, 30)):
         with Child(PROMOTE, path, models[target]) as child:
             child.line()
-            time.sleep(draw.uniform(0.0, 2.0))
+            time.sleep(draw.uniform(0.0, 1.0))
             said = child.kill()
         model = used(path)
         seen.add((model.split("/")[0] == f"flipped-{target}", "done" in said))
@@ -245,5 +247,5 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Pat
     assert used(path).startswith(f"flipped-{target}/")
     assert (False, False) in seen
     with ibidem.open(path, threshold=0.8) as cache:
-        assert all(ask(cache, n) == right(n) for n in range(400))
+        assert all(ask(cache, n) == right(n) for n in range(ENTRIES))
         assert cache.stats().unindexed == 0

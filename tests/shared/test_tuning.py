@@ -185,7 +185,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # tests/e2e/test_learning_loop.py tunes, too
 def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
     """The figures in the directory are those of the exported model, and hold for products never seen."""
     import torch

@@ -51,7 +51,7 @@ class Console(rich.console.Console):
 
     def shown(self, text: str) -> str:
         """The text as it is written; not left to the stream, as a table must know how wide it becomes."""
-        text = plain(text)
+        text = plain(text).expandtabs()
         if is_unicode(self.encoding):
             return text
         return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
@@ -59,7 +59,7 @@ class Console(rich.console.Console):
 
 def styled(text: str, style: str) -> Text:
     """Any text, in a style of rich."""
-    return Text(plain(text), style)
+    return Text(plain(text).expandtabs(), style)
 
 
 def is_unicode(encoding: str) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 64  # a text with more per token of the window is cut before it is tokenised
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class _Runtime:
+    """A loaded model, shared by all embedders of the same files in a process."""
+
     tokenizer: Tokenizer
     session: Any  # an InferenceSession of onnxruntime
     inputs: frozenset[str]
@@ -156,7 +158,7 @@ class OnnxEmbedder:
         if (runtime := self._loaded) is None:
             with self._lock:
                 if (runtime := self._loaded) is None:
-                    runtime = self._loaded = _load(self._files, self._threads)
+                    runtime = self._loaded = _shared(self._files, self._threads)
         return runtime
 
     def _renew(self) -> None:
@@ -176,9 +178,27 @@ class OnnxEmbedder:
 
 _alive: WeakSet[OnnxEmbedder] = WeakSet()
 _abandoned: list[_Runtime] = []
+# Of each model one session, however many caches are open: it takes 65 MB, and stays until the last of them
+# is collected.
+_loaded: WeakValueDictionary[tuple[object, ...], _Runtime] = WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def _shared(files: ModelFiles, threads: int) -> _Runtime:
+    """The model of these files, loaded if no embedder of this process has it."""
+    if not files.whole:  # the digests do not cover weights that lie beside the graph
+        return _load(files, threads)
+    key = (*sorted(files.digests.items()), files.max_tokens, threads)
+    with _loading:
+        if (runtime := _loaded.get(key)) is None:
+            runtime = _loaded[key] = _load(files, threads)
+        return runtime
 
 
 def _reload_after_fork() -> None:
+    global _loading
+    _loading = threading.Lock()
+    _loaded.clear()
     for embedder in list(_alive):
         embedder._after_fork()
 

@@ -1,0 +1,175 @@
+"""Train the models step by step: `python -m ibidem_lab.models STEP --data DIR`.
+
+Each step writes into the work folder; one that was killed goes on from its last checkpoint, one that is
+done is not done again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem_lab.models import base, encoder, teacher, verifier
+from ibidem_lab.models.groups import DATA, Pair, load_groups
+from ibidem_lab.models.measure import Measured, held_out_sets, measure, table
+from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens, cosines, device, scores, vectors
+from ibidem_lab.models.pairs import Workloads, labelled_pairs, unlabelled_pairs
+from ibidem_lab.models.training import Schedule, load
+
+TEACHER_SCORES = DATA / "teacher_scores.npz"
+UNLABELLED = 300_000  # pairs that the teacher labels
+VALIDATED = 1_000  # pairs of each set that are looked at while a model is trained
+
+
+class Steps:
+    """The trainings in order. Their results lie in the folder `work`.
+
+    Args:
+        data: The folder of workloads.
+        work: Where base models and checkpoints are kept.
+        share: Of the full number of examples; less than 1 to try things.
+        seeds: Of the teachers.
+    """
+
+    def __init__(self, data: Path, work: Path, share: float, seeds: Sequence[int]) -> None:
+        self.workloads, self.work, self.share, self.seeds = Workloads(data), work, share, seeds
+        self.groups = load_groups()
+        self.sets = held_out_sets(self.groups, self.workloads)
+
+    def teacher(self) -> None:
+        """Train the teacher, once for each seed, on all labels."""
+        tokens, pairs = Tokens(self._mpnet), labelled_pairs(self.groups, self.workloads)
+        say(f"{len(pairs):,} labelled pairs, {np.mean([pair.same for pair in pairs]):.0%} the same")
+        for seed in self.seeds:
+            model = CrossEncoder(self._mpnet)
+            schedule = self._schedule(400_000, 32, 4e-5, seed)
+            teacher.train_cross_encoder(
+                model,
+                tokens,
+                pairs,
+                schedule,
+                self._checkpoint(f"teacher-{seed}"),
+                say,
+                self._validate(tokens),
+            )
+
+    def label(self) -> None:
+        """Let the teacher score the unlabelled pairs, and the labelled ones too."""
+        tokens, teachers = self._teachers()
+        pairs = self._unlabelled() + labelled_pairs(self.groups, self.workloads)
+        say(f"{len(pairs):,} pairs to score")
+        teacher.TeacherScores.of(pairs, teacher.average_scores(teachers, tokens, pairs)).write(TEACHER_SCORES)
+
+    def verifier(self) -> None:
+        """Distil the verifier from the first teacher and from the scores of all."""
+        tokens, (first, *_) = self._teachers()
+        known = teacher.TeacherScores.read(TEACHER_SCORES)
+        labelled = labelled_pairs(self.groups, self.workloads)
+        own = {(pair.a, pair.b): pair.same for pair in labelled}
+        both = [Pair(p.a, p.b, (p.same + own[p.a, p.b]) / 2) for p in known.label(labelled)]
+        pairs = both + known.label(self._unlabelled())
+        say(f"{len(pairs):,} pairs, {len(both):,} of them with a label of ours too")
+        student = verifier.start_from(first, self._mpnet)
+        schedule = self._schedule(1_200_000, 32, 6e-5, 3)
+        verifier.distil(
+            student, first, tokens, pairs, schedule, self._checkpoint("verifier"), say, self._validate(tokens)
+        )
+
+    def encoder(self) -> None:
+        """Train the encoder on the groups and on the cosines of all-mpnet-base-v2."""
+        larger = TextEncoder(self._mpnet).to(device())
+        pairs = encoder.with_cosines(self._unlabelled(), larger, Tokens(self._mpnet))
+        model, tokens = TextEncoder(base.minilm()), Tokens(base.minilm())
+        train = [group for group in self.groups if not group.held_out]
+        schedule = self._schedule(60_000, encoder.GROUPS_A_STEP, 3e-5, 3)
+        encoder.train_encoder(model, tokens, train, pairs, schedule, self._checkpoint("encoder"), say)
+
+    def table(self) -> None:
+        """Print what the base models and all that has been trained score on the held-out sets."""
+        rows = {
+            "cosine, all-MiniLM-L6-v2": self._by_cosine(TextEncoder(base.minilm()), base.minilm()),
+            "cosine, all-mpnet-base-v2": self._by_cosine(TextEncoder(self._mpnet), self._mpnet),
+        }
+        for path in sorted(self.work.glob("*.pt")):
+            if path.stem == "encoder":
+                model = TextEncoder(base.minilm())
+                load(model, path)
+                rows["cosine, encoder"] = self._by_cosine(model, base.minilm())
+            else:
+                cross = CrossEncoder(self._mpnet, verifier.LAYERS if path.stem == "verifier" else None)
+                load(cross, path)
+                tokens = Tokens(self._mpnet)
+                cross.to(device())
+                rows[path.stem] = self._measured(partial(scores, cross, tokens))
+        say(table(rows))
+
+    @property
+    def _mpnet(self) -> Path:
+        return base.mpnet(self.work)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.work / f"{name}.pt"
+
+    def _schedule(self, examples: int, batch: int, rate: float, seed: int) -> Schedule:
+        return Schedule(int(examples * self.share), batch, rate, seed)
+
+    def _unlabelled(self) -> list[Pair]:
+        model, tokens = TextEncoder(base.minilm()).to(device()), Tokens(base.minilm())
+        pairs = unlabelled_pairs(self.groups, self.workloads, lambda texts: vectors(model, tokens, texts))
+        return pairs[: int(UNLABELLED * self.share)]
+
+    def _teachers(self) -> tuple[Tokens, list[CrossEncoder]]:
+        models = [CrossEncoder(self._mpnet) for _ in self.seeds]
+        for model, seed in zip(models, self.seeds, strict=True):
+            load(model, self._checkpoint(f"teacher-{seed}"))
+            model.to(device())
+        return Tokens(self._mpnet), models
+
+    def _by_cosine(self, model: TextEncoder, folder: Path) -> dict[str, Measured]:
+        tokens = Tokens(folder)
+        model.to(device())
+        return self._measured(partial(cosines, model, tokens))
+
+    def _measured(self, score: Callable[[Sequence[Pair]], NDArray[np.float32]]) -> dict[str, Measured]:
+        return measure(self.sets, {name: score(pairs) for name, pairs in self.sets.items()})
+
+    def _validate(self, tokens: Tokens) -> Callable[[CrossEncoder], str]:
+        """AUC by set on some held-out pairs; not on the part of `nq_teacher` that nothing is chosen by."""
+        sets = {name: pairs[:VALIDATED] for name, pairs in self.sets.items() if name != "nq"}
+
+        def told(model: CrossEncoder) -> str:
+            found = measure(sets, {name: scores(model, tokens, pairs) for name, pairs in sets.items()})
+            return json.dumps({name: round(one.auc, 4) for name, one in found.items()})
+
+        return told
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)  # noqa: T201
+
+
+def main() -> None:
+    """Run one step."""
+    parser = argparse.ArgumentParser(prog="python -m ibidem_lab.models", description=__doc__)
+    steps = ("teacher", "label", "verifier", "encoder", "table")
+    parser.add_argument("step", choices=steps)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the workloads")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".models"), help="folder for base models and checkpoints"
+    )
+    parser.add_argument("--share", type=float, default=1.0, help="of the examples; less than 1 to try things")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 7], help="of the teachers")
+    given = parser.parse_args()
+    if not (given.data / "keep_out.txt").is_file():
+        sys.exit(f"{given.data} holds no keep_out.txt: --data must name the folder of the workloads")
+    getattr(Steps(given.data, given.work, given.share, given.seeds), given.step)()
+
+
+if __name__ == "__main__":
+    main()

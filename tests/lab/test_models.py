@@ -1,0 +1,200 @@
+"""Training and measuring, with networks that take a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from ibidem_lab.models import encoder, network, teacher, training, verifier  # noqa: E402
+from ibidem_lab.models.groups import Group, Pair  # noqa: E402
+from ibidem_lab.models.measure import measure, table  # noqa: E402
+from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens  # noqa: E402
+from ibidem_lab.models.training import Schedule  # noqa: E402
+
+COLOURS = ("red", "green", "blue", "black", "white", "brown", "pink", "grey")
+PAIRS = [
+    Pair(f"a {one} car", f"my {other} car {end}", float(end == "please"))
+    for one in COLOURS
+    for other in COLOURS
+    for end in ("please", "never")
+]
+SCHEDULE = Schedule(examples=3_200, batch=32, rate=3e-3, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # beside other tests, two threads wait for each other
+
+
+def trained(
+    tiny: Path, checkpoint: Path, report: Callable[[str], None] = print, schedule: Schedule = SCHEDULE
+) -> tuple[CrossEncoder, Tokens]:
+    torch.manual_seed(schedule.seed)
+    model, tokens = CrossEncoder(tiny), Tokens(tiny)
+    teacher.train_cross_encoder(model, tokens, PAIRS, schedule, checkpoint, report)
+    return model, tokens
+
+
+def test_a_cross_encoder_learns_what_it_is_told(tiny: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    model, tokens = trained(tiny, tmp_path / "one.pt", said.append)
+    found = network.scores(model, tokens, PAIRS)
+    same = np.array([pair.same == 1 for pair in PAIRS])
+    assert found[same].min() > found[~same].max()
+    assert len(said) in (8, 9)
+    assert "examples a second" in said[-1]
+
+    again, _ = trained(tiny, tmp_path / "one.pt", said.append)
+    assert len(said) in (8, 9), "what is done is not done again"
+    assert np.array_equal(network.scores(again, tokens, PAIRS), found)
+
+
+def test_a_killed_training_goes_on(tiny: Path, tmp_path: Path) -> None:
+    """With the steps that are left, and to the same end as one that ran through."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(line: str) -> None:
+        if line.startswith("step 48 "):
+            raise Killed
+
+    often = replace(SCHEDULE, checkpoint_seconds=0.0)
+    with pytest.raises(Killed):
+        trained(tiny, tmp_path / "one.pt", kill, often)
+    assert torch.load(tmp_path / "one.pt", weights_only=True)["step"] == 47
+    said: list[str] = []
+    model, tokens = trained(tiny, tmp_path / "one.pt", said.append, often)
+    assert said[0].startswith("step 48 ")
+    found = network.scores(model, tokens, PAIRS)
+    same = np.array([pair.same == 1 for pair in PAIRS])
+    assert found[same].min() > found[~same].max()
+    assert list(tmp_path.iterdir()) == [tmp_path / "one.pt"]
+
+
+def test_a_checkpoint_of_another_training_is_not_used(tiny: Path, tmp_path: Path) -> None:
+    trained(tiny, tmp_path / "one.pt")
+    said: list[str] = []
+    model, tokens = CrossEncoder(tiny), Tokens(tiny)
+    other = Schedule(examples=320, batch=32, rate=1e-3, seed=4)
+    teacher.train_cross_encoder(model, tokens, PAIRS, other, tmp_path / "one.pt", said.append)
+    assert said[-1].startswith("step 10 of 10")
+
+
+def test_batches_are_of_like_lengths_and_the_same_for_a_seed() -> None:
+    lengths = [n % 37 for n in range(1_000)]
+    one, other = (training.batches_of(lengths, 10, 5) for _ in range(2))
+    first = [next(one) for _ in range(100)]
+    assert first == [next(other) for _ in range(100)]
+    assert sorted(place for batch in first for place in batch) == list(range(1_000))
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in first]
+    assert np.mean(spread) < 3
+
+
+def test_what_is_beyond_the_window_gets_no_score(tiny: Path) -> None:
+    tokens, long = Tokens(tiny), Pair("word " * network.PAIR_WINDOW, "b", 1.0)
+    assert np.isnan(network.scores(CrossEncoder(tiny), tokens, [PAIRS[0], long])).tolist() == [False, True]
+    assert np.isnan(network.cosines(TextEncoder(tiny), tokens, [PAIRS[0], long])).tolist() == [False, True]
+    with pytest.raises(network.TooLong):
+        network.vectors(TextEncoder(tiny), tokens, [long.a])
+
+
+def test_a_score_does_not_depend_on_what_is_scored_beside(tiny: Path) -> None:
+    """Padding and batches change nothing but the last bits."""
+    model, tokens = CrossEncoder(tiny), Tokens(tiny)
+    longer = [Pair(f"{pair.a} and a much longer text behind it", pair.b, pair.same) for pair in PAIRS]
+    together = network.scores(model, tokens, [*PAIRS[:9], *longer[:9]], size=10_000)
+    alone = [network.scores(model, tokens, [pair])[0] for pair in PAIRS[:9]]
+    assert together[:9] == pytest.approx(alone, abs=0.02)  # bf16
+
+
+def test_scores_are_found_by_pair_in_either_order(tmp_path: Path) -> None:
+    logits = np.linspace(-7, 7, len(PAIRS), dtype=np.float32)
+    logits[5] = np.nan
+    teacher.TeacherScores.of(PAIRS, logits).write(tmp_path / "scores.npz")
+    read = teacher.TeacherScores.read(tmp_path / "scores.npz")
+    turned = [Pair(pair.b, pair.a, 0.5) for pair in PAIRS]
+    found = read.label([*turned, Pair("never", "seen", 0.5)])
+    assert len(read) == len(found) == len(PAIRS) - 1
+    expected = np.delete(1 / (1 + np.exp(-logits)), 5)
+    assert [pair.same for pair in found] == pytest.approx(expected.tolist(), abs=2e-3)
+    assert [(pair.b, pair.a) for pair in found] == [(p.a, p.b) for i, p in enumerate(PAIRS) if i != 5]
+
+
+def test_a_student_begins_as_layers_of_its_teacher(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers of it are the teacher; with fewer it learns to score as he does."""
+    monkeypatch.setattr(verifier, "LAYERS", (0, 1, 2, 3))
+    own, tokens = trained(tiny, tmp_path / "teacher.pt")
+    expected = network.scores(own, tokens, PAIRS)
+    assert np.array_equal(network.scores(verifier.start_from(own, tiny), tokens, PAIRS), expected)
+
+    monkeypatch.setattr(verifier, "LAYERS", (0, 3))
+    student = verifier.start_from(own, tiny)
+    soft = [Pair(p.a, p.b, float(1 / (1 + np.exp(-z)))) for p, z in zip(PAIRS, expected, strict=True)]
+    verifier.distil(student, own, tokens, soft, SCHEDULE, tmp_path / "student.pt", print)
+    found = network.scores(student, tokens, PAIRS)
+    same = np.array([pair.same == 1 for pair in PAIRS])
+    assert found[same].min() > found[~same].max()
+
+
+def test_the_average_is_over_models_and_orders(tiny: Path) -> None:
+    models, tokens = [CrossEncoder(tiny), CrossEncoder(tiny)], Tokens(tiny)
+    turned = [Pair(pair.b, pair.a, pair.same) for pair in PAIRS]
+    each = [network.scores(model, tokens, order) for model in models for order in (PAIRS, turned)]
+    assert teacher.average_scores(models, tokens, PAIRS) == pytest.approx(np.mean(each, axis=0), abs=1e-5)
+
+
+def test_an_encoder_learns_groups_and_keeps_other_cosines(tiny: Path, tmp_path: Path) -> None:
+    groups = [
+        Group(
+            f"which {c} car",
+            (f"my {c} one", f"{c} please"),
+            tuple(o for o in COLOURS if o != c)[:4],
+            "k",
+            "d",
+        )
+        for c in COLOURS
+    ]
+    kept = [Pair("the first thing", "another matter", 0.9), Pair("north", "south", -0.3)]
+    model, tokens = TextEncoder(tiny), Tokens(tiny)
+    schedule = Schedule(examples=800, batch=8, rate=5e-3, seed=1)
+    encoder.train_encoder(model, tokens, groups, kept, schedule, tmp_path / "e.pt", print)
+    near = network.cosines(model, tokens, [Pair(g.question, g.same[0], 1.0) for g in groups])
+    far = network.cosines(model, tokens, [Pair(g.question, text, 0.0) for g in groups for text in g.diff])
+    assert near.min() > far.max()
+    assert network.cosines(model, tokens, kept) == pytest.approx([0.9, -0.3], abs=0.15)
+
+
+def test_figures_are_those_counted_by_hand() -> None:
+    """Thresholds come from the near misses of groups; a pair without a score is served nowhere."""
+    rng = np.random.default_rng(0)
+    sets = {
+        name: [Pair("a", "b", float(n % 3 == 0)) for n in range(900)] for name in ("groups", "code", "nq")
+    }
+    scores = {
+        name: np.array([rng.normal(2 * pair.same) for pair in pairs], dtype=np.float32)
+        for name, pairs in sets.items()
+    }
+    scores["nq"][0] = np.nan
+    found = measure(sets, scores)
+    misses = np.sort(
+        np.concatenate(
+            [[s for s, p in zip(scores[n], sets[n], strict=True) if not p.same] for n in ("groups", "code")]
+        )
+    )
+    for place, share in enumerate((0.02, 0.05)):
+        at = misses[-1 - round(share * len(misses))]
+        same = [s > at for s, p in zip(scores["nq"], sets["nq"], strict=True) if p.same]
+        assert found["nq"].served[place][0] == pytest.approx(np.mean(same), abs=0.01)
+        both = [found[name].served[place][1] for name in ("groups", "code")]
+        assert np.mean(both) == pytest.approx(share, abs=0.002)
+    assert "| a score | " in table({"a score": found})
