@@ -26,6 +26,7 @@ _COLLECTING = frozenset(
     "append appendleft add extend update insert pop popitem setdefault clear remove discard".split()
 )
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, partial)
+_OF_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _ABSENT: Any = object()
 
 
@@ -194,18 +195,25 @@ def _is_tally(name: str, value: Any, changed: frozenset[str]) -> bool:
 def _changed(code: types.CodeType) -> frozenset[str]:
     """Names of what code counts or collects in: variables that it sets, what it adds to or fills."""
     found: set[Any] = set()
-    loads: list[dis.Instruction] = []
+    loaded: list[Any] = []
     for at in dis.get_instructions(code):
         if at.opname in ("STORE_GLOBAL", "STORE_DEREF"):
             found.add(at.argval)
-        elif at.opname in ("LOAD_METHOD", "LOAD_ATTR") and at.argval in _COLLECTING and loads:
-            found.add(loads[-1].argval)
-        elif at.opname in ("STORE_SUBSCR", "COPY") and len(loads) > 1:
+        elif at.opname in ("LOAD_METHOD", "LOAD_ATTR") and at.argval in _COLLECTING and loaded:
+            found.add(loaded[-1])
+        elif at.opname in ("STORE_SUBSCR", "COPY") and len(loaded) > 1:
             # Of `x[key] = ...` and `x[key] += ...`.
-            found.add(loads[-2].argval)
-        if at.opname.startswith("LOAD"):
-            loads = [*loads[-1:], at]
+            found.add(loaded[-2])
+        loaded = [*loaded, *_loaded_by(at)][-2:]
     return frozenset(map(str, found)).union(_counted(code), *map(_changed, _inner(code)))
+
+
+def _loaded_by(at: dis.Instruction) -> Iterable[Any]:
+    """What an instruction loads; one of Python 3.13 may load two variables, or store one and load another."""
+    if "LOAD" not in at.opname:
+        return ()
+    both: tuple[Any, ...] = at.argval if isinstance(at.argval, tuple) else (at.argval,)
+    return both[-1:] if at.opname.startswith("STORE") else both
 
 
 @functools.lru_cache(4096)
@@ -227,7 +235,7 @@ def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
 @functools.lru_cache(4096)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     """Names of globals that code loads, in order of their first use."""
-    own = [str(at.argval) for at in dis.get_instructions(code) if at.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    own = [str(at.argval) for at in dis.get_instructions(code) if at.opname in _OF_GLOBALS]
     return tuple(dict.fromkeys((*own, *(name for each in _inner(code) for name in _globals_of(each)))))
 
 

@@ -45,14 +45,19 @@ def quantise_columns(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float3
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
-class _Graph:
-    """Collects nodes and constants; each operator method returns the name of its output."""
+class Graph:
+    """Collects nodes and constants; each operator method returns the name of its output.
 
-    def __init__(self) -> None:
+    `epsilon` is that of the layer norms.
+    """
+
+    def __init__(self, epsilon: float = LAYER_NORM_EPS) -> None:
+        self.epsilon = epsilon
         self.nodes: list[Any] = []
         self.constants: dict[str, Array] = {}
 
     def op(self, kind: str, *inputs: str | Array | float, **attributes: Any) -> str:
+        """Append an operator."""
         from onnx import helper
 
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
@@ -60,18 +65,33 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, names, [output], name=output, **attributes))
         return output
 
+    def output(self, kind: str, inputs: list[str], name: str) -> None:
+        """Append an operator whose result is the output `name` of the model."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [name]))
+
     def constant(self, value: Array | float) -> str:
+        """Keep a constant."""
         array = np.asarray(value, np.float32) if isinstance(value, float) else np.asarray(value)
         name = f"c{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(array)
         return name
 
-    def dense(self, x: str, weight: Array, bias: Array, int8: bool) -> str:
-        """The layer x @ weight + bias for `x[n, t, in]` and `weight[in, out]`."""
+    def dense(self, x: str, weight: Array, bias: Array, int8: bool, digits: int = 2) -> str:
+        """The layer x @ weight + bias for `x[n, t, in]` and `weight[in, out]`.
+
+        With `int8`, an activation is one or two `digits`: half the work, or 14 bits.
+        """
         if not int8:
             return self.op("Add", self.op("MatMul", x, weight), bias)
-        high, low, row_scale = self.two_digits(x)
         codes, column_scale = quantise_columns(weight)
+        if digits == 1:
+            rounded, row_scale = self.one_digit(x)
+            total = self.op("Cast", self.op("MatMulInteger", rounded, codes), to=FLOAT)
+            total = self.op("Sub", total, np.float32(MIDDLE) * codes.sum(axis=0, dtype=np.float32))
+            return self.op("Add", self.op("Mul", self.op("Mul", total, column_scale), row_scale), bias)
+        high, low, row_scale = self.two_digits(x)
         # one product for both digits, so that the weights are read once
         products = self.op("MatMulInteger", self.op("Concat", high, low, axis=0), codes)
         high_total, low_total = self.halves(self.op("Cast", products, to=FLOAT))
@@ -79,16 +99,26 @@ class _Graph:
         total = self.op("Sub", total, np.float32(MIDDLE) * codes.sum(axis=0, dtype=np.float32))
         return self.op("Add", self.op("Mul", self.op("Mul", total, column_scale), row_scale), bias)
 
-    def two_digits(self, x: str) -> tuple[str, str, str]:
-        """Two uint8 codes and a scale per token: x ~ (high + low / LOW_MAX - MIDDLE) * scale."""
+    def one_digit(self, x: str) -> tuple[str, str]:
+        """A uint8 code and a scale per token: x ~ (code - MIDDLE) * scale."""
+        shifted, scale = self._shifted(x)
+        return self.op("Cast", self.op("Add", shifted, 0.5), to=UINT8), scale
+
+    def _shifted(self, x: str) -> tuple[str, str]:
+        """The values in steps of their token's scale, from 1 to 127; and the scale."""
         peak = self.op("ReduceMax", self.op("Abs", x), axes=[-1], keepdims=1)
         scale = self.op("Mul", self.op("Max", peak, 1e-12), 1 / (MIDDLE - 1))
-        shifted = self.op("Add", self.op("Div", x, scale), float(MIDDLE))
+        return self.op("Add", self.op("Div", x, scale), float(MIDDLE)), scale
+
+    def two_digits(self, x: str) -> tuple[str, str, str]:
+        """Two uint8 codes and a scale per token: x ~ (high + low / LOW_MAX - MIDDLE) * scale."""
+        shifted, scale = self._shifted(x)
         high = self.op("Cast", shifted, to=UINT8)  # cuts off the fraction
         rest = self.op("Mul", self.op("Sub", shifted, self.op("Cast", high, to=FLOAT)), float(LOW_MAX))
         return high, self.op("Cast", self.op("Add", rest, 0.5), to=UINT8), scale
 
     def halves(self, x: str) -> tuple[str, str]:
+        """The two halves along the first axis."""
         from onnx import helper
 
         names = f"{x}_high", f"{x}_low"
@@ -96,14 +126,30 @@ class _Graph:
         return names
 
     def layer_norm(self, x: str, weight: Array, bias: Array) -> str:
-        return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=LAYER_NORM_EPS)
+        """Normalised over the last axis."""
+        return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=self.epsilon)
 
     def gelu(self, x: str) -> str:
+        """The exact form, with the error function."""
         erf = self.op("Erf", self.op("Div", x, float(np.sqrt(2.0))))
         return self.op("Mul", self.op("Mul", x, self.op("Add", erf, 1.0)), 0.5)
 
+    def model(self, output: str, shape: list[str | int], name: str) -> ModelProto:
+        """The whole as a model that takes `input_ids` and `attention_mask` and gives float32 `output`."""
+        from onnx import TensorProto, helper, numpy_helper
 
-def _embeddings(graph: _Graph, weights: Mapping[str, Array], int8: bool) -> str:
+        inputs = [
+            helper.make_tensor_value_info(one, TensorProto.INT64, ["n", "t"])
+            for one in ("input_ids", "attention_mask")
+        ]
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)]
+        constants = [numpy_helper.from_array(value, key) for key, value in self.constants.items()]
+        body = helper.make_graph(self.nodes, name, inputs, outputs, constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(body, opset_imports=opset, ir_version=IR_VERSION, producer_name="ibidem")
+
+
+def _embeddings(graph: Graph, weights: Mapping[str, Array], int8: bool) -> str:
     """Word + position + token type 0, normalised: [n, t, hidden]."""
     words = weights["embeddings.word_embeddings.weight"]
     positions = weights["embeddings.position_embeddings.weight"]
@@ -124,7 +170,7 @@ def _embeddings(graph: _Graph, weights: Mapping[str, Array], int8: bool) -> str:
     )
 
 
-def _attention(graph: _Graph, x: str, mask: str, weights: Mapping[str, Array], int8: bool) -> str:
+def _attention(graph: Graph, x: str, mask: str, weights: Mapping[str, Array], int8: bool) -> str:
     """Multi-head self-attention with its output projection; `weights` are those of one layer."""
     # the score's 1/sqrt(width) is folded into the query; one product makes query, key and value
     factor = {"query": HEAD_WIDTH**-0.5, "key": 1.0, "value": 1.0}
@@ -147,7 +193,7 @@ def _attention(graph: _Graph, x: str, mask: str, weights: Mapping[str, Array], i
     return graph.dense(joined, weights[f"{name}.weight"].T, weights[f"{name}.bias"], int8)
 
 
-def _layer(graph: _Graph, x: str, mask: str, weights: Mapping[str, Array], int8: bool) -> str:
+def _layer(graph: Graph, x: str, mask: str, weights: Mapping[str, Array], int8: bool) -> str:
     def normed(value: str, name: str) -> str:
         return graph.layer_norm(value, weights[f"{name}.LayerNorm.weight"], weights[f"{name}.LayerNorm.bias"])
 
@@ -159,10 +205,8 @@ def _layer(graph: _Graph, x: str, mask: str, weights: Mapping[str, Array], int8:
     return normed(graph.op("Add", x, dense(inner, "output")), "output")
 
 
-def _pooled(graph: _Graph, x: str, mask: str) -> None:
+def _pooled(graph: Graph, x: str, mask: str) -> None:
     """Mean over the unmasked tokens, then unit length, into the output `embedding`."""
-    from onnx import helper
-
     axis = np.array([1], np.int64)
     weight = graph.op("Unsqueeze", mask, np.array([2], np.int64))
     total = graph.op("ReduceSum", graph.op("Mul", x, weight), axis, keepdims=0)
@@ -170,7 +214,7 @@ def _pooled(graph: _Graph, x: str, mask: str) -> None:
     mean = graph.op("Div", total, graph.op("Max", count, 1.0))
     length = graph.op("Sqrt", graph.op("ReduceSum", graph.op("Mul", mean, mean), axis, keepdims=1))
     floor = graph.constant(1e-12)
-    graph.nodes.append(helper.make_node("Div", [mean, graph.op("Max", length, floor)], ["embedding"]))
+    graph.output("Div", [mean, graph.op("Max", length, floor)], "embedding")
 
 
 def build_model(weights: Mapping[str, Array], *, int8: bool) -> ModelProto:
@@ -186,9 +230,7 @@ def build_model(weights: Mapping[str, Array], *, int8: bool) -> ModelProto:
     Raises:
         KeyError: A weight is missing.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph = _Graph()
+    graph = Graph()
     mask = graph.op("Cast", "attention_mask", to=FLOAT)
     bias = graph.op("Mul", graph.op("Sub", mask, 1.0), float(-MASKED))
     attention_bias = graph.op("Unsqueeze", bias, np.array([1, 2], np.int64))
@@ -198,12 +240,4 @@ def build_model(weights: Mapping[str, Array], *, int8: bool) -> ModelProto:
         own = {name[len(prefix) :]: w for name, w in weights.items() if name.startswith(prefix)}
         x = _layer(graph, x, attention_bias, own, int8)
     _pooled(graph, x, mask)
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"])
-        for name in ("input_ids", "attention_mask")
-    ]
-    output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", HIDDEN])
-    constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
-    body = helper.make_graph(graph.nodes, "all-MiniLM-L6-v2", inputs, [output], constants)
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(body, opset_imports=opset, ir_version=IR_VERSION, producer_name="ibidem")
+    return graph.model("embedding", ["n", HIDDEN], "all-MiniLM-L6-v2")
