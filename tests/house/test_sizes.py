@@ -1,0 +1,96 @@
+"""The project does not grow: modules and lines of each part, and modules in a package.
+
+The figures are those of today. What moves from the core into the lab raises the lab's figures in the commit
+that lowers the core's. `tests/test_architecture.py` holds the length of a module and of a function.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.house.imports import FOLDERS, ROOT, modules_in
+
+SIZES = {
+    ("ibidem", "modules"): 218,
+    ("ibidem", "lines"): 28_953,
+    ("ibidem_lab", "modules"): 14,
+    ("ibidem_lab", "lines"): 1_427,
+    ("langchain_ibidem", "modules"): 29,
+    ("langchain_ibidem", "lines"): 3_818,
+    ("llama_index_ibidem", "modules"): 26,
+    ("llama_index_ibidem", "lines"): 3_657,
+}
+SLACK = 0.01  # a size may exceed its figure by this share
+LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered
+#: Modules in a package, its `__init__` included and its sub-packages not.
+MOST_MODULES = 16
+#: The packages that have more.
+CROWDED = {
+    "integrations/langchain-ibidem/langchain_ibidem": 29,
+    "integrations/llama-index-ibidem/llama_index_ibidem": 26,
+    "shared/ibidem": 47,
+    "shared/ibidem/cli": 19,
+    "shared/ibidem/storage": 25,
+}
+
+
+@pytest.mark.parametrize(("package", "what"), SIZES)
+def test_a_part_does_not_grow(package: str, what: str) -> None:
+    """Room for what is new is made by what is merged or deleted."""
+    paths = modules_in({package: FOLDERS[package]}).values()
+    size = (
+        len(paths) if what == "modules" else sum(len(path.read_text("utf-8").splitlines()) for path in paths)
+    )
+    problem = complaint(size, SIZES[package, what], SLACK)
+
+    assert not problem, problem
+
+
+def test_no_package_becomes_crowded() -> None:
+    """More modules than one can keep in mind are several packages, or should be merged."""
+    counts = modules_by_folder()
+
+    assert {
+        folder: count for folder, count in counts.items() if count > CROWDED.get(folder, MOST_MODULES)
+    } == {}
+
+
+@pytest.mark.parametrize("folder", CROWDED)
+def test_a_crowded_package_is_still_one(folder: str) -> None:
+    """One that has shrunk to the limit is taken off the list, and must stay below."""
+    count = modules_by_folder()[folder]
+
+    assert count > MOST_MODULES, f"{folder} has {count} modules: take it off the list"
+    problem = complaint(count, CROWDED[folder], 0)
+
+    assert not problem, problem
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (102, "102 is more than 100 allows: merge or delete something"),
+        (101, ""),
+        (95, ""),
+        (94, "94 is well below 100: lower the figure"),
+    ],
+)
+def test_the_check_of_sizes_complains(size: int, said: str) -> None:
+    """The check itself can fail, both ways."""
+    assert complaint(size, 100, SLACK) == said
+
+
+def complaint(size: int, figure: int, slack: float) -> str:
+    """What is wrong with a size or with the figure that is to hold it; empty if nothing is."""
+    if size > figure * (1 + slack):
+        return f"{size:,} is more than {figure:,} allows: merge or delete something"
+    if size < figure * (1 - LOOSE):
+        return f"{size:,} is well below {figure:,}: lower the figure"
+    return ""
+
+
+def modules_by_folder() -> Counter[str]:
+    """How many modules each package of the project has."""
+    return Counter(path.parent.relative_to(ROOT).as_posix() for path in modules_in(FOLDERS).values())
