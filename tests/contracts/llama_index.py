@@ -122,7 +122,7 @@ class Turn:
 class CountingFunctionCalling(FunctionCallingLLM):
     """A chat model: answers "answer 1", "answer 2", ..., and calls the first tool until it has a result."""
 
-    name_of_model: str = "counting-chat"
+    model: str = "counting-chat"  # the field that payloads of events have
     _script: Script = PrivateAttr(default_factory=Script)
 
     @property
@@ -132,7 +132,7 @@ class CountingFunctionCalling(FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         return LLMMetadata(
-            model_name=self.name_of_model,
+            model_name=self.model,
             is_chat_model=True,
             is_function_calling_model=True,
             context_window=32_000,
@@ -245,7 +245,7 @@ class CountingFunctionCalling(FunctionCallingLLM):
 class CountingCompletion(CustomLLM):
     """The same as a completion model that says nothing beside its text, as many do."""
 
-    name_of_model: str = "counting-completion"
+    model: str = "counting-completion"
     _script: Script = PrivateAttr(default_factory=Script)
 
     @property
@@ -254,7 +254,7 @@ class CountingCompletion(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        return LLMMetadata(model_name=self.name_of_model, context_window=32_000)
+        return LLMMetadata(model_name=self.model, context_window=32_000)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:

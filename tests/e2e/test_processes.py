@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -479,6 +480,18 @@ class TestTwoOpensInOneProcess:
 
 
 @pytest.mark.usefixtures("quick", "searched")
+def test_the_thread_that_closes_need_not_be_the_one_that_opened(tmp_path: Path) -> None:
+    """The index is given up all the same, and the next cache has it."""
+    for first in (0, 20):
+        with ThreadPoolExecutor(1) as elsewhere:
+            cache = elsewhere.submit(open_cache, tmp_path / "c").result()
+            elsewhere.submit(by_meaning, cache, first).result()  # opens the index
+            elsewhere.submit(store, cache, *range(first, first + 20)).result()
+            found = [by_meaning(cache, n) for n in range(first + 20)]
+        assert found == [f"semantic: {answer(n)}" for n in range(first + 20)]
+        cache.close()
+
+
 class TestIndexDirectoryDeleted:
     def test_between_two_openings(self, tmp_path: Path) -> None:
         """Everything is found by meaning again, without a word from the user."""

@@ -532,10 +532,10 @@ async def test_streams_that_are_read_late_and_out_of_order_are_kept_apart(both: 
     """The same question twice, read the other way round, and one by hand from the same template between."""
     stage = Stage.of(fake())
     late = [await asyncio.to_thread(engine(stage, streaming=True).query, ASKED) for _ in range(3)]
-    query(stage)
+    at_once = query(stage)  # the first call, or after the streams': that depends on LlamaIndex's version
     read = ["".join(response.response_gen) for response in late[1::-1]]
     assert rows(both.everywhere()) == [
-        (ASKED, "answer 1", FRANCE, False),
+        (ASKED, at_once, FRANCE, False),
         *((ASKED, text, FRANCE, True) for text in read),
     ]
 

@@ -151,7 +151,7 @@ def test_a_model_that_is_set_later_is_cached_too(
     """Called again, `install()` puts the new model on the same cache, with the same arguments."""
     handler = install(cache, namespace="ada")
     query()
-    later = CountingFunctionCalling(name_of_model="later")
+    later = CountingFunctionCalling(model="later")
     Settings.llm = later
     query()
     query()

@@ -6,7 +6,9 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -870,7 +872,8 @@ async def test_an_answer_that_lacks_a_failed_part_is_never_stored(mode: str, tol
     """Where LlamaIndex hides that a call failed, the answer is not made permanent."""
     engine = desk.engine(mode)
     desk.backend.script.failures.append(ValueError("no JSON"))
-    assert (await ask(engine, ASKED)).text == told
+    with suppress(ValueError):  # which older versions do not hide
+        assert (await ask(engine, ASKED)).text == told
     assert desk.entries == 0
     assert await desk.costs(engine, ASKED) == MODEL_CALLS[mode]
 
@@ -979,6 +982,9 @@ async def test_a_synthesize_of_ones_own_is_respected(desk: Desk) -> None:
     assert (desk.backend.calls, desk.entries) == (1, 1)
 
 
+@pytest.mark.skipif(
+    "multimodal" not in signature(get_response_synthesizer).parameters, reason="only newer LlamaIndex has it"
+)
 async def test_messages_are_not_cached(desk: Desk) -> None:
     """Multimodal synthesis works as ever, and is not marked after a hit either."""
     synthesizer = desk.synthesizer(multimodal=True)

@@ -56,7 +56,8 @@ def take(directory: Path) -> Tenancy:
 
 
 def _locked(directory: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(directory.with_name("index.lock"))
+    # not one hold for each thread: the thread that gives it up need not be the one that took it
+    lock = filelock.FileLock(directory.with_name("index.lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
