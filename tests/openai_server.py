@@ -56,6 +56,19 @@ class OpenAIServer:
     def __init__(self) -> None:
         #: Every POST so far: its path, its decoded body, its headers in lower case.
         self.requests: list[Json] = []
+        self._number = 0
+        self._failures: list[int] = []
+        self._breaks: list[tuple[int, str]] = []
+        self._lock = threading.Lock()
+        self.gate, self.stream_gate = threading.Event(), threading.Event()
+        self.renew()
+        self._listener = _Listener(("127.0.0.1", 0), _Handler)
+        self._listener.openai = self
+        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._listener.server_address[1]}/v1"
+
+    def renew(self) -> None:
+        """As a new server: no requests, no faults to come, no settings; answers that wait are given."""
         #: Makes the text of an answer from the body of the request.
         self.say: Callable[[Json], str] | None = None
         #: Whether requests with tools are answered with tool calls.
@@ -65,20 +78,11 @@ class OpenAIServer:
         #: Seconds before each answer.
         self.delay = 0.0
         #: Answers wait until it is set, as it is from the beginning; what has come is in `requests` before.
-        self.gate = threading.Event()
         self.gate.set()
         #: After so many pieces of its text a stream waits for `stream_gate`, which is set from the beginning.
         self.hold_streams_after: int | None = None
-        self.stream_gate = threading.Event()
         self.stream_gate.set()
-        self._number = 0
-        self._failures: list[int] = []
-        self._breaks: list[tuple[int, str]] = []
-        self._lock = threading.Lock()
-        self._listener = _Listener(("127.0.0.1", 0), _Handler)
-        self._listener.openai = self
-        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._listener.server_address[1]}/v1"
+        self.reset()
 
     @property
     def count(self) -> int:

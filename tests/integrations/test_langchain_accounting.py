@@ -26,24 +26,12 @@ import ibidem
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
 from tests.contracts.langchain import CountingChat, CountingCompletion
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 ASKED = "What is the capital of France?"
 REWORDED = "What is the capital city of France, please?"
 SAVED = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
 NOTHING = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-
-
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    with running_openai() as running:
-        yield running
-
-
-@pytest.fixture
-def server(listening: OpenAIServer) -> OpenAIServer:
-    listening.reset()
-    return listening
 
 
 @pytest.fixture

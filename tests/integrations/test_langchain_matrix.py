@@ -30,7 +30,7 @@ from tests.contracts.agents import BlockChat, ToolChat
 from tests.contracts.langchain import COUNTRIES, CountingCompletion, shelves
 from tests.contracts.langchain_matrix import COLUMNS, World, call
 from tests.helpers import rounds
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 
 @dataclass
@@ -89,18 +89,6 @@ CELLS = [
 ASKED = [f"What is the capital of {country}?" for country in COUNTRIES[:2]]
 REWORDED = [f"What is the capital city of {country}?" for country in COUNTRIES[:2]]
 OTHERS = [f"What is the capital of {country}?" for country in COUNTRIES[2:4]]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with running_openai() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.reset()
-    return running
 
 
 @pytest.fixture

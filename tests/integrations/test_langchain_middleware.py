@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
@@ -28,15 +28,9 @@ from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
 from langchain_ibidem import IbidemCache, IbidemMiddleware
 from tests.contracts.agents import ASKED, OTHER, REWORDED, Shop, Slow, ToolChat, ask, final
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 READ_ONLY = {"ibidem": "read_only"}
-
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    with running_openai() as running:
-        yield running
 
 
 @pytest.fixture

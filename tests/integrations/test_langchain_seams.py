@@ -40,22 +40,9 @@ from tests.contracts.langchain_streams import (
     sum_of,
 )
 from tests.helpers import Clock
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 ASKED = "What is the capital of France?"
-
-
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    with running_openai() as running:
-        yield running
-
-
-@pytest.fixture
-def server(listening: OpenAIServer) -> Iterator[OpenAIServer]:
-    listening.reset()
-    yield listening
-    listening.say = None
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ from tests.contracts.langchain_streams import (
     sum_of,
 )
 from tests.helpers import await_until, wait_until
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 ASKED = "What is the capital of France?"
 REWORDED = "What is the capital city of France, please?"
@@ -62,22 +62,6 @@ TOOL = {
     "properties": {"city": {"type": "string"}},
     "required": ["city"],
 }
-
-
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    """One server for all tests."""
-    with running_openai() as running:
-        yield running
-
-
-@pytest.fixture
-def server(listening: OpenAIServer) -> Iterator[OpenAIServer]:
-    listening.reset()
-    yield listening
-    listening.finish_reason, listening.hold_streams_after = None, None
-    listening.gate.set()
-    listening.stream_gate.set()
 
 
 @pytest.fixture

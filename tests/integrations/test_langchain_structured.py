@@ -23,23 +23,10 @@ import ibidem
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
 from tests.contracts.langchain import CountingChat
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 ASKED = "What is the capital of France?"
 REWORDED = "What is the capital city of France, please?"
-
-
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    with running_openai() as running:
-        yield running
-
-
-@pytest.fixture
-def server(listening: OpenAIServer) -> OpenAIServer:
-    listening.reset()
-    listening.say = None
-    return listening
 
 
 @pytest.fixture

@@ -23,22 +23,10 @@ from langchain_ibidem import IbidemCache, IbidemMiddleware, install, uninstall
 from tests.conftest import OpenCache
 from tests.contracts.langchain import CountingChat
 from tests.contracts.langchain_streams import OnlyAsyncChat, StreamingChat
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 ASKED = "What is the capital of France?"
 TERMS = "Goods can be returned within thirty days, if they were not used and are still in their box."
-
-
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    with running_openai() as running:
-        yield running
-
-
-@pytest.fixture
-def server(listening: OpenAIServer) -> OpenAIServer:
-    listening.reset()
-    return listening
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from tests.contracts.llama_index import (
     settings_restored,
     shelves,
 )
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 pytestmark = pytest.mark.alone  # how long the event loop is held is measured
 
@@ -63,13 +63,6 @@ def _settings() -> Iterator[None]:
     """LlamaIndex's global settings are as before after each test."""
     with settings_restored():
         yield
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[OpenAIServer]:
-    """One server for all tests."""
-    with running_openai() as running:
-        yield running
 
 
 @pytest.fixture(params=["fake", "openai"])

@@ -69,7 +69,7 @@ from tests.contracts.llama_index import (
     settings_restored,
     shelves,
 )
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 pytestmark = [  # of workflows, which agents are
     pytest.mark.filterwarnings("ignore:The `json` method is deprecated:DeprecationWarning"),
@@ -587,13 +587,6 @@ def _settings() -> Iterator[None]:
     with settings_restored():
         Settings.embed_model = MockEmbedding(8)
         yield
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[OpenAIServer]:
-    """One server for all rows."""
-    with running_openai() as running:
-        yield running
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from tests.contracts.llama_index import (
     start,
 )
 from tests.embedders import BagOfWords, Broken
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 on_all_endpoints = pytest.mark.parametrize("endpoint", ENDPOINTS)
 on_some_endpoints = pytest.mark.parametrize("endpoint", "chat astream_chat acomplete stream_complete".split())
@@ -56,13 +56,6 @@ def _settings() -> Iterator[None]:
     """LlamaIndex's global settings are as before after each test."""
     with settings_restored():
         yield
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[OpenAIServer]:
-    """One server for all tests."""
-    with running_openai() as running:
-        yield running
 
 
 @pytest.fixture(params=["fake", "openai"])

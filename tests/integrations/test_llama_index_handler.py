@@ -65,7 +65,7 @@ from tests.contracts.llama_index import (
     shelves,
 )
 from tests.embedders import BagOfWords
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 pytestmark = [  # of workflows, which agents are
     pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
@@ -192,19 +192,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Se
         cache.close()
 
 
-@pytest.fixture(scope="module")
-def listener() -> Iterator[OpenAIServer]:
-    """A server that speaks as OpenAI does."""
-    with running_openai() as running:
-        yield running
-
-
 @pytest.fixture
-def openai(listener: OpenAIServer) -> OpenAIBackend:
+def openai(server: OpenAIServer) -> OpenAIBackend:
     """LlamaIndex's own client of that server."""
-    listener.reset()
-    listener.say = listener.finish_reason = None
-    return OpenAIBackend(listener)
+    return OpenAIBackend(server)
 
 
 @pytest.fixture(autouse=True)

@@ -75,7 +75,7 @@ from llama_index_ibidem.reading import Told
 from llama_index_ibidem.requests import RequestBuilder
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import CountingCompletion, CountingFunctionCalling
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 Messages = list[ChatMessage]
 # LlamaIndex's workflows look at every attribute of an agent, also at those that pydantic advises against.
@@ -685,13 +685,6 @@ def test_an_agent_with_memory_hits_in_a_new_session(watched: SemanticCache, serv
     calls = server.count
     assert asyncio.run(session()) == first
     assert server.count == calls == 4
-
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    """OpenAI's API on loopback."""
-    with running_openai() as running:
-        yield running
 
 
 def test_a_call_within_a_template_is_not_made_by_it(watched: SemanticCache, looked: Looked) -> None:

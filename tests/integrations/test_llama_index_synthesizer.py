@@ -60,7 +60,7 @@ from tests.contracts.llama_index import (
     shelves,
 )
 from tests.embedders import BagOfWords
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 WAYS = ("query", "aquery", "query streaming", "aquery streaming")
 MODEL_CALLS = {
@@ -214,13 +214,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Se
         cache.close()
 
 
-@pytest.fixture(scope="module")
-def listener() -> Iterator[OpenAIServer]:
-    """A server that speaks as OpenAI does."""
-    with running_openai() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """LlamaIndex's global settings are as before after each test."""
@@ -239,14 +232,6 @@ def fake() -> FakeBackend:
 def desk(fake: FakeBackend, shared: Callable[[], SemanticCache], request: pytest.FixtureRequest) -> Desk:
     """A fake model and an empty cache."""
     return Desk(fake, Watched(shared()), request.node.nodeid)
-
-
-@pytest.fixture
-def server(listener: OpenAIServer) -> OpenAIServer:
-    """The same server for all, as if it was new."""
-    listener.reset()
-    listener.say = listener.finish_reason = None
-    return listener
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.conftest import OpenCache
 from tests.contracts.llama_index import Library as Nodes
 from tests.contracts.llama_index import shelves
 from tests.helpers import await_until, wait_until
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 
 ASKED = "How long can I return goods?"
 OTHER = "Where is the nearest warehouse?"
@@ -41,21 +41,11 @@ class Client:
     aask: Callable[[str], Awaitable[str]]
 
 
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    """One server for all tests."""
-    with running_openai() as running:
-        yield running
-
-
 @pytest.fixture
-def server(listening: OpenAIServer) -> Iterator[OpenAIServer]:
+def server(server: OpenAIServer) -> OpenAIServer:
     """It holds its answers back until the gate is opened."""
-    listening.reset()
-    listening.finish_reason = None
-    listening.gate.clear()
-    yield listening
-    listening.gate.set()
+    server.gate.clear()
+    return server
 
 
 @pytest.fixture

@@ -17,23 +17,11 @@ from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache, install, uninstall
 from llama_index_ibidem import CachedLLM
 from tests.conftest import OpenCache
-from tests.openai_server import OpenAIServer, running_openai
+from tests.openai_server import OpenAIServer
 from tests.telemetry import Sdk, told_to
 
 ASKED = "What is the capital of France?"
 MESSAGES = [ChatMessage(ASKED)]
-
-
-@pytest.fixture(scope="module")
-def listening() -> Iterator[OpenAIServer]:
-    with running_openai() as running:
-        yield running
-
-
-@pytest.fixture
-def server(listening: OpenAIServer) -> OpenAIServer:
-    listening.reset()
-    return listening
 
 
 @pytest.fixture
