@@ -129,6 +129,27 @@ class Graph:
         """Normalised over the last axis."""
         return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=self.epsilon)
 
+    def attention(self, joined: str, bias: str, heads: int, hidden: int) -> str:
+        """What each token takes from the others: [n, t, 3 * hidden] to [n, t, hidden].
+
+        Args:
+            joined: Queries, keys and values of all heads side by side; the queries are scaled.
+            bias: Added to the scores.
+            heads: How many.
+            hidden: Of all heads together.
+        """
+        split = self.op("Reshape", joined, np.array([0, 0, 3 * heads, hidden // heads], np.int64))
+        split = self.op("Transpose", split, perm=[0, 2, 1, 3])
+
+        def part(number: int) -> str:
+            bounds = [np.array([value * heads], np.int64) for value in (number, number + 1)]
+            return self.op("Slice", split, *bounds, np.array([1], np.int64))
+
+        score = self.op("MatMul", part(0), self.op("Transpose", part(1), perm=[0, 1, 3, 2]))
+        share = self.op("Softmax", self.op("Add", score, bias), axis=-1)
+        mixed = self.op("Transpose", self.op("MatMul", share, part(2)), perm=[0, 2, 1, 3])
+        return self.op("Reshape", mixed, np.array([0, 0, hidden], np.int64))
+
     def gelu(self, x: str) -> str:
         """The exact form, with the error function."""
         erf = self.op("Erf", self.op("Div", x, float(np.sqrt(2.0))))
@@ -178,17 +199,7 @@ def _attention(graph: Graph, x: str, mask: str, weights: Mapping[str, Array], in
     weight = np.concatenate([weights[f"{name}.weight"].T * f for name, f in parts], axis=1)
     bias = np.concatenate([weights[f"{name}.bias"] * f for name, f in parts])
     joined = graph.dense(x, weight.astype(np.float32), bias.astype(np.float32), int8)
-    heads = graph.op("Reshape", joined, np.array([0, 0, 3 * HEADS, HEAD_WIDTH], np.int64))
-    split = graph.op("Transpose", heads, perm=[0, 2, 1, 3])
-
-    def part(number: int) -> str:
-        bounds = [np.array([value * HEADS], np.int64) for value in (number, number + 1)]
-        return graph.op("Slice", split, *bounds, np.array([1], np.int64))
-
-    score = graph.op("MatMul", part(0), graph.op("Transpose", part(1), perm=[0, 1, 3, 2]))
-    share = graph.op("Softmax", graph.op("Add", score, mask), axis=-1)
-    mixed = graph.op("Transpose", graph.op("MatMul", share, part(2)), perm=[0, 2, 1, 3])
-    joined = graph.op("Reshape", mixed, np.array([0, 0, HIDDEN], np.int64))
+    joined = graph.attention(joined, mask, HEADS, HIDDEN)
     name = "attention.output.dense"
     return graph.dense(joined, weights[f"{name}.weight"].T, weights[f"{name}.bias"], int8)
 

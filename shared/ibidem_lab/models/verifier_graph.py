@@ -139,17 +139,7 @@ def _attention(graph: Graph, x: str, bias: str, weights: Mapping[str, Array], he
     joined = graph.dense(
         x, weight.astype(np.float32), offset.astype(np.float32), int8=digits > 0, digits=digits
     )
-    split = graph.op("Reshape", joined, np.array([0, 0, 3 * heads, hidden // heads], np.int64))
-    split = graph.op("Transpose", split, perm=[0, 2, 1, 3])
-
-    def part(number: int) -> str:
-        bounds = [np.array([value * heads], np.int64) for value in (number, number + 1)]
-        return graph.op("Slice", split, *bounds, np.array([1], np.int64))
-
-    score = graph.op("MatMul", part(0), graph.op("Transpose", part(1), perm=[0, 1, 3, 2]))
-    share = graph.op("Softmax", graph.op("Add", score, bias), axis=-1)
-    mixed = graph.op("Transpose", graph.op("MatMul", share, part(2)), perm=[0, 2, 1, 3])
-    return graph.op("Reshape", mixed, np.array([0, 0, hidden], np.int64))
+    return graph.attention(joined, bias, heads, hidden)
 
 
 def _logit(graph: Graph, x: str, mask: str, weights: Mapping[str, Array]) -> None:
