@@ -17,13 +17,9 @@ OpenCache = Callable[..., SemanticCache]
 
 
 def pytest_collection_finish() -> None:
-    """What the imports left is in use until the end: who collects garbage need not look at it.
-
-    Nor as often as a small program should: a tenth of the suite's time went into it.
-    """
+    """What the imports left is in use until the end: a test that collects garbage need not look at it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

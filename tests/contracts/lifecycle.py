@@ -9,7 +9,7 @@ import pytest
 
 from ibidem import Answer, ConfigurationError, Example, Hit, InvalidInput, Miss, Rejected, Request
 from ibidem.lifecycle.housekeeping import LATE_SECONDS
-from tests.helpers import Clock
+from tests.helpers import Clock, eventually
 
 QUESTION = Request("what is the state")
 REWORDED = Request("what is the state now ok")
@@ -151,7 +151,7 @@ class LifecycleContract:
         cache = open_cache(max_bytes=1_000_000)
         for n in range(60):
             cache.store(Request(f"tell me about subject{n}"), Answer("x" * 50_000))
-        cache.flush()
+        assert eventually(cache.flush)  # False while a loaded machine needs longer
         assert 15 <= cache.stats().entries <= 20
         assert cache.stats().bytes <= 1_000_000
 

@@ -367,7 +367,7 @@ def test_no_tokens_are_counted_for_a_repeated_stream(model: ChatOpenAI) -> None:
 
 def nothing_is_left(core: Recording) -> bool:
     """Nothing was stored, and nobody is waited for."""
-    gc.collect(1)  # what was left is young
+    gc.collect()
     return not core.core.flights._leads and not core.core.stats().entries
 
 

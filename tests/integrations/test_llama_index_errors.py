@@ -184,7 +184,7 @@ def collected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect(1)  # what was left is young
+        gc.collect()
         gc.enable()
 
 
