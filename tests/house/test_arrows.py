@@ -109,7 +109,7 @@ ARROWS = {
     "urls": "",
     "watching": "",
     "ibidem_lab": "",
-    "ibidem_lab.models": "embedding",
+    "ibidem_lab.models": "embedding tuning",
     "langchain_ibidem": (
         "adapting answering bounded bypass cache decision errors examples faults foreign forgetting inquiry "
         "lifecycle locks model_state object_tokens pieces prompts request scoped_streams scoping threads"

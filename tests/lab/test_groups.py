@@ -7,11 +7,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ibidem.tuning.metrics import auc
 from ibidem_lab.models.groups import (
     Pair,
-    auc,
     commonest_frame,
     frame,
     load_groups,
@@ -129,7 +130,8 @@ def test_words_and_frames() -> None:
 def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
     positive, negative = [0.9, 0.4, 0.4], [0.4, 0.1]
     by_hand = sum((p > n) + (p == n) / 2 for p in positive for n in negative) / 6
-    assert auc(positive, negative) == pytest.approx(by_hand)
+    scores, same = np.array([*positive, *negative]), np.arange(5) < 3
+    assert auc(scores, same) == pytest.approx(by_hand)
 
 
 def test_hashes_ignore_case_and_blanks_around() -> None:

@@ -129,6 +129,18 @@ class Graph:
         """Normalised over the last axis."""
         return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=self.epsilon)
 
+    def embeddings(self, words: Array, positions: Array, int8: bool) -> str:
+        """Word + position of each of the `input_ids`: [n, t, hidden]."""
+        if int8:
+            codes, scale = quantise_columns(words.T)
+            row = self.op("Cast", self.op("Gather", codes.T, "input_ids"), to=FLOAT)
+            word = self.op("Mul", row, self.op("Gather", scale[:, None], "input_ids"))
+        else:
+            word = self.op("Gather", words, "input_ids")
+        length = self.op("Shape", "input_ids", start=1, end=2)
+        position = self.op("Slice", positions, np.array([0], np.int64), length, np.array([0], np.int64))
+        return self.op("Add", word, position)
+
     def attention(self, joined: str, bias: str, heads: int, hidden: int) -> str:
         """What each token takes from the others: [n, t, 3 * hidden] to [n, t, hidden].
 
@@ -176,18 +188,9 @@ def _embeddings(graph: Graph, weights: Mapping[str, Array], int8: bool) -> str:
     positions = weights["embeddings.position_embeddings.weight"]
     # one question is one segment, so the type embedding is a constant
     positions = positions + weights["embeddings.token_type_embeddings.weight"][0]
-    if int8:
-        codes, scale = quantise_columns(words.T)
-        row = graph.op("Cast", graph.op("Gather", codes.T, "input_ids"), to=FLOAT)
-        word = graph.op("Mul", row, graph.op("Gather", scale[:, None], "input_ids"))
-    else:
-        word = graph.op("Gather", words, "input_ids")
-    length = graph.op("Shape", "input_ids", start=1, end=2)
-    position = graph.op("Slice", positions, np.array([0], np.int64), length, np.array([0], np.int64))
+    embedded = graph.embeddings(words, positions, int8)
     return graph.layer_norm(
-        graph.op("Add", word, position),
-        weights["embeddings.LayerNorm.weight"],
-        weights["embeddings.LayerNorm.bias"],
+        embedded, weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"]
     )
 
 

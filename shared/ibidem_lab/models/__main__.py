@@ -9,7 +9,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +109,7 @@ class Steps:
                 rows[path.stem] = self._measured(partial(scores, cross, tokens))
         say(table(rows))
 
-    @property
+    @cached_property
     def _mpnet(self) -> Path:
         return base.mpnet(self.work)
 

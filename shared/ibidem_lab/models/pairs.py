@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,8 +16,9 @@ from ibidem_lab.models.reserved import KeepOut, for_tuning
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
+NATURAL = "nq_teacher"  # neighbours among Natural Questions, a part of which is kept for measuring
 # Files of labelled pairs, and how often each is seen: open questions are few beside the groups.
-LABELLED = {"nq_teacher": 2, "support_teacher": 1, "trivia_teacher": 2}
+LABELLED = {NATURAL: 2, "support_teacher": 1, "trivia_teacher": 2}
 # Streams whose questions are paired with their neighbours, for the teacher to label; all CC BY.
 NEIGHBOURS = ("banking77", "clinc150")
 NEAREST = 8  # neighbours of a question that are paired with it
@@ -38,10 +38,18 @@ class Workloads:
 
     def labelled(self, name: str) -> Iterator[Pair]:
         """The pairs of a file whose labels its teacher was sure of."""
+        for pair, sure in self._pairs(name):
+            if sure and not (name == NATURAL and _for_tuning(pair)):
+                yield pair
+
+    def kept_for_tuning(self) -> list[Pair]:
+        """The pairs of Natural Questions that nothing is trained on or chosen by."""
+        return [pair for pair, _ in self._pairs(NATURAL) if _for_tuning(pair)]
+
+    def _pairs(self, name: str) -> Iterator[tuple[Pair, bool]]:
+        """All pairs of a file, each with whether its teacher was sure."""
         for row in _rows(self.folder / "pairs" / f"{name}.jsonl"):
-            reserved = name == "nq_teacher" and (for_tuning(row["a"]) or for_tuning(row["b"]))
-            if row["sure"] and not reserved:
-                yield Pair(row["a"], row["b"], float(row["same"]))
+            yield Pair(row["a"], row["b"], float(row["same"])), bool(row["sure"])
 
     def questions(self) -> dict[str, list[str]]:
         """Unlabelled questions by source, sorted."""
@@ -52,6 +60,10 @@ class Workloads:
         natural = (row["question"] for row in _rows(self.folder / "nq_questions.jsonl"))
         found["nq"] = [text for text in natural if not for_tuning(text)]
         return {name: sorted(set(texts)) for name, texts in found.items()}
+
+
+def _for_tuning(pair: Pair) -> bool:
+    return for_tuning(pair.a) or for_tuning(pair.b)
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -121,7 +133,7 @@ def _near_misses_of_one_group(groups: Iterable[Group]) -> list[Pair]:
 def _neighbours(texts: Sequence[str], encode: Encode, block: int = 1024) -> list[Pair]:
     """Each text with those nearest to it by cosine."""
     vectors = encode(texts)
-    found: dict[tuple[int, int], None] = defaultdict(lambda: None)
+    found: dict[tuple[int, int], None] = {}  # in order, each once
     for start in range(0, len(texts), block):
         cosines = vectors[start : start + block] @ vectors.T
         nearest = np.argpartition(-cosines, NEAREST, axis=1)[:, : NEAREST + 1]

@@ -7,7 +7,7 @@ answer teach it otherwise.
 
 import random
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 Edit = Callable[[str, random.Random], str | None]
 
@@ -47,11 +47,11 @@ _GREETINGS = (
 _ENDINGS = ("", " thanks", " please", " thx", ", thank you", " :)")
 
 
-def equal_words(text: str, rng: random.Random) -> str | None:
-    """Exchange one word or phrase for one that means the same."""
+def _exchange(text: str, pairs: Sequence[tuple[str, str]], rng: random.Random) -> str | None:
+    """Exchange one word or phrase of a pair that the text has for the other, whichever way round."""
     known = [
         (a, b)
-        for x, y in _EQUAL
+        for x, y in pairs
         for a, b in ((x, y), (y, x))
         if re.search(rf"(?<!\w){re.escape(a)}(?!\w)", text, re.I)
     ]
@@ -59,6 +59,11 @@ def equal_words(text: str, rng: random.Random) -> str | None:
         return None
     old, new = rng.choice(known)
     return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new, text, count=1, flags=re.I)
+
+
+def equal_words(text: str, rng: random.Random) -> str | None:
+    """Exchange one word or phrase for one that means the same."""
+    return _exchange(text, _EQUAL, rng)
 
 
 def typo(text: str, rng: random.Random) -> str | None:
@@ -161,11 +166,7 @@ _EXCHANGED = _pairs("""
 
 def exchanged(text: str, rng: random.Random) -> str | None:
     """Exchange a word for its opposite or another question word: mostly, not surely, another answer."""
-    known = [(a, b) for x, y in _EXCHANGED for a, b in ((x, y), (y, x)) if re.search(rf"\b{a}\b", text, re.I)]
-    if not known:
-        return None
-    old, new = rng.choice(known)
-    return re.sub(rf"\b{old}\b", new, text, count=1, flags=re.I)
+    return _exchange(text, _EXCHANGED, rng)
 
 
 def other_number(text: str, rng: random.Random) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ibidem_lab.models.groups import Pair
-from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder, Tokens, device, scores
+from ibidem_lab.models.network import CrossEncoder, Tokens, device, scores
 from ibidem_lab.models.training import Schedule, train
 
 SMOOTHING = 0.02  # of the labels, on either side: some are wrong
@@ -27,7 +27,7 @@ def train_cross_encoder(
     validate: Callable[[CrossEncoder], str] | None = None,
 ) -> None:
     """Train on labels, hard or soft, by binary cross-entropy; pairs beyond the window are left out."""
-    rows, labels = _inside(tokens, pairs)
+    rows, labels = tokens.labelled(pairs)
     target = torch.tensor(labels) * (1 - 2 * SMOOTHING) + SMOOTHING
     where = device()
     model.to(where)
@@ -36,14 +36,7 @@ def train_cross_encoder(
         logits = model(*tokens.batch([rows[i] for i in places], where))
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, target[places].to(where))
 
-    own = (lambda: validate(model)) if validate else None
-    train(model, loss_of, [len(row) for row in rows], schedule, checkpoint, report, own)
-
-
-def _inside(tokens: Tokens, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[float]]:
-    rows = tokens.pairs(pairs)
-    kept = [i for i, row in enumerate(rows) if len(row) <= PAIR_WINDOW]
-    return [rows[i] for i in kept], [pairs[i].same for i in kept]
+    train(model, loss_of, [len(row) for row in rows], schedule, checkpoint, report, validate)
 
 
 def pair_hash(pair: Pair) -> int:

@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ def batches_of(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[in
 
 
 def train(
-    model: nn.Module,
+    model: Model,
     loss_of: Callable[[list[int]], Tensor],
     lengths: Sequence[int],
     schedule: Schedule,
     checkpoint: Path,
     report: Callable[[str], None],
-    validate: Callable[[], str] | None = None,
+    validate: Callable[[Model], str] | None = None,
 ) -> None:
     """Train a model in place; from its checkpoint, if that was made for the same.
 
@@ -91,7 +94,7 @@ def train(
         if (step + 1) % max(1, schedule.steps // 8) == 0 or step + 1 == schedule.steps:
             speed = (step + 1 - first) * schedule.batch / (time.monotonic() - begun)
             mean = torch.stack(losses[-200:]).mean().item()
-            found = validate() if validate else ""
+            found = validate(model) if validate else ""
             told = f"step {step + 1:,} of {schedule.steps:,}: loss {mean:.4f}"
             report(f"{told}, {speed:.0f} examples a second {found}")
         if time.monotonic() - saved > schedule.checkpoint_seconds:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ibidem_lab.models.groups import Pair
-from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder, Tokens, device
+from ibidem_lab.models.network import CrossEncoder, Tokens, device
 from ibidem_lab.models.training import Schedule, train
 
 LAYERS = (0, 2, 4, 7, 9, 11)  # of the teacher's twelve, that the student starts from and is held against
@@ -45,9 +45,8 @@ def distil(
     The loss of the labels is binary cross-entropy; that of the states the mean over layers of one minus the
     cosine between the student's and the teacher's state of each token.
     """
-    rows = tokens.pairs(pairs)
-    kept = [i for i, row in enumerate(rows) if len(row) <= PAIR_WINDOW]
-    rows, target = [rows[i] for i in kept], torch.tensor([pairs[i].same for i in kept])
+    rows, labels = tokens.labelled(pairs)
+    target = torch.tensor(labels)
     where = device()
     student.to(where)
     teacher.to(where).eval()
@@ -64,5 +63,4 @@ def distil(
             loss = loss + STATE_WEIGHT / len(LAYERS) * ((1 - near) * weight).sum()
         return loss
 
-    own_report = (lambda: validate(student)) if validate else None
-    train(student, loss_of, [len(row) for row in rows], schedule, checkpoint, report, own_report)
+    train(student, loss_of, [len(row) for row in rows], schedule, checkpoint, report, validate)

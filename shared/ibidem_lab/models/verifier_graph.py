@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.embedding.minilm_graph import FLOAT, MASKED, Graph, quantise_columns
+from ibidem.embedding.minilm_graph import FLOAT, MASKED, Graph
 from ibidem_lab.models.network import PAIR_WINDOW
 
 if TYPE_CHECKING:
@@ -97,20 +97,10 @@ def _distance_bias(graph: Graph, weights: Mapping[str, Array]) -> str:
 
 def _embeddings(graph: Graph, weights: Mapping[str, Array], int8: bool) -> str:
     words = weights["body.embeddings.word_embeddings.weight"]
-    if int8:
-        codes, scale = quantise_columns(words.T)
-        row = graph.op("Cast", graph.op("Gather", codes.T, "input_ids"), to=FLOAT)
-        word = graph.op("Mul", row, graph.op("Gather", scale[:, None], "input_ids"))
-    else:
-        word = graph.op("Gather", words, "input_ids")
     positions = weights["body.embeddings.position_embeddings.weight"][FIRST_POSITION:][:PAIR_WINDOW]
-    length = graph.op("Shape", "input_ids", start=1, end=2)
-    start = np.array([0], np.int64)
-    position = graph.op("Slice", positions, start, length, start)
     norm = "body.embeddings.LayerNorm"
-    return graph.layer_norm(
-        graph.op("Add", word, position), weights[f"{norm}.weight"], weights[f"{norm}.bias"]
-    )
+    embedded = graph.embeddings(words, positions, int8)
+    return graph.layer_norm(embedded, weights[f"{norm}.weight"], weights[f"{norm}.bias"])
 
 
 def _layer(graph: Graph, x: str, bias: str, weights: Mapping[str, Array], heads: int, digits: Digits) -> str:
