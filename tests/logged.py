@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ibidem.entry import Entry
 from ibidem.examples.example import Example
-from ibidem.request import Answer, digest
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.types import Answer, Entry, digest
 
 NOW = 1_790_000_000.0  # a Monday in September 2026
 WEEKS = 4 * 7 * 86_400.0

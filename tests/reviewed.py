@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ibidem.entry import Entry, Source
-from ibidem.request import Answer, Request, digest
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.types import Answer, Entry, Request, Source, digest
 
 AT = 1_790_000_000.0
 SCOPE = Request("x", scope="the model").scope_digest

@@ -19,7 +19,7 @@ from typing import Any
 
 from genai_prices import data, types
 
-from ibidem.prices import SHIPPED, dated_like
+from ibidem.costs import SHIPPED, dated_like
 from ibidem.storage.figures import LONG_PROMPT
 
 PROVIDERS = (

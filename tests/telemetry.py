@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ibidem.sharing import backends
-from ibidem.telemetry.instruments import Instruments
+from ibidem.runtime import backends
+from ibidem.telemetry.metrics import Instruments
 
 
 class Sdk:
@@ -67,6 +67,6 @@ class Sdk:
 def told_to(monkeypatch: pytest.MonkeyPatch, *processors: SpanProcessor) -> Iterator[Sdk]:
     """What is opened in this block tells an SDK."""
     sdk = Sdk(*processors)
-    monkeypatch.setattr("ibidem.telemetry.instruments.shared", lambda: sdk.instruments)
+    monkeypatch.setattr("ibidem.telemetry.metrics.shared", lambda: sdk.instruments)
     yield sdk
     sdk.close()

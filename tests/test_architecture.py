@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py")])
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 DOORS = {
-    "chromadb": {"shared/ibidem/index/chroma.py", "shared/ibidem/index/chroma_server.py"},
-    "onnxruntime": {"shared/ibidem/embedding/onnx_session.py"},
+    "chromadb": {"shared/ibidem/index/chroma.py"},
+    "onnxruntime": {"shared/ibidem/embedding/minilm.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
-    "psycopg": {"shared/ibidem/storage/postgres.py"},
+    "psycopg": {"shared/ibidem/storage/engine.py"},
     "jinja2": {"shared/ibidem/report/templating.py"},
     "starlette": {"shared/ibidem/review/app.py"},
     "uvicorn": {"shared/ibidem/review/serving.py"},
@@ -30,7 +30,7 @@ DOORS = {
     },
     "transformers": {"shared/ibidem/tuning/training.py", "shared/ibidem_lab/models/network.py"},
     "sentence_transformers": {
-        "shared/ibidem/embedding/objects.py",
+        "shared/ibidem/embedding/adapters.py",
         "shared/ibidem/tuning/losses.py",
         "shared/ibidem/tuning/training.py",
     },

@@ -28,16 +28,15 @@ from rich.console import Console
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
-from ibidem.audits.judging import AnswerJudge, contradict
+from ibidem.adapter.options import pieces_of
+from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli import tables
 from ibidem.cli.console import plain
-from ibidem.decision.evidence import supporting
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.scoring import shipped
-from ibidem.lifecycle.admission import _texts
-from ibidem.pieces import pieces_of
-from ibidem.prompts.sources import Retrieved
+from ibidem.lifecycle.rules import _texts
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.policy import shipped, supporting
+from ibidem.prompts.documents import Retrieved
 from ibidem.redaction import secrets
 from ibidem.report.telling import shown
 from ibidem.review.showing import marked, readable

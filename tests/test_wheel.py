@@ -19,7 +19,7 @@ PACKAGES = {
 }
 DATA = {f"{package}/py.typed" for package in PACKAGES} | {
     f"ibidem/{name}"
-    for name in ("decision/scorer.json", "prices.json", "report/page.css", "report/page.html")
+    for name in ("matching/scorer.json", "prices.json", "report/page.css", "report/page.html")
 }
 
 
@@ -56,8 +56,8 @@ def test_the_wheel_works_where_only_it_is(wheel: Path, tmp_path: Path) -> None:
     program = """
 import ibidem, langchain_ibidem, llama_index_ibidem
 from ibidem.cli.main import main
-from ibidem.decision.scoring import shipped
-from ibidem.prices import read_prices
+from ibidem.matching.policy import shipped
+from ibidem.costs import read_prices
 assert ibidem.__file__.startswith(WHERE), ibidem.__file__
 shipped()
 assert read_prices().cost("gpt-4o-mini-2024-07-18", 1_000_000, 0)

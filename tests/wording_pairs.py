@@ -1,6 +1,6 @@
 """Pairs of questions that differ in wording that changes the answer, made from word lists of the tests.
 
-The lists are others than those of `ibidem.decision`: verbs, names and stems that the code does not hold, and
+The lists are others than those of `ibidem.matching`: verbs, names and stems that the code does not hold, and
 random identifiers. `KINDS` makes pairs that must not share an answer, `reworded` pairs that may.
 """
 

@@ -21,16 +21,16 @@ from ibidem.errors import (
     StorageError,
 )
 from ibidem.examples.example import Example
-from ibidem.forgetting import aforget, forget
 from ibidem.lifecycle.invalidation import Invalidated
-from ibidem.request import Answer, Document, Hit, Miss, Rejected, Request, Stored
-from ibidem.scoping import namespace_of, scope
+from ibidem.provenance import aforget, forget
+from ibidem.scope import namespace_of, scope
+from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
-    from ibidem.decision.policy import ContextRule
-    from ibidem.embedding.embedder import Embedder
+    from ibidem.embedding.base import Embedder
     from ibidem.lifecycle.eviction import Eviction
+    from ibidem.matching.policy import ContextRule
 
 __version__ = "0.1.0"
 
@@ -110,7 +110,7 @@ def open(
             the judgements show that `max_wrong` is kept. At 0 a threshold that was measured for
             `max_wrong` on other traffic decides.
         judge: Called with question, stored answer and fresh answer, in a background thread; returns
-            whether the stored one would have been right. Default: `ibidem.audits.judging.AnswerJudge`, a
+            whether the stored one would have been right. Default: `ibidem.audits.judge.AnswerJudge`, a
             stand-in for short answers.
         context: Which documents must be unchanged: `evidence` (those that support the answer; default),
             `same` (all of them) or `ignore`.
@@ -139,7 +139,7 @@ def open(
         example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
         prices: What models cost, before the dated list prices that are shipped: a JSON file, or what it would
-            hold (see `ibidem.prices`).
+            hold (see `ibidem.costs`).
         telemetry_namespace: True to tell OpenTelemetry and the log the namespace too, which may name a person
             (False).
 

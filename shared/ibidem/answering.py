@@ -10,15 +10,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ibidem.bypass import is_bypassed
+from ibidem._util.concurrency import in_thread
 from ibidem.errors import CacheClosed
-from ibidem.flights import Flights, Lead, Outcome, Place, Turn, leads, take
-from ibidem.request import Answer, Hit, Miss, Rejected, Request, Stored
-from ibidem.scoping import settled
-from ibidem.threads import in_thread
+from ibidem.scope import is_bypassed, settled
+from ibidem.single_flight import Flights, Lead, Outcome, Place, Turn, leads, take
+from ibidem.types import Answer, Hit, Miss, Rejected, Request, Stored
 
 if TYPE_CHECKING:
-    from ibidem.telemetry.telling import Telemetry
+    from ibidem.telemetry.telemetry import Telemetry
 
 
 class Asking:

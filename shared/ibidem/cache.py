@@ -7,25 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.deadline import hurried
 from ibidem.answering import Answering
-from ibidem.audits.audit import Auditor
-from ibidem.backend import Backend
-from ibidem.bypass import BYPASSED, is_bypassed
-from ibidem.decision.policy import Policy
+from ibidem.audits.auditor import Auditor
+from ibidem.costs import Prices, read_prices
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
-from ibidem.finding import Finder
 from ibidem.fit.learning import drop_cache, fit_cache
-from ibidem.forgetting import opened
-from ibidem.keeping import Keeper
-from ibidem.lifecycle.admission import Admission
 from ibidem.lifecycle.correcting import Correcting
-from ibidem.lifecycle.lifetime import Lifetime
-from ibidem.locks import ForkSafeLock
+from ibidem.lifecycle.rules import Admission, Lifetime
+from ibidem.matching.policy import Policy
 from ibidem.models.promoting import promote_cache, rollback_cache
-from ibidem.patience import hurried
-from ibidem.prices import Prices, read_prices
-from ibidem.request import (
+from ibidem.pipeline import Finder, Keeper
+from ibidem.provenance import opened
+from ibidem.runtime import Backend, release
+from ibidem.scope import BYPASSED, is_bypassed, placed
+from ibidem.stats import Stats, stats_of
+from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
+from ibidem.teaching.pairing import advise_cache, pairs_of_cache
+from ibidem.telemetry.telemetry import Telemetry
+from ibidem.types import (
     Answer,
     Hit,
     Miss,
@@ -36,12 +38,6 @@ from ibidem.request import (
     require_seconds,
     require_tags,
 )
-from ibidem.scoping import placed
-from ibidem.sharing import release
-from ibidem.stats import Stats, stats_of
-from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
-from ibidem.teaching.pairing import advise_cache, pairs_of_cache
-from ibidem.telemetry.telling import Telemetry
 
 if TYPE_CHECKING:
     from ibidem.settings import Settings

@@ -6,18 +6,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ibidem._util.faults import Faults
+from ibidem.active_model import embedder_of, read_promotion
 from ibidem.doctor_index import compare, holder
-from ibidem.embedding.embedder import fingerprint_of
-from ibidem.embedding.onnx_session import ADVICE, TELEMETRY_KEY, telemetry_is_on
+from ibidem.embedding.base import fingerprint_of
+from ibidem.embedding.minilm import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
-from ibidem.faults import Faults
-from ibidem.fit import adoption
 from ibidem.foreign import foreign_package
-from ibidem.index import vectors
-from ibidem.models.chosen import embedder_of, read_promotion
-from ibidem.places import catalogue_of, index_opener, open_records
+from ibidem.index import search as vectors
+from ibidem.matching import fitted as adoption
+from ibidem.runtime import catalogue_of, index_opener, open_records
 from ibidem.settings import Settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 
 TELEMETRY_SECONDS = 86_400.0  # so long it is told that a process had it on
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ibidem.index.catalogue import Catalogue
-from ibidem.index.vector_index import VectorIndex
+from ibidem.index.base import VectorIndex
+from ibidem.index.compaction import Catalogue
 from ibidem.settings import Settings
-from ibidem.storage.vector_table import VectorTable
+from ibidem.storage.vectors import VectorTable
 
 PAGE = 5_000
 

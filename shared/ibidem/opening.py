@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ibidem.audits.audit import auditor_for
+from ibidem.audits.auditor import auditor_for
 from ibidem.cache import SemanticCache
+from ibidem.costs import read_prices
 from ibidem.errors import InvalidInput
-from ibidem.lifecycle.admission import Admission
-from ibidem.prices import read_prices
-from ibidem.request import digest
+from ibidem.lifecycle.rules import Admission
+from ibidem.runtime import acquire
 from ibidem.settings import Settings, read_settings
-from ibidem.sharing import acquire
+from ibidem.types import digest
 
 _HOOKS = ("judge", "redact", "admit", "on_lookup")
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.urls import shown_url
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, ConfigurationError, InvalidInput
-from ibidem.locks import ForkSafeLock
 from ibidem.opening import parts_of
 from ibidem.settings import Settings, checked_settings
-from ibidem.urls import shown_url
 
 HOLD_OFF = 10.0  # seconds for which a cache that could not be opened is not tried again
 

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.decision.policy import Candidate, Policy, Verdict, decide
-from ibidem.decision.scoring import Scorer
-from ibidem.entry import Entry, Vector, to_bytes, to_vector
-from ibidem.intervals import clopper_pearson
-from ibidem.request import Answer, Request, normalise
+from ibidem._util.intervals import clopper_pearson
+from ibidem.matching.policy import Candidate, Policy, Scorer, Verdict, decide
+from ibidem.types import Answer, Entry, Request, Vector, normalise, to_bytes, to_vector
 
 if TYPE_CHECKING:
-    from ibidem.embedding.embedder import CheckedEmbedder
+    from ibidem.embedding.base import CheckedEmbedder
 
 NEIGHBOURS = 16  # as the cache asks of the vector index
 CURVE_FROM = 0.7  # cosine of the farthest candidates that curves show

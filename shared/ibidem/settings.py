@@ -15,14 +15,12 @@ from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ibidem.decision.policy import ContextRule, Policy
-from ibidem.decision.scoring import threshold_for
+from ibidem._util.urls import shown_url
 from ibidem.errors import ConfigurationError, InvalidInput
-from ibidem.lifecycle.admission import MAX_TEMPERATURE
 from ibidem.lifecycle.eviction import Bounds, Eviction
-from ibidem.lifecycle.lifetime import DAYS, Lifetime
-from ibidem.request import storable
-from ibidem.urls import shown_url
+from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Lifetime
+from ibidem.matching.policy import ContextRule, Policy, threshold_for
+from ibidem.types import storable
 
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
 # 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
@@ -98,7 +96,7 @@ def _headers(value: Any) -> Any:
 
 
 def _prices(value: Any) -> Any:
-    """A file, or a mapping; what is in it is for `ibidem.prices` to judge."""
+    """A file, or a mapping; what is in it is for `ibidem.costs` to judge."""
     if value is None or isinstance(value, Mapping):
         return value
     if not isinstance(value, (str, Path)):
@@ -142,9 +140,7 @@ class Settings(BaseSettings):
     single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
     examples: bool = True
     example_ttl: Annotated[float, Field(gt=0)] = math.inf
-    prices: Annotated[Any, BeforeValidator(_prices)] = (
-        None  # for what tells of money; read by `ibidem.prices`
-    )
+    prices: Annotated[Any, BeforeValidator(_prices)] = None  # for what tells of money; read by `ibidem.costs`
     telemetry_namespace: bool = False
 
     @field_validator(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ibidem.intervals import clopper_pearson
-from ibidem.prices import Prices, savings
+from ibidem._util.intervals import clopper_pearson
+from ibidem.costs import Prices, savings
 from ibidem.storage.figures import Span
 
 if TYPE_CHECKING:
-    from ibidem.audits.audit import Auditor
-    from ibidem.backend import Backend
+    from ibidem.audits.auditor import Auditor
+    from ibidem.runtime import Backend
     from ibidem.storage.rows import JudgementRow
 
 

@@ -27,14 +27,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ibidem._util.intervals import clopper_pearson
 from ibidem.audits.budget import Budget
-from ibidem.decision.policy import Candidate, Policy, Verdict, decide
-from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for
 from ibidem.embedding import resolve_embedder
-from ibidem.intervals import clopper_pearson
+from ibidem.matching.policy import Candidate, CosineScorer, Policy, Scorer, Verdict, decide, scorer_for
 from ibidem.replay import Row, replay
-from ibidem.request import Request
 from ibidem.settings import AUDIT_FLOOR
+from ibidem.types import Request
 from tests.benchmarks.streams import Stream, load_streams
 
 WINDOW, LEAST_HITS = 1000, 50  # requests; a window with fewer hits than that says nothing
@@ -181,7 +180,7 @@ def main() -> None:
     given = arguments()
     embedder = resolve_embedder(None)
     streams = {stream.name: stream for stream in load_streams(given.data, embedder, given.vectors)}
-    trained = json.loads((files("ibidem.decision") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
+    trained = json.loads((files("ibidem.matching") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
     table = Table(
         title=f"budget {given.max_wrong:.1%}, audits {given.audit_rate:.0%}, {given.seeds} seeds, "
         f"at most {given.requests:,} requests each, {embedder.fingerprint}"

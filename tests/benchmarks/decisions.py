@@ -26,9 +26,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.decision.policy import Policy
-from ibidem.decision.scoring import CosineScorer, LearnedScorer, scorer_for
 from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy, scorer_for
 from ibidem.replay import (
     Outcome,
     Row,
@@ -41,8 +40,8 @@ from ibidem.replay import (
     replay,
     share,
 )
-from ibidem.request import normalise
 from ibidem.settings import read_settings
+from ibidem.types import normalise
 from tests.benchmarks.fit_scorer import fit, without
 from tests.benchmarks.pairs import pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
@@ -98,7 +97,7 @@ def outcomes(stream: Stream, held: Held, policy: Policy) -> dict[str, Outcome | 
 def trained_on() -> set[str]:
     """The streams behind the shipped weights."""
     return set(
-        json.loads((files("ibidem.decision") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
+        json.loads((files("ibidem.matching") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
     )
 
 

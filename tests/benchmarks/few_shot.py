@@ -23,12 +23,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.embedding.embedder import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder, Embedder, resolve_embedder
 from ibidem.examples import selection
 from ibidem.examples.example import Example
-from ibidem.examples.selecting import Selector, Wanted
-from ibidem.storage.example_table import ExampleTable
-from ibidem.storage.records import Records
+from ibidem.examples.selection import Selector, Wanted
+from ibidem.storage.entries import Records
+from ibidem.storage.examples import ExampleTable
 from ibidem.storage.rows import EmbeddedExample
 from tests.benchmarks.streams import Stream, load_streams
 from tests.embedders import BagOfWords

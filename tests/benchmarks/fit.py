@@ -30,16 +30,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.decision.policy import Candidate, Policy, Verdict, decide
-from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
 from ibidem.embedding import resolve_embedder
-from ibidem.entry import Vector
 from ibidem.errors import InvalidInput
 from ibidem.fit.labels import Label, pairs_of
 from ibidem.fit.learning import best_of, report_of
+from ibidem.matching.policy import (
+    Candidate,
+    CosineScorer,
+    Policy,
+    Scorer,
+    Verdict,
+    decide,
+    scorer_for,
+    threshold_for,
+)
 from ibidem.replay import CURVE_FROM, Judged, by_cosine, hindsight, replay, share
-from ibidem.request import Request, normalise
 from ibidem.settings import AUDIT_FLOOR
+from ibidem.types import Request, Vector, normalise
 from tests.benchmarks.decisions import trained_on
 from tests.benchmarks.streams import Stream, load_streams
 

@@ -1,4 +1,4 @@
-"""Fit the weights of the learned scorer (`ibidem.decision.scoring`), and report every stream as held out.
+"""Fit the weights of the learned scorer (`ibidem.matching.policy`), and report every stream as held out.
 
     python -m tests.benchmarks.fit_scorer --data FOLDER [--report] [--out FILE] [--vectors FOLDER]
         [--embedder MODEL --words-of BASE --tuned-on STREAM ...]
@@ -26,9 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.decision.policy import Policy
-from ibidem.decision.scoring import REACH, LearnedScorer, shipped
 from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.matching.policy import REACH, LearnedScorer, Policy, shipped
 from ibidem.replay import Judged, Outcome, by_policy, hindsight, replay
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
-from ibidem.decision.policy import Policy
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME, export_model, published_folder
 from ibidem.fit.labels import Label
+from ibidem.matching.policy import Policy
 from ibidem.replay import Outcome, by_policy, replay
 from ibidem.tuning.evaluate import stream_figures
 from ibidem.tuning.metrics import cosines, measure

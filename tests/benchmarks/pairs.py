@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.phrasing import take_apart
-from ibidem.decision.scoring import features
-from ibidem.request import normalise
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.phrasing import take_apart
+from ibidem.matching.policy import features
+from ibidem.types import normalise
 from tests.benchmarks.streams import ANSWERS, Stream
 
 Array = NDArray[np.float64]

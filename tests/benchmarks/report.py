@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ibidem import __version__
-from ibidem.prices import read_prices
+from ibidem.costs import read_prices
 from ibidem.report.facts import gather
 from ibidem.report.page import page
 from ibidem.settings import read_settings
+from ibidem.storage.entries import Records
 from ibidem.storage.figures import Span
-from ibidem.storage.records import Records
 from tests import logged
 
 SECONDS, BYTES = 5.0, 2_000_000  # the budget

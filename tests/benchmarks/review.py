@@ -24,8 +24,8 @@ from ibidem.review.gate import Gate
 from ibidem.review.queue import sieve_of
 from ibidem.settings import read_settings
 from ibidem.storage import tables
-from ibidem.storage.database import writing
-from ibidem.storage.records import Records
+from ibidem.storage.engine import writing
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import entry_row
 from tests import logged
 

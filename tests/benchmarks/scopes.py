@@ -29,19 +29,18 @@ from numpy.typing import NDArray
 import ibidem
 from ibidem import Answer, Request
 from ibidem.embedding import resolve_embedder
-from ibidem.entry import Entry, to_bytes, to_vector
-from ibidem.finding import NEIGHBOURS
-from ibidem.index import vectors
-from ibidem.index.vector_index import coded
-from ibidem.places import catalogue_of, index_opener, open_records
+from ibidem.index import search as vectors
+from ibidem.index.base import coded
+from ibidem.pipeline import NEIGHBOURS
+from ibidem.runtime import catalogue_of, index_opener, open_records
 from ibidem.settings import Settings, read_settings
-from ibidem.storage.database import sqlite_url
-from ibidem.storage.embedders import number_of
-from ibidem.storage.engines import open_engine
-from ibidem.storage.records import Records
+from ibidem.storage.engine import open_engine, sqlite_url
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import entry_row, vector_row
 from ibidem.storage.tables import entries as entries_table
 from ibidem.storage.tables import entry_vectors
+from ibidem.storage.vectors import number_of
+from ibidem.types import Entry, to_bytes, to_vector
 from tests.embedders import BagOfWords
 
 COPIES = 20  # scopes that hold one question

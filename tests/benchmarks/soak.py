@@ -25,8 +25,8 @@ import numpy as np
 import ibidem
 from ibidem.errors import IbidemError
 from ibidem.storage import tables
-from ibidem.storage.database import writing
-from ibidem.storage.removal import delete
+from ibidem.storage.deletion import delete
+from ibidem.storage.engine import writing
 from tests.embedders import DenseWords
 from tests.helpers import answer, question, reworded
 

@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ibidem import Request
-from ibidem.decision.policy import Candidate, Policy, decide
-from ibidem.decision.scoring import Scorer, scorer_for
-from ibidem.embedding.embedder import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.matching.policy import Candidate, Policy, Scorer, decide, scorer_for
 from ibidem.replay import Share, as_entry, share
 from ibidem.settings import read_settings
 

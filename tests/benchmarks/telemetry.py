@@ -25,7 +25,7 @@ from rich.table import Table
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.telemetry.spans import UNRECORDED, Span
+from ibidem.telemetry.telemetry import UNRECORDED, Span
 from tests.embedders import BagOfWords
 
 TURN = 500

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from ibidem.decision.scoring import shipped
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.minilm_files import published_folder
 from ibidem.errors import EmbedderUnavailable
+from ibidem.matching.policy import shipped
 from ibidem.replay import Outcome, p_chr_auc
 from ibidem.settings import read_settings
 from tests.benchmarks import budget as budget_benchmark

@@ -81,9 +81,9 @@ class InvalidationContract:
 
     def test_many_are_deleted_in_batches(self, cache, monkeypatch) -> None:
         """And their documents and examples with them."""
-        monkeypatch.setattr("ibidem.storage.invalidating.BATCH", 7)
-        monkeypatch.setattr("ibidem.storage.removal.BATCH", 7)
-        monkeypatch.setattr("ibidem.storage.removal.MOST", 7)
+        monkeypatch.setattr("ibidem.storage.invalidation.BATCH", 7)
+        monkeypatch.setattr("ibidem.storage.deletion.BATCH", 7)
+        monkeypatch.setattr("ibidem.storage.deletion.MOST", 7)
         for n in range(30):
             request = Request(f"what about subject{n}", documents=(TERMS,))
             stored = cache.store(request, Answer(f"answer {n}"))

@@ -14,10 +14,10 @@ import pytest
 import ibidem
 from ibidem import Answer, CacheClosed, Miss, Request
 from ibidem.cache import SemanticCache
-from ibidem.request import digest
 from ibidem.storage import tables
-from ibidem.storage.database import writing
-from ibidem.storage.records import Records
+from ibidem.storage.engine import writing
+from ibidem.storage.entries import Records
+from ibidem.types import digest
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.models import flipped
 
@@ -27,7 +27,7 @@ Open = Callable[..., SemanticCache]
 OTHER = """
 import json, sys
 import ibidem
-from ibidem.index import vectors
+from ibidem.index import search as vectors
 from tests.helpers import answer, question, reworded
 
 vectors.EXACT_LIMIT = int(sys.argv[2])
@@ -125,7 +125,7 @@ class PromotionContract:
     @pytest.fixture
     def open_here(self, place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         """Opens caches at the place; closes them afterwards."""
-        monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", self.limit)
+        monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", self.limit)
         opened: list[SemanticCache] = []
 
         def open_one(**settings: Any) -> SemanticCache:
@@ -244,7 +244,7 @@ class PromotionContract:
         """Neither current nor previous: vectors, files and collections go; rollback still works."""
         monkeypatch.setattr("ibidem.models.following.RETIRED_SECONDS", 0.0)
         monkeypatch.setattr("ibidem.models.following.LOOK_SECONDS", 0.0)
-        monkeypatch.setattr("ibidem.index.upkeep.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.index.compaction.LOOK_SECONDS", 0.0)
         cache = open_here()
         store(cache, *range(5))
         records = cache._backend.records

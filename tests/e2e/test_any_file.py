@@ -194,7 +194,7 @@ def test_anything_where_chroma_looks(
     filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
     """As in a large cache, which has a real index."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
     path = tmp_path / "cache"
     shutil.copytree(filled, path)
     (path / name).parent.mkdir(exist_ok=True)

@@ -20,9 +20,10 @@ import pytest
 
 import ibidem
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, StorageError
-from ibidem.index import chroma_server, vectors
+from ibidem.index import chroma as chroma_server
+from ibidem.index import search as vectors
 from ibidem.settings import read_settings
-from ibidem.storage import engines
+from ibidem.storage import engine as engines
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import answer, eventually, question, reworded
 from tests.servers import free_port

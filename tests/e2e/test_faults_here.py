@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem.index import lacking, vectors
-from ibidem.lifecycle.lifetime import CLOCK_SKEW
-from ibidem.patience import HURRIED_SECONDS
+from ibidem._util.deadline import HURRIED_SECONDS
+from ibidem.index import search as lacking
+from ibidem.index import search as vectors
+from ibidem.lifecycle.rules import CLOCK_SKEW
 from tests.e2e.test_faults import report, timed
 from tests.e2e.test_processes import by_meaning, exact, open_cache, store
 from tests.embedders import BagOfWords

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem.index import vectors
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded, rounds
 
@@ -30,9 +30,9 @@ WRITER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import background
+from ibidem._util import background
 from ibidem.index import chroma
-from ibidem.index import vectors
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
@@ -95,7 +95,7 @@ def check_reworded(cache: ibidem.SemanticCache, numbers: list[int]) -> None:
 FORKING = """
 import os, sys
 import chromadb, ibidem
-from ibidem import background
+from ibidem._util import background
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
@@ -263,8 +263,8 @@ RENEWER = """
 import sys
 import ibidem
 from ibidem.index import chroma
-from ibidem.index import upkeep
-from ibidem.index import vectors
+from ibidem.index import compaction as upkeep
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import question
 

@@ -15,9 +15,9 @@ import pytest
 import ibidem
 from ibidem import Answer, Hit, Request
 from ibidem.cache import SemanticCache
-from ibidem.decision.scoring import scorer_for
-from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
 from ibidem.fit.labels import Label
+from ibidem.matching.policy import scorer_for
 from ibidem.replay import Row, curve_rule, hindsight, replay
 from ibidem.teaching.labelling import teach
 from tests.shop import products, stream

@@ -25,8 +25,9 @@ import pytest
 
 import ibidem
 from ibidem.doctor import examine
-from ibidem.embedding import minilm_files, onnx_session
-from ibidem.embedding.onnx_session import VARIABLE, switch_telemetry_off
+from ibidem.embedding import minilm as onnx_session
+from ibidem.embedding import minilm_files
+from ibidem.embedding.minilm import VARIABLE, switch_telemetry_off
 from ibidem.settings import read_settings
 from tests.embedders import BagOfWords
 from tests.helpers import eventually
@@ -44,7 +45,7 @@ def saw(event, given):
 sys.addaudithook(saw)
 """
 USED = """
-from ibidem.index import vectors
+from ibidem.index import search as vectors
 vectors.EXACT_LIMIT = 0  # as in a large cache: Chroma is opened
 import huggingface_hub, ibidem
 with ibidem.open("answers") as cache:

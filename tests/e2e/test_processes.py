@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import backend
-from ibidem.index import chroma_server, vectors
+from ibidem import runtime as backend
+from ibidem.index import chroma as chroma_server
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.servers import ChromaServer, running_chroma
@@ -27,8 +28,8 @@ WORKER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import backend
-from ibidem.index import vectors
+from ibidem import runtime as backend
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 

@@ -17,7 +17,7 @@ from ibidem.review.gate import Gate
 from ibidem.review.queue import sieve_of
 from ibidem.review.serving import listening, server
 from ibidem.settings import read_settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from tests import reviewed
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 import ibidem
 from ibidem import Answer, Document, Request
-from ibidem.index import vectors
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 

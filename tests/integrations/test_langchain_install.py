@@ -20,9 +20,9 @@ from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as CompletionOpenAI
 
 import ibidem
+from ibidem.adapter.stream_scope import _StreamMethod
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, InvalidInput
-from ibidem.scoped_streams import _StreamMethod
 from langchain_ibidem import IbidemCache, cache_streams, install, uninstall
 from tests.contracts.langchain import Recording
 from tests.contracts.langchain_streams import AsyncStreamingChat, StreamingChat, astream, last, stream

@@ -35,11 +35,10 @@ from langchain_openai import ChatOpenAI
 
 import ibidem
 from ibidem.errors import NotCacheable
-from ibidem.prompts.matching import occurs
-from ibidem.prompts.prompt import Prompt, Segment, plain
-from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
-from ibidem.prompts.skeleton import Skeleton
-from ibidem.prompts.sources import Retrieved, occurring
+from ibidem.prompts.documents import Retrieved, occurring, occurs
+from ibidem.prompts.key import Prompt, Segment, plain
+from ibidem.prompts.masking import Skeleton
+from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from langchain_ibidem.identity import model_identity, temperature_of
 from langchain_ibidem.keys import RequestBuilder
 from langchain_ibidem.memory import RECENT_DOCUMENTS

@@ -22,7 +22,7 @@ from pydantic import BaseModel, field_validator
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.request import Request
+from ibidem.types import Request
 from langchain_ibidem import IbidemCache, IbidemMiddleware, cache_streams, install, uninstall
 from langchain_ibidem.tracker import install as tracker
 from tests.contracts.agents import ASKED as ASKED_AGENT

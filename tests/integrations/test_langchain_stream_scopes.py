@@ -15,8 +15,8 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 
 import ibidem
-from ibidem.scoped_streams import _family
-from ibidem.scoping import NOWHERE, Scope, current, scope_of
+from ibidem.adapter.stream_scope import _family
+from ibidem.scope import NOWHERE, Scope, current, scope_of
 from langchain_ibidem import IbidemCache, IbidemExampleSelector, install, uninstall
 from langchain_ibidem.stream_scopes import STREAMS
 from tests.conftest import OpenCache

@@ -60,7 +60,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.request import Hit, Request
+from ibidem.types import Hit, Request
 from llama_index_ibidem import (
     CachedLLM,
     CachedSynthesizer,

@@ -28,9 +28,9 @@ from llama_index.core.response_synthesizers import BaseSynthesizer, get_response
 from pydantic import BaseModel
 
 import ibidem
+from ibidem.adapter.stream_scope import _family
 from ibidem.cache import SemanticCache
-from ibidem.scoped_streams import _family
-from ibidem.scoping import NOWHERE, Scope, current, scope_of
+from ibidem.scope import NOWHERE, Scope, current, scope_of
 from llama_index_ibidem import CachedLLM, CachedSynthesizer, few_shot, install, uninstall
 from llama_index_ibidem.stream_scopes import STREAMS
 from tests.contracts.langchain import Recording

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ibidem import Answer, Request
-from ibidem.faults import Faults
-from ibidem.lifecycle.admission import Admission
+from ibidem._util.faults import Faults
+from ibidem.lifecycle.rules import Admission
 
 refusal = Admission(Faults()).refusal
 

@@ -18,9 +18,9 @@ from ibidem.advice.misses import REMEDIES
 from ibidem.advice.traffic import evenly
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.embedding.embedder import CheckedEmbedder
-from ibidem.fit.adoption import key_of
-from ibidem.storage.records import Records
+from ibidem.embedding.base import CheckedEmbedder
+from ibidem.matching.fitted import key_of
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow, LookupRow
 from tests.embedders import BagOfWords
 from tests.helpers import question
@@ -405,7 +405,7 @@ def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyt
     """As a text and as JSON; hostile questions are shown as text."""
     for module in ("advise", "common"):
         monkeypatch.setattr(f"ibidem.cli.{module}.out", Console(width=200))
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     cache._backend.records.lookups.add(
         [lookup("[red]what[/red] is this", "expired") for _ in range(300)]

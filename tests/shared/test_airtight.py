@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ibidem import Answer, Hit, Request
-from ibidem.index import vectors
+from ibidem.index import search as vectors
 from tests.embedders import BagOfWords, Constant
 from tests.helpers import rounds
 

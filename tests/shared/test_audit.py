@@ -13,16 +13,15 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem import Answer, ConfigurationError, InvalidInput, Request
-from ibidem.audits.judging import AnswerJudge, contradict
-from ibidem.audits.terms import scorer_name
+from ibidem.audits.budget import scorer_name
+from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.decision.policy import Policy
-from ibidem.decision.scoring import CosineScorer, LearnedScorer
 from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy
 from ibidem.settings import AUDIT_FLOOR, read_settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import Child, answer, eventually, question, reworded
@@ -308,7 +307,7 @@ def test_another_process_is_learned_from(open_cache, tmp_path: Path) -> None:
     assert cache.lookup(Request(reworded(0))).reason == "below_budget"
     code = f"""
 import sys
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from tests.shared.test_audit import judged
 records = Records(sys.argv[1])
 print(len(records.judgements.recent()))

@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from ibidem.background import Background
+from ibidem._util.background import Background
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.faults import Faults
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.faults import Faults
-from ibidem.locks import ForkSafeLock
 
 
 def test_jobs_run_until_nothing_is_left() -> None:
@@ -41,7 +41,7 @@ def test_a_failing_job_does_not_stop_the_others() -> None:
 
 def test_a_job_that_finds_the_database_away_is_tried_again_by_itself(monkeypatch) -> None:
     """Without a wake; until then `flush` says that something is left."""
-    monkeypatch.setattr("ibidem.background.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("ibidem._util.background.AGAIN_SECONDS", 0.05)
     faults, away, done = Faults(), [True], threading.Event()
 
     def write() -> bool:

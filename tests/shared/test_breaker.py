@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem import breaker
-from ibidem.breaker import Breaker, Circuit
-from ibidem.patience import HURRIED_SECONDS, LEAST_SECONDS, PATIENT_SECONDS, allowance, hurried, waiting
+from ibidem._util import circuit_breaker as breaker
+from ibidem._util.circuit_breaker import Breaker, Circuit
+from ibidem._util.deadline import HURRIED_SECONDS, LEAST_SECONDS, PATIENT_SECONDS, allowance, hurried, waiting
 from tests.helpers import eventually
 
 

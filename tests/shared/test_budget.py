@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibidem._util.intervals import clopper_pearson
 from ibidem.audits.budget import WINDOW, Budget, poisson_upper
-from ibidem.intervals import clopper_pearson
 
 SEEDS = range(5)
 Traffic = Iterator[tuple[float, bool]]

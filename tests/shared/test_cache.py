@@ -25,7 +25,7 @@ class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract, InvalidationCon
 
     @pytest.fixture(autouse=True)
     def _nothing_in_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
+        monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
 
     @pytest.fixture
     def open_cache(self, open_cache):

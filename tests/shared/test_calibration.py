@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem.decision.policy import Policy
-from ibidem.decision.scoring import shipped, threshold_for
+from ibidem._util.intervals import clopper_pearson
 from ibidem.errors import InvalidInput
-from ibidem.fit.calibration import (
+from ibidem.matching.fitted import (
     FLOOR,
     LEVELS,
     NEVER,
@@ -27,7 +26,7 @@ from ibidem.fit.calibration import (
     served,
     to_json,
 )
-from ibidem.intervals import clopper_pearson
+from ibidem.matching.policy import Policy, shipped, threshold_for
 from ibidem.replay import Judged
 from ibidem.settings import AUDIT_FLOOR
 

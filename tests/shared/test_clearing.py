@@ -15,8 +15,9 @@ import sqlalchemy as sa
 import ibidem
 from ibidem import Answer, Example, Request, StorageError
 from ibidem.lifecycle.invalidation import Criteria
-from ibidem.storage import clearing, removal
-from ibidem.storage.records import Records
+from ibidem.storage import deletion as clearing
+from ibidem.storage import deletion as removal
+from ibidem.storage.entries import Records
 from tests.embedders import BagOfWords
 from tests.helpers import eventually
 from tests.servers import running_postgres

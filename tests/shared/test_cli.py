@@ -92,7 +92,7 @@ def test_stats_are_watched_until_ctrl_c(filled: str, cache, monkeypatch: pytest.
 def test_watched_stats_survive_a_database_that_is_away(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As lines for programs; the error is told, and the figures when it is back."""
     from ibidem.errors import StorageUnavailable
-    from ibidem.storage.records import Records
+    from ibidem.storage.entries import Records
 
     totals, pauses = Records.totals, []
 
@@ -196,7 +196,7 @@ def test_examples_are_listed_the_newest_first(filled: str, open_cache) -> None:
 
 def test_examples_are_selected_judged_and_counted(filled: str, open_cache, monkeypatch) -> None:
     """What a prompt would get, with the embedder of the settings; feedback counts at once."""
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     for n, said in enumerate(("return a coat", "return a hat", "painted the ceiling")):
         cache.examples.add(
@@ -289,7 +289,7 @@ def test_looking_does_not_create(tmp_path: Path) -> None:
 
 def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     """Exit code 0; the model is part of the check."""
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
     findings = {f["check"]: f for f in json.loads(run("doctor", "--path", filled, "--json"))}
 
     assert findings["database"]["text"].startswith("2 entries")
@@ -300,7 +300,7 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
 
 def test_doctor_takes_an_index_in_use_for_sound(filled: str, monkeypatch) -> None:
     """The normal state while the application runs."""
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
     with Child(OWNER, filled) as owner:
         owner.line()
         said = " ".join(run("doctor", "--path", filled).split())
@@ -310,7 +310,7 @@ def test_doctor_takes_an_index_in_use_for_sound(filled: str, monkeypatch) -> Non
 
 def test_doctor_names_a_damaged_database(filled: str, monkeypatch) -> None:
     """Pages overwritten in the middle of the file."""
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
     file = Path(filled) / "ibidem.sqlite3"
     content = bytearray(file.read_bytes())
     content[4096 * 3 : 4096 * 5] = b"\xff" * 8192
@@ -341,13 +341,13 @@ def test_a_number_that_no_database_holds_is_an_error(filled: str, arguments: tup
 @pytest.fixture
 def _bag_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line opens caches with the embedder of these tests."""
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
 
 
 @pytest.mark.usefixtures("_bag_of_words")
 def test_rebuild_fills_a_new_index(filled: str, monkeypatch) -> None:
     """From the database alone."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)  # as in a large cache
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)  # as in a large cache
     assert "The index holds 1 vector." in run("rebuild", "--path", filled)
     assert "1 vectors, 0 waiting" in run("doctor", "--path", filled)
 
@@ -357,7 +357,7 @@ def test_the_doctor_counts_what_is_missing_and_what_is_left_over(
     open_cache, filled: str, monkeypatch
 ) -> None:
     """And the rebuild it advises heals both."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)  # as in a large cache
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)  # as in a large cache
     run("rebuild", "--path", filled)
     with open_cache() as cache:
         cache.lookup(Request("opens the index"))

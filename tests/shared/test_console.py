@@ -28,7 +28,7 @@ from ibidem.cli import common, console
 from ibidem.cli.console import Console, json_text, plain
 from ibidem.cli.main import main
 from ibidem.doctor import Finding
-from ibidem.request import normalise
+from ibidem.types import normalise
 from tests.embedders import BagOfWords
 from tests.helpers import ROOT
 
@@ -282,7 +282,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
 
 def checked(embedder: BagOfWords) -> Any:
     """As a command gets it."""
-    from ibidem.embedding.embedder import CheckedEmbedder
+    from ibidem.embedding.base import CheckedEmbedder
 
     return CheckedEmbedder(embedder, lambda _, value: value)
 

@@ -11,11 +11,10 @@ import pytest
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.entry import to_bytes, to_vector
 from ibidem.errors import StorageError
-from ibidem.request import Hit
 from ibidem.storage import tables
 from ibidem.storage.rows import JudgementRow
+from ibidem.types import Hit, to_bytes, to_vector
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 

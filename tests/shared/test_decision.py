@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Request
-from ibidem.decision.policy import Candidate, Policy, decide, documents_agree
-from ibidem.decision.scoring import Vectors
-from ibidem.entry import Entry, Source
+from ibidem.matching.policy import Candidate, Policy, Vectors, decide, documents_agree
+from ibidem.types import Entry, Source
 
 ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "three")
 

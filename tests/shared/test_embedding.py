@@ -14,8 +14,8 @@ from llama_index.core import MockEmbedding
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
 
 from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.embedding.embedder import unit_rows
-from ibidem.embedding.objects import DEFAULT_MAX_TOKENS, estimate_tokens, vector_signature
+from ibidem.embedding.adapters import DEFAULT_MAX_TOKENS, estimate_tokens, vector_signature
+from ibidem.embedding.base import unit_rows
 from ibidem.errors import ConfigurationError, IbidemError, InvalidInput, MissingExtra
 
 TEXTS = ["what is the capital of France", "how tall is Everest", "x"]
@@ -117,7 +117,7 @@ class TestResolve:
             resolve_embedder(str(tmp_path / "absent"))
 
     def test_a_model_name_needs_the_extra(self, monkeypatch):
-        monkeypatch.setattr("ibidem.embedding.embedder.find_spec", lambda _: None)
+        monkeypatch.setattr("ibidem.embedding.base.find_spec", lambda _: None)
         with pytest.raises(MissingExtra, match=r"pip install 'ibidem-cache\[sentence-transformers\]'"):
             resolve_embedder("intfloat/e5-small-v2")
 
@@ -133,7 +133,7 @@ class TestResolve:
 
     def test_import_is_light(self):
         code = """
-import sys, ibidem.embedding.embedder, ibidem.embedding.objects
+import sys, ibidem.embedding.base, ibidem.embedding.adapters
 heavy = {"onnxruntime", "onnx", "torch", "tokenizers", "huggingface_hub", "sentence_transformers"}
 assert not (heavy | {"langchain_core", "llama_index"}) & set(sys.modules)
 """

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput, StorageError
 from ibidem.examples.example import DocumentRef
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from tests.helpers import Child
 
 SECRET = "the merger closes on Friday"
@@ -101,7 +101,7 @@ def test_examples_outlive_entries_and_need_none(open_cache) -> None:
 
 def test_only_the_newest_are_kept(cache, monkeypatch) -> None:
     """The log is bounded."""
-    monkeypatch.setattr("ibidem.storage.example_table.EXAMPLE_LIMIT", 10)
+    monkeypatch.setattr("ibidem.storage.examples.EXAMPLE_LIMIT", 10)
     for n in range(25):
         cache.examples.add(Example(f"q{n}", "a"))
         if n % 4 == 0:
@@ -263,7 +263,7 @@ def test_a_database_that_fails_is_counted_not_raised(cache, monkeypatch, caplog)
 
 def test_a_slow_database_fills_no_memory(cache, monkeypatch) -> None:
     """While too many wait, more are refused, and counted."""
-    monkeypatch.setattr("ibidem.backend.LOG_WAITING", 5)
+    monkeypatch.setattr("ibidem.runtime.LOG_WAITING", 5)
     written, go = cache._backend.records.examples.add, threading.Event()
     monkeypatch.setattr(cache._backend.records.examples, "add", lambda rows: go.wait(10) and written(rows))
     added = [cache.examples.add(Example(f"q{n}", "a")) for n in range(50)]

@@ -19,11 +19,11 @@ import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.export.choice import Choice
 from ibidem.export.formats import FORMATS, line
 from ibidem.export.run import Export
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from tests.embedders import BagOfWords, Constant
 from tests.helpers import eventually
 
@@ -432,7 +432,7 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def _embedder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda _: BagOfWords())
+        monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
         monkeypatch.setattr("ibidem.cli.export.out", Console(width=200))
         monkeypatch.setattr("ibidem.cli.common.out", Console(width=200))
 

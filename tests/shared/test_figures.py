@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ibidem.entry import Entry
+from ibidem.costs import read_prices, savings
 from ibidem.lifecycle.eviction import cost_of
-from ibidem.prices import read_prices, savings
 from ibidem.report.facts import AGES, DAY
+from ibidem.storage.entries import Records
 from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Served, Span
-from ibidem.storage.records import Records
 from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.types import Entry
 from tests import logged
 from tests.logged import NOW, WEEKS
 from tests.servers import running_postgres

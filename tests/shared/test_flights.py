@@ -18,7 +18,7 @@ import ibidem
 from ibidem import Answer, Request
 from ibidem.answering import Asking
 from ibidem.cache import SemanticCache
-from ibidem.flights import Flights, Lead, Outcome, Turn
+from ibidem.single_flight import Flights, Lead, Outcome, Turn
 from tests.conftest import OpenCache
 from tests.helpers import await_until, wait_until
 
@@ -415,7 +415,7 @@ def test_a_destructor_may_end_a_lead_anywhere() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leads that nobody ends make room when their time is over; before, newcomers just ask."""
-    monkeypatch.setattr("ibidem.flights.LEADS", 3)
+    monkeypatch.setattr("ibidem.single_flight.LEADS", 3)
     flights = Flights()
     for name in "abc":
         assert isinstance(flights.enter(name, 0, 0.0 if name == "a" else 30, may_wait=True), Lead)

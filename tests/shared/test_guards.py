@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.scoring import CosineScorer
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.policy import CosineScorer
 
 DIFFERENT = [
     ("numbers", "What was new in Python 3.11?", "What was new in Python 3.12?"),

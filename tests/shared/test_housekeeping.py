@@ -10,15 +10,14 @@ import pytest
 import sqlalchemy as sa
 
 from ibidem import Answer
-from ibidem.entry import Entry
 from ibidem.lifecycle.eviction import Bounds
-from ibidem.lifecycle.housekeeping import Housekeeping
-from ibidem.lifecycle.lifetime import Lifetime
-from ibidem.request import digest
+from ibidem.lifecycle.rules import Lifetime
+from ibidem.maintenance import Housekeeping
 from ibidem.storage import tables
-from ibidem.storage.database import sqlite_url
-from ibidem.storage.records import Records
+from ibidem.storage.engine import sqlite_url
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import LookupRow, size_of
+from ibidem.types import Entry, digest
 
 BOUND = 100
 

@@ -18,12 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Rejected, Request
-from ibidem.entry import Entry, Source
-from ibidem.lifecycle.invalidation import NAMES, Criteria, criteria_of
-from ibidem.lifecycle.tombstones import KEPT_SECONDS, Tombstones
-from ibidem.request import digest
-from ibidem.storage.records import Records
+from ibidem.lifecycle.invalidation import KEPT_SECONDS, NAMES, Criteria, Tombstones, criteria_of
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import LookupRow
+from ibidem.types import Entry, Source, digest
 from tests.helpers import Clock
 from tests.servers import running_postgres
 
@@ -169,7 +167,7 @@ def test_what_cannot_be_read_refuses_all_that_was_asked_before() -> None:
 
 def test_of_too_many_tombstones_the_time_is_remembered(monkeypatch) -> None:
     """It costs hits and never causes one."""
-    monkeypatch.setattr("ibidem.lifecycle.tombstones.LIMIT", 10)
+    monkeypatch.setattr("ibidem.lifecycle.invalidation.LIMIT", 10)
     known = Tombstones()
     known.add((n, float(n), Criteria(documents=(f"d{n}",)).as_json()) for n in range(1, 21))
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import Answer, Miss, Request
+from ibidem._util.text import hides, shown, without
 from ibidem.cache import SemanticCache
-from ibidem.decision.guards import vetoed_by
-from ibidem.invisible import hides, shown, without
+from ibidem.matching.guards import vetoed_by
 from ibidem.review.showing import readable
 from tests.embedders import Constant
 

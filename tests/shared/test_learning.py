@@ -12,20 +12,20 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer, InvalidInput, Request
+from ibidem._util.faults import Faults
+from ibidem.audits.budget import Terms, scorer_name
 from ibidem.audits.ledger import Ledger
-from ibidem.audits.terms import Terms, scorer_name
 from ibidem.cache import SemanticCache
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.decision.scoring import CosineScorer, threshold_for
 from ibidem.doctor import examine
-from ibidem.embedding.embedder import CheckedEmbedder
-from ibidem.faults import Faults
-from ibidem.fit.adoption import key_of, old_key_of
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.fit.labels import Label, of_judgements, pairs_of, read_labels
+from ibidem.matching.fitted import key_of, old_key_of
+from ibidem.matching.policy import CosineScorer, threshold_for
 from ibidem.replay import Row
 from ibidem.settings import read_settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow
 from tests.embedders import BagOfWords
 from tests.helpers import Child
@@ -42,7 +42,7 @@ FINGERPRINT = BagOfWords(DIMENSION).fingerprint
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Request
-from ibidem.entry import Entry
-from ibidem.lifecycle.lifetime import CLOCK_SKEW, Lifetime
+from ibidem.lifecycle.rules import CLOCK_SKEW, Lifetime
+from ibidem.types import Entry
 
 seconds = st.floats(1.0, 1e8)
 

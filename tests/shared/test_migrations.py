@@ -14,10 +14,10 @@ from sqlalchemy.schema import CreateTable
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
-from ibidem.entry import point_of, to_vector
 from ibidem.storage import migrations, tables
-from ibidem.storage.database import reading
-from ibidem.storage.records import Records
+from ibidem.storage.engine import reading
+from ibidem.storage.entries import Records
+from ibidem.types import point_of, to_vector
 from tests.embedders import BagOfWords
 from tests.helpers import eventually
 from tests.servers import running_postgres

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ibidem.embedding import Embedder, minilm, minilm_files, minilm_graph, resolve_embedder
+from ibidem.embedding import Embedder, minilm, minilm_files, resolve_embedder
+from ibidem.embedding import minilm_export as minilm_graph
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
 
@@ -292,12 +293,12 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def test_nothing_heavy_is_imported_early(self, cache):
         code = """
-import sys, ibidem.embedding.embedder
+import sys, ibidem.embedding.base
 from ibidem.embedding.minilm import OnnxEmbedder
 heavy = {"onnxruntime", "onnx", "torch", "tokenizers", "huggingface_hub", "sentence_transformers"}
 heavy |= {"langchain_core", "llama_index", "safetensors"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-ibidem.embedding.embedder.resolve_embedder()
+ibidem.embedding.base.resolve_embedder()
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
         result = run(code, cache)

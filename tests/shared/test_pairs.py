@@ -15,8 +15,8 @@ from ibidem import Answer, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.decision.guards import vetoed_by
 from ibidem.fit.labels import Label, read_labels
+from ibidem.matching.guards import vetoed_by
 from ibidem.teaching.comparing import compared, stock_answers
 from ibidem.teaching.gathering import DELETED, Kept
 from ibidem.teaching.mining import EACH, VETOED, nearest
@@ -386,7 +386,7 @@ def test_pairs_without_any_label_are_no_labels(tmp_path: Path) -> None:
 def test_pairs_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, a table, what to do next; nothing is replaced unasked."""
     monkeypatch.setattr("ibidem.cli.teach.out", Console(width=200))
-    monkeypatch.setattr("ibidem.models.chosen.resolve_embedder", lambda spec: BagOfWords())
+    monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     file, at = tmp_path / "pairs.jsonl", ("--path", str(tmp_path / "cache"))
     cache.flush()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.phrasing import (
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.phrasing import (
     american,
     asks_otherwise,
     misspelt,

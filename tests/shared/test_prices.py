@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, Request
 from ibidem.cache import SemanticCache
+from ibidem.costs import SHIPPED, dated_like, read_prices
 from ibidem.errors import ConfigurationError
-from ibidem.prices import SHIPPED, dated_like, read_prices
-from ibidem.sharing import backends
+from ibidem.runtime import backends
 from tests import snapshot_prices
 
 

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
+from ibidem._util.files import append_private, locked, opener, write_private
 from ibidem.cli.main import app
 from ibidem.errors import InvalidInput
-from ibidem.private import append_private, locked, opener, write_private
 from ibidem.teaching.labelling import Lesson, teach
 from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
 from tests.helpers import Child, eventually, question, reworded
@@ -202,7 +202,7 @@ def some(count: int) -> list[QuestionPair]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a lock."""
-    monkeypatch.setattr("ibidem.private._MOMENT", 0.05)
+    monkeypatch.setattr("ibidem._util.files._MOMENT", 0.05)
 
 
 def test_a_second_run_is_told_who_holds_the_file(tmp_path: Path, hasty: None) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem.cli.main import app
-from ibidem.fit.calibration import Calibration, Level, to_json
+from ibidem.matching.fitted import Calibration, Level, to_json
 from tests.contracts.promotion import PromotionContract, ask, models, right, store  # noqa: F401 (models: a fixture)
 from tests.helpers import Child, rounds
 from tests.models import measured

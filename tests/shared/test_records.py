@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Example, Request, StorageError
-from ibidem.entry import Entry, Source, to_bytes, to_vector
+from ibidem._util.deadline import hurried
 from ibidem.errors import StorageUnavailable
-from ibidem.patience import hurried
-from ibidem.storage.database import set_aside_if_damaged, writing
-from ibidem.storage.records import Records
+from ibidem.storage.engine import set_aside_if_damaged, writing
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import LookupRow
+from ibidem.types import Entry, Source, to_bytes, to_vector
 from tests.embedders import BagOfWords
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
@@ -199,7 +199,7 @@ def test_threads_write_in_turn(records: Records, monkeypatch) -> None:
     with ThreadPoolExecutor(40) as pool:
         for done in [pool.submit(write, n) for n in range(40)]:
             done.result(10)
-        monkeypatch.setattr("ibidem.storage.engines.HURRIED_SECONDS", 0.05)
+        monkeypatch.setattr("ibidem.storage.engine.HURRIED_SECONDS", 0.05)
         with (
             writing(records._engine),
             pytest.raises(StorageUnavailable, match="database is locked"),

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
+from ibidem._util.intervals import clopper_pearson
 from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.decision.policy import Policy
-from ibidem.decision.scoring import CosineScorer
-from ibidem.intervals import clopper_pearson
+from ibidem.matching.policy import CosineScorer, Policy
 from ibidem.replay import (
     Judged,
     Point,

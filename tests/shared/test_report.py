@@ -19,16 +19,16 @@ from typer.testing import CliRunner
 
 from ibidem import Answer
 from ibidem.cli.main import app
-from ibidem.prices import read_prices, savings
+from ibidem.costs import read_prices, savings
 from ibidem.report.facts import DAY, HOUR, Facts, boundary_of, gather, width_of
 from ibidem.report.page import page
 from ibidem.report.telling import amount, duration, money, shown, size
 from ibidem.report.templating import prose
-from ibidem.request import digest
 from ibidem.settings import read_settings
 from ibidem.stats import AuditStats
+from ibidem.storage.entries import Records
 from ibidem.storage.figures import Span
-from ibidem.storage.records import Records
+from ibidem.types import digest
 from tests import logged
 from tests.logged import NOW, WEEKS
 

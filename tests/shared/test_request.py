@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, InvalidInput, Request
-from ibidem.request import digest, normalise
+from ibidem.types import digest, normalise
 
 texts = st.text(max_size=40)
 questions = st.text(min_size=1, max_size=40).filter(lambda text: text.strip() != "")

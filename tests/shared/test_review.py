@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
-from ibidem.audits.audit import report_of
+from ibidem.audits.auditor import report_of
 from ibidem.cli.main import app
 from ibidem.errors import InvalidInput, StorageError
 from ibidem.fit.labels import of_judgements
@@ -29,7 +29,7 @@ from ibidem.review.queue import sieve_of
 from ibidem.review.serving import listening
 from ibidem.review.showing import COMPARED, LONGEST, marked, readable, show
 from ibidem.settings import read_settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from ibidem.storage.reviews import Met
 from ibidem.teaching.gathering import gather
 from tests import reviewed

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ibidem.review.gate import HEADER_BYTES, HEADER_COUNT
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from tests import reviewed
 from tests.helpers import Child
 

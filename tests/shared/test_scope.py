@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import Answer, Hit, InvalidInput, Miss, Rejected, Request, Stored
 from ibidem.cache import SemanticCache
-from ibidem.scoping import current, tenant_of
+from ibidem.scope import current, tenant_of
 from tests.conftest import OpenCache
 from tests.helpers import Clock
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import Answer, Example, Hit, Request, Stored
 from ibidem.cache import SemanticCache
-from ibidem.scoping import Scope, namespace_of
+from ibidem.scope import Scope, namespace_of
 
 ASKED = "How long can I return goods?"
 TENANTS: list[dict[str, Any]] = [

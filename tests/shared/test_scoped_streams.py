@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ibidem
-from ibidem.scoped_streams import StreamMethods, keep_scope
-from ibidem.scoping import NOWHERE, Scope, current
+from ibidem.adapter.stream_scope import StreamMethods, keep_scope
+from ibidem.scope import NOWHERE, Scope, current
 
 # a generator that keeps its scope is a generator -------------------------------------------------------
 

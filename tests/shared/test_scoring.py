@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ibidem.decision.phrasing import take_apart
-from ibidem.decision.scoring import (
+from ibidem.errors import InvalidInput
+from ibidem.matching.phrasing import take_apart
+from ibidem.matching.policy import (
     CosineScorer,
     LearnedScorer,
     features,
@@ -16,7 +17,6 @@ from ibidem.decision.scoring import (
     shipped,
     threshold_for,
 )
-from ibidem.errors import InvalidInput
 
 WORDS = (
     "how do i can you the a to from not never no please and or is which how many who when before after "

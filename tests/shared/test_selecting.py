@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, CacheClosed, Document, Example, InvalidInput, Request, StorageError
 from ibidem.cache import SemanticCache
-from ibidem.embedding.objects import estimate_tokens
+from ibidem.embedding.adapters import estimate_tokens
 from ibidem.examples.selection import GOOD_BONUS, Candidate, pick, tokens_of, usable
 from tests.embedders import BagOfWords
 
@@ -158,7 +158,7 @@ def test_stored_answers_bring_their_vectors(open_cache) -> None:
 
 def test_an_old_log_is_embedded_bit_by_bit(open_cache, monkeypatch) -> None:
     """A selection embeds the newest at once, and the background the others; also for another embedder."""
-    monkeypatch.setattr("ibidem.examples.selecting.AT_ONCE", 4)
+    monkeypatch.setattr("ibidem.examples.selection.AT_ONCE", 4)
     first = open_cache()
     fill(first, *(f"how do I return shoe {n}" for n in range(10)))
     newest = {f"how do I return shoe {n}" for n in (9, 8, 7, 6)}
@@ -426,7 +426,7 @@ def test_entries_with_one_text_are_two_examples(cache: SemanticCache) -> None:
 
 def test_the_same_answer_later_is_another_example(cache: SemanticCache, monkeypatch) -> None:
     """Told of twice is a matter of moments."""
-    monkeypatch.setattr("ibidem.examples.queue.TWICE_SECONDS", 0.0)
+    monkeypatch.setattr("ibidem.examples.log.TWICE_SECONDS", 0.0)
     cache.store(Request("how long"), Answer("30 days"))
     cache.examples.add(Example("how long", "30 days"))
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem.prompts.prompt import Prompt, Segment, plain
-from ibidem.prompts.shown import Shown, settings_of, without_examples
-from ibidem.prompts.skeleton import Skeleton
+from ibidem.prompts.few_shot import Shown, settings_of, without_examples
+from ibidem.prompts.key import Prompt, Segment, plain
+from ibidem.prompts.masking import Skeleton
 
 PAIRS = (("how long", "30 days"), ("how much", "5 euros"), ("how far", "30 days"))
 SHOWN = Shown("k=3", PAIRS)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ibidem import Answer, Request
-from ibidem.index import vectors
-from ibidem.index.small import SmallIndex
+from ibidem.index import search as vectors
+from ibidem.index.memory import SmallIndex
 from tests.embedders import BagOfWords, DenseWords
 from tests.helpers import Child, answer, fill, finds, question
 

@@ -25,10 +25,10 @@ from ibidem import Answer, Document, Hit, Miss, Rejected, Request
 from ibidem.cache import SemanticCache
 from ibidem.errors import IndexUnavailable, StorageUnavailable
 from ibidem.index import chroma
-from ibidem.request import Tier
-from ibidem.telemetry import instruments
-from ibidem.telemetry.labels import MOST, OTHER
-from ibidem.telemetry.spans import UNRECORDED
+from ibidem.telemetry import metrics as instruments
+from ibidem.telemetry.metrics import MOST, OTHER
+from ibidem.telemetry.telemetry import UNRECORDED
+from ibidem.types import Tier
 from tests.conftest import OpenCache
 from tests.embedders import Broken
 from tests.helpers import Child, question, reworded
@@ -71,8 +71,8 @@ def test_an_exact_hit(sdk: Sdk, cache: SemanticCache) -> None:
         "ibidem.score": 1.0,
         "ibidem.threshold": 0.8,
         "ibidem.stale": False,
-        "ibidem.entry.id": hit.entry_id,
-        "ibidem.entry.age": hit.age,
+        "ibidem.types.id": hit.entry_id,
+        "ibidem.types.age": hit.age,
         "gen_ai.response.model": "gpt-4o-mini",
     }
     assert span.status.status_code is StatusCode.UNSET
@@ -354,7 +354,7 @@ async def test_tasks_have_their_own_parents(sdk: Sdk, cache: SemanticCache) -> N
     for span in stores:
         assert span.parent is not None
         assert span.attributes is not None
-        assert span.parent.span_id == expected[str(span.attributes["ibidem.entry.id"])]
+        assert span.parent.span_id == expected[str(span.attributes["ibidem.types.id"])]
     assert sorted(filter(None, parents_of(sdk))) == sorted(expected.values())
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import Answer, Document, IndexUnavailable, Request
-from ibidem.index import upkeep
+from ibidem.index import compaction as upkeep
 from ibidem.index.memory import Memory
 from ibidem.storage import tables
-from ibidem.storage.database import writing
-from ibidem.storage.removal import delete
+from ibidem.storage.deletion import delete
+from ibidem.storage.engine import writing
 from tests.embedders import BagOfWords, DenseWords
 from tests.helpers import Child, answer, eventually, fill, finds, question
 from tests.servers import running_chroma
@@ -26,7 +26,7 @@ from tests.servers import running_chroma
 @pytest.fixture(autouse=True)
 def searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a large cache, whose vectors are in Chroma."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaced as soon as more is stale than alive, and looked at all the time."""
     monkeypatch.setattr(upkeep, "LEAST_STALE", 10)
     monkeypatch.setattr(upkeep, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("ibidem.background.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("ibidem._util.background.PAUSE_SECONDS", 0.01)
 
 
 def folders(path: Path) -> int:

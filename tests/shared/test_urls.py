@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ibidem
+from ibidem._util.urls import shown_url, without_secrets
 from ibidem.cli.main import app
 from ibidem.errors import ConfigurationError, IbidemError, StorageError
 from ibidem.settings import Settings, read_settings
-from ibidem.urls import shown_url, without_secrets
 from tests.embedders import BagOfWords
 
 SECRET = "Xq7" + "zwv9" * 3  # part of no word, so that it can be looked for

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, IndexUnavailable, Request
-from ibidem.index import chroma_server
+from ibidem.index import chroma as chroma_server
+from ibidem.index.base import coded, scope_code
 from ibidem.index.memory import Memory
-from ibidem.index.vector_index import coded, scope_code
 from tests.embedders import BagOfWords, DenseWords
 
 unit = np.eye(8, dtype=np.float32)
@@ -77,7 +77,7 @@ def test_other_scopes_are_farther_than_other_wordings() -> None:
 
 def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, monkeypatch) -> None:
     """Deleting chroma/ between two openings loses nothing."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
     first = open_cache()
     for question in ("what is the state", "how do I reset my password"):
         first.store(Request(question), Answer(question))
@@ -95,7 +95,7 @@ def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, m
 @pytest.mark.parametrize("mark", ["index.writing", "index.in-use"])
 def test_a_doubtful_index_is_rebuilt_or_tried(open_cache, tmp_path: Path, monkeypatch, mark: str) -> None:
     """Interrupted while writing it is not trusted; after another unclean end it is, if it can be searched."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
     first = open_cache()
     first.lookup(Request("opens the index"))
     first.store(Request("what is the state"), Answer("a"))
@@ -112,7 +112,7 @@ def test_a_doubtful_index_is_rebuilt_or_tried(open_cache, tmp_path: Path, monkey
 
 def test_an_index_that_fails_is_left_alone_for_a_while_and_then_healed(open_cache, monkeypatch) -> None:
     """One failed search costs one miss; until the retry no time is lost on it."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 0)
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
     cache = open_cache()
     cache.store(Request("what is the state"), Answer("a"))
     cache.lookup(Request("opens the index"))
@@ -145,7 +145,7 @@ def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, mon
 
 def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatch) -> None:
     """Beyond the limit only what waits is kept in memory."""
-    monkeypatch.setattr("ibidem.index.vectors.EXACT_LIMIT", 50)
+    monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 50)
     cache = open_cache(embedder=DenseWords())
     for n in range(120):
         cache.store(Request(f"what is the state of project number{n}x"), Answer(f"{n}"))
@@ -174,7 +174,7 @@ def test_a_lookup_under_way_does_not_reopen_a_closed_index(open_cache, tmp_path:
 
 def test_what_could_not_be_embedded_is_embedded_later(open_cache, monkeypatch) -> None:
     """A short outage of the embedder costs meaning for a short while only."""
-    monkeypatch.setattr("ibidem.index.lacking.REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr("ibidem.index.search.REFUSED_SECONDS", 0.0)
     embedder = Flaky()
     cache = open_cache(embedder=embedder)
     cache.lookup(Request("opens the index"))

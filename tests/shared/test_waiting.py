@@ -20,7 +20,7 @@ def away(cache, monkeypatch):
 
     for table in (records.lookups, records.examples):
         broken.setattr(table, "add", fail)
-    monkeypatch.setattr("ibidem.background.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("ibidem._util.background.AGAIN_SECONDS", 0.05)
     yield broken.undo
     broken.undo()
 
@@ -46,7 +46,7 @@ def test_logs_wait_in_their_order(cache, away) -> None:
 
 def test_too_many_are_dropped_and_counted(cache, away, monkeypatch) -> None:
     """Of lookups the oldest, of examples the newest."""
-    monkeypatch.setattr("ibidem.backend.LOG_WAITING", 10)
+    monkeypatch.setattr("ibidem.runtime.LOG_WAITING", 10)
     for n in range(15):
         cache.lookup(Request(f"q{n}"))
         cache.examples.add(Example(f"q{n}", "a"))

@@ -10,9 +10,9 @@ import pytest
 import ibidem
 from ibidem import Answer, Request
 from ibidem.cache import SemanticCache
-from ibidem.decision import english, lexicon
-from ibidem.decision.guards import vetoed_by
 from ibidem.errors import EmbedderUnavailable
+from ibidem.matching import english, lexicon
+from ibidem.matching.guards import vetoed_by
 from tests import wording_pairs
 from tests.wording_pairs import KINDS, pairs, reworded
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.messages.tool import ToolCall
 
-from ibidem.decision.lexicon import COMMON_WORDS
-from ibidem.request import Answer, Hit, Request, digest
+from ibidem.matching.lexicon import COMMON_WORDS
+from ibidem.types import Answer, Hit, Request, digest
 from langchain_ibidem.codec import MARKER
 from langchain_ibidem.prompt import without_made_ids
 

@@ -17,7 +17,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import SkipValidation
 
 from ibidem.errors import NotCacheable
-from ibidem.prompts.sources import Retrieved
+from ibidem.prompts.documents import Retrieved
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.form_names import is_made_up
 from langchain_ibidem.memory import retrieved

@@ -10,9 +10,9 @@ from langchain.agents.middleware import ModelRequest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 
+from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
-from ibidem.faults import Faults
-from ibidem.request import require_text
+from ibidem.types import require_text
 from langchain_ibidem import agent_steps as steps
 from langchain_ibidem.agent_runs import Call, again, is_as_before
 

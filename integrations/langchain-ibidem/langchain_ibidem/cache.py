@@ -13,18 +13,16 @@ from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
 from pydantic import BaseModel
 
-from ibidem.adapting import open_or_use
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock, in_thread
+from ibidem._util.faults import Faults
+from ibidem.adapter.call import Desk, Inquiry
+from ibidem.adapter.options import open_or_use
 from ibidem.answering import Asking
-from ibidem.bounded import BoundedDict
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.faults import Faults
-from ibidem.inquiry import Desk, Inquiry
-from ibidem.locks import ForkSafeLock
-from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.sources import Retrieved
-from ibidem.request import Request, Stored, require_bool, require_name, require_text
-from ibidem.scoping import Scope, current, entered
-from ibidem.threads import in_thread
+from ibidem.prompts.documents import Retrieved
+from ibidem.prompts.key import Prompt
+from ibidem.scope import Scope, current, entered
+from ibidem.types import Request, Stored, require_bool, require_name, require_text
 from langchain_ibidem import calls
 from langchain_ibidem.callers import Caller, caller_of
 from langchain_ibidem.codec import decode, encode

@@ -16,8 +16,8 @@ from langchain_core.messages import AIMessage, message_to_dict, messages_from_di
 from langchain_core.outputs import ChatGeneration, Generation
 
 from ibidem.errors import NotCacheable
-from ibidem.lifecycle.admission import COMPLETE
-from ibidem.request import Answer, Hit
+from ibidem.lifecycle.rules import COMPLETE
+from ibidem.types import Answer, Hit
 
 MARKER = "ibidem"
 _MESSAGES = frozenset(("ai", "AIMessageChunk"))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ibidem.request import Answer, Hit
+from ibidem.types import Answer, Hit
 
 _MADE_UP = re.compile(r"response_format_[0-9a-f]{4}")
 _NAMED = ("tools", "tool_choice", "response_format")

@@ -9,7 +9,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from pydantic import BaseModel
 
 from ibidem.errors import NotCacheable
-from ibidem.request import Hit
+from ibidem.types import Hit
 from langchain_ibidem.codec import decode
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem.adapter.model_state import Rules, state_of, values_of
 from ibidem.errors import NotCacheable
-from ibidem.locks import ForkSafeLock
-from ibidem.model_state import Rules, state_of, values_of
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.form_names import made_up_in, numbered
 from langchain_ibidem.forms import form_of

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache, set_llm_cache
 
+from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import InvalidInput
-from ibidem.locks import ForkSafeLock
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.routing import Routes
 from langchain_ibidem.stream_scopes import STREAMS

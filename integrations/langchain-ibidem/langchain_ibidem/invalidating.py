@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from langchain_core.indexing import RecordManager
 
-from ibidem.threads import in_thread
+from ibidem._util.concurrency import in_thread
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache

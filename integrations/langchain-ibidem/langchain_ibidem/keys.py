@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ibidem.object_tokens import token_of
-from ibidem.prompts.dissection import dissect, exactly
-from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.questions import Clues, QuestionFinder
-from ibidem.prompts.sources import Occurrence, Retrieved, occurring
-from ibidem.request import Request, digest
-from ibidem.scoping import Scope
+from ibidem.adapter.object_identity import token_of
+from ibidem.prompts.documents import Occurrence, Retrieved, occurring
+from ibidem.prompts.key import Prompt
+from ibidem.prompts.masking import dissect, exactly
+from ibidem.prompts.question import Clues, QuestionFinder
+from ibidem.scope import Scope
+from ibidem.types import Request, digest
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.identity import Described, describe
 from langchain_ibidem.memory import Memory, Render

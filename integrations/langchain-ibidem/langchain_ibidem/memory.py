@@ -12,11 +12,10 @@ from uuid import UUID
 from langchain_core.documents import Document
 from langchain_core.prompt_values import PromptValue
 
-from ibidem.bounded import BoundedDict
-from ibidem.locks import ForkSafeLock
-from ibidem.prompts.shown import Shown
-from ibidem.prompts.sources import Retrieved
-from ibidem.request import digest
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem.prompts.documents import Retrieved
+from ibidem.prompts.few_shot import Shown
+from ibidem.types import digest
 from langchain_ibidem.prompt import fingerprints_of
 from langchain_ibidem.variables import LONGEST_TEXT, Variables
 

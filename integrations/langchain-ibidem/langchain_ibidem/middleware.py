@@ -18,15 +18,13 @@ except ModuleNotFoundError as error:
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration
 
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock, in_thread
+from ibidem._util.faults import Faults
 from ibidem.answering import Asking
-from ibidem.bounded import BoundedDict
-from ibidem.bypass import bypassing
 from ibidem.errors import NotCacheable
-from ibidem.faults import Faults
-from ibidem.forgetting import remember
-from ibidem.locks import ForkSafeLock
-from ibidem.request import Answer, Hit, Stored, digest
-from ibidem.threads import in_thread
+from ibidem.provenance import remember
+from ibidem.scope import bypassing
+from ibidem.types import Answer, Hit, Stored, digest
 from langchain_ibidem import agent_steps as steps
 from langchain_ibidem.agent_runs import Begun, Run, calls_in, handed_on, saying
 from langchain_ibidem.agent_tools import Tools

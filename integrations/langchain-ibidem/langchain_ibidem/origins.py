@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from langchain_core.outputs import ChatGeneration, Generation
 
-from ibidem import forgetting
-from ibidem.request import Hit, Stored
+from ibidem import provenance as forgetting
+from ibidem.types import Hit, Stored
 
 
 def remember(generations: Sequence[Generation], source: Hit | Stored) -> None:

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk, Generation, GenerationChunk
 
-from ibidem.pieces import pieces_of
+from ibidem.adapter.options import pieces_of
 
 Content = str | list[Any]
 _ADDED_UP_ONCE = ("output_version", "model_provider")  # texts that LangChain does not join if they are equal

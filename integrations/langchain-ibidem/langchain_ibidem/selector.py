@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.example_selectors import BaseExampleSelector
 from langchain_core.runnables import ensure_config
 
+from ibidem._util.concurrency import in_thread
+from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
-from ibidem.faults import Faults
-from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
-from ibidem.prompts.shown import Shown, settings_of
-from ibidem.request import require_bool, require_name, require_text
-from ibidem.scoping import current
-from ibidem.threads import in_thread
+from ibidem.prompts.few_shot import Shown, settings_of
+from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.scope import current
+from ibidem.types import require_bool, require_name, require_text
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.stream_scopes import STREAMS
 from langchain_ibidem.tracker import memory

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from langchain_core.runnables import Runnable
 
-from ibidem.scoped_streams import StreamMethods
+from ibidem.adapter.stream_scope import StreamMethods
 
 STREAMS = StreamMethods(
     {

@@ -15,12 +15,12 @@ from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
 from langchain_core.outputs import Generation
 
+from ibidem._util.concurrency import in_thread
+from ibidem.adapter.call import Inquiry
 from ibidem.errors import NotCacheable
-from ibidem.forgetting import remember
-from ibidem.inquiry import Inquiry
-from ibidem.request import Answer
-from ibidem.scoping import current, entered
-from ibidem.threads import in_thread
+from ibidem.provenance import remember
+from ibidem.scope import current, entered
+from ibidem.types import Answer
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
 from langchain_ibidem.codec import encode, finish_reason_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.scoping import NOWHERE, Scope, current, require_namespace, scope_of
+from ibidem.scope import NOWHERE, Scope, current, require_namespace, scope_of
 from langchain_ibidem.callers import Caller
 
 PREFIX = "ibidem_"

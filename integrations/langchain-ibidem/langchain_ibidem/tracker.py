@@ -23,7 +23,7 @@ from langchain_core.documents import Document
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tracers.context import register_configure_hook
 
-from ibidem.faults import Faults
+from ibidem._util.faults import Faults
 from langchain_ibidem import calls
 from langchain_ibidem.memory import Memory, retrieved
 from langchain_ibidem.variables import take

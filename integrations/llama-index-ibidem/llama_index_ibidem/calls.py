@@ -26,10 +26,9 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.events.span import SpanDropEvent
 from pydantic import PrivateAttr
 
-from ibidem.bounded import BoundedDict
-from ibidem.faults import Faults
-from ibidem.lifecycle.admission import COMPLETE
-from ibidem.locks import ForkSafeLock
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.faults import Faults
+from ibidem.lifecycle.rules import COMPLETE
 from llama_index_ibidem import spans
 from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.reading import Told

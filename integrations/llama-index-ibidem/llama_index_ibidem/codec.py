@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
 from ibidem.errors import NotCacheable
-from ibidem.request import Answer, Hit
+from ibidem.types import Answer, Hit
 from llama_index_ibidem.reading import USAGE_KEYS, Told, is_for_programs
 
 MARKER = "ibidem"

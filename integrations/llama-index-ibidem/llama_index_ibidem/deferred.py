@@ -14,8 +14,8 @@ from weakref import ref
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.llms.custom import CustomLLM
 
-from ibidem.bounded import BoundedDict
-from ibidem.prompts.sources import CONTEXT_KEYS
+from ibidem._util.concurrency import BoundedDict
+from ibidem.prompts.documents import CONTEXT_KEYS
 from llama_index_ibidem.codec import MARKER
 from llama_index_ibidem.facts import Filled, Synthesis, nodes_in
 

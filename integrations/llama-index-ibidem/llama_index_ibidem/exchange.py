@@ -10,13 +10,13 @@ from typing import Any, Generic, Self, TypeVar
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, TextBlock
 from llama_index.core.llms.llm import LLM
 
+from ibidem._util.concurrency import in_thread
+from ibidem._util.faults import Faults
+from ibidem.adapter.call import Desk, Inquiry
+from ibidem.adapter.stream_scope import keep_scope
 from ibidem.errors import NotCacheable
-from ibidem.faults import Faults
-from ibidem.forgetting import remember
-from ibidem.inquiry import Desk, Inquiry
-from ibidem.request import Answer, Request
-from ibidem.scoped_streams import keep_scope
-from ibidem.threads import in_thread
+from ibidem.provenance import remember
+from ibidem.types import Answer, Request
 from llama_index_ibidem.codec import Response, decode, encode, text_of
 from llama_index_ibidem.reading import Told
 

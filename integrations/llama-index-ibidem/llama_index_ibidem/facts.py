@@ -15,9 +15,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import dispatcher
 
-from ibidem.prompts.matching import places_of
-from ibidem.prompts.sources import Retrieved
-from ibidem.request import Document, digest, renamed
+from ibidem.prompts.documents import Retrieved, places_of
+from ibidem.types import Document, digest, renamed
 from llama_index_ibidem.wrapping import WrappingLLM
 
 _BETWEEN = "\0"  # two texts that are searched at once

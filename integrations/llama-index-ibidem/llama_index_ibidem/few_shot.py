@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
-from ibidem.faults import Faults
-from ibidem.prompts.questions import GENERAL_KEYS, QUESTION_KEYS
-from ibidem.prompts.shown import Shown, settings_of
-from ibidem.request import require_bool, require_text
-from ibidem.scoping import current
+from ibidem.prompts.few_shot import Shown, settings_of
+from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.scope import current
+from ibidem.types import require_bool, require_text
 from llama_index_ibidem import spans
 from llama_index_ibidem.stream_scopes import STREAMS
 

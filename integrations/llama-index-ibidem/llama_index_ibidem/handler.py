@@ -19,10 +19,10 @@ from llama_index_instrumentation.events.span import SpanDropEvent
 from llama_index_instrumentation.span import active_span_id
 from pydantic import PrivateAttr
 
-from ibidem.adapting import open_or_use
+from ibidem._util.faults import Faults
+from ibidem.adapter.options import open_or_use
 from ibidem.errors import InvalidInput
-from ibidem.faults import Faults
-from ibidem.request import require_name
+from ibidem.types import require_name
 from llama_index_ibidem.calls import ENDS, STARTS, watch
 from llama_index_ibidem.recorder import Recorder
 from llama_index_ibidem.requests import RequestBuilder

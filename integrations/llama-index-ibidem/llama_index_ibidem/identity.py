@@ -9,9 +9,9 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.llms.llm import LLM
 
+from ibidem.adapter.model_state import Rules, state_of, values_of
 from ibidem.errors import NotCacheable
-from ibidem.model_state import Rules, state_of, values_of
-from ibidem.request import digest
+from ibidem.types import digest
 
 # Settings that change when an answer comes or who pays for it, not what it says.
 _OPERATIONAL = frozenset(

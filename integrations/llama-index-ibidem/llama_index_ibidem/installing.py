@@ -10,9 +10,9 @@ from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.llm import LLM
 
-from ibidem.adapting import open_or_use
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem.adapter.options import open_or_use
 from ibidem.errors import ConfigurationError
-from ibidem.locks import ForkSafeLock
 from llama_index_ibidem.handler import IbidemCallbackHandler
 from llama_index_ibidem.llm import CachedLLM
 from llama_index_ibidem.stream_scopes import STREAMS

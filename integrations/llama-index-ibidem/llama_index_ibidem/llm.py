@@ -14,9 +14,9 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import LLM
 from pydantic import PrivateAttr
 
-from ibidem.adapting import open_or_use
-from ibidem.inquiry import Desk
-from ibidem.request import Request, require_bool, require_name, require_text
+from ibidem.adapter.call import Desk
+from ibidem.adapter.options import open_or_use
+from ibidem.types import Request, require_bool, require_name, require_text
 from llama_index_ibidem.calls import watch
 from llama_index_ibidem.exchange import Exchange
 from llama_index_ibidem.identity import identity

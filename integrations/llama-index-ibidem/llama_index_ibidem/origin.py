@@ -6,8 +6,8 @@ from contextvars import ContextVar
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE
 
-from ibidem import forgetting
-from ibidem.request import Hit, Stored
+from ibidem import provenance as forgetting
+from ibidem.types import Hit, Stored
 from llama_index_ibidem.codec import MARKER
 
 _behind: ContextVar[Hit | Stored | None] = ContextVar("ibidem_behind", default=None)

@@ -22,13 +22,12 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.schema import NodeWithScore
 
-from ibidem.bounded import BoundedDict
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.faults import Faults
 from ibidem.examples.example import Example
-from ibidem.faults import Faults
-from ibidem.locks import ForkSafeLock
-from ibidem.prompts.prompt import Prompt
-from ibidem.request import Document
-from ibidem.scoping import Scope, current, entered
+from ibidem.prompts.key import Prompt
+from ibidem.scope import Scope, current, entered
+from ibidem.types import Document
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.calls import Calls, ModelResponse
 from llama_index_ibidem.codec import MARKER, text_of

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from ibidem.pieces import pieces_of
-from ibidem.scoped_streams import keep_scope
+from ibidem.adapter.options import pieces_of
+from ibidem.adapter.stream_scope import keep_scope
 from llama_index_ibidem.codec import Response, text_of
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
-from ibidem.prompts.dissection import Dissection, dissect, exactly
-from ibidem.prompts.matching import places_of, stands
-from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.questions import Clues, QuestionFinder, looks_like_question, one_line
-from ibidem.prompts.sources import occurring
-from ibidem.request import Request
-from ibidem.scoping import here
+from ibidem.prompts.documents import occurring, places_of, stands
+from ibidem.prompts.key import Prompt
+from ibidem.prompts.masking import Dissection, dissect, exactly
+from ibidem.prompts.question import Clues, QuestionFinder, looks_like_question, one_line
+from ibidem.scope import here
+from ibidem.types import Request
 from llama_index_ibidem.facts import Filled
 from llama_index_ibidem.identity import asks_for_form, identity, parameters
 from llama_index_ibidem.prompt import of_messages, of_text

@@ -22,11 +22,10 @@ from llama_index_instrumentation.span import BaseSpan, active_span_id
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
 from pydantic import PrivateAttr
 
-from ibidem.bounded import BoundedDict
-from ibidem.faults import Faults
-from ibidem.locks import ForkSafeLock
-from ibidem.prompts.shown import Shown
-from ibidem.prompts.sources import Retrieved
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.faults import Faults
+from ibidem.prompts.documents import Retrieved
+from ibidem.prompts.few_shot import Shown
 from llama_index_ibidem.deferred import Deferred
 from llama_index_ibidem.facts import (
     POSTPROCESS,

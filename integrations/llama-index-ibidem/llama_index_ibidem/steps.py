@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ibidem.prompts.dissection import Dissection
-from ibidem.prompts.matching import places_of, stands
-from ibidem.prompts.prompt import Prompt
-from ibidem.request import Document
+from ibidem.prompts.documents import places_of, stands
+from ibidem.prompts.key import Prompt
+from ibidem.prompts.masking import Dissection
+from ibidem.types import Document
 from llama_index_ibidem.spans import Surroundings
 
 # A turn of a conversation in a text, as LlamaIndex's chat engines write it.

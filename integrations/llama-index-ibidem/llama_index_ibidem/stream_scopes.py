@@ -13,7 +13,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.types import BasePydanticProgram
 
-from ibidem.scoped_streams import StreamMethods, keep_scope
+from ibidem.adapter.stream_scope import StreamMethods, keep_scope
 
 STREAMS = StreamMethods(
     {

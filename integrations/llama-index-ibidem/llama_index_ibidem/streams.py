@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from ibidem.inquiry import Inquiry
-from ibidem.threads import in_thread
+from ibidem._util.concurrency import in_thread
+from ibidem.adapter.call import Inquiry
 from llama_index_ibidem.spans import within
 
 

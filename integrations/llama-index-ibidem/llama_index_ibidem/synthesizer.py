@@ -21,12 +21,12 @@ from llama_index.core.schema import NodeWithScore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
-from ibidem.adapting import open_or_use
+from ibidem._util.concurrency import in_thread
+from ibidem.adapter.call import Desk, Inquiry
+from ibidem.adapter.options import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.inquiry import Desk, Inquiry
-from ibidem.request import Answer, Hit, Request, require_bool, require_name, require_text
-from ibidem.scoping import here
-from ibidem.threads import in_thread
+from ibidem.scope import here
+from ibidem.types import Answer, Hit, Request, require_bool, require_name, require_text
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.description import asks_no_model, description, is_for_programs
 from llama_index_ibidem.facts import shown_as

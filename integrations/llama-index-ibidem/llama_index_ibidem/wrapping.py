@@ -13,8 +13,8 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SerializeAsAny
 
+from ibidem.adapter.stream_scope import keep_scope
 from ibidem.errors import InvalidInput
-from ibidem.scoped_streams import keep_scope
 from llama_index_ibidem.native import SHARED, NativeView
 
 Wrapped = TypeVar("Wrapped")

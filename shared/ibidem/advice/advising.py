@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from ibidem.advice import ladder, misses
 from ibidem.advice.traffic import Traffic, traffic_of
 from ibidem.advice.values import Advice, Lacking
-from ibidem.fit.adoption import key_of
+from ibidem.matching.fitted import key_of
 
 if TYPE_CHECKING:
-    from ibidem.embedding.embedder import CheckedEmbedder
-    from ibidem.storage.records import Records
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.storage.entries import Records
 
 _RULES: tuple[Callable[[Traffic], Iterator[Advice | Lacking]], ...] = (
     misses.of_misses,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibidem.entry import Vector
+from ibidem.types import Vector
 
 # Cosine to the first question of a group. With the default model, of 1,000 questions of banking77 84 % are in
 # a group whose commonest intent is theirs, of clinc150 97 %; many intents are spread over several groups.

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from ibidem._util.intervals import clopper_pearson
 from ibidem.advice.traffic import Traffic, evenly
 from ibidem.advice.values import Advice, Lacking
-from ibidem.embedding.objects import estimate_tokens
+from ibidem.embedding.adapters import estimate_tokens
 from ibidem.examples.example import Example
-from ibidem.intervals import clopper_pearson
 from ibidem.replay import Share, share
-from ibidem.request import normalise
+from ibidem.types import normalise
 
 TOLD = 30  # examples with feedback, below which it says little
 TOLD_EACH = 8  # questions with feedback in a group

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ibidem.advice.intents import Intent, intents
-from ibidem.entry import Vector, to_vector
 from ibidem.examples.example import Example
 from ibidem.fit.labels import SOURCES
-from ibidem.request import normalise
-from ibidem.storage.example_table import EXAMPLE_LIMIT
+from ibidem.storage.examples import EXAMPLE_LIMIT
 from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT
 from ibidem.storage.rows import JudgementRow, LookupRow
 from ibidem.storage.stored import Support
+from ibidem.types import Vector, normalise, to_vector
 
 if TYPE_CHECKING:
-    from ibidem.embedding.embedder import CheckedEmbedder
-    from ibidem.storage.records import Records
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.storage.entries import Records
 
 Row = TypeVar("Row")
 

@@ -11,21 +11,19 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ibidem.audits.budget import WINDOW, Budget, Ruling
-from ibidem.audits.terms import SOURCES, Comparison, Pending, Terms, judged, resumed
-from ibidem.background import Background
-from ibidem.bounded import BoundedDict
+from ibidem._util.background import Background
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.faults import Faults
+from ibidem.audits.budget import SOURCES, WINDOW, Budget, Comparison, Pending, Ruling, Terms, judged, resumed
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.faults import Faults
-from ibidem.locks import ForkSafeLock
-from ibidem.request import Answer
-from ibidem.scoping import is_of
+from ibidem.scope import is_of
 from ibidem.stats import AuditStats, audit_stats
 from ibidem.storage.logs import JudgementTable
 from ibidem.storage.rows import JudgementRow
+from ibidem.types import Answer
 
 if TYPE_CHECKING:
-    from ibidem.decision.scoring import Scorer
+    from ibidem.matching.policy import Scorer
 
 PENDING = 1_000  # questions that went to the model and whose answer is awaited; the oldest are forgotten
 WAITING = 1_000  # comparisons that may wait for the judge

@@ -21,7 +21,7 @@ from ibidem.cli.common import (
 from ibidem.cli.console import styled
 from ibidem.cli.fit import place_of
 from ibidem.cli.tables import short
-from ibidem.fit.adoption import policy_in_force
+from ibidem.matching.fitted import policy_in_force
 
 
 def advise_next(

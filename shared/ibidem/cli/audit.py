@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ibidem.audits.audit import ASSUMED_RATE, report_of
+from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.cli.tables import short
 from ibidem.settings import Settings
 from ibidem.stats import AuditStats
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow
 
 

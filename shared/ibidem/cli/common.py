@@ -17,12 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ibidem.cli.console import Console, json_text, styled
-from ibidem.entry import Entry
 from ibidem.errors import IbidemError, InvalidInput
-from ibidem.places import open_records
-from ibidem.request import storable
+from ibidem.runtime import open_records
 from ibidem.settings import Settings, read_settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
+from ibidem.types import Entry, storable
 
 Row = TypeVar("Row")
 

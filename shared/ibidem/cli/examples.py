@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ibidem.active_model import checked_embedder_of
 from ibidem.cli import tables
 from ibidem.cli.common import (
     DatabaseOption,
@@ -24,11 +25,10 @@ from ibidem.cli.common import (
     text_option,
     truth_of,
 )
-from ibidem.examples.selecting import AT_ONCE, Selector, Wanted
-from ibidem.models.chosen import checked_embedder_of
-from ibidem.request import require_text
+from ibidem.examples.selection import AT_ONCE, Selector, Wanted
 from ibidem.settings import Settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
+from ibidem.types import require_text
 
 _EMBEDDED_HERE = 2_000  # questions without a vector that the command embeds at most, in some seconds
 

@@ -12,6 +12,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from ibidem.active_model import checked_embedder_of
 from ibidem.cli.common import (
     DatabaseOption,
     JsonOption,
@@ -29,7 +30,6 @@ from ibidem.cli.common import (
 from ibidem.export.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem.export.folder import Manifest
 from ibidem.export.formats import Format
-from ibidem.models.chosen import checked_embedder_of
 from ibidem.redaction import secrets
 
 REASONS = {

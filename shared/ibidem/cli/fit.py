@@ -9,15 +9,15 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 
+from ibidem.active_model import checked_embedder_of
 from ibidem.cli.common import err
-from ibidem.fit import adoption
-from ibidem.fit.calibration import NEVER
 from ibidem.fit.labels import read_labels
 from ibidem.fit.learning import FitReport, Place, Served
-from ibidem.models.chosen import checked_embedder_of
+from ibidem.matching import fitted as adoption
+from ibidem.matching.fitted import NEVER
 from ibidem.replay import share
 from ibidem.settings import Settings
-from ibidem.storage.records import Records
+from ibidem.storage.entries import Records
 
 Labels = Annotated[
     Path | None,

@@ -11,6 +11,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import ibidem
+from ibidem.active_model import read_promotion
 from ibidem.cache import SemanticCache
 from ibidem.cli.common import (
     DatabaseOption,
@@ -25,9 +26,8 @@ from ibidem.cli.common import (
     settings_of,
 )
 from ibidem.cli.rebuild import ChromaOption
-from ibidem.models.chosen import read_promotion
 from ibidem.models.promoting import PromotionReport
-from ibidem.places import open_records
+from ibidem.runtime import open_records
 from ibidem.settings import Settings
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from ibidem._util.faults import Faults
+from ibidem.active_model import embedder_of
 from ibidem.cli.common import (
     DatabaseOption,
     PathOption,
@@ -19,13 +21,10 @@ from ibidem.cli.common import (
 )
 from ibidem.doctor_index import holder
 from ibidem.errors import IndexInUse, IndexUnavailable
-from ibidem.faults import Faults
-from ibidem.index.catalogue import Catalogue
-from ibidem.index.small import SmallIndex
-from ibidem.index.vectors import EXACT_LIMIT, Vectors
-from ibidem.models.chosen import embedder_of
-from ibidem.models.matcher import matcher_of
-from ibidem.places import catalogue_of, open_records
+from ibidem.index.compaction import Catalogue
+from ibidem.index.memory import SmallIndex
+from ibidem.index.search import EXACT_LIMIT, Vectors
+from ibidem.runtime import catalogue_of, matcher_of, open_records
 from ibidem.settings import Settings, read_settings
 
 ChromaOption = Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")]

@@ -14,12 +14,11 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from ibidem._util.files import write_private
 from ibidem.cli.common import err, fail, out
-from ibidem.decision.policy import Policy
-from ibidem.decision.scoring import CosineScorer, Scorer, scorer_for, threshold_for
-from ibidem.embedding.embedder import CheckedEmbedder, resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
 from ibidem.errors import IbidemError, InvalidInput
-from ibidem.private import write_private
+from ibidem.matching.policy import CosineScorer, Policy, Scorer, scorer_for, threshold_for
 from ibidem.replay import (
     Outcome,
     Row,
@@ -32,8 +31,8 @@ from ibidem.replay import (
     vectors_of,
 )
 from ibidem.replay_page import page
-from ibidem.request import storable
 from ibidem.settings import read_settings
+from ibidem.types import storable
 
 Workload = Annotated[
     Path,

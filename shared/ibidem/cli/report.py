@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ibidem import __version__
+from ibidem._util.files import write_private
 from ibidem.cli.common import (
     DatabaseOption,
     NamespaceOption,
@@ -21,8 +22,7 @@ from ibidem.cli.common import (
     settings_of,
     truth_of,
 )
-from ibidem.prices import read_prices
-from ibidem.private import write_private
+from ibidem.costs import read_prices
 from ibidem.report.facts import gather
 from ibidem.storage.figures import Span
 

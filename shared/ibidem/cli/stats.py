@@ -16,10 +16,10 @@ from ibidem.cli import common, tables
 from ibidem.cli.common import DatabaseOption, JsonOption, PathOption
 from ibidem.cli.console import styled
 from ibidem.cli.report import PricesOption
+from ibidem.costs import Prices, Savings, read_prices, savings
 from ibidem.errors import StorageError
-from ibidem.prices import Prices, Savings, read_prices, savings
+from ibidem.storage.entries import Records
 from ibidem.storage.figures import Span
-from ibidem.storage.records import Records
 from ibidem.storage.rows import Totals
 
 EVERY = 2.0  # seconds

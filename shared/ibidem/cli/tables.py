@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ibidem.cli.console import styled
+from ibidem.costs import Prices, Savings
 from ibidem.doctor import Finding
-from ibidem.entry import Entry
 from ibidem.examples.example import Example, ExampleStats
-from ibidem.prices import Prices, Savings
 from ibidem.report.telling import duration, named, saved_money
 from ibidem.storage.rows import LookupRow, Totals
+from ibidem.types import Entry
 
 NOT_KEPT = "(compared exactly; its text is not kept)"
 SHORT = 80  # characters shown of the texts of an example

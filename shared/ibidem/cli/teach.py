@@ -27,8 +27,8 @@ from ibidem.cli.common import (
     truth_of,
 )
 from ibidem.cli.fit import place_of
-from ibidem.decision.scoring import scorer_for
-from ibidem.fit.adoption import policy_in_force
+from ibidem.matching.fitted import policy_in_force
+from ibidem.matching.policy import scorer_for
 from ibidem.teaching.labelling import CHECKED, PARALLEL, Cost, Lesson, Taught
 from ibidem.teaching.mining import LIMIT, Mined, Miner
 from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs

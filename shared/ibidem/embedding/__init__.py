@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ibidem.embedding.embedder import Embedder, resolve_embedder
+from ibidem.embedding.base import Embedder, resolve_embedder
 
 __all__ = ["Embedder", "resolve_embedder"]

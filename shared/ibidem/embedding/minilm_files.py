@@ -141,7 +141,7 @@ def export_model(
     """
     from safetensors.numpy import load
 
-    from ibidem.embedding.minilm_graph import build_model
+    from ibidem.embedding.minilm_export import build_model
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))

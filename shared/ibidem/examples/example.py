@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ibidem.errors import InvalidInput
-from ibidem.request import Document, require_bool, require_tags, require_text
+from ibidem.types import Document, require_bool, require_tags, require_text
 
 _SCOPE = re.compile("(?:[0-9a-f]{32})?")
 

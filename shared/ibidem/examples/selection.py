@@ -1,15 +1,275 @@
-"""Which examples go into a prompt: near the question, different from each other, within a budget. Pure."""
+"""Finding the examples nearest to a question. Their vectors are held in memory while selections are made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ibidem.embedding.objects import estimate_tokens
-from ibidem.entry import Vector
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem.embedding.adapters import estimate_tokens
+from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
+from ibidem.types import Vector, normalise, require_name, require_tags, require_text
+
+if TYPE_CHECKING:
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.storage.examples import ExampleTable
+
+
+NAMESPACES = 256  # whose vectors are held; those unused the longest are read again when they are needed
+AT_ONCE = 64  # questions without a vector that a selection embeds itself, the newest; the rest come later
+COUNT_SECONDS = 1.0  # between two counts of the vectors; what was added is seen at once
+_POOL, _POOL_PER_EXAMPLE = 64, 16  # how many of the nearest a selection chooses from, at least
+_WIDER = 4  # times as many, if too few of them can be used
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be selected; see `ExampleLog.select`."""
+
+    question: str
+    k: int
+    max_tokens: int | None = None
+    namespace: str = ""
+    good: bool = False
+    diversity: float = 0.3
+    tags: tuple[str, ...] = ()
+    model: str | None = None
+    count_tokens: Callable[[str], int] | None = None
+
+    @classmethod
+    def checked(cls, question: object, k: object, **given: Any) -> Wanted:
+        """The same from what a user gave.
+
+        Raises:
+            InvalidInput: Something has the wrong type or is out of range.
+        """
+        budget, model, count = given["max_tokens"], given["model"], given["count_tokens"]
+        if count is not None and not callable(count):
+            raise InvalidInput(f"count_tokens must be callable, not {type(count).__name__}")
+        return cls(
+            normalise(require_text("question", question)),
+            _whole("k", k),
+            max_tokens=None if budget is None else _whole("max_tokens", budget),
+            namespace=require_name("namespace", given["namespace"]),
+            good=_only_good(given["min_feedback"]),
+            diversity=_share("diversity", given["diversity"]),
+            tags=require_tags(given["tags"]),
+            model=None if model is None else require_name("model", model),
+            count_tokens=count,
+        )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether not every example of the namespace will do."""
+        return self.good or bool(self.tags) or self.model is not None
+
+
+class Selector:
+    """Selects examples of one database. Thread-safe; raises what the database or the embedder does.
+
+    Vectors are held as float32: 1.5 KB an example with 384 dimensions.
+    """
+
+    def __init__(self, table: ExampleTable, embedder: CheckedEmbedder) -> None:
+        self._table, self._embedder = table, embedder
+        self._lock = ForkSafeLock()
+        self._held: BoundedDict[str, _Matrix] = BoundedDict(NAMESPACES)
+        self._behind: set[str] = set()  # namespaces with questions left to embed
+
+    def select(self, wanted: Wanted) -> list[Example]:
+        """The examples; none for a question that the embedder cannot read."""
+        if not wanted.k or self._embedder.refusal(wanted.question) is not None:
+            return []
+        vector = self._embedder.vector_of(wanted.question)
+        self.embed_some(wanted.namespace)
+        allowed = self._allowed(wanted)
+        pool = max(_POOL, _POOL_PER_EXAMPLE * wanted.k)
+        while True:
+            found, exhausted = self._nearest(wanted.namespace, vector, pool, allowed)
+            left = usable(found, wanted.question)
+            if exhausted or len(left) >= _WIDER * wanted.k:
+                break
+            pool *= _WIDER
+        diversity, budget = wanted.diversity, wanted.max_tokens
+        return pick(left, wanted.k, diversity=diversity, max_tokens=budget, count=wanted.count_tokens)
+
+    def work(self) -> bool:
+        """Embed some of what is left, of a namespace that was selected from; whether there is more."""
+        for namespace in tuple(self._behind):
+            self.embed_some(namespace)
+            break
+        return bool(self._behind)
+
+    def embed_some(self, namespace: str, limit: int = AT_ONCE) -> bool:
+        """Embed the newest questions that have no vector of this embedder; whether there may be more."""
+        rows = self._table.unseen(namespace, self._embedder.fingerprint, limit)
+        if rows:
+            readable = [(id_, text) for id_, text in rows if self._embedder.refusal(text) is None]
+            vectors = self._embedder.embed([text for _, text in readable]) if readable else ()
+            made = dict(zip((id_ for id_, _ in readable), vectors, strict=True))
+            self._table.set_vectors([(id_, made.get(id_)) for id_, _ in rows], self._embedder.fingerprint)
+            self._changed(namespace)
+        if more := len(rows) == limit:
+            self._behind.add(namespace)
+        else:
+            self._behind.discard(namespace)
+        return more
+
+    def _changed(self, namespace: str) -> None:
+        with self._lock:
+            if (matrix := self._held.get(namespace)) is not None:
+                matrix.due_at = 0.0
+
+    @property
+    def behind(self) -> bool:
+        """Whether questions are left to embed."""
+        return bool(self._behind)
+
+    def _allowed(self, wanted: Wanted) -> NDArray[np.int64] | None:
+        if not wanted.filtered:
+            return None
+        ids = self._table.fitting(wanted.namespace, model=wanted.model, tags=wanted.tags, good=wanted.good)
+        return np.fromiter(ids, dtype=np.int64, count=len(ids))
+
+    def _nearest(
+        self, namespace: str, vector: Vector, count: int, allowed: NDArray[np.int64] | None
+    ) -> tuple[list[Candidate], bool]:
+        """The nearest examples that are still there, and whether there are no others."""
+        with self._lock:
+            matrix = self._fresh(namespace)
+            near = matrix.nearest(vector, count, allowed)
+        # A restored database may have given an id again.
+        there = (one for one in self._table.of_ids([id_ for id_, _, _ in near]) if one.namespace == namespace)
+        found = {example.id: example for example in there}
+        here = [Candidate(found[id_], row, cosine) for id_, cosine, row in near if id_ in found]
+        return here, len(near) < count
+
+    def _fresh(self, namespace: str) -> _Matrix:
+        """The vectors of a namespace as the database has them now; only what changed is read."""
+        fingerprint, table = self._embedder.fingerprint, self._table
+        matrix = self._held.get(namespace) or _Matrix()
+        self._held.put(namespace, matrix)
+        ends = table.ends_of_vectors(namespace, fingerprint)
+        if ends[1] > (last := matrix.last):
+            matrix.add(table.vectors(namespace, fingerprint, after=last))
+        matrix.drop_before(ends[0])  # of a full log the oldest go
+        if matrix.is_due() and matrix.live != table.count_vectors(namespace, fingerprint):
+            # Some were deleted, or embedded after later ones.
+            missing = matrix.keep(table.vector_ids(namespace, fingerprint))
+            matrix.add(table.vectors(namespace, fingerprint, ids=missing))
+        return matrix
+
+
+class _Matrix:
+    """Vectors by id: rows of a matrix that has room to grow."""
+
+    def __init__(self) -> None:
+        self._ids = np.zeros(0, dtype=np.int64)
+        self._rows = np.zeros((0, 0), dtype=np.float32)
+        self._made = np.zeros(0, dtype=bool)  # whether there is a vector
+        self._here = np.zeros(0, dtype=bool)  # False: dropped
+        self._count = 0
+        self.live = 0  # not dropped
+        self.last = 0  # the highest id so far
+        self.due_at = 0.0  # when they are counted again
+
+    def is_due(self) -> bool:
+        """Whether to look for what was deleted, and for what came behind later ones; now and then."""
+        due = time.monotonic() >= self.due_at
+        if due:
+            self.due_at = time.monotonic() + COUNT_SECONDS
+        return due
+
+    def add(self, vectors: Sequence[tuple[int, bytes | None]]) -> None:
+        """Append vectors as the database has them."""
+        if not vectors:
+            return
+        raw = [row for _, row in vectors if row is not None]
+        self._reserve(len(vectors), len(raw[0]) // 2 if raw else self._rows.shape[1])
+        fitting = 2 * self._rows.shape[1]  # bytes; others are damaged
+        vectors = [(id_, row if row and len(row) == fitting else None) for id_, row in vectors]
+        raw = [row for _, row in vectors if row is not None]
+        new = slice(self._count, self._count + len(vectors))
+        self._ids[new] = [id_ for id_, _ in vectors]
+        self._made[new] = [row is not None for _, row in vectors]
+        self._here[new] = True
+        if raw:
+            filled = self._count + np.flatnonzero(self._made[new])
+            self._rows[filled] = np.frombuffer(b"".join(raw), dtype="<f2").reshape(len(raw), -1)
+        self._count, self.live = new.stop, self.live + len(vectors)
+        self.last = max(self.last, int(self._ids[new].max()))
+
+    def drop_before(self, first: int) -> None:
+        """Drop those with lower ids."""
+        self._drop(self._ids[: self._count] < first)
+
+    def keep(self, ids: Iterable[int]) -> list[int]:
+        """Drop all but these; returns those of them that are not here."""
+        wanted = np.fromiter(ids, dtype=np.int64)
+        held = self._ids[: self._count]
+        self._drop(~np.isin(held, wanted))
+        return [int(id_) for id_ in np.setdiff1d(wanted, held[self._here[: self._count]])]
+
+    def nearest(
+        self, vector: Vector, count: int, allowed: NDArray[np.int64] | None
+    ) -> list[tuple[int, float, Vector]]:
+        """Ids, cosines and vectors of the nearest, the nearest first; of one cosine the newer."""
+        if not self._rows.shape[1]:
+            return []
+        ids, cosines = self._ids[: self._count], self._rows[: self._count] @ vector
+        may = self._made[: self._count] & self._here[: self._count]
+        places = np.flatnonzero(may if allowed is None else may & np.isin(ids, allowed))
+        if len(places) > count:
+            places = places[np.argpartition(-cosines[places], count - 1)[:count]]
+        order = np.lexsort((-ids[places], -np.round(cosines[places], 6)))
+        return [(int(ids[at]), float(cosines[at]), self._rows[at].copy()) for at in places[order]]
+
+    def _drop(self, gone: NDArray[np.bool_]) -> None:
+        here = self._here[: self._count]
+        here &= ~gone
+        self.live = int(np.count_nonzero(here))
+        if self._count - self.live > self._count // 8:  # moving the rows costs too much to do it each time
+            stay = np.flatnonzero(here)
+            for column in (self._ids, self._rows, self._made, self._here):
+                column[: len(stay)] = column[stay]
+            self._count = len(stay)
+
+    def _reserve(self, more: int, dimension: int) -> None:
+        if self._count + more <= len(self._rows) and self._rows.shape[1] == dimension:
+            return
+        size = max(self._count + more, len(self._rows) * 5 // 4)
+        self._ids, self._made, self._here = (
+            np.resize(column, size) for column in (self._ids, self._made, self._here)
+        )
+        rows = np.zeros((size, dimension), dtype=np.float32)
+        if self._rows.shape[1] == dimension:
+            rows[: self._count] = self._rows[: self._count]
+        self._rows = rows
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidInput(f"{name} must be a whole number from 0, not {value!r}")
+    return value
+
+
+def _share(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise InvalidInput(f"{name} must be a number from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def _only_good(value: object) -> bool:
+    if value is not None and value is not True:
+        raise InvalidInput(f"min_feedback must be True (only good ones) or None, not {value!r}")
+    return value is True
+
 
 # So much nearer counts an example that somebody called good: enough to break ties. By 0.2 answers get worse,
 # by less there is no difference beyond chance (tests/benchmarks/few_shot.py).

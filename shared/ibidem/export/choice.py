@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
 from ibidem.export.formats import FORMATS, Format
-from ibidem.request import require_name
+from ibidem.types import require_name
 
 Feedback = Literal["good", "not-bad", "any"]
 Documents = Literal["keep", "skip", "only"]

@@ -14,7 +14,7 @@ from ibidem.export.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Fee
 from ibidem.export.folder import Manifest
 from ibidem.export.formats import Format
 from ibidem.redaction import secrets
-from ibidem.scoping import in_force
+from ibidem.scope import in_force
 
 if TYPE_CHECKING:
     from ibidem.examples.log import ExampleLog

@@ -15,7 +15,7 @@ from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef, Example
 from ibidem.export.choice import Choice
 from ibidem.export.formats import line
-from ibidem.request import Document, digest, normalise
+from ibidem.types import Document, digest, normalise
 
 Texts = Callable[[DocumentRef], "str | None"]
 Redact = Callable[[str], str]

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.phrasing import take_apart
-from ibidem.entry import to_bytes
+from ibidem._util.files import opener
 from ibidem.errors import InvalidInput
 from ibidem.export.choice import Choice
 from ibidem.export.clusters import BORDER, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
@@ -29,11 +27,13 @@ from ibidem.export.folder import (
 )
 from ibidem.export.rows import Dropped, Reader, Redact, Row, Texts
 from ibidem.export.vectors import FileVectors
-from ibidem.private import opener
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.phrasing import take_apart
+from ibidem.types import to_bytes
 
 if TYPE_CHECKING:
-    from ibidem.embedding.embedder import CheckedEmbedder
-    from ibidem.storage.example_table import ExampleTable
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.storage.examples import ExampleTable
 
 BATCH = 256  # questions embedded at a time
 LINES_FILE = ".lines"

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.policy import LOOKED_AT, Candidate, Verdict
-from ibidem.decision.scoring import Vectors
-from ibidem.entry import Vector, cosine, to_bytes, to_vector
 from ibidem.errors import InvalidInput
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.policy import LOOKED_AT, Candidate, Vectors, Verdict
 from ibidem.replay import CURVE_FROM, Row, replay
-from ibidem.request import Request, normalise, storable
 from ibidem.storage.logs import REVIEW
 from ibidem.teaching.pairs import of_line
+from ibidem.types import Request, Vector, cosine, normalise, storable, to_bytes, to_vector
 
 if TYPE_CHECKING:
-    from ibidem.embedding.embedder import CheckedEmbedder
+    from ibidem.embedding.base import CheckedEmbedder
     from ibidem.storage.rows import JudgementRow
 
 MOST = 4_000  # questions that count, the newest: more take minutes to embed

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from ibidem.decision.scoring import Scorer, highest_max_wrong, scorer_for, threshold_for
 from ibidem.errors import InvalidInput
-from ibidem.fit import adoption
-from ibidem.fit.calibration import SHIPPED, Calibration, calibrate, served
 from ibidem.fit.labels import MOST, Label, Pair, of_judgements, pairs_of
+from ibidem.matching import fitted as adoption
+from ibidem.matching.fitted import SHIPPED, Calibration, calibrate, served
+from ibidem.matching.policy import Scorer, highest_max_wrong, scorer_for, threshold_for
 from ibidem.replay import Judged, Row, Share, most_hits
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
-    from ibidem.embedding.embedder import CheckedEmbedder
+    from ibidem.embedding.base import CheckedEmbedder
     from ibidem.settings import Settings
-    from ibidem.storage.records import Records
+    from ibidem.storage.entries import Records
 
 LEAST_LABELS, LEAST_OF_A_KIND = 200, 20  # with fewer, nothing is proved at 2 %
 FOLDS = 10
@@ -40,7 +40,7 @@ class FitReport:
 
     `questions` labelled, `right` the share of them whose best candidate is right. `threshold_before` is the
     shipped threshold for `max_wrong`, `threshold_after` the one that these labels lead to
-    (`ibidem.fit.calibration.NEVER`: none, nothing is served by meaning). `served_before` and `served_after`
+    (`ibidem.matching.fitted.NEVER`: none, nothing is served by meaning). `served_before` and `served_after`
     are what they serve of the labelled questions; after, each question is counted at the threshold that the
     others lead to. `hindsight` gives, for 1, 2 and 5 % wrong per hit, the share of the questions that could
     be served at most, had one known the best threshold. `adopted` tells whether caches use it from now on; if

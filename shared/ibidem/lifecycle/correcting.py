@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
-from ibidem.request import Document, Hit, Stored, normalise, require_bool, require_text, storable
-from ibidem.scoping import current
+from ibidem.scope import current
 from ibidem.storage.rows import JudgementRow
+from ibidem.types import Document, Hit, Stored, normalise, require_bool, require_text, storable
 
 if TYPE_CHECKING:
-    from ibidem.backend import Backend
-    from ibidem.entry import Entry
-    from ibidem.lifecycle.admission import Admission
-    from ibidem.storage.records import Records
+    from ibidem.lifecycle.rules import Admission
+    from ibidem.runtime import Backend
+    from ibidem.storage.entries import Records
+    from ibidem.types import Entry
 
 MARKER = "ibidem"  # under which both integrations keep what a repeated answer says about itself
 SHOWN = 20  # entries that a dry run returns

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ibidem.request import Answer
+from ibidem.types import Answer
 
 Eviction = Literal["cost", "lru"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ibidem._util.faults import log
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, require_inside
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
-from ibidem.faults import log
-from ibidem.fit.calibration import Calibration, from_json
+from ibidem.matching.fitted import Calibration, from_json
 
 THRESHOLDS_FILE, METRICS_FILE, CARD_FILE = "thresholds.json", "metrics.json", "README.md"
 OLD_SCORER_FILE = "scorer.json"  # of version 0.1: a score that is not used any more

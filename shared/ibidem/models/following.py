@@ -10,18 +10,17 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ibidem.embedding.onnx_session import TELEMETRY_KEY, telemetry_is_on
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem.active_model import Model, open_model, read_promotion, sweep_models
+from ibidem.embedding.minilm import TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import CacheClosed, IbidemError, IndexUnavailable
-from ibidem.locks import ForkSafeLock
-from ibidem.models.chosen import Model, open_model, read_promotion, sweep_models
 from ibidem.storage.rows import StoredVector
 
 if TYPE_CHECKING:
-    from ibidem.backend import Backend
-    from ibidem.embedding.embedder import Embedder
-    from ibidem.entry import Entry
-    from ibidem.fit.calibration import Calibration
-    from ibidem.models.matcher import Matcher
+    from ibidem.embedding.base import Embedder
+    from ibidem.matching.fitted import Calibration
+    from ibidem.runtime import Backend, Matcher
+    from ibidem.types import Entry
 
 RETIRED_SECONDS = 30.0  # so long a replaced matcher stays open for lookups that began with it
 AGAIN_SECONDS = 30.0  # how long a model that could not be opened is left alone

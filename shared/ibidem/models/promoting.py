@@ -11,20 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.active_model import Model, Promotion, change_promotion, open_model, read_promotion
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
-from ibidem.fit import adoption
-from ibidem.models.chosen import Model, Promotion, change_promotion, open_model, read_promotion
+from ibidem.matching import fitted as adoption
 from ibidem.models.directory import Figure, ModelDirectory, open_model_directory, worse
 from ibidem.storage.rows import StoredVector
 
 if TYPE_CHECKING:
-    from ibidem.backend import Backend
     from ibidem.cache import SemanticCache
-    from ibidem.embedding.embedder import Embedder
-    from ibidem.storage.records import Records
-    from ibidem.storage.vector_table import VectorTable
+    from ibidem.embedding.base import Embedder
+    from ibidem.runtime import Backend
+    from ibidem.storage.entries import Records
+    from ibidem.storage.vectors import VectorTable
 
 BATCH = 256  # questions embedded, and written in one transaction, at a time
 KEPT_SECONDS = 86_400.0  # so long the vectors of a promotion that was interrupted wait for its being repeated

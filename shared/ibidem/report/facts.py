@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from ibidem.audits.audit import ASSUMED_RATE, report_of
-from ibidem.fit.adoption import policy_in_force
-from ibidem.prices import Prices, Savings, savings
+from ibidem.audits.auditor import ASSUMED_RATE, report_of
+from ibidem.costs import Prices, Savings, savings
+from ibidem.matching.fitted import policy_in_force
 from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Asked, Doubted, Served, Span, Valuable
 
 if TYPE_CHECKING:
     from ibidem.settings import Settings
     from ibidem.stats import AuditStats
+    from ibidem.storage.entries import Records
     from ibidem.storage.holdings import Holdings
-    from ibidem.storage.records import Records
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 # A period of the charts over time, and the most of them: more would be thinner than can be seen.

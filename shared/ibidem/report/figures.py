@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ibidem.prices import Savings
+from ibidem.costs import Savings
 from ibidem.report import charts
 from ibidem.report.charts import Interval, Moment, Size, Spec
 from ibidem.report.facts import AGES, DAY, Facts, Group

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ibidem._util.intervals import clopper_pearson
 from ibidem.advice.misses import LOOKUPS, OFTEN, REMEDIES
-from ibidem.intervals import clopper_pearson
 from ibidem.report.facts import BELOW, DAY, TOP, Facts
 from ibidem.report.telling import duration, moment, money, named, percent, plural, share, size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 
-from ibidem.prices import Prices, Savings
+from ibidem.costs import Prices, Savings
 
 _GAP = "\N{NO-BREAK SPACE}"
 LONGEST = 160  # characters shown of a stored text

@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, urlencode
 from ibidem.errors import MissingExtra, StorageError
 from ibidem.lifecycle.correcting import judge, run
 from ibidem.lifecycle.invalidation import Criteria
-from ibidem.request import storable
 from ibidem.review.desk import Desk, Reviewer
 from ibidem.review.queue import KINDS
 from ibidem.review.showing import readable, show
+from ibidem.types import storable
 
 try:
     from starlette.applications import Starlette
@@ -29,8 +29,8 @@ except ImportError as error:
     raise MissingExtra("the review page", "review") from error
 
 if TYPE_CHECKING:
-    from ibidem.entry import Entry
-    from ibidem.storage.records import Records
+    from ibidem.storage.entries import Records
+    from ibidem.types import Entry
 
 _HERE = Path(__file__).parent
 _STATIC = {

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ibidem.storage.reviews import Said
 
 if TYPE_CHECKING:
-    from ibidem.entry import Entry
     from ibidem.review.queue import Sieve
     from ibidem.storage.reviews import Met
+    from ibidem.types import Entry
 
 LEASE_SECONDS = 600.0  # so long a pair is kept for the reviewer who looks at it
 _SAID = {True: "the same answer", False: "not the same answer"}

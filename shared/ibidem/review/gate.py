@@ -9,7 +9,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
-from ibidem.bounded import BoundedDict
+from ibidem._util.concurrency import BoundedDict
 from ibidem.review.desk import Reviewer
 
 Scope = MutableMapping[str, Any]

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ibidem.audits.audit import ASSUMED_RATE, report_of
-from ibidem.decision.guards import vetoed_by
-from ibidem.decision.scoring import scorer_for
-from ibidem.fit.adoption import policy_in_force
+from ibidem.audits.auditor import ASSUMED_RATE, report_of
+from ibidem.matching.fitted import policy_in_force
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.policy import scorer_for
 from ibidem.report.facts import BELOW, boundary_of
-from ibidem.request import normalise
+from ibidem.types import normalise
 
 if TYPE_CHECKING:
-    from ibidem.decision.scoring import Scorer
+    from ibidem.matching.policy import Scorer
     from ibidem.settings import Settings
-    from ibidem.storage.records import Records
+    from ibidem.storage.entries import Records
     from ibidem.storage.reviews import Met
 
 LIMIT = 2_000  # pairs of audits, and of lookups, that are looked at: the nearest to the boundary

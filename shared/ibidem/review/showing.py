@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
-from ibidem.invisible import shown
-from ibidem.request import key_of, normalise
+from ibidem._util.text import shown
+from ibidem.types import key_of, normalise
 
 if TYPE_CHECKING:
-    from ibidem.entry import Entry, Source
-    from ibidem.storage.records import Records
+    from ibidem.storage.entries import Records
     from ibidem.storage.reviews import Met
+    from ibidem.types import Entry, Source
 
 LONGEST = 20_000  # characters shown of a text
 COMPARED = 400  # words and signs of each question that are compared; longer ones have no marks
 _TOKEN = re.compile(r"\w+|[^\w\s]|\s+")
-# Beside what `ibidem.invisible` knows: line ends other than "\n", and surrogates.
+# Beside what `ibidem._util.text` knows: line ends other than "\n", and surrogates.
 _HARMFUL = re.compile("[\x0b-\r\x85\u2028\u2029\ud800-\udfff]")
 
 
@@ -80,7 +80,7 @@ def _fresh(records: Records, met: Met, entry: Entry) -> Entry | None:
 def readable(text: str) -> str:
     """A stored text with a sign for each character that nobody would see or that changes more than itself.
 
-    Not escaped. Emoji sequences and joiners of Arabic, Persian and Indian scripts stay (`ibidem.invisible`).
+    Not escaped. Emoji sequences and joiners of Arabic, Persian and Indian scripts stay (`ibidem._util.text`).
     """
     text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", shown(text.replace("\r\n", "\n")))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"

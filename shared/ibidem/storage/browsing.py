@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.database import reading
+from ibidem.storage.engine import reading
 from ibidem.storage.rows import JudgementRow
 
 BEGINNING = 240  # characters of an answer in a list

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from ibidem.entry import to_vector
-from ibidem.faults import log
+from ibidem._util.faults import log
+from ibidem.types import to_vector
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -110,7 +110,7 @@ class LargeBinary(_Sound):
 
 
 class UnitVector(LargeBinary):
-    """A vector as `ibidem.entry.to_bytes` writes it."""
+    """A vector as `ibidem.types.to_bytes` writes it."""
 
     cache_ok = True
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.database import reading
+from ibidem.storage.engine import reading
 
 # Tokens of a prompt up to which prices are known to be flat; some models charge more for longer ones.
 LONG_PROMPT = 128_000

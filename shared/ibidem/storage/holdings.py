@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from ibidem.storage.database import reading
+from ibidem.storage.engine import reading
 from ibidem.storage.tables import entries as _entries
 
 

@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 import sqlalchemy as sa
 
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
-from ibidem.lifecycle.lifetime import Lifetime
+from ibidem.lifecycle.rules import Lifetime
 from ibidem.storage import tables
 from ibidem.storage.columns import LARGEST
-from ibidem.storage.database import least, reading, writing
-from ibidem.storage.notes import noted
+from ibidem.storage.engine import least, reading, writing
+from ibidem.storage.meta import noted
 from ibidem.storage.rows import JudgementRow, LookupRow, Outcomes
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest go first

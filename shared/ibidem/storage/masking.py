@@ -7,8 +7,8 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.database import reading, writing
-from ibidem.storage.notes import note, noted
+from ibidem.storage.engine import reading, writing
+from ibidem.storage.meta import note, noted
 
 BATCH = 200  # rows read, and written if they change, at a time
 _TEXTS = {

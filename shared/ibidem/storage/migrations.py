@@ -8,10 +8,10 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from ibidem.errors import StorageError
-from ibidem.lifecycle.lifetime import DAYS
+from ibidem.lifecycle.rules import DAYS
 from ibidem.storage import tables
-from ibidem.storage.database import exclusively, reading
-from ibidem.storage.embedders import demand, number_of
+from ibidem.storage.engine import exclusively, reading
+from ibidem.storage.vectors import demand, number_of
 
 _meta = tables.meta
 _VERSION = _meta.c.key == "schema_version"

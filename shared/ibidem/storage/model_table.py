@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ibidem.storage.database import insert_into, reading, writing
+from ibidem.storage.engine import insert_into, reading, writing
 from ibidem.storage.tables import model_files as _files
 
 PIECE = 2**20  # bytes in one row

@@ -9,11 +9,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.request import digest
 from ibidem.storage import tables
-from ibidem.storage.database import exclusively, reading, writing
+from ibidem.storage.engine import exclusively, reading, writing
 from ibidem.storage.logs import CORRECTED, JUDGEMENT_LIMIT, PEOPLE, REVIEW, forget_oldest
-from ibidem.storage.notes import note
+from ibidem.storage.meta import note
+from ibidem.types import digest
 
 _entries, _lookups, _judgements = tables.entries, tables.lookups, tables.judgements
 _e, _l, _j = _entries.c, _lookups.c, _judgements.c

@@ -8,12 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ibidem.entry import Entry, Source, Vector, point_of, to_bytes, to_vector
 from ibidem.examples.example import DocumentRef, Example
 from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, cost_of
-from ibidem.request import Answer, Hit, Miss, Request, storable
 from ibidem.storage import tables
 from ibidem.storage.columns import LARGEST
+from ibidem.types import (
+    Answer,
+    Entry,
+    Hit,
+    Miss,
+    Request,
+    Source,
+    Vector,
+    point_of,
+    storable,
+    to_bytes,
+    to_vector,
+)
 
 _entries = tables.entries.c
 # The columns that make an entry, in the order in which `to_entry` reads them.

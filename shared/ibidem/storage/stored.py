@@ -8,13 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.entry import Vector, to_vector
 from ibidem.storage.columns import sound
-from ibidem.storage.database import reading
-from ibidem.storage.embedders import number_of
+from ibidem.storage.engine import reading
 from ibidem.storage.tables import entries as _entries
 from ibidem.storage.tables import entry_documents as _documents
 from ibidem.storage.tables import entry_vectors as _vectors
+from ibidem.storage.vectors import number_of
+from ibidem.types import Vector, to_vector
 
 _AT_ONCE = 500  # ids in one query: databases bound the number of parameters
 

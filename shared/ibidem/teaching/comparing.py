@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from ibidem.audits.judging import bare, contradict
-from ibidem.decision.lexicon import COMMON_WORDS
-from ibidem.entry import Vector
+from ibidem.audits.judge import bare, contradict
+from ibidem.matching.lexicon import COMMON_WORDS
 from ibidem.teaching.gathering import Kept
+from ibidem.types import Vector
 
 EQUAL, DIFFER = "the stored answers are equal", "the stored answers differ"
 SHORT = 8  # words of an answer up to which a difference is taken for a difference of meaning

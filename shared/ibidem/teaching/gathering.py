@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ibidem.entry import to_vector
-from ibidem.request import digest_of, key_of, normalise
 from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT, PEOPLE, REVIEW
 from ibidem.teaching.pairs import QuestionPair
+from ibidem.types import digest_of, key_of, normalise, to_vector
 
 if TYPE_CHECKING:
-    from ibidem.entry import Vector
     from ibidem.examples.example import Example
-    from ibidem.storage.records import Records
+    from ibidem.storage.entries import Records
     from ibidem.storage.rows import JudgementRow, LookupRow
+    from ibidem.types import Vector
 
 MOST = 10_000  # questions of one kind that are looked at, the newest: all with all of more takes minutes
 # Who says so, by the source of a judgement.

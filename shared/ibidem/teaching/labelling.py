@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from ibidem.errors import InvalidInput, TeacherUnavailable
 from ibidem.replay import Share, share
-from ibidem.request import digest
 from ibidem.teaching.asking import Answered, Asker
 from ibidem.teaching.lesson_file import TEACHER, TEACHER_SAME, LessonFile, PairId, id_of
 from ibidem.teaching.pairs import QuestionPair
 from ibidem.teaching.prompt import VERSION, prompt_of
 from ibidem.teaching.teachers import resolve_teacher
+from ibidem.types import digest
 
 if TYPE_CHECKING:
     from ibidem.teaching.teachers import Teacher

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
+from ibidem._util.files import append_private, locked
 from ibidem.errors import InvalidInput
-from ibidem.private import append_private, locked
 from ibidem.teaching.pairs import QuestionPair, parsed
 
 TEACHER = "teacher"  # in the line of a pair that was asked about: who answered

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ibidem.decision.guards import vetoed_by
-from ibidem.entry import Vector
-from ibidem.request import digest
+from ibidem.matching.guards import vetoed_by
 from ibidem.teaching.comparing import compared, stock_answers
 from ibidem.teaching.gathering import Gathered, Kept, gather, sift
 from ibidem.teaching.pairs import JUDGED, QuestionPair
+from ibidem.types import Vector, digest
 
 if TYPE_CHECKING:
-    from ibidem.decision.scoring import Scorer
-    from ibidem.embedding.embedder import CheckedEmbedder
-    from ibidem.storage.records import Records
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.matching.policy import Scorer
+    from ibidem.storage.entries import Records
 
 LIMIT = 2_000
 NEIGHBOURS = 4  # of each question

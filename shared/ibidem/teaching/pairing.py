@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ibidem.advice.advising import Advised, advise
 from ibidem.errors import InvalidInput
-from ibidem.request import require_name
 from ibidem.teaching.mining import LIMIT, Mined, Miner
+from ibidem.types import require_name
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache

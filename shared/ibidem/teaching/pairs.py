@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ibidem._util.files import write_private
 from ibidem.errors import InvalidInput
-from ibidem.private import write_private
-from ibidem.request import storable
+from ibidem.types import storable
 
 JUDGED = ("judgement", "feedback", "review")  # who labelled: a fresh answer was compared, a person said so
 # Valid within JSON, but some programs end a line there.

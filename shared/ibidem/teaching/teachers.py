@@ -9,8 +9,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from ibidem.bypass import bypassing
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
+from ibidem.scope import bypassing
 
 Teacher = Callable[[str], str]
 

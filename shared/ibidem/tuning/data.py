@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ibidem.fit.labels import Label
-from ibidem.request import normalise
 from ibidem.tuning.components import components
+from ibidem.types import normalise
 
 LARGE, FEW = 0.05, 20  # a group has at most this share of as many questions as there are pairs; but 20 always
 ROUNDS = 20

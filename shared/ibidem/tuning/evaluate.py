@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibidem.embedding.embedder import CheckedEmbedder, Embedder
-from ibidem.entry import Vector
+from ibidem.embedding.base import CheckedEmbedder, Embedder
 from ibidem.fit.labels import Label
 from ibidem.replay import Outcome, Row, ceiling, curve_rule, most_hits, p_chr_auc, replay, vectors_of
 from ibidem.tuning.metrics import Array, PairMetrics, auc, cosines, measure
+from ibidem.types import Vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.decision.scoring import scorer_for
-from ibidem.embedding.embedder import CheckedEmbedder
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
-from ibidem.fit.calibration import NEVER, to_json
 from ibidem.fit.labels import Label, pairs_of
 from ibidem.fit.learning import best_of, report_of
+from ibidem.matching.fitted import NEVER, to_json
+from ibidem.matching.policy import scorer_for
 from ibidem.models.directory import THRESHOLDS_FILE
 from ibidem.tuning import card
 from ibidem.tuning.data import Division, distinct, divide

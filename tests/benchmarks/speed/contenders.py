@@ -59,7 +59,7 @@ class IbidemCore(Contender):
 
     def fill(self, batches: Iterable[Batch], entries: int) -> None:
         from ibidem import Request
-        from ibidem.index.vectors import EXACT_LIMIT
+        from ibidem.index.search import EXACT_LIMIT
         from tests.benchmarks.speed.filling import fill
 
         requests = (([Request(text, scope=SCOPE) for text in texts], *rest) for texts, *rest in batches)

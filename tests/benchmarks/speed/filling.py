@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 import ibidem
 from ibidem import Answer, Request
-from ibidem.entry import Entry, to_bytes, to_vector
-from ibidem.index.vector_index import VectorIndex, coded
-from ibidem.places import catalogue_of, index_opener, open_records
+from ibidem.index.base import VectorIndex, coded
+from ibidem.runtime import catalogue_of, index_opener, open_records
 from ibidem.settings import read_settings
-from ibidem.storage.database import sqlite_url
-from ibidem.storage.embedders import number_of
-from ibidem.storage.engines import open_engine
+from ibidem.storage.engine import open_engine, sqlite_url
 from ibidem.storage.rows import entry_row, vector_row
 from ibidem.storage.tables import entries as entries_table
 from ibidem.storage.tables import entry_vectors
+from ibidem.storage.vectors import number_of
+from ibidem.types import Entry, to_bytes, to_vector
 
 Batch = tuple[list[Request], list[str], NDArray[np.float32]]  # requests, their answers, vectors
 

@@ -1,0 +1,199 @@
+"""Is an answer worth keeping? Truncated, filtered and empty answers are not: a cache makes them permanent."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.faults import Faults
+from ibidem.scope import tenant_of
+from ibidem.types import Answer, Entry, Request, storable
+
+# What providers call a complete answer (OpenAI, Anthropic, Google, Mistral, Ollama, Cohere, Bedrock).
+COMPLETE = frozenset(
+    (
+        "stop end_turn stop_sequence eos eos_token complete completed finished done "
+        "tool_calls tool_use function_call"
+    ).split()
+) | {""}
+# Providers sample at 1 unless told otherwise, so up to there nobody has asked for variety; above it somebody
+# has, and a repeated answer would take it away.
+MAX_TEMPERATURE = 1.0
+QUOTA_SECONDS = 3600.0  # for which a write quota is
+NAMESPACES = 10_000  # whose writes are counted; the longest unused are forgotten
+
+Redact = Callable[[str], str]
+Admit = Callable[[Request, Answer], bool]
+
+
+class Admission:
+    """What one cache may store. Thread-safe.
+
+    Args:
+        faults: Where failures of the callables are counted.
+        redact: Returns a text without what must not be stored; `str` in, `str` out.
+        admit: Returns whether an answer may be stored.
+        max_temperature: Answers sampled at a higher temperature are not stored.
+        write_quota: Answers stored per namespace and hour, by this process; None for any number.
+    """
+
+    def __init__(
+        self,
+        faults: Faults,
+        *,
+        redact: Redact | None = None,
+        admit: Admit | None = None,
+        max_temperature: float = MAX_TEMPERATURE,
+        write_quota: int | None = None,
+    ) -> None:
+        self._faults, self._redact, self._admit = faults, redact, admit
+        self._max_temperature, self._write_quota = max_temperature, write_quota
+        self._lock = ForkSafeLock()
+        self._written: BoundedDict[str, tuple[float, float]] = BoundedDict(NAMESPACES)
+
+    def refusal(self, request: Request, answer: Answer) -> str | None:
+        """Why the answer must not be stored, or None. Reasons as in `Rejected`."""
+        if reason := _unfit(request, answer):
+            return reason
+        if isinstance(request.temperature, (int, float)) and request.temperature > self._max_temperature:
+            return "temperature"
+        if self.is_private(answer.text) or (answer.payload and self._holds_private(answer.payload)):
+            return "private"
+        if self._admit is not None and not self._admitted(self._admit, request, answer):
+            return "not_admitted"
+        return "write_quota" if self._write_quota is not None and self._spent(request.namespace) else None
+
+    def is_private(self, text: str) -> bool:
+        """Whether `redact` would change the text, or fails on it."""
+        return self._redact is not None and self.redacted(text) != text
+
+    def _holds_private(self, payload: str) -> bool:
+        """As `is_private`; in JSON a name may be escaped, so its texts are also read as they are meant."""
+        if self._redact is None:
+            return False
+        return self.is_private(payload) or self.is_private("\n".join(_texts(payload)))
+
+    def redacted(self, text: str) -> str:
+        """The text as it may be written to a log; empty if `redact` fails on it."""
+        return self.attempted(text) or ""
+
+    def attempted(self, text: str) -> str | None:
+        """The text as it may be written to a log; None if `redact` fails on it."""
+        if self._redact is None:
+            return text
+        try:
+            shown = self._redact(text)
+            if isinstance(shown, str):
+                return shown
+            raise TypeError(f"redact must return a str, not {type(shown).__name__}")
+        except Exception as error:
+            self._faults.note("redact a text", error)
+            return None
+
+    def _admitted(self, admit: Admit, request: Request, answer: Answer) -> bool:
+        try:
+            return bool(admit(request, answer))
+        except Exception as error:
+            self._faults.note("call admit", error)
+            return False
+
+    def give_back(self, namespace: str) -> None:
+        """A write that was counted has failed."""
+        with self._lock:
+            if self._write_quota is not None and (known := self._written.get(namespace)):
+                self._written.put(namespace, (known[0], known[1] + 1.0))
+
+    def _spent(self, namespace: str) -> bool:
+        """Count a write; whether the quota was used up before. It comes back evenly over the hour."""
+        now, quota = time.monotonic(), float(self._write_quota or 0)
+        with self._lock:
+            since, left = self._written.get(namespace) or (now, quota)
+            left = min(quota, left + quota * (now - since) / QUOTA_SECONDS)
+            self._written.put(namespace, (now, max(0.0, left - 1.0) if left >= 1.0 else left))
+        return left < 1.0
+
+
+def _unfit(request: Request, answer: Answer) -> str | None:
+    """What no cache stores."""
+    if answer.finish_reason.lower() not in COMPLETE:
+        return f"finish_reason:{answer.finish_reason}"
+    if answer.semantic and not answer.text.strip():
+        return "empty"
+    ids = (name for document in request.documents for name in (document.id, document.source))
+    texts = (request.question, request.namespace, answer.text, answer.model, answer.payload, *ids)
+    return None if all(map(storable, texts)) else "invalid_text"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, or in a text that is JSON, such as the arguments of a tool call."""
+    left = [value]  # the next one last
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [item for pair in reversed(value.items()) for item in reversed(pair)]
+        elif isinstance(value, list):
+            left += reversed(value)
+        elif isinstance(value, str):
+            yield value
+            with suppress(ValueError, RecursionError):
+                if value.lstrip()[:1] in ("{", "[", '"'):
+                    left.append(json.loads(value))
+
+
+DAYS = 86_400.0
+# Entries from further in the future than this are not believed: the clock was set back since, and they would
+# outlive their time.
+CLOCK_SKEW = 3_600.0
+_IDS = float(2**32)
+
+State = Literal["alive", "stale", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """The rules of one cache. An entry lives the shortest of what its storing and its reading caches say.
+
+    Args:
+        ttl: Seconds an answer lives.
+        namespace_ttl: The same for single namespaces, and for the users in them.
+        jitter: Share of its life (0 to 1) by which an answer may die earlier, by its id, so that those
+            stored together do not expire together.
+        sliding: Whether the life begins anew whenever the answer is served.
+        grace: Seconds after its life in which an answer is still served, except to one caller at a time,
+            whose miss refreshes it.
+    """
+
+    ttl: float = 30 * DAYS
+    namespace_ttl: Mapping[str, float] = field(default_factory=dict)
+    jitter: float = 0.0
+    sliding: bool = False
+    grace: float = 0.0
+
+    def of(self, namespace: str, ttl: float | None = None) -> float:
+        """Seconds that an answer lives here; `ttl` is what its storing call asks for."""
+        rules = self.namespace_ttl
+        own = rules[namespace] if namespace in rules else rules.get(tenant_of(namespace), self.ttl)
+        return own if ttl is None else min(own, ttl)
+
+    def expires(self, life: float, now: float) -> float | None:
+        """When an entry of this life that is stored or served now can be deleted, None for never."""
+        return None if math.isinf(life) else now + life + self.grace
+
+    def state(self, entry: Entry, now: float, max_age: float | None = None) -> State:
+        """Whether the entry may be served at `now`; none is that is older than `max_age` seconds."""
+        age = now - entry.created
+        if age < -CLOCK_SKEW or (max_age is not None and age > max_age):
+            return "expired"
+        since = max(entry.created, entry.used) if self.sliding else entry.created
+        life = self.of(entry.namespace, entry.ttl)
+        if self.jitter:
+            life *= 1.0 - self.jitter * int(entry.id[:8], 16) / _IDS
+        if now < since + life:
+            return "alive"
+        return "stale" if now < since + life + self.grace else "expired"

@@ -1,0 +1,118 @@
+"""Keeping the truth within its bounds, behind the requests: deletes what expired, evicts what is too much."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem.errors import ConfigurationError
+from ibidem.lifecycle.eviction import Bounds
+from ibidem.lifecycle.rules import Lifetime
+from ibidem.storage.deletion import BATCH, Removal
+
+PURGE_SECONDS = 60.0  # how often the expired are looked for, while in use
+# So long they stay after they expired: asked again meanwhile, they are replaced and keep their rank.
+LATE_SECONDS = 3_600.0
+RECOUNT_SECONDS = 60.0  # how often entries are counted, as other processes store and delete too
+SLACK = 0.01  # of a bound is freed beyond what is too much, so as not to evict at every store
+
+
+class Housekeeping:
+    """Bounds and expiry of one place. Thread-safe.
+
+    Args:
+        removal: Deletes.
+        bounds: How large the place may grow.
+        lifetime: Whether a life begins anew with every hit, and how long its grace is.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self, removal: Removal, bounds: Bounds, lifetime: Lifetime, clock: Callable[[], float]
+    ) -> None:
+        self._removal, self._clock = removal, clock
+        self._lock = ForkSafeLock()
+        self.bounds, self.lifetime, self.floor = bounds, lifetime, removal.floor()
+        self.ranking = removal.ranking()  # ranks as the entries are ranked
+        self.evicted = self.expired = 0  # entries deleted by this process
+        self._entries = self._bytes = 0
+        self._stores = self._counted = 0  # stores so far, and as of the last count
+        self._purge_at = self._count_at = 0.0
+
+    def tighten(self, bounds: Bounds, sliding: bool) -> None:
+        """Another cache is opened on this place: the stricter bounds hold for both.
+
+        Raises:
+            ConfigurationError: It has another rule of eviction or expiry; one place has one.
+        """
+        with self._lock:
+            if (bounds.eviction, sliding) != (self.bounds.eviction, self.lifetime.sliding):
+                raise ConfigurationError(
+                    f"eviction={bounds.eviction!r}, sliding={sliding}: a cache that is open on this place "
+                    f"has eviction={self.bounds.eviction!r}, sliding={self.lifetime.sliding}; use the same"
+                )
+            self.bounds = self.bounds.tightened(bounds)
+
+    def grown(self, size: int) -> None:
+        """An entry of so many bytes was stored; it may have replaced another."""
+        with self._lock:
+            self._stores += 1
+            self._entries, self._bytes = self._entries + 1, self._bytes + size
+
+    def work(self) -> bool:
+        """Delete one batch; returns whether there may be more."""
+        now = time.monotonic()
+        if now >= self._purge_at:
+            gone = self._removal.purge(self._clock() - LATE_SECONDS)
+            self.expired += gone
+            if gone >= BATCH:
+                return True
+            self._purge_at = now + PURGE_SECONDS
+        return self._evict(now)
+
+    def _evict(self, now: float) -> bool:
+        bounds = self.bounds
+        if now >= self._count_at:
+            self._recount(now)
+        if not bounds.limited:
+            return False
+        if self.ranking.ranking != bounds.ranking:
+            self.floor = self._removal.rank_all(bounds)
+            self.ranking = bounds
+        if any(self._too_much()) and self._counted != self._stores:
+            self._recount(now)  # what was replaced, cleared or deleted by others is no more
+        entries, size = self._too_much()
+        if not entries and not size:
+            return False
+        gone, freed, floor = self._removal.evict(entries, size)
+        with self._lock:
+            self._entries, self._bytes = self._entries - gone, self._bytes - freed
+            self.evicted += gone
+            self.floor = max(self.floor, floor)
+        if not gone:  # others deleted them
+            self._recount(now)
+        return gone > 0
+
+    def _too_much(self) -> tuple[int, int]:
+        """Entries and bytes that must go."""
+        bounds = self.bounds
+        return _excess(self._entries, bounds.max_entries), _excess(self._bytes, bounds.max_bytes)
+
+    def _recount(self, now: float) -> None:
+        self.ranking = self._removal.ranking()  # another process may have bounds, or other ones
+        if not self.bounds.limited:
+            self._count_at = now + RECOUNT_SECONDS
+            return
+        stores = self._stores  # what is stored while it counts may be missed, and is not taken for counted
+        entries, size = self._removal.size()
+        floor = self._removal.floor()
+        with self._lock:
+            self._entries, self._bytes, self._counted = entries, size, stores
+            self.floor = max(self.floor, floor)  # other processes evict, too
+            self._count_at = now + RECOUNT_SECONDS
+
+
+def _excess(held: int, bound: int | None) -> int:
+    """How much of what is held must go."""
+    return 0 if bound is None or held <= bound else held - max(1, int(bound * (1.0 - SLACK)))

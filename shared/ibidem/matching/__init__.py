@@ -1,0 +1,1 @@
+"""Whether a stored answer fits a question. Pure."""

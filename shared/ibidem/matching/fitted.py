@@ -1,0 +1,263 @@
+"""Which threshold keeps a share of wrong hits: proved by labels of a deployment. Pure but for its JSON.
+
+A fit moves the threshold and nothing else: the score of a pair is the one that is shipped, so what labels say
+of near pairs cannot lift far ones. A threshold is lowered where the labels prove the lower one, raised where
+they disprove the shipped one, and never set below `FLOOR`, as nobody judges pairs that score less.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ibidem._util.faults import Faults, log
+from ibidem._util.intervals import clopper_pearson
+from ibidem.errors import InvalidInput
+from ibidem.matching.policy import Policy, threshold_for
+from ibidem.replay import Judged
+from ibidem.types import digest
+
+if TYPE_CHECKING:
+    from ibidem.matching.policy import Policy
+    from ibidem.settings import Settings
+    from ibidem.storage.entries import Records
+
+
+# Of the one-sided bound from above, as that of `ibidem.audits.budget`.
+CONFIDENCE = 0.98
+DISPROOF = 0.9  # of the bound from below; trust in the shipped threshold ends sooner than it is won
+FIRST, STEP = 10, 1.15  # the bound is looked at after so many times more hits: more looks find more luck
+LEVELS = (
+    0.005,
+    0.0075,
+    0.01,
+    0.0125,
+    0.015,
+    0.0175,
+    0.02,
+    0.0225,
+    0.025,
+    0.0275,
+    0.03,
+    0.0325,
+    0.035,
+    0.0375,
+)
+FLOOR = 0.8  # where audits end: `ibidem.settings.AUDIT_FLOOR`
+NEVER = 2.0  # a threshold above all scores: nothing is served by meaning
+FORMAT = 1
+LONGEST, MOST = 10_000, 100  # characters and levels of a text that is read: rows are untrusted
+
+
+class Level(NamedTuple):
+    """A share of wrong hits, and the threshold that keeps it; None where the shipped one stays."""
+
+    max_wrong: float
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Thresholds for shares of wrong hits, by rising share; `labels` questions were judged for them."""
+
+    levels: tuple[Level, ...]
+    labels: int
+
+    @property
+    def moved(self) -> bool:
+        """Whether any threshold is another than the shipped one."""
+        return any(level.threshold is not None for level in self.levels)
+
+    def threshold(self, max_wrong: float) -> float:
+        """The threshold for a share: that of the greatest level that is no more.
+
+        Below all levels nothing was judged: the shipped one, or that of the least level if it is stricter.
+        """
+        shipped = threshold_for(max_wrong)
+        known = [level.threshold for level in self.levels if level.max_wrong <= max_wrong]
+        if known:
+            return shipped if known[-1] is None else known[-1]
+        least = self.levels[0].threshold if self.levels else None
+        return shipped if least is None else max(shipped, least)
+
+    def applied(self, policy: Policy) -> Policy:
+        """The policy with the threshold moved, unless that was given or a budget decides."""
+        if policy.max_wrong is None or not self.levels:
+            return policy
+        return Policy(self.threshold(policy.max_wrong), policy.context, policy.max_wrong)
+
+
+SHIPPED = Calibration((), 0)  # nothing was fitted
+
+
+def calibrate(judged: Sequence[Judged], *more: float) -> Calibration:
+    """The thresholds that these labels prove, for `LEVELS` and `more` shares.
+
+    Args:
+        judged: The best candidate of each question: its shipped score, and whether it is right.
+        more: Other shares of wrong hits to know the threshold for.
+    """
+    seen = _prefixes(judged)
+    found, lowest = [], NEVER
+    for max_wrong in sorted({*LEVELS, *more}):
+        shipped = threshold_for(max_wrong)
+        lowest = min(lowest, _threshold(judged, seen, max_wrong, shipped))  # what keeps less keeps this too
+        found.append(Level(max_wrong, None if lowest == shipped else lowest))
+    return Calibration(tuple(found), len(judged))
+
+
+def served(judged: Sequence[Judged], threshold: float) -> tuple[int, int]:
+    """The hits and the wrong ones of them at a threshold."""
+    right = [one.right for one in judged if one.score >= threshold]
+    return len(right), len(right) - sum(right)
+
+
+def _threshold(
+    judged: Sequence[Judged], seen: Sequence[tuple[float, float]], max_wrong: float, shipped: float
+) -> float:
+    proved = min((edge for edge, bound in seen if bound <= max_wrong), default=NEVER)
+    hits, wrong = served(judged, shipped)
+    disproved = clopper_pearson(wrong, hits, 2.0 * DISPROOF - 1.0)[0] > max_wrong if hits else False
+    return proved if disproved else min(proved, shipped)
+
+
+def _prefixes(judged: Sequence[Judged]) -> list[tuple[float, float]]:
+    """Thresholds that the labels could be served at, the strictest first, each with its bound from above."""
+    ordered = sorted(judged, key=lambda one: -one.score)
+    found, at, wrong, count = [], 0, 0, FIRST
+    while count <= len(ordered) and (edge := _rounded(ordered[count - 1].score)) >= FLOOR:
+        while at < len(ordered) and ordered[at].score >= edge:  # with all of nearly the same score
+            wrong += not ordered[at].right
+            at += 1
+        found.append((edge, clopper_pearson(wrong, at, 2.0 * CONFIDENCE - 1.0)[1]))
+        count = max(at + 1, int(at * STEP))
+    return found
+
+
+def _rounded(score: float) -> float:
+    """Down to four digits: what is served must not hang on how a cosine was rounded."""
+    return math.floor(score * 1e4) / 1e4
+
+
+# as text ----------------------------------------------------------------------------------------------
+
+
+def to_json(calibration: Calibration) -> str:
+    """One line that `from_json` reads."""
+    return json.dumps(
+        {"format": FORMAT, "labels": calibration.labels, "levels": calibration.levels}, allow_nan=False
+    )
+
+
+def from_json(text: str) -> Calibration:
+    """The calibration that `to_json` wrote; nothing in the text is trusted.
+
+    Raises:
+        InvalidInput: It is damaged, or of another version.
+    """
+    try:
+        if len(text) > LONGEST:
+            raise ValueError("it is too long")
+        held = json.loads(text)
+        if held["format"] != FORMAT:
+            raise ValueError("it was written by another version of Ibidem")
+        levels = tuple(Level(_number(share), _threshold_of(value)) for share, value in held["levels"])
+        rising = all(a.max_wrong < b.max_wrong for a, b in pairwise(levels))
+        if not 0 < len(levels) <= MOST or not rising or not levels[0].max_wrong > 0.0:
+            raise ValueError("its shares do not rise")
+        return Calibration(levels, int(_number(held["labels"])))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"the fitted threshold cannot be used ({error}); run ibidem fit again") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def _threshold_of(value: Any) -> float | None:
+    if value is not None and _number(value) < FLOOR:
+        raise ValueError(f"{value!r} is below {FLOOR}, where nothing is judged")
+    return value  # type: ignore[no-any-return]
+
+
+OLD_SCORE = (
+    "a score that `ibidem fit` of version 0.1 learned is kept here and not used any more: it served far "
+    "questions that no label told about. The shipped score decides; `ibidem fit` moves its threshold, and "
+    "`ibidem fit --drop` deletes the old score"
+)
+
+
+def key_of(fingerprint: str) -> str:
+    """Where the fitted threshold for this embedder stands in the table `meta`."""
+    return f"threshold:{digest(fingerprint)}"
+
+
+def old_key_of(fingerprint: str) -> str:
+    """Where version 0.1 kept a fitted score for this embedder."""
+    return f"scorer:{digest(fingerprint)}"
+
+
+def has_old_score(records: Records, fingerprint: str) -> bool:
+    """Whether version 0.1 has fitted a score here, which is not used any more; raises `StorageError`."""
+    return records.meta(old_key_of(fingerprint)) is not None
+
+
+def warn_of_old_score(records: Records, fingerprint: str) -> None:
+    """Log that such a score is not used any more, if there is one; raises `StorageError`."""
+    if has_old_score(records, fingerprint):
+        log.warning("%s: %s", records.url, OLD_SCORE, extra={"event.name": "ibidem.fit.old_score"})
+
+
+def adopted(records: Records, fingerprint: str, faults: Faults) -> Calibration:
+    """The thresholds fitted for this embedder; the shipped ones if there are none, or none that can be used.
+
+    Raises:
+        StorageError: The database cannot be read.
+    """
+    text = records.meta(key_of(fingerprint))
+    if text is None:
+        return SHIPPED
+    try:
+        return from_json(text)
+    except InvalidInput as error:
+        faults.note("use the fitted threshold", error)
+        return SHIPPED
+
+
+def adopt(records: Records, fingerprint: str, calibration: Calibration) -> None:
+    """Keep it for all who open a cache on this place from now on; raises `StorageError`."""
+    records.set_meta(key_of(fingerprint), to_json(calibration))
+
+
+def drop(records: Records, fingerprint: str) -> bool:
+    """Return to the threshold that is shipped; whether there was another. Raises `StorageError`.
+
+    A score that version 0.1 fitted goes too.
+    """
+    keys = [key for key in (key_of(fingerprint), old_key_of(fingerprint)) if records.meta(key) is not None]
+    for key in keys:
+        records.set_meta(key, None)
+    return bool(keys)
+
+
+def policy_in_force(records: Records, settings: Settings, fingerprint: str | None = None) -> Policy:
+    """The policy of caches that are opened in this place with these settings; no model is loaded.
+
+    Args:
+        records: The truth of the place.
+        settings: Of the caches.
+        fingerprint: Of their embedder; default: the one that was used last.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    if fingerprint is None:
+        known = records.embedders.known()
+        fingerprint = max(known, key=lambda one: known[one], default="")
+    return adopted(records, fingerprint, Faults()).applied(settings.policy)

@@ -1,0 +1,194 @@
+"""Finding the answer to a request: the same one, or one to a question of the same meaning."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem.lifecycle.rules import Admission, Lifetime
+from ibidem.matching.policy import Candidate, Policy, decide, supporting
+from ibidem.telemetry.telemetry import step
+from ibidem.types import Answer, Entry, Hit, Miss, Request, Source, Tier, Vector, cosine, storable
+
+if TYPE_CHECKING:
+    from ibidem.audits.auditor import Auditor
+    from ibidem.examples.log import ExampleLog
+    from ibidem.runtime import Backend, Matcher
+
+
+NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
+REFRESH_SECONDS = 60.0  # how long the caller that refreshes a stale answer is waited for before another does
+REFRESHED = 10_000  # stale answers whose refreshing is remembered
+
+
+class Finder:
+    """Looks up requests for one cache.
+
+    Args:
+        backend: Truth and vectors.
+        policy: How sure the cache must be.
+        auditor: Asked which candidates may be served; None for no audits.
+        lifetime: How long answers are repeated.
+    """
+
+    def __init__(self, backend: Backend, policy: Policy, auditor: Auditor | None, lifetime: Lifetime) -> None:
+        self._backend, self._policy, self._auditor = backend, policy, auditor
+        self._lifetime = lifetime
+        self._lock = ForkSafeLock()
+        self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHED)  # until when, by entry
+
+    def find(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
+        """The answer, or why there is none. What storage, index or embedder raise passes through.
+
+        Args:
+            request: What is asked.
+            now: Seconds since the epoch.
+            max_age: The most seconds since the answer was stored; None for its lifetime.
+            private: Whether the question must not be compared by meaning, as it must not be embedded.
+        """
+        if not storable(request.namespace):  # nothing can be stored there
+            return Miss("empty")
+        same = self._backend.records.get(request.key)
+        if same is not None and (hit := self._served(Candidate(same, 1.0), "exact", now, max_age)):
+            return hit
+        if not request.semantic:
+            return Miss("question_unknown" if same is None else "expired")
+        matcher = self._backend.matcher  # once: all that follows is of one embedder
+        refused = "question_private" if private else matcher.embedder.refusal(request.question)
+        if refused:
+            return Miss(refused)
+        candidates, scorer = self._candidates(matcher, request, now, max_age), matcher.scorer
+        verdict = decide(request, candidates, matcher.calibration.applied(self._policy), scorer)
+        if (best := verdict.chosen) is not None:
+            ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
+            if ruling != "serve":
+                return _missed("audit" if ruling == "audit" else "below_budget", best)
+            return self._served(best, "semantic", now, max_age) or _missed("expired", best)
+        if same is not None:
+            return _missed("expired", Candidate(same, 1.0))
+        if verdict.nearest is not None:
+            return _missed(verdict.reason, verdict.nearest)
+        kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
+        return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
+
+    def refreshed(self, key: str) -> None:
+        """The answer to the request of this key was stored anew."""
+        with self._lock:
+            self._refreshing.pop(key)
+
+    def _served(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
+        """The hit, unless the entry is expired, or stale and the caller is the one to refresh it."""
+        entry = candidate.entry
+        state = self._lifetime.state(entry, now, max_age)
+        if state == "expired" or (state == "stale" and self._is_to_refresh(entry)):
+            return None
+        return Hit(
+            answer=entry.answer,
+            entry_id=entry.id,
+            tier=tier,
+            similarity=candidate.similarity,
+            score=candidate.score if tier == "semantic" else 1.0,
+            question=entry.question,
+            age=max(0.0, now - entry.created),
+            stale=state == "stale",
+        )
+
+    def _is_to_refresh(self, entry: Entry) -> bool:
+        """Whether nobody refreshes the entry yet; then the caller does."""
+        now = time.monotonic()
+        with self._lock:
+            if now < (self._refreshing.get(entry.id) or 0.0):
+                return False
+            self._refreshing.put(entry.id, now + REFRESH_SECONDS)
+            return True
+
+    def _candidates(
+        self, matcher: Matcher, request: Request, now: float, max_age: float | None
+    ) -> list[Candidate]:
+        with step("ibidem.embed"):
+            vector = matcher.embedder.vector_of(request.question)
+        namespace, scope = request.namespace, request.scope_digest
+        with step("ibidem.search"):
+            points = matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+        with step("ibidem.confirm"):
+            found = self._backend.records.near(
+                points,
+                namespace=namespace,
+                scope=scope,
+                embedder=matcher.fingerprint,
+                documents=request.documents_digest,
+            )
+        return [
+            Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
+            for entry in found
+            if entry.vector is not None
+            and entry.vector.shape == vector.shape
+            and entry.id != request.key  # it was looked at before
+            and self._lifetime.state(entry, now, max_age) != "expired"
+        ]
+
+
+def _missed(reason: str, candidate: Candidate) -> Miss:
+    return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)
+
+
+class Keeper:
+    """Stores answers for one cache.
+
+    Args:
+        backend: Truth and vectors.
+        admission: What may be stored.
+        lifetime: How long answers live.
+        examples: Where what was stored is an example too.
+    """
+
+    def __init__(
+        self, backend: Backend, admission: Admission, lifetime: Lifetime, examples: ExampleLog
+    ) -> None:
+        self._backend, self._admission, self._lifetime = backend, admission, lifetime
+        self._examples = examples
+
+    def keep(
+        self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
+    ) -> str | None:
+        """Store an answer that was admitted, or say why not; what the database raises passes through."""
+        readable = request.semantic and not self._admission.is_private(request.question)
+        matcher = self._backend.matcher  # once: the vector is of the embedder that it is stored for
+        semantic, vector = self._meaning(matcher, request) if readable and answer.semantic else (False, None)
+        evidence = supporting(answer.text, request.question, request.documents)
+        life = self._lifetime.of(request.namespace, ttl)
+        entry = Entry(
+            id=request.key,
+            namespace=request.namespace,
+            scope=request.scope_digest,
+            question=request.question if readable else None,
+            documents=request.documents_digest,
+            semantic=semantic,
+            answer=answer,
+            created=now,
+            expires=self._lifetime.expires(life, now),
+            ttl=None if math.isinf(life) else life,
+            used=now,
+            sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in request.documents),
+            tags=tags,
+            vector=vector,
+        )
+        if not self._backend.keep(entry, request.made, matcher):
+            return "invalidated"
+        if request.example:
+            self._examples.of_entry(entry, answer, matcher.fingerprint)
+        return None
+
+    def _meaning(self, matcher: Matcher, request: Request) -> tuple[bool, Vector | None]:
+        """Whether the question can be found by meaning, and its vector, if it could be made now."""
+        embedder = matcher.embedder
+        try:
+            if embedder.refusal(request.question) is not None:
+                return False, None
+            with step("ibidem.embed"):
+                return True, embedder.vector_of(request.question)
+        except Exception as error:  # the answer is worth keeping; its vector is made later
+            self._backend.faults.note("embed a question", error)
+            return True, None

@@ -1,0 +1,130 @@
+"""`forget`: the answer behind a response that is of no use, so that asking again reaches the model.
+
+A repeated response says itself which entry of which cache it comes from. One that a model has just given does
+not: what was stored for it is remembered for a while, by the object and by the id of its message.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem.errors import CacheClosed
+from ibidem.types import Hit, Stored
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+
+
+MARKER = "ibidem"
+REMEMBERED = 10_000  # responses whose entries are known, by their ids and by the objects
+_TELLING = ("response_metadata", "metadata", "raw")  # where a response keeps its marker
+# What holds a response, or the stream that it came from.
+_HOLDING = ("message", "generations", "response", "response_gen", "chat_stream", "achat_stream")
+
+Source = tuple[str, str]  # the place of a cache, and the id of an entry
+
+_lock = ForkSafeLock()
+_open: dict[str, weakref.WeakSet[SemanticCache]] = {}
+_by_name: BoundedDict[str, tuple[Source, ...]] = BoundedDict(REMEMBERED)
+_by_object: BoundedDict[int, tuple[weakref.ref[Any], tuple[Source, ...]]] = BoundedDict(REMEMBERED)
+
+
+def opened(cache: SemanticCache, place: str) -> None:
+    """The cache is open on this place: what comes from there can be forgotten."""
+    with _lock:
+        _open.setdefault(place, weakref.WeakSet()).add(cache)
+
+
+def remember(response: object, *sources: Stored | Hit, names: Iterable[str | None] = ()) -> None:
+    """Which entries are behind a response that does not say so: by the object, and by its unique `names`."""
+    known = tuple((source.place, source.entry_id) for source in sources)
+    with _lock:
+        for name in filter(None, names):
+            _by_name.put(name, known)
+        try:
+            _by_object.put(id(response), (weakref.ref(response), known))
+        except TypeError:  # an object that cannot be referred to weakly
+            return
+
+
+def forget(response: object) -> bool:
+    """Delete the stored answer behind a response: the same question reaches the model again.
+
+    For answers that cannot be used: a parser fails on one, a user rejects it. Its example is deleted too. The
+    response may come from a cache or have just been stored there; the cache must be open in this process.
+    Within `ibidem.scope` only what is stored for its namespace is deleted.
+
+    Args:
+        response: A `Hit` or `Stored`; of LangChain a message, generation or `LLMResult`; of LlamaIndex a
+            `ChatResponse`, `CompletionResponse` or `Response`, the last chunk of a stream, or the stream
+            itself, read to its end. A bare text says nothing of where it is from.
+
+    Returns:
+        Whether there was a stored answer.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    found = dict.fromkeys(_sources(response))
+    return sum(_deleted(place, entry_id) for place, entry_id in found) > 0
+
+
+async def aforget(response: object) -> bool:
+    """As `forget`, in a thread."""
+    from ibidem._util.concurrency import in_thread
+
+    return await in_thread(forget, response)
+
+
+def _deleted(place: str, entry_id: str) -> int:
+    with _lock:
+        caches = list(_open.get(place, ()))
+    for cache in caches:
+        try:
+            return cache.invalidate(entry=entry_id).count
+        except CacheClosed:
+            continue
+    return 0
+
+
+def _sources(response: object, depth: int = 4) -> Iterator[Source]:
+    """The entries behind a response and what it holds."""
+    if isinstance(response, (Hit, Stored)):
+        yield response.place, response.entry_id
+    elif isinstance(response, Mapping):
+        told = response.get(MARKER, response)
+        place, entry_id = (told.get(key) for key in ("place", "entry_id")) if _is_mapping(told) else ("", "")
+        if isinstance(place, str) and isinstance(entry_id, str) and entry_id:
+            yield place, entry_id
+    elif isinstance(response, (list, tuple)):
+        for each in response if depth else ():
+            yield from _sources(each, depth - 1)
+    elif not isinstance(response, (str, bytes)) and response is not None:
+        yield from _remembered(response)
+        for told in _attributes(response, _TELLING):
+            if isinstance(told, Mapping):
+                yield from _sources(told)
+        for held in _attributes(response, _HOLDING) if depth else ():
+            yield from _sources(held, depth - 1)
+
+
+def _remembered(response: object) -> Iterator[Source]:
+    name = getattr(response, "id", None)
+    with _lock:
+        by_object = _by_object.get(id(response))
+        by_name = _by_name.get(name) if isinstance(name, str) and name else None
+    if by_object is not None and by_object[0]() is response:
+        yield from by_object[1]
+    if by_name is not None:
+        yield from by_name
+
+
+def _attributes(response: object, names: Iterable[str]) -> Iterator[object]:
+    return (getattr(response, name, None) for name in names)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)

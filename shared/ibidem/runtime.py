@@ -1,0 +1,463 @@
+"""What the caches of one process share when they are opened on the same place: truth, vectors, one thread."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ibidem._util.background import Background
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.faults import Faults, log
+from ibidem.active_model import embedder_of
+from ibidem.audits.budget import scorer_name
+from ibidem.audits.ledger import Ledger
+from ibidem.embedding.base import CheckedEmbedder, fingerprint_of, resolve_embedder
+from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.examples.log import ExampleQueue, Forgetting
+from ibidem.examples.selection import Selector, Wanted
+from ibidem.index.base import IndexOpener, VectorIndex
+from ibidem.index.chroma import open_embedded, open_server, open_small
+from ibidem.index.compaction import Catalogue, base_of
+from ibidem.index.search import Vectors
+from ibidem.maintenance import Housekeeping
+from ibidem.matching.fitted import SHIPPED, Calibration, adopted, warn_of_old_score
+from ibidem.matching.policy import scorer_for
+from ibidem.models.following import Following
+from ibidem.scope import is_of
+from ibidem.settings import Settings
+from ibidem.single_flight import Flights
+from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
+from ibidem.storage.entries import Records
+from ibidem.storage.masking import Masking
+from ibidem.storage.rows import EmbeddedExample, LookupRow, size_of
+from ibidem.telemetry.telemetry import audited
+from ibidem.types import digest
+
+if TYPE_CHECKING:
+    from ibidem._util.faults import Faults
+    from ibidem.embedding.base import CheckedEmbedder, Embedder
+    from ibidem.examples.example import Example
+    from ibidem.index.search import Vectors
+    from ibidem.matching.policy import Scorer
+    from ibidem.settings import Settings
+    from ibidem.storage.entries import Records
+    from ibidem.types import Entry
+
+
+POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
+LOG_BATCH = 500
+LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
+
+
+class Backend:
+    """The shared parts behind one or more `SemanticCache` objects; see `ibidem.runtime`."""
+
+    def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
+        self.key, self.users, self.settings = key, 0, settings
+        self.place = digest(settings.database or str(settings.path.resolve()))  # names it, and no password
+        self.faults, self.flights = Faults(), Flights()
+        self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
+        self.records = open_records(settings)
+        self.housekeeping = Housekeeping(
+            self.records.removal, settings.bounds, settings.lifetime, lambda: self.clock()
+        )
+        try:
+            chosen = embedder or embedder_of(settings, self.records)
+            # What lookups and stores that begin now use; exchanged as a whole. `coming` takes its place soon.
+            self.matcher: Matcher = self.matcher_of(chosen)
+        except BaseException:
+            self.records.close()
+            raise
+        self.coming: Matcher | None = None
+        self.following = Following(self)
+        name, judged = self.matcher.scorer_name, partial(audited, self.place)
+        self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults, judged)
+        self._log, self._masking = collections.deque[LookupRow](), collections.deque[Masking]()
+        self._examples, self.selector = ExampleQueue(), Selector(self.records.examples, self.embedder)
+        self.forgetting = Forgetting(self.records.examples, settings.example_ttl, lambda: self.clock())
+        self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
+        self._background = Background(
+            {
+                "index questions": lambda: self.matcher.vectors.work(),
+                "write the lookup log": self._write_log,
+                "keep examples": self._write_examples,
+                "delete old examples": self.forgetting.work,
+                "delete entries": self.housekeeping.work,
+                "redact the logs": self._mask,
+            },
+            self.faults,
+            leisure={
+                "renew the vector index": lambda: self.matcher.vectors.renew(),
+                "embed examples": lambda: self.selector.work(),
+                "follow a promotion": self.following.step,
+            },
+        )
+        self._process, self._poll_at = os.getpid(), 0.0
+
+    def mask(self, redact: Callable[[str], str | None], name: str) -> None:
+        """Redact in the background what the logs hold already, by the function of this name."""
+        self._masking.append(self.records.masking(redact, name))
+        self.wake()
+
+    def _mask(self) -> bool:
+        if self._masking and not self._masking[0].step():
+            self._masking.popleft()
+        return bool(self._masking)
+
+    def matcher_of(self, embedder: Embedder) -> Matcher:
+        """What matches questions with this embedder; raises as `ibidem.runtime.matcher_of` does."""
+        return matcher_of(self.settings, self.records, embedder, self.faults, self.wake)
+
+    @property
+    def embedder(self) -> CheckedEmbedder:
+        """The embedder in use now."""
+        return self.matcher.embedder
+
+    @property
+    def vectors(self) -> Vectors:
+        """Its vectors."""
+        return self.matcher.vectors
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer in use now."""
+        return self.matcher.scorer
+
+    def check_process(self) -> None:
+        """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self.records.after_fork()
+            self.matcher.vectors.after_fork()
+            self.following.after_fork()
+            self._background.after_fork()
+            self.ledger.after_fork()
+            self.flights.after_fork()
+            self._log.clear()
+            self._examples.drop()
+
+    def adopt(self, matcher: Matcher) -> None:
+        """Match with this from now on; lookups under way end with what they began with."""
+        self.ledger.adopt(matcher.scorer, matcher.scorer_name)
+        if matcher.fingerprint != self.matcher.fingerprint:
+            self.selector = Selector(self.records.examples, matcher.embedder)
+        self.matcher = matcher
+
+    def note_lookup(self, row: LookupRow) -> None:
+        """Write a lookup to the log, later; if too many wait already, the oldest is dropped, counted."""
+        self._log.append(row)
+        if len(self._log) > LOG_WAITING:
+            self._shorten_log()
+        if len(self._log) == 1 or self._poll_due():
+            self._background.wake()
+
+    def _poll_due(self) -> bool:
+        """Whether it is time to look for entries that other processes stored."""
+        now = time.monotonic()
+        if now < self._poll_at:
+            return False
+        self._poll_at = now + POLL_SECONDS
+        return True
+
+    def note_example(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
+        """Write an example to its log, later; False, counted, if too many wait already.
+
+        `stored` if its answer was just stored.
+        """
+        if len(self._examples) >= LOG_WAITING:
+            self.faults.count(
+                "keep examples: too many wait", f"dropped an example: {LOG_WAITING:,} wait to be written"
+            )
+            return False
+        self._examples.put(given, stored=stored)
+        self._background.wake()
+        return True
+
+    def select(self, wanted: Wanted) -> list[Example]:
+        """Examples for a prompt; raises what the database or the embedder does."""
+        found = self.selector.select(wanted)
+        if self.selector.behind:
+            self._background.wake()
+        return found
+
+    def forget_told(self) -> None:
+        """Examples may have been deleted."""
+        self._examples.forget_told()
+
+    def clear(self, namespace: str | None) -> int:
+        """Delete what `Records.clear` deletes, and what waits to be written of it."""
+        with self._writing:
+            count = self.ledger.clear(namespace, partial(self.records.clear, namespace))
+            _drop(self._log, namespace)
+            self._examples.drop(namespace)
+        return count
+
+    def keep(self, entry: Entry, made: float, matcher: Matcher) -> bool:
+        """Store an entry in the truth, and make it findable; raises what the database does.
+
+        False if it was asked for, at `made`, before what it rests on was invalidated. Its vector is the
+        matcher's.
+        """
+        house = self.housekeeping
+        if not self.records.put(entry, matcher.fingerprint, house.ranking, house.floor, made):
+            return False
+        if entry.vector is not None:
+            matcher.vectors.add(entry.namespace, entry.scope, entry.vector)
+            self.following.take_along(entry, matcher)
+        house.grown(size_of(entry))
+        self._background.wake()
+        self.flights.stored(entry.id)
+        return True
+
+    def wake(self) -> None:
+        """There is work in the background, such as questions to index."""
+        self._background.wake()
+
+    def flush(self) -> bool:
+        """Wait until what is known now is indexed and logged; False if that took too long.
+
+        Audits may take longer, as a judge may ask a model: `ledger.flush` waits for them.
+        """
+        return self._background.flush()
+
+    def waiting(self) -> dict[str, int]:
+        """How much waits to be written or judged."""
+        return {
+            "lookups": len(self._log),
+            "examples": len(self._examples),
+            "audits": self.ledger.waiting(),
+        }
+
+    def _shorten_log(self) -> None:
+        with contextlib.suppress(IndexError):  # they may be written just now
+            self._log.popleft()
+            self.faults.count(
+                "write the lookup log: too many wait", f"dropped a lookup: {LOG_WAITING:,} wait to be written"
+            )
+
+    def _write_log(self) -> bool:
+        house = self.housekeeping
+        with self._writing:
+            rows = [self._log.popleft() for _ in range(min(LOG_BATCH, len(self._log)))]
+            bounds, floor, life = house.ranking, house.floor, house.lifetime
+            try:
+                if rows:
+                    self.records.lookups.add(rows, bounds=bounds, floor=floor, life=life)
+            except StorageUnavailable:  # they wait again, in their place
+                self._log.extendleft(reversed(rows))
+                raise
+        return len(self._log) > 0
+
+    def _write_examples(self) -> bool:
+        with self._writing:
+            taken = self._examples.take(LOG_BATCH)
+            try:
+                if taken:
+                    self.records.examples.add([one for _, one in taken])
+            except StorageUnavailable:
+                self._examples.put_back(taken)
+                raise
+        return len(self._examples) > 0
+
+    def close(self) -> None:
+        """Finish the background work and close everything."""
+        self.check_process()
+        self.flights.close()
+        self._background.stop()
+        if left := len(self._log) + len(self._examples):
+            self.faults.count(
+                "write the logs: closed before", f"dropped {left:,} rows of its logs at closing"
+            )
+        self.ledger.close()
+        self.following.close()
+        self.matcher.vectors.close()
+        self.records.close()
+
+
+def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
+    """Take the rows of a namespace, or all, out of the queue, while others append to it."""
+    for _ in range(len(waiting)):
+        row = waiting.popleft()
+        if namespace is not None and not is_of(row.namespace, namespace):
+            waiting.append(row)
+
+
+_open: dict[tuple[str, ...], Backend] = {}
+_open_lock = ForkSafeLock()
+
+
+def acquire(settings: Settings) -> Backend:
+    """The backend for these settings; the same one for the same place and embedder."""
+    embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
+    place = settings.chroma or str(settings.path / "chroma")
+    sent = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
+    which = "" if embedder is None else fingerprint_of(embedder)
+    key = (settings.database or str(settings.path), place, sent, which)
+    with _open_lock:
+        backend = _open.get(key)
+        if backend is not None:
+            backend.check_process()
+            backend.housekeeping.tighten(settings.bounds, settings.sliding)
+            backend.forgetting.tighten(settings.example_ttl)
+        else:
+            backend = _open[key] = Backend(key, settings, embedder)
+        backend.users += 1
+        return backend
+
+
+def release(backend: Backend) -> None:
+    """Close the backend when nobody uses it any more."""
+    with _open_lock:
+        backend.users -= 1
+        if backend.users > 0:
+            return
+        _open.pop(backend.key, None)
+    backend.close()
+
+
+def backends() -> list[Backend]:
+    """Those that are open now; does not wait for one that is being opened, as for a server that is down."""
+    return list(_open.values())
+
+
+@atexit.register
+def _close_all() -> None:
+    """Index and log what is left when the program ends without closing its caches."""
+    with _open_lock:
+        left = list(_open.values())
+        _open.clear()
+    for backend in left:
+        backend.close()
+
+
+def open_records(settings: Settings) -> Records:
+    """The truth for these settings; makes the directory and the database file, private to the user.
+
+    What exists keeps its mode: who shares a cache with a group says so by making it. A file in its place that
+    is no database is moved aside, never deleted, and a new one begun.
+
+    Raises:
+        StorageError: The place cannot be used.
+    """
+    if settings.database is None:
+        _make_private(settings.path)
+        file = settings.database_file
+        try:
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe is read from for ever
+                raise StorageError(f"cannot use {file}: it is no file; move it away, or use another path")
+            aside = set_aside_if_damaged(file) if file.exists() else None
+            if not file.exists():
+                file.touch(mode=0o600)  # SQLite would let others read it; its log files take the mode of this
+        except OSError as error:
+            raise StorageError(f"cannot use {file}: {error.strerror}") from error
+        if aside:
+            about = {"event.name": "ibidem.database.replaced", "ibidem.path": str(file)}
+            log.warning(
+                "%s is not a database; it was kept as %s and a new one begun", file, aside, extra=about
+            )
+    return Records(settings.database or sqlite_url(settings.database_file))
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}-{threading.get_ident()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror}; choose another place with path= or IBIDEM_PATH"
+        ) from error
+
+
+def catalogue_of(settings: Settings, fingerprint: str, records: Records) -> Catalogue:
+    """Where the truth keeps which collection holds the vectors of the embedder with this fingerprint.
+
+    On a server each truth has collections of its own: what one deletes, another may still hold.
+    """
+    place = "" if settings.chroma is None else records.meta_once("place", uuid.uuid4().hex)
+    return Catalogue(records, base_of(digest(fingerprint), place), place)
+
+
+def index_opener(settings: Settings, catalogue: Catalogue) -> IndexOpener:
+    """How to open the vector index: the collection in use when it is opened."""
+
+    def open_index(small: bool = False) -> VectorIndex:
+        name = catalogue.read().name
+        if settings.chroma is not None:
+            return open_server(settings.chroma, name, settings.headers)
+        if small:
+            return open_small(settings.path / "chroma", catalogue.base)
+        return open_embedded(settings.path / "chroma", name)
+
+    return open_index
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """An embedder, the vectors it made, the scorer of their similarities, and the thresholds fitted to it.
+
+    A lookup or a store takes one when it begins and keeps to it: vectors and scores of two embedders are
+    never compared, also while another model is promoted.
+    """
+
+    embedder: CheckedEmbedder
+    scorer: Scorer
+    vectors: Vectors
+    calibration: Calibration = SHIPPED
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the embedder."""
+        return self.embedder.fingerprint
+
+    @property
+    def scorer_name(self) -> str:
+        """What gives the scores: judgements are kept under it."""
+        return scorer_name(self.fingerprint, self.scorer)
+
+
+def matcher_of(
+    settings: Settings, records: Records, embedder: Embedder, faults: Faults, opened: Callable[[], None]
+) -> Matcher:
+    """The matcher of this embedder, whose vectors are kept from now on.
+
+    Args:
+        settings: Say where the vector index is.
+        records: The truth.
+        embedder: Makes the vectors.
+        faults: Where failures in the background go.
+        opened: Called when a server's index is open.
+
+    Raises:
+        EmbedderUnavailable: The embedder does not answer.
+        StorageError: The database failed.
+    """
+    checked = CheckedEmbedder(embedder, records.meta_once)
+    try:
+        records.embedders.use(checked.fingerprint)
+    except StorageError as error:  # the background tries again
+        faults.note("note which embedder is used", error)
+    catalogue = catalogue_of(settings, checked.fingerprint, records)
+    vectors = Vectors(
+        records,
+        checked,
+        index_opener(settings, catalogue),
+        faults,
+        catalogue,
+        alone=settings.chroma is None,
+        opened=opened,
+    )
+    warn_of_old_score(records, checked.fingerprint)
+    calibration = adopted(records, checked.fingerprint, faults)
+    return Matcher(checked, scorer_for(checked.fingerprint), vectors, calibration)

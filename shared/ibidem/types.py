@@ -1,0 +1,410 @@
+"""The values of a lookup: what is asked (`Request`), what is known (`Answer`), what came of it.
+
+A request has four parts. Only `question` is compared by meaning; `scope` and `namespace` are compared
+exactly, `documents` by the context rule. The clear text of the scope is hashed on arrival and forgotten:
+it can hold secrets (system prompts, headers).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ibidem._util.text import normalized
+from ibidem.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+if TYPE_CHECKING:
+    from ibidem.scope import Scope
+
+
+Tier = Literal["exact", "semantic"]
+
+
+def digest(*parts: str) -> str:
+    """128-bit blake2b of the parts as 32 hex characters; `("ab", "c")` and `("a", "bc")` differ."""
+    hashed = blake2b(digest_size=16)
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        hashed.update(len(raw).to_bytes(8, "big"))
+        hashed.update(raw)
+    return hashed.hexdigest()
+
+
+def normalise(question: str) -> str:
+    """The form of a question that the exact tier compares: composed Unicode, no blanks around it.
+
+    Case, punctuation and blanks within stay: whether they matter is for the decision to say.
+    """
+    return normalized("NFC", question).strip()
+
+
+def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:
+    """The id of the entry of a normalised question, by the digests of its scope and of its documents."""
+    return digest("semantic" if semantic else "exact", namespace, scope, question, documents)
+
+
+def digest_of(documents: Iterable[str]) -> str:
+    """The digest of a set of documents, by the digests of each."""
+    return digest(*sorted(set(documents)))
+
+
+def require_text(name: str, value: object) -> str:
+    """Return `value` if it is a str, else raise `InvalidInput` naming the argument."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be a str, not {type(value).__name__}")
+    return value
+
+
+def storable(text: str) -> bool:
+    """Whether SQL text columns hold the text: not if it has lone surrogates or NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def require_name(name: str, value: object) -> str:
+    """Return `value` if it is a str that can be stored, else raise `InvalidInput` naming the argument."""
+    if not storable(text := require_text(name, value)):
+        raise InvalidInput(f"{name} holds what no database does: NUL, or half a character")
+    return text
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise `InvalidInput` naming the argument if `value` is not a bool."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be a bool, not {type(value).__name__}")
+
+
+def require_seconds(name: str, value: object) -> float | None:
+    """Return `value` if it is a number of seconds or None, else raise `InvalidInput` naming the argument."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if value is not None and not usable:
+        raise InvalidInput(f"{name} must be a number of seconds above 0, not {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def require_tags(given: object) -> tuple[str, ...]:
+    """Return the tags as a tuple if they are names, else raise `InvalidInput`."""
+    tags = tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (None,)
+    if not all(isinstance(tag, str) and tag.strip() for tag in tags):
+        raise InvalidInput(f"tags must be a list of names, not {given!r}")
+    return tuple(require_name("tags", tag) for tag in tags)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One retrieved document that the model saw. `digest` identifies its content.
+
+    `source` is the id of what it was cut from, such as a file, if known: what rested on any part of a source
+    can be invalidated by its id too.
+    """
+
+    id: str
+    text: str = field(repr=False)
+    source: str = field(default="", kw_only=True)
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        require_text("Document.id", self.id)
+        require_text("Document.source", self.source)
+        object.__setattr__(self, "digest", digest(require_text("Document.text", self.text)))
+
+
+def renamed(document: Document, id_: str, source: str) -> Document:
+    """The same text under other names, without a look at it: many names for a long text cost no more."""
+    other = copy(document)
+    object.__setattr__(other, "id", require_text("Document.id", id_))
+    object.__setattr__(other, "source", require_text("Document.source", source))
+    return other
+
+
+def _documents(given: object) -> tuple[Document, ...]:
+    """A tuple of what may be any iterable of documents, a generator too."""
+    usable = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+    found: tuple[Any, ...] | None = tuple(given) if usable else None  # type: ignore[arg-type]
+    if found is None or not all(isinstance(document, Document) for document in found):
+        raise InvalidInput("documents must be a sequence of ibidem.Document")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question with everything its answer depends on.
+
+    Args:
+        question: The user's question alone, without template, history or documents.
+        scope: Everything else the model sees (system prompt, history, tools, model, parameters), in any
+            stable textual form. Compared exactly; only its digest is kept.
+        namespace: Tenant, user or application. Compared exactly; stored in clear.
+        documents: The retrieved documents in the prompt, in any order.
+        semantic: False if the question could not be told apart from the rest of the prompt: then only the
+            very same request is a hit, and the text of the question is not stored.
+        temperature: At which the model samples, if known; only looked at when an answer is to be stored.
+        made: When the question was asked, in seconds since the epoch; now, if not given. No part of what is
+            compared: an answer to what was asked before its documents were invalidated is not stored.
+        example: False if the answer is a step of a program, such as a question put anew: it may be stored,
+            but is no example.
+        within: The scope it is asked in, for adapters that have looked; else the cache looks
+            (`ibidem.scope`).
+
+    Raises:
+        InvalidInput: A part has the wrong type, or the question is empty.
+    """
+
+    question: str
+    scope: str = field(default="", kw_only=True, repr=False)
+    namespace: str = field(default="", kw_only=True)
+    documents: tuple[Document, ...] = field(default=(), kw_only=True)
+    semantic: bool = field(default=True, kw_only=True)
+    temperature: float | None = field(default=None, kw_only=True, compare=False)
+    made: float = field(default_factory=time.time, kw_only=True, compare=False, repr=False)
+    example: bool = field(default=True, kw_only=True, compare=False, repr=False)
+    within: Scope | None = field(default=None, kw_only=True, compare=False, repr=False)
+    scope_digest: str = field(init=False)
+    documents_digest: str = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        question = require_text("question", self.question)
+        if not question.strip():
+            raise InvalidInput("question is empty; pass the user's question, or do not ask the cache")
+        documents = _documents(self.documents)
+        require_bool("semantic", self.semantic)
+        require_bool("example", self.example)
+        normal = normalise(question) if self.semantic else question
+        scope_digest = digest(require_text("scope", self.scope))
+        documents_digest = digest_of(d.digest for d in documents)
+        namespace = require_text("namespace", self.namespace)
+        key = key_of(namespace, scope_digest, normal, documents_digest, semantic=self.semantic)
+        set_field = object.__setattr__
+        set_field(self, "question", normal)
+        set_field(self, "documents", documents)
+        set_field(self, "scope", "")
+        set_field(self, "scope_digest", scope_digest)
+        set_field(self, "documents_digest", documents_digest)
+        set_field(self, "key", key)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said.
+
+    Args:
+        text: The answer as a reader sees it.
+        payload: The adapter's serialised form (tool calls, usage, ...); opaque to the core.
+        model: Name of the model that answered.
+        input_tokens: Prompt tokens the answer cost, if known.
+        output_tokens: Completion tokens the answer cost, if known.
+        finish_reason: Why the model stopped, as it said; only complete answers are stored.
+        seconds: How long the model took, if known.
+        semantic: False if the answer fits the very same question only (tool calls, structured output).
+    """
+
+    text: str
+    payload: str = field(default="", kw_only=True, repr=False)
+    model: str = field(default="", kw_only=True)
+    input_tokens: int | None = field(default=None, kw_only=True)
+    output_tokens: int | None = field(default=None, kw_only=True)
+    finish_reason: str = field(default="", kw_only=True)
+    seconds: float | None = field(default=None, kw_only=True)
+    semantic: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("text", "payload", "model", "finish_reason"):
+            require_text(f"Answer.{name}", getattr(self, name))
+        for name in ("input_tokens", "output_tokens", "seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float if name == "seconds" else int, type(None))):
+                raise InvalidInput(f"Answer.{name} must be a number or None, not {type(value).__name__}")
+        require_bool("Answer.semantic", self.semantic)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the answer cost, 0 where unknown."""
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An answer that may be repeated, and why.
+
+    `question` is the one the answer was given to (None for an entry that keeps no text), `similarity` its
+    cosine to the one asked, `age` in seconds since the answer was stored, `seconds` the time of the lookup,
+    `stale` whether it is served beyond its life while another caller refreshes it, `place` names the cache.
+    """
+
+    answer: Answer
+    entry_id: str
+    tier: Tier
+    similarity: float
+    question: str | None
+    age: float
+    seconds: float = 0.0
+    score: float = 1.0
+    stale: bool = False
+    place: str = ""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def provenance(self) -> dict[str, Any]:
+        """What a repeated answer tells a program about itself, in JSON values: frameworks store messages."""
+        spent, said = self.answer.input_tokens or 0, self.answer.output_tokens or 0
+        told = {
+            "entry_id": self.entry_id,
+            "tier": self.tier,
+            "similarity": round(float(self.similarity), 4),
+            "score": round(float(self.score), 4),
+            "age_seconds": round(float(self.age), 3),
+            "stale": self.stale,
+            "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
+        }
+        known = {"place": self.place, "question": self.question}
+        return {**told, **{name: value for name, value in known.items() if value}}
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No answer, and the reason; the nearest candidate, if one was looked at.
+
+    Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
+    `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
+    and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a script
+    that the model does not know), `question_hides_text` (invisible characters), `no_index` (another process
+    owns it, or it is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer
+    accepts its form), `error`.
+    """
+
+    reason: str
+    nearest: str | None = None
+    entry_id: str | None = None
+    similarity: float | None = None
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The answer is in the truth (durable against a killed process) as `entry_id`; `place` is the cache's."""
+
+    entry_id: str
+    place: str = field(default="", compare=False)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The answer was not stored, and why.
+
+    Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
+    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made),
+    `bypassed`, `error`.
+    """
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+Vector: TypeAlias = "NDArray[np.float32]"
+ROUNDED = 0.1  # how far the square of the length of a vector in half precision may be from 1
+
+
+def to_bytes(vector: Vector) -> bytes:
+    """A vector in half precision, little-endian: 768 bytes for 384 dimensions, cosines right to 1e-3."""
+    return vector.astype("<f2").tobytes()
+
+
+def to_vector(raw: bytes) -> Vector:
+    """The float32 vector that `to_bytes` wrote.
+
+    Raises:
+        ValueError: It did not: these bytes are no unit vector. A NaN would pass for a similarity of 1.
+    """
+    import numpy as np  # here: who only imports Ibidem does not wait for it
+
+    vector = np.frombuffer(raw, dtype="<f2").astype(np.float32)
+    if not abs(float(vector @ vector) - 1.0) < ROUNDED:
+        raise ValueError("no unit vector")
+    return vector
+
+
+def cosine(vector: Vector, stored: Vector) -> float:
+    """Of a unit vector and a stored one. That is rounded: the same question must not fall short of itself."""
+    found = min(1.0, float(stored @ vector))
+    return 1.0 if found > 0.99 and (stored == to_vector(to_bytes(vector))).all() else found
+
+
+def point_of(namespace: str, scope: str, vector: Vector) -> str:
+    """Names the point of the vector index that stands for this vector in this scope.
+
+    Entries with one wording (the same question over other documents) share a point: an HNSW graph does not
+    reliably find one among identical vectors (39 of 300 were lost in a test).
+    """
+    return digest(namespace, scope, to_bytes(vector).hex())
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document behind an answer: its id, the digest of its content, and whether it supports the answer.
+
+    `source` is the id of what it was cut from, empty if that is not known.
+    """
+
+    id: str
+    digest: str
+    supports: bool
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored answer with the request it belongs to.
+
+    `question` is None where the request was exact-only. `documents` is the digest of the whole document
+    set, `sources` the documents one by one. Times are seconds since the epoch: `created`, `used` (when it was
+    stored or last served) and `expires`, when it is deleted; `ttl` is how many seconds it lives, None for
+    ever. `vector` is the question's embedding, shape (d,), unit length, or None while it is not embedded.
+    """
+
+    id: str
+    namespace: str
+    scope: str
+    question: str | None
+    documents: str
+    semantic: bool
+    answer: Answer
+    created: float
+    expires: float | None = None
+    ttl: float | None = None
+    used: float = 0.0
+    hits: int = 0
+    tags: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    vector: Vector | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def evidence(self) -> frozenset[str]:
+        """Digests of the documents that support the answer."""
+        return frozenset(source.digest for source in self.sources if source.supports)
+
+    @property
+    def point(self) -> str | None:
+        """Where the vector index holds the entry, or None without a vector."""
+        return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
