@@ -133,7 +133,7 @@ class Clock:
 
     def __init__(self, cache: SemanticCache) -> None:
         self.now = time.time()
-        cache._backend.clock = lambda: self.now
+        cache._runtime.clock = lambda: self.now
 
     def advance(self, seconds: float) -> None:
         """Go on, or back if negative."""

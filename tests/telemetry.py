@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ibidem.runtime import backends
+from ibidem.runtime import runtimes
 from ibidem.telemetry.metrics import Instruments
 
 
@@ -27,7 +27,7 @@ class Sdk:
             tracers.add_span_processor(processor)
         self.tracer = tracers.get_tracer("the program")
         self.instruments = Instruments(
-            tracers.get_tracer("ibidem"), self._meters.get_meter("ibidem"), backends
+            tracers.get_tracer("ibidem"), self._meters.get_meter("ibidem"), runtimes
         )
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:

@@ -21,7 +21,7 @@ from ibidem.matching.policy import Policy
 from ibidem.models.promoting import promote_cache, rollback_cache
 from ibidem.pipeline import Finder, Keeper
 from ibidem.provenance import opened
-from ibidem.runtime import Backend, release
+from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, is_bypassed, placed
 from ibidem.stats import Stats, stats_of
 from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
@@ -49,7 +49,7 @@ class SemanticCache(Answering, Correcting):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
-        backend: Truth, vectors and background work, shared by the caches of one place.
+        runtime: Truth, vectors and background work, shared by the caches of one place.
         policy: How sure the cache must be.
         lifetime: How long answers live.
         admission: What may be stored.
@@ -63,7 +63,7 @@ class SemanticCache(Answering, Correcting):
 
     def __init__(
         self,
-        backend: Backend,
+        runtime: Runtime,
         policy: Policy,
         lifetime: Lifetime,
         admission: Admission,
@@ -75,32 +75,32 @@ class SemanticCache(Answering, Correcting):
         prices: Prices | None = None,
         telemetry_namespace: bool = False,
     ) -> None:
-        self._backend, self._policy, self.lifetime = backend, policy, lifetime
+        self._runtime, self._policy, self.lifetime = runtime, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
-        self._finder = Finder(backend, policy, auditor, lifetime)
+        self._finder = Finder(runtime, policy, auditor, lifetime)
         # Answered questions, for later use.
-        self.examples = ExampleLog(backend, self._ready, admission.redacted, kept=examples)
-        self._keeper = Keeper(backend, admission, lifetime, self.examples)
+        self.examples = ExampleLog(runtime, self._ready, admission.redacted, kept=examples)
+        self._keeper = Keeper(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self.prices = prices or read_prices()
         self.telemetry = Telemetry(
-            backend.place,
+            runtime.place,
             lambda: self.policy.threshold,
-            backend.faults,
+            runtime.faults,
             self.prices,
             namespaced=telemetry_namespace,
         )
-        self.flights, self.single_flight = backend.flights, single_flight
+        self.flights, self.single_flight = runtime.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        opened(self, backend.place)
+        opened(self, runtime.place)
 
     opened_with: tuple[Settings, Mapping[str, Any]] | None = None  # settings and hooks, by `ibidem.open`
 
     @property
     def policy(self) -> Policy:
         """How sure the cache must be now: a fit may have moved the threshold."""
-        return self._backend.matcher.calibration.applied(self._policy)
+        return self._runtime.matcher.calibration.applied(self._policy)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -130,21 +130,21 @@ class SemanticCache(Answering, Correcting):
             max_age = request.within.max_age
         if is_bypassed(request):
             return Miss(BYPASSED)
-        started, now = time.perf_counter(), self._backend.clock()
+        started, now = time.perf_counter(), self._runtime.clock()
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
         try:
             with hurried():
                 result = self._finder.find(request, now, max_age, private)
         except IndexUnavailable as error:
-            self._backend.faults.note("search by meaning", error)
+            self._runtime.faults.note("search by meaning", error)
             result = Miss("no_index")
         except Exception as error:
-            self._backend.faults.note("look up a question", error)
+            self._runtime.faults.note("look up a question", error)
             result = Miss("error")
         spent = time.perf_counter() - started
         if isinstance(result, Hit):
-            return replace(result, seconds=spent, place=self._backend.place)
+            return replace(result, seconds=spent, place=self._runtime.place)
         return replace(result, seconds=spent)
 
     def store(
@@ -186,16 +186,16 @@ class SemanticCache(Answering, Correcting):
             reason = self._admission.refusal(request, answer)
             if not reason:
                 with hurried():
-                    reason = self._keeper.keep(request, answer, self._backend.clock(), ttl, labels)
+                    reason = self._keeper.keep(request, answer, self._runtime.clock(), ttl, labels)
             if not reason:
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.compare(request, None if reason else answer)
         except Exception as error:
-            self._backend.faults.note("store an answer", error)
+            self._runtime.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
             return self._reject("error")
-        return self._reject(reason) if reason else Stored(request.key, self._backend.place)
+        return self._reject(reason) if reason else Stored(request.key, self._runtime.place)
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all answers, or those of one namespace and its users; returns how many answers.
@@ -213,31 +213,31 @@ class SemanticCache(Answering, Correcting):
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
-        count = self._backend.clear(namespace)
+        count = self._runtime.clear(namespace)
         if namespace is None:
-            self._backend.vectors.reset()
+            self._runtime.vectors.reset()
         return count
 
     def stats(self) -> Stats:
         """Counts, after writing what is still to be written."""
         self._ready()
-        self._backend.flush()
+        self._runtime.flush()
         with self._lock:
             rejected = dict(self._rejected)
-        return stats_of(self._backend, self._auditor, self.prices, rejected)
+        return stats_of(self._runtime, self._auditor, self.prices, rejected)
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
         """The last lookups in the log with what came of each, newest first; also of other processes."""
         self._ready()
-        self._backend.flush()
-        return self._backend.records.lookups.recent(limit)
+        self._runtime.flush()
+        return self._runtime.records.lookups.recent(limit)
 
     def judgements(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
         """The last audits that were judged, newest first; also of other processes. `flush` waits for them."""
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
-        return self._backend.records.judgements.recent(limit, namespace)
+        return self._runtime.records.judgements.recent(limit, namespace)
 
     pairs = pairs_of_cache
     advise = advise_cache
@@ -249,14 +249,14 @@ class SemanticCache(Answering, Correcting):
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
         self._ready()
-        return self._backend.flush() and self._backend.ledger.flush()
+        return self._runtime.flush() and self._runtime.ledger.flush()
 
     def close(self) -> None:
         """Write what is left and release files. A second call does nothing."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
-            release(self._backend)
+            release(self._runtime)
 
     def __enter__(self) -> SemanticCache:
         return self
@@ -265,7 +265,7 @@ class SemanticCache(Answering, Correcting):
         self.close()
 
     def __repr__(self) -> str:
-        return f"SemanticCache({self._backend.records.url!r}, {self.policy})"
+        return f"SemanticCache({self._runtime.records.url!r}, {self.policy})"
 
     def __copy__(self) -> SemanticCache:
         return self  # a copy of what holds it asks the same cache
@@ -284,19 +284,19 @@ class SemanticCache(Answering, Correcting):
         for request in requests:
             if not isinstance(request, Request):
                 raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
-        self._backend.check_process()
+        self._runtime.check_process()
 
     def _note(self, request: Request, result: Hit | Miss) -> None:
         self.telemetry.looked_up(request, result)
         if is_bypassed(request):
             return
         question = self._admission.redacted(request.question)
-        self._backend.note_lookup(lookup_row(request, question, result, self._backend.clock()))
+        self._runtime.note_lookup(lookup_row(request, question, result, self._runtime.clock()))
         if self._on_lookup is not None:
             try:
                 self._on_lookup(request, result)
             except Exception as error:
-                self._backend.faults.note("call on_lookup", error)
+                self._runtime.faults.note("call on_lookup", error)
 
     def _reject(self, reason: str) -> Rejected:
         with self._lock:

@@ -55,7 +55,7 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     if (redact := hooks.get("redact")) is not None:
         shared.mask(admission.attempted, name_of(redact))
     return {
-        "backend": shared,
+        "runtime": shared,
         "policy": settings.policy,
         "lifetime": settings.lifetime,
         "admission": admission,

@@ -15,7 +15,7 @@ from ibidem.types import Answer, Entry, Hit, Miss, Request, Source, Tier, Vector
 if TYPE_CHECKING:
     from ibidem.audits.auditor import Auditor
     from ibidem.examples.log import ExampleLog
-    from ibidem.runtime import Backend, Matcher
+    from ibidem.runtime import Matcher, Runtime
 
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
@@ -27,14 +27,14 @@ class Finder:
     """Looks up requests for one cache.
 
     Args:
-        backend: Truth and vectors.
+        runtime: Truth and vectors.
         policy: How sure the cache must be.
         auditor: Asked which candidates may be served; None for no audits.
         lifetime: How long answers are repeated.
     """
 
-    def __init__(self, backend: Backend, policy: Policy, auditor: Auditor | None, lifetime: Lifetime) -> None:
-        self._backend, self._policy, self._auditor = backend, policy, auditor
+    def __init__(self, runtime: Runtime, policy: Policy, auditor: Auditor | None, lifetime: Lifetime) -> None:
+        self._runtime, self._policy, self._auditor = runtime, policy, auditor
         self._lifetime = lifetime
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHED)  # until when, by entry
@@ -50,12 +50,12 @@ class Finder:
         """
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
-        same = self._backend.records.get(request.key)
+        same = self._runtime.records.get(request.key)
         if same is not None and (hit := self._served(Candidate(same, 1.0), "exact", now, max_age)):
             return hit
         if not request.semantic:
             return Miss("question_unknown" if same is None else "expired")
-        matcher = self._backend.matcher  # once: all that follows is of one embedder
+        matcher = self._runtime.matcher  # once: all that follows is of one embedder
         refused = "question_private" if private else matcher.embedder.refusal(request.question)
         if refused:
             return Miss(refused)
@@ -70,7 +70,7 @@ class Finder:
             return _missed("expired", Candidate(same, 1.0))
         if verdict.nearest is not None:
             return _missed(verdict.reason, verdict.nearest)
-        kind = self._backend.records.kind_in_scope(request.namespace, request.scope_digest)
+        kind = self._runtime.records.kind_in_scope(request.namespace, request.scope_digest)
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
 
     def refreshed(self, key: str) -> None:
@@ -113,7 +113,7 @@ class Finder:
         with step("ibidem.search"):
             points = matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
         with step("ibidem.confirm"):
-            found = self._backend.records.near(
+            found = self._runtime.records.near(
                 points,
                 namespace=namespace,
                 scope=scope,
@@ -138,16 +138,16 @@ class Keeper:
     """Stores answers for one cache.
 
     Args:
-        backend: Truth and vectors.
+        runtime: Truth and vectors.
         admission: What may be stored.
         lifetime: How long answers live.
         examples: Where what was stored is an example too.
     """
 
     def __init__(
-        self, backend: Backend, admission: Admission, lifetime: Lifetime, examples: ExampleLog
+        self, runtime: Runtime, admission: Admission, lifetime: Lifetime, examples: ExampleLog
     ) -> None:
-        self._backend, self._admission, self._lifetime = backend, admission, lifetime
+        self._runtime, self._admission, self._lifetime = runtime, admission, lifetime
         self._examples = examples
 
     def keep(
@@ -155,7 +155,7 @@ class Keeper:
     ) -> str | None:
         """Store an answer that was admitted, or say why not; what the database raises passes through."""
         readable = request.semantic and not self._admission.is_private(request.question)
-        matcher = self._backend.matcher  # once: the vector is of the embedder that it is stored for
+        matcher = self._runtime.matcher  # once: the vector is of the embedder that it is stored for
         semantic, vector = self._meaning(matcher, request) if readable and answer.semantic else (False, None)
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
@@ -175,7 +175,7 @@ class Keeper:
             tags=tags,
             vector=vector,
         )
-        if not self._backend.keep(entry, request.made, matcher):
+        if not self._runtime.keep(entry, request.made, matcher):
             return "invalidated"
         if request.example:
             self._examples.of_entry(entry, answer, matcher.fingerprint)
@@ -190,5 +190,5 @@ class Keeper:
             with step("ibidem.embed"):
                 return True, embedder.vector_of(request.question)
         except Exception as error:  # the answer is worth keeping; its vector is made later
-            self._backend.faults.note("embed a question", error)
+            self._runtime.faults.note("embed a question", error)
             return True, None

@@ -59,7 +59,7 @@ LOG_BATCH = 500
 LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
 
 
-class Backend:
+class Runtime:
     """The shared parts behind one or more `SemanticCache` objects; see `ibidem.runtime`."""
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
@@ -292,40 +292,40 @@ def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
             waiting.append(row)
 
 
-_open: dict[tuple[str, ...], Backend] = {}
+_open: dict[tuple[str, ...], Runtime] = {}
 _open_lock = ForkSafeLock()
 
 
-def acquire(settings: Settings) -> Backend:
-    """The backend for these settings; the same one for the same place and embedder."""
+def acquire(settings: Settings) -> Runtime:
+    """The runtime for these settings; the same one for the same place and embedder."""
     embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
     place = settings.chroma or str(settings.path / "chroma")
     sent = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
     which = "" if embedder is None else fingerprint_of(embedder)
     key = (settings.database or str(settings.path), place, sent, which)
     with _open_lock:
-        backend = _open.get(key)
-        if backend is not None:
-            backend.check_process()
-            backend.housekeeping.tighten(settings.bounds, settings.sliding)
-            backend.forgetting.tighten(settings.example_ttl)
+        runtime = _open.get(key)
+        if runtime is not None:
+            runtime.check_process()
+            runtime.housekeeping.tighten(settings.bounds, settings.sliding)
+            runtime.forgetting.tighten(settings.example_ttl)
         else:
-            backend = _open[key] = Backend(key, settings, embedder)
-        backend.users += 1
-        return backend
+            runtime = _open[key] = Runtime(key, settings, embedder)
+        runtime.users += 1
+        return runtime
 
 
-def release(backend: Backend) -> None:
-    """Close the backend when nobody uses it any more."""
+def release(runtime: Runtime) -> None:
+    """Close the runtime when nobody uses it any more."""
     with _open_lock:
-        backend.users -= 1
-        if backend.users > 0:
+        runtime.users -= 1
+        if runtime.users > 0:
             return
-        _open.pop(backend.key, None)
-    backend.close()
+        _open.pop(runtime.key, None)
+    runtime.close()
 
 
-def backends() -> list[Backend]:
+def runtimes() -> list[Runtime]:
     """Those that are open now; does not wait for one that is being opened, as for a server that is down."""
     return list(_open.values())
 
@@ -336,8 +336,8 @@ def _close_all() -> None:
     with _open_lock:
         left = list(_open.values())
         _open.clear()
-    for backend in left:
-        backend.close()
+    for runtime in left:
+        runtime.close()
 
 
 def open_records(settings: Settings) -> Records:

@@ -13,7 +13,7 @@ from ibidem.storage.figures import Span
 
 if TYPE_CHECKING:
     from ibidem.audits.auditor import Auditor
-    from ibidem.runtime import Backend
+    from ibidem.runtime import Runtime
     from ibidem.storage.rows import JudgementRow
 
 
@@ -75,10 +75,10 @@ class Stats:
     unpriced: dict[str, int] = field(default_factory=dict)
 
 
-def stats_of(backend: Backend, auditor: Auditor | None, prices: Prices, rejected: dict[str, int]) -> Stats:
+def stats_of(runtime: Runtime, auditor: Auditor | None, prices: Prices, rejected: dict[str, int]) -> Stats:
     """What there is to tell of a place; raises `StorageError`. `rejected` is what the cache counted."""
-    totals = backend.records.totals(backend.embedder.fingerprint)
-    saved = savings(backend.records.figures.served(Span()), prices)
+    totals = runtime.records.totals(runtime.embedder.fingerprint)
+    saved = savings(runtime.records.figures.served(Span()), prices)
     return Stats(
         entries=totals.entries,
         semantic_entries=totals.semantic_entries,
@@ -88,13 +88,13 @@ def stats_of(backend: Backend, auditor: Auditor | None, prices: Prices, rejected
         tokens_saved=totals.tokens_saved,
         examples=totals.examples,
         rejected=rejected,
-        faults=backend.faults.counts(),
-        index=backend.vectors.state,
-        waits=backend.flights.waits(),
+        faults=runtime.faults.counts(),
+        index=runtime.vectors.state,
+        waits=runtime.flights.waits(),
         audits=auditor.report() if auditor else (),
         bytes=totals.bytes,
-        evicted=backend.housekeeping.evicted,
-        expired=backend.housekeeping.expired,
+        evicted=runtime.housekeeping.evicted,
+        expired=runtime.housekeeping.expired,
         money_saved=saved.money if saved.priced else None,
         currency=prices.currency,
         prices_as_of=prices.as_of,

@@ -349,7 +349,7 @@ class Parts:
 def search_parts(cache: ibidem.SemanticCache, embedder: Any, load: Workload) -> Parts:
     """The two dear steps of a lookup, one by one."""
     parts = Parts(Timed(), Timed(), [])
-    nearest = cache._backend.vectors.nearest
+    nearest = cache._runtime.vectors.nearest
     for text, wanted in load.asked:
         words, scope = load.texts[text], request_of(load, text, wanted.scope).scope_digest
         vector = parts.embedding(lambda words=words: embedder.embed([words]))[0]

@@ -74,7 +74,7 @@ class Load:
         """Delete about one entry in 256, as an invalidation does."""
         prefix = f"{draw.randrange(256):02x}"
         try:
-            with writing(self.cache._backend.records._engine) as db:
+            with writing(self.cache._runtime.records._engine) as db:
                 delete(db, tables.entries.c.id.startswith(prefix))
         except IbidemError as error:
             self.count(str(error))
@@ -101,7 +101,7 @@ def measured(load: Load, path: Path, minute: float, requests: float) -> dict[str
     """One line of the table."""
     times = sorted(load.seconds) or [0.0]
     load.seconds.clear()
-    records, index = load.cache._backend.records, load.cache._backend.vectors._index
+    records, index = load.cache._runtime.records, load.cache._runtime.vectors._index
     count, size = records.removal.size()
     values = [
         minute,
@@ -111,7 +111,7 @@ def measured(load: Load, path: Path, minute: float, requests: float) -> dict[str
         count,
         size / 1e6,
         index.count() if index else 0,
-        load.cache._backend.vectors.table.count_dead(),
+        load.cache._runtime.vectors.table.count_dead(),
         megabytes(path / "chroma"),
         megabytes(path / "ibidem.sqlite3"),
         megabytes(path / "ibidem.sqlite3-wal"),

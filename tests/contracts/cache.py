@@ -137,7 +137,7 @@ class CacheContract:
         """An expired entry is neither exact nor semantic hit; storing again revives it."""
         cache = open_cache(ttl=100.0)
         now = [1000.0]
-        cache._backend.clock = lambda: now[0]
+        cache._runtime.clock = lambda: now[0]
         cache.store(Request("what is the state"), ANSWER)
         now[0] = 1099.0
         assert cache.lookup(Request("what is the state")).age == 99.0
@@ -151,8 +151,8 @@ class CacheContract:
         """Who opens a cache with a stricter time does not get what was stored with a laxer one."""
         open_cache().store(Request("what is the state"), ANSWER)
         strict = open_cache(ttl=100.0)
-        now = strict._backend.clock()
-        strict._backend.clock = lambda: now + 101.0
+        now = strict._runtime.clock()
+        strict._runtime.clock = lambda: now + 101.0
 
         assert strict.lookup(Request("what is the state")).reason == "expired"
 

@@ -70,7 +70,7 @@ class LifecycleContract:
             clock.advance(0.8 * LATE_SECONDS)
             assert cache.lookup(QUESTION)
             cache.flush()
-            cache._backend.housekeeping._purge_at = 0.0  # what deletes the expired must know of it too
+            cache._runtime.housekeeping._purge_at = 0.0  # what deletes the expired must know of it too
             cache.flush()
         clock.advance(1.01 * LATE_SECONDS)
         assert not cache.lookup(QUESTION)
@@ -121,7 +121,7 @@ class LifecycleContract:
         fill(cache, 20)
         clock.advance(101 + LATE_SECONDS)
         fill(cache, 5, first=100)
-        cache._backend.housekeeping._purge_at = 0.0
+        cache._runtime.housekeeping._purge_at = 0.0
         cache.flush()
         stats = cache.stats()
         assert (stats.entries, stats.expired) == (5, 20)
@@ -210,7 +210,7 @@ class LifecycleContract:
             "what is the state of [name]",
             "what is the state of [name] ok",
         }
-        assert [entry.question for entry in cache._backend.records.newest()] == [None]
+        assert [entry.question for entry in cache._runtime.records.newest()] == [None]
 
     def test_an_example_is_written_redacted(self, open_cache) -> None:
         """Question and answer; none is written while the hook is broken."""
@@ -256,7 +256,7 @@ class LifecycleContract:
         """The database was away for a moment."""
         cache = open_cache(write_quota=1)
         with monkeypatch.context() as broken:
-            broken.setattr(cache._backend.records, "put", None)
+            broken.setattr(cache._runtime.records, "put", None)
             assert cache.store(QUESTION, ANSWER) == Rejected("error")
         assert cache.store(QUESTION, ANSWER)
         assert cache.store(QUESTION, ANSWER) == Rejected("write_quota")

@@ -41,7 +41,7 @@ for line in sys.stdin:
     elif verb == "store":
         print(bool(cache.store(ibidem.Request(question(int(n))), ibidem.Answer(answer(int(n))))), flush=True)
     elif verb == "model":
-        print(cache._backend.embedder.fingerprint, flush=True)
+        print(cache._runtime.embedder.fingerprint, flush=True)
 cache.close()
 """
 
@@ -146,13 +146,13 @@ class PromotionContract:
         assert (report.changed, report.embedded, told[-1]) == (True, 20, (20, 20))
         assert report.model.startswith("flipped-0/")
         assert report.previous.startswith("all-MiniLM-L6-v2/")
-        assert cache._backend.embedder.fingerprint == report.model
+        assert cache._runtime.embedder.fingerprint == report.model
         store(cache, 20)
         assert [ask(cache, n) for n in range(21)] == [right(n) for n in range(21)]
         assert cache.stats().faults == {}
         cache.close()
         again = open_here()
-        assert again._backend.embedder.fingerprint == report.model
+        assert again._runtime.embedder.fingerprint == report.model
         assert [ask(again, n) for n in range(21)] == [right(n) for n in range(21)]
 
     def test_a_rollback_returns_to_what_was_used_before(self, open_here: Open, models: list[Path]) -> None:
@@ -164,9 +164,9 @@ class PromotionContract:
         back = cache.rollback()
 
         assert (back.model, back.previous) == (first.previous, first.model)
-        assert cache._backend.embedder.fingerprint == first.previous
+        assert cache._runtime.embedder.fingerprint == first.previous
         assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
-        assert cache.rollback().model == cache._backend.embedder.fingerprint == first.model
+        assert cache.rollback().model == cache._runtime.embedder.fingerprint == first.model
         assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
 
     def test_closing_ends_a_promotion(self, open_here: Open, models: list[Path]) -> None:
@@ -175,9 +175,9 @@ class PromotionContract:
         store(cache, *range(20))
         with pytest.raises(CacheClosed):
             cache.promote(models[0], progress=lambda done, total: cache.close())
-        assert not cache._backend.matcher.vectors._index
+        assert not cache._runtime.matcher.vectors._index
         again = open_here()
-        assert again._backend.embedder.fingerprint == cache._backend.embedder.fingerprint
+        assert again._runtime.embedder.fingerprint == cache._runtime.embedder.fingerprint
         assert ask(again, 3) == right(3)
 
     def test_traffic_goes_on_meanwhile(self, open_here: Open, models: list[Path]) -> None:
@@ -233,10 +233,10 @@ class PromotionContract:
         store(cache, 5)
         store(own, 6)
 
-        assert own._backend.embedder.fingerprint != report.model
+        assert own._runtime.embedder.fingerprint != report.model
         for one in (cache, own):
             assert eventually(lambda one=one: [ask(one, n) for n in range(7)] == [right(n) for n in range(7)])
-        assert own._backend.records.vectors_of(report.model).count() == 7
+        assert own._runtime.records.vectors_of(report.model).count() == 7
 
     def test_models_that_nobody_uses_are_forgotten(
         self, open_here: Open, models: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -247,7 +247,7 @@ class PromotionContract:
         monkeypatch.setattr("ibidem.index.compaction.LOOK_SECONDS", 0.0)
         cache = open_here()
         store(cache, *range(5))
-        records = cache._backend.records
+        records = cache._runtime.records
         reports = [cache.promote(model) for model in models[:2]]
         first = reports[0].previous
         kept = {report.model for report in reports}
@@ -281,7 +281,7 @@ class PromotionContract:
         store(cache, *range(5))
         report = cache.promote(models[0])
         assert cache.clear() == 5
-        records = cache._backend.records
+        records = cache._runtime.records
         assert [records.vectors_of(one).count() for one in (report.model, report.previous)] == [0, 0]
         store(cache, 7)
         assert ask(cache, 7) == right(7)

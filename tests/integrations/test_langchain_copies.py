@@ -119,10 +119,10 @@ def test_what_was_opened_here_is_closed_with_its_copy(tmp_path: Path) -> None:
         assert told(model(owned).invoke(ASKED)) == "Paris."
         lent = pickle.loads(pickle.dumps(IbidemCache(cache.cache)))
         assert told(model(lent).invoke(ASKED)) == "Paris."
-        assert cache.cache._backend.users == 3
+        assert cache.cache._runtime.users == 3
         owned.close()
         lent.close()
-        assert cache.cache._backend.users == 2
+        assert cache.cache._runtime.users == 2
         lent.cache.close()
 
 

@@ -273,7 +273,7 @@ def cut_off(cache: ibidem.cache.SemanticCache, path: Path) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError("the disk is gone")
 
-    records = cache._backend.records
+    records = cache._runtime.records
     records.get = records.put = records.near = fail  # type: ignore[method-assign]
 
 
@@ -292,7 +292,7 @@ async def test_a_cache_that_is_down(
     assert await answer_of(llm, endpoint, OTHER) == "answer 2"
     assert await answer_of(llm, endpoint, ASKED) in ("answer 1", "answer 3")
     assert await answer_of(llm, endpoint, REWORDED) == f"answer {backend.calls}"
-    inside = llm.cache._backend.faults.counts()
+    inside = llm.cache._runtime.faults.counts()
     assert sum(llm.faults().values()) + sum(inside.values()) >= 2
 
 

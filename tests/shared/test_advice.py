@@ -259,7 +259,7 @@ def advised_of() -> Callable[..., Advised]:
 
     def found(cache) -> Advised:
         cache.flush()
-        return advise(cache._backend.records, cache._backend.embedder, threshold=0.8)
+        return advise(cache._runtime.records, cache._runtime.embedder, threshold=0.8)
 
     return found
 
@@ -407,7 +407,7 @@ def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(f"ibidem.cli.{module}.out", Console(width=200))
     monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
-    cache._backend.records.lookups.add(
+    cache._runtime.records.lookups.add(
         [lookup("[red]what[/red] is this", "expired") for _ in range(300)]
         + [lookup("what is \x1b[31mthis", "expired")]  # hides something: in no intent
     )

@@ -329,7 +329,7 @@ def test_judgements_are_learned_once(open_cache, past) -> None:
     past([judged() for _ in range(30)])
     cache.flush()
     cache.flush()
-    (kept,) = cache._backend.ledger._budgets
+    (kept,) = cache._runtime.ledger._budgets
 
     assert len(kept.budget.evidence) == 70
 
@@ -341,11 +341,11 @@ def test_a_database_that_takes_no_judgement_does_not_blind_the_budget(audited, m
         raise StorageError("disk full")
 
     cache = audited()
-    monkeypatch.setattr(cache._backend.records.judgements, "add", fail)
+    monkeypatch.setattr(cache._runtime.records.judgements, "add", fail)
     fill(cache, 1)
     ask(cache, 0)
     cache.flush()
-    (kept,) = cache._backend.ledger._budgets
+    (kept,) = cache._runtime.ledger._budgets
 
     assert len(kept.budget.evidence) == 1
     assert cache.stats().faults == {"write judgements: StorageError": 1}
@@ -359,11 +359,11 @@ def test_judgements_wait_for_a_database_that_is_away(audited, monkeypatch) -> No
 
     cache = audited()
     with monkeypatch.context() as broken:
-        broken.setattr(cache._backend.records.judgements, "add", away)
+        broken.setattr(cache._runtime.records.judgements, "add", away)
         fill(cache, 2)
         ask(cache, 0)
         assert not cache.flush()
-        (kept,) = cache._backend.ledger._budgets
+        (kept,) = cache._runtime.ledger._budgets
         assert len(kept.budget.evidence) == 1
         assert cache.judgements() == []
     ask(cache, 1)
@@ -372,7 +372,7 @@ def test_judgements_wait_for_a_database_that_is_away(audited, monkeypatch) -> No
 
     assert len(cache.judgements()) == 2
     cache.stats()  # asks for the budget again
-    (kept,) = cache._backend.ledger._budgets
+    (kept,) = cache._runtime.ledger._budgets
     assert len(kept.budget.evidence) == 2
 
 
@@ -384,7 +384,7 @@ def test_clear_forgets_judgements_that_wait(audited, monkeypatch) -> None:
 
     cache = audited()
     with monkeypatch.context() as broken:
-        broken.setattr(cache._backend.records.judgements, "add", away)
+        broken.setattr(cache._runtime.records.judgements, "add", away)
         fill(cache, 1)
         ask(cache, 0)
         cache.flush()
@@ -503,7 +503,7 @@ def test_without_audits_the_threshold_decides(open_cache) -> None:
     cache.flush()
 
     assert (cache.judgements(), cache.stats().audits) == ([], ())
-    assert not cache._backend.ledger._budgets
+    assert not cache._runtime.ledger._budgets
 
 
 @pytest.mark.parametrize(

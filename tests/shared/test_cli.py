@@ -361,7 +361,7 @@ def test_the_doctor_counts_what_is_missing_and_what_is_left_over(
     run("rebuild", "--path", filled)
     with open_cache() as cache:
         cache.lookup(Request("opens the index"))
-        index = cache._backend.vectors._index
+        index = cache._runtime.vectors._index
         index.delete(index.ids(0, 1))
         index.upsert(["left over"], BagOfWords(288).embed(["a"]))
     said = run("doctor", "--path", filled, code=1)

@@ -61,7 +61,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cache.lookup(request(n))
         judged = ("asked", "stored", 0.9, 0.9, "scorer", True, "audit")
         rows = [JudgementRow(float(n), "", "s", f"e{n}", *judged) for n in range(MANY)]  # type: ignore[arg-type]
-        cache._backend.records.judgements.add(rows)
+        cache._runtime.records.judgements.add(rows)
         for n in range(4):
             cache.invalidate(document=f"nothing{n}")
         cache.flush()
@@ -111,7 +111,7 @@ def test_all_other_rows_are_there(filled: Path, tmp_path: Path, kind: str) -> No
         if kind not in ("huge", "infinite"):  # whose sums no database gives
             cache.stats()
         assert not [
-            cause for cause in cache._backend.faults.counts() if "look up" in cause or "search" in cause
+            cause for cause in cache._runtime.faults.counts() if "look up" in cause or "search" in cause
         ]
 
 

@@ -242,7 +242,7 @@ def test_what_no_database_holds_is_refused_and_counted(cache, fields: dict[str, 
 
 def test_a_database_that_fails_is_counted_not_raised(cache, monkeypatch, caplog) -> None:
     """What is added when it works again is kept; asking for the log of a broken database is an error."""
-    table = cache._backend.records.examples
+    table = cache._runtime.records.examples
     with monkeypatch.context() as broken:
 
         def fail(*_: object) -> None:
@@ -264,8 +264,8 @@ def test_a_database_that_fails_is_counted_not_raised(cache, monkeypatch, caplog)
 def test_a_slow_database_fills_no_memory(cache, monkeypatch) -> None:
     """While too many wait, more are refused, and counted."""
     monkeypatch.setattr("ibidem.runtime.LOG_WAITING", 5)
-    written, go = cache._backend.records.examples.add, threading.Event()
-    monkeypatch.setattr(cache._backend.records.examples, "add", lambda rows: go.wait(10) and written(rows))
+    written, go = cache._runtime.records.examples.add, threading.Event()
+    monkeypatch.setattr(cache._runtime.records.examples, "add", lambda rows: go.wait(10) and written(rows))
     added = [cache.examples.add(Example(f"q{n}", "a")) for n in range(50)]
     go.set()
 

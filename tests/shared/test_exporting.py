@@ -99,7 +99,7 @@ def test_the_same_log_gives_the_same_bytes(cache, tmp_path: Path) -> None:
     topics(cache, 30)
     for folder in ("one", "two"):
         cache.examples.export(tmp_path / folder, test_share=0.2)
-        while cache._backend.records.examples.unseen("", cache._backend.embedder.fingerprint, 1):
+        while cache._runtime.records.examples.unseen("", cache._runtime.embedder.fingerprint, 1):
             cache.examples.select("alpha1")
             cache.flush()
     cache.examples.export(tmp_path / "three", test_share=0.2, seed=1)
@@ -295,7 +295,7 @@ def test_own_redaction_comes_on_top(open_cache, tmp_path: Path) -> None:
         return text.replace("Acme", "[client]")
 
     cache, log = open_cache(redact=forget), open_cache()
-    assert eventually(lambda: not cache._backend._masking)  # else it would redact the log before we do
+    assert eventually(lambda: not cache._runtime._masking)  # else it would redact the log before we do
     add(log, Example("what of Acme", "Acme, a@b.org"), Example("poison", "x y"), Example("third one", "Oslo"))
     assert [example.question for example in log.examples.recent()] == ["third one", "poison", "what of Acme"]
     cache.examples.export(tmp_path / "all", test_share=0)

@@ -193,13 +193,13 @@ def test_old_tombstones_leave_the_database(open_cache, tmp_path: Path) -> None:
     for _ in range(3):
         cache.invalidate(document="guide")
     clock.advance(3 * KEPT_SECONDS)
-    cache._backend.records.removal.purge(clock.now)
+    cache._runtime.records.removal.purge(clock.now)
     with sqlite3.connect(tmp_path / "cache" / "ibidem.sqlite3") as db:
         assert [row[0] for row in db.execute("SELECT id FROM invalidations")] == [3]
     db.close()
     clock.advance(1)
     cache.invalidate(tag="t")
-    assert cache._backend.records.invalidations._tombstones.last <= 4
+    assert cache._runtime.records.invalidations._tombstones.last <= 4
     asked = Request("q", made=clock.now - 1)
     assert cache.store(asked, Answer("a"), tags=["t"]) == Rejected("invalidated")
 
@@ -238,7 +238,7 @@ def test_feedback_does_not_crowd_out_audits(open_cache, monkeypatch) -> None:
     cache.flush()
     for _ in range(5):
         cache.feedback(Request("how do I reset my radio").key, good=True)
-    table, scorer = cache._backend.records.judgements, cache._backend.ledger.scorer
+    table, scorer = cache._runtime.records.judgements, cache._runtime.ledger.scorer
 
     assert [row.source for _, row in table.newest(2, "", scorer)] == ["probe"]
     assert table.namespaces(5) == [("", scorer)]

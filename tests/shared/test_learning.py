@@ -101,14 +101,14 @@ def test_a_fitted_threshold_is_used_at_once_and_by_whoever_opens_the_cache(fit_c
 def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
     """Only where it is served from moves."""
     cache = fit_cache()
-    scorer = cache._backend.scorer
+    scorer = cache._runtime.scorer
     cache.fit(TOLD)
     hit = cache.lookup(Request(SAME))
 
     assert hit
     assert hit.score == hit.similarity
-    assert cache._backend.scorer is scorer
-    assert cache._backend.ledger.scorer == scorer_name(FINGERPRINT, CosineScorer())
+    assert cache._runtime.scorer is scorer
+    assert cache._runtime.ledger.scorer == scorer_name(FINGERPRINT, CosineScorer())
 
 
 def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
@@ -270,7 +270,7 @@ def old_place(fit_cache, tmp_path: Path) -> Path:
     """A place as a fit of version 0.1 left it: its score, and judgements of that score."""
     with fit_cache() as cache:
         cache.store(Request(STORED_IN_0_1), Answer("a topic"))
-        name = cache._backend.ledger.scorer
+        name = cache._runtime.ledger.scorer
     records = records_of(tmp_path)
     records.set_meta(old_key_of(FINGERPRINT), SCORE_OF_0_1)
     records.judgements.add([judgement(label, scorer=name, score=0.95) for label in TOLD[:30]])
@@ -314,8 +314,8 @@ def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path,
     assert (told.audits, told.probes) == (0, 30)
     assert "30" in run_command("audit", "--path", old_place)
     terms = Terms("", 0.05, 0.1)
-    cache._backend.ledger.rule(terms, 0.9, cache._backend.scorer)
-    assert len(cache._backend.ledger._kept(terms).budget.evidence) == 30
+    cache._runtime.ledger.rule(terms, 0.9, cache._runtime.scorer)
+    assert len(cache._runtime.ledger._kept(terms).budget.evidence) == 30
 
 
 # audits -----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_a_private_question_is_in_no_pair(open_cache) -> None:
     """Also one that was stored by a cache whose `redact` does not know it."""
     secret = f"hunter dog {question(1)}"
     cache, other = open_cache(redact=lambda text: text.replace("hunter dog", "[...]")), open_cache()
-    assert eventually(lambda: not cache._backend._masking)  # else it would redact the example where it lies
+    assert eventually(lambda: not cache._runtime._masking)  # else it would redact the example where it lies
     other.store(Request(secret), Answer("one"))
     other.store(Request(question(1)), Answer("one"))
     other.examples.add(Example(f"really {secret}", "one"))
@@ -149,7 +149,7 @@ def test_the_question_of_a_deleted_entry_is_known_from_the_example_log(open_cach
     cache = open_cache(examples=examples)
     cache.store(Request(question(1)), Answer("one"), ttl=60)
     cache.lookup(Request(reworded(1)))
-    assert cache._backend.records.removal.purge(time.time() + 3600) == 1
+    assert cache._runtime.records.removal.purge(time.time() + 3600) == 1
 
     mined = cache.pairs()
 

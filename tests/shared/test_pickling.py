@@ -87,7 +87,7 @@ def test_threads_open_it_once(open_cache: OpenCache) -> None:
     for thread in threads:
         thread.join()
     assert [hit.answer.text for hit in found] == ["Paris."] * 8
-    assert cache._backend.users == 2
+    assert cache._runtime.users == 2
     other.close()
 
 

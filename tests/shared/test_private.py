@@ -147,7 +147,7 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
         cache.store(Request(question(n)), Answer(f"answer {n}"))
         cache.lookup(Request(reworded(n)))
     cache.close()
-    embedder = cache._backend.matcher.embedder
+    embedder = cache._runtime.matcher.embedder
     for module in ("fit", "export", "examples"):
         monkeypatch.setattr(f"ibidem.cli.{module}.checked_embedder_of", lambda settings, records: embedder)
     place, made = str(tmp_path / "cache"), tmp_path / "made"

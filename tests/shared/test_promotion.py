@@ -90,7 +90,7 @@ def used(path: Path) -> str:
     """The model of a cache that is opened now; what is stored is found with it."""
     with ibidem.open(path, threshold=0.8) as cache:
         assert [ask(cache, n) for n in range(10)] == [right(n) for n in range(10)]
-        return cache._backend.embedder.fingerprint
+        return cache._runtime.embedder.fingerprint
 
 
 class TestWhatIsRefused:
@@ -184,7 +184,7 @@ def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> 
         cache.promote(copy)
         assert cache.policy.threshold == 0.875
         assert ask(cache, 3) == right(3)
-        assert cache._backend.ledger.scorer == cache._backend.matcher.scorer_name
+        assert cache._runtime.ledger.scorer == cache._runtime.matcher.scorer_name
         cache.rollback()
         assert cache.policy == shipped
 

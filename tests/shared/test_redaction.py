@@ -197,7 +197,7 @@ def test_logs_written_before_are_redacted_when_a_cache_is_opened_with_redact(ope
     SEEN.clear()
     row = JudgementRow(1.0, "", "", "", "where is bob", "who is bob", 0.9, 0.9, "s", True, "audit")
     with open_cache() as cache:
-        records = cache._backend.records
+        records = cache._runtime.records
         records.judgements.add([row] * 250 + [replace(row, asked="where is it", stored="who", right=False)])
         for n in range(3):
             cache.lookup(Request(f"question {n} of bob"))

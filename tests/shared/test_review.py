@@ -214,7 +214,7 @@ def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> N
     cache.store(Request(question(1)), Answer("one"))
     stored = cache.recent(1)
     assert stored == []
-    entry = cache._backend.records.newest(1)[0]
+    entry = cache._runtime.records.newest(1)[0]
     rows = [
         judged(0.97, right=n % 20 > 0, asked=f"{n}", stored=question(1), entry_id=entry.id)
         for n in range(600)
@@ -228,7 +228,7 @@ def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> N
         for met in found:
             if not met.right:
                 elsewhere.reviews.judge(met, True, 2.0)
-        assert cache._backend.ledger.flush()
+        assert cache._runtime.ledger.flush()
         (told,) = cache.stats().audits
 
     assert told.threshold is not None

@@ -278,7 +278,7 @@ def test_only_the_cache_that_gave_it_forgets(open_cache: OpenCache, tmp_path: An
     two = other.lookup(ASKED)
     other.close()
     assert not ibidem.forget(two), "its cache is not open"
-    with closing(ibidem.open(path=tmp_path / "other", embedder=one._backend.embedder)) as again:
+    with closing(ibidem.open(path=tmp_path / "other", embedder=one._runtime.embedder)) as again:
         assert ibidem.forget(two)
         assert found(again) is None
 

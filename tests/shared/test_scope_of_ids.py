@@ -53,7 +53,7 @@ BY_ID: dict[str, Callable[[SemanticCache, str], object]] = {
     "bad": lambda cache, id_: cache.feedback(id_, good=False),
     "good": lambda cache, id_: cache.feedback(id_, good=True),
     "feedback by metadata": lambda cache, id_: cache.feedback({"ibidem": {"entry_id": id_}}, good=False),
-    "forget": lambda cache, id_: ibidem.forget(Stored(id_, cache._backend.place)),
+    "forget": lambda cache, id_: ibidem.forget(Stored(id_, cache._runtime.place)),
 }
 DELETES = {"invalidate", "invalidate, and more", "bad", "feedback by metadata", "forget"}
 

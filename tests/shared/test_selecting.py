@@ -125,8 +125,8 @@ def test_more_than_the_nearest_are_looked_at_if_they_are_bad(cache: SemanticCach
     for example in cache.examples.recent(1000):
         if "number" in example.question:
             cache.examples.feedback(example.id, good=False)
-    while cache.examples.select("warm") and cache._backend.selector.behind:
-        cache._backend.selector.work()
+    while cache.examples.select("warm") and cache._runtime.selector.behind:
+        cache._runtime.selector.work()
 
     assert questions(cache.examples.select(ASKED)) == ["how may shoes be sent"]
 
@@ -228,7 +228,7 @@ def test_failures_are_told(cache: SemanticCache, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise StorageError("disk I/O error")
 
-    monkeypatch.setattr(cache._backend.records.examples, "ends_of_vectors", fail)
+    monkeypatch.setattr(cache._runtime.records.examples, "ends_of_vectors", fail)
     with pytest.raises(StorageError, match="disk I/O error"):
         cache.examples.select(ASKED)
     cache.close()
@@ -376,7 +376,7 @@ def test_old_examples_are_deleted(open_cache) -> None:
     cache.examples.add(Example("old", "a", at=5.0))
     cache.examples.add(Example("new", "a"))
     assert len(cache.examples.recent()) == 2
-    cache._backend.forgetting._next_at = 0.0
+    cache._runtime.forgetting._next_at = 0.0
     open_cache(example_ttl=60.0).flush()
 
     assert questions(cache.examples.recent()) == ["new"]

@@ -41,10 +41,10 @@ def test_what_is_deleted_leaves_memory(open_cache) -> None:
     fill(cache, range(80, 90), namespace="kept")
     cache.clear(namespace="gone")
     cache.flush()
-    held = cache._backend.vectors
+    held = cache._runtime.vectors
 
     assert isinstance(held._index, SmallIndex)
-    assert cache._backend.vectors.table.count_dead() == 0
+    assert cache._runtime.vectors.table.count_dead() == 0
     assert (len(held._memory), held._memory.waiting, cache.stats().unindexed) == (10, 0, 0)
     cache.close()
     again = open_cache()
@@ -59,7 +59,7 @@ def test_memory_stays_bounded_however_much_is_stored(open_cache) -> None:
         fill(cache, range(n, n + 100))
     cache.flush()
 
-    assert len(cache._backend.vectors._memory) <= 50
+    assert len(cache._runtime.vectors._memory) <= 50
     assert finds(cache, 999)
 
 
@@ -70,7 +70,7 @@ def test_a_cache_may_change_from_one_to_the_other(open_cache, monkeypatch, first
         monkeypatch.setattr(vectors, "EXACT_LIMIT", limit)
         cache = open_cache()
         fill(cache, range(20))
-        assert isinstance(cache._backend.vectors._index, SmallIndex) == (limit > 0)
+        assert isinstance(cache._runtime.vectors._index, SmallIndex) == (limit > 0)
         assert all(finds(cache, n) for n in range(20))
         assert cache.stats().faults == {}
         cache.close()
@@ -102,8 +102,8 @@ def test_it_grows_out_of_memory_while_four_threads_ask(open_cache, monkeypatch) 
         thread.join(20)
 
     assert lost == []
-    assert not isinstance(cache._backend.vectors._index, SmallIndex)
-    assert cache._backend.vectors._index.count() == 250
+    assert not isinstance(cache._runtime.vectors._index, SmallIndex)
+    assert cache._runtime.vectors._index.count() == 250
     assert cache.stats().faults == {}
     cache.close()
     again = open_cache(embedder=DenseWords())
@@ -148,7 +148,7 @@ def test_a_second_process_is_told_that_the_first_searches(open_cache, tmp_path: 
         "cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.8)\n"
         "for line in sys.stdin:\n"
         "    if line.strip() == 'again':\n"
-        "        cache._backend.vectors._retry_at = 0.0\n"
+        "        cache._runtime.vectors._retry_at = 0.0\n"
         "    found = cache.lookup(ibidem.Request((question if line.strip() == 'same' else reworded)(3)))\n"
         "    print(found.tier if found else found.reason, flush=True)\n"
     )

@@ -205,7 +205,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 def test_a_database_that_fails(sdk: Sdk, cache: SemanticCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lookup and store are errors, and say of which class; gauges of entries are left out."""
-    records = cache._backend.records
+    records = cache._runtime.records
     for of, name in ((records, "get"), (records, "put"), (records.removal, "size")):
         monkeypatch.setattr(of, name, failing(StorageUnavailable("away: s3cret")))
     assert cache.lookup(ASKED).reason == "error"
@@ -227,7 +227,7 @@ def test_a_database_that_fails(sdk: Sdk, cache: SemanticCache, monkeypatch: pyte
 
 def test_an_index_that_fails(sdk: Sdk, cache: SemanticCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """A miss without its index, not an error; the step that failed is one."""
-    monkeypatch.setattr(cache._backend.vectors, "nearest", failing(IndexUnavailable("down")))
+    monkeypatch.setattr(cache._runtime.vectors, "nearest", failing(IndexUnavailable("down")))
     assert cache.lookup(REWORDED).reason == "no_index"
     lookup, search = sdk.spans("ibidem.lookup")[-1], sdk.spans("ibidem.search")[-1]
 
@@ -360,13 +360,13 @@ async def test_tasks_have_their_own_parents(sdk: Sdk, cache: SemanticCache) -> N
 
 def test_spans_of_the_embedder_are_within_the_step(sdk: Sdk, cache: SemanticCache) -> None:
     """What a model server's client traces is seen where it happens."""
-    embed = cache._backend.embedder.vector_of
+    embed = cache._runtime.embedder.vector_of
 
     def traced(text: str) -> Any:
         with sdk.tracer.start_as_current_span("POST /embed"):
             return embed(text)
 
-    cache._backend.embedder.vector_of = traced  # type: ignore[method-assign]
+    cache._runtime.embedder.vector_of = traced  # type: ignore[method-assign]
     cache.lookup(REWORDED)
 
     assert parents_of(sdk, "POST /embed") == [sdk.spans("ibidem.embed")[-1].context.span_id]
@@ -438,7 +438,7 @@ def test_gauges_are_of_open_caches(sdk: Sdk, open_cache: OpenCache, tmp_path: Pa
     """By place; a closed cache has none."""
     one, two = open_cache(path=tmp_path / "one"), open_cache(path=tmp_path / "two")
     one.store(ASKED, PRICED)
-    place, other = one._backend.place, two._backend.place
+    place, other = one._runtime.place, two._runtime.place
     entries, size = sdk.points("ibidem.entries", "ibidem.place"), sdk.points("ibidem.size", "ibidem.place")
     assert entries == {(place,): 1, (other,): 0}
     assert size[place,] == one.stats().bytes
@@ -457,7 +457,7 @@ def test_a_closed_cache_is_not_kept_alive(sdk: Sdk, tmp_path: Path) -> None:
     cache = ibidem.open(tmp_path / "short", embedder=Broken())
     cache.lookup(ASKED)
     cache.close()
-    ends = weakref.ref(cache), weakref.ref(cache._backend)
+    ends = weakref.ref(cache), weakref.ref(cache._runtime)
     del cache
     gc.collect()
 
@@ -547,17 +547,17 @@ def everything(sdk: Sdk, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch)
     cache.lookup(Request(reworded(0) + " please"))
     cache.store(Request(reworded(0) + " please"), PRICED)
     cache.flush()
-    nearest, vector_of = cache._backend.vectors.nearest, cache._backend.embedder.vector_of
+    nearest, vector_of = cache._runtime.vectors.nearest, cache._runtime.embedder.vector_of
     with monkeypatch.context() as patch:
-        patch.setattr(cache._backend.vectors, "nearest", failing(IndexUnavailable("down")))
+        patch.setattr(cache._runtime.vectors, "nearest", failing(IndexUnavailable("down")))
         cache.lookup(REWORDED)
-        patch.setattr(cache._backend.vectors, "nearest", nearest)
-        patch.setattr(cache._backend.records, "near", failing(StorageUnavailable("away")))
+        patch.setattr(cache._runtime.vectors, "nearest", nearest)
+        patch.setattr(cache._runtime.records, "near", failing(StorageUnavailable("away")))
         cache.lookup(REWORDED)
-        patch.setattr(cache._backend.embedder, "vector_of", failing(RuntimeError("down")))
+        patch.setattr(cache._runtime.embedder, "vector_of", failing(RuntimeError("down")))
         cache.store(REWORDED, PRICED)
-        patch.setattr(cache._backend.embedder, "vector_of", vector_of)
-        patch.setattr(cache._backend.records, "put", failing(StorageUnavailable("away")))
+        patch.setattr(cache._runtime.embedder, "vector_of", vector_of)
+        patch.setattr(cache._runtime.records, "put", failing(StorageUnavailable("away")))
         cache.store(ASKED, PRICED)
     return sdk
 
@@ -602,7 +602,7 @@ def test_the_page_lists_the_records_that_there_are(
     with caplog.at_level(logging.DEBUG, "ibidem"):
         cache.lookup(ASKED)
         cache.store(ASKED, PRICED)
-        cache._backend.faults.note("try", ValueError("x"))
+        cache._runtime.faults.note("try", ValueError("x"))
         open_cache(path=tmp_path / "no database")
         chroma._tell_rebuilt(tmp_path, "may be damaged")
     told: dict[tuple[str, str, str], set[str]] = {}

@@ -114,7 +114,7 @@ def test_what_is_deleted_leaves_memory_and_index(open_cache) -> None:
     fill(cache, range(80, 90), namespace="kept")
     cache.clear(namespace="gone")
     cache.flush()
-    vectors, table = cache._backend.vectors, cache._backend.vectors.table
+    vectors, table = cache._runtime.vectors, cache._runtime.vectors.table
 
     assert table.count_dead() == 0
     assert vectors._index.count() == 10
@@ -129,17 +129,17 @@ def test_a_point_that_another_entry_has_stays(open_cache, monkeypatch) -> None:
     for text in ("one", "two"):
         cache.store(Request(question(1), documents=(Document(text, text),)), Answer(text))
     cache.flush()
-    records = cache._backend.records
+    records = cache._runtime.records
     gone = records.newest(1)[0]
 
     deleted: list[str] = []
-    monkeypatch.setattr(cache._backend.vectors._index, "delete", deleted.extend)
+    monkeypatch.setattr(cache._runtime.vectors._index, "delete", deleted.extend)
     with writing(records._engine) as db:
         assert delete(db, tables.entries.c.id == gone.id) == 1
     cache.flush()
 
-    assert (cache._backend.vectors.table.count_dead(), deleted) == (0, [])
-    assert cache._backend.vectors._index.count() == 1
+    assert (cache._runtime.vectors.table.count_dead(), deleted) == (0, [])
+    assert cache._runtime.vectors._index.count() == 1
 
 
 @pytest.mark.parametrize("moment", ["dead_points", "alive_points", "bury"])
@@ -147,8 +147,8 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
     """Whenever that happens it is found at once, and still after everything is indexed."""
     cache = open_cache()
     fill(cache, range(5), namespace="n")
-    vectors, table = cache._backend.vectors, cache._backend.vectors.table
-    cache._backend._background.stop()
+    vectors, table = cache._runtime.vectors, cache._runtime.vectors.table
+    cache._runtime._background.stop()
     cache.clear(namespace="n")
     before = getattr(table, moment)
     again: list[bool] = []
@@ -182,16 +182,16 @@ def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
     """Deleted from the index and not noted so: stored again it is found, also after a restart."""
     cache = open_cache()
     fill(cache, range(5), namespace="n")
-    cache._backend._background.stop()
+    cache._runtime._background.stop()
     cache.clear(namespace="n")
 
     def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._backend.vectors.table, "bury", killed)
+        patch.setattr(cache._runtime.vectors.table, "bury", killed)
         with pytest.raises(RuntimeError):
-            cache._backend.vectors.work()
+            cache._runtime.vectors.work()
     cache.close()
     again = open_cache()
     again.store(Request(question(3), namespace="n"), Answer(answer(3)))
@@ -199,7 +199,7 @@ def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
     again.flush()
 
     assert finds(again, 3, "n")
-    assert again._backend.vectors._index.count() == 1
+    assert again._runtime.vectors._index.count() == 1
     assert again.stats().unindexed == 0
 
 
@@ -207,7 +207,7 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
     """Another process indexed a question again before this one deleted its old point."""
     cache = open_cache()
     fill(cache, range(3))
-    vectors, records = cache._backend.vectors, cache._backend.records
+    vectors, records = cache._runtime.vectors, cache._runtime.records
     point = records.newest(1)[0]
     row = next(row for row in vectors.table.indexed(vectors._index.generation, 9) if row.id == point.id)
     vectors._index.delete([row.point])
@@ -215,7 +215,7 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
     with writing(records._engine) as db:
         db.execute(tables.dead_points.insert().values(embedder=vectors.table.number, point=row.point))
     assert not finds(cache, 2)
-    cache._backend._background.wake()
+    cache._runtime._background.wake()
     cache.flush()
 
     assert finds(cache, 2)
@@ -228,7 +228,7 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
     cache = open_cache(embedder=DenseWords())
     fill(cache, range(150), namespace="kept")
     fill(cache, range(1_000, 1_300), namespace="gone")
-    vectors = cache._backend.vectors
+    vectors = cache._runtime.vectors
     old = vectors._index.name
     stop, lost, asked = threading.Event(), [], []
 
@@ -249,7 +249,7 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
         assert cache.store(Request(question(n), namespace="kept"), Answer(answer(n)))
         assert finds(cache, n, "kept")
     replaced = eventually(
-        lambda: vectors._index.name != old and not cache._backend._background._unhurried, 30
+        lambda: vectors._index.name != old and not cache._runtime._background._unhurried, 30
     )
     stop.set()
     for thread in threads:
@@ -266,7 +266,7 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
     cache.close()
     again = open_cache(embedder=DenseWords())
     assert all(finds(again, n, "kept") for n in range(170))
-    assert again._backend.vectors._index.generation == generation
+    assert again._runtime.vectors._index.generation == generation
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 8])
@@ -275,13 +275,13 @@ def test_a_replacement_that_is_interrupted_is_gone_on_with(open_cache, monkeypat
     monkeypatch.setattr(upkeep, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(50))
-    old = cache._backend.vectors._index.name
-    cache._backend._background.stop()
+    old = cache._runtime.vectors._index.name
+    cache._runtime._background.stop()
     for _ in range(steps):
-        cache._backend.vectors.renew(wanted=True)
+        cache._runtime.vectors.renew(wanted=True)
     cache.close()
     again = open_cache()
-    vectors = again._backend.vectors
+    vectors = again._runtime.vectors
     assert all(finds(again, n) for n in range(50))
     again.flush()
     assert eventually(lambda: vectors.renew() or vectors._index.name != old)
@@ -297,9 +297,9 @@ def test_what_is_deleted_meanwhile_is_in_neither(open_cache, monkeypatch) -> Non
     cache = open_cache()
     fill(cache, range(30, 50), namespace="gone")  # copied first
     fill(cache, range(30), namespace="kept")
-    vectors = cache._backend.vectors
+    vectors = cache._runtime.vectors
     old = vectors._index.name
-    cache._backend._background.stop()
+    cache._runtime._background.stop()
     for _ in range(4):
         vectors.renew(wanted=True)
     cache.clear(namespace="gone")
@@ -316,8 +316,8 @@ def test_clearing_everything_ends_a_replacement(open_cache, monkeypatch) -> None
     monkeypatch.setattr(upkeep, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(50))
-    vectors = cache._backend.vectors
-    cache._backend._background.stop()
+    vectors = cache._runtime.vectors
+    cache._runtime._background.stop()
     for _ in range(3):
         vectors.renew(wanted=True)
     assert cache.clear() == 50
@@ -326,7 +326,7 @@ def test_clearing_everything_ends_a_replacement(open_cache, monkeypatch) -> None
     drain(vectors.renew)
 
     assert finds(cache, 1)
-    assert (vectors._index.count(), cache._backend.vectors.table.count_dead()) == (1, 0)
+    assert (vectors._index.count(), cache._runtime.vectors.table.count_dead()) == (1, 0)
 
 
 def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
@@ -334,8 +334,8 @@ def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
     monkeypatch.setattr(upkeep, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(50))
-    vectors = cache._backend.vectors
-    cache._backend._background.stop()
+    vectors = cache._runtime.vectors
+    cache._runtime._background.stop()
     for _ in range(4):
         vectors.renew(wanted=True)
     vectors._index.drop(vectors._catalogue.read().next)
@@ -358,14 +358,14 @@ def test_notes_for_an_index_that_is_never_opened_are_bounded(open_cache, monkeyp
     fill(cache, range(60))
     cache.close()
     again = open_cache()
-    table = again._backend.vectors.table
+    table = again._runtime.vectors.table
     again.clear()
     assert table.count_dead() == 60
-    again._backend.vectors.work()
+    again._runtime.vectors.work()
     assert table.count_dead() == 0
     monkeypatch.setattr(upkeep, "LEAST_STALE", 10)
     again.lookup(Request("opens the index"))
-    vectors = again._backend.vectors
+    vectors = again._runtime.vectors
     assert eventually(lambda: not vectors.renew() and vectors._index.count() == 0)
 
 
@@ -385,10 +385,10 @@ def test_two_processes_worth_of_vectors_on_one_server(tmp_path: Path, monkeypatc
         with cache, Child(OTHER, tmp_path / "c", server.url) as other:
             assert other.line() == "ready"
             fill(cache, range(60))
-            vectors = cache._backend.vectors
+            vectors = cache._runtime.vectors
             assert other.ask("find 7") == "True"
             old = vectors._index.name
-            cache._backend._background.stop()
+            cache._runtime._background.stop()
             for _ in range(3):
                 vectors.renew(wanted=True)
             assert other.ask("store 100") == other.ask("find 100") == "True"
@@ -420,5 +420,5 @@ for line in sys.stdin:
         found = cache.lookup(ibidem.Request(reworded(int(n))))
         print(bool(found) and found.answer.text == answer(int(n)), flush=True)
     else:
-        print(cache._backend.vectors._index.name, flush=True)
+        print(cache._runtime.vectors._index.name, flush=True)
 """

@@ -89,7 +89,7 @@ def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, m
     assert again.lookup(Request("what is the state now ok")).answer.text == "what is the state"
     again.flush()
     assert again.stats().unindexed == 0
-    assert again._backend.vectors._index.count() == 2
+    assert again._runtime.vectors._index.count() == 2
 
 
 @pytest.mark.parametrize("mark", ["index.writing", "index.in-use"])
@@ -100,13 +100,13 @@ def test_a_doubtful_index_is_rebuilt_or_tried(open_cache, tmp_path: Path, monkey
     first.lookup(Request("opens the index"))
     first.store(Request("what is the state"), Answer("a"))
     first.flush()
-    generation = first._backend.vectors._index.generation
+    generation = first._runtime.vectors._index.generation
     first.close()
     (tmp_path / "cache" / mark).touch()
     again = open_cache()
 
     assert again.lookup(Request("what is the state now ok")).tier == "semantic"
-    assert (again._backend.vectors._index.generation == generation) == (mark == "index.in-use")
+    assert (again._runtime.vectors._index.generation == generation) == (mark == "index.in-use")
     assert not (tmp_path / "cache" / "index.writing").exists()
 
 
@@ -121,7 +121,7 @@ def test_an_index_that_fails_is_left_alone_for_a_while_and_then_healed(open_cach
     def fail(*_: object) -> list[str]:
         raise IndexUnavailable("disk on fire")
 
-    vectors = cache._backend.vectors
+    vectors = cache._runtime.vectors
     monkeypatch.setattr(vectors._index, "search", fail)
     assert cache.lookup(Request("what is the state now ok")).reason == "no_index"
     assert vectors.state == "disk on fire"
@@ -134,7 +134,7 @@ def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, mon
     """They wait in the truth."""
     cache = open_cache()
     cache.lookup(Request("opens the index"))
-    vectors = cache._backend.vectors
+    vectors = cache._runtime.vectors
     vectors._abandon(vectors._index, IndexUnavailable("gone"))
     cache.store(Request("what is the state"), Answer("a"))
     assert cache.lookup(Request("what is the state now ok")).reason == "no_index"
@@ -152,7 +152,7 @@ def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatc
         if n == 40:
             cache.lookup(Request("opens the index"))
     cache.flush()
-    vectors = cache._backend.vectors
+    vectors = cache._runtime.vectors
 
     assert not vectors._complete
     assert (len(vectors._memory), vectors._index.count()) == (0, 120)
@@ -164,7 +164,7 @@ def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatc
 def test_a_lookup_under_way_does_not_reopen_a_closed_index(open_cache, tmp_path: Path) -> None:
     """Its lock would be held until the process ends."""
     cache = open_cache()
-    vectors = cache._backend.vectors
+    vectors = cache._runtime.vectors
     cache.close()
     with pytest.raises(IndexUnavailable, match="closed"):
         vectors.nearest("", "", unit[0], 1)

@@ -12,7 +12,7 @@ from tests.helpers import eventually
 @pytest.fixture
 def away(cache, monkeypatch):
     """Takes the logs of the cache's database away; a second call brings them back."""
-    records = cache._backend.records
+    records = cache._runtime.records
     broken = pytest.MonkeyPatch()
 
     def fail(_: object, **__: object) -> None:

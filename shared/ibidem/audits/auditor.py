@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ibidem.audits.judge import Judge
     from ibidem.embedding.base import Embedder
     from ibidem.matching.policy import Candidate, Scorer
-    from ibidem.runtime import Backend
+    from ibidem.runtime import Runtime
     from ibidem.settings import Settings
     from ibidem.storage.entries import Records
 
@@ -83,21 +83,21 @@ class Auditor:
         return self._ledger.report(self._max_wrong, self._audit_rate)
 
 
-def auditor_for(backend: Backend, settings: Settings, judge: Judge | None) -> Auditor | None:
+def auditor_for(runtime: Runtime, settings: Settings, judge: Judge | None) -> Auditor | None:
     """The auditor of a cache with these settings; None if it makes no audits."""
     if not settings.audit_rate:
         return None
-    chosen = judge or AnswerJudge(_comparing(backend, settings))
-    return Auditor(backend.ledger, settings.max_wrong, settings.audit_rate, chosen)
+    chosen = judge or AnswerJudge(_comparing(runtime, settings))
+    return Auditor(runtime.ledger, settings.max_wrong, settings.audit_rate, chosen)
 
 
-def _comparing(backend: Backend, settings: Settings) -> Embedder:
+def _comparing(runtime: Runtime, settings: Settings) -> Embedder:
     """What compares answers: the default model also where another was promoted, tuned to questions only."""
-    promotion = None if settings.embedder is not None else read_promotion(backend.records)
+    promotion = None if settings.embedder is not None else read_promotion(runtime.records)
     if promotion is not None and promotion.current.promoted:
         with contextlib.suppress(EmbedderUnavailable):  # then the promoted one must do
             return resolve_embedder(None)
-    return backend.embedder
+    return runtime.embedder
 
 
 def report_of(

@@ -20,7 +20,7 @@ from ibidem.storage.rows import EmbeddedExample
 from ibidem.types import Answer, Entry, digest, normalise, require_name, storable
 
 if TYPE_CHECKING:
-    from ibidem.runtime import Backend
+    from ibidem.runtime import Runtime
     from ibidem.storage.examples import ExampleTable
 
 
@@ -38,7 +38,7 @@ class ExampleLog:
     lookup log is, and counted in `stats().faults`.
 
     Args:
-        backend: Where the examples are written.
+        runtime: Where the examples are written.
         ready: Raises if the cache is closed; called before anything else.
         redacted: Returns a text as it may be written, "" if that is not known.
         kept: Whether examples are kept at all.
@@ -46,13 +46,13 @@ class ExampleLog:
 
     def __init__(
         self,
-        backend: Backend,
+        runtime: Runtime,
         ready: Callable[[], None],
         redacted: Callable[[str], str],
         *,
         kept: bool = True,
     ) -> None:
-        self._backend, self._ready, self._redacted, self.kept = backend, ready, redacted, kept
+        self._runtime, self._ready, self._redacted, self.kept = runtime, ready, redacted, kept
 
     def add(self, example: Example) -> bool:
         """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
@@ -75,14 +75,14 @@ class ExampleLog:
         if not self.kept or is_bypassed():
             return False
         if not (_fits(example) and storable(current().name())):
-            self._backend.faults.count(
+            self._runtime.faults.count(
                 "keep examples: invalid", "refused an example with text or numbers that no database holds"
             )
             return False
         question, answer = self._redacted(example.question), self._redacted(example.answer)
         if not question or (example.answer and not answer):
             return False
-        now = self._backend.clock()
+        now = self._runtime.clock()
         shown = replace(
             example,
             at=example.at or now,
@@ -90,7 +90,7 @@ class ExampleLog:
             answer=answer,
             namespace=example.namespace or current().name(),
         )
-        return self._backend.note_example(EmbeddedExample(shown, told=now))
+        return self._runtime.note_example(EmbeddedExample(shown, told=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
         """Keep what was just stored as an example too, if people read it and the question is known.
@@ -115,7 +115,7 @@ class ExampleLog:
         )
         if _fits(example):
             given = EmbeddedExample(example, entry.vector, embedder, told=entry.created)
-            self._backend.note_example(given, stored=True)
+            self._runtime.note_example(given, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.
@@ -141,7 +141,7 @@ class ExampleLog:
             raise InvalidInput(f"good must be True, False or None, not {good!r}")
         if not 0 < example_id < _TOO_LARGE:
             return False
-        examples = self._backend.records.examples
+        examples = self._runtime.records.examples
         if not all(current().covers(found.namespace) for found in examples.of_ids([example_id])):
             return False  # ids are counted up, so any may be guessed
         return examples.set_feedback(example_id, good)
@@ -203,7 +203,7 @@ class ExampleLog:
         )
         if not wanted.question or not storable(wanted.question):
             return []
-        return self._backend.select(wanted)
+        return self._runtime.select(wanted)
 
     export = export_examples
 
@@ -221,13 +221,13 @@ class ExampleLog:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
         namespace = in_force(namespace)
         self._look_up(namespace)
-        return self._backend.records.examples.recent(limit, namespace)
+        return self._runtime.records.examples.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
         namespace = in_force(namespace)
         self._look_up(namespace)
-        return self._backend.records.examples.count(namespace)
+        return self._runtime.records.examples.count(namespace)
 
     def check(self, k: int, **options: Any) -> None:
         """Raise what `select` would with these arguments; for adapters, which are not to fail later.
@@ -242,14 +242,14 @@ class ExampleLog:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
         namespace = in_force(namespace)
         self._look_up(namespace)
-        return self._backend.records.examples.stats(namespace)
+        return self._runtime.records.examples.stats(namespace)
 
     def _look_up(self, namespace: str | None) -> None:
         """Write what waits."""
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
-        self._backend.flush()
+        self._runtime.flush()
 
 
 def _fits(example: Example) -> bool:

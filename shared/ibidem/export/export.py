@@ -90,9 +90,9 @@ def export_examples(
     self._look_up(namespace)
     from ibidem.export.run import Export
 
-    backend, last = self._backend, redact or str
+    runtime, last = self._runtime, redact or str
     both = partial(_both, self._redacted, last)
-    export = Export(backend.records.examples, backend.embedder, choice, both, texts)
+    export = Export(runtime.records.examples, runtime.embedder, choice, both, texts)
     return export.run(Path(os.fspath(out)), force=force)
 
 

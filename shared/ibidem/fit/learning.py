@@ -84,14 +84,14 @@ def fit_cache(
         CacheClosed: The cache was closed.
     """
     self.flush()
-    backend, matcher = self._backend, self._backend.matcher
-    place = Place(backend.records, matcher.embedder, backend.settings, self._admission.is_private)
+    runtime, matcher = self._runtime, self._runtime.matcher
+    place = Place(runtime.records, matcher.embedder, runtime.settings, self._admission.is_private)
     decided: Decided = "fit"
     if self._policy.max_wrong is None:
         decided = "threshold" if self._auditor is None else "audits"
     report = place.fit(labels, decided, self._policy.max_wrong, dry_run=dry_run)
     if not dry_run:
-        backend.following.calibrate(matcher, report.calibration if report.adopted else SHIPPED)
+        runtime.following.calibrate(matcher, report.calibration if report.adopted else SHIPPED)
     return report
 
 
@@ -103,9 +103,9 @@ def drop_cache(self: SemanticCache) -> bool:
         CacheClosed: The cache was closed.
     """
     self.flush()
-    backend, matcher = self._backend, self._backend.matcher
-    there = adoption.drop(backend.records, matcher.fingerprint)
-    backend.following.calibrate(matcher, SHIPPED)
+    runtime, matcher = self._runtime, self._runtime.matcher
+    there = adoption.drop(runtime.records, matcher.fingerprint)
+    runtime.following.calibrate(matcher, SHIPPED)
     return there
 
 

@@ -18,7 +18,7 @@ from ibidem.types import Document, Hit, Stored, normalise, require_bool, require
 
 if TYPE_CHECKING:
     from ibidem.lifecycle.rules import Admission
-    from ibidem.runtime import Backend
+    from ibidem.runtime import Runtime
     from ibidem.storage.entries import Records
     from ibidem.types import Entry
 
@@ -29,7 +29,7 @@ SHOWN = 20  # entries that a dry run returns
 class Correcting(ABC):
     """The part of `SemanticCache` that takes answers back."""
 
-    _backend: Backend
+    _runtime: Runtime
     _admission: Admission
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Correcting(ABC):
         if entry is not None and namespace is None:
             criteria = self._in_scope(criteria, entry)
         if dry_run:
-            return preview(self._backend.records, criteria)
+            return preview(self._runtime.records, criteria)
         return self._invalidated(criteria)
 
     def feedback(
@@ -119,17 +119,17 @@ class Correcting(ABC):
         require_bool("good", good)
         asked = "" if question is None else normalise(require_text("question", question))
         entry_id, told = _marker(answer)
-        records = self._backend.records
+        records = self._runtime.records
         found = records.of_ids([entry_id]) if entry_id and storable(entry_id) else []
         if not found or not current().covers(found[0].namespace):
             return False
-        self._backend.flush()  # also the examples that wait
+        self._runtime.flush()  # also the examples that wait
         records.examples.set_feedback_of(found[0], good)
         if not good:
             self._invalidated(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
         row = _judgement(found[0], good, shown if storable(shown) else "", told)
-        records.judgements.add([replace(row, at=self._backend.clock(), scorer=self._backend.ledger.scorer)])
+        records.judgements.add([replace(row, at=self._runtime.clock(), scorer=self._runtime.ledger.scorer)])
         return True
 
     def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
@@ -137,14 +137,14 @@ class Correcting(ABC):
         scope = current()
         if not (scope.namespace or scope.user):
             return criteria
-        found = self._backend.records.of_ids([entry_id])
+        found = self._runtime.records.of_ids([entry_id])
         covered = [one.namespace for one in found if scope.covers(one.namespace)]
         return replace(criteria, namespace=covered[0] if covered else scope.name())
 
     def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
-        ids, gone = run(self._backend.records, criteria, self._backend.clock, examples=examples)
-        self._backend.ledger.forget(set(ids))
-        self._backend.forget_told()
+        ids, gone = run(self._runtime.records, criteria, self._runtime.clock, examples=examples)
+        self._runtime.ledger.forget(set(ids))
+        self._runtime.forget_told()
         return Invalidated(len(ids), examples=gone)
 
 

@@ -19,7 +19,7 @@ from ibidem.storage.rows import StoredVector
 if TYPE_CHECKING:
     from ibidem.embedding.base import Embedder
     from ibidem.matching.fitted import Calibration
-    from ibidem.runtime import Backend, Matcher
+    from ibidem.runtime import Matcher, Runtime
     from ibidem.types import Entry
 
 RETIRED_SECONDS = 30.0  # so long a replaced matcher stays open for lookups that began with it
@@ -28,14 +28,14 @@ LOOK_SECONDS = 60.0  # how often it is said what is used, and what nobody uses i
 
 
 class Following:
-    """Exchanges the matcher of one backend. Thread-safe.
+    """Exchanges the matcher of one runtime. Thread-safe.
 
     Args:
-        backend: What it belongs to.
+        runtime: What it belongs to.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend, self._follows = backend, backend.settings.embedder is None
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self._follows = runtime, runtime.settings.embedder is None
         self._closed = False
         self.after_fork()
 
@@ -43,7 +43,7 @@ class Following:
         """Leave what the parent was about to do to the parent."""
         self._lock, self.promoting = ForkSafeLock(), ForkSafeLock()
         self._held = False  # what is coming was prepared by somebody who will say when it is to be used
-        self._backend.coming = None
+        self._runtime.coming = None
         self._retired: list[tuple[float, Matcher]] = []
         self._again_at = self._look_at = 0.0
 
@@ -63,27 +63,27 @@ class Following:
     def _follow(self) -> bool:
         if self._closed:
             return False
-        promotion = read_promotion(self._backend.records)
-        used, coming = self._backend.matcher, self._backend.coming
+        promotion = read_promotion(self._runtime.records)
+        used, coming = self._runtime.matcher, self._runtime.coming
         if promotion is None or promotion.current.fingerprint == used.fingerprint:
             self._give_up()
             return False
         if coming is None or coming.fingerprint != promotion.current.fingerprint:
             self._give_up()
             self._begin(promotion.current)
-            return self._backend.coming is not None
+            return self._runtime.coming is not None
         if self._advance(coming):
             self._exchange(coming)
             return False
         return True
 
     def _begin(self, model: Model) -> None:
-        embedder = open_model(model, self._backend.settings, self._backend.records)
-        if embedder.fingerprint != self._backend.matcher.fingerprint:
-            self._backend.coming = self._ready_to_embed(embedder)
+        embedder = open_model(model, self._runtime.settings, self._runtime.records)
+        if embedder.fingerprint != self._runtime.matcher.fingerprint:
+            self._runtime.coming = self._ready_to_embed(embedder)
 
     def _ready_to_embed(self, embedder: Embedder) -> Matcher:
-        matcher = self._backend.matcher_of(embedder)
+        matcher = self._runtime.matcher_of(embedder)
         matcher.embedder.embed(["loads the model"])  # here, and not in the first lookup
         return matcher
 
@@ -106,7 +106,7 @@ class Following:
         with self._lock:
             self.require_open()
             self._give_up()
-            self._backend.coming, self._held = matcher, True
+            self._runtime.coming, self._held = matcher, True
         while True:
             with self._lock:
                 self.require_open()
@@ -129,15 +129,15 @@ class Following:
     def calibrate(self, matcher: Matcher, calibration: Calibration) -> None:
         """Serve from these thresholds from now on, unless another embedder is used by now."""
         with self._lock:
-            used = self._backend.matcher
+            used = self._runtime.matcher
             if used.embedder is matcher.embedder:  # the scorer stays, and with it all that audits know
-                self._backend.matcher = replace(used, calibration=calibration)
+                self._runtime.matcher = replace(used, calibration=calibration)
 
     def take_along(self, entry: Entry, matcher: Matcher) -> None:
         """Make an entry that was stored with this matcher findable with those that take its place."""
-        backend = self._backend
-        coming = backend.coming  # first: it may become the one in use at any moment
-        for other in {id(one): one for one in (coming, backend.matcher) if one is not None}.values():
+        runtime = self._runtime
+        coming = runtime.coming  # first: it may become the one in use at any moment
+        for other in {id(one): one for one in (coming, runtime.matcher) if one is not None}.values():
             if other.embedder is matcher.embedder or entry.question is None:
                 continue
             try:
@@ -148,7 +148,7 @@ class Following:
                 other.vectors.table.set_vectors([row])
                 other.vectors.add(entry.namespace, entry.scope, vector)
             except IbidemError as error:  # it is embedded later
-                backend.faults.note("embed a question for the promoted model", error)
+                runtime.faults.note("embed a question for the promoted model", error)
 
     def close(self) -> None:
         """Close all but the matcher in use."""
@@ -160,14 +160,14 @@ class Following:
             self._retired = []
 
     def _exchange(self, matcher: Matcher) -> None:
-        used = self._backend.matcher
-        self._backend.adopt(matcher)
-        self._backend.coming = None
+        used = self._runtime.matcher
+        self._runtime.adopt(matcher)
+        self._runtime.coming = None
         self._retired.append((time.monotonic() + RETIRED_SECONDS, used))
-        self._backend.wake()
+        self._runtime.wake()
 
     def _give_up(self) -> None:
-        coming, self._backend.coming = self._backend.coming, None
+        coming, self._runtime.coming = self._runtime.coming, None
         if coming is not None:
             coming.vectors.close()
 
@@ -178,8 +178,8 @@ class Following:
             self._retired.pop(0)[1].vectors.close()
         if now < self._look_at:
             return bool(self._retired)
-        records = self._backend.records
-        for matcher in (self._backend.matcher, self._backend.coming):
+        records = self._runtime.records
+        for matcher in (self._runtime.matcher, self._runtime.coming):
             if matcher is not None:
                 records.embedders.use(matcher.fingerprint)
         if telemetry_is_on():
@@ -188,6 +188,6 @@ class Following:
         kept = promotion.fingerprints if promotion else frozenset()
         if records.embedders.forget(kept):
             return True
-        sweep_models(self._backend.settings, records)
+        sweep_models(self._runtime.settings, records)
         self._look_at = now + LOOK_SECONDS
         return bool(self._retired)

@@ -22,7 +22,7 @@ from ibidem.storage.rows import StoredVector
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import Embedder
-    from ibidem.runtime import Backend
+    from ibidem.runtime import Runtime
     from ibidem.storage.entries import Records
     from ibidem.storage.vectors import VectorTable
 
@@ -71,12 +71,12 @@ def promote_cache(
         CacheClosed: The cache was closed.
     """
     self._ready()
-    backend = _following(self)
+    runtime = _following(self)
     found = open_model_directory(directory)
     if not force:
         _require_better(found)
-    with backend.following.promoting:
-        return _promote(backend, found, progress or (lambda done, total: None))
+    with runtime.following.promoting:
+        return _promote(runtime, found, progress or (lambda done, total: None))
 
 
 def rollback_cache(self: SemanticCache) -> PromotionReport:
@@ -92,27 +92,27 @@ def rollback_cache(self: SemanticCache) -> PromotionReport:
         CacheClosed: The cache was closed.
     """
     self._ready()
-    backend = _following(self)
-    with backend.following.promoting:
-        records = backend.records
+    runtime = _following(self)
+    with runtime.following.promoting:
+        records = runtime.records
         now = read_promotion(records)
         if now is None:
             raise InvalidInput("there is nothing to roll back: no model was promoted here")
-        embedder = open_model(now.previous, backend.settings, records)
+        embedder = open_model(now.previous, runtime.settings, records)
         records.embedders.use(embedder.fingerprint)
         back = replace(now.previous, fingerprint=embedder.fingerprint)
         _switch(records, now, Promotion(back, now.current, time.time()))
-        backend.following.follow()
+        runtime.following.follow()
     return PromotionReport(back.fingerprint, now.current.fingerprint, changed=True)
 
 
-def _following(cache: SemanticCache) -> Backend:
-    if cache._backend.settings.embedder is not None:
+def _following(cache: SemanticCache) -> Runtime:
+    if cache._runtime.settings.embedder is not None:
         raise ConfigurationError(
             "this cache was opened with an embedder of its own, which no promotion replaces: open it "
             "without embedder= (and without IBIDEM_EMBEDDER)"
         )
-    return cache._backend
+    return cache._runtime
 
 
 def _require_better(found: ModelDirectory) -> None:
@@ -128,42 +128,42 @@ def _require_better(found: ModelDirectory) -> None:
         )
 
 
-def _promote(backend: Backend, found: ModelDirectory, progress: Progress) -> PromotionReport:
-    records, model = backend.records, Model(found.embedder.fingerprint, promoted=True)
+def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> PromotionReport:
+    records, model = runtime.records, Model(found.embedder.fingerprint, promoted=True)
     now = read_promotion(records)
-    used = now.current if now else Model(backend.matcher.fingerprint, promoted=False)
+    used = now.current if now else Model(runtime.matcher.fingerprint, promoted=False)
     records.embedders.use(model.fingerprint, KEPT_SECONDS)
     if MANIFEST_FILE not in records.models.names(model.id):
         for file in found.files:
             records.models.put(model.id, file)
-    kept = open_model(model, backend.settings, records)
+    kept = open_model(model, runtime.settings, records)
     started = time.perf_counter()
     checked = CheckedEmbedder(kept, records.meta_once)
     table = records.vectors_of(model.fingerprint)
-    embedded = embed_all(table, checked, partial(_tell, backend, progress))
+    embedded = embed_all(table, checked, partial(_tell, runtime, progress))
     seconds = time.perf_counter() - started
     if found.calibration is not None:
         adoption.adopt(records, model.fingerprint, found.calibration)
     changed = used.fingerprint != model.fingerprint
     if changed:
-        _exchange(backend, kept, now, Promotion(model, used, time.time()))
+        _exchange(runtime, kept, now, Promotion(model, used, time.time()))
     elif found.calibration is not None:  # the model is in use already: its thresholds may be others
-        backend.following.calibrate(backend.matcher, found.calibration)
+        runtime.following.calibrate(runtime.matcher, found.calibration)
     return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
 
 
-def _tell(backend: Backend, progress: Progress, done: int, total: int) -> None:
-    backend.following.require_open()
+def _tell(runtime: Runtime, progress: Progress, done: int, total: int) -> None:
+    runtime.following.require_open()
     progress(done, total)
 
 
-def _exchange(backend: Backend, embedder: Embedder, now: Promotion | None, then: Promotion) -> None:
+def _exchange(runtime: Runtime, embedder: Embedder, now: Promotion | None, then: Promotion) -> None:
     """Fill the vector index beside the one in use, then use it; others begin to follow at that moment."""
     try:
-        backend.following.prepare(embedder)
-        _switch(backend.records, now, then)
+        runtime.following.prepare(embedder)
+        _switch(runtime.records, now, then)
     finally:
-        backend.following.follow()
+        runtime.following.follow()
 
 
 def _switch(records: Records, now: Promotion | None, then: Promotion) -> None:

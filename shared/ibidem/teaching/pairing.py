@@ -36,9 +36,9 @@ def pairs_of_cache(self: SemanticCache, *, namespace: str | None = None, limit: 
     if namespace is not None:
         require_name("namespace", namespace)
     self.flush()
-    backend = self._backend
+    runtime = self._runtime
     miner = Miner(
-        backend.records, backend.embedder, backend.scorer, self.policy.threshold, self._admission.is_private
+        runtime.records, runtime.embedder, runtime.scorer, self.policy.threshold, self._admission.is_private
     )
     return miner.mine(namespace, limit)
 
@@ -57,5 +57,5 @@ def advise_cache(self: SemanticCache, *, namespace: str | None = None) -> Advise
     if namespace is not None:
         require_name("namespace", namespace)
     self.flush()
-    backend = self._backend
-    return advise(backend.records, backend.embedder, threshold=self.policy.threshold, namespace=namespace)
+    runtime = self._runtime
+    return advise(runtime.records, runtime.embedder, threshold=self.policy.threshold, namespace=namespace)

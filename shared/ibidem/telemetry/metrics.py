@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
-    from ibidem.runtime import Backend
+    from ibidem.runtime import Runtime
 
 
 SCOPE = "ibidem"  # of the instrumentation
@@ -53,12 +53,12 @@ class Instruments:
     Args:
         tracer: Where spans begin.
         meter: Where metrics go.
-        backends: Those that are open now. They are asked for at each collection and not held: a cache that
+        runtimes: Those that are open now. They are asked for at each collection and not held: a cache that
             was closed is gone.
     """
 
-    def __init__(self, tracer: Tracer, meter: Meter, backends: Callable[[], list[Backend]]) -> None:
-        self.tracer, self._backends = tracer, backends
+    def __init__(self, tracer: Tracer, meter: Meter, runtimes: Callable[[], list[Runtime]]) -> None:
+        self.tracer, self._runtimes = tracer, runtimes
         count = meter.create_counter
         self.lookups = count("ibidem.lookups", "{lookup}", "Requests looked up")
         self.duration = meter.create_histogram(
@@ -86,21 +86,21 @@ class Instruments:
         return getattr(self.lookups, "_real_instrument", self) is not None
 
     def _sizes(self, which: int, _: CallbackOptions) -> Iterable[Observation]:
-        for backend in self._backends():
-            if (size := _size(backend)) is not None:
-                yield Observation(size[which], {"ibidem.place": backend.place})
+        for runtime in self._runtimes():
+            if (size := _size(runtime)) is not None:
+                yield Observation(size[which], {"ibidem.place": runtime.place})
 
     def _queues(self, _: CallbackOptions) -> Iterable[Observation]:
-        for backend in self._backends():
-            for queue, length in backend.waiting().items():
-                yield Observation(length, {"ibidem.place": backend.place, "ibidem.queue": queue})
+        for runtime in self._runtimes():
+            for queue, length in runtime.waiting().items():
+                yield Observation(length, {"ibidem.place": runtime.place, "ibidem.queue": queue})
 
 
-def _size(backend: Backend) -> tuple[int, int] | None:
+def _size(runtime: Runtime) -> tuple[int, int] | None:
     """Entries and their bytes; None as long as the database is away."""
     with suppress(StorageError), hurried():
-        backend.check_process()  # the collector may be of a forked child
-        return backend.records.removal.size()
+        runtime.check_process()  # the collector may be of a forked child
+        return runtime.records.removal.size()
     return None
 
 
@@ -113,9 +113,9 @@ def shared() -> Instruments:
 @cache
 def _made() -> Instruments:
     from ibidem import __version__
-    from ibidem.runtime import backends
+    from ibidem.runtime import runtimes
 
-    return Instruments(trace.get_tracer(SCOPE, __version__), metrics.get_meter(SCOPE, __version__), backends)
+    return Instruments(trace.get_tracer(SCOPE, __version__), metrics.get_meter(SCOPE, __version__), runtimes)
 
 
 MOST = 100  # values of one attribute; what comes later is told as `_OTHER`, the conventions' word

@@ -33,7 +33,7 @@ def fill(folder: Path, batches: Iterable[Batch], *, indexed: bool) -> None:
         indexed: Whether there are so many that they belong into the vector index.
     """
     with ibidem.open(folder) as cache:  # makes the tables
-        fingerprint = cache._backend.embedder.fingerprint
+        fingerprint = cache._runtime.embedder.fingerprint
     settings, number = read_settings(path=folder), number_of(fingerprint)
     records = open_records(settings)
     engine = open_engine(sqlite_url(settings.path / "ibidem.sqlite3"))

@@ -187,7 +187,7 @@ def log(options: argparse.Namespace, folder: Path) -> None:
         for count in (0, options.most // 10, options.most):
             row = LookupRow(time.time(), "", "s", "q", "exact", "", "e", 1.0, 0.001, 100)
             if count > written:
-                cache._backend.records.lookups.add([row] * (count - written))
+                cache._runtime.records.lookups.add([row] * (count - written))
             written = count
             asked = (Request(questions.reworded(at + written)) for at in range(options.calls))
             _row(f"{count:,}", cache, asked)
