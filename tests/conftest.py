@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,24 @@ def pytest_collection_finish() -> None:
     """What the imports left is in use until the end: a test that collects garbage need not look at it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that tests start, also where this one was begun in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _event_loop_of_the_main_thread() -> Iterator[None]:
+    """Set an event loop, and close it at the end.
+
+    LlamaIndex counts tokens with `asyncio.get_event_loop()`, which makes one where none was ever set. Nobody
+    would close that one, and the garbage collector would complain of it in any later test.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    loop.close()
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,8 @@ class Housekeeping:
         self.ranking = removal.ranking()  # ranks as the entries are ranked
         self.evicted = self.expired = 0  # entries deleted by this process
         self._entries = self._bytes = 0
-        self._stores = self._counted = 0  # stores so far, and as of the last count
+        self._stores = self._stored_bytes = 0  # so far
+        self._counted = 0  # stores as of the last count
         self._purge_at = self._count_at = 0.0
 
     def tighten(self, bounds: Bounds, sliding: bool) -> None:
@@ -57,7 +58,7 @@ class Housekeeping:
     def grown(self, size: int) -> None:
         """An entry of so many bytes was stored; it may have replaced another."""
         with self._lock:
-            self._stores += 1
+            self._stores, self._stored_bytes = self._stores + 1, self._stored_bytes + size
             self._entries, self._bytes = self._entries + 1, self._bytes + size
 
     def work(self) -> bool:
@@ -104,11 +105,16 @@ class Housekeeping:
         if not self.bounds.limited:
             self._count_at = now + RECOUNT_SECONDS
             return
-        stores = self._stores  # what is stored while it counts may be missed, and is not taken for counted
+        with self._lock:
+            stores, stored_bytes = self._stores, self._stored_bytes
         entries, size = self._removal.size()
         floor = self._removal.floor()
         with self._lock:
-            self._entries, self._bytes, self._counted = entries, size, stores
+            # The count may have missed what was stored meanwhile. Taken for twice, it is counted again before
+            # anything is evicted; missed, it would stay beyond the bound until the next count.
+            self._entries = entries + self._stores - stores
+            self._bytes = size + self._stored_bytes - stored_bytes
+            self._counted = stores
             self.floor = max(self.floor, floor)  # other processes evict, too
             self._count_at = now + RECOUNT_SECONDS
 

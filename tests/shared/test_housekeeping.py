@@ -34,12 +34,16 @@ class Process:
     def store(self, *names: str) -> None:
         """Store an entry of each name, then evict what is too much."""
         for name in names:
-            answer = Answer("x", input_tokens=100, output_tokens=0)
-            entry = Entry(digest(name), "", "", None, "", False, answer, created=time.time())
-            self.records.put(entry, None, self.house.bounds, self.house.floor)
-            self.house.grown(size_of(entry))
+            self.add(name)
         while self.house.work():
             pass
+
+    def add(self, name: str) -> None:
+        """Store an entry of this name."""
+        answer = Answer("x", input_tokens=100, output_tokens=0)
+        entry = Entry(digest(name), "", "", None, "", False, answer, created=time.time())
+        self.records.put(entry, None, self.house.bounds, self.house.floor)
+        self.house.grown(size_of(entry))
 
     def holds(self, name: str) -> bool:
         """Whether the entry of this name is still there."""
@@ -66,6 +70,27 @@ def test_what_is_stored_again_evicts_nothing(processes) -> None:
     for _ in range(3):
         one.store(*names("a", BOUND))
     assert all(map(one.holds, names("a", BOUND)))
+
+
+@pytest.mark.parametrize("counted_first", [True, False])
+def test_what_is_stored_during_a_count_is_not_forgotten(processes, monkeypatch, counted_first: bool) -> None:
+    """Whether the count has seen it or not: the bound holds afterwards, and no more than needed goes."""
+    one, _ = processes
+    one.store(*names("a", BOUND))
+    count = one.records.removal.size
+    late = iter([names("b", 10)])
+
+    def stored_meanwhile() -> tuple[int, int]:
+        found = count() if counted_first else None
+        for name in next(late, ()):
+            one.add(name)
+        return found or count()
+
+    monkeypatch.setattr(one.records.removal, "size", stored_meanwhile)
+    one.house._count_at = 0.0  # a minute later
+    one.store()
+
+    assert BOUND - 1 <= count()[0] <= BOUND
 
 
 def test_what_others_deleted_makes_room(processes) -> None:
