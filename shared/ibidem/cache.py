@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.deadline import hurried
+from ibidem._util.deadline import deadline
 from ibidem.answering import Answering
 from ibidem.audits.auditor import Auditor
 from ibidem.costs import Prices, read_prices
@@ -134,7 +134,7 @@ class SemanticCache(Answering, Correcting):
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
         try:
-            with hurried():
+            with deadline():
                 result = self._finder.find(request, now, max_age, private)
         except IndexUnavailable as error:
             self._runtime.faults.note("search by meaning", error)
@@ -185,7 +185,7 @@ class SemanticCache(Answering, Correcting):
         try:
             reason = self._admission.refusal(request, answer)
             if not reason:
-                with hurried():
+                with deadline():
                     reason = self._keeper.keep(request, answer, self._runtime.clock(), ttl, labels)
             if not reason:
                 self._finder.refreshed(request.key)

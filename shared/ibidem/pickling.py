@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.urls import shown_url
+from ibidem._util.urls import redact_url
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, ConfigurationError, InvalidInput
 from ibidem.opening import parts_of
@@ -148,7 +148,7 @@ def _is_secret(name: str, value: Any) -> bool:
     if name not in ("database", "chroma") or value is None:
         return False
     # In front of a Chroma server a bare user may be a token.
-    return bool(shown_url(value, user=name == "database") != value)
+    return bool(redact_url(value, user=name == "database") != value)
 
 
 def _placed(value: Any) -> Any:

@@ -96,7 +96,7 @@ class Runtime:
                 "redact the logs": self._mask,
             },
             self.faults,
-            leisure={
+            idle_jobs={
                 "renew the vector index": lambda: self.matcher.vectors.renew(),
                 "embed examples": lambda: self.selector.work(),
                 "follow a promotion": self.following.step,

@@ -15,7 +15,7 @@ from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ibidem._util.urls import shown_url
+from ibidem._util.urls import redact_url
 from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.lifecycle.eviction import Bounds, Eviction
 from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Lifetime
@@ -225,7 +225,7 @@ def _said(problem: Any) -> str:
         return f"there is no such setting; there are {', '.join(Settings.model_fields)}"
     given = problem["input"]
     if problem["loc"][0] in ("database", "chroma"):  # whose URLs may hold passwords
-        shown = repr(shown_url(given, user=False)) if isinstance(given, str) else type(given).__name__
+        shown = repr(redact_url(given, user=False)) if isinstance(given, str) else type(given).__name__
     else:
         shown = repr(given)
     return f"{problem['msg'].removeprefix('Value error, ')} (not {shown})"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ibidem._util.text import normalized
+from ibidem._util.text import normalize
 from ibidem.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def normalise(question: str) -> str:
 
     Case, punctuation and blanks within stay: whether they matter is for the decision to say.
     """
-    return normalized("NFC", question).strip()
+    return normalize("NFC", question).strip()
 
 
 def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:

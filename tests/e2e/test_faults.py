@@ -17,14 +17,14 @@ import pytest
 import sqlalchemy
 
 import ibidem
-from ibidem._util.deadline import HURRIED_SECONDS
+from ibidem._util.deadline import DEADLINE_SECONDS
 from tests.e2e.load import Load
 from tests.e2e.test_processes import by_meaning, exact, open_cache, store
 from tests.helpers import answer, eventually, reworded
 from tests.servers import ChromaServer, PostgresServer, running_chroma, running_postgres_server
 
 OPEN = 0.050  # what a lookup may cost while it is known that the server is down
-FIRST = HURRIED_SECONDS + 0.7  # and what it may cost to find out, on a machine that does much else
+FIRST = DEADLINE_SECONDS + 0.7  # and what it may cost to find out, on a machine that does much else
 KNOWN = 20
 
 

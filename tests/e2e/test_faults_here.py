@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem._util.deadline import HURRIED_SECONDS
+from ibidem._util.deadline import DEADLINE_SECONDS
 from ibidem.index import search as lacking
 from ibidem.index import search as vectors
 from ibidem.lifecycle.rules import CLOCK_SKEW
@@ -137,8 +137,8 @@ def test_sqlite_locked(tmp_path: Path, kind: str) -> None:
             assert "error" in found[1]
             time.sleep(1.0)
             assert locker.ask("") == "free"
-        assert looked < (0.5 if kind == "writes" else HURRIED_SECONDS + 0.7)
-        assert stored < HURRIED_SECONDS + 0.7
+        assert looked < (0.5 if kind == "writes" else DEADLINE_SECONDS + 0.7)
+        assert stored < DEADLINE_SECONDS + 0.7
         store(cache, 2)
         assert exact(cache, 2) == f"exact: {answer(2)}"
         assert eventually(cache.flush, 20)

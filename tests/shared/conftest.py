@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def _slow_disks_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store gives up after a second; a test that asks for no faults must not depend on the disk."""
-    monkeypatch.setattr("ibidem.storage.engine.HURRIED_SECONDS", 30.0)
+    monkeypatch.setattr("ibidem.storage.engine.DEADLINE_SECONDS", 30.0)

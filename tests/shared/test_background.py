@@ -1,4 +1,4 @@
-"""The background thread, faults and locks."""
+"""The background thread, faults and fork-safe locks."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_a_failing_job_does_not_stop_the_others() -> None:
     assert set(faults.counts()) == {"fail: ValueError"}
 
 
-def test_a_job_that_finds_the_database_away_is_tried_again_by_itself(monkeypatch) -> None:
-    """Without a wake; until then `flush` says that something is left."""
-    monkeypatch.setattr("ibidem._util.background.AGAIN_SECONDS", 0.05)
+def test_a_job_is_retried_by_itself_when_the_database_was_unavailable(monkeypatch) -> None:
+    """Without a wake; until then `flush` returns False."""
+    monkeypatch.setattr("ibidem._util.background.RETRY_SECONDS", 0.05)
     faults, away, done = Faults(), [True], threading.Event()
 
     def write() -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import Answer, Miss, Request
-from ibidem._util.text import hides, shown, without
+from ibidem._util.text import has_hidden, reveal_invisible, strip_invisible
 from ibidem.cache import SemanticCache
 from ibidem.matching.guards import vetoed_by
 from ibidem.review.showing import readable
@@ -84,8 +84,8 @@ def test_whatever_else_is_invisible_hides_something() -> None:
     """Every format character, variation selector, filler and control, before, within and after words."""
     for c in HIDDEN:
         for text in (f"{c}{PLAIN}", f"What is{c} it", f"wh{c}at", f"{PLAIN}{c}"):
-            assert hides(text), ascii(text)
-            assert vetoed_by(text, without(text)) == "invisible", ascii(text)
+            assert has_hidden(text), ascii(text)
+            assert vetoed_by(text, strip_invisible(text)) == "invisible", ascii(text)
             assert readable(text) == text.replace(c, SIGN), ascii(text)
 
 
@@ -93,12 +93,12 @@ def test_whatever_else_is_invisible_hides_something() -> None:
 def test_one_that_stands_alone_is_nothing_and_is_shown(c: str) -> None:
     """Several beside each other can say something: they hide it."""
     for text in (f"What{c} is the number of the bank?", f"What is the num{c}ber of the{c} bank?", PLAIN + c):
-        assert not hides(text)
+        assert not has_hidden(text)
         assert vetoed_by(text, PLAIN) is None
-        assert without(text) == PLAIN
+        assert strip_invisible(text) == PLAIN
         assert readable(text) == text.replace(c, SIGN)
     for run in (c + c, *(c + other for other in HIDDEN[:40])):
-        assert hides(PLAIN + run)
+        assert has_hidden(PLAIN + run)
         assert SIGN * 2 in readable(PLAIN + run)
 
 
@@ -108,8 +108,8 @@ def test_what_is_seen_is_compared_and_stays(text: str) -> None:
     question = f"What does {text} mean?"
     bare = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Sk", "Me"))
 
-    assert not hides(question)
-    assert without(question) == readable(question) == question
+    assert not has_hidden(question)
+    assert strip_invisible(question) == readable(question) == question
     if bare != text:
         assert vetoed_by(question, f"What does {bare} mean?") is not None
     others = (other for other in (*EMOJI[::7], *WRITTEN) if other != text)
@@ -134,7 +134,7 @@ def test_what_is_seen_is_compared_and_stays(text: str) -> None:
 )
 def test_broken_sequences_hide_something(text: str) -> None:
     """A picture or an Arabic letter is no place for any text."""
-    assert hides(text)
+    assert has_hidden(text)
     assert SIGN in readable(text)
 
 
@@ -163,10 +163,10 @@ def test_a_lone_zero_width_space_is_found_by_meaning(cache: SemanticCache) -> No
 def test_shown_and_compared_agree(parts: list[str]) -> None:
     """All is seen in what is shown; what hides something is not what counts as nothing; twice is as once."""
     text = "".join(parts)
-    seen = shown(text)
+    seen = reveal_invisible(text)
 
-    assert not hides(seen)
-    assert not hides(without(text))
-    assert len(without(text)) <= len(text)
-    assert shown(seen) == seen
-    assert hides(text) or vetoed_by(text, without(text)) is None
+    assert not has_hidden(seen)
+    assert not has_hidden(strip_invisible(text))
+    assert len(strip_invisible(text)) <= len(text)
+    assert reveal_invisible(seen) == seen
+    assert has_hidden(text) or vetoed_by(text, strip_invisible(text)) is None

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
-from ibidem._util.files import append_private, locked, opener, write_private
+from ibidem._util.files import append_private, lock_file, private_opener, write_private
 from ibidem.cli.main import app
 from ibidem.errors import InvalidInput
 from ibidem.teaching.labelling import Lesson, teach
@@ -44,7 +44,7 @@ def append(path: Path) -> None:
 
 def overwrite(path: Path) -> None:
     """As `open` does it."""
-    with open(path, "wb", opener=opener) as file:
+    with open(path, "wb", opener=private_opener) as file:
         file.write(b"secret")
 
 
@@ -202,7 +202,7 @@ def some(count: int) -> list[QuestionPair]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a lock."""
-    monkeypatch.setattr("ibidem._util.files._MOMENT", 0.05)
+    monkeypatch.setattr("ibidem._util.files._LOCK_SECONDS", 0.05)
 
 
 def test_a_second_run_is_told_who_holds_the_file(tmp_path: Path, hasty: None) -> None:
@@ -253,17 +253,17 @@ def test_a_lock_is_free_after_an_error(tmp_path: Path, hasty: None) -> None:
     file = tmp_path / "out"
 
     def fail_within() -> None:
-        with locked(file):
+        with lock_file(file):
             for name, held in ((file, True), (tmp_path / "other", False)):
                 message = f"process {os.getpid()}"
-                with pytest.raises(InvalidInput, match=message) if held else nullcontext(), locked(name):
+                with pytest.raises(InvalidInput, match=message) if held else nullcontext(), lock_file(name):
                     pass
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_within()
-    with locked(file):
+    with lock_file(file):
         pass
-    with pytest.raises(FileNotFoundError), locked(tmp_path / "none" / "out"):
+    with pytest.raises(FileNotFoundError), lock_file(tmp_path / "none" / "out"):
         pass
     assert not (tmp_path / "none").exists()

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Example, Request, StorageError
-from ibidem._util.deadline import hurried
+from ibidem._util.deadline import deadline
 from ibidem.errors import StorageUnavailable
 from ibidem.storage.engine import set_aside_if_damaged, writing
 from ibidem.storage.entries import Records
@@ -193,13 +193,13 @@ def test_threads_write_in_turn(records: Records, monkeypatch) -> None:
     """More than there are connections; who waits too long is told, and nobody waits longer for it."""
 
     def write(n: int) -> None:
-        with hurried():
+        with deadline():
             records.set_meta(f"thread {n}", "wrote")
 
     with ThreadPoolExecutor(40) as pool:
         for done in [pool.submit(write, n) for n in range(40)]:
             done.result(10)
-        monkeypatch.setattr("ibidem.storage.engine.HURRIED_SECONDS", 0.05)
+        monkeypatch.setattr("ibidem.storage.engine.DEADLINE_SECONDS", 0.05)
         with (
             writing(records._engine),
             pytest.raises(StorageUnavailable, match="database is locked"),

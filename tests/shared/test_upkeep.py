@@ -249,7 +249,7 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
         assert cache.store(Request(question(n), namespace="kept"), Answer(answer(n)))
         assert finds(cache, n, "kept")
     replaced = eventually(
-        lambda: vectors._index.name != old and not cache._runtime._background._unhurried, 30
+        lambda: vectors._index.name != old and not cache._runtime._background._idle_work_left, 30
     )
     stop.set()
     for thread in threads:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ibidem
-from ibidem._util.urls import shown_url, without_secrets
+from ibidem._util.urls import redact_secrets, redact_url
 from ibidem.cli.main import app
 from ibidem.errors import ConfigurationError, IbidemError, StorageError
 from ibidem.settings import Settings, read_settings
@@ -56,7 +56,7 @@ def urls(draw: st.DrawFn) -> str:
 @settings(deadline=None, max_examples=150)
 def test_no_password_is_shown(url: str) -> None:
     """Whatever the URL is, nothing of the password is left of it."""
-    assert SECRET not in shown_url(url)
+    assert SECRET not in redact_url(url)
 
 
 @given(CHARACTERS, st.sampled_from(("u:{}@h/x", "h/x?password={}", "h/x?a=b&sslmode={}")))
@@ -66,7 +66,7 @@ def test_no_message_of_a_driver_quotes_it(more: str, url: str) -> None:
     secret = f"#{SECRET}{more}"
     written = "postgresql://" + url.format(quote(secret, safe=""))
 
-    assert SECRET not in without_secrets(f'invalid sslmode value: "{secret}" in {written}', written)
+    assert SECRET not in redact_secrets(f'invalid sslmode value: "{secret}" in {written}', written)
 
 
 # The thread that tries a server again waits for a random time, perhaps while the next URL is drawn.
@@ -97,7 +97,7 @@ def test_an_unusable_url_is_a_storage_error_without_its_password(tmp_path: Path,
 )  # fmt: skip
 def test_what_is_no_secret_is_shown(url: str, shown: str) -> None:
     """Who has several databases must see which one is meant."""
-    assert shown_url(url) == shown
+    assert redact_url(url) == shown
 
 
 @pytest.mark.parametrize("port", ["notaport", "99999999", "-1", "5432x", "٣"])

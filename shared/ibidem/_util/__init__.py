@@ -1,1 +1,1 @@
-"""Small tools that know nothing of a cache."""
+"""Helpers that know nothing of caching."""

@@ -1,4 +1,4 @@
-"""What a forked child needs: locks that it can use, and objects of its parent that it must not destroy."""
+"""Locks and objects that survive a fork, a thread pool for async callers, and an LRU mapping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-_all: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+WORKERS = 8  # lookups wait for SQL and onnxruntime, which let other threads run
+
+_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+_kept_alive: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 class ForkSafeLock:
@@ -21,17 +28,17 @@ class ForkSafeLock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        _all.add(self)
+        _locks.add(self)
 
     def __reduce__(self) -> tuple[type[ForkSafeLock], tuple[()]]:
-        return ForkSafeLock, ()  # a copy of what it guards has a lock of its own
+        return ForkSafeLock, ()  # a copied object has a lock of its own
 
     def acquire(self, seconds: float) -> bool:
-        """Wait so long at most; whether it is held now, to be given back with `release`."""
+        """Wait up to `seconds` for the lock; return whether it is held now."""
         return self._lock.acquire(timeout=seconds)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -40,44 +47,38 @@ class ForkSafeLock:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def renew(self) -> None:
-        """Forget who holds it."""
+    def reset(self) -> None:
+        """Free the lock, whoever holds it."""
         self._lock = threading.Lock()
 
 
-def _renew_all() -> None:
-    for lock in tuple(_all):
-        lock.renew()
+def keep_alive_after_fork(*objects: object) -> None:
+    """Never destroy these objects in a forked child: that would reach for the parent's files or threads."""
+    for one in objects:
+        _kept_alive.add(one)
 
 
-_undying: weakref.WeakSet[object] = weakref.WeakSet()
+def _reset_locks() -> None:
+    for lock in tuple(_locks):
+        lock.reset()
 
 
-def undying(*things: object) -> None:
-    """A forked child never destroys these: that would reach for the parent's files or threads."""
-    for thing in things:
-        _undying.add(thing)
-
-
-def _keep_all() -> None:
-    for thing in tuple(_undying):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+def _keep_objects_alive() -> None:
+    for one in tuple(_kept_alive):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
-    os.register_at_fork(after_in_child=_keep_all)
+    os.register_at_fork(after_in_child=_reset_locks)
+    os.register_at_fork(after_in_child=_keep_objects_alive)
 
 
-T = TypeVar("T")
-WORKERS = 8  # lookups wait for SQL and onnxruntime, which let other threads run
-
-_lock = ForkSafeLock()
-_pool: tuple[int, ThreadPoolExecutor] | None = None
+_pool_lock = ForkSafeLock()
+_pool: tuple[int, ThreadPoolExecutor] | None = None  # with the process that it belongs to
 
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
-    """What `work(*args)` gives, computed in a thread with the caller's context variables.
+    """Run `work(*args)` in a thread, with the caller's context variables, and return its result.
 
     The threads are Ibidem's own: a program that fills asyncio's pool with work that waits for a model would
     otherwise wait for itself. Where no thread can be had (the interpreter is ending), it runs at once.
@@ -86,34 +87,30 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
 
     call = partial(contextvars.copy_context().run, work, *args)
     try:
-        future = asyncio.get_running_loop().run_in_executor(_threads(), call)
+        future = asyncio.get_running_loop().run_in_executor(_thread_pool(), call)
     except RuntimeError:
         return call()
     return await future
 
 
-def _threads() -> ThreadPoolExecutor:
-    """The pool of this process; a forked child needs its own."""
+def _thread_pool() -> ThreadPoolExecutor:
+    """Return the pool of this process; a forked child needs its own."""
     global _pool
-    with _lock:
+    with _pool_lock:
         if _pool is None or _pool[0] != os.getpid():
             _pool = (os.getpid(), ThreadPoolExecutor(WORKERS, thread_name_prefix="ibidem-async"))
         return _pool[1]
 
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
 class BoundedDict(Generic[K, V]):
-    """At most `size` entries; the least recently used one makes room for a new one."""
+    """An LRU mapping: at most `size` entries; a new one replaces the least recently used."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """The value of `key`, which is then the last to be forgotten; None if unknown."""
+        """Return the value of `key` and mark it as the most recently used; None if absent."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
@@ -127,11 +124,11 @@ class BoundedDict(Generic[K, V]):
             self._entries.popitem(last=False)
 
     def pop(self, key: K) -> V | None:
-        """Remove `key` and return its value; None if unknown."""
+        """Remove `key` and return its value; None if absent."""
         return self._entries.pop(key, None)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._entries.clear()
 
     def __iter__(self) -> Iterator[V]:

@@ -1,4 +1,4 @@
-"""How long the present thread waits for servers: little in a lookup or a store, long in the background."""
+"""Per-thread deadline for calls to database and vector servers."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HURRIED_SECONDS = 1.0  # what one lookup, or one store, waits for servers in all
-PATIENT_SECONDS = 30.0  # what anything else waits for one answer
-LEAST_SECONDS = 0.05  # the last of several answers gets so long, however late the others were
+DEADLINE_SECONDS = 1.0  # what one lookup, or one store, spends on servers in all
+DEFAULT_SECONDS = 30.0  # the timeout of each call without a deadline, as in the background
+MIN_SECONDS = 0.05  # the timeout of the last of several calls, however late the others were
 
 
-class _Left(threading.local):
-    seconds: float | None = None  # of the lookup under way; None where nobody waits
-    since: float | None = None  # when the wait under way began
+class _Budget(threading.local):
+    seconds: float | None = None  # left of the deadline; None without one
+    charged_since: float | None = None  # when the call that is being charged began
 
 
-_left = _Left()
+_budget = _Budget()
 
 
-class hurried:
-    """Somebody waits: this thread gives its servers `HURRIED_SECONDS` in all, until the block ends."""
+class deadline:
+    """Give the calls of this thread a deadline of `seconds` in all, until the block ends."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = DEADLINE_SECONDS if seconds is None else seconds
 
     def __enter__(self) -> None:
-        self._before, _left.seconds = _left.seconds, HURRIED_SECONDS
+        self._before, _budget.seconds = _budget.seconds, self._seconds
 
     def __exit__(self, *_: object) -> None:
-        _left.seconds = self._before
+        _budget.seconds = self._before
 
 
-def in_a_hurry() -> bool:
-    """Whether somebody waits for this thread."""
-    return _left.seconds is not None
+def has_deadline() -> bool:
+    """Return whether this thread has a deadline."""
+    return _budget.seconds is not None
 
 
-def allowance() -> float:
-    """Seconds that the next answer may take."""
-    if _left.seconds is None:
-        return PATIENT_SECONDS
-    spent = 0.0 if _left.since is None else time.monotonic() - _left.since
-    return max(LEAST_SECONDS, _left.seconds - spent)
+def remaining() -> float:
+    """Return the timeout of the next call, in seconds."""
+    if _budget.seconds is None:
+        return DEFAULT_SECONDS
+    since = _budget.charged_since
+    spent = 0.0 if since is None else time.monotonic() - since
+    return max(MIN_SECONDS, _budget.seconds - spent)
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
-    """Take what this block lasts from the allowance: connecting, asking, and waiting for one's turn."""
-    started = _left.since = time.monotonic()
+def charge() -> Iterator[None]:
+    """Charge the time of this block to the deadline: connecting, waiting for a lock, the call itself."""
+    started = _budget.charged_since = time.monotonic()
     try:
         yield
     finally:
-        _left.since = None
-        if _left.seconds is not None:
-            _left.seconds -= time.monotonic() - started
+        _budget.charged_since = None
+        if _budget.seconds is not None:
+            _budget.seconds -= time.monotonic() - started

@@ -1,4 +1,4 @@
-"""What went wrong inside and was kept from the caller: counted, and logged once per cause."""
+"""Failures that are kept from the caller: counted, and logged once per cause."""
 
 from __future__ import annotations
 
@@ -16,69 +16,69 @@ _listener: Callable[[str, str], None] | None = None
 
 
 def listen(listener: Callable[[str, str], None]) -> None:
-    """Have every failure of the process told to this, by its cause and the class that was raised, if one was.
+    """Call `listener` for every failure of the process.
 
-    There is one listener; it must not raise.
+    Its arguments are the cause and the class of the exception ("" without one). There is one
+    listener; it must not raise.
     """
     global _listener
     _listener = listener
 
 
 class Faults:
-    """Counts of failures by cause. Thread-safe."""
+    """Counts failures by cause. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
         self._counts: dict[str, int] = {}
 
     def __reduce__(self) -> tuple[type[Faults], tuple[()]]:
-        return Faults, ()  # a copy of what failed has not failed yet
+        return Faults, ()  # a copied object has not failed yet
 
-    def note(self, doing: str, error: BaseException) -> None:
+    def note(self, operation: str, error: BaseException) -> None:
         """Count a failure that was kept from the caller.
 
         Messages of foreign errors can quote prompts or headers: they are logged at debug level only.
         """
         kind = type(error).__name__
-        told = f"{kind}: {error}" if isinstance(error, (IbidemError, OSError)) else kind
-        cause = f"{doing}: {kind}"
-        self.count(cause, f"failed to {doing} and went on without it ({told})", kind)
-        about = {"event.name": "ibidem.fault.detail", "ibidem.fault": cause, "error.type": kind}
-        log.debug("Ibidem failed to %s", doing, exc_info=error, extra=about)
+        shown = f"{kind}: {error}" if isinstance(error, (IbidemError, OSError)) else kind
+        cause = f"{operation}: {kind}"
+        self.count(cause, f"failed to {operation} and went on without it ({shown})", kind)
+        attributes = {"event.name": "ibidem.fault.detail", "ibidem.fault": cause, "error.type": kind}
+        log.debug("Ibidem failed to %s", operation, exc_info=error, extra=attributes)
 
     def attempt(
-        self, doing: str, work: Callable[[], T], *, refused: str = "does not cache a call"
+        self, operation: str, work: Callable[[], T], *, refused: str = "does not cache a call"
     ) -> T | None:
-        """What `work` gives, or None if it fails: the caller's program goes on without it.
+        """Return the result of `work`, or None if it fails: the caller's program goes on without it.
 
-        For adapters. What must not be cached (`NotCacheable`) is counted by its cause; the log says what
-        was `refused`.
+        For adapters. `NotCacheable` is counted by its cause; the log says what was `refused`.
         """
         try:
             return work()
         except NotCacheable as reason:
             self.count(reason.cause, f"{refused} ({reason})")
         except Exception as error:
-            self.note(doing, error)
+            self.note(operation, error)
         return None
 
     def count(self, cause: str, message: str, kind: str = "") -> None:
-        """Count something by its cause; the first time it is logged as a warning, then at debug level.
+        """Count an event by its cause; log it as a warning the first time, then at debug level.
 
-        `kind` is the class that was raised, if one was.
+        `kind` is the class of the exception, if there was one.
         """
         with self._lock:
-            seen = self._counts.get(cause, 0)
-            self._counts[cause] = seen + 1
-        level = logging.DEBUG if seen else logging.WARNING
-        about = {"event.name": "ibidem.fault", "ibidem.fault": cause, "ibidem.fault.count": seen + 1}
+            before = self._counts.get(cause, 0)
+            self._counts[cause] = before + 1
+        level = logging.DEBUG if before else logging.WARNING
+        attributes = {"event.name": "ibidem.fault", "ibidem.fault": cause, "ibidem.fault.count": before + 1}
         if kind:
-            about["error.type"] = kind
-        log.log(level, "Ibidem %s; logged once, counted from now on", message, extra=about)
+            attributes["error.type"] = kind
+        log.log(level, "Ibidem %s; logged once, counted from now on", message, extra=attributes)
         if _listener is not None:
             _listener(cause, kind)
 
     def counts(self) -> dict[str, int]:
-        """Failures so far, by `"<what>: <error class>"`."""
+        """Return the failures so far, by `"<operation>: <error class>"`."""
         with self._lock:
             return dict(self._counts)

@@ -1,4 +1,4 @@
-"""Files that hold questions: for their owner only, from the moment they exist, whatever the umask says."""
+"""Private files: readable by their owner only, from the moment they exist, whatever the umask says."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import filelock
 from ibidem.errors import InvalidInput
 
 OWNER_ONLY = 0o600  # of files; directories are made with 0o700
-_MOMENT = 2.0  # seconds: as long as another process may look into a file
+_LOCK_SECONDS = 2.0  # a process that only looks into a file holds it for less
 
 
-def opener(path: str, flags: int) -> int:
-    """For `open(..., opener=opener)`: a file that it makes is private, and one that was there becomes so."""
+def private_opener(path: str, flags: int) -> int:
+    """Open for `open(..., opener=private_opener)`: new files are private, existing ones become so."""
     handle = os.open(path, flags, OWNER_ONLY)
     if os.name == "posix" and stat.S_ISREG(os.fstat(handle).st_mode):
         with suppress(OSError):  # somebody else's, to which we may write
@@ -28,12 +28,12 @@ def opener(path: str, flags: int) -> int:
 
 
 def write_private(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file, in one move: who had the old one open does not see the new one. Raises `OSError`.
+    """Write a file atomically: readers of the old one do not see the new one. Raises `OSError`.
 
-    What is no regular file (a terminal, a pipe, a link) is written to as it is.
+    Other than regular files (a terminal, a pipe, a link) are written to in place.
     """
     if not _is_replaceable(path):
-        with open(path, "wb", opener=opener) as file:
+        with open(path, "wb", opener=private_opener) as file:
             file.writelines(parts)
         return
     handle, beside = tempfile.mkstemp(prefix=".ibidem-", dir=path.parent)  # with OWNER_ONLY
@@ -48,10 +48,10 @@ def write_private(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def append_private(path: Path) -> IO[bytes]:
-    """Open a file to append to it; one that others could read is copied first. Raises `OSError`."""
+    """Open a file for appending; one that others could read is copied first. Raises `OSError`."""
     if os.name == "posix" and path.exists() and _is_replaceable(path) and path.stat().st_mode & 0o077:
         write_private(path, [path.read_bytes()])
-    return open(path, "ab", buffering=0, opener=opener)
+    return open(path, "ab", buffering=0, opener=private_opener)
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -62,11 +62,11 @@ def _is_replaceable(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file against other runs; one that is killed holds it no more.
+def lock_file(path: Path) -> Iterator[None]:
+    """Lock a file against other runs, until the block ends or the process is killed.
 
     Raises:
-        InvalidInput: Another run holds it; the message says which.
+        InvalidInput: Another run has locked it; the message says which.
         OSError: It cannot be locked.
     """
     path = path.resolve()
@@ -75,7 +75,7 @@ def locked(path: Path) -> Iterator[None]:
         return
     path.parent.stat()  # filelock would make the directory
     mark = path.with_name(f".{path.name}.held")
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=_MOMENT, mode=OWNER_ONLY)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_SECONDS, mode=OWNER_ONLY)
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -1,15 +1,15 @@
-"""Characters that nobody sees: which belong to what is seen, which count as nothing, which hide something.
+"""Unicode: invisible characters and normalization.
 
 Language models read characters that no font draws, embeddings skip them, and people do not see them at all.
-So a text is read in three ways:
+Each invisible character is one of three kinds:
 
-* part of what is seen: emoji sequences (joined, with skin tones, keycaps, variation selector 16), the flags
+* part of visible text: emoji sequences (joined, with skin tones, keycaps, variation selector 16), the flags
   of England, Scotland and Wales (UTS #51), and joiners between or after letters of scripts that are written
   with them (UAX #31, section 2.3, and UTS #39 name these contexts). They are compared like letters;
-* nothing: a zero-width space, a byte order mark or a soft hyphen, if it stands alone;
+* ignored: a zero-width space, a byte order mark or a soft hyphen, if it stands alone;
 * hidden: all else that is ignorable by default (`Default_Ignorable_Code_Point` of the Unicode Character
   Database), format and control characters, among them the tags, the bidirectional controls (UAX #9), and
-  blanks that are letters to programs (Hangul fillers, the empty Braille pattern). What they say is not known.
+  blanks that are letters to programs (Hangul fillers, the empty Braille pattern). They can carry any message.
 
 Pure, and one pass over the text.
 """
@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from itertools import groupby
 from typing import Literal
 
-# What can be invisible at all. C0 and C1 controls but tab and line ends; soft hyphen; combining grapheme
-# joiner; Arabic letter mark; Hangul, Khmer and Mongolian fillers, vowels and selectors; zero-width and
+# All that can be invisible: C0 and C1 controls but tab and line ends; soft hyphen; combining grapheme joiner;
+# Arabic letter mark; Hangul, Khmer and Mongolian fillers, vowels and selectors; zero-width and
 # bidirectional controls; the empty Braille pattern; variation selectors; byte order mark; interlinear
 # annotation; controls of hieroglyphs, shorthand and music; tags and plane 14. Arabic signs of category Cf are
 # drawn, so they are not here.
@@ -32,7 +31,7 @@ _IGNORABLE = (
     "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001343f"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# Pictures that sequences are made of: the blocks that hold Extended_Pictographic (UTS #51).
+# Pictures that emoji sequences are made of: the blocks that hold Extended_Pictographic (UTS #51).
 _PICTURE = (
     "[\xa9\xae\u203c\u2049\u2122\u2139\u2194-\u21aa\u231a-\u23ff\u24c2\u25aa-\u25fe\u2600-\u27bf\u2934\u2935"
     "\u2b05-\u2b55\u3030\u303d\u3297\u3299\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001faff]"
@@ -47,7 +46,7 @@ def _tagged(region: str) -> str:
     return "".join(chr(0xE0000 + ord(letter)) for letter in region)
 
 
-# Other tag sequences are no flags that fonts know, but a place for any text.
+# Fonts know no other flags made of tags; other tag sequences can hold any text.
 _FLAG = f"\U0001f3f4(?:{'|'.join(map(_tagged, ('gbeng', 'gbsct', 'gbwls')))})\U000e007f"
 # Scripts whose letters are joined or parted by U+200C and U+200D: Arabic, Syriac, N'Ko, Mandaic, and the
 # scripts of India and its neighbours, without the ignorable characters in their blocks.
@@ -58,33 +57,35 @@ _JOINING = (
     "\U0001e900-\U0001e95f]"
 )
 _JOINER = f"(?<={_JOINING})[\u200c\u200d](?![{_IGNORABLE}])"
-_NOTHING = f"(?<![{_IGNORABLE}])[\u00ad\u200b\ufeff](?![{_IGNORABLE}])"
+_IGNORED = f"(?<![{_IGNORABLE}])[\u00ad\u200b\ufeff](?![{_IGNORABLE}])"
 
-_SOME = re.compile(f"[{_IGNORABLE}]")
+_INVISIBLE = re.compile(f"[{_IGNORABLE}]")
 _PARTS = re.compile(
-    f"(?P<seen>{_FLAG}|{_KEYCAP}|{_JOINED}|{_JOINER})|(?P<nothing>{_NOTHING})|(?P<hidden>[{_IGNORABLE}])"
+    f"(?P<visible>{_FLAG}|{_KEYCAP}|{_JOINED}|{_JOINER})|(?P<ignored>{_IGNORED})|(?P<hidden>[{_IGNORABLE}])"
 )
 
 
-def hides(text: str) -> bool:
-    """Whether something is in the text that nobody sees and that may say something to a model."""
-    if _SOME.search(text) is None:
+def has_hidden(text: str) -> bool:
+    """Return whether the text holds invisible characters that may say something to a model."""
+    if _INVISIBLE.search(text) is None:
         return False
-    return any(found.lastgroup == "hidden" for found in _PARTS.finditer(text))
+    return any(match.lastgroup == "hidden" for match in _PARTS.finditer(text))
 
 
-def without(text: str) -> str:
-    """The text without what counts as nothing and without what is hidden."""
-    return _replaced(text, lambda found: found[0] if found.lastgroup == "seen" else "")
+def strip_invisible(text: str) -> str:
+    """Remove ignored and hidden characters."""
+    return _replace(text, "")
 
 
-def shown(text: str, sign: str = "\N{REPLACEMENT CHARACTER}") -> str:
-    """The text with a sign for each character that nobody would see; what only joins or colours stays."""
-    return _replaced(text, lambda found: found[0] if found.lastgroup == "seen" else sign)
+def reveal_invisible(text: str, sign: str = "\N{REPLACEMENT CHARACTER}") -> str:
+    """Replace each ignored or hidden character by a visible sign; what only joins or colours stays."""
+    return _replace(text, sign)
 
 
-def _replaced(text: str, replacement: Callable[[re.Match[str]], str]) -> str:
-    return text if _SOME.search(text) is None else _PARTS.sub(replacement, text)
+def _replace(text: str, sign: str) -> str:
+    if _INVISIBLE.search(text) is None:
+        return text
+    return _PARTS.sub(lambda match: match[0] if match.lastgroup == "visible" else sign, text)
 
 
 # A run without letters, digits and blanks, in which combining marks may follow one another. Python puts marks
@@ -92,17 +93,17 @@ def _replaced(text: str, replacement: Callable[[re.Match[str]], str]) -> str:
 _MANY_MARKS = re.compile("[^\x00-\u02ff\\w\\s]{32,}")
 
 
-def normalized(form: Literal["NFC", "NFKD"], text: str) -> str:
-    """As `unicodedata.normalize`."""
+def normalize(form: Literal["NFC", "NFKD"], text: str) -> str:
+    """As `unicodedata.normalize`, in linear time."""
     if text.isascii():
         return text
-    return unicodedata.normalize(form, _MANY_MARKS.sub(_in_order, text))
+    return unicodedata.normalize(form, _MANY_MARKS.sub(_order_marks, text))
 
 
-def _in_order(found: re.Match[str]) -> str:
-    """The same to Unicode, with its marks decomposed and in order: by class, within one as they were."""
-    decomposed = {c: unicodedata.normalize("NFD", c) for c in set(found[0])}
-    marks = "".join(map(decomposed.__getitem__, found[0]))
-    # What is no mark has class 0, and keeps its place.
+def _order_marks(match: re.Match[str]) -> str:
+    """Decompose the marks and sort them by combining class, stably: canonically equivalent."""
+    decomposed = {c: unicodedata.normalize("NFD", c) for c in set(match[0])}
+    marks = "".join(map(decomposed.__getitem__, match[0]))
+    # Other characters have class 0, and keep their places.
     runs = groupby(marks, key=lambda c: unicodedata.combining(c) > 0)
     return "".join("".join(sorted(run, key=unicodedata.combining)) for _, run in runs)

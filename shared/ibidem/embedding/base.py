@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.text import hides
+from ibidem._util.text import has_hidden
 from ibidem.embedding.minilm_files import MODEL_FILE, MODEL_NAME, REPOSITORY, TOKENIZER_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, MissingExtra
 from ibidem.types import digest
@@ -220,7 +220,7 @@ class CheckedEmbedder:
         with self._lock:
             if text in self._known:
                 return None
-        if hides(text):
+        if has_hidden(text):
             return "question_hides_text"
         if self.count_tokens(text) > self.max_tokens:
             return "question_too_long"

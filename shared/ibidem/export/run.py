@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.files import opener
+from ibidem._util.files import private_opener
 from ibidem.errors import InvalidInput
 from ibidem.export.choice import Choice
 from ibidem.export.clusters import BORDER, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
@@ -211,7 +211,7 @@ def _lines_of(lines: BinaryIO, rows: Iterable[Row]) -> Iterator[bytes]:
 
 def _write(file: Path, lines: Iterable[bytes]) -> ExportedFile:
     hashed, size, records = sha256(), 0, 0
-    with open(file, "wb", opener=opener) as opened:
+    with open(file, "wb", opener=private_opener) as opened:
         for written in lines:
             opened.write(written)
             hashed.update(written)

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.concurrency import undying
-from ibidem._util.deadline import HURRIED_SECONDS, allowance, waiting
+from ibidem._util.concurrency import keep_alive_after_fork
+from ibidem._util.deadline import DEADLINE_SECONDS, charge, remaining
 from ibidem._util.faults import log
-from ibidem._util.urls import shown_url
+from ibidem._util.urls import redact_url
 from ibidem.errors import IndexUnavailable
 from ibidem.index.chroma_lock import Tenancy, loads, sweep, take
 from ibidem.index.memory import SmallIndex
@@ -144,7 +144,8 @@ class EmbeddedIndex(ChromaIndex):
         self._replayed = False  # the first search also writes: what was stored last is taken into the graph
         super().__init__(client, name)
         self._marks.claim()
-        undying(self, client)  # Chroma's destructor waits for threads that exist only in the parent
+        # Chroma's destructor waits for threads that exist only in the parent.
+        keep_alive_after_fork(self, client)
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add or move vectors, and leave a mark if that is interrupted."""
@@ -171,7 +172,7 @@ class EmbeddedIndex(ChromaIndex):
             other = super().beside(name, generation)
         assert isinstance(other, EmbeddedIndex)  # noqa: S101 (for the type checker)
         other._replayed = False
-        undying(other)
+        keep_alive_after_fork(other)
         return other
 
     def drop(self, name: str) -> None:
@@ -316,7 +317,7 @@ class ServerIndex(ChromaIndex):
                 raise IndexUnavailable("the vector index was closed")
             self._users += 1
         try:
-            with _silent_about(self._secrets), waiting():
+            with _silent_about(self._secrets), charge():
                 yield
         finally:
             with self._using:
@@ -331,7 +332,7 @@ class ServerIndex(ChromaIndex):
             try:
                 return self._search(vector, k)
             except IndexUnavailable as error:
-                if _is_away(error) or allowance() < pause:
+                if _is_away(error) or remaining() < pause:
                     raise
             time.sleep(pause)
         return self._search(vector, k)
@@ -401,7 +402,7 @@ def _silent_about(secrets: Sequence[str]) -> Iterator[None]:
 
 def _limit(request: Any) -> None:
     """No request lasts longer than its thread may wait; httpx calls this before each."""
-    seconds = min(HTTP_SECONDS, allowance())
+    seconds = min(HTTP_SECONDS, remaining())
     request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
 
 
@@ -416,12 +417,12 @@ def open_server(url: str, name: str, headers: Mapping[str, str] | None = None) -
     sent = dict(headers or {})
     # Of "Bearer abc" a proxy may quote the second half only.
     secrets = sorted({part for value in sent.values() for part in (value, value.split()[-1])}, key=len)[::-1]
-    with _silent_about(secrets), unavailable(f"be reached at {shown_url(address)}"):
+    with _silent_about(secrets), unavailable(f"be reached at {redact_url(address)}"):
         import chromadb
         import httpx
         from chromadb.config import Settings
 
-        with httpx.Client(headers=sent, timeout=HURRIED_SECONDS) as first:  # the first lookup waits for this
+        with httpx.Client(headers=sent, timeout=DEADLINE_SECONDS) as first:  # the first lookup waits for this
             for path in _ASKED_FIRST:
                 first.get(f"{address}/api/v2/{path}").raise_for_status()
         client = chromadb.HttpClient(

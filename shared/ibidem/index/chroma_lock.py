@@ -15,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from ibidem._util.concurrency import ForkSafeLock, undying
+from ibidem._util.concurrency import ForkSafeLock, keep_alive_after_fork
 from ibidem.errors import IndexInUse, IndexUnavailable
 
 _taken: dict[Path, Tenancy] = {}
@@ -31,7 +31,7 @@ class Tenancy:
         self.opening = threading.RLock()  # held while Chroma is opened there
         self.unclean = self.marks.in_use.exists()  # what that means is for Chroma's opening to find out
         self.users = self.clients = 0  # indexes, and those of them that are Chroma's
-        undying(self, lock)  # giving it up in a forked child would give up the parent's
+        keep_alive_after_fork(self, lock)  # giving it up in a forked child would give up the parent's
         self.marks.claim()
 
     def release(self, *, sound: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.concurrency import undying
+from ibidem._util.concurrency import keep_alive_after_fork
 from ibidem.errors import IndexUnavailable
 from ibidem.index.base import VectorIndex
 from ibidem.index.chroma_lock import Tenancy
@@ -128,7 +128,7 @@ class SmallIndex:
     ) -> None:
         self._directory, self._tenancy, self._enlarge = directory, tenancy, enlarge
         self.name, self.generation = name, f"memory-{name}"[:32]
-        undying(self)
+        keep_alive_after_fork(self)
 
     def grow(self) -> VectorIndex:
         """The real index, in the place of this one.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ibidem._util.circuit_breaker import Breaker
+from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IndexUnavailable
@@ -63,7 +63,7 @@ class Vectors:
         self._upkeep = Upkeep(self.table, catalogue, alone=alone)
         self._open_index = open_index
         self._closed = False
-        self._breaker = None if alone else Breaker(self._open, closed=False, on_closed=opened)
+        self._breaker = None if alone else CircuitBreaker(self._open, closed=False, on_closed=opened)
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -222,7 +222,7 @@ class Vectors:
             raise self._unavailable()
         return index
 
-    def _await_server(self, breaker: Breaker) -> None:
+    def _await_server(self, breaker: CircuitBreaker) -> None:
         epoch = breaker.epoch
         try:
             breaker.check(FIRST_SECONDS)

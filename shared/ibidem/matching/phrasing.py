@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ibidem._util.text import without
+from ibidem._util.text import strip_invisible
 from ibidem.matching import english
 from ibidem.matching.english import FILLERS, PERSONS, SMALL_WORDS
 
@@ -87,7 +87,7 @@ def take_apart(text: str) -> Phrasing:
 
 def words_of(text: str) -> Iterator[str]:
     """The words of a text in one spelling, contractions and short forms written out."""
-    for word in _WORD.findall(without(text).lower().replace("\u2019", "'")):
+    for word in _WORD.findall(strip_invisible(text).lower().replace("\u2019", "'")):
         if word in english.CONTRACTIONS:
             yield from english.CONTRACTIONS[word].split()
         elif word.endswith("n't"):

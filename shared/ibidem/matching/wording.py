@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from ibidem._util.text import hides, normalized, without
+from ibidem._util.text import has_hidden, normalize, strip_invisible
 from ibidem.matching import lexicon
 from ibidem.matching.identifiers import Identifiers, identifiers
 from ibidem.matching.lexicon import COMMON_WORDS
@@ -78,8 +78,8 @@ class Wording:
 @lru_cache(maxsize=4096)
 def read(question: str) -> Wording:
     """Take a question apart; a few tens of microseconds, remembered for the last 4,096 questions."""
-    hidden = hides(question)
-    question = without(question)
+    hidden = has_hidden(question)
+    question = strip_invisible(question)
     text = _with_plain_amounts(question.lower().replace("’", "'"))
     words = [match.group() for match in _WORD.finditer(text)]
     plain = [word.removesuffix("'s") for word in words]
@@ -210,14 +210,14 @@ def _holds_sign(piece: str) -> bool:
 
 def _is_accent(piece: str) -> bool:
     """Whether composing removes the marks: then they are accents, not signs."""
-    composed = normalized("NFC", piece)
+    composed = normalize("NFC", piece)
     return composed != piece and not any(unicodedata.combining(c) for c in composed)
 
 
 @lru_cache(maxsize=16384)
 def bare(word: str) -> str:
     """The word without case and accents."""
-    decomposed = normalized("NFKD", word.casefold())
+    decomposed = normalize("NFKD", word.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 

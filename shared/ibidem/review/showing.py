@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
-from ibidem._util.text import shown
+from ibidem._util.text import reveal_invisible
 from ibidem.types import key_of, normalise
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def readable(text: str) -> str:
 
     Not escaped. Emoji sequences and joiners of Arabic, Persian and Indian scripts stay (`ibidem._util.text`).
     """
-    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", shown(text.replace("\r\n", "\n")))
+    text = _HARMFUL.sub("\N{REPLACEMENT CHARACTER}", reveal_invisible(text.replace("\r\n", "\n")))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 

@@ -17,10 +17,10 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ibidem._util.circuit_breaker import Breaker
+from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.deadline import HURRIED_SECONDS, allowance, hurried, in_a_hurry, waiting
-from ibidem._util.urls import shown_url, without_secrets
+from ibidem._util.deadline import DEADLINE_SECONDS, charge, deadline, has_deadline, remaining
+from ibidem._util.urls import redact_secrets, redact_url
 from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
 from ibidem.lifecycle.eviction import RANKINGS
 from ibidem.storage.columns import decoded
@@ -30,7 +30,7 @@ SERVER_SECONDS = 5  # how long a database server may take to connect
 STATEMENT_SECONDS = 30  # and to answer
 LOCK_MS = 800  # and how long it lets a statement wait for another's lock
 BUSY_SECONDS = 5.0  # how long other writers of a SQLite file are waited for where nobody waits for the caller
-_BUSY = f"PRAGMA busy_timeout={int(HURRIED_SECONDS * 1000)}"  # readers wait for next to nothing
+_BUSY = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers wait for next to nothing
 KEPT = 16  # connections to a file that stay open while nobody uses them
 # Codes with which a server says that it takes no calls now: shutting down, starting up, too many connections.
 AWAY = ("57P01", "57P02", "57P03", "53300")
@@ -93,14 +93,14 @@ def open_engine(url: str) -> sa.Engine:
         MissingExtra: PostgreSQL's driver is not installed.
         StorageError: The URL is malformed, or its database of another kind.
     """
-    named = f"database={shown_url(url)!r}"
+    named = f"database={redact_url(url)!r}"
     try:
         # Without hide_parameters, errors would quote questions and answers.
         engine = sa.create_engine(url, hide_parameters=True, **_patience(url))
     except ImportError as error:
         if url.startswith("postgresql"):
             raise MissingExtra(named, "postgres") from error
-        told = without_secrets(str(error), url)
+        told = redact_secrets(str(error), url)
         raise StorageError(f"{named}: database must be SQLite or PostgreSQL ({told})") from None
     except Exception as error:  # SQLAlchemy's own, and ValueError for a port or an option; they quote the URL
         raise StorageError(
@@ -134,7 +134,7 @@ def _patience(url: str) -> dict[str, Any]:
     # Who waits for another's lock is told by the server, before it is taken for one that does not answer.
     ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
-    return {"pool_timeout": HURRIED_SECONDS, "pool_pre_ping": True, "connect_args": limits}
+    return {"pool_timeout": DEADLINE_SECONDS, "pool_pre_ping": True, "connect_args": limits}
 
 
 def _guard(engine: sa.Engine) -> None:
@@ -146,17 +146,17 @@ def _guard(engine: sa.Engine) -> None:
 
     def attempt() -> None:
         try:
-            with hurried(), engine.connect() as db:
+            with deadline(), engine.connect() as db:
                 db.execute(sa.select(1))
         except sa.exc.SQLAlchemyError as error:
             raise storage_error(error, engine) from cause_of(error, engine)
 
-    engine.update_execution_options(ibidem_breaker=Breaker(attempt))
+    engine.update_execution_options(ibidem_breaker=CircuitBreaker(attempt))
 
 
-def breaker_of(engine: sa.Engine) -> Breaker | None:
+def breaker_of(engine: sa.Engine) -> CircuitBreaker | None:
     """What guards the calls of a database server; None for SQLite."""
-    found: Breaker | None = engine.get_execution_options().get("ibidem_breaker")
+    found: CircuitBreaker | None = engine.get_execution_options().get("ibidem_breaker")
     return found
 
 
@@ -195,7 +195,7 @@ def in_turn(engine: sa.Engine) -> Iterator[None]:
 
 
 def _seconds_to_wait() -> float:
-    return HURRIED_SECONDS if in_a_hurry() else BUSY_SECONDS
+    return DEADLINE_SECONDS if has_deadline() else BUSY_SECONDS
 
 
 def take_turn(db: sa.Connection) -> None:
@@ -235,7 +235,7 @@ def _switch_to_wal(cursor: Any) -> None:
 
 def shown_engine(engine: sa.Engine) -> str:
     """The URL of the engine without its secrets."""
-    return shown_url(_url(engine))
+    return redact_url(_url(engine))
 
 
 def _url(engine: sa.Engine) -> str:
@@ -246,13 +246,13 @@ def storage_error(error: Exception, engine: sa.Engine) -> StorageError:
     """What the database said: never the statement with its values, nor a password."""
     for_now = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
     kind = StorageUnavailable if isinstance(error, for_now) else StorageError
-    return kind(without_secrets(str(getattr(error, "orig", None) or error), _url(engine)))
+    return kind(redact_secrets(str(getattr(error, "orig", None) or error), _url(engine)))
 
 
 def cause_of(error: Exception, engine: sa.Engine) -> Exception | None:
     """The error, for `raise ... from`; None if a traceback would show a password with it."""
     told = f"{error}{getattr(error, 'orig', '')}"
-    return error if without_secrets(told, _url(engine)) == told else None
+    return error if redact_secrets(told, _url(engine)) == told else None
 
 
 def is_away(error: BaseException) -> bool:
@@ -284,7 +284,7 @@ def _guarded(engine: sa.Engine) -> Iterator[None]:
     breaker.check()
     epoch = breaker.epoch
     try:
-        with waiting():
+        with charge():
             yield
     except sa.exc.SQLAlchemyError as error:
         failure = storage_error(error, engine)
@@ -369,7 +369,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Run one exchange with the server; psycopg sends all of them through here."""
-        seconds = allowance()
+        seconds = remaining()
         kwargs.setdefault("interval", min(INTERVAL, seconds / 2))
         try:
             return super().wait(_bounded(gen, seconds), *args, **kwargs)
@@ -380,7 +380,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
         """Steps of connecting: psycopg's own limit is never below two seconds."""
-        return _connecting(super()._connect_gen(*args, **kwargs), allowance())
+        return _connecting(super()._connect_gen(*args, **kwargs), remaining())
 
 
 class _TooLate(Exception):

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
-from ibidem._util.files import append_private, locked
+from ibidem._util.files import append_private, lock_file
 from ibidem.errors import InvalidInput
 from ibidem.teaching.pairs import QuestionPair, parsed
 
@@ -46,7 +46,7 @@ class LessonFile:
     def _held(self) -> Iterator[None]:
         """Kept from other runs, which would ask, and pay, twice."""
         try:
-            with nullcontext() if self._path is None else locked(self._path):
+            with nullcontext() if self._path is None else lock_file(self._path):
                 yield
         except OSError as error:
             raise InvalidInput(f"cannot use {self._path}: {error.strerror or error}") from None

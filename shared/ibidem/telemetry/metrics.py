@@ -11,7 +11,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.deadline import hurried
+from ibidem._util.deadline import deadline
 from ibidem.errors import StorageError
 from ibidem.scope import tenant_of
 from ibidem.types import Hit, Miss, Rejected, Stored
@@ -98,7 +98,7 @@ class Instruments:
 
 def _size(runtime: Runtime) -> tuple[int, int] | None:
     """Entries and their bytes; None as long as the database is away."""
-    with suppress(StorageError), hurried():
+    with suppress(StorageError), deadline():
         runtime.check_process()  # the collector may be of a forked child
         return runtime.records.removal.size()
     return None
