@@ -35,9 +35,9 @@ from langchain_openai import ChatOpenAI
 
 import ibidem
 from ibidem.errors import NotCacheable
-from ibidem.prompts.documents import Retrieved, occurring, occurs
-from ibidem.prompts.key import Prompt, Segment, plain
-from ibidem.prompts.masking import Skeleton
+from ibidem.prompts.documents import DocumentMatch, Retrieved, contains, match_documents
+from ibidem.prompts.masking import MaskedPrompt
+from ibidem.prompts.prompt import Prompt, Segment, plain
 from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from langchain_ibidem.identity import model_identity, temperature_of
 from langchain_ibidem.keys import RequestBuilder
@@ -461,9 +461,9 @@ def test_the_question_may_look_like_the_template() -> None:
     )
 
 
-def test_strangers_documents_must_be_long_and_whole_words() -> None:
+def test_documents_of_other_runs_must_be_long_and_whole_words() -> None:
     recent = [Retrieved(text, text) for text in ("What", "is the capital of Fra", "capital of France")]
-    assert [d.text for d in occurring(plain(ASKED), [], lambda: recent)] == ["capital of France"]
+    assert [d.text for d in match_documents(plain(ASKED), [], lambda: recent)] == ["capital of France"]
 
 
 def test_earlier_answers_are_not_documents() -> None:
@@ -526,49 +526,49 @@ MARKS = st.sampled_from(
 TEXT = st.one_of(NASTY, MARKS)
 
 
-def filled(canonical: list[Any], question: str, document: str) -> list[str]:
-    """The texts of the prompt that a skeleton came from."""
+def filled(masked: list[Any], question: str, document: str) -> list[str]:
+    """Restore the texts of the prompt from its masked form."""
 
     def piece(part: Any) -> str:
         if isinstance(part, str):
             return part
         return question if "question" in part else document
 
-    return ["".join(map(piece, text)) for text in canonical[1]]
+    return ["".join(map(piece, text)) for text in masked[1]]
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4), TEXT, TEXT, TEXT)
-def test_skeleton_question_and_document_determine_the_prompt(
+def test_masked_prompt_question_and_document_determine_the_prompt(
     texts: list[str], question: str, document: str, glue: str
 ) -> None:
     texts = [*texts, glue.join([question, document, question])]
     prompt = Prompt("frame", tuple(Segment("human", text) for text in texts))
-    skeleton = Skeleton(prompt)
-    skeleton.cut_question(question)
-    skeleton.cut_document(document, "d", as_words=False)
-    canonical = json.loads(json.dumps(skeleton.canonical()))
+    prompt_masked = MaskedPrompt(prompt)
+    prompt_masked.mask_question(question)
+    prompt_masked.mask_document(DocumentMatch((), document, (), whole_words=False))
+    masked = json.loads(json.dumps(prompt_masked.to_json()))
     # Between neighbouring documents only separators are lost; a single kind of separator is put back.
-    if sum("documents" in part for text in canonical[1] for part in text if not isinstance(part, str)) == sum(
+    if sum("documents" in part for text in masked[1] for part in text if not isinstance(part, str)) == sum(
         text.count(document) for text in _without_question(texts, question) if document
     ):
-        restored = filled(canonical, question, document)
-        if "documents" in str(canonical):  # blanks beside documents are not kept
+        restored = filled(masked, question, document)
+        if "documents" in str(masked):  # blanks beside documents are not kept
             restored, texts = [["".join(text.split()) for text in kept] for kept in (restored, texts)]
         assert restored == texts
 
 
 def _without_question(texts: list[str], question: str) -> list[str]:
-    skeleton = Skeleton(Prompt("", tuple(Segment("human", text) for text in texts)))
-    skeleton.cut_question(question)
-    return [part for text in skeleton.canonical()[1] for part in text if isinstance(part, str)]
+    masked = MaskedPrompt(Prompt("", tuple(Segment("human", text) for text in texts)))
+    masked.mask_question(question)
+    return [part for text in masked.to_json()[1] for part in text if isinstance(part, str)]
 
 
 @given(TEXT, TEXT)
-def test_no_text_is_a_mark(one: str, other: str) -> None:
-    """A question that is cut never gives the skeleton of a text in which nothing is cut."""
-    cut, whole = Skeleton(plain(f"a {one}: {other}")), Skeleton(plain(f"a {one}: {other}"))
-    if cut.cut_question(other):
-        assert json.dumps(cut.canonical()) != json.dumps(whole.canonical())
+def test_no_text_is_a_placeholder(one: str, other: str) -> None:
+    """A masked question never gives the same JSON as a text in which nothing is masked."""
+    masked, whole = MaskedPrompt(plain(f"a {one}: {other}")), MaskedPrompt(plain(f"a {one}: {other}"))
+    if masked.mask_question(other):
+        assert json.dumps(masked.to_json()) != json.dumps(whole.to_json())
 
 
 @settings(max_examples=60)
@@ -616,9 +616,9 @@ def test_other_variables_are_never_shared_whatever_the_documents(
 
 
 @given(TEXT, TEXT)
-def test_occurs_agrees_with_the_text(text: str, passage: str) -> None:
-    assert occurs(text, passage, as_words=False) == bool(passage and passage in text)
-    assert not occurs(text, passage, as_words=True) or occurs(text, passage, as_words=False)
+def test_contains_agrees_with_the_text(text: str, passage: str) -> None:
+    assert contains(text, passage, whole_words=False) == bool(passage and passage in text)
+    assert not contains(text, passage, whole_words=True) or contains(text, passage, whole_words=False)
 
 
 # memory -----------------------------------------------------------------------------------------------

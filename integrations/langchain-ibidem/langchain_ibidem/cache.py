@@ -20,7 +20,7 @@ from ibidem.adapter.options import open_or_use
 from ibidem.answering import Asking
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.prompts.documents import Retrieved
-from ibidem.prompts.key import Prompt
+from ibidem.prompts.prompt import Prompt
 from ibidem.scope import Scope, current, entered
 from ibidem.types import Request, Stored, require_bool, require_name, require_text
 from langchain_ibidem import calls

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ibidem.adapter.object_identity import token_of
-from ibidem.prompts.documents import Occurrence, Retrieved, occurring
-from ibidem.prompts.key import Prompt
-from ibidem.prompts.masking import dissect, exactly
-from ibidem.prompts.question import Clues, QuestionFinder
+from ibidem.prompts.documents import Retrieved
+from ibidem.prompts.key import build_request
+from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.question import PromptContext, QuestionFinder
 from ibidem.scope import Scope
 from ibidem.types import Request, digest
 from langchain_ibidem.callers import Caller
@@ -95,32 +95,29 @@ class RequestBuilder:
         """The request for the call; `known` are documents that the caller knows to stand in the prompt."""
         parsed = parse(call.prompt) if isinstance(call.prompt, str) else call.prompt
         render = self._memory.render_of(parsed.fingerprint)
-        documents = self._documents(parsed, render, known)
         told = (call.llm_string, *call.model.texts)
         judges = call.caller is not None and self._memory.judges(call.caller.parent)
-        if self._semantic and parsed.known and not judges and not any(map(_STRUCTURED.search, told)):
-            questions = self._questions.find(parsed, _clues(render), documents)
-            dissection = dissect(parsed, documents, questions, render.shown if render else None)
-        else:
-            dissection = exactly(parsed, documents)
-        return dissection.request(
-            "langchain/1",
-            self._model_id,
-            *call.model.texts,
-            namespace=call.scope.name(self._namespace),
+        return build_request(
+            parsed,
+            self._context(render, known),
+            self._questions,
+            model=("langchain/1", self._model_id, *call.model.texts),
+            scope=call.scope,
+            namespace=self._namespace,
+            exact=not self._semantic or judges or any(map(_STRUCTURED.search, told)),
             temperature=call.model.temperature,
             example=not judges,
-            within=call.scope,
         )
 
-    def _documents(
-        self, prompt: Prompt, render: Render | None, known: Sequence[Retrieved]
-    ) -> list[Occurrence]:
-        of_run = [*render.documents, *self._memory.documents_of(render.run)] if render else []
-        return occurring(
-            prompt, [*known, *of_run], self._memory.recent_documents, render.named if render else None
+    def _context(self, render: Render | None, known: Sequence[Retrieved]) -> PromptContext:
+        recent = self._memory.recent_documents
+        if render is None:
+            return PromptContext(documents=known, recent=recent)
+        return PromptContext(
+            render.named,
+            render.texts,
+            render.asked,
+            documents=[*known, *render.documents, *self._memory.documents_of(render.run)],
+            recent=recent,
+            few_shot=render.shown,
         )
-
-
-def _clues(render: Render | None) -> Clues:
-    return Clues(render.named, render.texts, render.asked) if render else Clues()

@@ -14,7 +14,7 @@ from langchain_core.prompt_values import PromptValue
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.prompts.documents import Retrieved
-from ibidem.prompts.few_shot import Shown
+from ibidem.prompts.few_shot import FewShotBlock
 from ibidem.types import digest
 from langchain_ibidem.prompt import fingerprints_of
 from langchain_ibidem.variables import LONGEST_TEXT, Variables
@@ -42,7 +42,7 @@ class Render:
     documents: tuple[Retrieved, ...]
     run: int
     asked: str | None
-    shown: Shown | None = None
+    shown: FewShotBlock | None = None
 
 
 def retrieved(document: Document) -> Retrieved:
@@ -78,7 +78,7 @@ class Memory:
         self._judging: BoundedDict[int, bool] = BoundedDict(_RUNS)
         self._rendering: BoundedDict[int, Variables] = BoundedDict(_RUNS)
         self._queries: BoundedDict[int, str] = BoundedDict(_RUNS)
-        self._shown: BoundedDict[int, Shown] = BoundedDict(_RUNS)
+        self._shown: BoundedDict[int, FewShotBlock] = BoundedDict(_RUNS)
         self._rendered: deque[tuple[Render, PromptValue]] = deque()
         self._renders: BoundedDict[str, Render] = BoundedDict(_RENDERS)
         # Documents by id and text: several may have the same text, and one may have changed.
@@ -103,12 +103,12 @@ class Memory:
         with self._lock:
             self._rendering.put(run, variables)
 
-    def selected(self, run: int, shown: Shown) -> None:
+    def selected(self, run: int, shown: FewShotBlock) -> None:
         """These examples were selected while the run fills its template."""
         with self._lock:
             if self._rendering.get(run) is not None:
                 before = self._shown.get(run)
-                self._shown.put(run, shown if before is None else before.and_then(shown))
+                self._shown.put(run, shown if before is None else before.merge(shown))
 
     def run_ended(self, run: int) -> Render | None:
         """Nothing will happen in the run any more; its documents stay among the recent ones.
@@ -122,7 +122,7 @@ class Memory:
             shown, outermost = self._shown.pop(run), self._outermost.get(run) or run
             asked = self._asked.get(outermost)
         documents = tuple(map(retrieved, variables.documents))
-        shown = shown and replace(shown, given=shown.given | variables.texts)
+        shown = shown and replace(shown, other_texts=shown.other_texts | variables.texts)
         return Render(variables.named, variables.texts, documents, outermost, asked, shown)
 
     def render_gave(self, render: Render, prompt: PromptValue) -> None:

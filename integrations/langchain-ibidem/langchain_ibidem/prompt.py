@@ -17,7 +17,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.utils.utils import LC_AUTO_PREFIX
 
-from ibidem.prompts.key import Ordinals, Prompt, Segment, plain
+from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
 
 _ROLES = {
     "human": "human",

@@ -12,7 +12,7 @@ from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
-from ibidem.prompts.few_shot import Shown, settings_of
+from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current
 from ibidem.types import require_bool, require_name, require_text
@@ -125,7 +125,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
             given = frozenset(text for text in variables.values() if isinstance(text, str))
-            self._memory.selected(run.int, Shown(self._settings, pairs, given=given))
+            self._memory.selected(run.int, FewShotBlock(self._settings, pairs, other_texts=given))
 
     def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
         question, answer = self._names

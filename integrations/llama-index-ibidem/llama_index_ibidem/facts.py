@@ -15,7 +15,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import dispatcher
 
-from ibidem.prompts.documents import Retrieved, places_of
+from ibidem.prompts.documents import Retrieved, find_positions
 from ibidem.types import Document, digest, renamed
 from llama_index_ibidem.wrapping import WrappingLLM
 
@@ -105,7 +105,7 @@ def nodes_in(texts: Sequence[str], nodes: Sequence[Retrieved]) -> Iterator[list[
     """For each of the texts the nodes that stand in it."""
     whole = _BETWEEN.join(texts)
     begins = [0, *accumulate(len(text) + len(_BETWEEN) for text in texts)]
-    places = places_of(whole, (node.text for node in nodes))
+    places = find_positions(whole, (node.text for node in nodes))
     shown: list[list[Retrieved]] = [[] for _ in texts]
     for node in nodes:
         size, numbers = len(node.text), set[int]()

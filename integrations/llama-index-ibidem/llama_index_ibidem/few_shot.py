@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import Example
-from ibidem.prompts.few_shot import Shown, settings_of
+from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current
 from ibidem.types import require_bool, require_text
@@ -76,7 +76,7 @@ def few_shot(
         found = cache.examples.select(question, k, **{**options, "namespace": namespace})
         text = separator.join(map(partial(_filled, example), found))
         if text and not in_key:
-            spans.were_selected(Shown(settings, text=text))
+            spans.were_selected(FewShotBlock(settings, text=text))
         return text
 
     # A closure: LlamaIndex copies templates with the objects of methods, which hold locks.

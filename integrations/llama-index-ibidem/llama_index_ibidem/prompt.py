@@ -13,7 +13,7 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from pydantic import BaseModel
 
 from ibidem.errors import NotCacheable
-from ibidem.prompts.key import Ordinals, Prompt, Segment
+from ibidem.prompts.prompt import Ordinals, Prompt, Segment
 
 _ROLES = {
     MessageRole.USER: "human",

@@ -25,7 +25,7 @@ from llama_index.core.schema import NodeWithScore
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.examples.example import Example
-from ibidem.prompts.key import Prompt
+from ibidem.prompts.prompt import Prompt
 from ibidem.scope import Scope, current, entered
 from ibidem.types import Document
 from llama_index_ibidem import calls, spans
@@ -149,8 +149,8 @@ class Recorder:
     def _direct(self, span: str, asked: Sequence[ChatMessage] | str) -> _Question | None:
         prompt = of_text(asked, formatted=True) if isinstance(asked, str) else of_messages(asked)
         around = spans.surroundings(span)
-        found = self._requests.dissect(prompt, around)
-        if found.skeleton is None:
+        found = self._requests.parse(prompt, around)
+        if found.masked is None:
             asked_first = _reasoned_about(prompt)
             if asked_first is None or around.step or not self._requests.is_question(asked_first):
                 return None

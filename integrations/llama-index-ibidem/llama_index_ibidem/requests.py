@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
-from ibidem.prompts.documents import occurring, places_of, stands
-from ibidem.prompts.key import Prompt
-from ibidem.prompts.masking import Dissection, dissect, exactly
-from ibidem.prompts.question import Clues, QuestionFinder, looks_like_question, one_line
+from ibidem.prompts.documents import find_positions, occurs_at
+from ibidem.prompts.key import build_request, parse
+from ibidem.prompts.masking import ParsedPrompt
+from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.question import PromptContext, QuestionFinder
 from ibidem.scope import here
 from ibidem.types import Request
 from llama_index_ibidem.facts import Filled
@@ -65,7 +65,6 @@ class RequestBuilder:
         self.namespace, self.model_id, self.semantic = namespace, model_id, semantic
         self._required = require_namespace
         self._questions = QuestionFinder(question_keys, any_message=any_message)
-        self._any_message = any_message
 
     def of_chat(self, llm: LLM, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Request:
         """The request for `llm.chat(messages, **given)`.
@@ -85,33 +84,31 @@ class RequestBuilder:
 
     def is_question(self, said: str) -> bool:
         """Whether a line that no template vouches for is taken for a question."""
-        return one_line(said) if self._any_message else looks_like_question(said)
+        return self._questions.is_question(said)
 
-    def dissect(self, prompt: Prompt, around: Surroundings, *, exact: bool = False) -> Dissection:
-        """The prompt in its parts; as a whole with `exact`, or if only a program reads the answer."""
-        own = [*(around.synthesis.documents if around.synthesis else ()), *documents_of(around.run)]
-        variables = around.filled.variables if around.filled else None
-        documents = occurring(prompt, own, recent_documents, variables)
-        if around.filled is not None and not _made(around.filled.template, prompt):
-            around = replace(around, filled=None)
-        if exact or around.step or not _is_for_people(around.filled):
-            return exactly(prompt, documents)
-        questions = self._questions.find(prompt, _clues(around), documents)
-        return dissect(prompt, documents, questions, around.shown)
+    def parse(self, prompt: Prompt, around: Surroundings) -> ParsedPrompt:
+        """Split the prompt into its parts; the whole is the question if only a program reads the answer."""
+        filled = _made_with(around, prompt)
+        exact = around.step or not _is_for_people(filled)
+        return parse(prompt, _context(around, filled), self._questions, exact=exact)
 
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
         scope = here(required=self._required)
         exact = not self.semantic or llm.output_parser is not None or asks_for_form(llm, given)
         described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
         around = surroundings()
-        dissection = self.dissect(prompt, around, exact=exact)
-        return dissection.request(
-            *described,
-            namespace=scope.name(self.namespace),
-            within=scope,
+        filled = _made_with(around, prompt)
+        return build_request(
+            prompt,
+            _context(around, filled),
+            self._questions,
+            model=described,
+            scope=scope,
+            namespace=self.namespace,
+            exact=exact or around.step or not _is_for_people(filled),
             temperature=temperature_of(llm, given),
             # Of a synthesis this may be one call of many; whoever sees the whole answer tells of it.
-            example=around.synthesis is None and answers_user(dissection, prompt, around),
+            example=lambda parsed: around.synthesis is None and answers_user(parsed, prompt, around),
         )
 
 
@@ -137,8 +134,8 @@ def _made(template: BasePromptTemplate, prompt: Prompt) -> bool:
         return True
     said = "\n".join(segment.text for segment in prompt.segments)
     pieces = {piece.strip() for text in _texts(template) for piece in _VARIABLE.split(text)} - {""}
-    places = places_of(said, pieces)
-    return all(stands(said, piece, places, as_words=False) for piece in pieces)
+    positions = find_positions(said, pieces)
+    return all(occurs_at(said, piece, positions, whole_words=False) for piece in pieces)
 
 
 def _texts(template: BasePromptTemplate) -> list[str]:
@@ -149,13 +146,31 @@ def _texts(template: BasePromptTemplate) -> list[str]:
     return ["\0"]  # a kind whose texts are not known: no prompt holds this
 
 
-def _clues(around: Surroundings) -> Clues:
-    known = (around.synthesis.question,) if around.synthesis else ()
-    if around.filled is None:
-        return Clues(known=known, asked=around.asked)
-    given = {name: value for name, value in around.filled.variables.items() if isinstance(value, str)}
+def _made_with(around: Surroundings, prompt: Prompt) -> Filled | None:
+    """Return the filled template around the call, if it made the prompt."""
+    return around.filled if around.filled and _made(around.filled.template, prompt) else None
+
+
+def _context(around: Surroundings, filled: Filled | None) -> PromptContext:
+    """Collect what is known of a prompt, which the template `filled` made, if any."""
+    named = _named_texts(filled) if filled else None
+    synthesis = around.synthesis
+    return PromptContext(
+        named,
+        frozenset((named or {}).values()),
+        around.asked,
+        questions=(synthesis.question,) if synthesis else (),
+        documents=[*(synthesis.documents if synthesis else ()), *documents_of(around.run)],
+        recent=recent_documents,
+        values=around.filled.variables if around.filled else None,
+        few_shot=around.shown,
+    )
+
+
+def _named_texts(filled: Filled) -> dict[str, str]:
+    """Return the texts that filled the template, by variable."""
+    given = {name: value for name, value in filled.variables.items() if isinstance(value, str)}
     named = {name: value for name, value in given.items() if len(value) <= LONGEST_TEXT}
     # A template may call the question otherwise than LlamaIndex does.
-    mapped = around.filled.template.template_var_mappings or {}
-    named |= {str(mapped[name]): value for name, value in named.items() if name in mapped}
-    return Clues(named, frozenset(named.values()), around.asked, known)
+    mapped = filled.template.template_var_mappings or {}
+    return named | {str(mapped[name]): value for name, value in named.items() if name in mapped}

@@ -25,7 +25,7 @@ from pydantic import PrivateAttr
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.prompts.documents import Retrieved
-from ibidem.prompts.few_shot import Shown
+from ibidem.prompts.few_shot import FewShotBlock
 from llama_index_ibidem.deferred import Deferred
 from llama_index_ibidem.facts import (
     POSTPROCESS,
@@ -65,7 +65,7 @@ class Surroundings:
     run: str | None = None
     step: bool = False
     judged: bool = False
-    shown: Shown | None = None
+    shown: FewShotBlock | None = None
 
 
 def surroundings(span: str | None = None) -> Surroundings:
@@ -87,7 +87,7 @@ def endpoints_above(span: str) -> list[str]:
     return _watcher.endpoints_above(span)
 
 
-def were_selected(shown: Shown) -> None:
+def were_selected(shown: FewShotBlock) -> None:
     """These examples go into a prompt that is made within the running span."""
     _watcher.were_selected(active_span_id.get(), shown)
 
@@ -132,7 +132,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     # Documents by id and text: several may have the same text, and one may have changed.
     _found: BoundedDict[str, dict[_Key, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
     _recent: BoundedDict[_Key, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
-    _shown: BoundedDict[str, Shown] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
+    _shown: BoundedDict[str, FewShotBlock] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _judged: BoundedDict[str, bool] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
     _deferred: Deferred = PrivateAttr(default_factory=Deferred)
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
@@ -233,7 +233,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                 found = replace(found, run=id_, shown=found.shown or self._shown.get(id_))
         return found
 
-    def were_selected(self, span: str | None, shown: Shown) -> None:
+    def were_selected(self, span: str | None, shown: FewShotBlock) -> None:
         """These examples go into a prompt that is made within the span."""
         if span is not None:
             with self._guard:

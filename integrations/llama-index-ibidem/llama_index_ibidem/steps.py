@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ibidem.prompts.documents import places_of, stands
-from ibidem.prompts.key import Prompt
-from ibidem.prompts.masking import Dissection
+from ibidem.prompts.documents import find_positions, occurs_at
+from ibidem.prompts.masking import ParsedPrompt
+from ibidem.prompts.prompt import Prompt
 from ibidem.types import Document
 from llama_index_ibidem.spans import Surroundings
 
@@ -17,9 +17,9 @@ _EARLIER_ANSWER = re.compile(
 )
 
 
-def answers_user(found: Dissection, prompt: Prompt, around: Surroundings) -> bool:
+def answers_user(found: ParsedPrompt, prompt: Prompt, around: Surroundings) -> bool:
     """Whether the user said nothing but the question, or the prompt holds documents for it."""
-    if found.skeleton is None or around.step:
+    if found.masked is None or around.step:
         return False
     whole = found.question.strip() == prompt.last_human.strip()
     return whole or _stand_outside_history(found.documents, prompt, around)
@@ -32,5 +32,5 @@ def _stand_outside_history(documents: Sequence[Document], prompt: Prompt, around
         if "history" in name and isinstance(value, str) and value.strip():
             said = said.replace(value.strip(), "\0")
     said = _EARLIER_ANSWER.sub("\0", said)
-    places = places_of(said, (document.text for document in documents))
-    return any(stands(said, document.text, places, as_words=False) for document in documents)
+    positions = find_positions(said, (document.text for document in documents))
+    return any(occurs_at(said, document.text, positions, whole_words=False) for document in documents)

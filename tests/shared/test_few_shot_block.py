@@ -1,4 +1,4 @@
-"""Selected examples are left out of what is compared, and nothing else ever is."""
+"""Selected examples are left out of what is compared, and nothing else is."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem.prompts.few_shot import Shown, settings_of, without_examples
-from ibidem.prompts.key import Prompt, Segment, plain
-from ibidem.prompts.masking import Skeleton
+from ibidem.prompts.few_shot import FewShotBlock, settings_of, without_examples
+from ibidem.prompts.masking import MaskedPrompt
+from ibidem.prompts.prompt import Prompt, Segment, plain
 
 PAIRS = (("how long", "30 days"), ("how much", "5 euros"), ("how far", "30 days"))
-SHOWN = Shown("k=3", PAIRS)
+BLOCK = FewShotBlock("k=3", PAIRS)
 
 
-def compared(prompt: Prompt, shown: Shown = SHOWN) -> list[Any]:
+def compared(prompt: Prompt, block: FewShotBlock = BLOCK) -> list[Any]:
     """What is compared of the prompt."""
-    return Skeleton(without_examples(prompt, shown)).canonical()
+    return MaskedPrompt(without_examples(prompt, block)).to_json()
 
 
 def text(pairs: Any = PAIRS, before: str = "Answer.", after: str = "Q: what\nA:") -> Prompt:
@@ -43,43 +43,42 @@ FORMS = {"text": text, "chat": chat}
 
 @pytest.mark.parametrize("form", FORMS)
 def test_other_examples_are_the_same_prompt(form: str) -> None:
-    """In their place; with another text around, or other settings, it is another prompt."""
+    """With another text around, or other settings, it is another prompt."""
     make = FORMS[form]
     others = (("where", "here"), ("when", "now"))
     one = compared(make())
 
-    assert compared(make(others), Shown("k=3", others)) == one
-    assert compared(make(others), Shown("k=2", others)) != one
+    assert compared(make(others), FewShotBlock("k=3", others)) == one
+    assert compared(make(others), FewShotBlock("k=2", others)) != one
     assert compared(make(before="Be brief.")) != one
     assert compared(make(after="who")) != one
-    assert compared(make(), Shown("k=3")) != one
+    assert compared(make(), FewShotBlock("k=3")) != one
     assert "how long" not in json.dumps(one)
-    assert "how long" in json.dumps(compared(make(), Shown("k=3")))
+    assert "how long" in json.dumps(compared(make(), FewShotBlock("k=3")))
 
 
-def test_a_place_that_holds_all_of_a_given_text_is_not_that_of_the_examples() -> None:
-    """It may stand in the examples as well, but not only there."""
+def test_a_range_that_holds_all_of_another_text_is_not_the_block() -> None:
+    """The other text may occur in the examples as well, but not only there."""
     one = compared(text())
     for said in ("what", "swallow", " ", "Answer"):
-        assert compared(text(), replace(SHOWN, given=frozenset((said,)))) == one
+        assert compared(text(), replace(BLOCK, other_texts=frozenset((said,)))) == one
     for said in ("30 days", "how far\nA: 30 days\n\nQ: what"):
-        assert "how long" in json.dumps(compared(text(), replace(SHOWN, given=frozenset((said,)))))
+        assert "how long" in json.dumps(compared(text(), replace(BLOCK, other_texts=frozenset((said,)))))
 
 
 def test_settings_are_the_same_in_each_process() -> None:
-    """A function is told by its name."""
+    """A function is described by its name."""
     assert settings_of(4, count_tokens=len) == '[4, {"count_tokens": "builtins.len"}]'
     assert " at 0x" not in settings_of(4, count_tokens=lambda text: len(text))
     assert settings_of(4, tags=("a",)) != settings_of(4, tags=("b",))
 
 
-def test_messages_may_have_a_form() -> None:
-    """It stays in the key."""
+def test_the_form_of_messages_stays_in_the_key() -> None:
     others = (("where", "here"), ("when", "now"))
     one = compared(chat(form="Q: {}"))
 
-    assert compared(chat(others, form="Q: {}"), Shown("k=3", others)) == one
-    assert compared(chat(others, form="Asked: {}"), Shown("k=3", others)) != one
+    assert compared(chat(others, form="Q: {}"), FewShotBlock("k=3", others)) == one
+    assert compared(chat(others, form="Asked: {}"), FewShotBlock("k=3", others)) != one
     assert "how long" not in json.dumps(one)
 
 
@@ -101,28 +100,28 @@ def test_messages_may_have_a_form() -> None:
         plain(""),
     ],
 )
-def test_in_doubt_all_is_compared(prompt: Prompt) -> None:
-    """Said twice, missing, in another order, with other texts between, in a form that is not known."""
-    assert without_examples(prompt, SHOWN) == prompt
+def test_in_doubt_everything_is_compared(prompt: Prompt) -> None:
+    """Examples twice, missing, in another order, with other texts between, in an unknown form."""
+    assert without_examples(prompt, BLOCK) == prompt
 
 
 def test_messages_of_different_kinds_are_compared() -> None:
-    """An example that one message names otherwise is no example like the others."""
+    """One message with another name than its peers makes the examples differ in kind."""
     made = chat()
     frames = json.loads(made.frame)
     frames[3]["fields"] = {"name": "Ada"}
     odd = Prompt(json.dumps(frames, sort_keys=True), made.segments)
 
-    assert without_examples(odd, SHOWN) == odd
+    assert without_examples(odd, BLOCK) == odd
 
 
-def test_a_whole_text_must_stand_there_once() -> None:
+def test_a_block_of_text_must_occur_exactly_once() -> None:
     """As LlamaIndex's templates show it."""
-    shown = Shown("s", text="Q: how long\nA: 30 days")
-    once, twice = plain(f"Answer.\n{shown.text}\nwhat"), plain(f"{shown.text}\n{shown.text}\nwhat")
+    block = FewShotBlock("s", text="Q: how long\nA: 30 days")
+    once, twice = plain(f"Answer.\n{block.text}\nwhat"), plain(f"{block.text}\n{block.text}\nwhat")
 
-    assert compared(once, shown) == compared(plain("Answer.\nother\nwhat"), Shown("s", text="other"))
-    assert without_examples(twice, shown) == twice
+    assert compared(once, block) == compared(plain("Answer.\nother\nwhat"), FewShotBlock("s", text="other"))
+    assert without_examples(twice, block) == twice
 
 
 short = st.text("ab\n", max_size=4)
@@ -138,12 +137,12 @@ pairs = st.lists(st.tuples(spoken, spoken), min_size=1, max_size=3, unique_by=la
     data=st.data(),
 )
 def test_what_the_user_says_is_never_left_out(form: str, texts: Any, others: Any, data: Any) -> None:
-    """Whatever the log holds: who says something else has another key. Texts are made to collide."""
+    """Whatever the log holds, another text of the user gives another key. Texts are made to collide."""
     keys = []
     for before, after in (texts, others):
         selected = tuple(data.draw(pairs))
         prompt = FORMS[form](selected, before, after)
-        keys.append(compared(prompt, Shown("s", selected)))
+        keys.append(compared(prompt, FewShotBlock("s", selected)))
 
     if texts != others:
         assert keys[0] != keys[1]
