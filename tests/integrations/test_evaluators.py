@@ -29,7 +29,6 @@ from llama_index.core.evaluation import (
     PairwiseComparisonEvaluator,
     RelevancyEvaluator,
 )
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.prompts import PromptTemplate as Template
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -39,7 +38,7 @@ from llama_index.core.schema import NodeWithScore
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
 from langchain_ibidem.tracker import install as tracker
-from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler, IbidemEventHandler
+from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler
 from tests.contracts.langchain import RAG, Library, join
 from tests.contracts.llama_index import CountingFunctionCalling, nodes_about, shelves
 from tests.contracts.llama_index import Library as Nodes
@@ -105,19 +104,13 @@ JUDGES: dict[str, Callable[[LLM], BaseEvaluator]] = {
 
 @pytest.fixture
 def watched(cache: SemanticCache) -> Iterator[SemanticCache]:
-    """Answers of LlamaIndex's models are logged, by both handlers."""
-    by_callbacks, by_events, before = (
-        IbidemCallbackHandler(cache),
-        IbidemEventHandler(cache),
-        Settings.callback_manager,
-    )
-    Settings.callback_manager = CallbackManager([by_callbacks])
+    """Answers of LlamaIndex's models are logged."""
+    handler, before = IbidemCallbackHandler(cache), Settings.callback_manager
+    Settings.callback_manager = CallbackManager([handler])
     Settings.embed_model = MockEmbedding(embed_dim=8)
-    get_dispatcher().add_event_handler(by_events)
     yield cache
     Settings.callback_manager = before
-    get_dispatcher().event_handlers.remove(by_events)
-    assert by_callbacks.faults() == by_events.faults() == {}
+    assert handler.faults() == {}
 
 
 @pytest.fixture

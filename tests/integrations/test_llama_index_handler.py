@@ -1,4 +1,4 @@
-"""The two logging handlers: every answered question once, nothing else, and never in the user's way."""
+"""The logging handler: every answered question once, nothing else, and never in the user's way."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ from llama_index.core.chat_engine import (
 )
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.indices.query.query_transform import HyDEQueryTransform
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChatStartEvent
-from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent, SynthesizeStartEvent
 from llama_index.core.llms import LLM, ChatMessage
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
@@ -46,7 +43,7 @@ from pydantic import BaseModel
 import ibidem
 from ibidem.cache import SemanticCache
 from ibidem.examples.example import Example
-from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler, IbidemEventHandler
+from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import (
     ASKED,
@@ -73,7 +70,6 @@ pytestmark = [  # of workflows, which agents are
     pytest.mark.filterwarnings("ignore:Accessing the 'model_(computed_)?fields':DeprecationWarning"),
 ]
 
-HANDLERS = {"callback": IbidemCallbackHandler, "event": IbidemEventHandler}
 FRANCE = ("France-1", "France-2")
 HISTORY = (ChatMessage("Tell me about rivers."), ChatMessage("They flow.", role="assistant"))
 
@@ -120,42 +116,35 @@ class Spending(CustomLLM):
 
 @dataclass
 class Log:
-    """Handlers on one cache, each in a namespace of its own, and what they have written."""
+    """What the handlers of one test write, in `logged`: not where its cached models store their answers."""
 
     cache: SemanticCache
     namespace: str
-    handlers: dict[str, Any] = field(default_factory=dict)
+    handlers: list[IbidemCallbackHandler] = field(default_factory=list)
 
-    def attach(self, kind: str, **options: Any) -> Any:
+    def attach(self, **options: Any) -> IbidemCallbackHandler:
         """A handler that hears LlamaIndex from now on."""
-        namespace = f"{self.namespace} {kind}"
-        handler = HANDLERS[kind](self.cache, namespace=namespace, **options)
-        self.handlers[kind] = handler
-        if kind == "callback":
-            Settings.callback_manager = CallbackManager([handler])
-        else:
-            get_dispatcher().add_event_handler(handler)
+        handler = IbidemCallbackHandler(self.cache, namespace=self.logged, **options)
+        Settings.callback_manager = CallbackManager([handler])
+        self.handlers.append(handler)
         return handler
 
-    def detach(self) -> None:
-        """They hear nothing any more."""
-        if (handler := self.handlers.get("event")) is not None:
-            get_dispatcher().event_handlers.remove(handler)
+    def examples(self) -> list[Example]:
+        """What was written; the oldest first."""
+        return self.cache.examples.recent(1000, self.logged)[::-1]
 
-    def examples(self, kind: str = "") -> list[Example]:
-        """What the only handler, or that of a kind, has written; the oldest first."""
-        kind = kind or next(iter(self.handlers))
-        return self.cache.examples.recent(1000, f"{self.namespace} {kind}")[::-1]
-
-    def everywhere(self) -> list[Example]:
-        """What both have written; fails if that is not the same in all but the times."""
-        one, other = map(self.examples, HANDLERS)
-        assert list(map(all_of_it, one)) == list(map(all_of_it, other))
-        return one
+    @property
+    def logged(self) -> str:
+        """The namespace of the handlers."""
+        return f"{self.namespace} logged"
 
     @property
     def faults(self) -> dict[str, int]:
-        return {cause: n for handler in self.handlers.values() for cause, n in handler.faults().items()}
+        """What the handlers in use have swallowed."""
+        found = [
+            each for each in Settings.callback_manager.handlers if isinstance(each, IbidemCallbackHandler)
+        ]
+        return {cause: n for handler in found for cause, n in handler.faults().items()}
 
 
 Row = tuple[str, str, tuple[str, ...], bool]
@@ -167,13 +156,6 @@ def rows(examples: Sequence[Example]) -> list[Row]:
         (each.question, each.answer, tuple(sorted(doc.id for doc in each.documents)), each.streamed)
         for each in examples
     ]
-
-
-def all_of_it(example: Example) -> tuple[Any, ...]:
-    """All that does not change from run to run."""
-    ids = tuple(document.id for document in example.documents)
-    rest = (ids, example.model, example.input_tokens, example.output_tokens, example.entry_id)
-    return (*rows([example]), *rest)
 
 
 @pytest.fixture(scope="module")
@@ -208,31 +190,15 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def empty(shared: Callable[[], SemanticCache], request: pytest.FixtureRequest) -> Iterator[Log]:
+def empty(shared: Callable[[], SemanticCache], request: pytest.FixtureRequest) -> Log:
     """A log with no handler yet."""
-    log = Log(shared(), request.node.nodeid)
-    yield log
-    log.detach()
+    return Log(shared(), request.node.nodeid)
 
 
 @pytest.fixture
-def both(empty: Log) -> Log:
-    """A log with both handlers, each in its own namespace."""
-    for kind in HANDLERS:
-        empty.attach(kind)
-    return empty
-
-
-@pytest.fixture(params=HANDLERS)
-def kind(request: pytest.FixtureRequest) -> str:
-    """Which handler."""
-    return str(request.param)
-
-
-@pytest.fixture
-def log(empty: Log, kind: str) -> Log:
-    """A log with one handler."""
-    empty.attach(kind)
+def log(empty: Log) -> Log:
+    """A log with a handler."""
+    empty.attach()
     return empty
 
 
@@ -449,17 +415,17 @@ async def test_an_answered_question_is_logged_once(case: Case, log: Log) -> None
 
 
 @cases([case for case in CASES if case.documents])
-async def test_documents_are_in_the_order_that_the_model_saw(case: Case, both: Log) -> None:
+async def test_documents_are_in_the_order_that_the_model_saw(case: Case, log: Log) -> None:
     """The ids come in the order of the source nodes."""
     await Stage.of(fake(say=condensing)).run(case.program)
-    (example,) = both.everywhere()
+    (example,) = log.examples()
     assert tuple(document.id for document in example.documents) == FRANCE
 
 
 @pytest.mark.parametrize(
     ("mode", "streaming"), [("compact", False), ("tree_summarize", True), ("compact", True)]
 )
-async def test_nodes_that_no_retriever_found_are_logged(mode: str, streaming: bool, both: Log) -> None:
+async def test_nodes_that_no_retriever_found_are_logged(mode: str, streaming: bool, log: Log) -> None:
     """A program may hand its nodes to the synthesizer itself."""
     stage = Stage.of(fake())
     own = get_response_synthesizer(llm=stage.llm, response_mode=mode, streaming=streaming)
@@ -467,7 +433,7 @@ async def test_nodes_that_no_retriever_found_are_logged(mode: str, streaming: bo
     nodes = [NodeWithScore(node=TextNode(text=text, id_="mine"))]
     response = await asyncio.to_thread(own.synthesize, ASKED, nodes)
     seen = "".join(response.response_gen) if streaming else str(response)
-    assert rows(both.everywhere()) == [(ASKED, seen, ("mine",), streaming)]
+    assert rows(log.examples()) == [(ASKED, seen, ("mine",), streaming)]
 
 
 async def test_a_document_is_logged_with_the_digest_of_what_the_model_saw(log: Log) -> None:
@@ -481,34 +447,34 @@ async def test_a_document_is_logged_with_the_digest_of_what_the_model_saw(log: L
 
 
 @cases([*ENGINES, *CHATS, *BARE])
-async def test_a_completion_model_is_logged_once(case: Case, both: Log) -> None:
+async def test_a_completion_model_is_logged_once(case: Case, log: Log) -> None:
     """A `CustomLLM` calls itself in async code and in chats; that is one answer."""
     seen = await Stage.of(fake(CountingCompletion, condensing)).run(case.program)
-    assert rows(both.everywhere()) == [(ASKED, seen, case.documents, case.streamed)]
-    assert both.everywhere()[0].model == "counting-completion"
+    assert rows(log.examples()) == [(ASKED, seen, case.documents, case.streamed)]
+    assert log.examples()[0].model == "counting-completion"
 
 
 @cases(BARE)
-async def test_tokens_of_nested_calls_are_counted_once(case: Case, both: Log) -> None:
+async def test_tokens_of_nested_calls_are_counted_once(case: Case, log: Log) -> None:
     """What the innermost call of a `CustomLLM` tells is what the answer cost."""
     Settings.llm = model = Spending()
     stage = Stage(fake(), model, Library({}))
     model.callback_manager = Settings.callback_manager
     assert await stage.run(case.program) == "an answer"
-    told = [(each.answer, each.input_tokens, each.output_tokens) for each in both.everywhere()]
+    told = [(each.answer, each.input_tokens, each.output_tokens) for each in log.examples()]
     assert told == [("an answer", 11, 7)]
 
 
-async def test_an_agent_that_reasons_is_logged_with_its_answer(both: Log) -> None:
+async def test_an_agent_that_reasons_is_logged_with_its_answer(log: Log) -> None:
     """The answer is what the user sees, not what ReAct says to itself."""
     said = "Thought: I can answer without using any more tools.\nAnswer: answer {}"
     stage = Stage.of(fake(say=lambda last, number: said.format(number)))
     seen = str(await ReActAgent(tools=TOOLS, llm=stage.llm).run(ASKED))
     assert seen == "answer 1"
-    assert rows(both.everywhere()) == [(ASKED, seen, (), True)]
+    assert rows(log.examples()) == [(ASKED, seen, (), True)]
 
 
-async def test_an_agent_that_reasons_is_logged_after_a_tool_too(both: Log) -> None:
+async def test_an_agent_that_reasons_is_logged_after_a_tool_too(log: Log) -> None:
     """The step that calls the tool is no answer; what the agent says of its result is."""
     step = 'Thought: I need it.\nAction: look_up\nAction Input: {"subject": "rivers"}'
     stage = Stage.of(
@@ -516,55 +482,55 @@ async def test_an_agent_that_reasons_is_logged_after_a_tool_too(both: Log) -> No
     )
     seen = str(await ReActAgent(tools=TOOLS, llm=stage.llm).run(ASKED))
     assert (seen, stage.backend.calls) == ("answer 2", 2)
-    assert rows(both.everywhere()) == [(ASKED, seen, (), True)]
+    assert rows(log.examples()) == [(ASKED, seen, (), True)]
 
 
-async def test_streams_that_are_read_late_and_out_of_order_are_kept_apart(both: Log) -> None:
+async def test_streams_that_are_read_late_and_out_of_order_are_kept_apart(log: Log) -> None:
     """The same question twice, read the other way round, and one by hand from the same template between."""
     stage = Stage.of(fake())
     late = [await asyncio.to_thread(engine(stage, streaming=True).query, ASKED) for _ in range(3)]
     at_once = query(stage)  # the first call, or after the streams': that depends on LlamaIndex's version
     read = ["".join(response.response_gen) for response in late[1::-1]]
-    assert rows(both.everywhere()) == [
+    assert rows(log.examples()) == [
         (ASKED, at_once, FRANCE, False),
         *((ASKED, text, FRANCE, True) for text in read),
     ]
 
 
-async def test_a_model_that_overrides_a_method_is_logged_once(both: Log) -> None:
+async def test_a_model_that_overrides_a_method_is_logged_once(log: Log) -> None:
     """A method that calls `super()` is one call."""
     stage = Stage.of(fake(Overriding))
     for program in (query, llm_chat):
         await stage.run(program)
-    assert rows(both.everywhere()) == [(ASKED, "answer 1", FRANCE, False), (ASKED, "answer 2", (), False)]
+    assert rows(log.examples()) == [(ASKED, "answer 1", FRANCE, False), (ASKED, "answer 2", (), False)]
 
 
-async def test_an_engine_over_a_nested_model_counts_its_tokens_once(both: Log) -> None:
+async def test_an_engine_over_a_nested_model_counts_its_tokens_once(log: Log) -> None:
     """The same for a query in each way that is whole."""
     Settings.llm = model = Spending()
     stage = Stage(fake(), model, Library(shelves()))
     query(stage)
     await aquery(stage)
-    told = [(each.input_tokens, each.output_tokens) for each in both.everywhere()]
+    told = [(each.input_tokens, each.output_tokens) for each in log.examples()]
     assert told == [(11, 7), (11, 7)]
 
 
 @pytest.mark.parametrize(("mode", "calls"), [("compact", 1), ("refine", 2), ("accumulate", 2)])
 async def test_tokens_of_all_calls_are_added_up(
-    mode: str, calls: int, openai: OpenAIBackend, both: Log
+    mode: str, calls: int, openai: OpenAIBackend, log: Log
 ) -> None:
     """What an answer cost is what all calls behind it cost, as the provider told."""
     stage = Stage.of(openai)
     query(stage, mode)
     await aquery(stage, mode)
-    for example in both.everywhere():
+    for example in log.examples():
         assert (example.input_tokens, example.output_tokens) == (11 * calls, 7 * calls)
         assert example.model == "gpt-4o-mini"
 
 
 @pytest.mark.parametrize("usage", [True, False])
 async def test_tokens_of_a_stream_are_logged_if_they_are_told(
-    usage: bool, openai: OpenAIBackend, both: Log
+    usage: bool, openai: OpenAIBackend, log: Log
 ) -> None:
     """OpenAI tells them of a stream where it is asked to; otherwise they stay unknown."""
     if usage:
@@ -574,9 +540,9 @@ async def test_tokens_of_a_stream_are_logged_if_they_are_told(
         await stage.run(program)
     for program in (llm_stream_chat, llm_astream_chat):
         await stage.run(program)
-    told = {(each.input_tokens, each.output_tokens, each.streamed) for each in both.everywhere()}
+    told = {(each.input_tokens, each.output_tokens, each.streamed) for each in log.examples()}
     assert told == {(11, 7, True) if usage else (None, None, True)}
-    assert len(both.everywhere()) == 5
+    assert len(log.examples()) == 5
 
 
 async def test_the_time_is_that_of_the_answer(log: Log) -> None:
@@ -599,10 +565,10 @@ async def test_a_synthesizer_with_a_form_is_logged_as_json(log: Log) -> None:
 
 
 @pytest.mark.parametrize("asked", ["I lost my card", "Thanks!"])
-async def test_any_message_can_be_logged(asked: str, kind: str, empty: Log) -> None:
+async def test_any_message_can_be_logged(asked: str, empty: Log) -> None:
     """In a support chat every line is a question, if the program says so."""
     stage = Stage.of(fake())
-    with_it = empty.attach(kind, any_message=True)
+    with_it = empty.attach(any_message=True)
     assert with_it.faults() == {}
     Stage.of(fake()).llm.chat([ChatMessage(asked)])
     assert [each.question for each in empty.examples()] == [asked]
@@ -708,25 +674,25 @@ NOT_LOGGED = (
 
 
 @pytest.mark.parametrize("program", NOT_LOGGED, ids=lambda program: program.__name__.strip("_"))
-async def test_what_answers_no_question_is_not_logged(program: Callable[..., Any], both: Log) -> None:
+async def test_what_answers_no_question_is_not_logged(program: Callable[..., Any], log: Log) -> None:
     """Steps, statements, and answers that are none or that nobody has read leave no example."""
     await Stage.of(fake()).run(program)
-    assert rows(both.everywhere()) == []
-    assert both.faults == {}
+    assert rows(log.examples()) == []
+    assert log.faults == {}
 
 
 @cases([*ENGINES, *CHATS, *BARE])
-async def test_truncated_answers_are_not_logged(case: Case, both: Log) -> None:
+async def test_truncated_answers_are_not_logged(case: Case, log: Log) -> None:
     """There is nothing to learn from an answer that was cut off."""
     backend = fake(say=condensing)
     backend.stop_with("length")
     await Stage.of(backend).run(case.program)
-    assert rows(both.everywhere()) == []
+    assert rows(log.examples()) == []
 
 
 @pytest.mark.parametrize("usage", [True, False])
 async def test_truncated_streams_of_openai_are_not_logged(
-    usage: bool, openai: OpenAIBackend, both: Log
+    usage: bool, openai: OpenAIBackend, log: Log
 ) -> None:
     """The chunk that tells the usage does not hide the reason before it."""
     if usage:
@@ -737,24 +703,24 @@ async def test_truncated_streams_of_openai_are_not_logged(
         await stage.run(program)
     for program in (llm_chat, llm_stream_chat, llm_astream_chat):
         await stage.run(program)
-    assert rows(both.everywhere()) == []
+    assert rows(log.examples()) == []
 
 
 # LlamaIndex's chat engines lose errors of a stream in a thread or task of their own.
 @cases([*ENGINES, *(case for case in CHATS if not case.streamed), *BARE])
-async def test_failures_are_the_users_and_are_not_logged(case: Case, both: Log) -> None:
+async def test_failures_are_the_users_and_are_not_logged(case: Case, log: Log) -> None:
     """The error of the model reaches the program as ever; the next answer is logged as ever."""
     backend = fake(say=condensing)
     stage = Stage.of(backend)
     backend.fail_next()
     with pytest.raises(Broke):
         await stage.run(case.program)
-    assert rows(both.everywhere()) == []
+    assert rows(log.examples()) == []
     seen = await stage.run(case.program)
-    assert [(each.question, each.answer) for each in both.everywhere()] == [(ASKED, seen)]
+    assert [(each.question, each.answer) for each in log.examples()] == [(ASKED, seen)]
 
 
-async def test_broken_streams_are_not_logged(both: Log) -> None:
+async def test_broken_streams_are_not_logged(log: Log) -> None:
     """The user gets what came and the error; the log gets nothing."""
     backend = fake(say=lambda last, number: "an answer of many words")
     stage = Stage.of(backend)
@@ -763,7 +729,7 @@ async def test_broken_streams_are_not_logged(both: Log) -> None:
         backend.break_stream_after(2)
         with pytest.raises(Broke):
             await stage.run(program)
-    assert rows(both.everywhere()) == []
+    assert rows(log.examples()) == []
 
 
 # Steps of a program that does answer ---------------------------------------------------------------------
@@ -811,16 +777,16 @@ def _ranked(stage: Stage) -> str:
     ],
     ids=lambda program: program.__name__.strip("_"),
 )
-async def test_steps_are_not_logged(program: Callable[..., Any], both: Log) -> None:
+async def test_steps_are_not_logged(program: Callable[..., Any], log: Log) -> None:
     """Choosing an engine, rewriting the question and ranking nodes are no answers; the answer is."""
     stage = Stage.of(fake())
     seen = await stage.run(program)
     assert stage.backend.calls == 2
-    assert rows(both.everywhere()) == [(ASKED, seen, FRANCE, False)]
+    assert rows(log.examples()) == [(ASKED, seen, FRANCE, False)]
 
 
 @pytest.mark.parametrize("quoting", [False, True])
-async def test_condensing_a_follow_up_is_not_logged(quoting: bool, both: Log) -> None:
+async def test_condensing_a_follow_up_is_not_logged(quoting: bool, log: Log) -> None:
     """Two questions are two examples, though the second was first condensed."""
     text = nodes_about("France")[0].text if quoting else "It is a broad one."
 
@@ -833,7 +799,7 @@ async def test_condensing_a_follow_up_is_not_logged(quoting: bool, both: Log) ->
     )
     await asyncio.to_thread(lambda: [talk.chat(question) for question in (ASKED, OTHER)])
     assert stage.backend.calls == 3
-    assert rows(both.everywhere()) == [(ASKED, text, FRANCE, False), (OTHER, text, FRANCE, False)]
+    assert rows(log.examples()) == [(ASKED, text, FRANCE, False), (OTHER, text, FRANCE, False)]
 
 
 # Hits ----------------------------------------------------------------------------------------------------
@@ -878,15 +844,15 @@ async def test_a_cached_synthesizer_alone_tells_of_its_answer(mode: str, open_ca
 
 
 @cases([*ENGINES, *CHATS, *BARE])
-async def test_a_hit_of_a_cached_model_is_no_new_example(case: Case, both: Log) -> None:
+async def test_a_hit_of_a_cached_model_is_no_new_example(case: Case, log: Log) -> None:
     """The model's answer is one already; repeating it teaches nothing."""
     backend = fake(say=condensing)
-    stage = Stage.of(backend, CachedLLM(backend.model, both.cache, namespace=both.namespace))
+    stage = Stage.of(backend, CachedLLM(backend.model, log.cache, namespace=log.namespace))
     seen = await stage.run(case.program)
     calls = backend.calls
     assert await stage.run(case.program) == seen
     assert backend.calls == calls
-    assert rows(both.everywhere()) == [(ASKED, seen, case.documents, case.streamed)]
+    assert rows(log.examples()) == [(ASKED, seen, case.documents, case.streamed)]
 
 
 WAYS = (query, aquery, query_stream, aquery_stream)
@@ -895,16 +861,14 @@ WAYS = (query, aquery, query_stream, aquery_stream)
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_hit_of_a_cached_synthesizer_is_no_new_example(
-    way: Callable[..., Any], mode: str, both: Log
+    way: Callable[..., Any], mode: str, log: Log
 ) -> None:
     """The model is not even called: the lookup log has the question as it was asked now."""
     backend = fake()
     streaming = "stream" in way.__name__
     stage = Stage.of(backend)
     inner = get_response_synthesizer(llm=stage.llm, response_mode=mode, streaming=streaming)
-    cached = RetrieverQueryEngine(
-        stage.library, CachedSynthesizer(inner, both.cache, namespace=both.namespace)
-    )
+    cached = RetrieverQueryEngine(stage.library, CachedSynthesizer(inner, log.cache, namespace=log.namespace))
     texts, markers = [], []
     for question in (ASKED, REWORDED):
         if way in (aquery, aquery_stream):
@@ -919,7 +883,7 @@ async def test_a_hit_of_a_cached_synthesizer_is_no_new_example(
             texts.append("".join(response.response_gen))
         markers.append((response.metadata or {}).get("ibidem"))
     assert texts[0] == texts[1]
-    (cold,) = both.everywhere()
+    (cold,) = log.examples()
     assert (cold.question, cold.answer, cold.streamed) == (ASKED, texts[0], streaming)
     assert tuple(document.id for document in cold.documents) == FRANCE
     assert (cold.model, markers[0], markers[1]["model"]) == ("counting-chat", None, "counting-chat")
@@ -929,14 +893,14 @@ async def test_a_hit_of_a_cached_synthesizer_is_no_new_example(
 
 @pytest.mark.parametrize("read", [0, 1])
 @pytest.mark.parametrize("layer", ["model", "synthesizer"])
-async def test_an_abandoned_stream_of_a_hit_is_not_logged(layer: str, read: int, both: Log) -> None:
+async def test_an_abandoned_stream_of_a_hit_is_not_logged(layer: str, read: int, log: Log) -> None:
     """What the user has not read is no answered question, whoever would have given it."""
     backend = fake(say=lambda last, number: "an answer of many words that takes a while to be read")
-    ours = CachedLLM(backend.model, both.cache, namespace=both.namespace)
+    ours = CachedLLM(backend.model, log.cache, namespace=log.namespace)
     stage = Stage.of(backend, ours if layer == "model" else None)
     own = get_response_synthesizer(llm=stage.llm, response_mode="tree_summarize", streaming=True)
     if layer == "synthesizer":
-        own = CachedSynthesizer(own, both.cache, namespace=both.namespace)
+        own = CachedSynthesizer(own, log.cache, namespace=log.namespace)
     streams = RetrieverQueryEngine(stage.library, own)
     assert "".join((await asyncio.to_thread(streams.query, ASKED)).response_gen)
     stream = (await asyncio.to_thread(streams.query, ASKED)).response_gen
@@ -944,36 +908,21 @@ async def test_an_abandoned_stream_of_a_hit_is_not_logged(layer: str, read: int,
         next(stream)
     stream.close()
     assert backend.calls == 1
-    assert [example.entry_id for example in both.everywhere()] == [None]
+    assert [example.entry_id for example in log.examples()] == [None]
 
 
-async def test_an_answer_of_which_one_part_was_asked_anew_names_no_entry(both: Log) -> None:
+async def test_an_answer_of_which_one_part_was_asked_anew_names_no_entry(log: Log) -> None:
     """Only an answer that the model had no part in comes from the cache."""
     backend = fake()
-    stage = Stage.of(backend, CachedLLM(backend.model, both.cache, namespace=both.namespace))
+    stage = Stage.of(backend, CachedLLM(backend.model, log.cache, namespace=log.namespace))
     query(stage, "refine")
     stage.library.shelves = {"France": [*nodes_about("France"), *nodes_about("Peru")[:1]]}
     query(stage, "refine")
     assert backend.calls == 3
-    assert [example.entry_id for example in both.everywhere()] == [None, None]
+    assert [example.entry_id for example in log.examples()] == [None, None]
 
 
-# Both, and at once ---------------------------------------------------------------------------------------
-
-
-async def test_both_handlers_write_the_same(both: Log) -> None:
-    """Whatever a program does, the two logs agree in all but the times."""
-    for model in (CountingFunctionCalling, CountingCompletion):
-        for cached in (False, True):
-            backend = fake(model, condensing)
-            ours = CachedLLM(backend.model, both.cache, namespace=both.namespace) if cached else None
-            stage = Stage.of(backend, ours)
-            for case in [*ENGINES, *CHATS, *BARE, *(AGENTS if model is CountingFunctionCalling else ())]:
-                await stage.run(case.program)
-            for program in (_statements, _half_read, _nothing_found, _hypothetical):
-                await stage.run(program)
-    assert len(both.everywhere()) > 50
-    assert both.faults == {}
+# At once ---------------------------------------------------------------------------------------
 
 
 def _city(country: str) -> str:
@@ -1008,13 +957,12 @@ def _of_countries(streamed: bool, mode: str) -> list[Row]:
         (query_stream, "tree_summarize"),
     ],
 )
-def test_threads_do_not_mix(way: Callable[..., Any], mode: str, both: Log) -> None:
+def test_threads_do_not_mix(way: Callable[..., Any], mode: str, log: Log) -> None:
     """Ten queries at once leave ten examples, each with its own answer and documents."""
     stage = Stage.of(fake(say=_about_the_country))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda country: way(stage, mode, _asked_of(country)), COUNTRIES))
-    for kind in HANDLERS:
-        assert sorted(rows(both.examples(kind))) == _of_countries(way is query_stream, mode)
+    assert sorted(rows(log.examples())) == _of_countries(way is query_stream, mode)
 
 
 @pytest.mark.parametrize(
@@ -1026,14 +974,13 @@ def test_threads_do_not_mix(way: Callable[..., Any], mode: str, both: Log) -> No
         (aquery_stream, "tree_summarize"),
     ],
 )
-async def test_tasks_do_not_mix(way: Callable[..., Any], mode: str, both: Log) -> None:
+async def test_tasks_do_not_mix(way: Callable[..., Any], mode: str, log: Log) -> None:
     """The same in one event loop, where they run between each other."""
     backend = fake(say=_about_the_country)
     backend.wait(0.002)
     stage = Stage.of(backend)
     await asyncio.gather(*(way(stage, mode, _asked_of(country)) for country in COUNTRIES))
-    for kind in HANDLERS:
-        assert sorted(rows(both.examples(kind))) == _of_countries(way is aquery_stream, mode)
+    assert sorted(rows(log.examples())) == _of_countries(way is aquery_stream, mode)
 
 
 # Never in the way ----------------------------------------------------------------------------------------
@@ -1045,43 +992,37 @@ async def _works(stage: Stage) -> None:
         assert re.fullmatch(r"answer \d+", await stage.run(case.program))
 
 
-async def test_a_closed_cache_is_not_the_users_problem(kind: str, cache: SemanticCache) -> None:
+async def test_a_closed_cache_is_not_the_users_problem(cache: SemanticCache) -> None:
     """The program goes on, streams are whole, and the handler counts what it could not write."""
     log = Log(cache, "")
-    handler = log.attach(kind)
+    handler = log.attach()
     cache.close()
-    try:
-        await _works(Stage.of(fake()))
-    finally:
-        log.detach()
+    await _works(Stage.of(fake()))
     assert list(handler.faults()) == ["log what LlamaIndex answered: CacheClosed"]
     assert handler.faults()["log what LlamaIndex answered: CacheClosed"] >= 16
 
 
 async def test_a_broken_database_is_not_the_users_problem(
-    kind: str, cache: SemanticCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: SemanticCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be written is counted, there or here, and told once; the program goes on."""
     caplog.set_level(logging.WARNING)
     log = Log(cache, "")
-    handler = log.attach(kind)
+    handler = log.attach()
 
     def fail(*_: Any) -> None:
         raise RuntimeError("the disk is on fire")
 
-    try:
-        with monkeypatch.context() as broken:
-            broken.setattr(cache._runtime.records.examples, "add", fail)
-            await _works(Stage.of(fake()))
-            assert cache.stats().faults
-        with monkeypatch.context() as broken:
-            broken.setattr(cache.examples, "add", fail)
-            await _works(Stage.of(fake()))
-        assert list(handler.faults()) == ["log what LlamaIndex answered: RuntimeError"]
-        query(Stage.of(fake()))
-        assert len(cache.examples.recent()) == 1
-    finally:
-        log.detach()
+    with monkeypatch.context() as broken:
+        broken.setattr(cache._runtime.records.examples, "add", fail)
+        await _works(Stage.of(fake()))
+        assert cache.stats().faults
+    with monkeypatch.context() as broken:
+        broken.setattr(cache.examples, "add", fail)
+        await _works(Stage.of(fake()))
+    assert list(handler.faults()) == ["log what LlamaIndex answered: RuntimeError"]
+    query(Stage.of(fake()))
+    assert len(cache.examples.recent()) == 1
     assert "the disk is on fire" not in caplog.text
 
 
@@ -1104,7 +1045,7 @@ PAYLOADS: tuple[Any, ...] = (
 @pytest.mark.parametrize("span", [None, "Model.chat-00000000-0000-0000-0000-000000000000", "x"])
 async def test_weird_payloads_never_raise(span: str | None, empty: Log) -> None:
     """LlamaIndex does not guard its handlers: whatever they are told, they return."""
-    handler = empty.attach("callback")
+    handler = empty.attach()
     token = active_span_id.set(span)
     try:
         for event in CBEventType:
@@ -1125,34 +1066,6 @@ async def test_weird_payloads_never_raise(span: str | None, empty: Log) -> None:
     assert len(empty.examples()) == 1
 
 
-INSIDE = "Model.chat-00000000-0000-0000-0000-000000000000"
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        SynthesizeStartEvent.model_construct(),
-        LLMChatStartEvent.model_construct(messages=object(), span_id=INSIDE),
-        LLMChatStartEvent.model_construct(messages=[1, None], span_id=INSIDE),
-        LLMChatEndEvent.model_construct(response=object(), span_id=INSIDE),
-        LLMChatEndEvent.model_construct(response=None),
-        SynthesizeEndEvent.model_construct(response=object()),
-        None,
-        object(),
-        SynthesizeEndEvent.model_construct(),
-        LLMChatStartEvent.model_construct(),
-    ],
-    ids=lambda event: type(event).__name__,
-)
-async def test_weird_events_never_raise(event: Any, empty: Log) -> None:
-    """What the dispatcher would swallow without a trace does not even leave the handler."""
-    handler = empty.attach("event")
-    handler.handle(event)
-    assert empty.examples() == []
-    await Stage.of(fake()).run(query)
-    assert len(empty.examples()) == 1
-
-
 async def test_a_stream_is_never_touched(log: Log) -> None:
     """A response that the handlers have seen still has all of its text, read late or by `str` as well."""
     stage = Stage.of(fake(say=lambda last, number: "an answer of many words"))
@@ -1164,30 +1077,29 @@ async def test_a_stream_is_never_touched(log: Log) -> None:
     assert [example.answer for example in log.examples()] == ["an answer of many words"] * 4
 
 
-async def test_namespaces_are_kept(kind: str, empty: Log) -> None:
+async def test_namespaces_are_kept(empty: Log) -> None:
     """Examples belong to the namespace of their handler and go with it."""
-    empty.attach(kind)
+    empty.attach()
     await Stage.of(fake()).run(query)
-    namespace = f"{empty.namespace} {kind}"
-    assert [example.namespace for example in empty.examples()] == [namespace]
-    empty.cache.clear(namespace)
+    assert [example.namespace for example in empty.examples()] == [empty.logged]
+    empty.cache.clear(empty.logged)
     assert empty.examples() == []
 
 
-def test_wrong_arguments_are_told_at_once(kind: str, cache: SemanticCache) -> None:
+def test_wrong_arguments_are_told_at_once(cache: SemanticCache) -> None:
     """An option that does not exist, a cache and options, a namespace that is no text."""
     with pytest.raises(ibidem.InvalidInput, match="did you mean 'threshold'"):
-        HANDLERS[kind](treshold=0.9)
+        IbidemCallbackHandler(treshold=0.9)
     with pytest.raises(ibidem.InvalidInput, match="not both"):
-        HANDLERS[kind](cache, threshold=0.9)
+        IbidemCallbackHandler(cache, threshold=0.9)
     with pytest.raises(ibidem.InvalidInput, match="namespace must be a str"):
-        HANDLERS[kind](cache, namespace=7)
+        IbidemCallbackHandler(cache, namespace=7)
 
 
-def test_a_handler_closes_the_cache_that_it_opened(kind: str, open_cache: OpenCache, tmp_path: Path) -> None:
+def test_a_handler_closes_the_cache_that_it_opened(open_cache: OpenCache, tmp_path: Path) -> None:
     """An own cache is closed with it, a given one stays open."""
-    own = HANDLERS[kind](path=tmp_path / "own", embedder=BagOfWords())
-    given = HANDLERS[kind](open_cache())
+    own = IbidemCallbackHandler(path=tmp_path / "own", embedder=BagOfWords())
+    given = IbidemCallbackHandler(open_cache())
     own.close()
     given.close()
     with pytest.raises(ibidem.CacheClosed):

@@ -65,7 +65,6 @@ from llama_index_ibidem import (
     CachedLLM,
     CachedSynthesizer,
     IbidemCallbackHandler,
-    IbidemEventHandler,
     spans,
 )
 from llama_index_ibidem.codec import decode, encode
@@ -886,17 +885,15 @@ def test_copies_and_travel(watched: SemanticCache) -> None:
     assert "sk-1" not in repr(CachedLLM(openai(), watched))
 
 
-@pytest.mark.parametrize("kind", [IbidemCallbackHandler, IbidemEventHandler])
-def test_a_model_with_a_handler_is_copied_and_travels(kind: Any, watched: SemanticCache) -> None:
+def test_a_model_with_a_handler_is_copied_and_travels(watched: SemanticCache) -> None:
     """Its handler is copied as it is, and stays behind."""
-    handler = kind(watched)
+    handler = IbidemCallbackHandler(watched)
     assert copy.deepcopy(handler) is handler
     with pytest.raises(InvalidInput, match="add one in the other process"):
         pickle.dumps(handler)
-    if kind is IbidemCallbackHandler:
-        llm = CachedLLM(Plain(callback_manager=CallbackManager([handler])), watched)
-        assert copy.deepcopy(llm).callback_manager.handlers == [handler]
-        assert pickle.loads(pickle.dumps(llm)).callback_manager.handlers == []
+    llm = CachedLLM(Plain(callback_manager=CallbackManager([handler])), watched)
+    assert copy.deepcopy(llm).callback_manager.handlers == [handler]
+    assert pickle.loads(pickle.dumps(llm)).callback_manager.handlers == []
 
 
 def test_a_synthesizer_is_copied_and_travels(watched: SemanticCache) -> None:

@@ -12,6 +12,7 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
+from llama_index.core.callbacks import CallbackManager
 from llama_index.llms.openai import OpenAI
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from ibidem.teaching.labelling import teach
 from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
 from ibidem.teaching.teachers import resolve_teacher
 from langchain_ibidem import IbidemCache
-from llama_index_ibidem import CachedLLM, IbidemEventHandler
+from llama_index_ibidem import CachedLLM, IbidemCallbackHandler
 from tests.openai_server import OpenAIServer, running_openai
 
 PAIRS = [QuestionPair("can I get my money back", "how do refunds work"), QuestionPair("in 1999?", "in 2004?")]
@@ -111,15 +112,10 @@ def test_a_cached_model_of_llama_index_is_asked_itself(server: OpenAIServer, ope
     """Its handlers note nothing of it."""
     cache = open_cache(threshold=0.5)
     model = CachedLLM(llm(server), cache, any_message=True)
-    handler = IbidemEventHandler(cache)
-    from llama_index_instrumentation import get_dispatcher
-
-    root = get_dispatcher()
-    root.add_event_handler(handler)
-    try:
-        assert labels(model) == labels(model) == [True, False]
-    finally:
-        root.event_handlers.remove(handler)
+    handler = IbidemCallbackHandler(cache)
+    model.callback_manager = CallbackManager([handler])
+    assert labels(model) == labels(model) == [True, False]
+    assert handler.faults() == {}
 
     assert server.count == 4
     assert (cache.stats().entries, cache.recent(), cache.examples.count()) == (0, [], 0)

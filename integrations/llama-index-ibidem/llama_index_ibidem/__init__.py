@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("llama_index_ibidem", "llama-index") from error
 
 from llama_index_ibidem.few_shot import few_shot
-from llama_index_ibidem.handler import IbidemCallbackHandler, IbidemEventHandler
+from llama_index_ibidem.handler import IbidemCallbackHandler
 from llama_index_ibidem.installing import install, uninstall
 from llama_index_ibidem.invalidating import invalidating
 from llama_index_ibidem.llm import CachedLLM
@@ -21,7 +21,6 @@ __all__ = [
     "CachedLLM",
     "CachedSynthesizer",
     "IbidemCallbackHandler",
-    "IbidemEventHandler",
     "few_shot",
     "install",
     "invalidating",

@@ -1,7 +1,4 @@
-"""Handlers that write answered questions to the example log; in LlamaIndex handlers cannot answer.
-
-Two for the two ways in which LlamaIndex tells what happens. Take one of them: both log the same.
-"""
+"""A handler that writes answered questions to the example log; in LlamaIndex handlers cannot answer."""
 
 from __future__ import annotations
 
@@ -11,19 +8,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
-from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
-from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent, SynthesizeStartEvent
-from llama_index_instrumentation.base import BaseEvent
-from llama_index_instrumentation.event_handlers import BaseEventHandler
-from llama_index_instrumentation.events.span import SpanDropEvent
 from llama_index_instrumentation.span import active_span_id
-from pydantic import PrivateAttr
 
 from ibidem._util.faults import Faults
 from ibidem.adapter.options import open_or_use
 from ibidem.errors import InvalidInput
 from ibidem.types import require_name
-from llama_index_ibidem.calls import ENDS, STARTS, watch
+from llama_index_ibidem.calls import watch
 from llama_index_ibidem.recorder import Recorder
 from llama_index_ibidem.requests import RequestBuilder
 
@@ -33,20 +24,7 @@ if TYPE_CHECKING:
 _DOING = "log what LlamaIndex answered"
 
 
-class _OfOneProcess:
-    """A handler is copied as it is, and does not travel: what is under way is known here alone."""
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise InvalidInput(f"{type(self).__name__} cannot be pickled; add one in the other process")
-
-
-class IbidemCallbackHandler(_OfOneProcess, BaseCallbackHandler):
+class IbidemCallbackHandler(BaseCallbackHandler):
     """Logs every question that a model answered: `CallbackManager([IbidemCallbackHandler(cache)])`.
 
     It writes question, answer, documents, model, tokens and time to `cache.examples`, also for streams (when
@@ -106,6 +84,15 @@ class IbidemCallbackHandler(_OfOneProcess, BaseCallbackHandler):
     def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
         """Not used."""
 
+    def __copy__(self) -> Self:
+        return self  # a copied model tells the same handler
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InvalidInput(f"{type(self).__name__} cannot be pickled; add one in the other process")
+
     def faults(self) -> dict[str, int]:
         """How often a failure was swallowed, by cause."""
         return self._faults.counts()
@@ -129,69 +116,6 @@ class IbidemCallbackHandler(_OfOneProcess, BaseCallbackHandler):
         elif kind == CBEventType.LLM:
             response = payload.get(EventPayload.RESPONSE) or payload.get(EventPayload.COMPLETION)
             self._recorder.call_ended(event, response)
-
-
-class IbidemEventHandler(_OfOneProcess, BaseEventHandler):
-    """The same for LlamaIndex's instrumentation: `dispatcher.add_event_handler(IbidemEventHandler(cache))`.
-
-    The dispatcher comes from `llama_index.core.instrumentation.get_dispatcher()`. Arguments and errors are
-    those of `IbidemCallbackHandler`.
-    """
-
-    _owned: bool = PrivateAttr()
-    _cache: Any = PrivateAttr()
-    _swallowed: Faults = PrivateAttr(default_factory=Faults)
-    _recorder: Recorder = PrivateAttr()
-
-    def __init__(
-        self,
-        cache: SemanticCache | None = None,
-        *,
-        namespace: str = "",
-        any_message: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self._owned = cache is None
-        self._cache = open_or_use(cache, options, type(self).__name__)
-        self._recorder = _recorder(self._cache, namespace, any_message, self._swallowed)
-
-    @classmethod
-    def class_name(cls) -> str:
-        """How LlamaIndex names the handler."""
-        return "IbidemEventHandler"
-
-    @property
-    def cache(self) -> SemanticCache:
-        """The cache whose example log is written."""
-        return self._cache  # type: ignore[no-any-return]
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        """Something happened."""
-        _attempt(self._swallowed, partial(self._hear, event))
-
-    def faults(self) -> dict[str, int]:
-        """How often a failure was swallowed, by cause."""
-        return self._swallowed.counts()
-
-    def close(self) -> None:
-        """Close the cache that was opened here; one that was passed in stays open."""
-        if self._owned:
-            self._cache.close()
-
-    def _hear(self, event: BaseEvent) -> None:
-        recorder, span = self._recorder, event.span_id
-        if isinstance(event, SynthesizeStartEvent):
-            recorder.synthesis_began(span)
-        elif isinstance(event, SynthesizeEndEvent):
-            recorder.synthesis_ended(span, event.response)
-        elif isinstance(event, STARTS):
-            asked = event.messages if isinstance(event, LLMChatStartEvent) else event.prompt
-            recorder.call_began(span or "", span, asked)
-        elif isinstance(event, ENDS):
-            recorder.call_ended(span or "", event.response)
-        elif isinstance(event, SpanDropEvent):
-            recorder.call_ended(span or "", None)
 
 
 def _attempt(faults: Faults, work: Callable[[], None]) -> None:
