@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ibidem._util.concurrency import ForkSafeLock
@@ -56,11 +56,25 @@ class Faults:
         """
         try:
             return work()
-        except NotCacheable as reason:
-            self.count(reason.cause, f"{refused} ({reason})")
         except Exception as error:
-            self.note(operation, error)
+            self._swallow(operation, error, refused)
         return None
+
+    async def aattempt(
+        self, operation: str, work: Awaitable[T], *, refused: str = "does not cache a call"
+    ) -> T | None:
+        """As `attempt`, for what is awaited."""
+        try:
+            return await work
+        except Exception as error:
+            self._swallow(operation, error, refused)
+        return None
+
+    def _swallow(self, operation: str, error: Exception, refused: str) -> None:
+        if isinstance(error, NotCacheable):
+            self.count(error.cause, f"{refused} ({error})")
+        else:
+            self.note(operation, error)
 
     def count(self, cause: str, message: str, kind: str = "") -> None:
         """Count an event by its cause; log it as a warning the first time, then at debug level.
