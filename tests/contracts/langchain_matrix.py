@@ -18,7 +18,6 @@ from langchain_core.tools import StructuredTool
 from langgraph.graph import END, START, StateGraph
 from pydantic import BaseModel
 
-import langchain_ibidem
 from langchain_ibidem import IbidemMiddleware
 from tests.contracts.langchain import RAG, CountingChat, Library, join, shelves
 
@@ -149,10 +148,9 @@ def agent(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
     return _run(create_agent(model, [_search(world)], system_prompt="Be brief."), questions)
 
 
-@column(cold=2, reworded=0, needs="tools")
+@column(cold=2, reworded=1, needs="tools")
 def agent_with_middleware(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
-    """Reworded, the tool is called again, and the model is not asked if it says the same."""
-    middleware = IbidemMiddleware(world.cache, read_only=["search"])
+    middleware = IbidemMiddleware(world.cache)
     made = create_agent(model, [_search(world)], system_prompt="Be brief.", middleware=[middleware])
     return _run(made, questions)
 
@@ -200,34 +198,29 @@ def retry(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
     return invoke_with(model.with_retry(stop_after_attempt=2), world, model, questions)
 
 
-if hasattr(langchain_ibidem, "cache_streams"):
+@column(needs="streams")
+def stream(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
+    return ["".join(c.text for c in model.stream(world.prompt(model, q))) for q in questions]
 
-    @column(needs="streams")
-    def stream(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
-        cached = langchain_ibidem.cache_streams(model)
-        return ["".join(c.text for c in cached.stream(world.prompt(model, q))) for q in questions]
 
-    @column(needs="streams")
-    def astream(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
-        cached = langchain_ibidem.cache_streams(model)
+@column(needs="streams")
+def astream(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
 
-        async def read(question: str) -> str:
-            return "".join([c.text async for c in cached.astream(world.prompt(model, question))])
+    async def read(question: str) -> str:
+        return "".join([c.text async for c in model.astream(world.prompt(model, question))])
 
-        return [asyncio.run(read(question)) for question in questions]
+    return [asyncio.run(read(question)) for question in questions]
 
-    @column(needs="streams")
-    def astream_events(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
-        cached = langchain_ibidem.cache_streams(model)
 
-        async def read(question: str) -> str:
-            events = cached.astream_events(world.prompt(model, question), version="v2")
-            ends = [
-                event["data"]["output"] async for event in events if event["event"] == "on_chat_model_end"
-            ]
-            return ends[-1].text
+@column(needs="streams")
+def astream_events(world: World, model: Any, questions: Sequence[str]) -> list[Any]:
 
-        return [asyncio.run(read(question)) for question in questions]
+    async def read(question: str) -> str:
+        events = model.astream_events(world.prompt(model, question), version="v2")
+        ends = [event["data"]["output"] async for event in events if event["event"] == "on_chat_model_end"]
+        return ends[-1].text
+
+    return [asyncio.run(read(question)) for question in questions]
 
 
 class Country(BaseModel):

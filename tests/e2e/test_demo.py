@@ -151,7 +151,7 @@ class TestAgent:
         ("tool", "says", "failed"),
         [
             ("read_clock", lambda: "It is noon.", "what the clock says is not kept"),
-            ("search_reference", lambda: f"{random.random()} clauses", "a reworded question"),
+            ("search_reference", lambda: f"{random.random()} clauses", "the same question"),
             ("search_reference", lambda: "There is one clause.", "when the reference says something else"),
         ],
     )

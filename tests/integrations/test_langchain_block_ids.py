@@ -33,8 +33,7 @@ from langchain_core.messages.content import (
 )
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 
-from langchain_ibidem import IbidemCache, cache_streams
-from langchain_ibidem.agent_runs import returned
+from langchain_ibidem import install, uninstall
 from langchain_ibidem.prompt import of_messages, parse
 from tests.conftest import OpenCache
 
@@ -166,13 +165,6 @@ def test_how_a_provider_calls_a_thought_does_not_count_wherever_it_stands() -> N
         assert len(shown) == 2
 
 
-def test_a_tool_that_answers_in_blocks_returns_the_same() -> None:
-    """So a whole run of an agent can be skipped."""
-    one, other = (ToolMessage([create_text_block("sunny")], tool_call_id="1") for _ in range(2))
-    assert returned(one) == returned(other)
-    assert returned(one) != returned(ToolMessage([create_text_block("wet")], tool_call_id="1"))
-
-
 def ask(model: Any, blocks: list[Any], how: str) -> str:
     if how == "template":
         template = ChatPromptTemplate.from_messages(
@@ -185,9 +177,12 @@ def ask(model: Any, blocks: list[Any], how: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["invoke", "stream", "template"])
-def test_a_question_in_blocks_is_answered_from_the_cache(how: str, open_cache: OpenCache) -> None:
-    model = FakeListChatModel(responses=["first", "second", "third"], cache=IbidemCache(open_cache()))
-    model = cache_streams(model)
+def test_a_question_in_blocks_is_answered_from_the_cache(
+    how: str, open_cache: OpenCache, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(uninstall)
+    install(open_cache())
+    model = FakeListChatModel(responses=["first", "second", "third"])
     picture = {"base64": "AAAA", "mime_type": "image/png"}
     assert ask(model, [create_text_block("What is this?"), create_image_block(**picture)], how) == "first"
     assert ask(model, [create_text_block("What is this?"), create_image_block(**picture)], how) == "first"

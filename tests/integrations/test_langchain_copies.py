@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableLambda
 
 import ibidem
 from ibidem.errors import InvalidInput
-from langchain_ibidem import IbidemCache, IbidemExampleSelector, IbidemMiddleware, cache_streams
+from langchain_ibidem import IbidemCache, IbidemExampleSelector, IbidemMiddleware
 from tests.conftest import OpenCache
 from tests.embedders import BagOfWords
 
@@ -43,7 +43,6 @@ def model(cache: Any, kind: Any = Model) -> Any:
 HOLDERS: dict[str, Callable[[IbidemCache], Any]] = {
     "chat": model,
     "completion": lambda cache: model(cache, FakeListLLM),
-    "streams": lambda cache: cache_streams(model(cache)),
     "bound": lambda cache: model(cache).bind(stop=["."]),
     "configured": lambda cache: model(cache).with_config(tags=["a"]),
     "retried": lambda cache: model(cache).with_retry(),
@@ -82,8 +81,6 @@ def test_a_copy_is_answered_from_the_same_place(name: str, way: str, open_cache:
     assert told(copied.invoke(ASKED)) == "Paris."
     assert [row.tier for row in cache.recent(2)] == ["exact", ""]
     assert {row.namespace for row in cache.recent(2)} == {"acme"}
-    if name == "streams":
-        assert "".join(chunk.text for chunk in copied.stream(ASKED)) == "Paris."
     (copied if name == "chat" else held).invoke("Who wrote Hamlet?")
     assert told(held.invoke("Who wrote Hamlet?")) == told(copied.invoke("Who wrote Hamlet?"))
 
@@ -128,14 +125,13 @@ def test_what_was_opened_here_is_closed_with_its_copy(tmp_path: Path) -> None:
 
 def test_a_middleware_and_its_agent(open_cache: OpenCache) -> None:
     cache = open_cache()
-    middleware = IbidemMiddleware(cache, read_only=["search"], volatile=["now"])
+    middleware = IbidemMiddleware(cache, volatile=["now"])
     assert copy.deepcopy(middleware) is middleware
     agent = create_agent(model(False), [], middleware=[middleware])
     given = {"messages": [("user", ASKED)]}
     agent.invoke(given)
     sent = pickle.loads(pickle.dumps(middleware))
-    assert sent._tools._marks == {"search": "read_only", "now": "volatile"}
-    assert len(sent._begun) == 0
+    assert sent._volatile == {"now"}
     for copied in (copy.copy(agent), create_agent(model(False), [], middleware=[sent])):
         assert copied.invoke(given)["messages"][-1].content == "Paris."
     assert [row.tier for row in cache.recent(3)] == ["exact", "exact", ""]

@@ -1,9 +1,7 @@
-"""`install()` for all models, `cache_streams()` for one: what changes, what does not, and back."""
+"""`install()`: what changes, what does not, and back."""
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,14 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.globals import get_llm_cache, set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.load import dumps
-from langchain_core.messages import AIMessageChunk
-from langchain_core.outputs import ChatGenerationChunk
-from langchain_openai import ChatOpenAI
-from langchain_openai import OpenAI as CompletionOpenAI
 
 import ibidem
 from ibidem.adapter.stream_scope import _StreamMethod
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, InvalidInput
-from langchain_ibidem import IbidemCache, cache_streams, install, uninstall
+from langchain_ibidem import IbidemCache, install, uninstall
 from tests.contracts.langchain import Recording
-from tests.contracts.langchain_streams import AsyncStreamingChat, StreamingChat, astream, last, stream
+from tests.contracts.langchain_streams import AsyncStreamingChat, StreamingChat, astream, stream
 from tests.embedders import BagOfWords
 
 ASKED = "What is the capital of France?"
@@ -191,98 +184,3 @@ def test_a_model_of_its_own_cache(cache: SemanticCache) -> None:
         assert [stream(fake, ASKED), stream(fake, ASKED)] == ["answer 1", "answer 2"]
     asks_for_none = StreamingChat(cache=True)
     assert stream(asks_for_none, ASKED) == "answer 1", "LangChain does not object to that in a stream"
-
-
-# cache_streams -------------------------------------------------------------------------------------------
-
-
-asked: list[str] = []
-
-
-class Plain(BaseChatModel):
-    """Says which call it is; nothing in it stops a copy."""
-
-    @property
-    def _llm_type(self) -> str:
-        return "plain"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {"model": "plain"}
-
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-        asked.append(self._llm_type)
-        yield ChatGenerationChunk(message=AIMessageChunk(f"answer {len(asked)}"))
-        yield ChatGenerationChunk(message=last())
-
-
-def models() -> list[Any]:
-    chat = ChatOpenAI(model="m", base_url="http://127.0.0.1:1/v1", api_key="sk-test", temperature=0.5)
-    return [StreamingChat(), chat, CompletionOpenAI(model="m", api_key="sk-test")]
-
-
-@pytest.mark.parametrize("model", models(), ids=lambda model: type(model).__name__)
-def test_a_model_with_cached_streams_is_the_model(model: Any) -> None:
-    """To LangChain, which describes it in the same words, and to a program."""
-    cached = cache_streams(model)
-
-    assert cached is not model
-    assert isinstance(cached, type(model))
-    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        assert getattr(type(cached), name) == getattr(type(model), name)
-    assert (repr(cached), cached.model_dump()) == (repr(model), model.model_dump())
-    if isinstance(model, BaseChatModel):
-        assert cached._get_llm_string(stop=["x"]) == model._get_llm_string(stop=["x"])
-    if model.is_lc_serializable():
-        assert dumps(cached) == dumps(model)
-    assert cache_streams(cached) is cached
-    assert type(cache_streams(model)) is type(cached)
-
-
-def test_its_streams_are_cached_and_no_others(cache: SemanticCache) -> None:
-    """It asks the cache that `invoke` asks, once, also where `install()` has all streams ask it."""
-    core = Recording(cache)
-    used = IbidemCache(core)  # type: ignore[arg-type]
-    before = methods()
-    set_llm_cache(used)
-    fake = AsyncStreamingChat()
-    cached = cache_streams(fake)
-    assert stream(cached, ASKED) == astream(cached, ASKED) == cached.invoke(ASKED).text == "answer 1"
-    assert len(core.looked_up) == 3
-    assert methods() == before
-    assert stream(fake, ASKED) == "answer 2"
-    install(used)
-    assert stream(cached, ASKED) == astream(cached, ASKED) == stream(fake, ASKED) == "answer 1"
-    assert len(core.looked_up) == 6
-    assert (fake.calls, cached.calls) == (2, 2), "its private state is that of the model"
-    cached.cache = False
-    assert stream(cached, ASKED) == "answer 3"
-
-
-@pytest.mark.parametrize(
-    "copied",
-    [
-        copy.copy,
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        lambda model: model.model_copy(update={"disable_streaming": False}),
-    ],
-    ids=["copy", "deepcopy", "pickle", "model_copy"],
-)
-def test_its_copies_are_cached_as_well(copied: Callable[[Any], Any], cache: SemanticCache) -> None:
-    set_llm_cache(IbidemCache(cache))
-    asked.clear()
-    again = copied(cache_streams(Plain()))
-
-    assert isinstance(again, Plain)
-    assert stream(again, ASKED) == stream(again, ASKED) == "answer 1"
-    assert stream(Plain(), ASKED) == "answer 2"
-
-
-def test_only_models_can_be_wrapped() -> None:
-    """A chain or a bound model holds the model; which one is for the program to say."""
-    with pytest.raises(InvalidInput, match="before bind_tools"):
-        cache_streams(StreamingChat().bind(stop=["x"]))  # type: ignore[type-var]

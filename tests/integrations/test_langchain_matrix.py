@@ -23,6 +23,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI, OpenAI
 
 import ibidem
+import langchain_ibidem
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
 from langchain_ibidem.tracker import install
@@ -94,9 +95,9 @@ OTHERS = [f"What is the capital of {country}?" for country in COUNTRIES[2:4]]
 @pytest.fixture
 def world(cache: SemanticCache) -> Iterator[World]:
     install().memory.forget()
-    set_llm_cache(IbidemCache(cache))
+    langchain_ibidem.install(cache)
     yield World(cache)
-    set_llm_cache(None)
+    langchain_ibidem.uninstall()
 
 
 @pytest.mark.parametrize(("row", "column"), CELLS)
@@ -236,8 +237,11 @@ def test_no_tenant_gets_anothers_answer(cache: SemanticCache) -> None:
     """Many calls with the same questions, by the same models, in every column, by scope and metadata."""
     install().memory.forget()
     hammer = Hammer(cache)
+    langchain_ibidem.install(hammer.adapter)
+    set_llm_cache(None)  # only the streams of models with a cache of their own
     with ThreadPoolExecutor(4) as threads:
         asked = sum(threads.map(hammer.ask, range(rounds(5, 50) * len(COLUMNS))))
+    langchain_ibidem.uninstall()
 
     assert hammer.wrong == []
     assert asked >= HAMMERED

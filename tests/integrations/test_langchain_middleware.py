@@ -1,14 +1,13 @@
-"""`IbidemMiddleware`: which steps of an agent are repeated, which runs are skipped, and what never is."""
+"""`IbidemMiddleware`: which steps of an agent are repeated, and which never are."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from langchain.agents import create_agent
@@ -17,20 +16,16 @@ from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.prebuilt import InjectedState
 from pydantic import BaseModel, field_validator
 
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
 from langchain_ibidem import IbidemCache, IbidemMiddleware
-from tests.contracts.agents import ASKED, OTHER, REWORDED, Shop, Slow, ToolChat, ask, final
+from tests.contracts.agents import ASKED, OTHER, REWORDED, Shop, ask, final
 from tests.openai_server import OpenAIServer
-
-READ_ONLY = {"ibidem": "read_only"}
 
 
 @pytest.fixture
@@ -172,167 +167,6 @@ class TestSteps:
         assert sum(one["total_tokens"] for one in usage.usage_metadata.values()) == 0
 
 
-# runs -------------------------------------------------------------------------------------------------
-
-
-class TestRuns:
-    def test_a_reworded_question_gets_the_final_answer_if_the_tools_say_the_same(
-        self, make: Make, server: OpenAIServer, shop: Shop
-    ) -> None:
-        agent = make("search", read_only=["search"])
-        first = ask(agent, ASKED)
-        end = agent.invoke({"messages": [("user", REWORDED)]})
-        assert [m.type for m in end["messages"]] == ["human", "ai"]
-        assert final(end).content == first.content
-        assert final(end).response_metadata["ibidem"]["saved_tokens"]["total_tokens"] == 36, "of both steps"
-        assert server.count == 2
-        assert shop.called["search"] == 2, "it was looked whether it still holds"
-
-    def test_a_question_with_other_arguments_is_another_question(
-        self, make: Make, server: OpenAIServer, cache: SemanticCache
-    ) -> None:
-        """Of the towns the model would make other searches; that they are alike does not help."""
-        agent = make("search", read_only=["search"])
-        ask(agent, "What does a parcel of books cost to Brunnthal?")
-        assert requests(server, lambda: ask(agent, "What does a parcel of books cost to Oberhof?")) == 2
-        assert cache.stats().misses["guard:arguments"] == 1
-        assert requests(server, lambda: ask(agent, "What does the parcel of books cost to Brunnthal?")) == 0
-
-    @pytest.mark.parametrize(("argument", "asked"), [("peru", 0), ("the Peru rate", 0), ("PE", 1)])
-    def test_an_argument_that_the_question_does_not_hold_stands_for_something_unknown(
-        self, argument: str, asked: int, cache: SemanticCache, shop: Shop
-    ) -> None:
-        class Translating(ToolChat):
-            def _says(self, messages: Any, tools: Any) -> AIMessage:
-                said = super()._says(messages, tools)
-                calls = [{**call, "args": {"query": argument}} for call in said.tool_calls]
-                return said.model_copy(update={"tool_calls": calls})
-
-        model = Translating()
-        middleware = IbidemMiddleware(cache, read_only=["search"])
-        agent = create_agent(model, [shop.tool("search")], middleware=[middleware])
-        ask(agent, "What does a parcel of books cost to Peru?")
-        before = model.calls
-        ask(agent, "What does the parcel of books cost to Peru?")
-        assert model.calls - before == asked
-        ask(agent, "What does a parcel of books cost to Peru?")
-        assert model.calls - before == asked, "the same words are the same question"
-
-    def test_if_a_tool_says_something_else_the_run_is_made_anew(
-        self, make: Make, server: OpenAIServer, shop: Shop, cache: SemanticCache
-    ) -> None:
-        agent = make("search", read_only=["search"])
-        first = ask(agent, ASKED)
-        shop.terms = "Goods can be returned within 14 days."
-        assert requests(server, lambda: ask(agent, REWORDED)) == 2
-        assert cache.stats().misses["documents_changed"] == 1
-        assert requests(server, lambda: ask(agent, ASKED)) == 1, "what to call is known for these words"
-        assert ask(agent, ASKED).content != first.content
-        assert requests(server, lambda: ask(agent, ASKED)) == 0
-
-    def test_a_tool_that_fails_when_called_again_is_a_miss(
-        self, make: Make, server: OpenAIServer, shop: Shop
-    ) -> None:
-        agent = make("search", read_only=["search"])
-        ask(agent, ASKED)
-        shop.fails = True
-        with pytest.raises(ValueError, match="the index is down"):  # of the agent's own call
-            ask(agent, REWORDED)
-        assert server.count == 3
-
-    @pytest.mark.parametrize("tools", [("order",), ("search", "order")])
-    def test_a_tool_that_is_not_marked_is_never_skipped(
-        self, tools: tuple[str, ...], make: Make, shop: Shop, server: OpenAIServer
-    ) -> None:
-        """Also not if another tool of the agent may be."""
-        agent = make(*reversed(tools), read_only=["search"])  # the server calls the first
-        for question in (ASKED, ASKED, REWORDED):
-            end = agent.invoke({"messages": [("user", question)]})
-            assert [message.type for message in end["messages"]] == ["human", "ai", "tool", "ai"]
-        assert shop.called == {"order": 3}
-
-    def test_a_tool_can_say_itself_that_it_may_be_called_again(
-        self, model: ChatOpenAI, shop: Shop, cache: SemanticCache, server: OpenAIServer
-    ) -> None:
-        search = shop.tool("search", metadata=READ_ONLY)
-        agent = create_agent(model, [search], middleware=[IbidemMiddleware(cache)])
-        ask(agent, ASKED)
-        assert requests(server, lambda: ask(agent, REWORDED)) == 0
-
-    def test_tools_that_know_who_asks_keep_users_apart(
-        self, model: ChatOpenAI, cache: SemanticCache, server: OpenAIServer
-    ) -> None:
-        """The same question and arguments, but the tool reads the user from the run's configuration."""
-
-        @tool
-        def orders(kind: str, config: RunnableConfig) -> str:
-            """List the orders of the user."""
-            return f"orders of {config['configurable']['user']}"
-
-        agent = create_agent(model, [orders], middleware=[IbidemMiddleware(cache, read_only=["orders"])])
-
-        def of(user: str, question: str = "Where are my orders?") -> Any:
-            return ask(agent, question, configurable={"user": user}).content
-
-        alice = of("alice")
-        assert of("bob") != alice
-        assert requests(server, lambda: of("bob", "Where are my orders, please?")) == 0
-        assert of("bob", "Where are my orders, please?") != alice
-
-    def test_a_tool_that_needs_the_agents_state_cannot_be_called_again(
-        self, model: ChatOpenAI, cache: SemanticCache, server: OpenAIServer
-    ) -> None:
-        @tool
-        def count(kind: str, state: Annotated[dict[str, Any], InjectedState]) -> str:
-            """Count the messages."""
-            return str(len(state["messages"]))
-
-        agent = create_agent(model, [count], middleware=[IbidemMiddleware(cache, read_only=["count"])])
-        ask(agent, ASKED)
-        assert requests(server, lambda: ask(agent, REWORDED)) == 2
-
-    def test_what_a_person_changed_is_not_repeated_to_others(
-        self, make: Make, server: OpenAIServer, shop: Shop
-    ) -> None:
-        """A middleware that rewrites tool calls stands for a person who does."""
-
-        class Editor(AgentMiddleware):
-            def after_model(self, state: Any, runtime: Any) -> Any:
-                message = state["messages"][-1]
-                if not message.tool_calls:
-                    return None
-                edited = [{**call, "args": {"query": "all goods"}} for call in message.tool_calls]
-                return {"messages": [message.model_copy(update={"tool_calls": edited})]}
-
-        agent = make("search", around=(Editor(),), read_only=["search"])
-        ask(agent, ASKED)
-        assert requests(server, lambda: ask(agent, REWORDED)) >= 1
-
-    def test_a_later_turn_is_skipped_only_after_the_same_turns(
-        self, make: Make, server: OpenAIServer, shop: Shop
-    ) -> None:
-        agent = make("search", read_only=["search"], checkpointer=InMemorySaver())
-
-        def chat(thread: str, *turns: str) -> None:
-            for turn in turns:
-                agent.invoke({"messages": [("user", turn)]}, {"configurable": {"thread_id": thread}})
-
-        chat("a", ASKED, "How long does it take for shoes?")
-        assert requests(server, lambda: chat("b", ASKED, "How long does it take for the shoes?")) == 2
-        # in "b" the first turn was served without its steps: another history, known from now on
-        assert requests(server, lambda: chat("c", ASKED, "How long does it take for all the shoes?")) == 0
-        assert requests(server, lambda: chat("d", OTHER, "How long does it take for shoes?")) == 4
-
-    async def test_tools_that_are_only_async_are_called_again(
-        self, model: ChatOpenAI, cache: SemanticCache, server: OpenAIServer
-    ) -> None:
-        slow = Slow()
-        agent = create_agent(model, [slow.tool()], middleware=[IbidemMiddleware(cache, read_only="search")])
-        for question in (ASKED, REWORDED):
-            await agent.ainvoke({"messages": [("user", question)]})
-        assert (server.count, slow.called) == (2, 2)
-
-
 class TestVolatile:
     @pytest.mark.parametrize("marked", ["argument", "metadata"])
     def test_nothing_is_kept_after_a_volatile_tool(
@@ -350,10 +184,6 @@ class TestVolatile:
         finally:
             set_llm_cache(None)
         assert (server.count, shop.called["clock"]) == (3, 2)
-
-    def test_a_tool_is_not_both(self, cache: SemanticCache) -> None:
-        with pytest.raises(InvalidInput, match="not both"):
-            IbidemMiddleware(cache, read_only=["clock"], volatile=["clock"])
 
 
 # beside other things ----------------------------------------------------------------------------------
@@ -422,7 +252,7 @@ class TestStructured:
     def test_the_parsed_answer_is_repeated_for_the_same_words(
         self, form: Any, tools: tuple[str, ...], make: Make, server: OpenAIServer
     ) -> None:
-        agent = make(*tools, response_format=form, read_only=["search"])
+        agent = make(*tools, response_format=form)
         first = agent.invoke({"messages": [("user", ASKED)]})
         asked = server.count
         again = agent.invoke({"messages": [("user", ASKED)]})
@@ -479,10 +309,10 @@ class TestStructured:
 class TestStreams:
     @pytest.mark.parametrize("call", ["stream", "astream"])
     def test_a_hit_is_streamed_as_one_message(self, call: str, make: Make, server: OpenAIServer) -> None:
-        agent = make("search", read_only=["search"])
+        agent = make("search")
         first = "".join(_run(agent, call, ASKED))
         assert first == "answer 2"
-        assert _run(agent, call, REWORDED) == ["answer 2"]
+        assert _run(agent, call, ASKED) == ["answer 2"]
         assert server.count == 2
 
     def test_updates_hold_the_repeated_message(self, make: Make) -> None:
@@ -517,7 +347,7 @@ class TestAtOnce:
         assert server.count == 1
 
     async def test_so_do_tasks(self, make: Make, server: OpenAIServer, shop: Shop) -> None:
-        agent = make("search", read_only=["search"])
+        agent = make("search")
         asked = [agent.ainvoke({"messages": [("user", ASKED)]}) for _ in range(20)]
         ends = await asyncio.gather(*asked)
         assert {final(end).content for end in ends} == {"answer 2"}
@@ -536,11 +366,11 @@ class TestFaults:
 
     @pytest.mark.parametrize("call", ["invoke", "ainvoke"])
     def test_a_cache_that_fails_is_no_cache(self, call: str, make: Make, cache: SemanticCache) -> None:
-        agent = make("search", read_only=["search"])
+        agent = make("search")
         cache.close()
         assert _run(agent, call, ASKED) == ["answer 2"]
 
-    @pytest.mark.parametrize("payload", ["", "{}", "[]", "[1]", '{"calls": [[1]], "first": "", "final": ""}'])
+    @pytest.mark.parametrize("payload", ["", "{}", "[]", "[1]"])
     def test_a_stored_text_that_is_not_ours_is_a_miss(
         self, payload: str, make: Make, cache: SemanticCache, server: OpenAIServer
     ) -> None:
@@ -606,14 +436,3 @@ def _run(agent: Any, call: str, question: str) -> list[str]:
 
 def _texts(parts: list[Any]) -> list[str]:
     return [str(m.content) for m, _ in parts if isinstance(m, AIMessage) and m.content]
-
-
-def test_the_payload_of_a_run_is_json(make: Make, cache: SemanticCache) -> None:
-    seen: list[Any] = []
-    cache._on_lookup = lambda request, found: seen.append(found)
-    agent = make("search", read_only=["search"])
-    ask(agent, ASKED)
-    ask(agent, REWORDED)
-    stored = json.loads(seen[-1].answer.payload)
-    assert set(stored) == {"calls", "words", "first", "final", "entry"}
-    assert stored["calls"][0][:2] == ["search", {"query": "goods"}]

@@ -19,8 +19,9 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.llms.openai import OpenAI as LlamaOpenAI
 
+import langchain_ibidem
 from ibidem.cache import SemanticCache
-from langchain_ibidem import IbidemCache, cache_streams
+from langchain_ibidem import IbidemCache
 from langchain_ibidem.tracker import install
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
@@ -39,6 +40,12 @@ class Client:
 
     ask: Callable[[str], str]
     aask: Callable[[str], Awaitable[str]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_installed() -> Iterator[None]:
+    yield
+    langchain_ibidem.uninstall()
 
 
 @pytest.fixture
@@ -84,7 +91,8 @@ def _langchain_chat(server: OpenAIServer, cache: SemanticCache) -> Client:
 
 
 def _langchain_stream(server: OpenAIServer, cache: SemanticCache) -> Client:
-    model = cache_streams(chat(server, cache))
+    langchain_ibidem.install(cache)
+    model = chat(server, cache)
 
     async def aask(question: str) -> str:
         return "".join([chunk.text async for chunk in model.astream(question)])
@@ -380,7 +388,7 @@ async def test_crossed_batches_do_not_wait_for_each_other(
 async def test_streams_that_langchain_does_not_look_up_neither_wait_nor_are_waited_for(
     server: OpenAIServer, cache: SemanticCache, pool: ThreadPoolExecutor
 ) -> None:
-    """Without `install()` or `cache_streams` they do not ask the cache."""
+    """Without `install()` they do not ask the cache."""
     model = chat(server, cache)
     calls = [pool.submit(model.invoke, ASKED)]
     wait_until(lambda: server.count == 1)

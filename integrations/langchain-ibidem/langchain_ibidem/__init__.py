@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.installing import install, uninstall
 from langchain_ibidem.invalidating import invalidating
-from langchain_ibidem.routing import cache_streams
 from langchain_ibidem.selector import IbidemExampleSelector
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ __all__ = [
     "IbidemCache",
     "IbidemExampleSelector",
     "IbidemMiddleware",
-    "cache_streams",
     "install",
     "invalidating",
     "uninstall",

@@ -76,10 +76,10 @@ def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
     return [*([] if system is None else [system]), *request.messages]
 
 
-def split(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[BaseMessage]]:
-    """Up to the user's last message, and what the agent did since: nothing if this is its first step."""
+def since_question(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+    """What the agent did since the user's last message: nothing if this is its first step."""
     last = max((n for n, message in enumerate(messages) if isinstance(message, HumanMessage)), default=-1)
-    return list(messages[: last + 1]), list(messages[last + 1 :])
+    return messages[last + 1 :]
 
 
 def documents_in(messages: Sequence[BaseMessage]) -> list[Retrieved]:
@@ -115,7 +115,7 @@ def is_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> boo
     return request.response_format is None or response.structured_response is not None or calls_tools
 
 
-def in_form(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
+def require_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
     """The response; raises `NotCacheable` if it is not complete."""
     if not is_complete(request, response):
         raise NotCacheable("not_in_form", "the answer has not the form that the agent must answer in")
@@ -130,7 +130,7 @@ def form_names(form: Any) -> tuple[str, ...]:
 def said(response: ModelResponse[Any]) -> AIMessage:
     """What the model said in a response that is complete."""
     message = response.result[0]
-    assert isinstance(message, AIMessage)  # noqa: S101 - `in_form` has looked
+    assert isinstance(message, AIMessage)  # noqa: S101 - `require_complete` has looked
     return message
 
 

@@ -158,19 +158,13 @@ class IbidemCache(BaseCache):
         """As `clear`, in a thread."""
         await in_thread(partial(self.clear, **kwargs))
 
-    def asking(
-        self, prompt: Prompt, documents: Sequence[Retrieved], caller: Caller
-    ) -> tuple[Asking, tuple[str, ...]]:
-        """A call on its way to this cache, for those who answer calls themselves (`IbidemMiddleware`).
-
-        With it come the texts that the model and its parameters are compared by.
+    def request(self, prompt: Prompt, documents: Sequence[Retrieved], caller: Caller) -> Request:
+        """Build the request for a call that somebody else answers (`IbidemMiddleware`).
 
         Raises:
             NotCacheable: The call must not be cached.
-            CacheClosed: The cache was closed.
         """
-        call = self._requests.read(prompt, "", caller)
-        return self.cache.asking(self._requests.request(call, documents)), call.model.texts
+        return self._requests.request(self._requests.read(prompt, "", caller), documents)
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""

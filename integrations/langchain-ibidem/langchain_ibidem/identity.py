@@ -52,8 +52,6 @@ _TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+
 # Before Python 3.13 threads that parse at the same time can get a SystemError (CPython issue 106905).
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, SystemError)
 _reading = ForkSafeLock()
-#: Names the class that a class made by `cache_streams` stands for.
-STANDS_FOR = "_ibidem_caches_streams_of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +83,13 @@ def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> 
     if caller is None or caller.model is None:
         return Described((_by_description(llm_string, named),), temperature_of(llm_string))
     model = caller.model
-    kind = vars(type(model)).get(STANDS_FOR)
     names = made_up_in(caller.parameters)
     parameters = numbered(caller.parameters, names) if names else caller.parameters
     given = {name: value for name, value in sorted(parameters.items()) if name not in OPERATIONAL}
     if caller.stop is not None:
         given["stop"] = caller.stop
     texts = (
-        state_of(model, _RULES, lenient=named, kind=kind),
+        state_of(model, _RULES, lenient=named),
         json.dumps(values_of(given)) if given else "{}",
     )
     temperatures = [told for text in texts if (told := temperature_of(text)) is not None]
