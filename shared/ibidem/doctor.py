@@ -14,8 +14,10 @@ from ibidem.embedding.minilm import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.foreign import foreign_package
 from ibidem.index import search as vectors
+from ibidem.index.base import Compactable
+from ibidem.index.memory import VectorBuffer
 from ibidem.matching import fitted as adoption
-from ibidem.runtime import catalogue_of, index_opener, open_records
+from ibidem.runtime import index_opener, open_records, registry_of
 from ibidem.settings import Settings
 from ibidem.storage.entries import Records
 
@@ -132,11 +134,11 @@ def _threshold(settings: Settings, records: Records, fingerprint: str) -> Iterat
 
 
 def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[Finding]:
-    catalogue, table = catalogue_of(settings, fingerprint, records), records.vectors_of(fingerprint)
+    registry, table = registry_of(settings, fingerprint, records), records.vectors_of(fingerprint)
     held = table.count(vectors.EXACT_LIMIT + 1)
     small = settings.chroma is None and held <= vectors.EXACT_LIMIT
     try:
-        index = index_opener(settings, catalogue)(small=small)
+        index = index_opener(settings, registry)(VectorBuffer() if small else None)
     except IndexInUse:
         text = f"in use by another process{holder(settings)}, which looks after it"
         yield Finding("vector index", True, text)
@@ -144,7 +146,7 @@ def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[F
     except IndexUnavailable as error:
         yield Finding("vector index", False, str(error))
         return
-    if small:
+    if not isinstance(index, Compactable):
         index.close()
         lacking = table.count_lacking()
         text = f"{held - lacking:,} vectors, few enough to be searched in memory"
@@ -156,7 +158,7 @@ def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[F
             started = time.perf_counter()
             index.count()
             yield Finding("Chroma server", True, f"answers in {_ms(started)}")
-        sound, text = compare(index, table, catalogue)
+        sound, text = compare(index, table, registry)
     except IndexUnavailable as error:
         sound, text = False, f"{error}; run `ibidem rebuild`"
     finally:

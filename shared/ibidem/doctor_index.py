@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
-from ibidem.index.base import VectorIndex
-from ibidem.index.compaction import Catalogue
+from ibidem.index.base import Compactable
+from ibidem.index.compaction import CollectionRegistry
 from ibidem.settings import Settings
 from ibidem.storage.vectors import VectorTable
 
 PAGE = 5_000
 
 
-def compare(index: VectorIndex, table: VectorTable, catalogue: Catalogue) -> tuple[bool, str]:
+def compare(index: Compactable, table: VectorTable, registry: CollectionRegistry) -> tuple[bool, str]:
     """Whether the index is sound, and a sentence with what was counted and what to do."""
-    now = catalogue.read()
+    now = registry.read()
     generations = {index.generation, now.generation} - {""}
     held = _ids(index)
     wanted, known = _points(table, generations)
@@ -34,7 +34,7 @@ def compare(index: VectorIndex, table: VectorTable, catalogue: Catalogue) -> tup
     return not missing, f"{text}; run `ibidem rebuild`" if missing else text
 
 
-def _ids(index: VectorIndex) -> set[str]:
+def _ids(index: Compactable) -> set[str]:
     held: set[str] = set()
     while page := index.ids(len(held), PAGE):
         before = len(held)

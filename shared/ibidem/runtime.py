@@ -25,10 +25,11 @@ from ibidem.embedding.base import CheckedEmbedder, fingerprint_of, resolve_embed
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.examples.log import ExampleQueue, Forgetting
 from ibidem.examples.selection import Selector, Wanted
-from ibidem.index.base import IndexOpener, VectorIndex
-from ibidem.index.chroma import open_embedded, open_server, open_small
-from ibidem.index.compaction import Catalogue, base_of
-from ibidem.index.search import Vectors
+from ibidem.index.base import VectorIndex
+from ibidem.index.chroma import open_embedded, open_server
+from ibidem.index.compaction import CollectionRegistry, collection_name
+from ibidem.index.memory import InMemoryIndex, VectorBuffer
+from ibidem.index.search import IndexOpener, VectorSearch
 from ibidem.maintenance import Housekeeping
 from ibidem.matching.fitted import SHIPPED, Calibration, adopted, warn_of_old_score
 from ibidem.matching.policy import scorer_for
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from ibidem._util.faults import Faults
     from ibidem.embedding.base import CheckedEmbedder, Embedder
     from ibidem.examples.example import Example
-    from ibidem.index.search import Vectors
     from ibidem.matching.policy import Scorer
     from ibidem.settings import Settings
     from ibidem.storage.entries import Records
@@ -88,7 +88,7 @@ class Runtime:
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
             {
-                "index questions": lambda: self.matcher.vectors.work(),
+                "index questions": lambda: self.matcher.vectors.index_batch(),
                 "write the lookup log": self._write_log,
                 "keep examples": self._write_examples,
                 "delete old examples": self.forgetting.work,
@@ -97,7 +97,7 @@ class Runtime:
             },
             self.faults,
             idle_jobs={
-                "renew the vector index": lambda: self.matcher.vectors.renew(),
+                "renew the vector index": lambda: self.matcher.vectors.compact(),
                 "embed examples": lambda: self.selector.work(),
                 "follow a promotion": self.following.step,
             },
@@ -124,7 +124,7 @@ class Runtime:
         return self.matcher.embedder
 
     @property
-    def vectors(self) -> Vectors:
+    def vectors(self) -> VectorSearch:
         """Its vectors."""
         return self.matcher.vectors
 
@@ -380,25 +380,28 @@ def _make_private(path: Path) -> None:
         ) from error
 
 
-def catalogue_of(settings: Settings, fingerprint: str, records: Records) -> Catalogue:
-    """Where the truth keeps which collection holds the vectors of the embedder with this fingerprint.
+def registry_of(settings: Settings, fingerprint: str, records: Records) -> CollectionRegistry:
+    """The registry of the collections with the vectors of the embedder with this fingerprint.
 
-    On a server each truth has collections of its own: what one deletes, another may still hold.
+    On a server each database has collections of its own: what one deletes, another may still hold.
     """
-    place = "" if settings.chroma is None else records.meta_once("place", uuid.uuid4().hex)
-    return Catalogue(records, base_of(digest(fingerprint), place), place)
+    cache_id = "" if settings.chroma is None else records.meta_once("place", uuid.uuid4().hex)
+    return CollectionRegistry(records, collection_name(digest(fingerprint), cache_id), cache_id)
 
 
-def index_opener(settings: Settings, catalogue: Catalogue) -> IndexOpener:
-    """How to open the vector index: the collection in use when it is opened."""
+def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpener:
+    """The function that opens the vector index, with the collection that is in use at that moment."""
+    directory = settings.path / "chroma"
 
-    def open_index(small: bool = False) -> VectorIndex:
-        name = catalogue.read().name
+    def open_index(buffer: VectorBuffer | None = None) -> VectorIndex:
+        name = registry.read().name
         if settings.chroma is not None:
             return open_server(settings.chroma, name, settings.headers)
-        if small:
-            return open_small(settings.path / "chroma", catalogue.base)
-        return open_embedded(settings.path / "chroma", name)
+        if buffer is not None:
+            return InMemoryIndex(
+                directory, registry.base, buffer, partial(open_embedded, directory, registry.base)
+            )
+        return open_embedded(directory, name)
 
     return open_index
 
@@ -413,7 +416,7 @@ class Matcher:
 
     embedder: CheckedEmbedder
     scorer: Scorer
-    vectors: Vectors
+    vectors: VectorSearch
     calibration: Calibration = SHIPPED
 
     @property
@@ -448,15 +451,15 @@ def matcher_of(
         records.embedders.use(checked.fingerprint)
     except StorageError as error:  # the background tries again
         faults.note("note which embedder is used", error)
-    catalogue = catalogue_of(settings, checked.fingerprint, records)
-    vectors = Vectors(
+    registry = registry_of(settings, checked.fingerprint, records)
+    vectors = VectorSearch(
         records,
         checked,
-        index_opener(settings, catalogue),
+        index_opener(settings, registry),
         faults,
-        catalogue,
+        registry,
         alone=settings.chroma is None,
-        opened=opened,
+        on_open=opened,
     )
     warn_of_old_score(records, checked.fingerprint)
     calibration = adopted(records, checked.fingerprint, faults)

@@ -30,9 +30,9 @@ import ibidem
 from ibidem import Answer, Request
 from ibidem.embedding import resolve_embedder
 from ibidem.index import search as vectors
-from ibidem.index.base import coded
+from ibidem.index.base import with_scope_code
 from ibidem.pipeline import NEIGHBOURS
-from ibidem.runtime import catalogue_of, index_opener, open_records
+from ibidem.runtime import index_opener, open_records, registry_of
 from ibidem.settings import Settings, read_settings
 from ibidem.storage.engine import open_engine, sqlite_url
 from ibidem.storage.entries import Records
@@ -204,7 +204,7 @@ def fill(settings: Settings, embedder: Any, load: Workload, deadline: float) -> 
     """Truth and index, in bulk but as the cache fills them; returns how many entries came in in time."""
     ibidem.open(settings.path, embedder=embedder).close()  # makes the tables
     index, engine = (
-        index_opener(settings, catalogue_of(settings, embedder.fingerprint, open_records(settings)))(),
+        index_opener(settings, registry_of(settings, embedder.fingerprint, open_records(settings)))(),
         open_engine(sqlite_url(settings.path / "ibidem.sqlite3")),
     )
     done = 0
@@ -244,7 +244,7 @@ def entry(load: Workload, stored: Stored) -> tuple[Entry, NDArray[np.float32]]:
         created=time.time(),
         vector=vector,
     )
-    return made, coded(to_vector(to_bytes(vector)), "", request.scope_digest)
+    return made, with_scope_code(to_vector(to_bytes(vector)), "", request.scope_digest)
 
 
 class PlainCollection:
@@ -393,7 +393,7 @@ def compare(
     print("\n| ms | p50 | p95 | p50 / Ibidem's search | n |\n|---|---|---|---|---|")
     print(whole.row("whole SemanticCache.lookup", unit))
     print(parts.embedding.row("bare embedding", unit))
-    print(parts.search.row("Ibidem's search (Vectors.nearest)", unit))
+    print(parts.search.row("Ibidem's search (VectorSearch.nearest)", unit))
     print(bare.row("Chroma, no filter, no code", unit))
     print(filtered.row("Chroma's `where` filter", unit))
 

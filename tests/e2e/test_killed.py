@@ -274,8 +274,8 @@ cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9)
 cache.lookup(ibidem.Request(question(10**6)))
 print("open", flush=True)
 while True:
-    cache._runtime.vectors.renew(wanted=True)
-    cache._runtime.vectors.work()
+    cache._runtime.vectors.compact(wanted=True)
+    cache._runtime.vectors.index_batch()
 """
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, IndexUnavailable, Request
 from ibidem.index import chroma as chroma_server
-from ibidem.index.base import coded, scope_code
-from ibidem.index.memory import Memory
+from ibidem.index.base import scope_code, with_scope_code
+from ibidem.index.memory import VectorBuffer
 from tests.embedders import BagOfWords, DenseWords
 
 unit = np.eye(8, dtype=np.float32)
@@ -22,28 +22,28 @@ unit = np.eye(8, dtype=np.float32)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["add", "indexed", "forget"]), st.integers(0, 40)), max_size=60))
-def test_memory_finds_what_brute_force_finds(steps: list[tuple[str, int]]) -> None:
+def test_a_buffer_finds_what_brute_force_finds(steps: list[tuple[str, int]]) -> None:
     """After any order of adding, indexing and forgetting."""
     random = np.random.default_rng(0)
     vectors = random.normal(size=(41, 8)).astype(np.float32)
-    memory, held, waiting = Memory(), [], 0
+    buffer, held, waiting = VectorBuffer(), [], 0
     for step, n in steps:
         if step == "add":
-            memory.add(str(n), vectors[n])
+            buffer.add(str(n), vectors[n])
             if n not in held:
                 held.append(n)
                 waiting += 1
         elif step == "indexed":
-            done = len(memory.next(n)[0])
-            memory.indexed(done)
+            done = len(buffer.next_batch(n)[0])
+            buffer.mark_indexed(done)
             waiting -= done
         else:
-            memory.forget_indexed()
+            buffer.drop_indexed()
             held = held[len(held) - waiting :]
         query = random.normal(size=8).astype(np.float32)
         best = sorted(held, key=lambda at: -float(vectors[at] @ query))[:5]
-        assert memory.nearest(query, 5) == [str(at) for at in best]
-        assert (len(memory), memory.waiting) == (len(held), waiting)
+        assert buffer.nearest(query, 5) == [str(at) for at in best]
+        assert (len(buffer), buffer.waiting) == (len(held), waiting)
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
@@ -68,11 +68,11 @@ def test_scope_codes_never_change() -> None:
 
 def test_other_scopes_are_farther_than_other_wordings() -> None:
     """The same question in another scope lies behind a reworded one in this scope."""
-    same = coded(unit[0], "n", "a")
+    same = with_scope_code(unit[0], "n", "a")
     near = (unit[0] * 0.9 + unit[1] * np.sqrt(1 - 0.81)).astype(np.float32)
-    others = [float(same @ coded(unit[0], "n", f"scope {n}")) for n in range(1000)]
+    others = [float(same @ with_scope_code(unit[0], "n", f"scope {n}")) for n in range(1000)]
 
-    assert float(same @ coded(near, "n", "a")) > max(others)
+    assert float(same @ with_scope_code(near, "n", "a")) > max(others)
 
 
 def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, monkeypatch) -> None:
@@ -144,7 +144,7 @@ def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, mon
 
 
 def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatch) -> None:
-    """Beyond the limit only what waits is kept in memory."""
+    """Beyond the limit only what waits is kept in buffer."""
     monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 50)
     cache = open_cache(embedder=DenseWords())
     for n in range(120):
@@ -155,7 +155,7 @@ def test_more_entries_than_memory_holds_move_to_the_index(open_cache, monkeypatc
     vectors = cache._runtime.vectors
 
     assert not vectors._complete
-    assert (len(vectors._memory), vectors._index.count()) == (0, 120)
+    assert (len(vectors._buffer), vectors._index.count()) == (0, 120)
     for n in range(120):
         found = cache.lookup(Request(f"what is the current state of project number{n}x"))
         assert found.answer.text == f"{n}"

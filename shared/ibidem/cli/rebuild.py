@@ -21,10 +21,10 @@ from ibidem.cli.common import (
 )
 from ibidem.doctor_index import holder
 from ibidem.errors import IndexInUse, IndexUnavailable
-from ibidem.index.compaction import Catalogue
-from ibidem.index.memory import SmallIndex
-from ibidem.index.search import EXACT_LIMIT, Vectors
-from ibidem.runtime import catalogue_of, matcher_of, open_records
+from ibidem.index.base import Compactable
+from ibidem.index.compaction import CollectionRegistry
+from ibidem.index.search import EXACT_LIMIT, VectorSearch
+from ibidem.runtime import matcher_of, open_records, registry_of
 from ibidem.settings import Settings, read_settings
 
 ChromaOption = Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")]
@@ -62,7 +62,7 @@ def _rebuilt(settings: Settings) -> int:
     records, faults = open_records(settings), Faults()
     try:
         matcher = matcher_of(settings, records, embedder_of(settings, records), faults, lambda: None)
-        vectors, catalogue = matcher.vectors, catalogue_of(settings, matcher.fingerprint, records)
+        vectors, registry = matcher.vectors, registry_of(settings, matcher.fingerprint, records)
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err, transient=True) as progress:
             task = progress.add_task("Indexing", total=None)
@@ -71,30 +71,30 @@ def _rebuilt(settings: Settings) -> int:
                 progress.update(task, completed=done, total=total)
 
             try:
-                return _replaced(vectors, catalogue, show)
+                return _replaced(vectors, registry, show)
             finally:
                 vectors.close()
     finally:
         records.close()
 
 
-def _replaced(vectors: Vectors, catalogue: Catalogue, show: Callable[[int, int], None]) -> int:
+def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callable[[int, int], None]) -> int:
     """Replace the index at once; `show` is told how many vectors of how many it has. Returns how many.
 
     Raises:
         IndexUnavailable: It belongs to another process, is down, or is being replaced by another process.
     """
-    old = vectors.opened()
-    while vectors.work():
+    old = vectors.open()
+    while vectors.index_batch():
         pass
-    if isinstance(old, SmallIndex):
+    if not isinstance(old, Compactable):
         return vectors.table.count(EXACT_LIMIT)
-    total = vectors.table.count_indexed(old.generation, catalogue.read().generation)
-    more = vectors.renew(wanted=True)
-    while (index := vectors.opened()).name == old.name:
+    total = vectors.table.count_indexed(old.generation, registry.read().generation)
+    more = vectors.compact(wanted=True)
+    while isinstance(index := vectors.open(), Compactable) and index.name == old.name:
         if not more:
             raise IndexUnavailable("the index is being replaced already; try again in a minute")
         show(total - vectors.table.count_indexed(index.generation), total)
-        more = vectors.renew()
-    vectors.renew()  # deletes the old one
+        more = vectors.compact()
+    vectors.compact()  # deletes the old one
     return index.count()

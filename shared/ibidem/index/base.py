@@ -1,7 +1,7 @@
-"""What a vector index is to us: points and vectors, nothing else.
+"""The protocols of a vector index, and the vector that is indexed.
 
-It makes finding cheap and decides nothing: what it returns is confirmed by the truth, and it can be deleted
-and rebuilt from there.
+An index makes finding cheap and decides nothing: what it returns is confirmed by the database, from which
+it can be rebuilt at any time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,56 +29,64 @@ def scope_code(namespace: str, scope: str) -> Vector:
     return np.asarray(spread / np.linalg.norm(spread), dtype=np.float32)
 
 
-def coded(vector: Vector, namespace: str, scope: str) -> Vector:
+def with_scope_code(vector: Vector, namespace: str, scope: str) -> Vector:
     """The vector that is indexed: question and scope code, unit length, shape (d + 32,)."""
     both = np.concatenate([vector, scope_code(namespace, scope)])
     return np.asarray(both / np.sqrt(2.0), dtype=np.float32)
 
 
 class VectorIndex(Protocol):
-    """Where vectors are found. Every method may raise `IndexUnavailable`."""
+    """Finds the nearest of its vectors. Every method may raise `IndexUnavailable`."""
+
+    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add or replace vectors, shape (n, d)."""
+
+    def search(self, vector: Vector, k: int) -> list[str]:
+        """Return the ids of the k nearest, nearest first."""
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete vectors; ids that the index does not hold are ignored."""
+
+    def count(self) -> int:
+        """Return the number of vectors."""
+
+    def close(self, *, clean: bool = True) -> None:
+        """Release files, connections and locks. If not `clean`, the next open checks for corruption."""
+
+
+@runtime_checkable
+class Resettable(Protocol):
+    """An index that can be emptied at once."""
+
+    def reset(self) -> None:
+        """Delete all vectors and begin a new generation."""
+
+
+@runtime_checkable
+class Compactable(Resettable, VectorIndex, Protocol):
+    """A vector index that decays with deletions and is replaced by a fresh collection from time to time."""
 
     @property
     def name(self) -> str:
-        """Names its collection."""
+        """Name of the collection."""
 
     @property
     def generation(self) -> str:
-        """Names this filling of the index; a new or emptied one has a new name."""
+        """Identifier of this content; a new or emptied collection has a new one."""
 
-    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Add or move vectors, shape (n, d)."""
-
-    def search(self, vector: Vector, k: int) -> list[str]:
-        """Ids of the k nearest, nearest first."""
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """Forget these vectors; those it does not hold do not matter."""
-
-    def held(self, ids: Sequence[str]) -> set[str]:
-        """Those of these ids that it holds."""
+    def present(self, ids: Sequence[str]) -> set[str]:
+        """Return those of these ids that the index holds."""
 
     def ids(self, offset: int, limit: int) -> list[str]:
-        """A page of all ids."""
+        """Return a page of all ids."""
 
-    def beside(self, name: str, generation: str | None = None) -> VectorIndex:
-        """Another collection, opened or made with this generation; closed with this one."""
+    def sibling(self, name: str, generation: str | None = None) -> Compactable:
+        """Open another collection, created with this generation if it is new; closed with this one."""
 
     def drop(self, name: str) -> None:
-        """Delete another collection with its files, if it is there."""
-
-    def count(self) -> int:
-        """How many vectors it holds."""
-
-    def reset(self) -> None:
-        """Forget everything and begin a new generation."""
-
-    def close(self, *, sound: bool = True) -> None:
-        """Release files and locks. If not `sound`, the next opening looks for damage first."""
+        """Delete another collection with its files, if it exists."""
 
 
-class IndexOpener(Protocol):
-    """Opens the vector index of a place; raises `IndexUnavailable`."""
-
-    def __call__(self, small: bool = False) -> VectorIndex:
-        """The index; if it is embedded and `small`, only its place is taken, as memory holds all vectors."""
+def generation_of(index: VectorIndex) -> str:
+    """Identify the content of an index: entries are marked with it once the index holds them."""
+    return str(getattr(index, "generation", type(index).__qualname__))

@@ -1,4 +1,4 @@
-"""Who may use the directory of an embedded index: one process, and in it every index that it opens there."""
+"""The lock on the directory of an embedded index, and the files that outlive a killed process."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ import filelock
 from ibidem._util.concurrency import ForkSafeLock, keep_alive_after_fork
 from ibidem.errors import IndexInUse, IndexUnavailable
 
-_taken: dict[Path, Tenancy] = {}
-_taking = ForkSafeLock()
+_held: dict[Path, DirectoryLock] = {}
+_acquiring = ForkSafeLock()
 
 
-class Tenancy:
-    """The hold of a process on a directory: shared by its indexes, given up with the last. Made by `take`."""
+class DirectoryLock:
+    """The lock of this process on the directory of an embedded index, counted by the indexes opened there."""
 
     def __init__(self, directory: Path, lock: filelock.BaseFileLock) -> None:
         self._directory, self._lock = directory, lock
-        self.marks = Marks(directory)
+        self.markers = DirtyMarkers(directory)
         self.opening = threading.RLock()  # held while Chroma is opened there
-        self.unclean = self.marks.in_use.exists()  # what that means is for Chroma's opening to find out
+        self.dirty = self.markers.in_use.exists()  # what that means is for Chroma's opening to find out
         self.users = self.clients = 0  # indexes, and those of them that are Chroma's
-        keep_alive_after_fork(self, lock)  # giving it up in a forked child would give up the parent's
-        self.marks.claim()
+        keep_alive_after_fork(self, lock)  # releasing it in a forked child would release the parent's
+        self.markers.claim()
 
-    def release(self, *, sound: bool) -> None:
-        """One index less; if it is not `sound`, the next opening looks for damage first."""
-        with _taking:
+    @classmethod
+    def acquire(cls, directory: Path) -> DirectoryLock:
+        """Acquire the directory for one more index.
+
+        Raises:
+            IndexInUse: Another process owns it.
+            IndexUnavailable: It cannot be locked.
+        """
+        with _acquiring:
+            if (lock := _held.get(directory)) is None:
+                lock = _held[directory] = cls(directory, _locked(directory))
+            lock.users += 1
+            return lock
+
+    def release(self, *, clean: bool) -> None:
+        """Release one reference. If not `clean`, the next open checks for corruption."""
+        with _acquiring:
             self.users -= 1
-            self.unclean = self.unclean or not sound
+            self.dirty = self.dirty or not clean
             if self.users > 0:
                 return
-            if not self.unclean:
-                self.marks.disclaim()
-            _taken.pop(self._directory, None)
+            if not self.dirty:
+                self.markers.disclaim()
+            _held.pop(self._directory, None)
             self._lock.release()
 
 
-def take(directory: Path) -> Tenancy:
-    """Own the directory, for one index more.
-
-    Raises:
-        IndexInUse: Another process owns it.
-        IndexUnavailable: It cannot be locked.
-    """
-    with _taking:
-        if (held := _taken.get(directory)) is None:
-            held = _taken[directory] = Tenancy(directory, _locked(directory))
-        held.users += 1
-        return held
-
-
 def _locked(directory: Path) -> filelock.BaseFileLock:
-    # not one hold for each thread: the thread that gives it up need not be the one that took it
+    # not per thread: the thread that releases it need not be the one that acquired it
     lock = filelock.FileLock(directory.with_name("index.lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -78,13 +78,13 @@ def _locked(directory: Path) -> filelock.BaseFileLock:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_taken.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_held.clear)  # they are the parent's
 
 
-PROBE_SECONDS = 60.0
+PROBE_SECONDS = 60.0  # how long a fresh process may take to load the index
 
 
-class Marks:
+class DirtyMarkers:
     """Files beside the index directory that outlive a killed process."""
 
     def __init__(self, directory: Path) -> None:
@@ -93,19 +93,19 @@ class Marks:
         self._lock = ForkSafeLock()
 
     def claim(self) -> None:
-        """Note which process has it open, as far as that can be noted."""
+        """Record the process that has the index open, if the file can be written."""
         if self.in_use.is_file() or not self.in_use.exists():  # a pipe would be written to for ever
             with contextlib.suppress(OSError):
                 self.in_use.write_text(str(os.getpid()), "utf-8")
 
     def disclaim(self) -> None:
-        """The process closed it in good order."""
+        """Record that the process closed the index cleanly."""
         with contextlib.suppress(OSError):
             self.in_use.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def while_writing(self) -> Iterator[None]:
-        """Left in place by a failure too: then the files are as doubtful. One at a time."""
+        """Mark the files as being written, by one thread at a time; failures and kills leave the mark."""
         with self._lock:
             self.writing.touch()
             yield
@@ -123,7 +123,7 @@ for collection in client.list_collections():
 
 
 def loads(directory: Path, name: str) -> bool:
-    """Whether a fresh process can count and search the collection."""
+    """Check that a fresh process can count and search the collection."""
     command = [sys.executable, "-c", _PROBE, str(directory), name]
     try:
         return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS).returncode == 0  # noqa: S603
@@ -131,10 +131,10 @@ def loads(directory: Path, name: str) -> bool:
         return False
 
 
-def sweep(directory: Path) -> None:
+def delete_orphaned_folders(directory: Path) -> None:
     """Delete the folders of deleted collections, which Chroma leaves behind.
 
-    Whatever cannot be told or deleted stays for the next time.
+    Folders that cannot be attributed or deleted stay until the next time.
     """
     database = directory / "chroma.sqlite3"
     if not database.exists():

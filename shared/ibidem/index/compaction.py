@@ -1,8 +1,8 @@
-"""The index follows the truth: forgets what was deleted there, and is replaced before it decays.
+"""The index follows the database: deletions reach it, and it is replaced before it decays.
 
-Chroma marks what is deleted and passes it in every search. When more is marked than alive, a new collection
-is filled, a few vectors at a time; each entry's `indexed_in` tells in which of the two it was put last. Then
-the new one takes the place of the old one.
+Chroma only marks what is deleted and passes it in every search. When more is marked than alive, a new
+collection is filled, a few vectors at a time; the `indexed_in` of an entry says in which of the two it was
+put last. Then the new one takes the place of the old one.
 """
 
 from __future__ import annotations
@@ -18,69 +18,69 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.index.base import VectorIndex, coded
-from ibidem.index.memory import Memory, SmallIndex
+from ibidem.index.base import Compactable, VectorIndex, generation_of, with_scope_code
+from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.storage.columns import sound
 from ibidem.storage.entries import Records
 from ibidem.storage.vectors import FORGOTTEN, VectorTable
 
 BATCH = 50  # vectors copied or deleted at a time: Chroma holds the GIL meanwhile, 50 to 100 ms
 LEAST_STALE = 1_000  # fewer stale points are not worth a new collection
-DEAD_LIMIT = 100_000  # points noted for an index that nobody opens
+DEAD_LIMIT = 100_000  # dead points kept for an index that nobody opens
 LEASE_SECONDS = 60.0  # how long others wait for the process that fills the new collection
 RETIRED_SECONDS = 30.0  # how long a replaced collection is left to processes that have not noticed
-LOOK_SECONDS = 10.0  # how often it is asked whether a new collection is due
+LOOK_SECONDS = 10.0  # how often to check whether a new collection is due
 
 
-class Upkeep:
-    """Deletes dead points and replaces the collection. Used by one thread at a time.
+class IndexCompactor:
+    """Deletes dead points, and replaces a collection that has too many. Used by one thread at a time.
 
     Args:
         table: The vectors that are indexed.
-        catalogue: Says which collection is in use.
+        registry: Names the collection in use.
         alone: Whether no other process can use the index.
     """
 
-    def __init__(self, table: VectorTable, catalogue: Catalogue, *, alone: bool) -> None:
-        self._table, self._catalogue, self._alone = table, catalogue, alone
+    def __init__(self, table: VectorTable, registry: CollectionRegistry, *, alone: bool) -> None:
+        self._table, self._registry, self._alone = table, registry, alone
         self._me = uuid.uuid4().hex
         self.forget()
 
     def forget(self) -> None:
-        """The index was closed: whoever opens it goes on with the collection that is being filled."""
-        self._next: VectorIndex | None = None
-        self._orphans = 0  # points in the index that the truth did not have when it was opened
-        self._look_at = self._cap_at = 0.0
+        """Drop the state of an index that was closed; the next open resumes a half-filled collection."""
+        self._next: Compactable | None = None
+        self._orphans = 0  # points in the index that the database did not have when it was opened
+        self._look_at = self._limit_at = 0.0
 
-    def opened(self, index: VectorIndex) -> None:
-        """Look at an index just opened; if it lacks what it should hold, it is emptied, to be filled anew."""
-        if isinstance(index, SmallIndex):
+    def on_open(self, index: VectorIndex) -> None:
+        """Compare an index just opened with the database; empty it, to be refilled, if it lacks points."""
+        if not isinstance(index, Compactable):
             return
-        other = self._catalogue.read().generation
+        other = self._registry.read().generation
         before = self._table.count_indexed(index.generation, other)
-        held = index.count()
+        present = index.count()
         # Counted twice, as others may store and delete meanwhile.
         wanted = min(before, self._table.count_indexed(index.generation, other))
-        self._orphans = max(0, held - wanted - self._table.count_dead())
-        if held < wanted:
+        self._orphans = max(0, present - wanted - self._table.count_dead())
+        if present < wanted:
             index.reset()
-            self.emptied()
+            self.on_reset()
 
-    def emptied(self) -> None:
-        """The collection in use is a new, empty one: what is noted about the old one is void."""
+    def on_reset(self) -> None:
+        """Void what was recorded about the collection that was emptied."""
         self._next, self._orphans = None, 0
-        self._catalogue.change(lambda now: replace(_without_next(now), dead=0))
+        self._registry.change(lambda now: replace(_without_next(now), dead=0))
         self._table.forget_dead()
 
-    def bury(self, index: VectorIndex, memory: Memory, adding: threading.RLock) -> bool:
-        """Forget one batch of dead points; returns whether there may be more.
+    def delete_stale(self, index: VectorIndex, buffer: VectorBuffer, adding: threading.RLock) -> bool:
+        """Delete one batch of dead points; returns whether there may be more. Idempotent.
 
         Nothing can be added while `adding` is held: what is stored again before that is alive, what is stored
-        again later is added after it was removed. Done twice, it does the same.
+        again later is added after it was removed.
         """
-        small = isinstance(index, SmallIndex)
-        if not small and self._catalogue.read().next and self._next is None:
-            return False  # whoever fills the new collection deletes from it
+        in_memory = isinstance(index, InMemoryIndex)
+        if not in_memory and self._registry.read().next and self._next is None:
+            return False  # the process that fills the new collection deletes from it
         table = self._table
         dead = table.dead_points(BATCH)
         if not dead:
@@ -88,92 +88,96 @@ class Upkeep:
         with adding:
             alive = table.alive_points(dead)
             gone = [point for point in dead if point not in alive]
-            memory.remove(gone)
-        if gone:  # what is being replaced need not be tidy
-            (self._next or index).delete(gone)
-        # Another process may have stored, and indexed, one of them again before it was deleted here.
-        alive = table.alive_points(dead)
-        if lost := alive - index.held(list(alive)):
-            self._table.index_again(list(lost))
+            buffer.remove(gone)
+        if not in_memory:
+            if gone:  # what is being replaced need not be tidy
+                (self._next or index).delete(gone)
+            self._index_lost_again(index, table.alive_points(dead))
         table.bury(dead)
-        if gone and not small:
-            self._catalogue.change(lambda now: replace(now, dead=now.dead + len(gone)))
+        if gone and not in_memory:
+            self._registry.change(lambda now: replace(now, dead=now.dead + len(gone)))
         return len(dead) == BATCH
+
+    def _index_lost_again(self, index: VectorIndex, alive: set[str]) -> None:
+        """Requeue points that another process stored, and indexed, again before they were deleted here."""
+        present = index.present(list(alive)) if isinstance(index, Compactable) else set()
+        if lost := alive - present:
+            self._table.index_again(list(lost))
 
     def put(self, index: VectorIndex, points: Sequence[str], rows: NDArray[np.float32]) -> str:
         """Add vectors to the index, and to the one being filled; returns the generation that holds them."""
         index.upsert(points, rows)
-        if self._next is None or not self._still_mine():
-            return index.generation
+        if self._next is None or not self._extend_lease():
+            return generation_of(index)
         self._next.upsert(points, rows)
         return self._next.generation
 
-    def cap(self) -> None:
-        """Keep the notes for an index that nobody opens from growing: it will be compared when it is."""
-        if time.monotonic() >= self._cap_at:
-            self._cap_at = time.monotonic() + LEASE_SECONDS
+    def limit_backlog(self) -> None:
+        """Drop the dead points of an index that nobody opens: it is compared with the database when it is."""
+        if time.monotonic() >= self._limit_at:
+            self._limit_at = time.monotonic() + LEASE_SECONDS
             if self._table.count_dead() > DEAD_LIMIT:
                 self._table.forget_dead()
 
     @property
     def busy(self) -> bool:
-        """Whether a new collection is being filled by this process."""
+        """Whether this process is filling a new collection."""
         return self._next is not None
 
     def step(self, index: VectorIndex, *, wanted: bool = False) -> VectorIndex | None:
-        """Do a little towards a new collection, if one is due or `wanted`; returns it when it is complete."""
-        if isinstance(index, SmallIndex):
+        """Do one step towards a new collection, if one is due or `wanted`; returns it when it is complete."""
+        if not isinstance(index, Compactable):
             return None
         if self._next is None:
             if not wanted and time.monotonic() < self._look_at:
                 return None
             self._look_at = time.monotonic() + LOOK_SECONDS
             self._drop_retired(index)
-            if wanted or self._due(index):
+            if wanted or self._is_due(index):
                 self._begin(index)
             return None
         if self._copy(index, self._next):
             return None
         return self._finish(index, self._next)
 
-    def _due(self, index: VectorIndex) -> bool:
-        now = self._catalogue.read()
+    def _is_due(self, index: Compactable) -> bool:
+        now = self._registry.read()
         stale = now.dead + self._orphans
         if now.next:
             return True
         return stale > LEAST_STALE and stale > self._table.count_indexed(index.generation)
 
-    def _begin(self, index: VectorIndex) -> None:
-        """Begin to fill a new collection, or go on with one whose process is gone."""
+    def _begin(self, index: Compactable) -> None:
+        """Begin to fill a new collection, or take over one whose process is gone."""
         fresh = uuid.uuid4().hex
 
-        def claim(now: Filling) -> Filling | None:
+        def claim(now: CollectionState) -> CollectionState | None:
             if now.name != index.name:
                 return None
             until = time.time() + LEASE_SECONDS
             if now.next:
                 free = self._alone or now.owner == self._me or now.until < time.time()
                 return replace(now, owner=self._me, until=until) if free else None
-            name = f"{self._catalogue.base}-{fresh[:12]}"
+            name = f"{self._registry.base}-{fresh[:12]}"
             return replace(now, next=name, generation=fresh, owner=self._me, until=until)
 
-        if (now := self._catalogue.change(claim)) is None:
+        if (now := self._registry.change(claim)) is None:
             return
-        begun = index.beside(now.next, now.generation)
-        sound = begun.generation == now.generation
-        if sound and begun.count() >= self._table.count_indexed(now.generation):
+        begun = index.sibling(now.next, now.generation)
+        intact = begun.generation == now.generation
+        if intact and begun.count() >= self._table.count_indexed(now.generation):
             self._next = begun
         else:  # it was lost; what is marked as held by it is indexed again
-            self._catalogue.change(_without_next)
+            self._registry.change(_without_next)
 
-    def _copy(self, index: VectorIndex, begun: VectorIndex) -> bool:
+    def _copy(self, index: Compactable, begun: Compactable) -> bool:
         """Copy a batch into the new collection; False if there is nothing left."""
-        if not self._still_mine():
+        if not self._extend_lease():
             self._next = None
             return True
         rows = self._table.indexed(index.generation, BATCH)
         points = {
-            row.point: coded(row.vector, row.namespace, row.scope)
+            row.point: with_scope_code(row.vector, row.namespace, row.scope)
             for row in rows
             if row.point is not None and row.vector is not None
         }
@@ -182,63 +186,63 @@ class Upkeep:
             self._table.mark_indexed(list(points), begun.generation)
         return bool(rows)
 
-    def _still_mine(self) -> bool:
-        """Whether nobody took over, or emptied the index; prolongs the lease."""
-        now, clock = self._catalogue.read(), time.time()
+    def _extend_lease(self) -> bool:
+        """Extend the lease on the new collection; False if it was taken over, or the index was emptied."""
+        now, clock = self._registry.read(), time.time()
         if now.owner == self._me and now.until > clock + LEASE_SECONDS / 2:
             return True
 
-        def renew(now: Filling) -> Filling | None:
+        def extend(now: CollectionState) -> CollectionState | None:
             mine = now.next and now.owner == self._me
             return replace(now, until=clock + LEASE_SECONDS) if mine else None
 
-        return self._catalogue.change(renew) is not None
+        return self._registry.change(extend) is not None
 
-    def _finish(self, index: VectorIndex, begun: VectorIndex) -> VectorIndex | None:
+    def _finish(self, index: Compactable, begun: Compactable) -> Compactable | None:
         self._next = None
         if begun.count() < self._table.count_indexed(begun.generation):
-            self._catalogue.change(_without_next)
+            self._registry.change(_without_next)
             return None
         gone_at = time.time() + (0.0 if self._alone else RETIRED_SECONDS)
 
-        def exchange(now: Filling) -> Filling | None:
+        def swap(now: CollectionState) -> CollectionState | None:
             if (now.name, now.next, now.owner) != (index.name, begun.name, self._me):
                 return None
-            return Filling(begun.name, retired=(*now.retired, (index.name, gone_at)))
+            return CollectionState(begun.name, retired=(*now.retired, (index.name, gone_at)))
 
-        done = self._catalogue.change(exchange)
+        done = self._registry.change(swap)
         self._orphans, self._look_at = 0, time.monotonic() + LOOK_SECONDS * (not self._alone)
         return begun if done is not None else None
 
-    def _drop_retired(self, index: VectorIndex) -> None:
-        """Delete what was replaced, once nobody can use it any more."""
-        for name, at in self._catalogue.read().retired:
+    def _drop_retired(self, index: Compactable) -> None:
+        """Delete replaced collections, once nobody can use them any more."""
+        for name, at in self._registry.read().retired:
             if self._alone or time.time() >= at:
                 index.drop(name)
-                self._catalogue.change(lambda now, name=name: _without_retired(now, name))  # type: ignore[misc]
-        for other in self._catalogue.forgotten():
+                self._registry.change(lambda now, name=name: _without_retired(now, name))  # type: ignore[misc]
+        for other in self._registry.forgotten():
             for name in other.read().names:
                 index.drop(name)
             other.forget()
 
 
-def _without_next(now: Filling) -> Filling:
-    """Give the new collection up; it is dropped with the retired."""
+def _without_next(now: CollectionState) -> CollectionState:
+    """Give the new collection up; it is dropped with the retired ones."""
     retired: Sequence[tuple[str, float]] = [(now.next, time.time())] if now.next else []
-    return Filling(now.name, now.dead, retired=(*now.retired, *retired))
+    return CollectionState(now.name, now.dead, retired=(*now.retired, *retired))
 
 
-def _without_retired(now: Filling, name: str) -> Filling:
+def _without_retired(now: CollectionState, name: str) -> CollectionState:
     return replace(now, retired=tuple(one for one in now.retired if one[0] != name))
 
 
 @dataclass(frozen=True, slots=True)
-class Filling:
-    """What every process of a place knows of its index.
+class CollectionState:
+    """The collections of one index, as all processes see them.
 
-    `name` is the collection in use, `dead` how many of its points were deleted since it was filled: Chroma
-    marks them only, and passes them in every search. `next` with its `generation` is being filled to replace
-    it, by `owner`, who may be taken to be gone at the time `until`. The `retired` go at their times.
+    `name` is the collection in use, `dead` the number of its points that were deleted since it was filled:
+    Chroma only marks them, and passes them in every search. `next` with its `generation` is being filled to
+    replace it, by `owner`, whose lease ends at `until`. The `retired` are deleted at their times.
     """
 
     name: str
@@ -251,62 +255,64 @@ class Filling:
 
     @property
     def names(self) -> set[str]:
-        """All collections there are."""
+        """Names of all collections that exist."""
         return {self.name, self.next, *(name for name, _ in self.retired)} - {""}
 
 
-def base_of(embedder: str, place: str) -> str:
-    """The name of the first collection for the embedder with this digest of its fingerprint."""
-    return f"ibidem-{embedder[:16]}" + (f"-{place[:12]}" if place else "")
+def collection_name(embedder: str, cache_id: str) -> str:
+    """Name of the first collection for the embedder with this digest of its fingerprint."""
+    return f"ibidem-{embedder[:16]}" + (f"-{cache_id[:12]}" if cache_id else "")
 
 
-class Catalogue:
-    """The `Filling` of one index in the truth; changed by one process at a time.
+class CollectionRegistry:
+    """The `CollectionState` of one index in the database, changed by one process at a time.
 
     Args:
-        records: The truth.
-        base: The name of the first collection, which those of the successors begin with.
-        place: What tells the collections of this truth from those of others on the same server.
+        records: The database.
+        base: Name of the first collection, and prefix of the names of its successors.
+        cache_id: Tells the collections of this database from those of others on the same server.
     """
 
-    def __init__(self, records: Records, base: str, place: str = "") -> None:
-        self._records, self.base, self._place, self._key = records, base, place, f"index:{base}"
+    def __init__(self, records: Records, base: str, cache_id: str = "") -> None:
+        self._records, self.base, self._cache_id = records, base, cache_id
+        self._key = f"index:{base}"
 
-    def read(self) -> Filling:
-        """As it is now."""
+    def read(self) -> CollectionState:
+        """Read the current state."""
         return self._parsed(self._records.meta(self._key))
 
-    def change(self, how: Callable[[Filling], Filling | None]) -> Filling | None:
-        """Change it, again if another process was faster; None, and no change, if `how` gives that."""
+    def change(self, update: Callable[[CollectionState], CollectionState | None]) -> CollectionState | None:
+        """Apply an update, repeated if another process was faster; no change if it returns None."""
         while True:
-            held = self._records.meta(self._key)
-            changed = how(self._parsed(held))
+            stored = self._records.meta(self._key)
+            changed = update(self._parsed(stored))
             if changed is None:
                 return None
-            if self._records.meta_swap(self._key, held, json.dumps(asdict(changed))):
+            if self._records.meta_swap(self._key, stored, json.dumps(asdict(changed))):
                 return changed
 
-    def forgotten(self) -> list[Catalogue]:
-        """The catalogues of embedders that nobody uses any more: their collections are to be deleted."""
-        bases = (base_of(one, self._place) for one in self._records.meta_keys(FORGOTTEN))
-        return [Catalogue(self._records, base, self._place) for base in bases]
+    def forgotten(self) -> list[CollectionRegistry]:
+        """List the registries of embedders that nobody uses any more, whose collections are to be deleted."""
+        bases = (collection_name(one, self._cache_id) for one in self._records.meta_keys(FORGOTTEN))
+        return [CollectionRegistry(self._records, base, self._cache_id) for base in bases]
 
     def forget(self) -> None:
-        """Its collections are deleted."""
+        """Delete the registry, after its collections."""
         self._records.set_meta(self._key, None)
         for one in self._records.meta_keys(FORGOTTEN):
-            if base_of(one, self._place) == self.base:
+            if collection_name(one, self._cache_id) == self.base:
                 self._records.set_meta(FORGOTTEN + one, None)
 
-    def _parsed(self, held: str | None) -> Filling:
-        # A damaged note is as good as none: the collection is then filled from the truth, as a new one is.
-        return next(sound(_to_filling, [] if held is None else [held]), Filling(self.base))
+    def _parsed(self, stored: str | None) -> CollectionState:
+        # A damaged state is as good as none: the collection is then filled from the database like a new one.
+        return next(sound(_to_state, [] if stored is None else [stored]), CollectionState(self.base))
 
 
-def _to_filling(held: str) -> Filling:
-    known = json.loads(held)
-    found = Filling(**{**known, "retired": tuple((str(name), float(at)) for name, at in known["retired"])})
-    texts, numbers = (found.name, found.next, found.generation, found.owner), (found.dead, found.until)
-    if not (found.name and all(isinstance(one, str) for one in texts) and all(map(math.isfinite, numbers))):
+def _to_state(stored: str) -> CollectionState:
+    fields = json.loads(stored)
+    retired = tuple((str(name), float(at)) for name, at in fields["retired"])
+    state = CollectionState(**{**fields, "retired": retired})
+    texts, numbers = (state.name, state.next, state.generation, state.owner), (state.dead, state.until)
+    if not (state.name and all(isinstance(one, str) for one in texts) and all(map(math.isfinite, numbers))):
         raise ValueError("damaged")
-    return found
+    return state

@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem._util.concurrency import keep_alive_after_fork
-from ibidem.errors import IndexUnavailable
 from ibidem.index.base import VectorIndex
-from ibidem.index.chroma_lock import Tenancy
+from ibidem.index.chroma_lock import DirectoryLock
 from ibidem.types import Vector
 
 
-class Memory:
-    """Points with their vectors, those that the index holds too first. Thread-safe; searches never wait."""
+class VectorBuffer:
+    """Points with their vectors, first those that the index holds too. Thread-safe; searches never wait."""
 
     def __init__(self) -> None:
         self._changing = threading.Lock()
+        self._drop_all()
+
+    def _drop_all(self) -> None:
         self._at: set[str] = set()
         # Exchanged as a pair; of a pair in use only the ends grow: the row first, then its point.
         self._held: tuple[list[str], NDArray[np.float32]] = ([], np.empty((0, 0), dtype=np.float32))
@@ -29,21 +31,25 @@ class Memory:
 
     @property
     def waiting(self) -> int:
-        """How many are not in the index yet."""
+        """Number of points that are not in the index yet."""
         with self._changing:
             return len(self._held[0]) - self._indexed
 
     def __len__(self) -> int:
         return len(self._held[0])
 
+    def __contains__(self, point: str) -> bool:
+        with self._changing:
+            return point in self._at
+
     def add(self, point: str, vector: Vector) -> None:
-        """Append one vector unless it is there; room grows by doubling."""
+        """Append one vector unless its point is present; capacity grows by doubling."""
         with self._changing:
             if point in self._at:
                 return
             points, rows = self._held
             n = len(points)
-            if n and len(vector) != rows.shape[1]:  # a damaged one
+            if n and len(vector) != rows.shape[1]:  # damaged
                 return
             if n >= len(rows):
                 grown = np.empty((max(64, 2 * n), len(vector)), dtype=np.float32)
@@ -54,42 +60,42 @@ class Memory:
             points.append(point)
             self._at.add(point)
 
-    def remove(self, gone: Iterable[str]) -> None:
-        """Forget these points; what is kept is copied (5 ms for 10,000), so that searches go on meanwhile."""
+    def remove(self, points: Iterable[str]) -> None:
+        """Remove points; the rest is copied (5 ms for 10,000), so that searches go on meanwhile."""
         with self._changing:
-            out = self._at.intersection(gone)
-            if out:
-                self._keep([n for n, point in enumerate(self._held[0]) if point not in out])
+            gone = self._at.intersection(points)
+            if gone:
+                self._keep([n for n, point in enumerate(self._held[0]) if point not in gone])
 
-    def holds(self, point: str) -> bool:
-        """Whether the point is here."""
+    def clear(self) -> None:
+        """Remove everything."""
         with self._changing:
-            return point in self._at
+            self._drop_all()
 
-    def next(self, n: int) -> tuple[list[str], NDArray[np.float32]]:
-        """The n oldest that wait for the index."""
+    def next_batch(self, n: int) -> tuple[list[str], NDArray[np.float32]]:
+        """Return the n oldest that are not in the index yet."""
         with self._changing:
             points, rows = self._held
-            which = slice(self._indexed, min(self._indexed + n, len(points)))
-            return points[which], rows[which]
+            batch = slice(self._indexed, min(self._indexed + n, len(points)))
+            return points[batch], rows[batch]
 
-    def indexed(self, n: int) -> None:
-        """The n oldest that waited are in the index now."""
+    def mark_indexed(self, n: int) -> None:
+        """Record that the n oldest of those that waited are in the index now."""
         with self._changing:
             self._indexed += n
 
-    def index_anew(self) -> None:
-        """All wait for another index."""
+    def mark_all_waiting(self) -> None:
+        """Record that another index holds none of them."""
         with self._changing:
             self._indexed = 0
 
-    def forget_indexed(self) -> None:
+    def drop_indexed(self) -> None:
         """Keep only what is not in the index."""
         with self._changing:
             self._keep(list(range(self._indexed, len(self._held[0]))))
 
     def _keep(self, which: list[int]) -> None:
-        """Go on with a copy of these, with some room for more."""
+        """Go on with a copy of these rows, with some room for more."""
         points, rows = self._held
         room = len(which) + len(which) // 4 if which else 0
         kept = np.empty((room, rows.shape[1]), dtype=np.float32)
@@ -99,7 +105,7 @@ class Memory:
         self._at = set(self._held[0])
 
     def nearest(self, vector: Vector, k: int) -> list[str]:
-        """The k nearest points by inner product, nearest first."""
+        """Return the k nearest points by inner product, nearest first."""
         points, rows = self._held
         rows = rows[: len(points)]
         if not len(rows):
@@ -111,67 +117,64 @@ class Memory:
         return [points[at] for at in best[np.argsort(-scores[best])]]
 
 
-class SmallIndex:
-    """Stands in the place of the index while memory holds all that it would hold.
+class InMemoryIndex:
+    """The index of a small embedded cache: all vectors are in a buffer, and Chroma is not even loaded.
 
-    It owns the directory of the index: no other process searches there.
+    It owns the directory where Chroma would be: no other process searches there.
 
     Args:
-        directory: Where Chroma would be; emptied when the cache is.
-        name: Of the collection that it stands for.
-        tenancy: Of the directory.
-        enlarge: Opens the real index with the tenancy.
+        directory: Emptied when the cache is.
+        name: Name of the collection that it stands for.
+        buffer: Holds the vectors.
+        open_chroma: Opens the index that takes its place when it has grown too large; takes over the lock.
+
+    Raises:
+        IndexUnavailable: Another process owns the directory.
     """
 
     def __init__(
-        self, directory: Path, name: str, tenancy: Tenancy, enlarge: Callable[[Tenancy], VectorIndex]
+        self,
+        directory: Path,
+        name: str,
+        buffer: VectorBuffer,
+        open_chroma: Callable[[DirectoryLock], VectorIndex],
     ) -> None:
-        self._directory, self._tenancy, self._enlarge = directory, tenancy, enlarge
-        self.name, self.generation = name, f"memory-{name}"[:32]
+        self._directory, self._buffer, self._open_chroma = directory, buffer, open_chroma
+        self._lock = DirectoryLock.acquire(directory)
+        self.generation = f"memory-{name}"[:32]
         keep_alive_after_fork(self)
 
-    def grow(self) -> VectorIndex:
-        """The real index, in the place of this one.
+    def migrate_to_chroma(self) -> VectorIndex:
+        """Open the Chroma index that takes the place of this one.
 
         Raises:
-            IndexUnavailable: It cannot be opened; the directory was given up.
+            IndexUnavailable: It cannot be opened; the directory was released.
         """
-        return self._enlarge(self._tenancy)
+        return self._open_chroma(self._lock)
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Nothing: memory holds them."""
+        """Add vectors that the buffer lacks."""
+        for point, vector in zip(ids, vectors, strict=True):
+            self._buffer.add(point, vector)
 
     def search(self, vector: Vector, k: int) -> list[str]:
-        """Nothing: memory finds it."""
-        return []
+        """Return the ids of the k nearest, nearest first."""
+        return self._buffer.nearest(vector, k)
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Nothing: memory forgets them."""
-
-    def held(self, ids: Sequence[str]) -> set[str]:
-        """All of them, as far as memory does."""
-        return set(ids)
-
-    def ids(self, offset: int, limit: int) -> list[str]:
-        """None of its own."""
-        return []
-
-    def beside(self, name: str, generation: str | None = None) -> VectorIndex:
-        """There is no other."""
-        raise IndexUnavailable("a small index has no collections")
-
-    def drop(self, name: str) -> None:
-        """Nothing: there is no other."""
+        """Delete vectors."""
+        self._buffer.remove(ids)
 
     def count(self) -> int:
-        """None of its own."""
-        return 0
+        """Return the number of vectors."""
+        return len(self._buffer)
 
     def reset(self) -> None:
-        """Delete what Chroma may have held when the cache was larger, unless this process uses it."""
-        if not self._tenancy.clients:
+        """Delete all vectors, also those on disk from when the cache was larger, unless they are in use."""
+        self._buffer.clear()
+        if not self._lock.clients:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def close(self, *, sound: bool = True) -> None:
-        """Release the directory, with the last index of this process to other processes."""
-        self._tenancy.release(sound=sound)
+    def close(self, *, clean: bool = True) -> None:
+        """Release the directory; the last index of this process leaves it to others."""
+        self._lock.release(clean=clean)

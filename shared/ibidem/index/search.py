@@ -1,4 +1,4 @@
-"""Finding the stored questions nearest to one asked: the index, and what is not in it yet."""
+"""Finding the stored questions nearest to one asked: in the index, and in memory what it lacks yet."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IndexUnavailable
-from ibidem.index.base import IndexOpener, VectorIndex, coded
-from ibidem.index.compaction import Catalogue, Upkeep
-from ibidem.index.memory import Memory, SmallIndex
+from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of, with_scope_code
+from ibidem.index.compaction import CollectionRegistry, IndexCompactor
+from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.storage.entries import Records
 from ibidem.storage.rows import StoredVector
 from ibidem.storage.vectors import VectorTable
 from ibidem.types import Vector, point_of
-
-if TYPE_CHECKING:
-    from ibidem.embedding.base import CheckedEmbedder
-
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
@@ -33,18 +29,25 @@ RETRY_SECONDS = 5.0  # how long an embedded index that failed is left alone
 FIRST_SECONDS = 5.0  # how long the first lookup of a process waits for a server's index to be opened
 
 
-class Vectors:
-    """The vector side of a cache: writes behind, reads its own writes, rebuilds itself.
+class IndexOpener(Protocol):
+    """Opens the vector index of a location; raises `IndexUnavailable`."""
+
+    def __call__(self, buffer: VectorBuffer | None = None) -> VectorIndex:
+        """Open the index; with a `buffer`, one that leaves all vectors there."""
+
+
+class VectorSearch:
+    """Vectors of one embedder: writes behind, reads its own writes, rebuilds itself. Thread-safe.
 
     Args:
-        records: The truth.
-        embedder: Makes the vectors that are missing there.
-        open_index: Opens the index; called at first use, and again some seconds after a failure.
-        faults: Where failures in the background go.
-        catalogue: Says which collection is in use.
+        records: The database.
+        embedder: Makes vectors that are missing there.
+        open_index: Opens the index; called at the first use, and again some seconds after a failure.
+        faults: Receives failures in the background.
+        registry: Names the collection in use.
         alone: Whether the index is embedded, so that only this process fills it: then a small one is
-            searched in memory. One on a server is opened in a thread apart: no caller waits for it.
-        opened: Called when that is done, as entries may wait for it.
+            searched in memory. A server's index is opened in another thread: no caller waits for it.
+        on_open: Called when a server's index is open, as entries may wait for it.
     """
 
     def __init__(
@@ -53,61 +56,62 @@ class Vectors:
         embedder: CheckedEmbedder,
         open_index: IndexOpener,
         faults: Faults,
-        catalogue: Catalogue,
+        registry: CollectionRegistry,
         *,
         alone: bool,
-        opened: Callable[[], None] = lambda: None,
+        on_open: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = records.vectors_of(embedder.fingerprint)
-        self._embedder, self._faults, self._alone, self._catalogue = embedder, faults, alone, catalogue
-        self._upkeep = Upkeep(self.table, catalogue, alone=alone)
+        self._embedder, self._faults, self._alone, self._registry = embedder, faults, alone, registry
+        self._compactor = IndexCompactor(self.table, registry, alone=alone)
         self._open_index = open_index
         self._closed = False
-        self._breaker = None if alone else CircuitBreaker(self._open, closed=False, on_closed=opened)
+        self._breaker = None if alone else CircuitBreaker(self._open, closed=False, on_closed=on_open)
         self.after_fork()
 
     def after_fork(self) -> None:
         """Leave the parent's index alone: its threads do not exist here, its files are not ours."""
-        self._lock = threading.RLock()  # held for moments, while index and memory are exchanged
+        self._lock = threading.RLock()  # held for moments, while index and buffer are exchanged
         self._opening = threading.Lock()  # held while an embedded index is opened; taken before `_lock`
         self._working = threading.Lock()  # held while the index is written; taken before `_lock`
         self._index: VectorIndex | None = None
-        self._memory, self._complete = Memory(), False
+        self._buffer = VectorBuffer()
+        self._complete = False  # whether the buffer holds all that the index holds
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
-        self._lacking = Lacking(self.table, self._catalogue, self._embedder, self._faults)
+        self._backfill = Backfill(self.table, self._registry, self._embedder, self._faults)
         self._retry_at = 0.0
         self._failure: IndexUnavailable | None = None
         if self._breaker is not None:
             self._breaker.after_fork()
-        self._upkeep.forget()
+        self._compactor.forget()
 
     @property
     def state(self) -> str:
-        """`open`, `unused` (not needed yet), or why it cannot be used."""
+        """`open`, `unused` (not needed yet), or why the index cannot be used."""
         return "open" if self._index else str(self._failure or "unused")
 
     def add(self, namespace: str, scope: str, vector: Vector) -> None:
         """Make a stored entry findable at once. If the index is not open, opening it will find the entry."""
-        point, indexed = point_of(namespace, scope, vector), coded(vector, namespace, scope)
+        point, indexed = point_of(namespace, scope, vector), with_scope_code(vector, namespace, scope)
         with self._lock:
             if self._index is not None:
-                self._memory.add(point, indexed)
-            elif self._arrived is not None:  # the opening may have read the truth already
+                self._buffer.add(point, indexed)
+            elif self._arrived is not None:  # the opening may have read the database already
                 self._arrived.append((point, indexed))
 
     def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
-        """Points near the vector, most of them of this namespace and scope.
+        """Return points near the vector, most of them of this namespace and scope.
 
         Raises:
             IndexUnavailable: The index belongs to another process, or is down.
         """
-        index = self.opened()
-        target = coded(vector, namespace, scope)
-        near = self._memory.nearest(target, k)
+        index = self.open()
+        target = with_scope_code(vector, namespace, scope)
+        near = self._buffer.nearest(target, k)
         return near if self._complete else list(dict.fromkeys([*near, *self._search(index, target, k)]))
 
     def _search(self, index: VectorIndex, target: Vector, k: int) -> list[str]:
-        """Search; once more if the collection was replaced meanwhile."""
+        """Search the index; once more if the collection was replaced meanwhile."""
         try:
             return index.search(target, k)
         except IndexUnavailable as error:
@@ -117,69 +121,73 @@ class Vectors:
             raise
 
     def _current(self, index: VectorIndex) -> VectorIndex:
-        """The index in use, which this or another process may have exchanged for another."""
+        """Return the index in use, which this or another process may have exchanged for another."""
         with self._lock:
-            if self._index is index and not self._alone:
-                name = self._catalogue.read().name
-                self._index = index if name == index.name else index.beside(name)
+            if self._index is index and not self._alone and isinstance(index, Compactable):
+                name = self._registry.read().name
+                self._index = index if name == index.name else index.sibling(name)
             return self._index or index
 
-    def work(self) -> bool:
+    def index_batch(self) -> bool:
         """Index one batch of stored questions; returns whether there may be more."""
         with self._working:
-            index, memory = self._index, self._memory
+            index, buffer = self._index, self._buffer
             if index is None:
-                self._upkeep.cap()
+                self._compactor.limit_backlog()
                 return False
             try:
                 index = self._current(index)
-                more = self._upkeep.bury(index, memory, self._lock)
-                if not memory.waiting:
-                    self._lacking.fetch(memory, index.generation)
-                points, rows = memory.next(BATCH)
+                more = self._compactor.delete_stale(index, buffer, self._lock)
+                if not buffer.waiting:
+                    self._backfill.fetch(buffer, generation_of(index))
+                points, rows = buffer.next_batch(BATCH)
                 if not points:
                     return more
-                self.table.mark_indexed(points, self._upkeep.put(index, points, rows))
-                memory.indexed(len(points))
-                if len(memory) > EXACT_LIMIT and isinstance(index, SmallIndex):
-                    self._outgrow(index, memory)
+                self.table.mark_indexed(points, self._compactor.put(index, points, rows))
+                buffer.mark_indexed(len(points))
+                if len(buffer) > EXACT_LIMIT and isinstance(index, InMemoryIndex):
+                    self._migrate_to_chroma(index, buffer)
                     return True
             except IndexUnavailable as error:
                 self._abandon(index, error)
                 raise
-            if not self._complete or len(memory) > EXACT_LIMIT:
-                self._complete = False  # before forgetting: a search that finds less here asks the index
-                memory.forget_indexed()
+            if not self._complete or len(buffer) > EXACT_LIMIT:
+                self._complete = False  # before dropping: a search that finds less here asks the index
+                buffer.drop_indexed()
             return True
 
     def caught_up(self) -> bool:
         """Whether the index is open, and all questions that can be embedded now are found by a search."""
         with self._working:
-            return self._index is not None and not self._lacking.left(self._memory, self._index)
+            if self._index is None or self._backfill.due():
+                return False
+            # All that had vectors were read when an index in memory was opened.
+            in_memory = isinstance(self._index, InMemoryIndex)
+            return in_memory or self._backfill.is_read(self._buffer, generation_of(self._index))
 
-    def _outgrow(self, small: SmallIndex, memory: Memory) -> None:
-        """They are too many to be searched one by one: all go into a real index, which is searched then."""
-        index = small.grow()
-        self._upkeep.opened(index)
+    def _migrate_to_chroma(self, small: InMemoryIndex, buffer: VectorBuffer) -> None:
+        """Move to Chroma, when there are too many vectors to be searched one by one."""
+        index = small.migrate_to_chroma()
+        self._compactor.on_open(index)
         with self._lock:
-            memory.index_anew()
+            buffer.mark_all_waiting()
             self._index = index
 
-    def renew(self, *, wanted: bool = False) -> bool:
-        """A step towards a fresh collection, if one is due or wanted; returns whether there is more."""
+    def compact(self, *, wanted: bool = False) -> bool:
+        """Do one step towards a fresh collection, if one is due or wanted; returns whether there is more."""
         with self._working:
             if self._index is None:
                 return False
             index = self._current(self._index)
             try:
-                complete = self._upkeep.step(index, wanted=wanted)
+                fresh = self._compactor.step(index, wanted=wanted)
             except IndexUnavailable as error:
                 self._abandon(index, error)
                 raise
-            if complete is not None:
+            if fresh is not None:
                 with self._lock:  # searches under way end in the old one, which is deleted at a later step
-                    self._index = complete
-            return self._upkeep.busy or complete is not None
+                    self._index = fresh
+            return self._compactor.busy or fresh is not None
 
     def reset(self) -> None:
         """Empty the index; used when all entries are cleared."""
@@ -188,14 +196,16 @@ class Vectors:
                 index = self._index
                 if index is None:
                     return
-                self._memory, self._complete = Memory(), False
+                self._buffer.clear()
+                self._complete = False
             try:
-                index.reset()
+                if isinstance(index, Resettable):  # else its vectors are deleted one by one
+                    index.reset()
                 with self._lock:
                     self._complete = self._alone and self._index is index
-                self._upkeep.emptied()
+                self._compactor.on_reset()
             except IndexUnavailable as error:
-                # What it still holds, the truth does not confirm.
+                # What it still holds, the database does not confirm.
                 self._faults.note("empty the vector index", error)
                 self._abandon(index, error)
 
@@ -206,12 +216,16 @@ class Vectors:
             index, self._index = self._index, None
             if self._breaker is not None:
                 self._breaker.stop()
-            self._upkeep.forget()
+            self._compactor.forget()
             if index is not None:
                 index.close()
 
-    def opened(self) -> VectorIndex:
-        """The index, if it is open or can be opened without waiting for a server that is down."""
+    def open(self) -> VectorIndex:
+        """Return the index, opened if that needs no waiting for a server that is down.
+
+        Raises:
+            IndexUnavailable: The index belongs to another process, or is down.
+        """
         if (index := self._index) is not None:
             return index
         if self._breaker is None:
@@ -240,56 +254,57 @@ class Vectors:
             self._open()
 
     def _open(self) -> None:
-        """Open the index and take in what it lacks. Who stores meanwhile does not wait, nor is overlooked."""
+        """Open the index and read what it lacks; what is stored meanwhile neither waits nor is missed."""
         with self._lock:
             if self._closed:
                 raise self._unavailable()
             self._arrived = []
         try:
             few = self._alone and self.table.count(EXACT_LIMIT + 1) <= EXACT_LIMIT
-            index = self._open_index(small=few and EXACT_LIMIT > 0)
-            memory, complete = self._filled(index)
+            buffer = VectorBuffer()
+            index = self._open_index(buffer if few and EXACT_LIMIT > 0 else None)
+            complete = self._fill(buffer, index)
         except Exception as error:
-            self._remember(error)
+            self._remember_failure(error)
             raise
         with self._lock:
             for point, vector in self._arrived or ():
-                memory.add(point, vector)
+                buffer.add(point, vector)
             self._arrived = None
             if not self._closed:
-                self._memory, self._complete, self._index = memory, complete, index
+                self._buffer, self._complete, self._index = buffer, complete, index
                 self._failure = None
                 return
         index.close()
 
-    def _filled(self, index: VectorIndex) -> tuple[Memory, bool]:
-        """What is not in the index, and if it is small all that is; closes it again if that fails."""
+    def _fill(self, buffer: VectorBuffer, index: VectorIndex) -> bool:
+        """Read what is not in the index, and if it is small all that is; closes the index if that fails."""
         try:
-            self._upkeep.opened(index)
-            return self._lacking.fill(index.generation, EXACT_LIMIT if self._alone else None)
+            self._compactor.on_open(index)
+            return self._backfill.fill(buffer, generation_of(index), EXACT_LIMIT if self._alone else None)
         except BaseException:
             with contextlib.suppress(IndexUnavailable):
-                index.close(sound=False)
+                index.close(clean=False)
             raise
 
     def _abandon(self, index: VectorIndex, error: IndexUnavailable) -> None:
-        """Close an index that failed; it is opened, and if need be healed, after a pause."""
+        """Close an index that failed; it is opened, and if need be rebuilt, after a pause."""
         with self._lock:
             epoch = self._breaker.epoch if self._breaker is not None else 0
             if self._index is not index:  # another thread was first, or it is a new one already
                 return
             self._index = None
-            self._upkeep.forget()
-            self._memory, self._complete = Memory(), False
-            self._remember(error)
+            self._compactor.forget()
+            self._buffer, self._complete = VectorBuffer(), False
+            self._remember_failure(error)
         try:
-            index.close(sound=False)
+            index.close(clean=False)
         except IndexUnavailable as problem:
             self._faults.note("close the vector index", problem)
         if self._breaker is not None:
             self._breaker.trip(error, epoch)
 
-    def _remember(self, error: Exception) -> None:
+    def _remember_failure(self, error: Exception) -> None:
         """Answer with this failure, without trying again, for a while."""
         with self._lock:
             self._arrived = None
@@ -310,77 +325,73 @@ EMBED_BATCH = 32  # questions embedded at a time
 REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
 
 
-class Lacking:
-    """Reads and embeds it, some at a time.
+class Backfill:
+    """Reads stored vectors that the index lacks, and makes those that are missing, in batches.
 
     Args:
         table: The vectors of the embedder.
-        catalogue: Says which collections there are.
-        embedder: Makes vectors where there are none.
-        faults: Where its failures go.
+        registry: Names the collections that exist.
+        embedder: Makes vectors.
+        faults: Receives its failures.
     """
 
     def __init__(
-        self, table: VectorTable, catalogue: Catalogue, embedder: CheckedEmbedder, faults: Faults
+        self, table: VectorTable, registry: CollectionRegistry, embedder: CheckedEmbedder, faults: Faults
     ) -> None:
-        self._table, self._catalogue = table, catalogue
+        self._table, self._registry = table, registry
         self._embedder, self._faults = embedder, faults
         self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
 
-    def fill(self, generation: str, most: int | None) -> tuple[Memory, bool]:
-        """A page of what the index lacks, in memory.
+    def fill(self, buffer: VectorBuffer, generation: str, limit: int | None) -> bool:
+        """Read a page of what the index lacks into an empty buffer.
 
-        All that the index has comes before, and True is returned, if that is at most `most`.
+        All that the index holds comes first, and True is returned, if that is at most `limit`.
         """
         self._refused = {}
-        memory, complete = Memory(), False
-        other = self._catalogue.read().generation
-        if most is not None:
-            indexed = self._table.indexed(generation, most + 1, other)
-            complete = len(indexed) <= most
+        complete = False
+        other = self._registry.read().generation
+        if limit is not None:
+            indexed = self._table.indexed(generation, limit + 1, other)
+            complete = len(indexed) <= limit
             if complete:
-                load(memory, indexed)
-                memory.indexed(len(memory))
-        load(memory, self._table.unindexed(generation, max(PAGE, most or 0), other))
-        return memory, complete
+                load(buffer, indexed)
+                buffer.mark_indexed(len(buffer))
+        load(buffer, self._table.unindexed(generation, max(PAGE, limit or 0), other))
+        return complete
 
-    def fetch(self, memory: Memory, generation: str) -> None:
-        """Read the next page; embed a batch of what has no vector."""
-        page = self._table.unindexed(generation, PAGE, self._catalogue.read().generation)
+    def fetch(self, buffer: VectorBuffer, generation: str) -> None:
+        """Read the next page; embed a batch of questions that have no vector."""
+        page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
         # Another entry with the same vector may have been indexed before.
-        known = [row.point for row in page if row.point is not None and memory.holds(row.point)]
+        known = [row.point for row in page if row.point is not None and row.point in buffer]
         if known:
             self._table.mark_indexed(known, generation)
-        load(memory, page)
-        load(memory, self.embed())
+        load(buffer, page)
+        load(buffer, self.embed_batch())
 
-    def left(self, memory: Memory, index: VectorIndex) -> bool:
-        """Whether there is a question to embed now, or one that neither memory nor this index has."""
-        if self.due():
-            return True
-        if isinstance(index, SmallIndex):  # all that had vectors were read when it was opened
-            return False
-        page = self._table.unindexed(index.generation, PAGE, self._catalogue.read().generation)
-        return len(page) == PAGE or not all(memory.holds(row.point) for row in page if row.point)
+    def is_read(self, buffer: VectorBuffer, generation: str) -> bool:
+        """Whether each stored vector is in the buffer or in the index."""
+        page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
+        return len(page) < PAGE and all(row.point in buffer for row in page if row.point)
 
-    def embed(self) -> list[StoredVector]:
-        """Some of the questions that lack a vector, now with vectors, also in the truth."""
+    def embed_batch(self) -> list[StoredVector]:
+        """Embed some of the questions that lack a vector, and store their vectors."""
         made = self._embedded(self.due()[:EMBED_BATCH])
         if made:
             self._table.set_vectors(made)
         return made
 
     def due(self) -> list[StoredVector]:
-        """Some of the questions that lack a vector and are to be tried now."""
+        """Return some of the questions that lack a vector and are to be tried now."""
         now = time.monotonic()
         self._refused = {id_: until for id_, until in self._refused.items() if until > now}
         lacking = self._table.lacking(EMBED_BATCH + len(self._refused))
         return [row for row in lacking if row.id not in self._refused]
 
     def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
-        """The rows with vectors, one by one: a question that the embedder refuses keeps no other waiting.
+        """Return the rows with vectors, made one by one, so that one refused question delays no other.
 
-        It is tried again after a while, and is compared exactly if it is longer than the embedder's window.
+        It is tried again after a while; one that is longer than the embedder's window is compared exactly.
         """
         made, unfit = [], []
         for row in rows:
@@ -399,8 +410,8 @@ class Lacking:
         return made
 
 
-def load(memory: Memory, rows: Sequence[StoredVector]) -> None:
-    """Take the rows that have a vector into memory."""
+def load(buffer: VectorBuffer, rows: Sequence[StoredVector]) -> None:
+    """Add the rows that have a vector to the buffer."""
     for row in rows:
         if row.vector is not None and row.point is not None:
-            memory.add(row.point, coded(row.vector, row.namespace, row.scope))
+            buffer.add(row.point, with_scope_code(row.vector, row.namespace, row.scope))

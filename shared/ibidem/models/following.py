@@ -91,8 +91,8 @@ class Following:
         """Make the coming matcher a little readier; True if it is as ready as it can be made here."""
         vectors = matcher.vectors
         try:
-            vectors.opened()
-            return vectors.caught_up() or not (vectors.work() or not vectors.caught_up())
+            vectors.open()
+            return vectors.caught_up() or not (vectors.index_batch() or not vectors.caught_up())
         except IndexUnavailable:  # of another process, or down: as it is for the one in use
             return True
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 import ibidem
 from ibidem import Answer, Request
-from ibidem.index.base import VectorIndex, coded
-from ibidem.runtime import catalogue_of, index_opener, open_records
+from ibidem.index.base import VectorIndex, with_scope_code
+from ibidem.runtime import index_opener, open_records, registry_of
 from ibidem.settings import read_settings
 from ibidem.storage.engine import open_engine, sqlite_url
 from ibidem.storage.rows import entry_row, vector_row
@@ -39,13 +39,15 @@ def fill(folder: Path, batches: Iterable[Batch], *, indexed: bool) -> None:
     engine = open_engine(sqlite_url(settings.path / "ibidem.sqlite3"))
     index: VectorIndex | None = None
     if indexed:
-        index = index_opener(settings, catalogue_of(settings, fingerprint, records))()
+        index = index_opener(settings, registry_of(settings, fingerprint, records))()
     for requests, answers, vectors in batches:
         entries = [_entry(*one) for one in zip(requests, answers, vectors, strict=True)]
         rows = [vector_row(entry, number) for entry in entries]
         if index is not None:
             points = {
-                str(one.point): coded(one.vector, "", one.scope) for one in entries if one.vector is not None
+                str(one.point): with_scope_code(one.vector, "", one.scope)
+                for one in entries
+                if one.vector is not None
             }
             index.upsert(list(points), np.stack(list(points.values())))
             rows = [{**row, "indexed_in": index.generation} for row in rows]

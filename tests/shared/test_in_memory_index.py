@@ -11,7 +11,7 @@ import pytest
 
 from ibidem import Answer, Request
 from ibidem.index import search as vectors
-from ibidem.index.memory import SmallIndex
+from ibidem.index.memory import InMemoryIndex
 from tests.embedders import BagOfWords, DenseWords
 from tests.helpers import Child, answer, fill, finds, question
 
@@ -34,7 +34,7 @@ def test_chroma_is_not_even_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "chroma").exists()
 
 
-def test_what_is_deleted_leaves_memory(open_cache) -> None:
+def test_what_is_deleted_leaves_buffer(open_cache) -> None:
     """And nothing waits any more; what stays is found, also after reopening."""
     cache = open_cache()
     fill(cache, range(80), namespace="gone")
@@ -43,23 +43,23 @@ def test_what_is_deleted_leaves_memory(open_cache) -> None:
     cache.flush()
     held = cache._runtime.vectors
 
-    assert isinstance(held._index, SmallIndex)
+    assert isinstance(held._index, InMemoryIndex)
     assert cache._runtime.vectors.table.count_dead() == 0
-    assert (len(held._memory), held._memory.waiting, cache.stats().unindexed) == (10, 0, 0)
+    assert (len(held._buffer), held._buffer.waiting, cache.stats().unindexed) == (10, 0, 0)
     cache.close()
     again = open_cache()
     assert all(finds(again, n, "kept") for n in range(80, 90))
     assert not finds(again, 3, "gone")
 
 
-def test_memory_stays_bounded_however_much_is_stored(open_cache) -> None:
+def test_buffer_stays_bounded_however_much_is_stored(open_cache) -> None:
     """A cache of 50 entries through which 1,000 go."""
     cache = open_cache(max_entries=50)
     for n in range(0, 1000, 100):
         fill(cache, range(n, n + 100))
     cache.flush()
 
-    assert len(cache._runtime.vectors._memory) <= 50
+    assert len(cache._runtime.vectors._buffer) <= 50
     assert finds(cache, 999)
 
 
@@ -70,13 +70,13 @@ def test_a_cache_may_change_from_one_to_the_other(open_cache, monkeypatch, first
         monkeypatch.setattr(vectors, "EXACT_LIMIT", limit)
         cache = open_cache()
         fill(cache, range(20))
-        assert isinstance(cache._runtime.vectors._index, SmallIndex) == (limit > 0)
+        assert isinstance(cache._runtime.vectors._index, InMemoryIndex) == (limit > 0)
         assert all(finds(cache, n) for n in range(20))
         assert cache.stats().faults == {}
         cache.close()
 
 
-def test_it_grows_out_of_memory_while_four_threads_ask(open_cache, monkeypatch) -> None:
+def test_it_grows_out_of_buffer_while_four_threads_ask(open_cache, monkeypatch) -> None:
     """Every question that was stored is found, all the time."""
     monkeypatch.setattr(vectors, "EXACT_LIMIT", 100)
     cache = open_cache(embedder=DenseWords())
@@ -102,7 +102,7 @@ def test_it_grows_out_of_memory_while_four_threads_ask(open_cache, monkeypatch) 
         thread.join(20)
 
     assert lost == []
-    assert not isinstance(cache._runtime.vectors._index, SmallIndex)
+    assert not isinstance(cache._runtime.vectors._index, InMemoryIndex)
     assert cache._runtime.vectors._index.count() == 250
     assert cache.stats().faults == {}
     cache.close()

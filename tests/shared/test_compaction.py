@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import Answer, Document, IndexUnavailable, Request
-from ibidem.index import compaction as upkeep
-from ibidem.index.memory import Memory
+from ibidem.index import compaction
+from ibidem.index.memory import VectorBuffer
 from ibidem.storage import tables
 from ibidem.storage.deletion import delete
 from ibidem.storage.engine import writing
@@ -32,8 +32,8 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaced as soon as more is stale than alive, and looked at all the time."""
-    monkeypatch.setattr(upkeep, "LEAST_STALE", 10)
-    monkeypatch.setattr(upkeep, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(compaction, "LEAST_STALE", 10)
+    monkeypatch.setattr(compaction, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr("ibidem._util.background.PAUSE_SECONDS", 0.01)
 
 
@@ -47,49 +47,49 @@ steps = st.tuples(st.sampled_from(["add", "indexed", "forget", "remove"]), st.in
 
 @settings(deadline=None)
 @given(st.lists(steps, max_size=80))
-def test_memory_removes_as_a_dict_does(taken: list[tuple[str, int]]) -> None:
+def test_a_buffer_removes_as_a_dict_does(taken: list[tuple[str, int]]) -> None:
     """After any order of steps it holds, finds and hands to the index what a list of pairs would."""
     random = np.random.default_rng(0)
     vectors = random.normal(size=(41, 8)).astype(np.float32)
-    memory = Memory()
+    buffer = VectorBuffer()
     held: dict[str, bool] = {}  # in order; whether it is in the index
     for step, n in taken:
         if step == "add":
-            memory.add(str(n), vectors[n])
+            buffer.add(str(n), vectors[n])
             held.setdefault(str(n), False)
         elif step == "remove":
             gone = {str(n), str(n + 1), str(n + 20)}
-            memory.remove(gone)
+            buffer.remove(gone)
             held = {point: there for point, there in held.items() if point not in gone}
         elif step == "indexed":
-            points, rows = memory.next(n)
+            points, rows = buffer.next_batch(n)
             assert points == [point for point, there in held.items() if not there][:n]
             assert np.array_equal(rows, vectors[[int(point) for point in points]]) or not points
-            memory.indexed(len(points))
+            buffer.mark_indexed(len(points))
             held.update(dict.fromkeys(points, True))
         else:
-            memory.forget_indexed()
+            buffer.drop_indexed()
             held = {point: there for point, there in held.items() if not there}
         query = random.normal(size=8).astype(np.float32)
         best = sorted(held, key=lambda point: -float(vectors[int(point)] @ query))[:5]
-        assert memory.nearest(query, 5) == best
-        assert (len(memory), memory.waiting) == (len(held), sum(not there for there in held.values()))
+        assert buffer.nearest(query, 5) == best
+        assert (len(buffer), buffer.waiting) == (len(held), sum(not there for there in held.values()))
 
 
-def test_memory_is_searched_while_it_changes() -> None:
+def test_a_buffer_is_searched_while_it_changes() -> None:
     """A search never fails, and never misses what nobody removed."""
-    memory = Memory()
+    buffer = VectorBuffer()
     vectors = np.random.default_rng(1).normal(size=(400, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for n in range(100):
-        memory.add(str(n), vectors[n])
+        buffer.add(str(n), vectors[n])
     stop, wrong = threading.Event(), []
 
     def search() -> None:
         n = 0
         while not stop.is_set():
             n = (n + 1) % 100
-            if memory.nearest(vectors[n], 1) != [str(n)]:
+            if buffer.nearest(vectors[n], 1) != [str(n)]:
                 wrong.append(n)
 
     threads = [threading.Thread(target=search) for _ in range(3)]
@@ -97,14 +97,14 @@ def test_memory_is_searched_while_it_changes() -> None:
         thread.start()
     for _ in range(60):
         for n in range(100, 400):
-            memory.add(str(n), vectors[n])
-        memory.remove(map(str, range(100, 400)))
+            buffer.add(str(n), vectors[n])
+        buffer.remove(map(str, range(100, 400)))
     stop.set()
     for thread in threads:
         thread.join()
 
     assert wrong == []
-    assert len(memory) == 100
+    assert len(buffer) == 100
 
 
 def test_what_is_deleted_leaves_memory_and_index(open_cache) -> None:
@@ -118,7 +118,7 @@ def test_what_is_deleted_leaves_memory_and_index(open_cache) -> None:
 
     assert table.count_dead() == 0
     assert vectors._index.count() == 10
-    assert len(vectors._memory) in (0, 10)
+    assert len(vectors._buffer) in (0, 10)
     assert all(finds(cache, n, "kept") for n in range(80, 90))
 
 
@@ -167,11 +167,11 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
         return found
 
     monkeypatch.setattr(table, moment, interrupted)
-    vectors.work()
+    vectors.index_batch()
     threads[0].join()
     assert again == [True]
     assert finds(cache, 3, "n")
-    while vectors.work():
+    while vectors.index_batch():
         pass
     assert finds(cache, 3, "n")
     assert vectors._index.count() == 1
@@ -191,7 +191,7 @@ def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(cache._runtime.vectors.table, "bury", killed)
         with pytest.raises(RuntimeError):
-            cache._runtime.vectors.work()
+            cache._runtime.vectors.index_batch()
     cache.close()
     again = open_cache()
     again.store(Request(question(3), namespace="n"), Answer(answer(3)))
@@ -224,7 +224,7 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
 @pytest.mark.usefixtures("brisk")
 def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, monkeypatch) -> None:
     """Four threads ask all the time and always find; the old collection goes with its folder."""
-    monkeypatch.setattr(upkeep, "BATCH", 20)
+    monkeypatch.setattr(compaction, "BATCH", 20)
     cache = open_cache(embedder=DenseWords())
     fill(cache, range(150), namespace="kept")
     fill(cache, range(1_000, 1_300), namespace="gone")
@@ -260,7 +260,7 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
     assert (lost, len(asked) > 100) == ([], True)
     assert all(finds(cache, n, "kept") for n in range(170))
     assert vectors._index.count() == 170
-    assert eventually(lambda: vectors.renew() or folders(tmp_path / "cache") == 1)
+    assert eventually(lambda: vectors.compact() or folders(tmp_path / "cache") == 1)
     assert cache.stats().faults == {}
     generation = vectors._index.generation
     cache.close()
@@ -272,19 +272,19 @@ def test_a_stale_index_is_replaced_while_it_serves(open_cache, tmp_path: Path, m
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 8])
 def test_a_replacement_that_is_interrupted_is_gone_on_with(open_cache, monkeypatch, steps: int) -> None:
     """By whoever opens the index next; meanwhile nothing is missing."""
-    monkeypatch.setattr(upkeep, "BATCH", 10)
+    monkeypatch.setattr(compaction, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(50))
     old = cache._runtime.vectors._index.name
     cache._runtime._background.stop()
     for _ in range(steps):
-        cache._runtime.vectors.renew(wanted=True)
+        cache._runtime.vectors.compact(wanted=True)
     cache.close()
     again = open_cache()
     vectors = again._runtime.vectors
     assert all(finds(again, n) for n in range(50))
     again.flush()
-    assert eventually(lambda: vectors.renew() or vectors._index.name != old)
+    assert eventually(lambda: vectors.compact() or vectors._index.name != old)
     again.flush()
 
     assert all(finds(again, n) for n in range(50))
@@ -293,7 +293,7 @@ def test_a_replacement_that_is_interrupted_is_gone_on_with(open_cache, monkeypat
 
 def test_what_is_deleted_meanwhile_is_in_neither(open_cache, monkeypatch) -> None:
     """Deleted after it was copied, it leaves the new collection too."""
-    monkeypatch.setattr(upkeep, "BATCH", 10)
+    monkeypatch.setattr(compaction, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(30, 50), namespace="gone")  # copied first
     fill(cache, range(30), namespace="kept")
@@ -301,11 +301,11 @@ def test_what_is_deleted_meanwhile_is_in_neither(open_cache, monkeypatch) -> Non
     old = vectors._index.name
     cache._runtime._background.stop()
     for _ in range(4):
-        vectors.renew(wanted=True)
+        vectors.compact(wanted=True)
     cache.clear(namespace="gone")
-    drain(vectors.work)
+    drain(vectors.index_batch)
     while vectors._index.name == old:
-        vectors.renew(wanted=True)
+        vectors.compact(wanted=True)
 
     assert vectors._index.count() == 30
     assert all(finds(cache, n, "kept") for n in range(30))
@@ -313,17 +313,17 @@ def test_what_is_deleted_meanwhile_is_in_neither(open_cache, monkeypatch) -> Non
 
 def test_clearing_everything_ends_a_replacement(open_cache, monkeypatch) -> None:
     """There is nothing left to copy; later stores are found and indexed."""
-    monkeypatch.setattr(upkeep, "BATCH", 10)
+    monkeypatch.setattr(compaction, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(50))
     vectors = cache._runtime.vectors
     cache._runtime._background.stop()
     for _ in range(3):
-        vectors.renew(wanted=True)
+        vectors.compact(wanted=True)
     assert cache.clear() == 50
     assert cache.store(Request(question(1)), Answer(answer(1)))
-    drain(vectors.work)
-    drain(vectors.renew)
+    drain(vectors.index_batch)
+    drain(vectors.compact)
 
     assert finds(cache, 1)
     assert (vectors._index.count(), cache._runtime.vectors.table.count_dead()) == (1, 0)
@@ -331,21 +331,21 @@ def test_clearing_everything_ends_a_replacement(open_cache, monkeypatch) -> None
 
 def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
     """What was marked as held by it is not lost with it."""
-    monkeypatch.setattr(upkeep, "BATCH", 10)
+    monkeypatch.setattr(compaction, "BATCH", 10)
     cache = open_cache()
     fill(cache, range(50))
     vectors = cache._runtime.vectors
     cache._runtime._background.stop()
     for _ in range(4):
-        vectors.renew(wanted=True)
-    vectors._index.drop(vectors._catalogue.read().next)
+        vectors.compact(wanted=True)
+    vectors._index.drop(vectors._registry.read().next)
     vectors._abandon(vectors._index, IndexUnavailable("gone"))
     vectors._retry_at = 0.0
     assert finds(cache, 1)
     old = vectors._index.name
     for _ in range(30):
-        vectors.renew(wanted=True)
-        drain(vectors.work)
+        vectors.compact(wanted=True)
+        drain(vectors.index_batch)
 
     assert vectors._index.name != old
     assert all(finds(cache, n) for n in range(50))
@@ -353,7 +353,7 @@ def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
 
 def test_notes_for_an_index_that_is_never_opened_are_bounded(open_cache, monkeypatch) -> None:
     """Beyond the cap they are dropped: it is compared with the truth when it is opened."""
-    monkeypatch.setattr(upkeep, "DEAD_LIMIT", 20)
+    monkeypatch.setattr(compaction, "DEAD_LIMIT", 20)
     cache = open_cache()
     fill(cache, range(60))
     cache.close()
@@ -361,12 +361,12 @@ def test_notes_for_an_index_that_is_never_opened_are_bounded(open_cache, monkeyp
     table = again._runtime.vectors.table
     again.clear()
     assert table.count_dead() == 60
-    again._runtime.vectors.work()
+    again._runtime.vectors.index_batch()
     assert table.count_dead() == 0
-    monkeypatch.setattr(upkeep, "LEAST_STALE", 10)
+    monkeypatch.setattr(compaction, "LEAST_STALE", 10)
     again.lookup(Request("opens the index"))
     vectors = again._runtime.vectors
-    assert eventually(lambda: not vectors.renew() and vectors._index.count() == 0)
+    assert eventually(lambda: not vectors.compact() and vectors._index.count() == 0)
 
 
 def drain(job: Callable[[], bool]) -> None:
@@ -379,7 +379,7 @@ def drain(job: Callable[[], bool]) -> None:
 
 def test_two_processes_worth_of_vectors_on_one_server(tmp_path: Path, monkeypatch) -> None:
     """One replaces the collection; the other goes on in the new one, without a miss."""
-    monkeypatch.setattr(upkeep, "BATCH", 10)
+    monkeypatch.setattr(compaction, "BATCH", 10)
     with running_chroma(tmp_path / "server") as server:
         cache = ibidem.open(tmp_path / "c", embedder=BagOfWords(), threshold=0.9, chroma=server.url)
         with cache, Child(OTHER, tmp_path / "c", server.url) as other:
@@ -390,11 +390,11 @@ def test_two_processes_worth_of_vectors_on_one_server(tmp_path: Path, monkeypatc
             old = vectors._index.name
             cache._runtime._background.stop()
             for _ in range(3):
-                vectors.renew(wanted=True)
+                vectors.compact(wanted=True)
             assert other.ask("store 100") == other.ask("find 100") == "True"
             while vectors._index.name == old:
-                vectors.renew(wanted=True)
-            drain(vectors.work)
+                vectors.compact(wanted=True)
+            drain(vectors.index_batch)
             assert all(finds(cache, n) for n in (*range(60), 100))
             vectors._index.drop(old)
             assert all(other.ask(f"find {n}") == "True" for n in (*range(60), 100))
