@@ -23,6 +23,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 
 import ibidem
+import ibidem_lab
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache, IbidemExampleSelector
 
@@ -65,8 +66,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, ibidem.open(place) as cache:
         answer(choose_model(options, Copier()), cache)
         good = judge(cache)
-        found = cache.examples.export(
-            options.folder, "openai-chat", feedback="good", test_share=0.2, apart=0.7, system=TASK
+        found = ibidem_lab.export(
+            cache.examples,
+            options.folder,
+            "openai-chat",
+            feedback="good",
+            test_share=0.2,
+            apart=0.7,
+            system=TASK,
         )
     print(f"Model: {options.model or COPIER}")
     print(f"answered by people {BY_PEOPLE}, by the model {found.read - BY_PEOPLE}, of these right {good}")

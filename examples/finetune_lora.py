@@ -1,6 +1,6 @@
 """Fine-tune a model on exported answers: LoRA (Hu et al. 2021) with trl and peft.
 
-    ibidem export --out answers                                # or cache.examples.export("answers")
+    ibidem export --out answers                           # or ibidem_lab.export(cache.examples, "answers")
     python examples/finetune_lora.py answers                   # anywhere: a tiny random model, to try
     python examples/finetune_lora.py answers --model NAME      # of the Hugging Face Hub, or a directory
 

@@ -54,6 +54,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 @pytest.fixture
+def wide_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints is not wrapped."""
+    from ibidem.cli.common import out
+
+    monkeypatch.setattr(out, "_width", 200)
+
+
+@pytest.fixture
 def open_cache(tmp_path: Path) -> Iterator[OpenCache]:
     """Opens caches in a fresh directory with the bag-of-words embedder; closes them afterwards."""
     opened: list[SemanticCache] = []

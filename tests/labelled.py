@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ibidem.fit.labels import Label
-from ibidem.replay import Row
+from ibidem_lab.fitting.labels import Label
+from ibidem_lab.replay import Row
 
 KEYS = [f"topic{chr(97 + n)}" for n in range(12)]
 CHATTER = [f"chat{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(40)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from ibidem.replay import Row
+from ibidem_lab.replay import Row
 
 WAYS = {
     "price": (

@@ -18,21 +18,21 @@ DOORS = {
     "onnxruntime": {"shared/ibidem/embedding/minilm.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/engine.py"},
-    "jinja2": {"shared/ibidem/report/templating.py"},
-    "starlette": {"shared/ibidem/review/app.py"},
-    "uvicorn": {"shared/ibidem/review/serving.py"},
+    "jinja2": {"shared/ibidem_lab/report/templating.py"},
+    "starlette": {"shared/ibidem_lab/review/app.py"},
+    "uvicorn": {"shared/ibidem_lab/review/serving.py"},
     "opentelemetry": {"shared/ibidem/telemetry/"},
-    "vl_convert": {"shared/ibidem/report/drawing.py"},
+    "vl_convert": {"shared/ibidem_lab/report/drawing.py"},
     "torch": {
-        "shared/ibidem/tuning/losses.py",
-        "shared/ibidem/tuning/training.py",
+        "shared/ibidem_lab/tuning/losses.py",
+        "shared/ibidem_lab/tuning/training.py",
         "shared/ibidem_lab/models/",
     },
-    "transformers": {"shared/ibidem/tuning/training.py", "shared/ibidem_lab/models/network.py"},
+    "transformers": {"shared/ibidem_lab/tuning/training.py", "shared/ibidem_lab/models/network.py"},
     "sentence_transformers": {
         "shared/ibidem/embedding/adapters.py",
-        "shared/ibidem/tuning/losses.py",
-        "shared/ibidem/tuning/training.py",
+        "shared/ibidem_lab/tuning/losses.py",
+        "shared/ibidem_lab/tuning/training.py",
     },
 }
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 500
@@ -88,7 +88,7 @@ def test_an_adapter_knows_its_own_framework_only(package: str, other: str) -> No
 
 def test_importing_ibidem_loads_nothing_heavy() -> None:
     """Who only imports, or only asks for --help, does not wait."""
-    heavy = {"chromadb", "torch", "onnxruntime", "opentelemetry", "sqlalchemy", "numpy", *FRAMEWORKS}
+    heavy = {"chromadb", "torch", "onnxruntime", "opentelemetry", "sqlalchemy", "numpy", "rich", *FRAMEWORKS}
     code = f"import sys, ibidem; print({heavy!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

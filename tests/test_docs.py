@@ -72,11 +72,13 @@ def test_the_readme_names_the_commands_that_exist() -> None:
     """`make X` and `ibidem X` in the docs are real."""
     text = "\n".join(page.read_text() for page in PAGES)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    import typer
     from typer.main import get_command
 
     from ibidem.cli.main import app
 
-    commands = set(get_command(app).commands)
+    group = get_command(app)
+    commands = set(group.list_commands(typer.Context(group)))
 
     assert set(re.findall(r"`?\bmake ([a-z]+)\b`", text)) <= targets
     assert set(re.findall(r"`ibidem ([a-z]+)", text)) <= commands

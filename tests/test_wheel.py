@@ -14,12 +14,15 @@ from tests.test_docs import ROOT
 pytestmark = pytest.mark.slow
 PACKAGES = {
     "ibidem": ROOT / "shared/ibidem",
+    "ibidem_lab": ROOT / "shared/ibidem_lab",
     "langchain_ibidem": ROOT / "integrations/langchain-ibidem/langchain_ibidem",
     "llama_index_ibidem": ROOT / "integrations/llama-index-ibidem/llama_index_ibidem",
 }
 DATA = {f"{package}/py.typed" for package in PACKAGES} | {
-    f"ibidem/{name}"
-    for name in ("matching/scorer.json", "prices.json", "report/page.css", "report/page.html")
+    "ibidem/matching/scorer.json",
+    "ibidem/prices.json",
+    "ibidem_lab/report/page.css",
+    "ibidem_lab/report/page.html",
 }
 
 

@@ -14,7 +14,6 @@ from ibidem.audits.auditor import Auditor
 from ibidem.costs import Prices, read_prices
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
-from ibidem.fit.learning import drop_cache, fit_cache
 from ibidem.lifecycle.correcting import Correcting
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.policy import Policy
@@ -25,7 +24,6 @@ from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, is_bypassed, placed
 from ibidem.stats import Stats, stats_of
 from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
-from ibidem.teaching.pairing import advise_cache, pairs_of_cache
 from ibidem.telemetry.telemetry import Telemetry
 from ibidem.types import (
     Answer,
@@ -239,10 +237,6 @@ class SemanticCache(Answering, Correcting):
             require_name("namespace", namespace)
         return self._runtime.records.judgements.recent(limit, namespace)
 
-    pairs = pairs_of_cache
-    advise = advise_cache
-    fit = fit_cache
-    drop_fit = drop_cache
     promote = promote_cache
     rollback = rollback_cache
 

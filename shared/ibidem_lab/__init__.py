@@ -1,1 +1,30 @@
-"""Training and measuring around the cache: nothing here is imported when an answer is looked up."""
+"""Learning, measuring and reporting around a cache; no lookup ever imports it.
+
+What a program calls is here: each function is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ibidem_lab.exporting.export import export
+    from ibidem_lab.fitting.learning import drop_fit, fit
+    from ibidem_lab.labelling.pairing import advise, pairs
+
+__all__ = ["advise", "drop_fit", "export", "fit", "pairs"]
+
+_MODULES = {
+    "advise": "ibidem_lab.labelling.pairing",
+    "drop_fit": "ibidem_lab.fitting.learning",
+    "export": "ibidem_lab.exporting.export",
+    "fit": "ibidem_lab.fitting.learning",
+    "pairs": "ibidem_lab.labelling.pairing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

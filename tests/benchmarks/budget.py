@@ -31,9 +31,9 @@ from ibidem._util.intervals import clopper_pearson
 from ibidem.audits.budget import Budget
 from ibidem.embedding import resolve_embedder
 from ibidem.matching.policy import Candidate, CosineScorer, Policy, Scorer, Verdict, decide, scorer_for
-from ibidem.replay import Row, replay
 from ibidem.settings import AUDIT_FLOOR
 from ibidem.types import Request
+from ibidem_lab.replay import Row, replay
 from tests.benchmarks.streams import Stream, load_streams
 
 WINDOW, LEAST_HITS = 1000, 50  # requests; a window with fewer hits than that says nothing
@@ -61,7 +61,7 @@ class Run:
     wrong: list[bool] = field(default_factory=list)
 
     def __call__(self, request: Request, near: list[Candidate]) -> Verdict:
-        """A rule of `ibidem.replay`."""
+        """A rule of `ibidem_lab.replay`."""
         verdict = decide(request, near, Policy(threshold=AUDIT_FLOOR), self.scorer)
         best = verdict.chosen
         if best is None:

@@ -28,7 +28,9 @@ from rich.table import Table
 
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy, scorer_for
-from ibidem.replay import (
+from ibidem.settings import read_settings
+from ibidem.types import normalise
+from ibidem_lab.replay import (
     Outcome,
     Row,
     Share,
@@ -40,8 +42,6 @@ from ibidem.replay import (
     replay,
     share,
 )
-from ibidem.settings import read_settings
-from ibidem.types import normalise
 from tests.benchmarks.fit_scorer import fit, without
 from tests.benchmarks.pairs import pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams

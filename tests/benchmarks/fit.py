@@ -32,8 +32,6 @@ from rich.table import Table
 
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import InvalidInput
-from ibidem.fit.labels import Label, pairs_of
-from ibidem.fit.learning import best_of, report_of
 from ibidem.matching.policy import (
     Candidate,
     CosineScorer,
@@ -44,9 +42,11 @@ from ibidem.matching.policy import (
     scorer_for,
     threshold_for,
 )
-from ibidem.replay import CURVE_FROM, Judged, by_cosine, hindsight, replay, share
 from ibidem.settings import AUDIT_FLOOR
 from ibidem.types import Request, Vector, normalise
+from ibidem_lab.fitting.labels import Label, pairs_of
+from ibidem_lab.fitting.learning import best_of, report_of
+from ibidem_lab.replay import CURVE_FROM, Judged, by_cosine, hindsight, replay, share
 from tests.benchmarks.decisions import trained_on
 from tests.benchmarks.streams import Stream, load_streams
 
@@ -72,7 +72,7 @@ class Known:
 
 @dataclass
 class Halves:
-    """A rule of `ibidem.replay`: collects labels, fits half-way, then notes what every score says."""
+    """A rule of `ibidem_lab.replay`: collects labels, fits half-way, then notes what every score says."""
 
     stream: Stream
     fingerprint: str

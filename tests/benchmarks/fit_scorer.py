@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.matching.policy import REACH, LearnedScorer, Policy, shipped
-from ibidem.replay import Judged, Outcome, by_policy, hindsight, replay
+from ibidem_lab.replay import Judged, Outcome, by_policy, hindsight, replay
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
 

@@ -21,11 +21,11 @@ from safetensors.numpy import load_file, save_file
 
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME, export_model, published_folder
-from ibidem.fit.labels import Label
 from ibidem.matching.policy import Policy
-from ibidem.replay import Outcome, by_policy, replay
-from ibidem.tuning.evaluate import stream_figures
-from ibidem.tuning.metrics import cosines, measure
+from ibidem_lab.fitting.labels import Label
+from ibidem_lab.replay import Outcome, by_policy, replay
+from ibidem_lab.tuning.evaluate import stream_figures
+from ibidem_lab.tuning.metrics import cosines, measure
 from tests.benchmarks import tuning_data
 from tests.benchmarks.fit_scorer import fit, without
 from tests.benchmarks.pairs import Pairs, pairs_by_family

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from ibidem import __version__
 from ibidem.costs import read_prices
-from ibidem.report.facts import gather
-from ibidem.report.page import page
 from ibidem.settings import read_settings
 from ibidem.storage.entries import Records
 from ibidem.storage.figures import Span
+from ibidem_lab.report.facts import gather
+from ibidem_lab.report.page import page
 from tests import logged
 
 SECONDS, BYTES = 5.0, 2_000_000  # the budget

@@ -18,15 +18,15 @@ from urllib.parse import unquote
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from ibidem.review.app import Pages
-from ibidem.review.desk import Desk
-from ibidem.review.gate import Gate
-from ibidem.review.queue import sieve_of
 from ibidem.settings import read_settings
 from ibidem.storage import tables
 from ibidem.storage.engine import writing
 from ibidem.storage.entries import Records
 from ibidem.storage.rows import entry_row
+from ibidem_lab.review.app import Pages
+from ibidem_lab.review.desk import Desk
+from ibidem_lab.review.gate import Gate
+from ibidem_lab.review.queue import sieve_of
 from tests import logged
 
 ENTRIES = LOOKUPS = 100_000

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.embedding import Embedder
-from ibidem.replay import Row
+from ibidem_lab.replay import Row
 
 Vectors = NDArray[np.float32]
 ANSWERS = "nq"  # the name of Natural Questions, whose meaning is a set of answers
@@ -47,7 +47,7 @@ class Stream:
 
     @property
     def rows(self) -> list[Row]:
-        """As `ibidem.replay` takes them."""
+        """As `ibidem_lab.replay` takes them."""
         return [Row(text, meaning) for text, meaning in zip(self.texts, self.meanings, strict=True)]
 
 

@@ -22,8 +22,8 @@ from rich.table import Table
 from ibidem import Request
 from ibidem.embedding.base import CheckedEmbedder, Embedder, resolve_embedder
 from ibidem.matching.policy import Candidate, Policy, Scorer, decide, scorer_for
-from ibidem.replay import Share, as_entry, share
 from ibidem.settings import read_settings
+from ibidem_lab.replay import Share, as_entry, share
 
 FOLDER = Path(__file__).parent / "suites"
 MUST_MISS, MUST_HIT = "must_miss", "must_hit"

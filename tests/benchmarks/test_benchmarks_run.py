@@ -18,8 +18,8 @@ from ibidem.embedding import resolve_embedder
 from ibidem.embedding.minilm_files import published_folder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.matching.policy import shipped
-from ibidem.replay import Outcome, p_chr_auc
 from ibidem.settings import read_settings
+from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
 from tests.benchmarks import few_shot, own_model, suites
 from tests.benchmarks import fit as fit_benchmark

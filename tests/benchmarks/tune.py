@@ -19,9 +19,9 @@ from typing import Any
 
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.minilm_files import published_folder
-from ibidem.tuning.evaluate import stream_figures
-from ibidem.tuning.metrics import cosines, measure
-from ibidem.tuning.training import Recipe, embed, load, train
+from ibidem_lab.tuning.evaluate import stream_figures
+from ibidem_lab.tuning.metrics import cosines, measure
+from ibidem_lab.tuning.training import Recipe, embed, load, train
 from tests.benchmarks import tuning_data
 
 REQUESTS = 4_000

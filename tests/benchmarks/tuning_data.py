@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ibidem.embedding import Embedder
-from ibidem.fit.labels import Label
-from ibidem.tuning.data import Division, distinct, divide
+from ibidem_lab.fitting.labels import Label
+from ibidem_lab.tuning.data import Division, distinct, divide
 from tests.benchmarks.streams import Stream, load_streams
 
 HELD_OUT = ("overnight_calendar", "overnight_publications")  # domains that no model is tuned on

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import ibidem_lab
 from ibidem import Example
 from tests.conftest import OpenCache
 
@@ -66,9 +67,9 @@ def test_a_model_learns_from_an_export(open_cache: OpenCache, tmp_path: Path) ->
     for n in range(80):
         question = f"which colour has thing{n} of maker{n}"
         cache.examples.add(Example(question, f"The colour of it is {COLOURS[n % 8]}."))
-    found = cache.examples.export(tmp_path / "data", "openai-chat", apart=0.9)
-    cache.examples.export(tmp_path / "whole", test_share=0)
-    cache.examples.export(tmp_path / "alpaca", "alpaca", apart=0.9)
+    found = ibidem_lab.export(cache.examples, tmp_path / "data", "openai-chat", apart=0.9)
+    ibidem_lab.export(cache.examples, tmp_path / "whole", test_share=0)
+    ibidem_lab.export(cache.examples, tmp_path / "alpaca", "alpaca", apart=0.9)
     said = run(["whole"], ["alpaca"], ["data", "--epochs", "6", "--rate", "1e-2"], place=tmp_path)
 
     assert found.test == 8

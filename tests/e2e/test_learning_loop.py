@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 import ibidem
+import ibidem_lab
 from ibidem import Answer, Hit, Request
 from ibidem.cache import SemanticCache
 from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
-from ibidem.fit.labels import Label
 from ibidem.matching.policy import scorer_for
-from ibidem.replay import Row, curve_rule, hindsight, replay
-from ibidem.teaching.labelling import teach
+from ibidem_lab.fitting.labels import Label
+from ibidem_lab.labelling.labelling import teach
+from ibidem_lab.replay import Row, curve_rule, hindsight, replay
 from tests.shop import products, stream
 
 pytestmark = pytest.mark.slow
@@ -85,15 +86,15 @@ def test_the_loop(tmp_path: Path) -> None:
     """More hits at the same share of wrong ones, for products that nobody had asked about."""
     import torch
 
-    from ibidem.tuning.training import Recipe
-    from ibidem.tuning.tune import tune
+    from ibidem_lab.tuning.training import Recipe
+    from ibidem_lab.tuning.tune import tune
 
     torch.set_num_threads(1)  # beside other tests, two threads wait for each other
     tuned = tmp_path / "tuned"
     with ibidem.open(tmp_path / "cache") as cache:
         serve(cache, stream(KNOWN))
 
-        mined = cache.pairs(limit=1_200)
+        mined = ibidem_lab.pairs(cache, limit=1_200)
         assert {pair.source for pair in mined.pairs} >= {"near_miss", "neighbour"}
         taught = teach(mined.pairs, oracle, out=tmp_path / "labelled.jsonl")
         assert min(taught.same, taught.different) > 20

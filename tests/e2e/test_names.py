@@ -15,6 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import ibidem
+import ibidem_lab
 import langchain_ibidem
 import llama_index_ibidem
 from ibidem import Answer, Document, Example, InvalidInput, Rejected, Request
@@ -48,8 +49,8 @@ ENTRIES: dict[str, Callable[[SemanticCache, str], object]] = {
     "store(tags)": lambda cache, name: cache.store(ASKED, SAID, tags=[name]),
     "clear": lambda cache, name: cache.clear(name),
     "judgements": lambda cache, name: cache.judgements(namespace=name),
-    "pairs": lambda cache, name: cache.pairs(namespace=name),
-    "advise": lambda cache, name: cache.advise(namespace=name),
+    "pairs": lambda cache, name: ibidem_lab.pairs(cache, namespace=name),
+    "advise": lambda cache, name: ibidem_lab.advise(cache, namespace=name),
     "invalidate(document)": lambda cache, name: cache.invalidate(document=name),
     "invalidate(documents)": lambda cache, name: cache.invalidate(document=["good", name]),
     "invalidate(Document)": lambda cache, name: cache.invalidate(document=Document(name, "text")),
@@ -63,10 +64,12 @@ ENTRIES: dict[str, Callable[[SemanticCache, str], object]] = {
     "examples.select(namespace)": lambda cache, name: cache.examples.select("How?", namespace=name),
     "examples.select(tags)": lambda cache, name: cache.examples.select("How?", tags=(name,)),
     "examples.select(model)": lambda cache, name: cache.examples.select("How?", model=name),
-    "examples.export(tags)": lambda cache, name: cache.examples.export("out", tags=name),
-    "examples.export(models)": lambda cache, name: cache.examples.export("out", models=[name]),
-    "examples.export(namespace)": lambda cache, name: cache.examples.export("out", namespace=name),
-    "examples.export(system)": lambda cache, name: cache.examples.export("out", system=name),
+    "examples.export(tags)": lambda cache, name: ibidem_lab.export(cache.examples, "out", tags=name),
+    "examples.export(models)": lambda cache, name: ibidem_lab.export(cache.examples, "out", models=[name]),
+    "examples.export(namespace)": lambda cache, name: ibidem_lab.export(
+        cache.examples, "out", namespace=name
+    ),
+    "examples.export(system)": lambda cache, name: ibidem_lab.export(cache.examples, "out", system=name),
     "Example(tags)": lambda cache, name: Example("q", "a", tags=(name,)),
     "IbidemCache": lambda cache, name: langchain_ibidem.IbidemCache(namespace=name),
     "IbidemExampleSelector": lambda cache, name: langchain_ibidem.IbidemExampleSelector(

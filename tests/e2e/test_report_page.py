@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ibidem.costs import read_prices
-from ibidem.report.facts import gather
-from ibidem.report.page import page
 from ibidem.settings import read_settings
 from ibidem.storage.entries import Records
 from ibidem.storage.figures import Span
+from ibidem_lab.report.facts import gather
+from ibidem_lab.report.page import page
 from tests import logged
 from tests.logged import NOW
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from ibidem.review.app import Pages
-from ibidem.review.desk import Desk
-from ibidem.review.gate import Gate
-from ibidem.review.queue import sieve_of
-from ibidem.review.serving import listening, server
 from ibidem.settings import read_settings
 from ibidem.storage.entries import Records
+from ibidem_lab.review.app import Pages
+from ibidem_lab.review.desk import Desk
+from ibidem_lab.review.gate import Gate
+from ibidem_lab.review.queue import sieve_of
+from ibidem_lab.review.serving import listening, server
 from tests import reviewed
 
 pytestmark = pytest.mark.slow

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from ibidem import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.cli.main import app
 from ibidem.errors import TeacherUnavailable
-from ibidem.teaching import asking
-from ibidem.teaching.labelling import teach
-from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
-from ibidem.teaching.teachers import resolve_teacher
+from ibidem_lab.labelling import asking
+from ibidem_lab.labelling.labelling import teach
+from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.labelling.teachers import resolve_teacher
 from langchain_ibidem import IbidemCache
 from llama_index_ibidem import CachedLLM, IbidemCallbackHandler
 from tests.openai_server import OpenAIServer, running_openai

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+import ibidem_lab
 from ibidem import Example
-from ibidem.export.formats import FORMATS, Format
+from ibidem_lab.exporting.formats import FORMATS, Format
 from tests.conftest import OpenCache
 
 SYSTEM = "Answer in one sentence.\u2028Be brief."
@@ -48,7 +49,9 @@ def exported(open_cache: OpenCache, tmp_path: Path) -> Callable[..., Path]:
         cache.examples.add(Example(question(n), answer(n)))
 
     def export(form: Format) -> Path:
-        cache.examples.export(tmp_path / form, form, system=SYSTEM, near=1, apart=0.99, test_share=0.2)
+        ibidem_lab.export(
+            cache.examples, tmp_path / form, form, system=SYSTEM, near=1, apart=0.99, test_share=0.2
+        )
         return tmp_path / form
 
     return export

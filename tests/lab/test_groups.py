@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibidem.tuning.metrics import auc
 from ibidem_lab.models.groups import (
     Pair,
     commonest_frame,
@@ -22,6 +21,7 @@ from ibidem_lab.models.groups import (
 )
 from ibidem_lab.models.pairs import Workloads, labelled_pairs
 from ibidem_lab.models.reserved import OWN, KeepOut, text_hash, write_own
+from ibidem_lab.tuning.metrics import auc
 from tests.lab.reserved_texts import own_texts
 
 GROUPS = load_groups()

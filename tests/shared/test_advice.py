@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import ibidem_lab
 from ibidem import Answer, Document, Example, InvalidInput, Request
-from ibidem.advice.advising import Advised, advise
-from ibidem.advice.intents import intents
-from ibidem.advice.misses import REMEDIES
-from ibidem.advice.traffic import evenly
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of
 from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem_lab.advice.advising import Advised, advise
+from ibidem_lab.advice.intents import intents
+from ibidem_lab.advice.misses import REMEDIES
+from ibidem_lab.advice.traffic import evenly
 from tests.embedders import BagOfWords
 from tests.helpers import question
 
@@ -398,13 +398,12 @@ def test_what_is_no_namespace_is_refused(cache) -> None:
     """By name."""
     for wrong in (3, "\ud800"):
         with pytest.raises(InvalidInput, match="namespace"):
-            cache.advise(namespace=wrong)
+            ibidem_lab.advise(cache, namespace=wrong)
 
 
+@pytest.mark.usefixtures("wide_console")
 def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a text and as JSON; hostile questions are shown as text."""
-    for module in ("advise", "common"):
-        monkeypatch.setattr(f"ibidem.cli.{module}.out", Console(width=200))
     monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     cache._runtime.records.lookups.add(

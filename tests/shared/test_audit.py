@@ -16,7 +16,6 @@ from ibidem import Answer, ConfigurationError, InvalidInput, Request
 from ibidem.audits.budget import scorer_name
 from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy
@@ -461,9 +460,9 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-def test_the_command_line_shows_the_audits(audited, past, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.usefixtures("wide_console")
+def test_the_command_line_shows_the_audits(audited, past, tmp_path: Path) -> None:
     """Estimates by namespace and the last judgements, as tables and as JSON; a line among the statistics."""
-    monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
     where = ("--path", str(tmp_path / "cache"))
     past([judged(at=100.0 + n) for n in range(ENOUGH)])
     cache = audited()
@@ -486,9 +485,9 @@ def test_the_command_line_shows_the_audits(audited, past, tmp_path: Path, monkey
     assert json.loads(run("stats", *where, "--json"))["audits_wrong"] == 2
 
 
-def test_the_command_line_says_how_to_begin(open_cache, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.usefixtures("wide_console")
+def test_the_command_line_says_how_to_begin(open_cache, tmp_path: Path) -> None:
     """Where nothing was audited."""
-    monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
     open_cache().close()
 
     assert "No audits yet" in run("audit", "--path", str(tmp_path / "cache"))

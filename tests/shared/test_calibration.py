@@ -16,19 +16,17 @@ from ibidem._util.intervals import clopper_pearson
 from ibidem.errors import InvalidInput
 from ibidem.matching.fitted import (
     FLOOR,
-    LEVELS,
     NEVER,
     SHIPPED,
     Calibration,
     Level,
-    calibrate,
     from_json,
-    served,
     to_json,
 )
 from ibidem.matching.policy import Policy, shipped, threshold_for
-from ibidem.replay import Judged
 from ibidem.settings import AUDIT_FLOOR
+from ibidem_lab.fitting.calibration import LEVELS, calibrate, served
+from ibidem_lab.replay import Judged
 
 
 def judged(count: int, seed: int, wrong: Callable[[float], float]) -> list[Judged]:

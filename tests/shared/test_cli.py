@@ -15,6 +15,8 @@ from ibidem.cli.main import app
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 
+pytestmark = pytest.mark.usefixtures("wide_console")
+
 # Owns the index of a cache until its input ends.
 OWNER = """
 import sys
@@ -44,12 +46,6 @@ def filled(open_cache, tmp_path: Path) -> str:
     cache.lookup(Request("the prompt", semantic=False))
     cache.close()
     return str(tmp_path / "cache")
-
-
-@pytest.fixture(autouse=True)
-def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("main", "common", "invalidate"):
-        monkeypatch.setattr(f"ibidem.cli.{module}.out", Console(width=200))
 
 
 def run(*arguments: str, code: int = 0) -> str:

@@ -12,8 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibidem.export import clusters
-from ibidem.export.clusters import BORDER, RELATED, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
+from ibidem_lab.exporting import clusters
+from ibidem_lab.exporting.clusters import (
+    BORDER,
+    RELATED,
+    TEST,
+    TRAIN,
+    Ties,
+    across,
+    clusters_of,
+    duplicates,
+    split,
+)
 
 DATA = os.environ.get("STREAMS_DATA")  # a folder with streams/*.jsonl
 STREAMS = sorted(Path(DATA).glob("streams/*.jsonl")) if DATA else []

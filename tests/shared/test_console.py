@@ -253,15 +253,15 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     for one in (common.out, common.err):  # made when the first test imported them
         monkeypatch.setattr(one, "_width", 600)
     monkeypatch.setattr("typer.main.get_command", command_of)
-    for module in ("fit", "export", "examples"):
-        name = f"ibidem.cli.{module}.checked_embedder_of"
+    for module in ("ibidem_lab.cli.fit", "ibidem_lab.cli.export", "ibidem.cli.examples"):
+        name = f"{module}.checked_embedder_of"
         monkeypatch.setattr(name, lambda settings, records: checked(place.embedder))
     for module in ("tune", "replay"):
-        monkeypatch.setattr(f"ibidem.cli.{module}.resolve_embedder", lambda name: place.embedder)
+        monkeypatch.setattr(f"ibidem_lab.cli.{module}.resolve_embedder", lambda name: place.embedder)
     finding = Finding("database", False, hostile(random.Random(3), "finding"))
     monkeypatch.setattr("ibidem.cli.main.examine", lambda settings: [finding])
     teacher = (lambda prompt: "yes", "[/x]\x1b[31m")
-    monkeypatch.setattr("ibidem.teaching.labelling.resolve_teacher", lambda name: teacher)
+    monkeypatch.setattr("ibidem_lab.labelling.labelling.resolve_teacher", lambda name: teacher)
 
     def ran(arguments: list[object], encoding: str, errors: str = "strict") -> Ran:
         streams = [io.BytesIO(), io.BytesIO()]

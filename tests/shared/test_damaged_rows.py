@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
+import ibidem_lab
 from ibidem.cache import SemanticCache
 from ibidem.errors import StorageError
 from ibidem.storage import tables
@@ -102,7 +103,7 @@ def test_all_other_rows_are_there(filled: Path, tmp_path: Path, kind: str) -> No
         assert len(cache.recent(1000)) >= MANY - spoilt["lookups"]
         cache.judgements(1000)
         cache.examples.select(question(MANY - 1), 3)
-        cache.pairs()
+        ibidem_lab.pairs(cache)
         assert cache.store(ibidem.Request("What is new?"), ibidem.Answer("This."))
         assert cache.lookup(ibidem.Request("What is new?")).answer.text == "This."
         cache.invalidate(document=f"d{MANY - 1}")

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ibidem
+import ibidem_lab
 from ibidem import CacheClosed, Document, Example, InvalidInput
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.export.choice import Choice
-from ibidem.export.formats import FORMATS, line
-from ibidem.export.run import Export
 from ibidem.storage.entries import Records
+from ibidem_lab.exporting.choice import Choice
+from ibidem_lab.exporting.formats import FORMATS, line
+from ibidem_lab.exporting.run import Export
 from tests.embedders import BagOfWords, Constant
 from tests.helpers import eventually
 
@@ -64,7 +64,7 @@ def test_the_manifest_counts_and_hashes_what_is_written(cache, tmp_path: Path) -
     topics(cache, 30)
     add(cache, Example("alpha0 beta0 gamma0 delta0 wording0x0", "another answer", feedback=False))
     out = tmp_path / "out"
-    found = cache.examples.export(out, test_share=0.2)
+    found = ibidem_lab.export(cache.examples, out, test_share=0.2)
     told = json.loads((out / "manifest.json").read_text("utf-8"))
 
     assert found.read == found.train + found.test + sum(found.dropped.values()) == 91
@@ -84,7 +84,7 @@ def test_the_manifest_counts_and_hashes_what_is_written(cache, tmp_path: Path) -
 def test_no_topic_is_on_both_sides(cache, tmp_path: Path) -> None:
     """The wordings of a question stay together."""
     topics(cache, 40)
-    cache.examples.export(tmp_path / "out", test_share=0.25)
+    ibidem_lab.export(cache.examples, tmp_path / "out", test_share=0.25)
     sides = [
         {re.findall("alpha[0-9]+", json.dumps(one))[0] for one in read(tmp_path / "out", name)}
         for name in ("train.jsonl", "test.jsonl")
@@ -98,11 +98,11 @@ def test_the_same_log_gives_the_same_bytes(cache, tmp_path: Path) -> None:
     """Whether or not the log holds the vectors; another seed, another test."""
     topics(cache, 30)
     for folder in ("one", "two"):
-        cache.examples.export(tmp_path / folder, test_share=0.2)
+        ibidem_lab.export(cache.examples, tmp_path / folder, test_share=0.2)
         while cache._runtime.records.examples.unseen("", cache._runtime.embedder.fingerprint, 1):
             cache.examples.select("alpha1")
             cache.flush()
-    cache.examples.export(tmp_path / "three", test_share=0.2, seed=1)
+    ibidem_lab.export(cache.examples, tmp_path / "three", test_share=0.2, seed=1)
     files = ["dropped.jsonl", "manifest.json", "test.jsonl", "train.jsonl"]
     one, two, three = (
         [(tmp_path / folder / name).read_bytes() for name in files[1:]] for folder in ("one", "two", "three")
@@ -123,7 +123,7 @@ def test_one_question_has_one_answer(cache, tmp_path: Path) -> None:
         Example("and that", "first", at=1.0),
         Example("and that", "second", at=2.0),
     )
-    found = cache.examples.export(tmp_path / "out", test_share=0)
+    found = ibidem_lab.export(cache.examples, tmp_path / "out", test_share=0)
 
     assert pairs(tmp_path / "out") == {"what  is it?": "praised", "and that": "second"}
     assert found.dropped == {"contradicted": 3, "duplicate": 1}
@@ -143,11 +143,11 @@ def test_what_was_called_bad_is_not_learned_elsewhere(cache, tmp_path: Path) -> 
         Example("q one", "right"),
         Example("q two", "wrong"),
     )
-    cache.examples.export(tmp_path / "out", test_share=0)
+    ibidem_lab.export(cache.examples, tmp_path / "out", test_share=0)
     assert pairs(tmp_path / "out") == {"q one": "right", "q two": "wrong"}
     assert reasons(tmp_path / "out") == {1: "feedback", 2: "called_bad"}
 
-    cache.examples.export(tmp_path / "good", feedback="any", test_share=0)
+    ibidem_lab.export(cache.examples, tmp_path / "good", feedback="any", test_share=0)
     assert set(reasons(tmp_path / "good").values()) == {"contradicted"}
 
 
@@ -165,11 +165,11 @@ def test_nearly_the_same_question_is_kept_once(open_cache, tmp_path: Path) -> No
         Example(f"{long} two", "2"),
     )
     out = tmp_path / "out"
-    cache.examples.export(out, test_share=0)
+    ibidem_lab.export(cache.examples, out, test_share=0)
 
     assert len(pairs(out)) == 5
     assert reasons(out) == {1: "near_duplicate"}
-    assert cache.examples.export(tmp_path / "all", near=1, test_share=0).train == 6
+    assert ibidem_lab.export(cache.examples, tmp_path / "all", near=1, test_share=0).train == 6
 
 
 def test_filters(cache, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_filters(cache, tmp_path: Path) -> None:
         ({"tags": ["y", "x"]}, {"q1"}, {"feedback": 1, "tag": 1}),
     ]
     for number, (choice, questions, dropped) in enumerate(wanted):
-        found = cache.examples.export(tmp_path / str(number), **choice, test_share=0)
+        found = ibidem_lab.export(cache.examples, tmp_path / str(number), **choice, test_share=0)
         assert set(pairs(tmp_path / str(number))) == questions, choice
         assert found.dropped == dropped, choice
 
@@ -211,9 +211,9 @@ class TestDocuments:
 
     def test_are_not_learned_by_heart(self, asked, tmp_path: Path) -> None:
         """Unless somebody wants it."""
-        asked.examples.export(tmp_path / "skip", test_share=0)
-        asked.examples.export(tmp_path / "keep", documents="keep", test_share=0)
-        asked.examples.export(tmp_path / "only", documents="only", test_share=0)
+        ibidem_lab.export(asked.examples, tmp_path / "skip", test_share=0)
+        ibidem_lab.export(asked.examples, tmp_path / "keep", documents="keep", test_share=0)
+        ibidem_lab.export(asked.examples, tmp_path / "only", documents="only", test_share=0)
 
         assert pairs(tmp_path / "skip") == {"hello there": "Hello."}
         assert reasons(tmp_path / "skip") == {1: "documents"}
@@ -222,8 +222,10 @@ class TestDocuments:
 
     def test_come_back_into_the_prompt(self, asked, tmp_path: Path) -> None:
         """If their texts are given; in Alpaca's form, as the input."""
-        asked.examples.export(tmp_path / "chat", texts=lambda ref: GUIDE.text, test_share=0)
-        asked.examples.export(tmp_path / "alpaca", "alpaca", texts=lambda ref: GUIDE.text, test_share=0)
+        ibidem_lab.export(asked.examples, tmp_path / "chat", texts=lambda ref: GUIDE.text, test_share=0)
+        ibidem_lab.export(
+            asked.examples, tmp_path / "alpaca", "alpaca", texts=lambda ref: GUIDE.text, test_share=0
+        )
 
         assert pairs(tmp_path / "chat")[f"{GUIDE.text}\n\nhow to reset"] == "Hold the button."
         assert read(tmp_path / "alpaca")[0] == {
@@ -232,13 +234,15 @@ class TestDocuments:
 
     def test_must_be_what_the_model_saw(self, asked, tmp_path: Path) -> None:
         """A text that has changed, or is lost, leaves the example out."""
-        asked.examples.export(tmp_path / "changed", texts=lambda ref: "Press twice.", test_share=0)
-        asked.examples.export(tmp_path / "lost", texts=lambda ref: None, test_share=0)
+        ibidem_lab.export(
+            asked.examples, tmp_path / "changed", texts=lambda ref: "Press twice.", test_share=0
+        )
+        ibidem_lab.export(asked.examples, tmp_path / "lost", texts=lambda ref: None, test_share=0)
 
         assert reasons(tmp_path / "changed") == {1: "document_changed"}
         assert reasons(tmp_path / "lost") == {1: "document_missing"}
         with pytest.raises(InvalidInput, match="texts must return a str or None, not int"):
-            asked.examples.export(tmp_path / "x", texts=lambda ref: 1)
+            ibidem_lab.export(asked.examples, tmp_path / "x", texts=lambda ref: 1)
 
 
 SECRETS = {
@@ -273,7 +277,7 @@ def test_planted_secrets_are_in_no_byte(cache, tmp_path: Path, form: str) -> Non
                 documents=(document,),
             ),
         )
-    found = cache.examples.export(
+    found = ibidem_lab.export(cache.examples,
         tmp_path / "out", form, namespace=mail, models=[mail], tags=[mail], texts=lambda ref: document.text,
         near=1, test_share=0.3,
     )  # fmt: skip
@@ -298,15 +302,17 @@ def test_own_redaction_comes_on_top(open_cache, tmp_path: Path) -> None:
     assert eventually(lambda: not cache._runtime._masking)  # else it would redact the log before we do
     add(log, Example("what of Acme", "Acme, a@b.org"), Example("poison", "x y"), Example("third one", "Oslo"))
     assert [example.question for example in log.examples.recent()] == ["third one", "poison", "what of Acme"]
-    cache.examples.export(tmp_path / "all", test_share=0)
-    cache.examples.export(tmp_path / "alone", redact=None, test_share=0)
-    cache.examples.export(tmp_path / "own", redact=lambda text: text.replace("Oslo", ""), test_share=0)
+    ibidem_lab.export(cache.examples, tmp_path / "all", test_share=0)
+    ibidem_lab.export(cache.examples, tmp_path / "alone", redact=None, test_share=0)
+    ibidem_lab.export(
+        cache.examples, tmp_path / "own", redact=lambda text: text.replace("Oslo", ""), test_share=0
+    )
 
     assert pairs(tmp_path / "all") == {"what of [client]": "[client], [email]", "third one": "Oslo"}
     assert pairs(tmp_path / "alone")["what of [client]"] == "[client], a@b.org"
     assert reasons(tmp_path / "own") == {2: "redaction", 3: "redaction"}
     with pytest.raises(InvalidInput, match="redact must return a str, not int"):
-        cache.examples.export(tmp_path / "x", redact=len)
+        ibidem_lab.export(cache.examples, tmp_path / "x", redact=len)
 
 
 class TestFolder:
@@ -320,12 +326,12 @@ class TestFolder:
         (out / "thesis.txt").write_text("years of work")
         (out / "test.jsonl").write_text("mine")
         with pytest.raises(InvalidInput, match="holds files that no export wrote"):
-            cache.examples.export(out)
+            ibidem_lab.export(cache.examples, out)
         with pytest.raises(InvalidInput, match="is a file"):
-            cache.examples.export(out / "thesis.txt")
+            ibidem_lab.export(cache.examples, out / "thesis.txt")
         assert not (out / "train.jsonl").exists()
 
-        cache.examples.export(out, test_share=0, force=True)
+        ibidem_lab.export(cache.examples, out, test_share=0, force=True)
         assert (out / "thesis.txt").read_text() == "years of work"
         assert (out / "test.jsonl").read_text() == "mine"
 
@@ -333,9 +339,9 @@ class TestFolder:
         """All of it; other files beside it stay."""
         topics(cache, 30)
         out = tmp_path / "out"
-        cache.examples.export(out, test_share=0.2)
+        ibidem_lab.export(cache.examples, out, test_share=0.2)
         (out / "adapter").mkdir()
-        cache.examples.export(out, "alpaca", test_share=0)
+        ibidem_lab.export(cache.examples, out, "alpaca", test_share=0)
 
         assert sorted(file.name for file in out.iterdir()) == ["adapter", "manifest.json", "train.jsonl"]
         assert set(read(out)[0]) == {"instruction", "input", "output"}
@@ -346,16 +352,16 @@ class TestFolder:
         """Neither a new folder nor a half one; an earlier export stays as it was."""
         topics(cache, 3)
         out = tmp_path / "place" / "out"
-        cache.examples.export(out)
+        ibidem_lab.export(cache.examples, out)
         before = {file.name: file.read_bytes() for file in out.iterdir()}
 
         def fails(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("ibidem.export.folder.Manifest.write", fails)
+        monkeypatch.setattr("ibidem_lab.exporting.folder.Manifest.write", fails)
         for place in (out, out.parent / "new"):
             with pytest.raises(OSError, match="No space"):
-                cache.examples.export(place, "alpaca")
+                ibidem_lab.export(cache.examples, place, "alpaca")
         assert [file.name for file in out.parent.iterdir()] == ["out"]
         assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
@@ -363,10 +369,11 @@ class TestFolder:
         """What the split promises is checked on the result."""
         topics(cache, 20)
         monkeypatch.setattr(
-            "ibidem.export.run.split", lambda ties, *_: (np.arange(len(ties.vectors)) % 2).astype(np.int8)
+            "ibidem_lab.exporting.run.split",
+            lambda ties, *_: (np.arange(len(ties.vectors)) % 2).astype(np.int8),
         )
         with pytest.raises(AssertionError, match="belong together"):
-            cache.examples.export(tmp_path / "out")
+            ibidem_lab.export(cache.examples, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -395,7 +402,7 @@ def test_a_wrong_choice_is_named(cache, tmp_path: Path, choice: dict[str, Any], 
     """And nothing is written."""
     add(cache, Example("q", "a"))
     with pytest.raises(InvalidInput, match=re.escape(says)):
-        cache.examples.export(tmp_path / "out", **choice)
+        ibidem_lab.export(cache.examples, tmp_path / "out", **choice)
     assert not (tmp_path / "out").exists()
 
 
@@ -403,7 +410,7 @@ def test_a_closed_cache_exports_nothing(cache, tmp_path: Path) -> None:
     """As it does nothing else."""
     cache.close()
     with pytest.raises(CacheClosed):
-        cache.examples.export(tmp_path / "out")
+        ibidem_lab.export(cache.examples, tmp_path / "out")
 
 
 spoken = st.text(st.characters(codec="utf-8"), min_size=1)
@@ -431,10 +438,8 @@ class TestCommand:
     """`ibidem export`."""
 
     @pytest.fixture(autouse=True)
-    def _embedder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _embedder(self, monkeypatch: pytest.MonkeyPatch, wide_console: None) -> None:
         monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
-        monkeypatch.setattr("ibidem.cli.export.out", Console(width=200))
-        monkeypatch.setattr("ibidem.cli.common.out", Console(width=200))
 
     @staticmethod
     def run(*arguments: str, code: int = 0) -> str:
@@ -454,7 +459,7 @@ class TestCommand:
 
         assert "left out: answered from documents" in shown
         assert "They come from 2 namespaces" in shown
-        assert "cache.examples.export(texts=...)" in shown
+        assert "ibidem_lab.export(cache.examples, texts=...)" in shown
         assert re.search("test +\N{BOX DRAWINGS LIGHT VERTICAL} +12 ", shown)
         assert (told["read"], told["redacted"]) == (62, 0)
         assert pairs(tmp_path / "out")["mail me"] == "a@b.org"
@@ -490,8 +495,8 @@ class TestCommand:
 def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They lie in files: an export takes less than all vectors would, once."""
     count, width = 300, 4_096
-    monkeypatch.setattr("ibidem.export.clusters.TILE", 64)
-    monkeypatch.setattr("ibidem.export.vectors.TILE", 64)
+    monkeypatch.setattr("ibidem_lab.exporting.clusters.TILE", 64)
+    monkeypatch.setattr("ibidem_lab.exporting.vectors.TILE", 64)
     embedder = CheckedEmbedder(BagOfWords(width), lambda _, value: value)
     records = Records(f"sqlite:///{tmp_path / 'log.sqlite3'}")
     table = records.examples

@@ -12,11 +12,11 @@ import pytest
 
 from ibidem.costs import read_prices, savings
 from ibidem.lifecycle.eviction import cost_of
-from ibidem.report.facts import AGES, DAY
 from ibidem.storage.entries import Records
 from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Served, Span
 from ibidem.storage.rows import JudgementRow, LookupRow
 from ibidem.types import Entry
+from ibidem_lab.report.facts import AGES, DAY
 from tests import logged
 from tests.logged import NOW, WEEKS
 from tests.servers import running_postgres

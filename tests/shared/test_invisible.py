@@ -14,7 +14,7 @@ from ibidem import Answer, Miss, Request
 from ibidem._util.text import has_hidden, reveal_invisible, strip_invisible
 from ibidem.cache import SemanticCache
 from ibidem.matching.guards import vetoed_by
-from ibidem.review.showing import readable
+from ibidem_lab.review.showing import readable
 from tests.embedders import Constant
 
 SIGN = "\N{REPLACEMENT CHARACTER}"

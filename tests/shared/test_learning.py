@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import ibidem_lab
 from ibidem import Answer, InvalidInput, Request
 from ibidem._util.faults import Faults
 from ibidem.audits.budget import Terms, scorer_name
 from ibidem.audits.ledger import Ledger
 from ibidem.cache import SemanticCache
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.doctor import examine
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.fit.labels import Label, of_judgements, pairs_of, read_labels
 from ibidem.matching.fitted import key_of, old_key_of
 from ibidem.matching.policy import CosineScorer, threshold_for
-from ibidem.replay import Row
 from ibidem.settings import read_settings
 from ibidem.storage.entries import Records
 from ibidem.storage.rows import JudgementRow
+from ibidem_lab.fitting.labels import Label, of_judgements, pairs_of, read_labels
+from ibidem_lab.replay import Row
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 from tests.labelled import CHATTER, DIMENSION, KEYS, labels, stream
@@ -40,8 +40,7 @@ FINGERPRINT = BagOfWords(DIMENSION).fingerprint
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibidem.cli.main.out", Console(width=200))
+def _quick(monkeypatch: pytest.MonkeyPatch, wide_console: None) -> None:
     monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords(DIMENSION))
 
 
@@ -79,7 +78,7 @@ def test_a_fitted_threshold_is_used_at_once_and_by_whoever_opens_the_cache(fit_c
     """Here from the next lookup on, in another process when it opens the cache; so is the way back."""
     cache = fit_cache()
     assert not cache.lookup(Request(SAME))
-    report = cache.fit(TOLD)
+    report = ibidem_lab.fit(cache, TOLD)
     assert report.adopted
     assert cache.policy.threshold == report.threshold_after < report.threshold_before
     assert cache.lookup(Request(SAME))
@@ -90,8 +89,8 @@ def test_a_fitted_threshold_is_used_at_once_and_by_whoever_opens_the_cache(fit_c
 
     cache = fit_cache()
     assert cache.lookup(Request(SAME))
-    assert cache.drop_fit()
-    assert not cache.drop_fit()
+    assert ibidem_lab.drop_fit(cache)
+    assert not ibidem_lab.drop_fit(cache)
     assert not cache.lookup(Request(SAME))
     cache.close()
     with Child(ASKS, tmp_path / "cache") as child:
@@ -102,7 +101,7 @@ def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
     """Only where it is served from moves."""
     cache = fit_cache()
     scorer = cache._runtime.scorer
-    cache.fit(TOLD)
+    ibidem_lab.fit(cache, TOLD)
     hit = cache.lookup(Request(SAME))
 
     assert hit
@@ -115,7 +114,9 @@ def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
     """Labels of near pairs only, all right but for the fewest that a fit asks for."""
     near = [label for label in labels(1000, 3) if label.right]
     cache = fit_cache()
-    report = cache.fit([*near, *(label._replace(right=False) for label in labels(60, 4, words=5)[::2])])
+    report = ibidem_lab.fit(
+        cache, [*near, *(label._replace(right=False) for label in labels(60, 4, words=5)[::2])]
+    )
     draw = random.Random(5)
     asked = [
         " ".join(
@@ -135,7 +136,7 @@ def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
 def test_a_fit_tells_what_it_brings(fit_cache) -> None:
     """Cross-validated, in questions; nothing is kept of a dry run, and no text of a label ever."""
     cache = fit_cache()
-    report = cache.fit(TOLD, dry_run=True)
+    report = ibidem_lab.fit(cache, TOLD, dry_run=True)
 
     assert (report.questions, report.adopted, report.decided_by) == (600, True, "fit")
     assert (report.max_wrong, report.threshold_before) == (0.02, threshold_for(0.02))
@@ -145,19 +146,19 @@ def test_a_fit_tells_what_it_brings(fit_cache) -> None:
     assert report.served_after.wrong / report.served_after.hits <= 0.02
     assert report.hindsight[0.02].value > 0.45
     assert not cache.lookup(Request(SAME))
-    cache.fit(TOLD)
+    ibidem_lab.fit(cache, TOLD)
     assert cache.judgements() == []
 
 
 def test_what_proves_nothing_changes_nothing(fit_cache) -> None:
     """And takes back what an earlier fit has moved."""
     cache = fit_cache()
-    report = cache.fit(NOISE)
+    report = ibidem_lab.fit(cache, NOISE)
     assert not report.adopted
     assert "neither prove a lower threshold nor disprove" in report.reason
-    assert not cache.drop_fit()
-    assert cache.fit(TOLD).adopted
-    assert not cache.fit(NOISE).adopted
+    assert not ibidem_lab.drop_fit(cache)
+    assert ibidem_lab.fit(cache, TOLD).adopted
+    assert not ibidem_lab.fit(cache, NOISE).adopted
     assert not cache.lookup(Request(SAME))
 
 
@@ -168,7 +169,7 @@ def test_where_the_shipped_threshold_is_disproved_nothing_is_served_by_meaning(f
     cache.store(Request(near), Answer("near"))
     other = " ".join([*near.split()[1:], "chatla"])
     assert cache.lookup(Request(other))
-    assert cache.fit(labels(800, words=25, right=0.5)).adopted
+    assert ibidem_lab.fit(cache, labels(800, words=25, right=0.5)).adopted
     assert not cache.lookup(Request(other))
     assert cache.lookup(Request(near))
 
@@ -180,7 +181,7 @@ def test_what_does_not_follow_from_max_wrong_is_not_moved(fit_cache, settings, d
     """A threshold that was given stays, and audits have their budget; the report says which."""
     cache = fit_cache(**settings)
     before = cache.policy
-    report = cache.fit(TOLD)
+    report = ibidem_lab.fit(cache, TOLD)
 
     assert (report.decided_by, report.adopted) == (decided, True)
     assert cache.policy == before
@@ -190,14 +191,14 @@ def test_what_does_not_follow_from_max_wrong_is_not_moved(fit_cache, settings, d
 def test_a_cache_without_judgements_says_what_to_do(fit_cache) -> None:
     """Rather than learn from nothing."""
     with pytest.raises(InvalidInput, match=r"too few labels: 0 questions.*audit_rate.*a file"):
-        fit_cache().fit()
+        ibidem_lab.fit(fit_cache())
 
 
 @pytest.mark.parametrize("given", [TOLD[:150], [one for one in TOLD if one.right]], ids=["few", "none wrong"])
 def test_too_few_labels_are_refused(fit_cache, given: list[Label]) -> None:
     """With what is missing and how to get it."""
     with pytest.raises(InvalidInput, match=r"too few labels: .* at least 200 questions and 20 pairs of each"):
-        fit_cache().fit(given)
+        ibidem_lab.fit(fit_cache(), given)
 
 
 def test_a_fitted_threshold_that_cannot_be_read_is_left_alone(fit_cache, tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_fitted_score_of_0_1_is_not_used(
     assert not cache.lookup(Request(SAME_OF_0_1))
     assert cache.lookup(Request(STORED_IN_0_1))
     assert cache.stats().faults == {}
-    assert cache.fit(TOLD).adopted
+    assert ibidem_lab.fit(cache, TOLD).adopted
     cache.close()
     caplog.clear()
     with caplog.at_level(logging.WARNING, "ibidem"):
@@ -330,7 +331,7 @@ def test_what_audits_judged_is_learned_from(fit_cache, tmp_path: Path) -> None:
     records.close()
     cache = fit_cache()
 
-    assert cache.fit().questions == 600
+    assert ibidem_lab.fit(cache).questions == 600
     assert cache.lookup(Request(SAME))
 
 
@@ -427,7 +428,7 @@ def test_labels_are_pairs_that_a_score_decides_about() -> None:
 @pytest.mark.parametrize("mixed", [[TOLD[0], Row("a", 1)], ["a"], [("a", "b", True)]])
 def test_labels_of_another_kind_are_refused(mixed: list[object]) -> None:
     """Before anything is embedded."""
-    with pytest.raises(InvalidInput, match=r"ibidem\.fit\.labels\.Label"):
+    with pytest.raises(InvalidInput, match=r"ibidem_lab\.fitting\.labels\.Label"):
         pairs_of(mixed, embedder())  # type: ignore[arg-type]
 
 
@@ -525,11 +526,11 @@ def test_a_label_with_a_private_question_leaves_no_trace(fit_cache, tmp_path: Pa
     """Nor does any other: no text of a label is kept, also by the command, which knows no `redact`."""
     private = [Label(f"{STORED} bob", SAME, right=True), Label(STORED, f"{SAME} bob", right=True)]
     cache = fit_cache(redact=lambda text: text.replace("bob", "[name]"))
-    assert cache.fit([*TOLD, *private]).questions == 600
+    assert ibidem_lab.fit(cache, [*TOLD, *private]).questions == 600
     with pytest.raises(InvalidInput):
-        cache.fit([Row("where is bob", 1)])
+        ibidem_lab.fit(cache, [Row("where is bob", 1)])
     with pytest.raises(InvalidInput):
-        cache.fit([*TOLD, "no label"])
+        ibidem_lab.fit(cache, [*TOLD, "no label"])
     cache.close()
     run(written(tmp_path / "labels.jsonl", [*TOLD, *private]), "--path", tmp_path / "cache")
     held = b"".join(file.read_bytes() for file in (tmp_path / "cache").glob("ibidem.sqlite3*"))

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import ibidem_lab
 from ibidem import Answer, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
-from ibidem.fit.labels import Label, read_labels
 from ibidem.matching.guards import vetoed_by
-from ibidem.teaching.comparing import compared, stock_answers
-from ibidem.teaching.gathering import DELETED, Kept
-from ibidem.teaching.mining import EACH, VETOED, nearest
-from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.fitting.labels import Label, read_labels
+from ibidem_lab.labelling.comparing import compared, stock_answers
+from ibidem_lab.labelling.gathering import DELETED, Kept
+from ibidem_lab.labelling.mining import EACH, VETOED, nearest
+from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
 from tests.embedders import BagOfWords
 from tests.helpers import eventually, question, reworded
 
@@ -29,7 +29,7 @@ FAR = "please kindly tell me about all of this at once: " + question(1, 6)
 
 def by_text(cache: SemanticCache, **arguments: object) -> dict[tuple[str, str], QuestionPair]:
     """The pairs of a cache by their questions."""
-    return {(pair.a, pair.b): pair for pair in cache.pairs(**arguments).pairs}
+    return {(pair.a, pair.b): pair for pair in ibidem_lab.pairs(cache, **arguments).pairs}
 
 
 def test_a_near_miss_is_a_pair(cache: SemanticCache) -> None:
@@ -51,7 +51,7 @@ def test_a_hit_by_meaning_is_a_pair_and_the_very_same_question_is_none(cache: Se
     assert cache.lookup(Request(reworded(1)))
     assert cache.lookup(Request(question(1)))
 
-    assert [(pair.a, pair.b, pair.source) for pair in cache.pairs().pairs] == [
+    assert [(pair.a, pair.b, pair.source) for pair in ibidem_lab.pairs(cache).pairs] == [
         (reworded(1), question(1), "hit")
     ]
 
@@ -84,7 +84,7 @@ def test_stored_questions_and_examples_near_one_another_are_pairs(cache: Semanti
     cache.examples.add(Example(reworded(1), "an answer from elsewhere"))
     cache.store(Request(question(2)), Answer("two"))
 
-    (pair,) = cache.pairs().pairs
+    (pair,) = ibidem_lab.pairs(cache).pairs
 
     assert {pair.a, pair.b} == {question(1), reworded(1)}
     assert pair.source == "neighbour"
@@ -98,12 +98,12 @@ def test_questions_of_two_namespaces_are_never_paired(open_cache) -> None:
         cache.store(Request(f"{tenant}a {question(1)}", namespace=tenant), Answer("one"))
         cache.lookup(Request(f"{tenant}b {question(1)}", namespace=tenant))
 
-    pairs = cache.pairs().pairs
+    pairs = ibidem_lab.pairs(cache).pairs
 
     texts = {tenant: {question(1), *(f"{tenant}{x} {question(1)}" for x in "ab")} for tenant in "ab"}
     assert {pair.namespace for pair in pairs} == {"a", "b"}
     assert all({pair.a, pair.b} <= texts[pair.namespace] for pair in pairs)
-    assert {pair.namespace for pair in cache.pairs(namespace="b").pairs} == {"b"}
+    assert {pair.namespace for pair in ibidem_lab.pairs(cache, namespace="b").pairs} == {"b"}
 
 
 def test_a_private_question_is_in_no_pair(open_cache) -> None:
@@ -114,9 +114,9 @@ def test_a_private_question_is_in_no_pair(open_cache) -> None:
     other.store(Request(secret), Answer("one"))
     other.store(Request(question(1)), Answer("one"))
     other.examples.add(Example(f"really {secret}", "one"))
-    assert len(other.pairs().pairs) == 3
+    assert len(ibidem_lab.pairs(other).pairs) == 3
 
-    mined = cache.pairs()
+    mined = ibidem_lab.pairs(cache)
 
     assert not [pair for pair in mined.pairs if "hunter" in pair.as_line()]
     assert mined.left_out["redact would change the question"] == 2
@@ -127,7 +127,7 @@ def test_what_a_guard_refuses_needs_no_label(cache: SemanticCache) -> None:
     for year in (1999, 2004):
         cache.store(Request(f"who was the mayor of this town in {year}"), Answer(f"mayor {year}"))
 
-    mined = cache.pairs()
+    mined = ibidem_lab.pairs(cache)
 
     assert mined.pairs == ()
     assert mined.left_out == {VETOED: 1}
@@ -139,8 +139,8 @@ def test_a_question_too_long_to_compare_is_in_no_pair(cache: SemanticCache) -> N
     cache.examples.add(Example(long, "one"))
     cache.examples.add(Example(f"{long} more", "one"))
 
-    assert cache.pairs().pairs == ()
-    assert cache.pairs().left_out == {"question_too_long": 2}
+    assert ibidem_lab.pairs(cache).pairs == ()
+    assert ibidem_lab.pairs(cache).left_out == {"question_too_long": 2}
 
 
 @pytest.mark.parametrize("examples", [True, False])
@@ -151,7 +151,7 @@ def test_the_question_of_a_deleted_entry_is_known_from_the_example_log(open_cach
     cache.lookup(Request(reworded(1)))
     assert cache._runtime.records.removal.purge(time.time() + 3600) == 1
 
-    mined = cache.pairs()
+    mined = ibidem_lab.pairs(cache)
 
     found = [(pair.a, pair.b, pair.source) for pair in mined.pairs]
     assert found == ([(reworded(1), question(1), "hit")] if examples else [])
@@ -167,10 +167,10 @@ def test_each_pair_comes_once_and_always_the_same(open_cache) -> None:
         cache.lookup(Request(f"do {question(n)}"))
         cache.lookup(Request(f"do {question(n)}"))
 
-    pairs = cache.pairs().pairs
+    pairs = ibidem_lab.pairs(cache).pairs
 
     assert len(pairs) == len({frozenset((pair.a, pair.b)) for pair in pairs}) >= 60
-    assert cache.pairs().pairs == pairs
+    assert ibidem_lab.pairs(cache).pairs == pairs
 
 
 def test_the_cosines_are_spread_and_no_question_fills_the_set(open_cache) -> None:
@@ -180,7 +180,7 @@ def test_the_cosines_are_spread_and_no_question_fills_the_set(open_cache) -> Non
         for more in range(0, 12, 2):
             cache.store(Request(f"{question(n)} {question(1000 + n, more)}".strip()), Answer(f"{n} {more}"))
 
-    pairs = cache.pairs(limit=100).pairs
+    pairs = ibidem_lab.pairs(cache, limit=100).pairs
 
     assert len(pairs) == 100
     bands = Counter(min(9, int(pair.cosine * 10)) for pair in pairs)
@@ -198,7 +198,7 @@ def test_known_labels_come_first(open_cache) -> None:
         cache.store(Request(reworded(n)), Answer("x"))
         cache.feedback(cache.store(Request(question(n)), Answer("x")), good=True, question=reworded(n))
 
-    mined = cache.pairs(limit=6)
+    mined = ibidem_lab.pairs(cache, limit=6)
 
     assert {pair.labelled_by for pair in mined.pairs} == {"feedback"}
     assert len(mined.pairs) == 6
@@ -213,7 +213,7 @@ def test_an_embedder_of_before_is_not_asked(open_cache) -> None:
     cache.close()
     cache = open_cache(embedder=BagOfWords(64))
 
-    (pair,) = cache.pairs().pairs
+    (pair,) = ibidem_lab.pairs(cache).pairs
 
     one, other = BagOfWords(64).embed([pair.a, pair.b])
     assert pair.cosine == pytest.approx(float(one @ other), abs=1e-3)
@@ -223,7 +223,7 @@ def test_an_embedder_of_before_is_not_asked(open_cache) -> None:
 def test_wrong_arguments_are_refused(cache: SemanticCache, wrong: dict[str, object]) -> None:
     """By name."""
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
-        cache.pairs(**wrong)
+        ibidem_lab.pairs(cache, **wrong)
 
 
 # labels of stored answers ---------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_equal_answers_are_a_label_but_not_those_that_the_cache_repeated(open_ca
         Example(reworded(2), "another answer", scope=Request("x").scope_digest, entry_id="something")
     )
 
-    found = {frozenset((p.a, p.b)): p for p in cache.pairs().pairs}
+    found = {frozenset((p.a, p.b)): p for p in ibidem_lab.pairs(cache).pairs}
 
     told = found[frozenset((question(1), reworded(1)))]
     assert (told.same, told.labelled_by, told.reason) == (True, "answers", "the stored answers are equal")
@@ -319,7 +319,7 @@ def test_no_pair_is_one_that_a_guard_refuses(open_cache) -> None:
     for n in range(40):
         cache.store(Request(f"{question(n % 8)} in {1990 + n % 3} {'not' if n % 5 else ''}"), Answer(str(n)))
 
-    pairs = cache.pairs().pairs
+    pairs = ibidem_lab.pairs(cache).pairs
 
     assert pairs
     assert [pair for pair in pairs if vetoed_by(pair.a, pair.b)] == []
@@ -383,9 +383,9 @@ def test_pairs_without_any_label_are_no_labels(tmp_path: Path) -> None:
 # the command line -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("wide_console")
 def test_pairs_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, a table, what to do next; nothing is replaced unasked."""
-    monkeypatch.setattr("ibidem.cli.teach.out", Console(width=200))
     monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
     file, at = tmp_path / "pairs.jsonl", ("--path", str(tmp_path / "cache"))

@@ -16,8 +16,8 @@ from ibidem import Answer, Request
 from ibidem._util.files import append_private, lock_file, private_opener, write_private
 from ibidem.cli.main import app
 from ibidem.errors import InvalidInput
-from ibidem.teaching.labelling import Lesson, teach
-from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.labelling.labelling import Lesson, teach
+from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
 from tests.helpers import Child, eventually, question, reworded
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
@@ -148,8 +148,8 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
         cache.lookup(Request(reworded(n)))
     cache.close()
     embedder = cache._runtime.matcher.embedder
-    for module in ("fit", "export", "examples"):
-        monkeypatch.setattr(f"ibidem.cli.{module}.checked_embedder_of", lambda settings, records: embedder)
+    for module in ("ibidem_lab.cli.fit", "ibidem_lab.cli.export", "ibidem.cli.examples"):
+        monkeypatch.setattr(f"{module}.checked_embedder_of", lambda settings, records: embedder)
     place, made = str(tmp_path / "cache"), tmp_path / "made"
     made.mkdir(mode=0o755)
     for name in ("pairs.jsonl", "report.html", "curve.html"):
@@ -181,8 +181,8 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
 TEACHING = """
 import sys, time
 from pathlib import Path
-from ibidem.teaching.labelling import teach
-from ibidem.teaching.pairs import read_pairs
+from ibidem_lab.labelling.labelling import teach
+from ibidem_lab.labelling.pairs import read_pairs
 
 def slow(prompt):
     print("asked", flush=True)

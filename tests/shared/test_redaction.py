@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem import Example, Request
-from ibidem.redaction import secrets
 from ibidem.storage.rows import JudgementRow
+from ibidem_lab.redaction import secrets
 
 LETTERS = string.ascii_letters + string.digits
 

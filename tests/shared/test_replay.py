@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 
 from ibidem import Answer, Request
 from ibidem._util.intervals import clopper_pearson
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.matching.policy import CosineScorer, Policy
-from ibidem.replay import (
+from ibidem_lab.replay import (
     Judged,
     Point,
     Row,
@@ -32,7 +31,7 @@ from ibidem.replay import (
     p_chr_auc,
     replay,
 )
-from ibidem.replay_page import page
+from ibidem_lab.replay_page import page
 from tests.embedders import BagOfWords
 
 STREAM = [
@@ -201,10 +200,9 @@ def test_the_page_of_nothing() -> None:
 
 
 @pytest.fixture
-def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide_console: None) -> Path:
     """The stream in a file, and an embedder that needs no model."""
-    monkeypatch.setattr("ibidem.cli.replay.resolve_embedder", lambda spec: BagOfWords())
-    monkeypatch.setattr("ibidem.cli.replay.out", Console(width=200))
+    monkeypatch.setattr("ibidem_lab.cli.replay.resolve_embedder", lambda spec: BagOfWords())
     path = tmp_path / "workload.jsonl"
     path.write_text("\n".join(json.dumps(row._asdict()) for row in STREAM) + "\n\n", encoding="utf-8")
     return path

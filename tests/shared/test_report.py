@@ -18,17 +18,17 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer
+from ibidem.cli.formatting import amount, duration, money, shown, size
 from ibidem.cli.main import app
 from ibidem.costs import read_prices, savings
-from ibidem.report.facts import DAY, HOUR, Facts, boundary_of, gather, width_of
-from ibidem.report.page import page
-from ibidem.report.telling import amount, duration, money, shown, size
-from ibidem.report.templating import prose
 from ibidem.settings import read_settings
 from ibidem.stats import AuditStats
 from ibidem.storage.entries import Records
 from ibidem.storage.figures import Span
 from ibidem.types import digest
+from ibidem_lab.report.facts import DAY, HOUR, Facts, boundary_of, gather, width_of
+from ibidem_lab.report.page import page
+from ibidem_lab.report.templating import prose
 from tests import logged
 from tests.logged import NOW, WEEKS
 
@@ -80,7 +80,7 @@ def records(tmp_path: Path) -> Iterator[Records]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts take most of the time: where only words matter they are left out."""
-    monkeypatch.setattr("ibidem.report.page.draw", lambda _: "<svg></svg>")
+    monkeypatch.setattr("ibidem_lab.report.page.draw", lambda _: "<svg></svg>")
 
 
 def facts_of(records: Records, span: Span = ALL, **settings: Any) -> Facts:
@@ -383,7 +383,7 @@ def test_the_extra_is_named_if_it_is_not_installed(
 ) -> None:
     """The message is the command to install it."""
     for module in ("page", "drawing"):
-        monkeypatch.delitem(sys.modules, f"ibidem.report.{module}")
+        monkeypatch.delitem(sys.modules, f"ibidem_lab.report.{module}")
     monkeypatch.setitem(sys.modules, "vl_convert", None)
 
     assert "pip install 'ibidem-cache[report]'" in run("report", "--path", str(tmp_path / "cache"), code=2)

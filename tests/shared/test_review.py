@@ -17,21 +17,22 @@ import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+import ibidem_lab
 from ibidem import Answer, Request
 from ibidem.audits.auditor import report_of
 from ibidem.cli.main import app
 from ibidem.errors import InvalidInput, StorageError
-from ibidem.fit.labels import of_judgements
-from ibidem.review.app import PAGE, Pages
-from ibidem.review.desk import LEASE_SECONDS, Desk, Reviewer
-from ibidem.review.gate import Gate
-from ibidem.review.queue import sieve_of
-from ibidem.review.serving import listening
-from ibidem.review.showing import COMPARED, LONGEST, marked, readable, show
 from ibidem.settings import read_settings
 from ibidem.storage.entries import Records
 from ibidem.storage.reviews import Met
-from ibidem.teaching.gathering import gather
+from ibidem_lab.fitting.labels import of_judgements
+from ibidem_lab.labelling.gathering import gather
+from ibidem_lab.review.app import PAGE, Pages
+from ibidem_lab.review.desk import LEASE_SECONDS, Desk, Reviewer
+from ibidem_lab.review.gate import Gate
+from ibidem_lab.review.queue import sieve_of
+from ibidem_lab.review.serving import listening
+from ibidem_lab.review.showing import COMPARED, LONGEST, marked, readable, show
 from tests import reviewed
 from tests.helpers import Child, question, reworded
 from tests.servers import running_postgres
@@ -681,7 +682,7 @@ def test_the_extra_is_named_if_it_is_not_installed(
 ) -> None:
     """The message is the command to install it."""
     for module in ("app", "serving"):
-        monkeypatch.delitem(sys.modules, f"ibidem.review.{module}")
+        monkeypatch.delitem(sys.modules, f"ibidem_lab.review.{module}")
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     done = CliRunner().invoke(app, ["review", "--path", str(tmp_path), "--no-open"])
 
@@ -703,5 +704,5 @@ def test_a_real_cache_has_pairs_to_judge(open_cache, tmp_path: Path) -> None:
         client.post(f"/entries/{entry.id}", data={"action": "delete"}, headers=ORIGIN)
 
     assert not cache.lookup(Request(reworded(1)))
-    (pair,) = [pair for pair in cache.pairs().pairs if pair.labelled_by == "review"]
+    (pair,) = [pair for pair in ibidem_lab.pairs(cache).pairs if pair.labelled_by == "review"]
     assert (pair.a, pair.b, pair.same) == (reworded(1), question(1), False)

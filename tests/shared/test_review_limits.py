@@ -12,8 +12,8 @@ from threading import Thread
 import httpx
 import pytest
 
-from ibidem.review.gate import HEADER_BYTES, HEADER_COUNT
 from ibidem.storage.entries import Records
+from ibidem_lab.review.gate import HEADER_BYTES, HEADER_COUNT
 from tests import reviewed
 from tests.helpers import Child
 
@@ -24,7 +24,7 @@ PATIENCE, CONNECTIONS = 0.6, 20
 REVIEW = f"""
 import sys
 from ibidem.cli.main import main
-from ibidem.review import serving
+from ibidem_lab.review import serving
 
 serving.PATIENCE, serving.CONNECTIONS = {PATIENCE}, {CONNECTIONS}
 sys.argv = ["ibidem", "review", "--no-open", "--path", sys.argv[1]]

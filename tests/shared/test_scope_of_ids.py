@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ibidem
+import ibidem_lab
 from ibidem import Answer, Example, Hit, Request, Stored
 from ibidem.cache import SemanticCache
 from ibidem.scope import Scope, namespace_of
@@ -144,7 +145,7 @@ def test_examples_are_read_within_the_scope(log: SemanticCache, tmp_path: Path, 
     with ibidem.scope(**TENANTS[number]):
         found = {how: read(log) for how, read in READS.items()}
         said = {"test_share": 0.0, "near": 1.0}
-        manifest = log.examples.export(tmp_path / "out", **said)  # type: ignore[arg-type]
+        manifest = ibidem_lab.export(log.examples, tmp_path / "out", **said)  # type: ignore[arg-type]
     told = {f"told to {name}"}
     assert found == {"recent": told, "select": told, "count": {"1"}, "stats": {name}}
     assert f"told to {name}" in (tmp_path / "out" / "train.jsonl").read_text()

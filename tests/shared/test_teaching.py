@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import ibidem_lab
 from ibidem import Answer, Example, InvalidInput, Rejected, Request
-from ibidem.cli.console import Console
 from ibidem.cli.main import app
 from ibidem.errors import TeacherUnavailable
-from ibidem.fit.labels import read_labels
-from ibidem.teaching import asking
-from ibidem.teaching.labelling import Lesson, teach
-from ibidem.teaching.pairs import QuestionPair, read_pairs, write_pairs
-from ibidem.teaching.prompt import Verdict, prompt_of, verdict_of
+from ibidem_lab.fitting.labels import read_labels
+from ibidem_lab.labelling import asking
+from ibidem_lab.labelling.labelling import Lesson, teach
+from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.labelling.prompt import Verdict, prompt_of, verdict_of
 from tests.helpers import Child, eventually
 from tests.labelled import rows
 
@@ -202,7 +202,7 @@ def test_an_oracle_labels_a_stream(open_cache) -> None:
             cache.store(
                 Request(row.text), Answer(f"answer {n} to what was asked, told at length to whoever it was")
             )
-    pairs = cache.pairs(limit=200).pairs
+    pairs = ibidem_lab.pairs(cache, limit=200).pairs
     oracle = Oracle(lambda asked, stored: YES if meaning[asked] == meaning[stored] else NO)
 
     taught = teach(pairs, oracle)
@@ -338,8 +338,8 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 _SLOW = """
 import json, sys, time
 from pathlib import Path
-from ibidem.teaching.pairs import read_pairs
-from ibidem.teaching.labelling import teach
+from ibidem_lab.labelling.pairs import read_pairs
+from ibidem_lab.labelling.labelling import teach
 def slow(prompt):
     sys.stdout.write(json.loads(prompt.split("\\n##########\\n")[1])["new question"] + "\\n")
     time.sleep(0.02)
@@ -459,11 +459,11 @@ def run(*arguments: object, code: int = 0, says: str = "") -> str:
     return " ".join(result.output.split())
 
 
+@pytest.mark.usefixtures("wide_console")
 def test_teach_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost, a question, a table, a file; again, and nothing is left to ask."""
-    monkeypatch.setattr("ibidem.cli.teach.out", Console(width=200))
     oracle = Oracle(lambda asked, stored: YES if asked < "asked 2" else NO)
-    monkeypatch.setattr("ibidem.teaching.labelling.resolve_teacher", lambda name: (oracle, name))
+    monkeypatch.setattr("ibidem_lab.labelling.labelling.resolve_teacher", lambda name: (oracle, name))
     file = tmp_path / "pairs.jsonl"
     write_pairs(file, [*some(4), QuestionPair("k", "l", False, labelled_by="judgement")])
     at = (file, "--teacher", "openai:some")
@@ -492,7 +492,7 @@ def test_teach_on_the_command_line_says_what_is_wrong(
     assert "PROVIDER:MODEL" in run(file, "--teacher", "gpt", code=2)
     assert "another file" in run(file, "--teacher", "openai:x", "--out", file, code=2)
     monkeypatch.setattr(
-        "ibidem.teaching.labelling.resolve_teacher", lambda name: (lambda prompt: 1 / 0, name)
+        "ibidem_lab.labelling.labelling.resolve_teacher", lambda name: (lambda prompt: 1 / 0, name)
     )
     assert "5 pairs in a row" in run(file, "--teacher", "openai:x", "--yes", code=2)
     write_pairs(file, some(1))

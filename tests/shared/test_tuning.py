@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import ConfigurationError, InvalidInput
-from ibidem.fit.labels import Label
 from ibidem.models import directory as model_directory
-from ibidem.tuning import card
-from ibidem.tuning.data import distinct, divide
-from ibidem.tuning.metrics import auc, cosines, labels_of, measure, resampled, roc
+from ibidem_lab.fitting.labels import Label
+from ibidem_lab.tuning import card
+from ibidem_lab.tuning.data import distinct, divide
+from ibidem_lab.tuning.metrics import auc, cosines, labels_of, measure, resampled, roc
 from tests.shop import products, stream
 
 PAIRS = st.lists(
@@ -138,7 +138,7 @@ def test_the_interval_is_wider_where_pairs_hang_together() -> None:
 def test_the_losses_are_those_of_their_formulas() -> None:
     import torch
 
-    from ibidem.tuning.losses import SharedAnswerLoss
+    from ibidem_lab.tuning.losses import SharedAnswerLoss
 
     cosine, same = torch.tensor([0.9, 0.7]), torch.tensor([1.0, 0.0])
     chance = [1 / (1 + math.exp(-(value / 0.1 - 8.0))) for value in (0.9, 0.7)]
@@ -154,7 +154,7 @@ def test_the_losses_are_those_of_their_formulas() -> None:
 def test_lambda_and_c_are_learned_unless_given() -> None:
     import torch
 
-    from ibidem.tuning.losses import SharedAnswerLoss
+    from ibidem_lab.tuning.losses import SharedAnswerLoss
 
     learned = SharedAnswerLoss(torch.nn.Identity())  # type: ignore[arg-type]
     fixed = SharedAnswerLoss(torch.nn.Identity(), "sld", 0.02, 40.0)  # type: ignore[arg-type]
@@ -170,14 +170,14 @@ def test_lambda_and_c_are_learned_unless_given() -> None:
 
 
 def test_too_few_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    from ibidem.tuning.tune import tune
+    from ibidem_lab.tuning.tune import tune
 
     with pytest.raises(InvalidInput, match="ibidem fit"):
         tune(shop_pairs(products()[:5], 100), tmp_path / "model")
 
 
 def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
-    from ibidem.tuning.tune import tune
+    from ibidem_lab.tuning.tune import tune
 
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(ConfigurationError, match="not empty"):
@@ -190,8 +190,8 @@ def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
     """The figures in the directory are those of the exported model, and hold for products never seen."""
     import torch
 
-    from ibidem.tuning.training import Recipe
-    from ibidem.tuning.tune import tune
+    from ibidem_lab.tuning.training import Recipe
+    from ibidem_lab.tuning.tune import tune
 
     torch.set_num_threads(1)  # beside other tests, two threads wait for each other
     names = products()

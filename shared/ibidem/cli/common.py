@@ -57,6 +57,10 @@ LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000,
 NamespaceOption = Annotated[str | None, text_option("--namespace", help="Only this namespace.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 IdArgument = Annotated[str, text_argument(metavar="ID", help="An id, or the beginning of one.")]
+PricesOption = Annotated[
+    Path | None,
+    typer.Option("--prices", help="A JSON file of prices per million tokens; default: IBIDEM_PRICES."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -9,11 +9,14 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import rich.console
 import typer
 import typer.core
+import typer.main
 from rich.text import Text
 
 _SUSPECT = re.compile(r"[^\n\t\x20-\x7e\u200c\u200d]")
@@ -21,6 +24,7 @@ _SUSPECT = re.compile(r"[^\n\t\x20-\x7e\u200c\u200d]")
 _LONE_JOINER = re.compile(
     r"(?<![^\x00-\x7f\u200c\u200d])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\u200c\u200d])"
 )
+GROUP = "ibidem.commands"  # of entry points: commands of plugins
 _NO_ASCII = re.compile(r"[^\n\x20-\x7e]")
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -95,7 +99,20 @@ def _told_plainly() -> Iterator[None]:
 
 
 class Commands(typer.core.TyperGroup):
-    """Commands whose mistakes are told as plainly as all else."""
+    """Our commands, then those of plugins; mistakes are told as plainly as all else.
+
+    A plugin is an entry point of the group `ibidem.commands`: a function for `typer`, loaded when its command
+    is called, or `--help` lists all.
+    """
+
+    def list_commands(self, context: Any) -> list[str]:
+        """Names in the order in which they are shown."""
+        return [*super().list_commands(context), *sorted(_plugins())]
+
+    def get_command(self, context: Any, name: str) -> Any:
+        """Find a command by its name; None if there is none."""
+        found = super().get_command(context, name)
+        return _load(_plugins()[name]) if found is None and name in _plugins() else found
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """See click; it reads the arguments of this group."""
@@ -106,3 +123,29 @@ class Commands(typer.core.TyperGroup):
         """See click; it reads the arguments of a command, and runs it."""
         with _told_plainly():
             return super().invoke(context)
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    return {one.name: one for one in entry_points(group=GROUP)}
+
+
+@cache
+def _load(plugin: EntryPoint) -> Any:
+    """Make a plugin's command; where it cannot be imported, one that says why."""
+    try:
+        run = plugin.load()
+    except ImportError as error:
+        reason = str(error)
+
+        def run() -> None:
+            Console(stderr=True).print(styled("error:", "red"), reason, soft_wrap=True)
+            raise typer.Exit(2)
+
+        run.__doc__ = f"Not installed: {reason}"
+    one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    any_arguments = {"ignore_unknown_options": True, "allow_extra_args": True}
+    one.command(plugin.name, context_settings=any_arguments if run.__doc__.startswith("Not inst") else None)(
+        run
+    )
+    return typer.main.get_command(one)

@@ -9,9 +9,7 @@ import typer
 
 from ibidem import __version__
 from ibidem.cli import audit as cli_audit
-from ibidem.cli import fit as cli_fit
 from ibidem.cli import tables
-from ibidem.cli.advise import advise_next
 from ibidem.cli.common import (
     DatabaseOption,
     IdArgument,
@@ -33,16 +31,9 @@ from ibidem.cli.common import (
 )
 from ibidem.cli.console import Commands, accept_any_encoding
 from ibidem.cli.examples import examples_app
-from ibidem.cli.export import export_examples
 from ibidem.cli.invalidate import give_feedback, invalidate
-from ibidem.cli.promote import promote
 from ibidem.cli.rebuild import rebuild_index
-from ibidem.cli.replay import replay_workload
-from ibidem.cli.report import write_report
-from ibidem.cli.review import review_pairs
 from ibidem.cli.stats import show_stats
-from ibidem.cli.teach import mine_pairs, teach_pairs
-from ibidem.cli.tune import evaluate_models, tune_model
 from ibidem.doctor import examine
 
 app = typer.Typer(
@@ -170,36 +161,11 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
-def fit(
-    labels: cli_fit.Labels = None,
-    path: PathOption = None,
-    database: DatabaseOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would bring.")] = False,
-    drop: Annotated[bool, typer.Option("--drop", help="Return to the threshold that is shipped.")] = False,
-) -> None:
-    """Move the threshold, and only that, to where labels put it: what audits judged, or a file."""
-    with truth_of(path, database) as records:
-        place = cli_fit.place_of(records, settings_of(path, database))
-        said = cli_fit.dropped(place) if drop else cli_fit.fitted(place, labels, dry_run=dry_run)
-    out.print(*said, sep="\n")
-
-
 app.add_typer(examples_app)
 app.command("stats")(show_stats)
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
-app.command("export")(export_examples)
-app.command("replay")(replay_workload)
-app.command("report")(write_report)
-app.command("review")(review_pairs)
-app.command("advise")(advise_next)
-app.command("pairs")(mine_pairs)
-app.command("teach")(teach_pairs)
-app.command("tune")(tune_model)
-app.command("evaluate")(evaluate_models)
-app.command("promote")(promote)
 
 
 def main() -> None:

@@ -13,9 +13,8 @@ import typer
 from rich.live import Live
 
 from ibidem.cli import common, tables
-from ibidem.cli.common import DatabaseOption, JsonOption, PathOption
+from ibidem.cli.common import DatabaseOption, JsonOption, PathOption, PricesOption
 from ibidem.cli.console import styled
-from ibidem.cli.report import PricesOption
 from ibidem.costs import Prices, Savings, read_prices, savings
 from ibidem.errors import StorageError
 from ibidem.storage.entries import Records

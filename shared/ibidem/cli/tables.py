@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ibidem.cli.console import styled
+from ibidem.cli.formatting import duration, named, saved_money
 from ibidem.costs import Prices, Savings
 from ibidem.doctor import Finding
 from ibidem.examples.example import Example, ExampleStats
-from ibidem.report.telling import duration, named, saved_money
 from ibidem.storage.rows import LookupRow, Totals
 from ibidem.types import Entry
 

@@ -13,7 +13,6 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef, Example, ExampleStats
 from ibidem.examples.selection import Wanted
-from ibidem.export.export import export_examples
 from ibidem.scope import current, in_force, is_bypassed, is_of
 from ibidem.storage.columns import LARGEST
 from ibidem.storage.rows import EmbeddedExample
@@ -204,8 +203,6 @@ class ExampleLog:
         if not wanted.question or not storable(wanted.question):
             return []
         return self._runtime.select(wanted)
-
-    export = export_examples
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last `limit` examples added, by any process, the newest first; all or those of one namespace.

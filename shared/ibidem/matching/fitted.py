@@ -1,4 +1,4 @@
-"""Which threshold keeps a share of wrong hits: proved by labels of a deployment. Pure but for its JSON.
+"""The thresholds that `ibidem fit` proved for a deployment: read, applied, kept in the database.
 
 A fit moves the threshold and nothing else: the score of a pair is the one that is shipped, so what labels say
 of near pairs cannot lift far ones. A threshold is lowered where the labels prove the lower one, raised where
@@ -8,45 +8,20 @@ they disprove the shipped one, and never set below `FLOOR`, as nobody judges pai
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ibidem._util.faults import Faults, log
-from ibidem._util.intervals import clopper_pearson
 from ibidem.errors import InvalidInput
 from ibidem.matching.policy import Policy, threshold_for
-from ibidem.replay import Judged
 from ibidem.types import digest
 
 if TYPE_CHECKING:
-    from ibidem.matching.policy import Policy
     from ibidem.settings import Settings
     from ibidem.storage.entries import Records
 
 
-# Of the one-sided bound from above, as that of `ibidem.audits.budget`.
-CONFIDENCE = 0.98
-DISPROOF = 0.9  # of the bound from below; trust in the shipped threshold ends sooner than it is won
-FIRST, STEP = 10, 1.15  # the bound is looked at after so many times more hits: more looks find more luck
-LEVELS = (
-    0.005,
-    0.0075,
-    0.01,
-    0.0125,
-    0.015,
-    0.0175,
-    0.02,
-    0.0225,
-    0.025,
-    0.0275,
-    0.03,
-    0.0325,
-    0.035,
-    0.0375,
-)
 FLOOR = 0.8  # where audits end: `ibidem.settings.AUDIT_FLOOR`
 NEVER = 2.0  # a threshold above all scores: nothing is served by meaning
 FORMAT = 1
@@ -92,55 +67,6 @@ class Calibration:
 
 
 SHIPPED = Calibration((), 0)  # nothing was fitted
-
-
-def calibrate(judged: Sequence[Judged], *more: float) -> Calibration:
-    """The thresholds that these labels prove, for `LEVELS` and `more` shares.
-
-    Args:
-        judged: The best candidate of each question: its shipped score, and whether it is right.
-        more: Other shares of wrong hits to know the threshold for.
-    """
-    seen = _prefixes(judged)
-    found, lowest = [], NEVER
-    for max_wrong in sorted({*LEVELS, *more}):
-        shipped = threshold_for(max_wrong)
-        lowest = min(lowest, _threshold(judged, seen, max_wrong, shipped))  # what keeps less keeps this too
-        found.append(Level(max_wrong, None if lowest == shipped else lowest))
-    return Calibration(tuple(found), len(judged))
-
-
-def served(judged: Sequence[Judged], threshold: float) -> tuple[int, int]:
-    """The hits and the wrong ones of them at a threshold."""
-    right = [one.right for one in judged if one.score >= threshold]
-    return len(right), len(right) - sum(right)
-
-
-def _threshold(
-    judged: Sequence[Judged], seen: Sequence[tuple[float, float]], max_wrong: float, shipped: float
-) -> float:
-    proved = min((edge for edge, bound in seen if bound <= max_wrong), default=NEVER)
-    hits, wrong = served(judged, shipped)
-    disproved = clopper_pearson(wrong, hits, 2.0 * DISPROOF - 1.0)[0] > max_wrong if hits else False
-    return proved if disproved else min(proved, shipped)
-
-
-def _prefixes(judged: Sequence[Judged]) -> list[tuple[float, float]]:
-    """Thresholds that the labels could be served at, the strictest first, each with its bound from above."""
-    ordered = sorted(judged, key=lambda one: -one.score)
-    found, at, wrong, count = [], 0, 0, FIRST
-    while count <= len(ordered) and (edge := _rounded(ordered[count - 1].score)) >= FLOOR:
-        while at < len(ordered) and ordered[at].score >= edge:  # with all of nearly the same score
-            wrong += not ordered[at].right
-            at += 1
-        found.append((edge, clopper_pearson(wrong, at, 2.0 * CONFIDENCE - 1.0)[1]))
-        count = max(at + 1, int(at * STEP))
-    return found
-
-
-def _rounded(score: float) -> float:
-    """Down to four digits: what is served must not hang on how a cosine was rounded."""
-    return math.floor(score * 1e4) / 1e4
 
 
 # as text ----------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.tuning.metrics import auc
 from ibidem_lab.models.groups import Group, Pair
 from ibidem_lab.models.pairs import Workloads
+from ibidem_lab.tuning.metrics import auc
 
 NEAR_MISSES_SERVED = (0.02, 0.05)
 # Kinds of groups of which the first 2,141 had few; the rest is told as "groups".

@@ -89,7 +89,7 @@ def entries(options: argparse.Namespace, folder: Path) -> None:
 
 def plotted(told_of: dict[int, dict[str, Any]]) -> str:
     """An SVG: milliseconds at the median over the number of entries, both logarithmic."""
-    from ibidem.report.drawing import draw
+    from ibidem_lab.report.drawing import draw
 
     kinds: dict[str, Callable[[dict[str, Any]], float]] = {
         "exact hit": lambda told: told["exact"]["p50"],

@@ -1,0 +1,1 @@
+"""Commands of the lab: entry points of the group `ibidem.commands`."""

@@ -1,0 +1,183 @@
+"""`ibidem replay`: what the cache would have done with labelled questions."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from ibidem._util.files import write_private
+from ibidem.cli.common import err, fail, out
+from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
+from ibidem.errors import IbidemError, InvalidInput
+from ibidem.matching.policy import CosineScorer, Policy, Scorer, scorer_for, threshold_for
+from ibidem.settings import read_settings
+from ibidem.types import storable
+from ibidem_lab.replay import (
+    Outcome,
+    Row,
+    by_policy,
+    ceiling,
+    curve_rule,
+    hindsight,
+    p_chr_auc,
+    replay,
+    vectors_of,
+)
+from ibidem_lab.replay_page import page
+
+Workload = Annotated[
+    Path,
+    typer.Argument(metavar="WORKLOAD.jsonl", help='Lines of {"text", "meaning"}, and "tokens" if known.'),
+]
+Threshold = Annotated[float | None, typer.Option(help="Least score of a hit; default: the cache's own.")]
+MaxWrong = Annotated[float | None, typer.Option(help="Instead: the share of hits that may be wrong.")]
+ScorerName = Annotated[Literal["learned", "cosine"], typer.Option("--scorer", help="What is compared.")]
+Requests = Annotated[int | None, typer.Option(min=1, help="At most so many questions.")]
+Seed = Annotated[int | None, typer.Option(help="Shuffle with this seed; default: the order of the file.")]
+Plot = Annotated[Path | None, typer.Option(help="Write the curve of all thresholds to this HTML file.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What was replayed, and what came of it; `curve` is a second replay in which nothing was served."""
+
+    title: str
+    rows: list[Row]
+    threshold: float
+    served: Outcome
+    curve: Outcome
+
+
+def replay_workload(
+    workload: Workload,
+    threshold: Threshold = None,
+    max_wrong: MaxWrong = None,
+    scorer: ScorerName = "learned",
+    requests: Requests = None,
+    seed: Seed = None,
+    plot: Plot = None,
+) -> None:
+    """Replay labelled questions in memory: hits, wrong hits, and what another threshold would do."""
+    try:
+        chosen = _threshold(threshold, max_wrong)
+        rows = read_rows(workload)
+        if seed is not None:
+            random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
+        found = _replay(workload.name, rows[:requests], chosen, scorer)
+        if plot is not None:
+            text = page(found.title, found.rows, found.curve, found.served, chosen)
+            write_private(plot, [text.encode()])
+    except (IbidemError, OSError) as error:
+        fail(str(error))
+    out.print(_table(found))
+    if plot is not None:
+        out.print(f"The curve is in {plot}.", soft_wrap=True)
+
+
+def _threshold(threshold: float | None, max_wrong: float | None) -> float:
+    if threshold is not None and max_wrong is not None:
+        raise InvalidInput("give --threshold or --max-wrong, not both")
+    if max_wrong is not None:
+        try:
+            return threshold_for(max_wrong)
+        except InvalidInput as error:
+            raise InvalidInput(f"--max-wrong {error}") from None
+    if threshold is not None and not 0.5 <= threshold <= 1.0:
+        raise InvalidInput(f"--threshold is a number from 0.5 to 1.0, not {threshold}")
+    return read_settings(audit_rate=0.0).policy.threshold if threshold is None else threshold
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a workload.
+
+    Raises:
+        InvalidInput: A line is no such row; the message names it.
+    """
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                rows.append(_row(line, f"{path}, line {number}"))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is no UTF-8 text: {error}") from None
+    if not rows:
+        raise InvalidInput(f"{path} holds no questions")
+    return rows
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        raise InvalidInput(f"{where}: no JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise InvalidInput(f'{where}: must be an object with "text" and "meaning"')
+    text, meaning, tokens = given.get("text"), given.get("meaning"), given.get("tokens", 0)
+    if not isinstance(text, str) or not text.strip() or not storable(text):
+        raise InvalidInput(f'{where}: "text" must be a question')
+    if not isinstance(meaning, (str, int)):
+        raise InvalidInput(f'{where}: "meaning" must be a text or a whole number')
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+        raise InvalidInput(f'{where}: "tokens" must be a whole number')
+    known: Hashable = meaning
+    return Row(text, known, tokens)
+
+
+def _replay(name: str, rows: list[Row], threshold: float, scorer_name: str) -> Replayed:
+    embedder = CheckedEmbedder(resolve_embedder(read_settings().embedder), lambda _, value: value)
+    scorer: Scorer = scorer_for(embedder.fingerprint) if scorer_name == "learned" else CosineScorer()
+    by = "cosine" if isinstance(scorer, CosineScorer) else "learned"
+    shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=err, transient=True) as bar:
+
+        def stage(what: str) -> Callable[[], object]:
+            task = bar.add_task(what, total=len(rows))
+            return lambda: bar.advance(task)
+
+        vectors = vectors_of(rows, embedder, stage("embed"))
+        rule = by_policy(Policy(threshold=threshold), scorer)
+        served = replay(rows, vectors, rule, stage("replay"))
+        curve = replay(rows, vectors, curve_rule(scorer), stage("try thresholds"))
+    title = f"{name}, {by} score, threshold {threshold:.4g}, {embedder.fingerprint}"
+    return Replayed(title, rows, threshold, served, curve)
+
+
+def _table(found: Replayed) -> Table:
+    served, curve = found.served, found.curve
+    table = Table("what", "share (95 % interval)", "count", title=found.title)
+    table.columns[1].justify = table.columns[2].justify = "right"
+
+    def line(name: str, value: Any, count: int | None = None) -> None:
+        table.add_row(name, str(value), "" if count is None else f"{count:,}")
+
+    line("requests", "", served.requests)
+    line("hits", served.hit_ratio, served.hits)
+    line("  of the very same question", f"{served.exact / served.requests:.1%}", served.exact)
+    line("  perfect cache", f"{ceiling(found.rows):.1%}")
+    line("wrong per hit", served.wrong_per_hit, served.wrong)
+    line("wrong per request", served.wrong_per_request)
+    for level in (0.01, 0.02, 0.05):
+        line(f"most hits at {level:.0%} wrong per hit, in hindsight", _most(curve, level))
+    line("P-CHR AUC", f"{p_chr_auc(curve.judged, curve.requests):.3f}")
+    if served.tokens:
+        line("tokens saved", f"{served.tokens_saved / served.tokens:.1%}", served.tokens_saved)
+    for guard, (rightly, wrongly) in sorted(served.refused.items()):
+        line(f"refused by guard {guard}", f"{rightly / (rightly + wrongly):.0%} rightly", rightly + wrongly)
+    return table
+
+
+def _most(curve: Outcome, level: float) -> str:
+    best = hindsight(curve.judged, level)
+    if best is None:
+        return "none"
+    at = "the very same" if math.isinf(best.threshold) else f"threshold {best.threshold:.3f}"
+    return f"{best.hits / curve.requests:.1%}, {at}"

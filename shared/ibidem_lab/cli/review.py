@@ -1,0 +1,36 @@
+"""`ibidem review`: a local page on which people judge what the cache was unsure of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ibidem.cli.common import DatabaseOption, NamespaceOption, PathOption, out, settings_of, truth_of
+
+
+def review_pairs(
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    namespace: NamespaceOption = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="Where to listen on 127.0.0.1; 0: any free port.")
+    ] = 0,
+    open_it: Annotated[bool, typer.Option("--open/--no-open", help="Show it in the browser.")] = True,
+) -> None:
+    """Serve a page to judge near misses, hits and audits, and to look through the entries; Ctrl-C ends it."""
+    with truth_of(path, database) as records:
+        from ibidem_lab.review.queue import sieve_of
+        from ibidem_lab.review.serving import serve  # needs ibidem-cache[review]
+
+        sieve = sieve_of(records, settings_of(path, database), namespace)
+        try:
+            serve(sieve, port, _tell, show=open_it)
+        except KeyboardInterrupt:
+            out.print("Ended.")
+
+
+def _tell(url: str) -> None:
+    """By itself on a line: it is copied."""
+    out.print(f"Review: {url}", soft_wrap=True, highlight=False, markup=False)
+    out.print("Only this machine can open it, with that token. Ctrl-C ends it.")

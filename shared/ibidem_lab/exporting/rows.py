@@ -1,0 +1,214 @@
+"""The examples of an export, as lines: chosen, redacted, with their documents, each question once.
+
+The lines lie in a file; what is held of each example in memory is its question and some numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+from ibidem.errors import InvalidInput
+from ibidem.examples.example import DocumentRef, Example
+from ibidem.types import Document, digest, normalise
+from ibidem_lab.exporting.choice import Choice
+from ibidem_lab.exporting.formats import line
+
+Texts = Callable[[DocumentRef], "str | None"]
+Redact = Callable[[str], str]
+
+# Shorter answers, such as labels or a yes, are those of many questions.
+ANSWER_TELLS = 24
+
+
+class Row(NamedTuple):
+    """An example that may be exported.
+
+    Args:
+        id: Its number in the log.
+        question: As it is exported.
+        key: Digest of the question, and of the documents in its prompt, up to case and blanks.
+        said: Digests of question and answer as they were logged, up to case and blanks.
+        tells: Whether the answer is long enough to be that of few questions.
+        feedback: As of the example.
+        given: When, in seconds since the epoch.
+        start: Where its line begins in the file of lines.
+        size: Bytes of the line.
+        vector: Its place in the file of vectors, -1 if it is not known.
+        redacted: Whether something was replaced.
+        origin: Namespace, scope and model.
+    """
+
+    id: int
+    question: str
+    key: bytes
+    said: tuple[bytes, bytes]
+    tells: bool
+    feedback: bool | None
+    given: float
+    start: int
+    size: int
+    vector: int
+    redacted: bool
+    origin: tuple[str, str, str]
+
+    @property
+    def preference(self) -> tuple[int, float, int]:
+        """The greater is kept of two for one question: good before unknown before bad, then newer."""
+        return {True: 2, None: 1, False: 0}[self.feedback], self.given, self.id
+
+
+@dataclass(slots=True)
+class Dropped:
+    """What is not exported: id, reason, and the id of the example that was kept instead, if there is one."""
+
+    rows: list[tuple[int, str, int | None]] = field(default_factory=list)
+
+    def add(self, id_: int, reason: str, kept: int | None = None) -> None:
+        """Note one."""
+        self.rows.append((id_, reason, kept))
+
+    def counts(self) -> dict[str, int]:
+        """How many by reason."""
+        return dict(sorted(Counter(reason for _, reason, _ in self.rows).items()))
+
+    def lines(self) -> Iterator[bytes]:
+        """As lines of JSON, in the order of the log."""
+        for id_, reason, kept in sorted(self.rows, key=lambda row: row[0]):
+            yield json.dumps({"id": id_, "reason": reason, "kept": kept}).encode() + b"\n"
+
+
+class Reader:
+    """Turns examples into rows, and writes their lines.
+
+    Args:
+        choice: What is exported, and how.
+        redact: What replaces secrets in questions, answers and documents; returns "" where it fails.
+        texts: The text of a document as the model saw it, None if it is lost; without it, prompts are the
+            question alone.
+        lines: Where the lines are written.
+        vectors: Where the vectors of the questions are written, in half precision.
+        dropped: Where is noted what is left out.
+    """
+
+    def __init__(
+        self,
+        choice: Choice,
+        redact: Redact,
+        texts: Texts | None,
+        lines: BinaryIO,
+        vectors: BinaryIO,
+        dropped: Dropped,
+    ) -> None:
+        self._choice, self._redact, self._texts = choice, redact, texts
+        self._lines, self._vectors, self._dropped = lines, vectors, dropped
+        self._bad: set[tuple[bytes, bytes]] = set()  # answers that somebody called bad
+        self._at = self.vectors = 0
+        self._origins: dict[tuple[str, str, str], tuple[str, str, str]] = {}  # each once in memory
+        self.read = 0
+
+    def rows(self, examples: Iterable[tuple[Example, bytes | None]]) -> list[Row]:
+        """Those to be exported, in their order, each question once.
+
+        Raises:
+            InvalidInput: `texts` returned something else than a str or None.
+        """
+        found = []
+        for example, vector in examples:
+            self.read += 1
+            row = self._row(example, vector)
+            if isinstance(row, str):
+                self._dropped.add(example.id or 0, row)
+            else:
+                found.append(row)
+        return self._unique(found)
+
+    def _row(self, example: Example, vector: bytes | None) -> Row | str:
+        """The row, or why there is none."""
+        if example.feedback is False:
+            self._bad.add(_said(example))
+        if refusal := self._choice.refusal(example, has_texts=self._texts is not None):
+            return refusal
+        context, refusal = self._context(example) if self._texts else ("", "")
+        if refusal:
+            return refusal
+        parts = (example.question, example.answer, context)
+        shown = tuple(self._redact(part) if part else "" for part in parts)
+        question, answer = normalise(shown[0]), shown[1].strip()
+        if not question or not answer or (context and not shown[2]):
+            return "redaction"
+        written = line(self._choice.format, question, answer, shown[2], self._choice.system)
+        self._lines.write(written)
+        start, self._at = self._at, self._at + len(written)
+        origin = example.namespace, example.scope, example.model
+        return Row(
+            id=example.id or 0,
+            question=question,
+            key=_digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
+            said=_said(example),
+            tells=len(answer) >= ANSWER_TELLS,
+            feedback=example.feedback,
+            given=example.at,
+            start=start,
+            size=len(written),
+            vector=self._kept(vector) if question == normalise(example.question) else -1,
+            redacted=shown != parts,
+            origin=self._origins.setdefault(origin, origin),
+        )
+
+    def _kept(self, vector: bytes | None) -> int:
+        """The place of the vector in the file."""
+        if vector is None:
+            return -1
+        self._vectors.write(vector)
+        self.vectors += 1
+        return self.vectors - 1
+
+    def _context(self, example: Example) -> tuple[str, str]:
+        """The texts of its documents, or why they cannot be had."""
+        found = []
+        for ref in (one for one in example.documents if isinstance(one, DocumentRef)):
+            text = self._texts(ref) if self._texts else None
+            if text is not None and not isinstance(text, str):
+                raise InvalidInput(f"texts must return a str or None, not {type(text).__name__}")
+            if text is None:
+                return "", "document_missing"
+            if Document(ref.id, text).digest != ref.digest:
+                return "", "document_changed"
+            found.append(text)
+        return "\n\n".join(found), ""
+
+    def _unique(self, rows: list[Row]) -> list[Row]:
+        """Of the rows with one question the preferred; none whose answer somebody called bad elsewhere."""
+        best: dict[bytes, Row] = {}
+        unspoiled = [row for row in rows if not self._called_bad(row)]
+        for row in unspoiled:
+            if row.key not in best or row.preference > best[row.key].preference:
+                best[row.key] = row
+        for row in unspoiled:
+            winner = best[row.key]
+            if row is not winner:
+                same = row.said[1] == winner.said[1]
+                self._dropped.add(row.id, "duplicate" if same else "contradicted", winner.id)
+        return [row for row in unspoiled if row is best[row.key]]
+
+    def _called_bad(self, row: Row) -> bool:
+        spoiled = self._choice.feedback != "any" and row.feedback is None and row.said in self._bad
+        if spoiled:
+            self._dropped.add(row.id, "called_bad")
+        return spoiled
+
+
+def _said(example: Example) -> tuple[bytes, bytes]:
+    return _digest(_folded(example.question)), _digest(_folded(example.answer))
+
+
+def _digest(*parts: str) -> bytes:
+    return bytes.fromhex(digest(*parts))  # half of the memory of its text
+
+
+def _folded(text: str) -> str:
+    return " ".join(normalise(text).casefold().split())

@@ -1,0 +1,186 @@
+"""Labels to fit a threshold to: judged answers, pairs of questions, or questions with their meanings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from ibidem.errors import InvalidInput
+from ibidem.matching.guards import vetoed_by
+from ibidem.matching.policy import LOOKED_AT, Candidate, Vectors, Verdict
+from ibidem.storage.logs import REVIEW
+from ibidem.types import Request, Vector, cosine, normalise, storable, to_bytes, to_vector
+from ibidem_lab.labelling.pairs import of_line
+from ibidem_lab.replay import CURVE_FROM, Row, replay
+
+if TYPE_CHECKING:
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.storage.rows import JudgementRow
+
+MOST = 4_000  # questions that count, the newest: more take minutes to embed
+CANDIDATES = 3  # of a question with a meaning: the nearest stored ones that no guard refuses
+SOURCES = ("audit", "probe", REVIEW)  # judgements that somebody made
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question, a stored one near to it that no guard refuses, and whether its answer was right.
+
+    `request` numbers the questions: pairs of one number are the candidates of one lookup.
+    """
+
+    asked: str
+    stored: str
+    cosine: float
+    vectors: Vectors
+    right: bool
+    request: int
+
+
+class Label(NamedTuple):
+    """Whether the stored question's answer is right for the question asked."""
+
+    asked: str
+    stored: str
+    right: bool
+
+
+def read_labels(path: Path) -> list[Label] | list[Row]:
+    """The lines of a file: `{"asked", "stored", "right"}`, `{"text", "meaning"}` or pairs.
+
+    `{"text", "meaning"}` is what `ibidem replay` takes, `{"a", "b", "same"}` what `ibidem pairs` and
+    `ibidem teach` write; pairs whose `same` is null have no label and are left out.
+
+    Raises:
+        InvalidInput: The file cannot be read, or a line is neither, or not of the kind of the first; the
+            message names it.
+    """
+    found: list[Any] = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                label = _label(line, f"{path}, line {number}")
+                if label is None:
+                    continue
+                found.append(label)
+                if type(found[-1]) is not type(found[0]):
+                    raise InvalidInput(f"{path}, line {number}: is of another kind than the first line")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is no UTF-8 text: {error}") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
+    if not found:
+        raise InvalidInput(f"{path} holds no labels; ibidem teach gives one to pairs without")
+    return found
+
+
+def _label(line: str, where: str) -> Label | Row | None:
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: no JSON: {error}") from None
+    if isinstance(given, dict) and "asked" in given:
+        asked, stored, right = (given.get(name) for name in Label._fields)
+        if _is_question(asked) and _is_question(stored) and isinstance(right, bool):
+            return Label(asked, stored, right)
+        raise InvalidInput(f'{where}: "asked" and "stored" must be questions, "right" true or false')
+    if isinstance(given, dict) and "text" in given:
+        if _is_question(given["text"]) and isinstance(given.get("meaning"), (str, int)):
+            return Row(given["text"], given["meaning"])
+        raise InvalidInput(f'{where}: "text" must be a question, "meaning" a text or a whole number')
+    if isinstance(given, dict) and "a" in given:
+        pair = of_line(given, where)
+        return None if pair.same is None else Label(pair.a, pair.b, pair.same)
+    shapes = '{"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'
+    raise InvalidInput(f"{where}: must be {shapes}")
+
+
+def _is_question(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip()) and storable(value)
+
+
+def of_judgements(rows: Iterable[JudgementRow]) -> list[tuple[Label, JudgementRow]]:
+    """What audits, probes and reviewers found, in order; of one pair the later, a reviewer's before all."""
+    found: dict[tuple[str, str], JudgementRow] = {}
+    for row in rows:
+        known = found.get((row.asked, row.stored))
+        if row.source in SOURCES and (known is None or known.source != REVIEW or row.source == REVIEW):
+            found[row.asked, row.stored] = row
+    newest = list(found.values())[-MOST:]
+    return [(Label(row.asked, row.stored, row.right), row) for row in newest]
+
+
+def pairs_of(labels: Sequence[Label | Row], embedder: CheckedEmbedder) -> list[Pair]:
+    """The pairs that a score decides about: other questions, comparable by meaning, refused by no guard.
+
+    Raises:
+        InvalidInput: Something is neither a `Label` nor a `Row`.
+        Exception: Whatever the embedder raises.
+    """
+    rows = [label for label in labels if isinstance(label, Row)]
+    given = [label for label in labels if isinstance(label, Label)]
+    if (rows and given) or len(rows) + len(given) != len(labels):
+        raise InvalidInput(
+            "labels must all be ibidem_lab.fitting.labels.Label, or all be ibidem_lab.replay.Row"
+        )
+    return _of_rows(rows[-MOST:], embedder) if rows else _of_labels(given[-MOST:], embedder)
+
+
+class _Vectors:
+    """Of questions, each embedded once; None for what would not be compared by meaning."""
+
+    def __init__(self, embedder: CheckedEmbedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, Vector | None] = {}
+
+    def __call__(self, text: str) -> Vector | None:
+        text = normalise(text)
+        if text not in self._known:
+            refused = self._embedder.refusal(text)
+            self._known[text] = None if refused else self._embedder.vector_of(text)
+        return self._known[text]
+
+
+def _of_labels(labels: Sequence[Label], embedder: CheckedEmbedder) -> list[Pair]:
+    vectors, found = _Vectors(embedder), []
+    numbers: dict[str, int] = {}
+    for label in labels:
+        asked, stored = normalise(label.asked), normalise(label.stored)
+        if asked == stored or vetoed_by(asked, stored):
+            continue
+        one, other = vectors(asked), vectors(stored)
+        if one is not None and other is not None:
+            kept = to_vector(to_bytes(other))
+            number = numbers.setdefault(asked, len(numbers))
+            found.append(Pair(asked, stored, cosine(one, kept), (one, kept), bool(label.right), number))
+    return found
+
+
+def _of_rows(rows: Sequence[Row], embedder: CheckedEmbedder) -> list[Pair]:
+    """Every question with its nearest candidates, if all before it are stored."""
+    vectors = _Vectors(embedder)
+    found: list[Pair] = []
+    number = 0
+
+    def note(request: Request, near: list[Candidate]) -> Verdict:
+        kept = 0
+        for candidate in near[:LOOKED_AT]:
+            stored = candidate.entry.question
+            if stored is None or candidate.vectors is None or candidate.similarity < CURVE_FROM:
+                continue
+            if kept < CANDIDATES and not vetoed_by(request.question, stored):
+                right = rows[int(candidate.entry.id)].meaning == rows[number].meaning
+                pair = Pair(request.question, stored, candidate.similarity, candidate.vectors, right, number)
+                found.append(pair)
+                kept += 1
+        return Verdict(None, "below_threshold", None)
+
+    def seen() -> None:
+        nonlocal number
+        number += 1
+
+    replay(rows, [vectors(row.text) for row in rows], note, seen)
+    return found

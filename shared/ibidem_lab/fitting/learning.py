@@ -1,0 +1,224 @@
+"""Fit the threshold of a cache to its own labels: gather, prove, tell, adopt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from ibidem.errors import InvalidInput
+from ibidem.matching import fitted as adoption
+from ibidem.matching.fitted import SHIPPED, Calibration
+from ibidem.matching.policy import Scorer, highest_max_wrong, scorer_for, threshold_for
+from ibidem_lab.fitting.calibration import calibrate, served
+from ibidem_lab.fitting.labels import MOST, Label, Pair, of_judgements, pairs_of
+from ibidem_lab.replay import Judged, Row, Share, most_hits
+
+if TYPE_CHECKING:
+    from ibidem.cache import SemanticCache
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.settings import Settings
+    from ibidem.storage.entries import Records
+
+LEAST_LABELS, LEAST_OF_A_KIND = 200, 20  # with fewer, nothing is proved at 2 %
+FOLDS = 10
+
+Decided = Literal["fit", "threshold", "audits"]
+
+
+class Served(NamedTuple):
+    """What a threshold serves of the labelled questions."""
+
+    hits: int
+    wrong: int
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What a fit found. It moves the threshold only; the score of a pair stays the shipped one.
+
+    `questions` labelled, `right` the share of them whose best candidate is right. `threshold_before` is the
+    shipped threshold for `max_wrong`, `threshold_after` the one that these labels lead to
+    (`ibidem.matching.fitted.NEVER`: none, nothing is served by meaning). `served_before` and `served_after`
+    are what they serve of the labelled questions; after, each question is counted at the threshold that the
+    others lead to. `hindsight` gives, for 1, 2 and 5 % wrong per hit, the share of the questions that could
+    be served at most, had one known the best threshold. `adopted` tells whether caches use it from now on; if
+    not, `reason` says why. `decided_by` tells what decides in this cache: the `fit`, a `threshold` that was
+    given, or the budget of its `audits`; the latter two a fit does not move.
+    """
+
+    questions: int
+    right: float
+    max_wrong: float
+    threshold_before: float
+    threshold_after: float
+    served_before: Served
+    served_after: Served
+    hindsight: dict[float, Share]
+    decided_by: Decided
+    adopted: bool
+    reason: str
+    calibration: Calibration
+
+
+def fit(
+    cache: SemanticCache, labels: Sequence[Label | Row] | None = None, *, dry_run: bool = False
+) -> FitReport:
+    """Move the threshold to where labels put it: here at once, elsewhere when a cache is opened.
+
+    The score of a pair stays the shipped one. The threshold is lowered where the labels prove that fewer than
+    `max_wrong` of the hits are wrong above the lower one, and raised where they disprove the shipped one.
+    Lookups go on meanwhile. No text of a label is kept.
+
+    Args:
+        labels: `ibidem_lab.fitting.labels.Label(asked, stored, right)`, or
+            `ibidem_lab.replay.Row(text, meaning)` in the order in which they were asked; not given, what
+            audits of this cache have judged. The newest 4,000 count. Those with a question that `redact`
+            would change are left out, as such questions are not compared by meaning.
+        dry_run: Only report.
+
+    Raises:
+        InvalidInput: There are too few labels, or they are none.
+        StorageError: The database failed.
+        CacheClosed: The cache was closed.
+    """
+    cache.flush()
+    runtime, matcher = cache._runtime, cache._runtime.matcher
+    place = Place(runtime.records, matcher.embedder, runtime.settings, cache._admission.is_private)
+    decided: Decided = "fit"
+    if cache._policy.max_wrong is None:
+        decided = "threshold" if cache._auditor is None else "audits"
+    report = place.fit(labels, decided, cache._policy.max_wrong, dry_run=dry_run)
+    if not dry_run:
+        runtime.following.calibrate(matcher, report.calibration if report.adopted else SHIPPED)
+    return report
+
+
+def drop_fit(cache: SemanticCache) -> bool:
+    """Return to the threshold that is shipped, here at once; whether a fitted one was kept.
+
+    Raises:
+        StorageError: The database failed.
+        CacheClosed: The cache was closed.
+    """
+    cache.flush()
+    runtime, matcher = cache._runtime, cache._runtime.matcher
+    there = adoption.drop(runtime.records, matcher.fingerprint)
+    runtime.following.calibrate(matcher, SHIPPED)
+    return there
+
+
+def _texts(label: object) -> tuple[str, ...]:
+    if isinstance(label, Label):
+        return label.asked, label.stored
+    return (label.text,) if isinstance(label, Row) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a threshold is fitted.
+
+    Args:
+        records: The truth; holds judgements and the fitted thresholds.
+        embedder: For whose scores.
+        settings: Of the caches there.
+        is_private: Whether `redact` would change a text; such questions are no labels.
+    """
+
+    records: Records
+    embedder: CheckedEmbedder
+    settings: Settings
+    is_private: Callable[[str], bool] = lambda text: False
+
+    @property
+    def decided_by(self) -> Decided:
+        """What decides in caches with these settings."""
+        if self.settings.policy.max_wrong is not None:
+            return "fit"
+        return "threshold" if self.settings.threshold is not None else "audits"
+
+    def fit(
+        self,
+        labels: Sequence[Label | Row] | None,
+        decided_by: Decided,
+        max_wrong: float | None,
+        *,
+        dry_run: bool = False,
+    ) -> FitReport:
+        """As `ibidem_lab.fit`; the caller tells its own process. `max_wrong` is what is told about."""
+        if labels is None:
+            judged = of_judgements(reversed(self.records.judgements.recent(2 * MOST)))
+            labels = [label for label, _ in judged]
+        labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
+        fingerprint = self.embedder.fingerprint
+        best = best_of(pairs_of(labels, self.embedder), scorer_for(fingerprint))
+        level = min(max_wrong or self.settings.max_wrong, highest_max_wrong())
+        report = report_of(best, level, decided_by)
+        if not dry_run:
+            adoption.drop(self.records, fingerprint)
+            if report.adopted:
+                adoption.adopt(self.records, fingerprint, report.calibration)
+        return report
+
+
+def best_of(pairs: Sequence[Pair], scorer: Scorer) -> list[Judged]:
+    """The best candidate of each question, in their order.
+
+    Raises:
+        InvalidInput: There are too few labels, or too few of one kind.
+    """
+    _require_enough(pairs)
+    best: dict[int, Judged] = {}
+    for pair in pairs:
+        score = scorer.score(pair.asked, pair.stored, pair.cosine, pair.vectors)
+        if pair.request not in best or score > best[pair.request].score:
+            best[pair.request] = Judged(score, pair.right)
+    return list(best.values())
+
+
+def _require_enough(pairs: Sequence[Pair]) -> None:
+    questions, right = len({pair.request for pair in pairs}), sum(pair.right for pair in pairs)
+    wrong = len(pairs) - right
+    if questions < LEAST_LABELS or min(right, wrong) < LEAST_OF_A_KIND:
+        raise InvalidInput(
+            f"too few labels: {questions} questions, {right} pairs right and {wrong} wrong; at least "
+            f"{LEAST_LABELS} questions and {LEAST_OF_A_KIND} pairs of each kind are needed, and "
+            "1,000 to 2,000 questions are better; open the cache with audit_rate to collect them, or "
+            "give a file of labels"
+        )
+
+
+def report_of(best: Sequence[Judged], max_wrong: float, decided_by: Decided = "fit") -> FitReport:
+    """What these labels, one of each question, lead to."""
+    calibration, before = calibrate(best, max_wrong), threshold_for(max_wrong)
+    after = calibration.threshold(max_wrong)
+    reason = "" if calibration.moved else "the labels neither prove a lower threshold nor disprove this one"
+    return FitReport(
+        questions=len(best),
+        right=sum(one.right for one in best) / len(best),
+        max_wrong=max_wrong,
+        threshold_before=before,
+        threshold_after=after,
+        served_before=Served(*served(best, before)),
+        served_after=_out_of_fold(best, max_wrong),
+        hindsight=most_hits(best, len(best)),
+        decided_by=decided_by,
+        adopted=calibration.moved,
+        reason=reason,
+        calibration=calibration,
+    )
+
+
+def _out_of_fold(best: Sequence[Judged], max_wrong: float, seed: int = 0) -> Served:
+    """What is served if each tenth of the questions has the threshold that the other nine lead to."""
+    fold = np.random.default_rng(seed).permutation(len(best)) % FOLDS
+    hits = wrong = 0
+    for at in range(FOLDS):
+        others = [one for one, part in zip(best, fold, strict=True) if part != at]
+        threshold = calibrate(others, max_wrong).threshold(max_wrong)
+        held = [one for one, part in zip(best, fold, strict=True) if part == at]
+        more, bad = served(held, threshold)
+        hits, wrong = hits + more, wrong + bad
+    return Served(hits, wrong)

@@ -1,0 +1,203 @@
+"""Pairs of questions from a cache's own life, those from which most is learned first.
+
+Labels that are known come first. Of the rest, one half are those that the cache is least sure of (the score
+is close to the threshold), the other half are drawn evenly over the cosine, so that what learns from them
+also sees the easy ones. Nothing is drawn at random: the same cache gives the same pairs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ibidem.matching.guards import vetoed_by
+from ibidem.types import Vector, digest
+from ibidem_lab.labelling.comparing import compared, stock_answers
+from ibidem_lab.labelling.gathering import Gathered, Kept, gather, sift
+from ibidem_lab.labelling.pairs import JUDGED, QuestionPair
+
+if TYPE_CHECKING:
+    from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.matching.policy import Scorer
+    from ibidem.storage.entries import Records
+
+LIMIT = 2_000
+NEIGHBOURS = 4  # of each question
+LEAST = 0.5  # cosine of the farthest neighbours
+BANDS = 10  # of the cosine, from LEAST to 1
+EACH = 5  # pairs of one question, so that a frequent one does not fill the set
+_BATCH, _ROWS = 64, 512  # questions embedded, and compared with all, at once
+VETOED = "a guard refuses the pair: it needs no label"
+
+Private = Callable[[str], bool]
+Vectors = Mapping[str, Vector]
+PairKey = tuple[str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """Pairs of questions, and how many were left out, by why."""
+
+    pairs: tuple[QuestionPair, ...]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Miner:
+    """Finds pairs in one place.
+
+    Args:
+        records: The truth of the place.
+        embedder: What the questions are compared by.
+        scorer: What the cache scores pairs with.
+        threshold: The least score that it serves.
+        is_private: Whether `redact` would change a text; such questions are in no pair.
+    """
+
+    records: Records
+    embedder: CheckedEmbedder
+    scorer: Scorer
+    threshold: float
+    is_private: Private = lambda text: False
+
+    def mine(self, namespace: str | None = None, limit: int = LIMIT) -> Mined:
+        """At most `limit` pairs, of all namespaces or of one; never two questions of different ones.
+
+        Raises:
+            StorageError: The database failed.
+            Exception: Whatever the embedder raises.
+        """
+        gathered = sift(gather(self.records, self.embedder.fingerprint, namespace), self._refusal)
+        left_out = gathered.left_out
+        vectors = self._vectors(gathered)
+        labelled = [_with_cosine(pair, vectors) for pair in gathered.met if pair.labelled_by in JUDGED]
+        found = self._unlabelled(gathered, vectors, limit)
+        chosen = labelled[:limit] + _chosen(found, self.threshold, max(0, limit - len(labelled)))
+        left_out["over the limit"] = len(labelled) + len(found) - len(chosen)
+        pairs = tuple(_with_answers(chosen, gathered, vectors))
+        return Mined(pairs, {why: count for why, count in left_out.items() if count})
+
+    def _unlabelled(
+        self, gathered: Gathered, vectors: Vectors, limit: int
+    ) -> list[tuple[QuestionPair, float]]:
+        """What met and was not judged, and neighbours, with their scores; what guards refuse is left out."""
+        judged = {_key(pair) for pair in gathered.met if pair.labelled_by in JUDGED}
+        pairs: dict[PairKey, QuestionPair] = {}
+        for pair in chain(gathered.met, self._neighbours(gathered, vectors, limit)):
+            if _key(pair) not in judged:
+                pairs.setdefault(_key(pair), pair)
+        fit = [pair for pair in pairs.values() if not vetoed_by(pair.a, pair.b)]
+        gathered.left_out[VETOED] += len(pairs) - len(fit)
+        known = (_with_cosine(pair, vectors) for pair in fit)
+        return [(pair, self._score(pair, vectors)) for pair in known]
+
+    def _refusal(self, text: str) -> str | None:
+        return "redact would change the question" if self.is_private(text) else self.embedder.refusal(text)
+
+    def _vectors(self, gathered: Gathered) -> Vectors:
+        """Of all questions, by text; those of stored ones are at hand."""
+        questions = [one for kept in gathered.kept.values() for one in kept.values()]
+        found = {one.text: one.vector for one in questions if one.vector is not None}
+        texts = (text for pair in gathered.met for text in (pair.a, pair.b))
+        wanted = dict.fromkeys(chain((one.text for one in questions), texts))
+        lacking = [text for text in wanted if text not in found]
+        for start in range(0, len(lacking), _BATCH):
+            some = lacking[start : start + _BATCH]
+            found.update(zip(some, self.embedder.embed(some), strict=True))
+        return found
+
+    def _score(self, pair: QuestionPair, vectors: Vectors) -> float:
+        return self.scorer.score(pair.a, pair.b, pair.cosine or 0.0, (vectors[pair.a], vectors[pair.b]))
+
+    def _neighbours(self, gathered: Gathered, vectors: Vectors, limit: int) -> Iterator[QuestionPair]:
+        """Questions near one another, at most `limit` of each band of the cosine."""
+        by_band: dict[int, list[QuestionPair]] = {}
+        for namespace, kept in gathered.kept.items():
+            texts = list(kept)
+            for newer, older, cosine in nearest([vectors[text] for text in texts]):
+                pair = QuestionPair(
+                    texts[newer], texts[older], cosine=cosine, source="neighbour", namespace=namespace
+                )
+                by_band.setdefault(_band(cosine), []).append(pair)
+        for pairs in by_band.values():
+            yield from sorted(pairs, key=_drawn)[:limit]
+
+
+def _with_cosine(pair: QuestionPair, vectors: Vectors) -> QuestionPair:
+    return replace(pair, cosine=float(np.clip(vectors[pair.a] @ vectors[pair.b], -1.0, 1.0)))
+
+
+def nearest(vectors: Sequence[Vector]) -> Iterator[tuple[int, int, float]]:
+    """The nearest few of each vector as `(lower place, higher place, cosine)`; each pair once."""
+    if len(vectors) < 2:
+        return
+    matrix = np.stack(vectors)
+    count, seen = min(NEIGHBOURS, len(vectors) - 1), set()
+    for start in range(0, len(matrix), _ROWS):
+        cosines = matrix[start : start + _ROWS] @ matrix.T
+        rows = np.arange(len(cosines))
+        cosines[rows, start + rows] = -2.0
+        top = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        for row, places in zip(rows.tolist(), top.tolist(), strict=True):
+            for place in places:
+                pair = (min(start + row, place), max(start + row, place))
+                if cosines[row, place] >= LEAST and pair not in seen:
+                    seen.add(pair)
+                    yield (*pair, min(1.0, float(cosines[row, place])))
+
+
+def _chosen(found: Iterable[tuple[QuestionPair, float]], threshold: float, limit: int) -> list[QuestionPair]:
+    """At most `limit`: by turns one that the cache is unsure of, and one of the next band of the cosine."""
+    drawn = sorted(found, key=lambda one: _drawn(one[0]))
+    unsure = [pair for pair, _ in sorted(drawn, key=lambda one: abs(one[1] - threshold))]
+    bands: dict[int, list[QuestionPair]] = {}
+    for pair, _ in drawn:
+        bands.setdefault(_band(pair.cosine or 0.0), []).append(pair)
+    even = chain.from_iterable(zip_longest(*(bands[band] for band in sorted(bands, reverse=True))))
+    turns = chain.from_iterable(zip_longest(unsure, (pair for pair in even if pair is not None)))
+    chosen: dict[PairKey, QuestionPair] = {}
+    used: Counter[tuple[str, str]] = Counter()
+    for pair in turns:
+        if len(chosen) >= limit:
+            break
+        if pair is None or _key(pair) in chosen:
+            continue
+        ends = [(pair.namespace, pair.a), (pair.namespace, pair.b)]
+        if all(used[end] < EACH for end in ends):
+            used.update(ends)
+            chosen[_key(pair)] = pair
+    return list(chosen.values())
+
+
+def _with_answers(
+    pairs: Iterable[QuestionPair], gathered: Gathered, vectors: Vectors
+) -> Iterator[QuestionPair]:
+    """The pairs, with a label where the stored answers give one."""
+    stock = {name: stock_answers(kept.values(), vectors) for name, kept in gathered.kept.items()}
+    nothing: dict[str, Kept] = {}
+    for pair in pairs:
+        kept = gathered.kept.get(pair.namespace, nothing)
+        one, other = kept.get(pair.a), kept.get(pair.b)
+        if pair.same is None and one is not None and other is not None:
+            same, why = compared(one, other, stock[pair.namespace])
+            if same is not None:
+                pair = replace(pair, same=same, labelled_by="answers", reason=why)
+        yield pair
+
+
+def _key(pair: QuestionPair) -> PairKey:
+    return pair.namespace, frozenset((pair.a, pair.b))
+
+
+def _band(cosine: float) -> int:
+    return max(0, min(BANDS - 1, int((cosine - LEAST) / (1.0 - LEAST) * BANDS)))
+
+
+def _drawn(pair: QuestionPair) -> str:
+    """An order that has nothing to do with what the pair says, and is always the same."""
+    return digest(pair.namespace, *sorted((pair.a, pair.b)))

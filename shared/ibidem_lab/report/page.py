@@ -1,0 +1,81 @@
+"""A report as one HTML page: no script, nothing to load, all stored text escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ibidem.errors import MissingExtra
+from ibidem_lab.report import remarks
+from ibidem_lab.report.drawing import draw
+from ibidem_lab.report.facts import BELOW, Facts
+from ibidem_lab.report.figures import Drawn, figures_of
+from ibidem_lab.report.remarks import Remark
+
+try:
+    from markupsafe import Markup
+
+    from ibidem_lab.report.templating import environment
+except ImportError as error:
+    raise MissingExtra("a report", "report") from error
+
+_HERE = Path(__file__).parent
+_IDS = re.compile(r'(?<=[ (])(id="|url\(#)(\w+)')
+
+
+def page(facts: Facts, version: str) -> str:
+    """The page, as UTF-8 text."""
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    template = environment(_HERE).get_template("page.html")
+    return template.render(
+        facts=facts,
+        version=version,
+        style=Markup(style),  # noqa: S704 - ours
+        style_digest=digest,
+        figures=_svgs(figures_of(facts)),
+        said=_remarks(facts),
+        near=_by_reason(facts),
+        below=BELOW,
+    )
+
+
+def _svgs(drawn: dict[str, Drawn]) -> dict[str, dict[str, Markup]]:
+    """Both drawings of each figure; ids are made unique, as all are in one document."""
+    return {
+        name: {
+            form: Markup(_IDS.sub(rf"\1{name}-{form}-\2", draw(spec)))  # noqa: S704 - Vega escapes what it draws
+            for form, spec in (("wide", one.wide), ("narrow", one.narrow))
+        }
+        for name, one in drawn.items()
+    }
+
+
+def _remarks(facts: Facts) -> dict[str, Remark]:
+    told: tuple[Callable[[Facts], Remark], ...] = (
+        remarks.hit_rate,
+        remarks.saved,
+        remarks.outcomes,
+        remarks.similarity,
+        remarks.wrong,
+        remarks.near,
+        remarks.valuable,
+        remarks.suspicious,
+        remarks.namespaces,
+        remarks.models,
+        remarks.holdings,
+    )
+    return {one.__name__: one(facts) for one in told}
+
+
+def _by_reason(facts: Facts) -> list[tuple[str, int, list[Any]]]:
+    """Reasons that have examples, with how many misses there were, the commonest first."""
+    found = [
+        (reason, n, [one for one in facts.near if one.reason == reason])
+        for reason, n in facts.reasons.items()
+    ]
+    return [(reason, n, some) for reason, n, some in found if some]

@@ -1,0 +1,233 @@
+"""The pages of a review and what their buttons do; the only import of starlette."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlencode
+
+from ibidem.errors import MissingExtra, StorageError
+from ibidem.lifecycle.correcting import judge, run
+from ibidem.lifecycle.invalidation import Criteria
+from ibidem.types import storable
+from ibidem_lab.review.desk import Desk, Reviewer
+from ibidem_lab.review.queue import KINDS
+from ibidem_lab.review.showing import readable, show
+
+try:
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+    from starlette.routing import Route
+
+    from ibidem_lab.report.templating import environment
+except ImportError as error:
+    raise MissingExtra("the review page", "review") from error
+
+if TYPE_CHECKING:
+    from ibidem.storage.entries import Records
+    from ibidem.types import Entry
+
+_HERE = Path(__file__).parent
+_STATIC = {
+    "page.css": _HERE.parent / "report" / "page.css",
+    "review.css": _HERE / "review.css",
+    "review.js": _HERE / "review.js",
+}
+PAGE = 50  # entries of a page
+NAMESPACES = 200  # to choose from
+MATCHED, JUDGED = 50, 20  # shown of an entry
+FORM_BYTES = 10_000
+ROOT = "/"
+
+
+class Pages:
+    """The pages on one place.
+
+    Args:
+        records: The truth of the place.
+        desk: Hands out what is to be judged.
+    """
+
+    def __init__(self, records: Records, desk: Desk) -> None:
+        self._records, self._desk = records, desk
+        self._templates = environment(_HERE)
+        self._templates.filters["readable"] = readable
+
+    def app(self) -> Starlette:
+        """The application; it takes everybody for a reviewer who comes with one: see `gate.Gate`."""
+        routes = [
+            Route("/", _in_thread(self.judging)),
+            Route("/judge", _form(self.judge), methods=["POST"]),
+            Route("/undo", _form(self.undo), methods=["POST"]),
+            Route("/entries", _in_thread(self.entries)),
+            Route("/entries/{id}", _in_thread(self.entry)),
+            Route("/entries/{id}", _form(self.change), methods=["POST"]),
+            Route("/static/{name}", _static),
+        ]
+        handlers: dict[Any, Any] = {StorageError: self._failed, HTTPException: self._refused}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    def judging(self, request: Request) -> Response:
+        """The next pair."""
+        kind = request.query_params.get("kind", "")
+        who = _reviewer(request)
+        found = self._desk.next(who, kind if kind in KINDS else "")
+        notice, doubted = who.told()
+        return self._page(
+            "judge.html",
+            pair=None if found is None else show(self._records, *found),
+            kind=kind if kind in KINDS else "",
+            waiting=self._desk.waiting(),
+            notice=notice,
+            doubted=doubted if doubted and self._records.of_ids([doubted]) else "",
+            done=sum(said is not None for _, said in who.done),
+            undoable=bool(who.done),
+            skipped=len(who.skipped),
+            boundary=self._desk.sieve.boundary,
+        )
+
+    def judge(self, request: Request, form: dict[str, str]) -> Response:
+        """Note a judgement, and go on with the next pair."""
+        who, pair, verdict = _reviewer(request), form.get("pair", ""), form.get("verdict", "")
+        if verdict == "skip":
+            self._desk.skip(who, pair)
+        elif verdict in ("yes", "no"):
+            self._desk.judge(who, pair, verdict == "yes")
+        else:
+            raise HTTPException(400, "A verdict is yes, no or skip.")
+        return _back_to_judging(form)
+
+    def undo(self, request: Request, form: dict[str, str]) -> Response:
+        """Take the last judgement back."""
+        self._desk.undo(_reviewer(request))
+        return _back_to_judging({})
+
+    def entries(self, request: Request) -> Response:
+        """Entries, newest first, a page at a time."""
+        asked = request.query_params
+        text, within = asked.get("q", "").strip(), asked.get("in", "")
+        namespace = within[1:] if within else None
+        if not (storable(text) and storable(within)):
+            raise HTTPException(400, "That text is in no database.")
+        browsing, before = self._records.browsing, _before(asked.get("before"))
+        found = browsing.page(PAGE + 1, before=before, namespace=namespace, text=text)
+        rows, wanted = found[:PAGE], {name: value for name, value in (("q", text), ("in", within)) if value}
+        last = f"{rows[-1].created!r},{rows[-1].id}" if len(found) > PAGE else ""
+        notice, _ = _reviewer(request).told()
+        return self._page(
+            "entries.html",
+            rows=rows,
+            older=urlencode({**wanted, "before": last}) if last else "",
+            newest=urlencode(wanted),
+            asked=text,
+            namespace=namespace,
+            namespaces=browsing.namespaces(NAMESPACES),
+            begun=before is not None,
+            total=browsing.count(),
+            notice=notice,
+        )
+
+    def entry(self, request: Request) -> Response:
+        """All about one entry."""
+        found = self._entry(request)
+        browsing = self._records.browsing
+        notice, _ = _reviewer(request).told()
+        return self._page(
+            "entry.html",
+            entry=found,
+            tags=browsing.tags(found.id),
+            matched=browsing.matched(found.id, MATCHED),
+            judged=browsing.judged(found.id, JUDGED),
+            now=time.time(),
+            notice=notice,
+        )
+
+    def change(self, request: Request, form: dict[str, str]) -> Response:
+        """Feedback on an entry, or its end; with its examples, unless the page of judging asks for it."""
+        found, who, action = self._entry(request), _reviewer(request), form.get("action", "")
+        if action in ("good", "bad"):
+            judge(self._records, found, action == "good")
+            who.notice = "Noted." if action == "good" else "Noted as wrong; the answer was deleted."
+        elif action == "delete":
+            run(self._records, Criteria(entry=found.id), time.time, examples=form.get("examples") != "keep")
+            who.notice = "The answer was deleted."
+        else:
+            raise HTTPException(400, "An entry can be called good or bad, or be deleted.")
+        if form.get("back") == "judging":
+            return _back_to_judging(form)
+        return RedirectResponse(f"/entries/{found.id}" if action == "good" else "/entries", 303)
+
+    def _entry(self, request: Request) -> Entry:
+        found = self._records.of_ids([request.path_params["id"]])
+        if not found:
+            raise HTTPException(404, "There is no such entry; it may have been deleted.")
+        return found[0]
+
+    def _page(self, template: str, status: int = 200, **values: Any) -> Response:
+        text = self._templates.get_template(template).render(place=self._records.url, **values)
+        return HTMLResponse(text, status)
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return self._page("problem.html", 503, text=f"The database failed: {error}")
+
+    async def _refused(self, request: Request, error: HTTPException) -> Response:
+        return self._page("problem.html", error.status_code, text=error.detail)
+
+
+def _in_thread(page: Callable[[Request], Response]) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        return await run_in_threadpool(page, request)
+
+    return endpoint
+
+
+def _form(action: Callable[[Request, dict[str, str]], Response]) -> Callable[[Request], Any]:
+    """An endpoint for a form of short fields."""
+
+    async def endpoint(request: Request) -> Response:
+        body = b""
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > FORM_BYTES:
+                    raise HTTPException(413, "That form is too long.")
+        except ClientDisconnect:  # or it was too slow: nobody gets the answer
+            raise HTTPException(400, "The form is incomplete.") from None
+        fields = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
+        return await run_in_threadpool(action, request, fields)
+
+    return endpoint
+
+
+async def _static(request: Request) -> Response:
+    file = _STATIC.get(request.path_params["name"])
+    if file is None:
+        raise HTTPException(404, "There is no such file.")
+    return FileResponse(file)
+
+
+def _reviewer(request: Request) -> Reviewer:
+    found = request.scope["reviewer"]
+    assert isinstance(found, Reviewer)  # noqa: S101 - the gate lets in nobody else
+    return found
+
+
+def _back_to_judging(form: dict[str, str]) -> Response:
+    kind = form.get("kind", "")
+    return RedirectResponse(f"{ROOT}?kind={kind}" if kind in KINDS else ROOT, 303)
+
+
+def _before(given: str | None) -> tuple[float, str] | None:
+    """The time and id of the last entry of the page before."""
+    if given is None:
+        return None
+    at, _, id_ = given.partition(",")
+    try:
+        return float(at), id_ if storable(id_) else ""
+    except ValueError:
+        raise HTTPException(400, "That address is incomplete.") from None
