@@ -28,7 +28,7 @@ from rich.console import Console
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
-from ibidem.adapter.options import pieces_of
+from ibidem.adapter.chunks import split_text
 from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli import tables
@@ -191,7 +191,7 @@ ENTRIES: dict[str, Entry] = {
     "command line, report and review": _printed,
     "judging": _judged,
     "teaching": _taught,
-    "pieces": lambda place, text: pieces_of(text),
+    "pieces": lambda place, text: split_text(text),
     "LangChain, a message": lambda place, text: place.model.invoke(text),
     "LangChain, a question": lambda place, text: place.chain.invoke({"question": text[:4096], "text": text}),
     "LangChain, a text": lambda place, text: place.chain.invoke({"question": QUESTION, "text": text}),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ibidem
-from ibidem import Answer, Hit, Request
+from ibidem import Answer, Hit, InvalidInput, Miss, Request
 from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.options import AdapterOptions
 from ibidem.cache import SemanticCache
 from ibidem.errors import NotCacheable
 from ibidem.scope import current
@@ -337,3 +340,29 @@ def test_a_waiting_call_gets_the_answer_of_a_stream(adapter: AdapterCache) -> No
         list(stream)
 
         assert waits.result(10) == "Within 30 days."
+
+
+def test_options_are_checked_and_compared() -> None:
+    """One key is as good as several."""
+    assert AdapterOptions(question_keys="topic") == AdapterOptions(question_keys=["topic"])
+    assert AdapterOptions(semantic=False) != AdapterOptions()
+    for wrong in ({"namespace": "a\0"}, {"model_id": 1}, {"require_namespace": "yes"}):
+        with pytest.raises(InvalidInput, match=next(iter(wrong))):
+            AdapterOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_cache_is_closed_by_whoever_opened_it(cache: SemanticCache, tmp_path: Path) -> None:
+    """One that was passed in stays open; a copied model shares either."""
+    given = AdapterCache.of(cache, "tests", owner="Tests", options={})
+    assert not given.close()
+    assert cache.lookup(ASKED) == Miss("empty", seconds=pytest.approx(0, abs=10))
+
+    own = AdapterCache.of(None, "tests", owner="Tests", options={"path": tmp_path / "own"})
+    assert copy.deepcopy(own) is own
+    assert own.close()
+    with pytest.raises(ibidem.CacheClosed):
+        own.cache.lookup(ASKED)
+    with pytest.raises(InvalidInput, match="Tests has no option 'paht'; did you mean 'path'"):
+        AdapterCache.of(None, "tests", owner="Tests", options={"paht": tmp_path})
+    with pytest.raises(InvalidInput, match="not both"):
+        AdapterCache.of(cache, "tests", owner="Tests", options={"path": tmp_path})

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk, Generation, GenerationChunk
 
-from ibidem.adapter.options import pieces_of
+from ibidem.adapter.chunks import split_text
 
 Content = str | list[Any]
 _ADDED_UP_ONCE = ("output_version", "model_provider")  # texts that LangChain does not join if they are equal
@@ -50,7 +50,7 @@ def chat_chunks(generation: Generation) -> Iterator[ChatGenerationChunk]:
 
 def completion_chunks(generation: Generation) -> Iterator[GenerationChunk]:
     """The chunks of a repeated text, some words at a time; the last brings what is known of it."""
-    *pieces, last = pieces_of(generation.text) or [""]
+    *pieces, last = split_text(generation.text) or [""]
     for piece in pieces:
         yield GenerationChunk(text=piece)
     yield GenerationChunk(text=last, generation_info=generation.generation_info)
@@ -66,7 +66,7 @@ def _chunk(content: Content, about: dict[str, Any], **parts: Any) -> ChatGenerat
 def _contents(content: Content, *, of_blocks: bool) -> Iterator[Content]:
     """The content in parts which LangChain joins to the same content."""
     if isinstance(content, str):
-        yield from pieces_of(content)
+        yield from split_text(content)
         return
     blocks = _numbered(content) if of_blocks else content
     numbers = [block.get("index") if isinstance(block, dict) else None for block in blocks]
@@ -90,7 +90,7 @@ def _parts(block: Any) -> Iterator[Any]:
     if not numbered or block.get("type") != "text" or not isinstance(block.get("text"), str):
         yield block
         return
-    first, *others = pieces_of(block["text"]) or [""]
+    first, *others = split_text(block["text"]) or [""]
     yield {**block, "text": first}
     for piece in others:
         yield {"type": "text", "text": piece, "index": block["index"]}

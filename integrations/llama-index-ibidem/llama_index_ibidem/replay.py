@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from ibidem.adapter.options import pieces_of
+from ibidem.adapter.chunks import split_text
 from ibidem.adapter.stream_scope import keep_scope
 from llama_index_ibidem.codec import Response, text_of
 
@@ -145,7 +145,7 @@ def stream_of(text: str) -> Generator[str, None, None]:
     readers = list[Callable[[str], None]]()
 
     def pieces() -> Generator[str, None, None]:
-        yield from pieces_of(text)
+        yield from split_text(text)
         for reader in readers:
             reader(text)
 
@@ -158,7 +158,7 @@ def astream_of(text: str) -> AsyncGenerator[str, None]:
     readers = list[Callable[[str], None]]()
 
     async def pieces() -> AsyncGenerator[str, None]:
-        for piece in pieces_of(text):
+        for piece in split_text(text):
             yield piece
         for reader in readers:
             reader(text)
@@ -180,7 +180,7 @@ def when_read(stream: object, tell: Callable[[str], None]) -> bool:
 
 def in_pieces(response: Response) -> Iterator[Response]:
     """The response as a stream of it: some words at a time; the last chunk is the whole response."""
-    *pieces, last = pieces_of(text_of(response)) or [""]
+    *pieces, last = split_text(text_of(response)) or [""]
     said = ""
     for piece in pieces:
         said += piece

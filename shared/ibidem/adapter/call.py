@@ -15,6 +15,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Mapping,
 )
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -22,6 +23,7 @@ from weakref import finalize, ref
 
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
+from ibidem.adapter.options import open_or_use
 from ibidem.adapter.stream_scope import keep_scope
 from ibidem.answering import Asking
 from ibidem.errors import NotCacheable
@@ -48,16 +50,39 @@ class AdapterCache:
         cache: The open cache.
         framework: Its name, for the log and the causes of `faults`.
         faults: Where failures are counted; new counts by default.
+        owned: Whether `close` closes the cache.
     """
 
-    def __init__(self, cache: SemanticCache, framework: str, faults: Faults | None = None) -> None:
+    def __init__(
+        self, cache: SemanticCache, framework: str, faults: Faults | None = None, *, owned: bool = False
+    ) -> None:
         self.cache = cache
         self.faults = faults or Faults()
+        self._owned = owned
         self.looking_up = f"look up an answer for {framework}"
         self.storing = f"store an answer of {framework}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AdapterCache:
+    @classmethod
+    def of(
+        cls, cache: SemanticCache | None, framework: str, *, owner: str, options: Mapping[str, Any]
+    ) -> AdapterCache:
+        """Use the open cache that an adapter was given, or open one with these options of `ibidem.open`.
+
+        `owner` names, in messages, the class that takes the options; raises as `open_or_use`.
+        """
+        return cls(open_or_use(cache, options, owner), framework, owned=cache is None)
+
+    def close(self) -> bool:
+        """Close the cache if it was opened here; whether it was."""
+        if self._owned:
+            self.cache.close()
+        return self._owned
+
+    def __copy__(self) -> AdapterCache:
         return self  # a copied model asks the same cache
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdapterCache:
+        return self
 
 
 class StreamAccumulator(Protocol[Chunk_contra]):
@@ -355,17 +380,12 @@ def _store(pending: Asking, answer: Callable[[], Answer | None]) -> Stored | Non
     return result if isinstance(result, Stored) else None
 
 
-class Desk:
-    """A cache as the objects of a framework use it, and what went wrong there."""
+class Desk(AdapterCache):
+    """An `AdapterCache` for `Inquiry`."""
 
     def __init__(self, cache: SemanticCache, framework: str, faults: Faults | None = None) -> None:
-        self.cache = cache
-        self.faults = faults or Faults()
-        self.look_up = f"look up an answer for {framework}"
-        self.store = f"store an answer of {framework}"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Desk:
-        return self  # a copied model asks the same cache
+        super().__init__(cache, framework, faults)
+        self.look_up, self.store = self.looking_up, self.storing
 
 
 class Inquiry(Generic[Found]):

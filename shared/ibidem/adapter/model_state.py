@@ -33,6 +33,14 @@ from ibidem.adapter.object_identity import Watch, process, token_of
 from ibidem.errors import NotCacheable
 from ibidem.types import digest
 
+#: Settings of models in any framework that change when an answer comes, how often it is tried or who is told
+#: of it, not what it says. Frameworks have more of them.
+OPERATIONAL = frozenset(
+    (
+        "max_retries timeout request_timeout rate_limiter verbose callbacks callback_manager "
+        "cache tags metadata custom_get_token_ids"
+    ).split()
+)
 _CLIENT = re.compile(r"(^|_)a?clients?$|^_?http_")
 _SECRET = re.compile(
     r"(?i)^_?([a-z0-9]+[-_])*?(api[-_]?key|authorization|password|secret[-_]?key|secret[-_]?access[-_]?key|"

@@ -1,4 +1,4 @@
-"""A text in pieces: nothing is lost, words and characters stay whole."""
+"""A text in chunks: nothing is lost, words and characters stay whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem.adapter.options import pieces_of
+from ibidem.adapter.chunks import split_text
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 CHARACTERS = {
@@ -23,12 +23,12 @@ CHARACTERS = {
 
 
 @given(st.text())
-def test_the_pieces_are_the_text(text: str) -> None:
-    """Whatever it is made of; no piece is empty."""
-    pieces = pieces_of(text)
+def test_chunks_add_up_to_the_text(text: str) -> None:
+    """Whatever it is made of; no chunk is empty."""
+    chunks = split_text(text)
 
-    assert "".join(pieces) == text
-    assert all(pieces)
+    assert "".join(chunks) == text
+    assert all(chunks)
 
 
 @pytest.mark.parametrize("name", CHARACTERS)
@@ -36,17 +36,17 @@ def test_no_character_is_cut(name: str) -> None:
     """Wherever it stands in a long word."""
     character = CHARACTERS[name]
     for before in range(26):
-        pieces = pieces_of("x" * before + character + "y" * 30)
-        assert len(pieces) > 1
-        assert any(character in piece for piece in pieces)
+        chunks = split_text("x" * before + character + "y" * 30)
+        assert len(chunks) > 1
+        assert any(character in chunk for chunk in chunks)
 
 
 def test_words_stay_whole() -> None:
     """Some at a time, with the blanks after them."""
-    pieces = pieces_of("Goods can be returned within 30 days, with the receipt. " * 20)
+    chunks = split_text("Goods can be returned within 30 days, with the receipt. " * 20)
 
-    assert all(piece.endswith(" ") for piece in pieces)
-    assert max(map(len, pieces)) <= 25
-    assert len(pieces) > 40
-    assert pieces_of("") == []
-    assert max(map(len, pieces_of("日本語" * 30))) == 24
+    assert all(chunk.endswith(" ") for chunk in chunks)
+    assert max(map(len, chunks)) <= 25
+    assert len(chunks) > 40
+    assert split_text("") == []
+    assert max(map(len, split_text("日本語" * 30))) == 24
