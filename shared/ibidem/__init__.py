@@ -23,6 +23,7 @@ from ibidem.errors import (
 from ibidem.examples.example import Example
 from ibidem.lifecycle.invalidation import Invalidated
 from ibidem.provenance import aforget, forget
+from ibidem.renamed import refuse_old_arguments
 from ibidem.scope import namespace_of, scope
 from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import Embedder
     from ibidem.lifecycle.eviction import Eviction
-    from ibidem.matching.policy import ContextRule
+    from ibidem.matching.policy import DocumentPolicy
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 
+@refuse_old_arguments
 def open(
     path: str | Path | None = None,
     *,
@@ -68,22 +70,22 @@ def open(
     chroma_headers: Mapping[str, str] | None = None,
     embedder: str | Embedder | Any = None,
     threshold: float | None = None,
-    context: ContextRule | None = None,
-    max_wrong: float | None = None,
+    document_policy: DocumentPolicy | None = None,
+    max_error_rate: float | None = None,
     audit_rate: float | None = None,
-    judge: Callable[[str, str, str], bool] | None = None,
+    compare: Callable[[str, str, str], bool] | None = None,
     ttl: float | None = None,
     namespace_ttl: Mapping[str, float] | None = None,
     jitter: float | None = None,
     sliding: bool | None = None,
-    grace: float | None = None,
+    stale_while_revalidate: float | None = None,
     max_entries: int | None = None,
     max_bytes: int | None = None,
     eviction: Eviction | None = None,
     max_temperature: float | None = None,
-    write_quota: int | None = None,
+    max_writes_per_hour: int | None = None,
     redact: Callable[[str], str] | None = None,
-    admit: Callable[[Request, Answer], bool] | None = None,
+    should_store: Callable[[Request, Answer], bool] | None = None,
     single_flight: float | None = None,
     examples: bool | None = None,
     example_ttl: float | None = None,
@@ -102,36 +104,37 @@ def open(
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.
         threshold: Least score of a candidate (0.5 to 1; it reads like a cosine similarity). Not given,
-            `max_wrong` decides.
-        max_wrong: Wrong answers per hit by meaning that you accept (above 0, at most 0.0375, or below 0.5
-            with `audit_rate` or `threshold`; 0.02).
+            `max_error_rate` decides.
+        max_error_rate: Wrong answers per hit by meaning that you accept (above 0, at most 0.0375, or below
+            0.5 with `audit_rate` or `threshold`; 0.02).
         audit_rate: Share of the hits by meaning that are audited (0 to 1; 0): the model is asked although
-            an answer is stored, and `judge` compares the two. Above 0, nothing is served by meaning until
-            the judgements show that `max_wrong` is kept. At 0 a threshold that was measured for
-            `max_wrong` on other traffic decides.
-        judge: Called with question, stored answer and fresh answer, in a background thread; returns
+            an answer is stored, and `compare` judges the two. Above 0, nothing is served by meaning until
+            the judgements show that `max_error_rate` is kept. At 0 a threshold that was measured for
+            `max_error_rate` on other traffic decides.
+        compare: Called with question, stored answer and fresh answer, in a background thread; returns
             whether the stored one would have been right. Default: `ibidem.audits.judge.AnswerJudge`, a
             stand-in for short answers.
-        context: Which documents must be unchanged: `evidence` (those that support the answer; default),
-            `same` (all of them) or `ignore`.
+        document_policy: Which documents must be unchanged: `supporting` (those that support the answer;
+            default), `all` or `ignore` (none).
         ttl: Seconds an answer lives (30 days); `math.inf` for ever.
         namespace_ttl: The same for single namespaces, by their names.
         jitter: Share of its life (0 to below 1; 0) by which an answer may die earlier, so that those stored
             together do not expire together.
         sliding: True to let the life of an answer begin anew whenever it is served. A wrong answer that is
             often asked for then lives for ever.
-        grace: Seconds (0) after its life in which an answer is still served while one caller refreshes it.
+        stale_while_revalidate: Seconds (0) after its life in which an answer is still served while one caller
+            refreshes it.
         max_entries: Answers kept (any number); then the least useful are evicted, within about a second.
         max_bytes: Bytes they may take in the database (any number), estimated from texts and vectors.
         eviction: What is evicted: `cost`, what saves the fewest tokens (default), or `lru`, what was not
             asked for the longest.
         max_temperature: Answers sampled at a higher temperature are not stored (1.0, where providers
             sample unless told otherwise: above it somebody wants variety).
-        write_quota: Answers stored per namespace and hour by this process (any number), against poisoning.
+        max_writes_per_hour: Answers stored per namespace by this process (any number), against poisoning.
         redact: Returns a text without what must not be stored, such as names or keys. A question that it
             changes is compared exactly and written to logs as it returns it; an answer that it changes is
             not stored. What the logs hold already is redacted in the background.
-        admit: Called with a request and its answer; returns whether the answer may be stored.
+        should_store: Called with a request and its answer; returns whether the answer may be stored.
         single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
             asking too; 0 switches it off.
         examples: False to keep no examples: questions and answers, by default those that are stored, for
@@ -145,7 +148,8 @@ def open(
 
     Raises:
         ConfigurationError: A setting is wrong, or another cache that is open on this place contradicts it.
-        InvalidInput: `judge`, `redact` or `admit` cannot be called.
+        InvalidInput: `compare`, `redact` or `should_store` cannot be called, or an argument has another name
+            since 0.2.
         EmbedderUnavailable: No embedding model was found.
         StorageError: The place cannot be used.
     """

@@ -128,8 +128,8 @@ def _threshold(settings: Settings, records: Records, fingerprint: str) -> Iterat
     fitted = adoption.adopted(records, fingerprint, faults)
     if faults.counts():
         yield Finding("threshold", False, "the fitted threshold cannot be read; run ibidem fit again")
-    elif fitted.moved and (max_wrong := settings.policy.max_wrong) is not None:
-        text = f"{fitted.threshold(max_wrong):.4f} for max_wrong {max_wrong:g}, by ibidem fit"
+    elif fitted.moved and (max_error_rate := settings.policy.max_error_rate) is not None:
+        text = f"{fitted.threshold(max_error_rate):.4f} for max_error_rate {max_error_rate:g}, by ibidem fit"
         yield Finding("threshold", True, f"{text} to {fitted.labels:,} labelled questions")
 
 

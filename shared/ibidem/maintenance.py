@@ -24,7 +24,7 @@ class Housekeeping:
     Args:
         removal: Deletes.
         bounds: How large the place may grow.
-        lifetime: Whether a life begins anew with every hit, and how long its grace is.
+        lifetime: Whether a life begins anew with every hit, and its `stale_while_revalidate`.
         clock: Seconds since the epoch.
     """
 

@@ -10,11 +10,12 @@ from ibidem.cache import SemanticCache
 from ibidem.costs import read_prices
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.rules import Admission
+from ibidem.renamed import require_new_names
 from ibidem.runtime import acquire
 from ibidem.settings import Settings, read_settings
 from ibidem.types import digest
 
-_HOOKS = ("judge", "redact", "admit", "on_lookup")
+_HOOKS = ("compare", "redact", "should_store", "on_lookup")
 
 
 def name_of(redact: Callable[[str], str]) -> str:
@@ -43,14 +44,15 @@ def open_cache(given: dict[str, Any]) -> SemanticCache:
 
 def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a `SemanticCache` with these settings and hooks; raises as `ibidem.open` does."""
+    require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
     shared = acquire(settings)
     admission = Admission(
         shared.faults,
         redact=hooks.get("redact"),
-        admit=hooks.get("admit"),
+        should_store=hooks.get("should_store"),
         max_temperature=settings.max_temperature,
-        write_quota=settings.write_quota,
+        max_writes_per_hour=settings.max_writes_per_hour,
     )
     if (redact := hooks.get("redact")) is not None:
         shared.mask(admission.attempted, name_of(redact))
@@ -60,7 +62,7 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         "lifetime": settings.lifetime,
         "admission": admission,
         "single_flight": settings.single_flight,
-        "auditor": auditor_for(shared, settings, hooks.get("judge")),
+        "auditor": auditor_for(shared, settings, hooks.get("compare")),
         "on_lookup": hooks.get("on_lookup"),
         "examples": settings.examples,
         "prices": prices,

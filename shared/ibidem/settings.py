@@ -19,7 +19,8 @@ from ibidem._util.urls import redact_url
 from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.lifecycle.eviction import Bounds, Eviction
 from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Lifetime
-from ibidem.matching.policy import ContextRule, Policy, threshold_for
+from ibidem.matching.policy import DocumentPolicy, Policy, threshold_for
+from ibidem.renamed import ARGUMENTS, VALUES
 from ibidem.types import storable
 
 # Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
@@ -49,7 +50,7 @@ def _similarity(value: Any) -> Any:
         raise ValueError("must be a number from 0.5 to 1.0") from None
     if not 0.5 <= number <= 1.0:
         raise ValueError(
-            "is a cosine similarity from 0.5 to 1.0, higher is stricter; without it max_wrong decides. "
+            "is a cosine similarity from 0.5 to 1.0, higher is stricter; without it max_error_rate decides. "
             "A distance d is the similarity 1 - d"
         )
     return number
@@ -95,6 +96,14 @@ def _headers(value: Any) -> Any:
     return dict(value)
 
 
+def _document_policy(value: Any) -> Any:
+    """Refuse the values of version 0.1 by naming the new ones."""
+    renamed = VALUES["document_policy"].get(value) if isinstance(value, str) else None
+    if renamed is not None:
+        raise ValueError(f"is called {renamed!r} since version 0.2")
+    return value
+
+
 def _prices(value: Any) -> Any:
     """A file, or a mapping; what is in it is for `ibidem.costs` to judge."""
     if value is None or isinstance(value, Mapping):
@@ -124,19 +133,19 @@ class Settings(BaseSettings):
     chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None
     embedder: Any = None
     threshold: Annotated[float, BeforeValidator(_similarity)] | None = None
-    max_wrong: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
+    max_error_rate: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
     audit_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    context: ContextRule = "evidence"
+    document_policy: Annotated[DocumentPolicy, BeforeValidator(_document_policy)] = "supporting"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
     namespace_ttl: Mapping[str, Annotated[float, Field(gt=0)]] = {}
     jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     sliding: bool = False
-    grace: Annotated[float, Field(ge=0.0)] = 0.0
+    stale_while_revalidate: Annotated[float, Field(ge=0.0)] = 0.0
     max_entries: Annotated[int, Field(ge=1)] | None = None
     max_bytes: Annotated[int, Field(ge=LEAST_BYTES)] | None = None
     eviction: Eviction = "cost"
     max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
-    write_quota: Annotated[int, Field(ge=1)] | None = None
+    max_writes_per_hour: Annotated[int, Field(ge=1)] | None = None
     single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
     examples: bool = True
     example_ttl: Annotated[float, Field(gt=0)] = math.inf
@@ -144,15 +153,15 @@ class Settings(BaseSettings):
     telemetry_namespace: bool = False
 
     @field_validator(
-        "ttl", "grace", "max_entries", "max_bytes", "write_quota", "max_temperature", "single_flight",
-        "example_ttl",
+        "ttl", "stale_while_revalidate", "max_entries", "max_bytes", "max_writes_per_hour", "max_temperature",
+        "single_flight", "example_ttl",
         mode="before",
     )  # fmt: skip
     @classmethod
     def _no_switch(cls, value: Any) -> Any:
         """Refuse `True`, which would be one second, or one entry."""
         if isinstance(value, bool):
-            raise ValueError("is a number, no switch")
+            raise ValueError("must be a number, not a bool")
         return value
 
     @property
@@ -169,20 +178,20 @@ class Settings(BaseSettings):
     def policy(self) -> Policy:
         """The decision's part of the settings.
 
-        Without audits the threshold is fixed: the one given, else the one measured for `max_wrong`. With
+        Without audits the threshold is fixed: the one given, else the one measured for `max_error_rate`. With
         audits it is only where candidates begin that the budget is asked about.
         """
         if self.threshold is not None:
             threshold = self.threshold
         else:
-            threshold = AUDIT_FLOOR if self.audit_rate else threshold_for(self.max_wrong)
-        chosen = None if self.threshold is not None or self.audit_rate else self.max_wrong
-        return Policy(threshold=threshold, context=self.context, max_wrong=chosen)
+            threshold = AUDIT_FLOOR if self.audit_rate else threshold_for(self.max_error_rate)
+        chosen = None if self.threshold is not None or self.audit_rate else self.max_error_rate
+        return Policy(threshold=threshold, document_policy=self.document_policy, max_error_rate=chosen)
 
     @property
     def lifetime(self) -> Lifetime:
         """How long answers live."""
-        return Lifetime(self.ttl, self.namespace_ttl, self.jitter, self.sliding, self.grace)
+        return Lifetime(self.ttl, self.namespace_ttl, self.jitter, self.sliding, self.stale_while_revalidate)
 
     @property
     def bounds(self) -> Bounds:
@@ -208,7 +217,7 @@ def checked_settings(chosen: Mapping[str, Any]) -> Settings:
         settings.policy  # noqa: B018  # a share that no threshold is known for is refused here
         return settings
     except InvalidInput as error:
-        raise ConfigurationError(f"cannot open the cache: max_wrong: {error}") from None
+        raise ConfigurationError(f"cannot open the cache: max_error_rate: {error}") from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {_said(problem)}" for problem in error.errors()
@@ -222,6 +231,8 @@ def _said(problem: Any) -> str:
     if problem["loc"][0] == "chroma_headers":
         return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
+        if renamed := ARGUMENTS.get(str(problem["loc"][0])):
+            return f"is called {renamed} since version 0.2"
         return f"there is no such setting; there are {', '.join(Settings.model_fields)}"
     given = problem["input"]
     if problem["loc"][0] in ("database", "chroma"):  # whose URLs may hold passwords
@@ -241,7 +252,11 @@ def _require_known_variables() -> None:
     if not unknown:
         return
     said, short = [], {name.removeprefix(PREFIX): name for name in known}
+    renamed = {f"{PREFIX}{old.upper()}": f"{PREFIX}{new.upper()}" for old, new in ARGUMENTS.items()}
     for name in unknown:
+        if renamed.get(name) in known:
+            said.append(f"{name} (is called {renamed[name]} since version 0.2)")
+            continue
         near = get_close_matches(name.removeprefix(PREFIX), short, n=1, cutoff=0.5)
         said.append(f"{name} (did you mean {short[near[0]]}?)" if near else name)
     raise ConfigurationError(

@@ -312,8 +312,8 @@ class Rejected:
     """The answer was not stored, and why.
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
-    `write_quota` (see `ibidem.open`), `invalidated` (what it rests on was, while it was being made),
-    `bypassed`, `error`.
+    `write_quota` (`max_writes_per_hour` of `ibidem.open`), `invalidated` (what it rests on was, while it was
+    being made), `bypassed`, `error`.
     """
 
     reason: str

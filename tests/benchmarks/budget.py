@@ -85,7 +85,9 @@ def run(stream: Stream, scorer: Scorer, given: argparse.Namespace, seed: int, br
     """One replay of a stream."""
     draw, rows = random.Random(seed), stream.rows
     broken = [number >= broken_from and draw.random() < BROKEN for number in range(len(rows))]
-    budget = Budget(max_wrong=given.max_wrong, audit_rate=given.audit_rate, random=random.Random(seed).random)
+    budget = Budget(
+        max_error_rate=given.max_error_rate, audit_rate=given.audit_rate, random=random.Random(seed).random
+    )
     done = Run(rows, scorer, budget, broken)
     done.next()
     replay(rows, [vector if vector.any() else None for vector in stream.vectors], done, done.next)
@@ -152,7 +154,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--data", type=Path, required=True, help="folder with streams/*.jsonl")
     options.add_argument("--requests", type=int, default=9000, help="at most this many per stream")
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--max-wrong", type=float, default=0.02)
+    options.add_argument("--max-error-rate", type=float, default=0.02)
     options.add_argument("--audit-rate", type=float, default=0.05)
     options.add_argument("--vectors", type=Path, help="folder to keep vectors in")
     options.add_argument("--only", nargs="*", help="only these streams")
@@ -182,7 +184,7 @@ def main() -> None:
     streams = {stream.name: stream for stream in load_streams(given.data, embedder, given.vectors)}
     trained = json.loads((files("ibidem.matching") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
     table = Table(
-        title=f"budget {given.max_wrong:.1%}, audits {given.audit_rate:.0%}, {given.seeds} seeds, "
+        title=f"budget {given.max_error_rate:.1%}, audits {given.audit_rate:.0%}, {given.seeds} seeds, "
         f"at most {given.requests:,} requests each, {embedder.fingerprint}"
     )
     for head in HEADS:

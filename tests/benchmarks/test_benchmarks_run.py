@@ -169,7 +169,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> BagOfWords:
 def test_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every stream has a line, those that break and drift too; of answers that went stale more are wrong."""
     write_streams(tmp_path, banking77=easy(600, 1), clinc150=easy(600, 2), atis=easy(600, 3))
-    options = ("--requests", "600", "--seeds", "1", "--max-wrong", "0.1", "--audit-rate", "0.1")
+    options = ("--requests", "600", "--seeds", "1", "--max-error-rate", "0.1", "--audit-rate", "0.1")
     monkeypatch.setattr("sys.argv", ["budget", "--data", str(tmp_path), *options])
     budget_benchmark.main()
     found = lines_of(capsys.readouterr().err)

@@ -81,18 +81,18 @@ class CacheContract:
             assert cache.lookup(Request(question, documents=DOCS[::-1]))
 
     def test_documents_that_do_not_support_the_answer_may_change(self, open_cache) -> None:
-        """Unless the context rule is `same`."""
+        """Unless the document policy is `all`."""
         other = (DOCS[0], Document("d3", "We also have a shop in Nice."))
         asked, again = (
             Request("how long to return goods", documents=DOCS),
             Request("how long to return goods", documents=other),
         )
-        evidence, same = open_cache(), open_cache(context="same")
-        evidence.store(asked, ANSWER)
+        supporting, every = open_cache(), open_cache(document_policy="all")
+        supporting.store(asked, ANSWER)
 
-        assert evidence.lookup(again).tier == "semantic"
-        assert same.lookup(again).reason == "documents_changed"
-        assert same.lookup(asked)
+        assert supporting.lookup(again).tier == "semantic"
+        assert every.lookup(again).reason == "documents_changed"
+        assert every.lookup(asked)
 
     def test_guards_veto(self, cache) -> None:
         """The reason names the guard."""

@@ -76,8 +76,8 @@ class LifecycleContract:
         assert not cache.lookup(QUESTION)
 
     def test_within_the_grace_one_caller_refreshes_and_the_others_are_served(self, open_cache) -> None:
-        """Until the fresh answer is stored; after the grace nobody is served."""
-        cache = open_cache(ttl=100, grace=50)
+        """Until the fresh answer is stored; after that nobody is served."""
+        cache = open_cache(ttl=100, stale_while_revalidate=50)
         clock = Clock(cache)
         cache.store(QUESTION, ANSWER)
         clock.advance(120)
@@ -95,7 +95,7 @@ class LifecycleContract:
 
     def test_a_stale_answer_is_found_by_meaning_too(self, open_cache) -> None:
         """The first reworded question refreshes, the second is served."""
-        cache = open_cache(ttl=100, grace=50)
+        cache = open_cache(ttl=100, stale_while_revalidate=50)
         clock = Clock(cache)
         cache.store(QUESTION, ANSWER)
         clock.advance(120)
@@ -104,7 +104,7 @@ class LifecycleContract:
 
     def test_a_stale_answer_does_not_begin_a_new_life(self, open_cache) -> None:
         """Though lives slide: it is to be refreshed."""
-        cache = open_cache(ttl=100, grace=1000, sliding=True)
+        cache = open_cache(ttl=100, stale_while_revalidate=1000, sliding=True)
         clock = Clock(cache)
         cache.store(QUESTION, ANSWER)
         clock.advance(150)
@@ -231,10 +231,10 @@ class LifecycleContract:
 
     def test_the_user_may_refuse_an_answer(self, open_cache) -> None:
         """A predicate that fails refuses too."""
-        cache = open_cache(admit=lambda request, answer: "fine" in answer.text)
+        cache = open_cache(should_store=lambda request, answer: "fine" in answer.text)
         assert cache.store(QUESTION, ANSWER)
         assert cache.store(QUESTION, Answer("bad")) == Rejected("not_admitted")
-        broken = open_cache(admit=lambda request, answer: 1 / 0)
+        broken = open_cache(should_store=lambda request, answer: 1 / 0)
         assert broken.store(QUESTION, ANSWER) == Rejected("not_admitted")
         assert broken.stats().rejected == {"not_admitted": 1}
 
@@ -246,7 +246,7 @@ class LifecycleContract:
 
     def test_a_namespace_writes_no_more_than_its_quota(self, open_cache) -> None:
         """Others go on."""
-        cache = open_cache(write_quota=3)
+        cache = open_cache(max_writes_per_hour=3)
         stored = [bool(cache.store(Request(f"q{n}", namespace="a"), ANSWER)) for n in range(5)]
         assert stored == [True, True, True, False, False]
         assert cache.store(Request("q", namespace="b"), ANSWER)
@@ -254,7 +254,7 @@ class LifecycleContract:
 
     def test_a_store_that_fails_spends_no_quota(self, open_cache, monkeypatch) -> None:
         """The database was away for a moment."""
-        cache = open_cache(write_quota=1)
+        cache = open_cache(max_writes_per_hour=1)
         with monkeypatch.context() as broken:
             broken.setattr(cache._runtime.records, "put", None)
             assert cache.store(QUESTION, ANSWER) == Rejected("error")

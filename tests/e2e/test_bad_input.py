@@ -144,7 +144,7 @@ class TestSettings:
             ({"threshold": "high"}, "threshold: "),
             ({"threshold": math.nan}, r"threshold: .*0\.5 to 1\.0"),
             ({"threshold": []}, "threshold: "),
-            ({"context": "some"}, "context: .*evidence.*same.*ignore"),
+            ({"document_policy": "some"}, "document_policy: .*supporting.*all.*ignore"),
             ({"ttl": 0}, "ttl: .*greater than 0"),
             ({"ttl": -5}, "ttl: .*greater than 0"),
             ({"ttl": math.nan}, "ttl: "),
@@ -179,7 +179,7 @@ class TestSettings:
             ("IBIDEM_THRESHOLD", "abc"),
             ("IBIDEM_THRESHOLD", "0.1"),
             ("IBIDEM_TTL", "forever"),
-            ("IBIDEM_CONTEXT", "all"),
+            ("IBIDEM_DOCUMENT_POLICY", "some"),
             ("IBIDEM_CHROMA", "localhost:8000"),
         ],
     )

@@ -114,7 +114,7 @@ class TestDemo:
     def test_fails_if_an_edit_goes_unnoticed_or_a_near_miss_is_answered(
         self, script: str, place: Path
     ) -> None:
-        done = run_demo(script, place, "--threshold", "0.85", IBIDEM_CONTEXT="ignore")
+        done = run_demo(script, place, "--threshold", "0.85", IBIDEM_DOCUMENT_POLICY="ignore")
         assert done.returncode == 1
         assert "FAILED edited where the answer comes from" in done.stdout
         assert "WRONG HIT, semantic" in done.stdout

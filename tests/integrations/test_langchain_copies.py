@@ -151,8 +151,8 @@ def test_a_template_that_selects_examples(open_cache: OpenCache) -> None:
 
 
 def test_a_cache_that_cannot_travel_says_what_to_do(open_cache: OpenCache) -> None:
-    with pytest.raises(InvalidInput, match="with this judge.*open the cache in the other process"):
-        pickle.dumps(model(IbidemCache(open_cache(judge=Unsendable()))))
+    with pytest.raises(InvalidInput, match="with this compare.*open the cache in the other process"):
+        pickle.dumps(model(IbidemCache(open_cache(compare=Unsendable()))))
 
 
 class Unsendable:

@@ -306,8 +306,8 @@ async def test_documents_may_have_new_ids_and_come_in_another_order(desk: Desk) 
 async def test_all_documents_must_be_the_same_under_the_strict_rule(
     fake: FakeBackend, open_cache: OpenCache
 ) -> None:
-    """Under `context="same"` any changed document costs a call."""
-    desk = Desk(fake, open_cache(context="same"))
+    """Under `document_policy="all"` any changed document costs a call."""
+    desk = Desk(fake, open_cache(document_policy="all"))
     fake.obey(lambda last, number: ABOUT_RIVERS)
     synthesizer = desk.synthesizer()
     await ask(engine_of(synthesizer), ASKED)

@@ -201,7 +201,7 @@ def test_the_judge_is_given_question_stored_and_fresh_answer(audited) -> None:
         heard.append((texts, threading.get_ident()))
         return True
 
-    cache = audited(judge=judge)
+    cache = audited(compare=judge)
     fill(cache, 1)
     ask(cache, 0, "quite another")
     cache.flush()
@@ -217,7 +217,7 @@ def test_a_judge_that_fails_is_counted(audited) -> None:
     def judge(*_: str) -> bool:
         raise RuntimeError("no model today")
 
-    cache = audited(judge=judge)
+    cache = audited(compare=judge)
     fill(cache, 2)
     for n in range(2):
         ask(cache, n)
@@ -230,7 +230,7 @@ def test_a_judge_that_fails_is_counted(audited) -> None:
 def test_a_slow_judge_keeps_nobody_waiting(audited) -> None:
     """Lookups, stores and statistics go on; its judgement comes when it comes."""
     released = threading.Event()
-    cache = audited(judge=lambda *_: released.wait(30))
+    cache = audited(compare=lambda *_: released.wait(30))
     fill(cache, 3)
     for n in range(3):
         assert ask(cache, n).seconds < 5
@@ -243,7 +243,7 @@ def test_a_slow_judge_keeps_nobody_waiting(audited) -> None:
 
 def test_answers_that_are_not_kept_are_not_judged(audited) -> None:
     """A truncated answer says nothing about the stored one; a tool call does: a text is no substitute."""
-    cache = audited(judge=lambda *_: True)
+    cache = audited(compare=lambda *_: True)
     fill(cache, 2)
     request = Request(reworded(0))
     cache.lookup(request)
@@ -276,7 +276,7 @@ def test_more_than_the_judge_can_do_is_dropped(audited, monkeypatch) -> None:
     """And counted."""
     monkeypatch.setattr("ibidem.audits.ledger.WAITING", 1)
     begun, released = threading.Event(), threading.Event()
-    cache = audited(judge=lambda *_: begun.set() or released.wait(30))
+    cache = audited(compare=lambda *_: begun.set() or released.wait(30))
     fill(cache, 4)
     ask(cache, 0)
     assert begun.wait(10)
@@ -496,7 +496,7 @@ def test_the_command_line_says_how_to_begin(open_cache, tmp_path: Path) -> None:
 
 def test_without_audits_the_threshold_decides(open_cache) -> None:
     """As ever: no judgement, no budget, no thread."""
-    cache = open_cache(threshold=None, max_wrong=0.03)
+    cache = open_cache(threshold=None, max_error_rate=0.03)
     fill(cache, 1)
     cache.lookup(Request(reworded(0)))
     cache.flush()
@@ -507,7 +507,13 @@ def test_without_audits_the_threshold_decides(open_cache) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_wrong": 0.0}, {"max_wrong": 0.5}, {"max_wrong": "x"}, {"audit_rate": -0.1}, {"audit_rate": 1.1}],
+    [
+        {"max_error_rate": 0.0},
+        {"max_error_rate": 0.5},
+        {"max_error_rate": "x"},
+        {"audit_rate": -0.1},
+        {"audit_rate": 1.1},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     """By name."""
@@ -518,28 +524,28 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
 @pytest.mark.parametrize("share", [0.0376, 0.05, 0.4, 0.49])
 def test_a_share_that_no_threshold_is_known_for_is_refused(tmp_path: Path, share: float) -> None:
     """Else it would do nothing; with audits or a threshold it is no promise of the shipped score."""
-    with pytest.raises(ConfigurationError, match=r"max_wrong: .* at most 0\.0375.*threshold.*audit_rate"):
-        ibidem.open(tmp_path, embedder=BagOfWords(), max_wrong=share)
-    assert read_settings(max_wrong=share, audit_rate=0.01).policy.threshold == AUDIT_FLOOR
-    assert read_settings(max_wrong=share, threshold=0.7).policy == Policy(0.7)
-    assert read_settings(max_wrong=0.0375).policy.max_wrong == 0.0375
+    with pytest.raises(ConfigurationError, match=r"max_error_rate: .* at most 0\.0375.*audit_rate"):
+        ibidem.open(tmp_path, embedder=BagOfWords(), max_error_rate=share)
+    assert read_settings(max_error_rate=share, audit_rate=0.01).policy.threshold == AUDIT_FLOOR
+    assert read_settings(max_error_rate=share, threshold=0.7).policy == Policy(0.7)
+    assert read_settings(max_error_rate=0.0375).policy.max_error_rate == 0.0375
 
 
 def test_settings_come_from_the_environment(monkeypatch) -> None:
     """And say which policy follows."""
     assert read_settings(threshold=0.9).policy == Policy(0.9)
     assert 0.9 <= read_settings().policy.threshold <= 1.0
-    monkeypatch.setenv("IBIDEM_MAX_WRONG", "0.1")
+    monkeypatch.setenv("IBIDEM_MAX_ERROR_RATE", "0.1")
     monkeypatch.setenv("IBIDEM_AUDIT_RATE", "0.25")
     found = read_settings()
 
-    assert (found.max_wrong, found.audit_rate, found.policy) == (0.1, 0.25, Policy(AUDIT_FLOOR))
+    assert (found.max_error_rate, found.audit_rate, found.policy) == (0.1, 0.25, Policy(AUDIT_FLOOR))
 
 
-def test_a_judge_must_be_callable(tmp_path: Path) -> None:
-    """Told when the cache is opened, not at the first audit."""
-    with pytest.raises(InvalidInput, match="judge must be callable, not str"):
-        ibidem.open(tmp_path, embedder=BagOfWords(), judge="gpt")  # type: ignore[arg-type]
+def test_compare_must_be_callable(tmp_path: Path) -> None:
+    """Checked when the cache is opened, not at the first audit."""
+    with pytest.raises(InvalidInput, match="compare must be callable, not str"):
+        ibidem.open(tmp_path, embedder=BagOfWords(), compare="gpt")  # type: ignore[arg-type]
 
 
 def test_a_scorer_has_a_name() -> None:

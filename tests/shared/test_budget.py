@@ -55,9 +55,9 @@ def drive(budget: Budget, requests: Traffic, run: Run | None = None) -> Run:
     return run
 
 
-def new(seed: int = 7, max_wrong: float = 0.02, audit_rate: float = 0.05) -> Budget:
+def new(seed: int = 7, max_error_rate: float = 0.02, audit_rate: float = 0.05) -> Budget:
     """A budget whose draws are those of the seed."""
-    return Budget(max_wrong=max_wrong, audit_rate=audit_rate, random=random.Random(seed).random)
+    return Budget(max_error_rate=max_error_rate, audit_rate=audit_rate, random=random.Random(seed).random)
 
 
 def test_nothing_is_served_without_evidence() -> None:
@@ -117,7 +117,7 @@ def test_wrong_audits_in_a_row_are_an_alarm() -> None:
     past = [
         (0.9 + score / 10, True, True) for score in map(random.Random(3).uniform, [0] * WINDOW, [1] * WINDOW)
     ]
-    budget = Budget.resumed(past, max_wrong=0.02, audit_rate=0.05)
+    budget = Budget.resumed(past, max_error_rate=0.02, audit_rate=0.05)
     assert budget.threshold < math.inf
     rates = []
     for _ in range(3):
@@ -186,7 +186,7 @@ def test_a_resumed_budget_knows_what_it_knew(quality: tuple[float, ...]) -> None
     budget.record = lambda *judged: (judgements.append(judged), record(*judged))[1]  # type: ignore[method-assign]
     for number, right in enumerate(quality):
         drive(budget, traffic(number, 2500, right))
-    again = Budget.resumed(judgements, max_wrong=0.02, audit_rate=0.05)
+    again = Budget.resumed(judgements, max_error_rate=0.02, audit_rate=0.05)
 
     assert len(judgements) < WINDOW or quality == (0.9,) or len(quality) == 2
     assert again.evidence == budget.evidence
@@ -198,7 +198,7 @@ def test_a_resumed_budget_knows_what_it_knew(quality: tuple[float, ...]) -> None
 def test_a_resumed_budget_serves_at_once() -> None:
     """And keeps its promise."""
     past = [(score, right, False) for score, right in traffic(1, 1500, 0.997)]
-    budget = Budget.resumed(past, max_wrong=0.02, audit_rate=0.05, random=random.Random(1).random)
+    budget = Budget.resumed(past, max_error_rate=0.02, audit_rate=0.05, random=random.Random(1).random)
     run = drive(budget, traffic(2, 5000, 0.997))
 
     assert run.hits(0, 200) > 20
@@ -229,7 +229,7 @@ def test_a_full_window_is_counted_right() -> None:
 @given(st.lists(st.tuples(st.floats(-1, 1), st.booleans(), st.booleans()), max_size=200))
 def test_any_judgements_are_borne(judgements: list[tuple[float, bool, bool]]) -> None:
     """Equal scores, few scores, all wrong, in any order."""
-    budget = Budget.resumed(judgements, max_wrong=0.02, audit_rate=0.05)
+    budget = Budget.resumed(judgements, max_error_rate=0.02, audit_rate=0.05)
     for score, right, audited in judgements:
         assert budget.decide(score) in ("serve", "audit", "probe", "refuse")
         budget.record(score, right, audited)

@@ -82,10 +82,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     """Arguments win over variables, variables over defaults."""
     monkeypatch.setenv("IBIDEM_PATH", str(tmp_path / "from-env"))
     monkeypatch.setenv("IBIDEM_THRESHOLD", "0.9")
-    monkeypatch.setenv("IBIDEM_CONTEXT", "same")
-    with ibidem.open(embedder=BagOfWords(), context="ignore") as cache:
+    monkeypatch.setenv("IBIDEM_DOCUMENT_POLICY", "all")
+    with ibidem.open(embedder=BagOfWords(), document_policy="ignore") as cache:
         assert (tmp_path / "from-env" / "ibidem.sqlite3").exists()
-        assert (cache.policy.threshold, cache.policy.context) == (0.9, "ignore")
+        assert (cache.policy.threshold, cache.policy.document_policy) == (0.9, "ignore")
 
 
 def test_two_caches_on_one_place_share_it(open_cache) -> None:

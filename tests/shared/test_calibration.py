@@ -67,16 +67,16 @@ def test_what_is_moved_is_proved(seed: int, count: int, edge: float, chance: flo
     """Whatever the labels: a moved threshold keeps its share or a stricter one; none is below the floor."""
     labels = judged(count, seed, lambda score: chance if score < edge else chance / 20)
     found = calibrate(labels, 0.0123)
-    thresholds = [found.threshold(level.max_wrong) for level in found.levels]
+    thresholds = [found.threshold(level.max_error_rate) for level in found.levels]
 
     assert AUDIT_FLOOR == FLOOR <= min(thresholds)
     assert thresholds == sorted(thresholds, reverse=True)
     for level in found.levels:
         if level.threshold is None or level.threshold == NEVER:
             continue
-        stricter = level.threshold in map(threshold_for, (one.max_wrong for one in found.levels))
+        stricter = level.threshold in map(threshold_for, (one.max_error_rate for one in found.levels))
         hits, wrong = served(labels, level.threshold)
-        assert stricter or clopper_pearson(wrong, hits, 2 * 0.98 - 1)[1] <= level.max_wrong
+        assert stricter or clopper_pearson(wrong, hits, 2 * 0.98 - 1)[1] <= level.max_error_rate
 
 
 # Far pairs. The fault that this replaces: labels of near pairs only, and a far one that scored 0.99.
@@ -134,9 +134,9 @@ def test_only_a_threshold_that_follows_from_max_wrong_is_moved() -> None:
     """One that was given stays, and so does the floor of audits."""
     found = Calibration((Level(0.02, 0.9),), 500)
 
-    assert found.applied(Policy(0.95, "same", 0.02)) == Policy(0.9, "same", 0.02)
+    assert found.applied(Policy(0.95, "all", 0.02)) == Policy(0.9, "all", 0.02)
     assert found.applied(Policy(0.95)) == Policy(0.95)
-    assert SHIPPED.applied(Policy(0.95, max_wrong=0.02)) == Policy(0.95, max_wrong=0.02)
+    assert SHIPPED.applied(Policy(0.95, max_error_rate=0.02)) == Policy(0.95, max_error_rate=0.02)
 
 
 # as text ----------------------------------------------------------------------------------------------

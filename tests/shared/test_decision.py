@@ -86,28 +86,28 @@ def test_a_stricter_threshold_never_serves_more(similarity: float, one: float, o
 
 
 @pytest.mark.parametrize(
-    ("rule", "entry", "asked", "agree"),
+    ("policy", "entry", "asked", "agree"),
     [
-        ("same", stored("x", ONE, TWO), (TWO, ONE), True),
-        ("same", stored("x", ONE, TWO, supports=(ONE,)), (ONE,), False),
-        ("evidence", stored("x", ONE, TWO, supports=(ONE,)), (ONE,), True),
-        ("evidence", stored("x", ONE, TWO, supports=(ONE,)), (THREE, ONE), True),
-        ("evidence", stored("x", ONE, TWO, supports=(ONE, TWO)), (ONE, THREE), False),
-        ("evidence", stored("x", ONE, TWO, supports=(ONE,)), (TWO,), False),
-        ("evidence", stored("x", ONE, TWO), (ONE,), False),
-        ("evidence", stored("x"), (ONE,), False),
+        ("all", stored("x", ONE, TWO), (TWO, ONE), True),
+        ("all", stored("x", ONE, TWO, supports=(ONE,)), (ONE,), False),
+        ("supporting", stored("x", ONE, TWO, supports=(ONE,)), (ONE,), True),
+        ("supporting", stored("x", ONE, TWO, supports=(ONE,)), (THREE, ONE), True),
+        ("supporting", stored("x", ONE, TWO, supports=(ONE, TWO)), (ONE, THREE), False),
+        ("supporting", stored("x", ONE, TWO, supports=(ONE,)), (TWO,), False),
+        ("supporting", stored("x", ONE, TWO), (ONE,), False),
+        ("supporting", stored("x"), (ONE,), False),
         ("ignore", stored("x", ONE), (), True),
     ],
 )
-def test_context_rules(rule, entry: Entry, asked: tuple[Document, ...], agree: bool) -> None:
-    """`same` compares the sets, `evidence` the supporting documents, `ignore` nothing."""
-    assert documents_agree(Request("x", documents=asked), entry, rule) is agree
+def test_document_policies(policy, entry: Entry, asked: tuple[Document, ...], agree: bool) -> None:
+    """`all` compares the sets, `supporting` the documents behind the answer, `ignore` nothing."""
+    assert documents_agree(Request("x", documents=asked), entry, policy) is agree
 
 
-@given(st.permutations([ONE, TWO, THREE]), st.sampled_from(["same", "evidence", "ignore"]))
-def test_the_same_documents_always_agree(order: list[Document], rule) -> None:
-    """Under every rule, in every order."""
-    assert documents_agree(Request("x", documents=tuple(order)), stored("x", ONE, TWO, THREE), rule)
+@given(st.permutations([ONE, TWO, THREE]), st.sampled_from(["all", "supporting", "ignore"]))
+def test_the_same_documents_always_agree(order: list[Document], policy) -> None:
+    """Under every policy, in every order."""
+    assert documents_agree(Request("x", documents=tuple(order)), stored("x", ONE, TWO, THREE), policy)
 
 
 class ByVectors:

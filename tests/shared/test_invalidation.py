@@ -216,7 +216,7 @@ def test_two_documents_of_one_text_are_both_behind_the_answer(open_cache) -> Non
 def test_audits_of_what_was_invalidated_are_not_made(open_cache) -> None:
     """Another answer is no proof against the old one: its document has changed."""
     judged = []
-    cache = open_cache(audit_rate=1.0, judge=lambda *texts: judged.append(texts) or True)
+    cache = open_cache(audit_rate=1.0, compare=lambda *texts: judged.append(texts) or True)
     document = Document("guide", "Hold the button.")
     cache.store(Request("how do I reset my radio", documents=(document,)), Answer("Hold it."))
     reworded = Request("how do I reset my old radio", documents=(document,))

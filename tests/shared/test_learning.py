@@ -49,7 +49,7 @@ def fit_cache(open_cache) -> Callable[..., SemanticCache]:
     """Opens caches that know the words of the labels, with one answer stored."""
 
     def opened(**settings: object) -> SemanticCache:
-        chosen = {"embedder": BagOfWords(DIMENSION), "threshold": None, "max_wrong": 0.02, **settings}
+        chosen = {"embedder": BagOfWords(DIMENSION), "threshold": None, "max_error_rate": 0.02, **settings}
         cache = open_cache(**chosen)
         cache.store(Request(STORED), Answer("an answer"))
         return cache
@@ -68,7 +68,7 @@ def records_of(tmp_path: Path) -> Records:
 ASKS = f"""
 import sys, ibidem
 from tests.embedders import BagOfWords
-with ibidem.open(sys.argv[1], embedder=BagOfWords({DIMENSION}), max_wrong=0.02) as cache:
+with ibidem.open(sys.argv[1], embedder=BagOfWords({DIMENSION}), max_error_rate=0.02) as cache:
     for line in sys.stdin:
         print("hit" if cache.lookup(ibidem.Request(line.strip())) else "miss")
 """
@@ -139,7 +139,7 @@ def test_a_fit_tells_what_it_brings(fit_cache) -> None:
     report = ibidem_lab.fit(cache, TOLD, dry_run=True)
 
     assert (report.questions, report.adopted, report.decided_by) == (600, True, "fit")
-    assert (report.max_wrong, report.threshold_before) == (0.02, threshold_for(0.02))
+    assert (report.max_error_rate, report.threshold_before) == (0.02, threshold_for(0.02))
     assert report.right == 0.5
     assert report.served_before.hits < 20
     assert report.served_after.hits > 200
@@ -301,7 +301,7 @@ def test_a_fitted_score_of_0_1_is_not_used(
 
 def test_doctor_tells_of_a_fitted_score_of_0_1(old_place: Path) -> None:
     """It is no fault, and is named with what to do."""
-    settings = read_settings(path=old_place, embedder=BagOfWords(DIMENSION), max_wrong=0.02)
+    settings = read_settings(path=old_place, embedder=BagOfWords(DIMENSION), max_error_rate=0.02)
     (told,) = (one for one in examine(settings) if one.check == "threshold")
     assert told.ok
     assert "version 0.1" in told.text
@@ -310,7 +310,7 @@ def test_doctor_tells_of_a_fitted_score_of_0_1(old_place: Path) -> None:
 
 def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path, fit_cache) -> None:
     """Scores of the fitted one are of another scale; what is shown is what the budget knows."""
-    cache = fit_cache(audit_rate=0.1, max_wrong=0.05)
+    cache = fit_cache(audit_rate=0.1, max_error_rate=0.05)
     (told,) = cache.stats().audits
     assert (told.audits, told.probes) == (0, 30)
     assert "30" in run_command("audit", "--path", old_place)
@@ -481,7 +481,7 @@ def written(file: Path, given: list[Label]) -> Path:
 
 def test_fit_on_the_command_line(fit_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run, a fit, a cache that uses it, back to the shipped threshold."""
-    monkeypatch.setenv("IBIDEM_MAX_WRONG", "0.02")
+    monkeypatch.setenv("IBIDEM_MAX_ERROR_RATE", "0.02")
     fit_cache().close()
     at = ("--path", tmp_path / "cache")
     file = written(tmp_path / "labels.jsonl", TOLD)

@@ -45,7 +45,7 @@ def test_stale_is_between_life_and_grace(age: float) -> None:
     """Never both, never neither."""
     expected = "alive" if age < 100 else "stale" if age < 150 else "expired"
 
-    assert Lifetime(ttl=100, grace=50).state(entry(), age) == expected
+    assert Lifetime(ttl=100, stale_while_revalidate=50).state(entry(), age) == expected
 
 
 def test_jitter_spreads_the_ends_of_lives() -> None:
@@ -77,6 +77,6 @@ def test_a_small_difference_of_clocks_is_tolerated_a_large_one_not() -> None:
 
 
 def test_what_never_expires_has_no_end() -> None:
-    """In the database NULL; the grace is part of the time until an entry is deleted."""
+    """In the database NULL; `stale_while_revalidate` is part of the time until an entry is deleted."""
     assert Lifetime(ttl=math.inf).expires(math.inf, 5.0) is None
-    assert Lifetime(ttl=10, grace=5).expires(10, 100.0) == 115.0
+    assert Lifetime(ttl=10, stale_while_revalidate=5).expires(10, 100.0) == 115.0

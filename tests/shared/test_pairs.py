@@ -58,7 +58,7 @@ def test_a_hit_by_meaning_is_a_pair_and_the_very_same_question_is_none(cache: Se
 
 def test_what_audits_and_people_said_is_a_label(open_cache) -> None:
     """Also once the entry is deleted, which bad feedback does; the last word on a pair counts."""
-    cache = open_cache(audit_rate=1.0, max_wrong=0.1)
+    cache = open_cache(audit_rate=1.0, max_error_rate=0.1)
     for n, fresh in ((1, "answer one"), (2, "something else entirely")):
         cache.store(Request(question(n)), Answer("answer one"))
         assert not cache.lookup(Request(reworded(n)))

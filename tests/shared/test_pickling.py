@@ -197,7 +197,7 @@ def test_the_environment_of_the_other_process_changes_nothing(
     [
         ("embedder", Guarded()),
         ("redact", lambda text: text),
-        ("judge", lambda *texts: True),
+        ("compare", lambda *texts: True),
         ("on_lookup", lambda request, result: threading.Lock()),
     ],
 )

@@ -179,7 +179,7 @@ def test_the_command_line_tells_what_is_used(path: Path, models: list[Path]) -> 
 def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> None:
     """Those of one model are never taken for those of another."""
     (copy / "thresholds.json").write_text(to_json(Calibration((Level(0.02, 0.875),), 500)))
-    with ibidem.open(path, max_wrong=0.02) as cache:
+    with ibidem.open(path, max_error_rate=0.02) as cache:
         shipped = cache.policy
         cache.promote(copy)
         assert cache.policy.threshold == 0.875
@@ -194,7 +194,7 @@ def test_a_score_that_version_0_1_fitted_is_left_where_it_is(
 ) -> None:
     """Whatever is in the file: the model is used, and the log says what is not."""
     (copy / "scorer.json").write_text("{")
-    with ibidem.open(path, max_wrong=0.02) as cache:
+    with ibidem.open(path, max_error_rate=0.02) as cache:
         shipped = cache.policy
         cache.promote(copy)
         assert cache.policy == shipped

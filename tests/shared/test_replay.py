@@ -244,14 +244,14 @@ def test_the_command_takes_the_first_rows(workload: Path) -> None:
 def test_max_wrong_is_a_threshold(workload: Path) -> None:
     """A laxer promise is a laxer threshold; both at once contradict each other."""
     strict, lax = (
-        float(re.findall(r"threshold (0\.\d+|1),", run(workload, "--max-wrong", level))[0])
+        float(re.findall(r"threshold (0\.\d+|1),", run(workload, "--max-error-rate", level))[0])
         for level in (0.001, 0.03)
     )
 
     assert strict > lax
-    assert "not both" in run(workload, "--max-wrong", 0.02, "--threshold", 0.9, code=2)
-    assert "--max-wrong is a share" in run(workload, "--max-wrong", 2, code=2)
-    assert "at most 0.0375" in run(workload, "--max-wrong", 0.04, code=2)
+    assert "not both" in run(workload, "--max-error-rate", 0.02, "--threshold", 0.9, code=2)
+    assert "--max-error-rate is a share" in run(workload, "--max-error-rate", 2, code=2)
+    assert "at most 0.0375" in run(workload, "--max-error-rate", 0.04, code=2)
     assert "0.5 to 1.0" in run(workload, "--threshold", 95, code=2)
 
 

@@ -300,7 +300,7 @@ def test_what_audits_say_is_held_against_the_budget(records: Records, budget: fl
     ]
     records.judgements.add([replace(one, scorer="scorer") for one in half])
 
-    assert said in read(records, max_wrong=budget, audit_rate=0.1).text
+    assert said in read(records, max_error_rate=budget, audit_rate=0.1).text
 
 
 def test_periods_fit_the_log() -> None:

@@ -12,7 +12,7 @@ from ibidem.matching.policy import (
     CosineScorer,
     LearnedScorer,
     features,
-    highest_max_wrong,
+    highest_error_rate,
     scorer_for,
     shipped,
     threshold_for,
@@ -129,7 +129,7 @@ def test_the_learned_scorer_is_for_its_embedder_only() -> None:
     assert isinstance(scorer_for("another"), CosineScorer)
 
 
-@given(st.floats(1e-6, highest_max_wrong()), st.floats(1e-6, highest_max_wrong()))
+@given(st.floats(1e-6, highest_error_rate()), st.floats(1e-6, highest_error_rate()))
 def test_more_wrong_hits_allow_a_lower_threshold(strict: float, lax: float) -> None:
     """The calibration is monotone and yields thresholds that can be set."""
     strict, lax = sorted((strict, lax))
@@ -137,8 +137,8 @@ def test_more_wrong_hits_allow_a_lower_threshold(strict: float, lax: float) -> N
     assert 1.0 >= threshold_for(strict) >= threshold_for(lax) >= 0.5
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, -0.1, 2.0, float("nan"), highest_max_wrong() + 1e-6])
+@pytest.mark.parametrize("share", [0.0, 0.5, -0.1, 2.0, float("nan"), highest_error_rate() + 1e-6])
 def test_max_wrong_is_a_share_that_was_measured(share: float) -> None:
     """2 for 2 % is told to be wrong, and what no threshold is known for."""
-    with pytest.raises(InvalidInput, match=rf"above 0 and at most {highest_max_wrong():g}"):
+    with pytest.raises(InvalidInput, match=rf"above 0 and at most {highest_error_rate():g}"):
         threshold_for(share)

@@ -8,14 +8,19 @@ import re
 from pathlib import Path
 
 import pytest
+from llama_index.core import Settings as LlamaIndexSettings
+from llama_index.core import get_response_synthesizer
+from llama_index.core.llms import MockLLM
 from typer.testing import CliRunner
 
 import ibidem
 import langchain_ibidem
-from ibidem import ConfigurationError
+import llama_index_ibidem
+from ibidem import ConfigurationError, InvalidInput, renamed
 from ibidem.cli.main import app
 from ibidem.embedding.minilm_files import CACHE_VARIABLE
-from ibidem.settings import ELSEWHERE, Settings, read_settings
+from ibidem.opening import parts_of
+from ibidem.settings import ELSEWHERE, Settings, checked_settings, read_settings
 from tests.helpers import ROOT, Child
 
 
@@ -37,12 +42,91 @@ def test_a_damaged_header_in_the_environment_is_not_quoted(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ttl", "grace", "max_entries", "write_quota", "max_temperature", "single_flight"]
+    "name",
+    [
+        "ttl",
+        "stale_while_revalidate",
+        "max_entries",
+        "max_writes_per_hour",
+        "max_temperature",
+        "single_flight",
+    ],
 )
 def test_a_switch_is_no_number(name: str) -> None:
     """`max_entries=True` would keep one answer."""
     with pytest.raises(ConfigurationError, match=f"{name}.*number"):
         read_settings(**{name: True})
+
+
+# names of version 0.1 ------------------------------------------------------------------------------------
+
+
+CALLERS = {
+    "open": lambda **options: ibidem.open(**options),
+    "IbidemCache": lambda **options: langchain_ibidem.IbidemCache(**options),
+    "langchain install": lambda **options: langchain_ibidem.install(**options),
+    "CachedLLM": lambda **options: llama_index_ibidem.CachedLLM(MockLLM(), **options),
+    "CachedSynthesizer": lambda **options: llama_index_ibidem.CachedSynthesizer(
+        get_response_synthesizer(llm=MockLLM()), **options
+    ),
+    "llama-index install": lambda **options: llama_index_ibidem.install(**options),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("old", renamed.ARGUMENTS)
+def test_an_old_argument_names_the_new_one(caller: str, old: str, tmp_path: Path, monkeypatch) -> None:
+    """Whatever opens a cache."""
+    monkeypatch.setattr(LlamaIndexSettings, "_llm", MockLLM())
+    with pytest.raises(InvalidInput, match=f"{old} is called {renamed.ARGUMENTS[old]} since version 0.2"):
+        CALLERS[caller](path=tmp_path / "cache", **{old: 1})
+    assert not (tmp_path / "cache").exists()
+
+
+OLD_SETTINGS = {old: new for old, new in renamed.ARGUMENTS.items() if new in Settings.model_fields}
+
+
+@pytest.mark.parametrize("old", OLD_SETTINGS)
+def test_an_old_variable_names_the_new_one(old: str, tmp_path: Path, monkeypatch) -> None:
+    """A cache must not fall back to a default in silence; `ibidem doctor` fails with the same message."""
+    monkeypatch.setenv(f"IBIDEM_{old.upper()}", "0.01")
+    message = f"IBIDEM_{old.upper()} (is called IBIDEM_{OLD_SETTINGS[old].upper()} since version 0.2)"
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        ibidem.open(tmp_path / "cache")
+    done = CliRunner().invoke(app, ["doctor"])
+    assert (done.exit_code, message in " ".join(done.output.split())) == (2, True)
+
+
+@pytest.mark.parametrize("old", OLD_SETTINGS)
+def test_a_setting_of_an_old_pickle_names_the_new_one(old: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{old}: is called {OLD_SETTINGS[old]} since version 0.2"):
+        checked_settings({old: 0.01})
+
+
+@pytest.mark.parametrize("hook", sorted(renamed.ARGUMENTS.keys() - OLD_SETTINGS.keys()))
+def test_a_function_of_an_old_pickle_names_the_new_one(hook: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=f"{hook} is called {renamed.ARGUMENTS[hook]} since version 0.2"):
+        parts_of(read_settings(path=tmp_path), {hook: bool})
+
+
+@pytest.mark.parametrize(
+    ("setting", "old", "new"),
+    [(setting, old, new) for setting, values in renamed.VALUES.items() for old, new in values.items()],
+)
+def test_an_old_value_names_the_new_one(setting: str, old: str, new: str, monkeypatch) -> None:
+    """As an argument and in the environment."""
+    message = f"{setting}: is called '{new}' since version 0.2"
+    with pytest.raises(ConfigurationError, match=message):
+        read_settings(**{setting: old})
+    monkeypatch.setenv(f"IBIDEM_{setting.upper()}", old)
+    with pytest.raises(ConfigurationError, match=message):
+        read_settings()
+
+
+def test_an_old_option_of_a_command_names_the_new_one() -> None:
+    done = CliRunner().invoke(app, ["replay", "workload.jsonl", "--max-wrong", "0.01"])
+    assert done.exit_code == 2
+    assert "--max-wrong is called --max-error-rate since version 0.2" in " ".join(done.output.split())
 
 
 # variables ----------------------------------------------------------------------------------------------

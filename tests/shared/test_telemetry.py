@@ -71,8 +71,8 @@ def test_an_exact_hit(sdk: Sdk, cache: SemanticCache) -> None:
         "ibidem.score": 1.0,
         "ibidem.threshold": 0.8,
         "ibidem.stale": False,
-        "ibidem.types.id": hit.entry_id,
-        "ibidem.types.age": hit.age,
+        "ibidem.entry.id": hit.entry_id,
+        "ibidem.entry.age": hit.age,
         "gen_ai.response.model": "gpt-4o-mini",
     }
     assert span.status.status_code is StatusCode.UNSET
@@ -354,7 +354,7 @@ async def test_tasks_have_their_own_parents(sdk: Sdk, cache: SemanticCache) -> N
     for span in stores:
         assert span.parent is not None
         assert span.attributes is not None
-        assert span.parent.span_id == expected[str(span.attributes["ibidem.types.id"])]
+        assert span.parent.span_id == expected[str(span.attributes["ibidem.entry.id"])]
     assert sorted(filter(None, parents_of(sdk))) == sorted(expected.values())
 
 
@@ -539,7 +539,7 @@ def named(cell: str) -> set[str]:
 @pytest.fixture
 def everything(sdk: Sdk, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> Sdk:
     """All that can be told was told."""
-    cache = open_cache(telemetry_namespace=True, audit_rate=1.0, threshold=None, judge=lambda *_: True)
+    cache = open_cache(telemetry_namespace=True, audit_rate=1.0, threshold=None, compare=lambda *_: True)
     cache.store(ASKED, PRICED)
     cache.lookup(ASKED)
     cache.lookup(REWORDED)

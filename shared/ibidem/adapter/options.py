@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ibidem
 from ibidem.errors import InvalidInput
+from ibidem.renamed import require_new_names
 from ibidem.types import require_bool, require_name, require_text
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def open_or_use(cache: SemanticCache | None, options: Mapping[str, Any], owner: 
     `owner` names, in messages, what the options were passed to.
 
     Raises:
-        InvalidInput: There are both, or an option does not exist.
+        InvalidInput: There are both, or an option does not exist, or has another name since 0.2.
         IbidemError: The cache cannot be opened.
     """
+    require_new_names(options, owner)
     if cache is not None:
         if options:
             raise InvalidInput(f"pass an open cache or options to open one, not both (got {sorted(options)})")

@@ -37,14 +37,14 @@ class Auditor:
 
     Args:
         ledger: The judgements of its place.
-        max_wrong: Wrong answers per hit by meaning that are accepted.
+        max_error_rate: Wrong answers per hit by meaning that are accepted.
         audit_rate: Share of the hits by meaning that are audited.
         judge: Compares a stored answer with the model's.
     """
 
-    def __init__(self, ledger: Ledger, max_wrong: float, audit_rate: float, judge: Judge) -> None:
+    def __init__(self, ledger: Ledger, max_error_rate: float, audit_rate: float, judge: Judge) -> None:
         self._ledger, self._judge = ledger, judge
-        self._max_wrong, self._audit_rate = max_wrong, audit_rate
+        self._max_error_rate, self._audit_rate = max_error_rate, audit_rate
 
     def rule(self, request: Request, candidate: Candidate, scorer: Scorer, now: float) -> Ruling:
         """Whether the candidate is served; if it is to be compared, the answer of the model is awaited.
@@ -54,7 +54,7 @@ class Auditor:
         Raises:
             StorageError: The judgements cannot be read.
         """
-        terms = Terms(request.namespace, self._max_wrong, self._audit_rate)
+        terms = Terms(request.namespace, self._max_error_rate, self._audit_rate)
         name = self._ledger.scorer
         ruling = self._ledger.rule(terms, candidate.score, scorer)
         if ruling in ("audit", "probe"):
@@ -80,7 +80,7 @@ class Auditor:
 
     def report(self) -> tuple[AuditStats, ...]:
         """What the judgements say; raises `StorageError`."""
-        return self._ledger.report(self._max_wrong, self._audit_rate)
+        return self._ledger.report(self._max_error_rate, self._audit_rate)
 
 
 def auditor_for(runtime: Runtime, settings: Settings, judge: Judge | None) -> Auditor | None:
@@ -88,7 +88,7 @@ def auditor_for(runtime: Runtime, settings: Settings, judge: Judge | None) -> Au
     if not settings.audit_rate:
         return None
     chosen = judge or AnswerJudge(_comparing(runtime, settings))
-    return Auditor(runtime.ledger, settings.max_wrong, settings.audit_rate, chosen)
+    return Auditor(runtime.ledger, settings.max_error_rate, settings.audit_rate, chosen)
 
 
 def _comparing(runtime: Runtime, settings: Settings) -> Embedder:
@@ -101,7 +101,7 @@ def _comparing(runtime: Runtime, settings: Settings) -> Embedder:
 
 
 def report_of(
-    records: Records, max_wrong: float, audit_rate: float, namespace: str | None = None
+    records: Records, max_error_rate: float, audit_rate: float, namespace: str | None = None
 ) -> tuple[AuditStats, ...]:
     """What the judgements of a database say, as a cache that is opened now will see them.
 
@@ -115,6 +115,6 @@ def report_of(
     scorers = [scorer_name(one, scorer_for(one)) for one in records.embedders.known()]
     for name, scorer in table.namespaces(REPORTED, namespace, scorers or None):
         rows = [row for _, row in table.newest(WINDOW, name, scorer)]
-        budget = resumed(Terms(name, max_wrong, audit_rate), rows)
+        budget = resumed(Terms(name, max_error_rate, audit_rate), rows)
         found.append(audit_stats(name, rows, budget.threshold, budget.alarms))
     return tuple(found)

@@ -1,6 +1,6 @@
 """Keep wrong answers per hit within a budget, from a trickle of judgements. Pure: no clock, no I/O.
 
-    budget = Budget(max_wrong=0.02, audit_rate=0.05, random=random.Random(7).random)
+    budget = Budget(max_error_rate=0.02, audit_rate=0.05, random=random.Random(7).random)
     budget.decide(score)                  # "serve", "audit", "probe" or "refuse"
     budget.record(score, right, audited)  # an audit (or a probe) was compared with the model's answer
 
@@ -16,8 +16,8 @@ The watch. A CUSUM of the audits notices that served answers went wrong; a compa
 no judgement, that the traffic has changed. Either drops the evidence, and serving stops until there is new.
 
 What it cannot do: it looks at many edges again and again, and opens when one looks good. Where the true rate
-above every edge is about `max_wrong`, it opens by luck: on banking77 with a budget of 2 %, 1 of 12 runs ended
-above it (8 of 12 with a 90 % bound: hence the 98). Where there is room (banking77 at 5 %, clinc150 at
+above every edge is about `max_error_rate`, it opens by luck: on banking77 with a budget of 2 %, 1 of 12 runs
+ended above it (8 of 12 with a 90 % bound: hence the 98). Where there is room (banking77 at 5 %, clinc150 at
 2 and 5 %) all runs kept it (`tests/benchmarks/budget.py`). Posterior means and invented judgements to start
 from overran it.
 """
@@ -53,7 +53,7 @@ ENOUGH = 600  # judgements until which everything is compared while nothing is s
 SHADOW_RATE = 0.5  # of comparisons after that, while nothing is served
 PROBE_RATE = 0.2  # of comparisons of what is refused while something is served
 
-TIMES_WORSE = 5.0  # the CUSUM weighs `max_wrong` against so many times of it
+TIMES_WORSE = 5.0  # the CUSUM weighs `max_error_rate` against so many times of it
 ALARM = 4.0  # where it gives alarm, in nats: likelihood ratio e^4
 AUDITS_MORE = 4.0  # by so much the audit rate rises with the CUSUM, per nat
 
@@ -74,7 +74,7 @@ class Budget:
     """Says which scores may be served. Not thread-safe: its owner holds the lock.
 
     Args:
-        max_wrong: Wrong answers per hit that are accepted, between 0 and 1.
+        max_error_rate: Wrong answers per hit that are accepted, between 0 and 1.
         audit_rate: Share of the hits that are audited instead, between 0 and 1.
         random: Numbers from 0 to 1; with those of a seed, decisions are reproducible.
     """
@@ -82,18 +82,18 @@ class Budget:
     def __init__(
         self,
         *,
-        max_wrong: float,
+        max_error_rate: float,
         audit_rate: float,
         random: Callable[[], float] = system_random.random,
     ) -> None:
-        self.max_wrong, self.audit_rate = max_wrong, audit_rate
+        self.max_error_rate, self.audit_rate = max_error_rate, audit_rate
         self.threshold = math.inf  # least score that is served; infinite while nothing is
         self.alarms = 0
         self._random = random
         self._judged: deque[tuple[float, bool]] = deque(maxlen=WINDOW)
         self._recent: deque[float] = deque(maxlen=SCORES)
         self._bins = _Bins((), ())
-        self._audits = _Cusum(max_wrong)
+        self._audits = _Cusum(max_error_rate)
         self._shares = _Shares()
         self._asked, self._rebin_at = 0, REBIN_FIRST
 
@@ -102,7 +102,7 @@ class Budget:
         cls,
         judgements: Iterable[Judged],
         *,
-        max_wrong: float,
+        max_error_rate: float,
         audit_rate: float,
         random: Callable[[], float] = system_random.random,
     ) -> Budget:
@@ -112,7 +112,7 @@ class Budget:
         knows only the judged scores until new ones have come; low ones are over-represented among them, which
         errs on the safe side. What the comparison of shares had noticed is forgotten.
         """
-        budget = cls(max_wrong=max_wrong, audit_rate=audit_rate, random=random)
+        budget = cls(max_error_rate=max_error_rate, audit_rate=audit_rate, random=random)
         for score, right, audited in judgements:
             budget._judged.append((score, right))
             budget._recent.append(score)
@@ -155,7 +155,7 @@ class Budget:
             self._bins.count(score, right)
             if oldest is not None:
                 self._bins.count(*oldest, times=-1)
-            self.threshold = self._bins.threshold(self.max_wrong)
+            self.threshold = self._bins.threshold(self.max_error_rate)
         else:
             self._rebin()
         if audited and (keep := self._audits.watch(right)) is not None:
@@ -174,12 +174,12 @@ class Budget:
         """Alarm: what was learned before the last `keep` judgements counts no more."""
         self._judged = deque(list(self._judged)[len(self._judged) - keep :], maxlen=WINDOW)
         self._recent = deque(list(self._recent)[-SHARE_WINDOW:], maxlen=SCORES)
-        self._audits, self._shares = _Cusum(self.max_wrong), _Shares()
+        self._audits, self._shares = _Cusum(self.max_error_rate), _Shares()
         self.alarms += 1
 
     def _rebin(self) -> None:
         self._bins = _Bins(self._recent, self._judged)
-        self.threshold = self._bins.threshold(self.max_wrong)
+        self.threshold = self._bins.threshold(self.max_error_rate)
 
 
 class _Bins:
@@ -202,7 +202,7 @@ class _Bins:
         self._judged[at] += times
         self._wrong[at] += 0 if right else times
 
-    def threshold(self, max_wrong: float) -> float:
+    def threshold(self, max_error_rate: float) -> float:
         """The lowest edge above which the bound keeps the budget; infinite if there is none."""
         lowest = math.inf
         traffic = judged = wrong = 0  # of the stratum that is still thin
@@ -220,7 +220,7 @@ class _Bins:
             if judged >= LEAST:
                 (variance, expected), traffic, judged, wrong = thus_far, 0, 0, 0
             known = all_traffic and thus_far[0]
-            if known and _bound(all_traffic, *thus_far, all_judged, all_wrong) <= max_wrong:
+            if known and _bound(all_traffic, *thus_far, all_judged, all_wrong) <= max_error_rate:
                 lowest = self.edges[at - 1]
         return lowest
 
@@ -235,11 +235,14 @@ def _bound(traffic: int, variance: float, expected: float, judged: int, wrong: i
 
 
 class _Cusum:
-    """Tells whether the wrong rate of what is served rose from `max_wrong` to `TIMES_WORSE` as much."""
+    """Tells whether the wrong rate of what is served rose from `max_error_rate` to `TIMES_WORSE` as much."""
 
-    def __init__(self, max_wrong: float) -> None:
-        worse = min(0.9, TIMES_WORSE * max_wrong)
-        self._if_wrong, self._if_right = math.log(worse / max_wrong), math.log((1 - worse) / (1 - max_wrong))
+    def __init__(self, max_error_rate: float) -> None:
+        worse = min(0.9, TIMES_WORSE * max_error_rate)
+        self._if_wrong, self._if_right = (
+            math.log(worse / max_error_rate),
+            math.log((1 - worse) / (1 - max_error_rate)),
+        )
         self.raised = 0.0  # evidence for it, in nats
         self._since = 0
 
@@ -280,7 +283,7 @@ class Terms:
     """What a budget is kept to; caches of one place that differ in it have budgets of their own."""
 
     namespace: str
-    max_wrong: float
+    max_error_rate: float
     audit_rate: float
 
 
@@ -317,7 +320,7 @@ def scorer_name(embedder: str, scorer: Scorer) -> str:
 def resumed(terms: Terms, rows: Iterable[JudgementRow]) -> Budget:
     """The budget that follows from these judgements, oldest first."""
     known = (judged(row) for row in rows if row.source in SOURCES)
-    return Budget.resumed(known, max_wrong=terms.max_wrong, audit_rate=terms.audit_rate)
+    return Budget.resumed(known, max_error_rate=terms.max_error_rate, audit_rate=terms.audit_rate)
 
 
 def judged(row: JudgementRow) -> Judged:

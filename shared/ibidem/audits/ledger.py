@@ -192,7 +192,7 @@ class Ledger:
         """Judge and write what is left; waits for a judge for at most 20 s."""
         self._background.stop()
 
-    def report(self, max_wrong: float, audit_rate: float) -> tuple[AuditStats, ...]:
+    def report(self, max_error_rate: float, audit_rate: float) -> tuple[AuditStats, ...]:
         """What the judgements say of the namespaces that were judged last.
 
         Raises:
@@ -202,7 +202,7 @@ class Ledger:
         for namespace, _ in self._table.namespaces(REPORTED, scorers=[self.scorer]):
             rows = [row for _, row in self._table.newest(WINDOW, namespace, self.scorer)]
             with self._lock:
-                budget = self._kept(Terms(namespace, max_wrong, audit_rate)).budget
+                budget = self._kept(Terms(namespace, max_error_rate, audit_rate)).budget
                 found.append(audit_stats(namespace, rows, budget.threshold, budget.alarms))
         return tuple(found)
 

@@ -19,10 +19,10 @@ from ibidem.storage.rows import JudgementRow
 def report(records: Records, settings: Settings, namespace: str | None) -> tuple[AuditStats, ...]:
     """The estimates of the namespaces judged last, or of one of them, as a cache opened now will see them."""
     rate = settings.audit_rate or ASSUMED_RATE
-    return report_of(records, settings.max_wrong, rate, namespace)
+    return report_of(records, settings.max_error_rate, rate, namespace)
 
 
-def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:
+def estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table:
     """Wrong answers per hit by meaning, a line for each namespace."""
     columns = (
         "namespace",
@@ -34,7 +34,9 @@ def estimates(found: Iterable[AuditStats], max_wrong: float) -> Table:
         "serves from",
         "alarms",
     )
-    table = Table(*columns, title=f"Audits of the last 1,500 judgements; budget {max_wrong:.1%} of the hits")
+    table = Table(
+        *columns, title=f"Audits of the last 1,500 judgements; budget {max_error_rate:.1%} of the hits"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for one in found:

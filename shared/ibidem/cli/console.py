@@ -19,6 +19,8 @@ import typer.core
 import typer.main
 from rich.text import Text
 
+from ibidem.renamed import ARGUMENTS
+
 _SUSPECT = re.compile(r"[^\n\t\x20-\x7e\u200c\u200d]")
 # A joiner stays where it has an effect: within emoji, or within words of a script that needs it.
 _LONE_JOINER = re.compile(
@@ -94,6 +96,10 @@ def _told_plainly() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
+        option = getattr(error, "option_name", "") or ""
+        if renamed := ARGUMENTS.get(option.removeprefix("--").replace("-", "_")):
+            error.message = f"{option} is called --{renamed.replace('_', '-')} since version 0.2"
+            error.possibilities = None
         error.message = plain(error.message)
         raise
 

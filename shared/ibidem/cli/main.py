@@ -103,7 +103,7 @@ def audit(
     if as_json:
         print_json({"namespaces": list(map(asdict, found)), "judgements": list(map(asdict, rows))})
     elif rows:
-        out.print(cli_audit.estimates(found, settings.max_wrong), cli_audit.judgements(rows))
+        out.print(cli_audit.estimates(found, settings.max_error_rate), cli_audit.judgements(rows))
     else:
         out.print("No audits yet; open the cache with audit_rate above 0 to have some.")
 

@@ -29,7 +29,7 @@ QUOTA_SECONDS = 3600.0  # for which a write quota is
 NAMESPACES = 10_000  # whose writes are counted; the longest unused are forgotten
 
 Redact = Callable[[str], str]
-Admit = Callable[[Request, Answer], bool]
+ShouldStore = Callable[[Request, Answer], bool]
 
 
 class Admission:
@@ -38,9 +38,9 @@ class Admission:
     Args:
         faults: Where failures of the callables are counted.
         redact: Returns a text without what must not be stored; `str` in, `str` out.
-        admit: Returns whether an answer may be stored.
+        should_store: Returns whether an answer may be stored.
         max_temperature: Answers sampled at a higher temperature are not stored.
-        write_quota: Answers stored per namespace and hour, by this process; None for any number.
+        max_writes_per_hour: Answers stored per namespace and hour, by this process; None for any number.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Admission:
         faults: Faults,
         *,
         redact: Redact | None = None,
-        admit: Admit | None = None,
+        should_store: ShouldStore | None = None,
         max_temperature: float = MAX_TEMPERATURE,
-        write_quota: int | None = None,
+        max_writes_per_hour: int | None = None,
     ) -> None:
-        self._faults, self._redact, self._admit = faults, redact, admit
-        self._max_temperature, self._write_quota = max_temperature, write_quota
+        self._faults, self._redact, self._should_store = faults, redact, should_store
+        self._max_temperature, self._max_writes_per_hour = max_temperature, max_writes_per_hour
         self._lock = ForkSafeLock()
         self._written: BoundedDict[str, tuple[float, float]] = BoundedDict(NAMESPACES)
 
@@ -65,9 +65,10 @@ class Admission:
             return "temperature"
         if self.is_private(answer.text) or (answer.payload and self._holds_private(answer.payload)):
             return "private"
-        if self._admit is not None and not self._admitted(self._admit, request, answer):
+        if self._should_store is not None and not self._admitted(self._should_store, request, answer):
             return "not_admitted"
-        return "write_quota" if self._write_quota is not None and self._spent(request.namespace) else None
+        limited = self._max_writes_per_hour is not None and self._spent(request.namespace)
+        return "write_quota" if limited else None
 
     def is_private(self, text: str) -> bool:
         """Whether `redact` would change the text, or fails on it."""
@@ -96,22 +97,22 @@ class Admission:
             self._faults.note("redact a text", error)
             return None
 
-    def _admitted(self, admit: Admit, request: Request, answer: Answer) -> bool:
+    def _admitted(self, should_store: ShouldStore, request: Request, answer: Answer) -> bool:
         try:
-            return bool(admit(request, answer))
+            return bool(should_store(request, answer))
         except Exception as error:
-            self._faults.note("call admit", error)
+            self._faults.note("call admit", error)  # a label of metrics: it keeps the name of 0.1
             return False
 
     def give_back(self, namespace: str) -> None:
         """A write that was counted has failed."""
         with self._lock:
-            if self._write_quota is not None and (known := self._written.get(namespace)):
+            if self._max_writes_per_hour is not None and (known := self._written.get(namespace)):
                 self._written.put(namespace, (known[0], known[1] + 1.0))
 
     def _spent(self, namespace: str) -> bool:
         """Count a write; whether the quota was used up before. It comes back evenly over the hour."""
-        now, quota = time.monotonic(), float(self._write_quota or 0)
+        now, quota = time.monotonic(), float(self._max_writes_per_hour or 0)
         with self._lock:
             since, left = self._written.get(namespace) or (now, quota)
             left = min(quota, left + quota * (now - since) / QUOTA_SECONDS)
@@ -165,15 +166,15 @@ class Lifetime:
         jitter: Share of its life (0 to 1) by which an answer may die earlier, by its id, so that those
             stored together do not expire together.
         sliding: Whether the life begins anew whenever the answer is served.
-        grace: Seconds after its life in which an answer is still served, except to one caller at a time,
-            whose miss refreshes it.
+        stale_while_revalidate: Seconds after its life in which an answer is still served, except to one
+            caller at a time, whose miss refreshes it.
     """
 
     ttl: float = 30 * DAYS
     namespace_ttl: Mapping[str, float] = field(default_factory=dict)
     jitter: float = 0.0
     sliding: bool = False
-    grace: float = 0.0
+    stale_while_revalidate: float = 0.0
 
     def of(self, namespace: str, ttl: float | None = None) -> float:
         """Seconds that an answer lives here; `ttl` is what its storing call asks for."""
@@ -183,7 +184,7 @@ class Lifetime:
 
     def expires(self, life: float, now: float) -> float | None:
         """When an entry of this life that is stored or served now can be deleted, None for never."""
-        return None if math.isinf(life) else now + life + self.grace
+        return None if math.isinf(life) else now + life + self.stale_while_revalidate
 
     def state(self, entry: Entry, now: float, max_age: float | None = None) -> State:
         """Whether the entry may be served at `now`; none is that is older than `max_age` seconds."""
@@ -196,4 +197,4 @@ class Lifetime:
             life *= 1.0 - self.jitter * int(entry.id[:8], 16) / _IDS
         if now < since + life:
             return "alive"
-        return "stale" if now < since + life + self.grace else "expired"
+        return "stale" if now < since + life + self.stale_while_revalidate else "expired"

@@ -31,7 +31,7 @@ LONGEST, MOST = 10_000, 100  # characters and levels of a text that is read: row
 class Level(NamedTuple):
     """A share of wrong hits, and the threshold that keeps it; None where the shipped one stays."""
 
-    max_wrong: float
+    max_error_rate: float
     threshold: float | None
 
 
@@ -47,13 +47,13 @@ class Calibration:
         """Whether any threshold is another than the shipped one."""
         return any(level.threshold is not None for level in self.levels)
 
-    def threshold(self, max_wrong: float) -> float:
+    def threshold(self, max_error_rate: float) -> float:
         """The threshold for a share: that of the greatest level that is no more.
 
         Below all levels nothing was judged: the shipped one, or that of the least level if it is stricter.
         """
-        shipped = threshold_for(max_wrong)
-        known = [level.threshold for level in self.levels if level.max_wrong <= max_wrong]
+        shipped = threshold_for(max_error_rate)
+        known = [level.threshold for level in self.levels if level.max_error_rate <= max_error_rate]
         if known:
             return shipped if known[-1] is None else known[-1]
         least = self.levels[0].threshold if self.levels else None
@@ -61,9 +61,9 @@ class Calibration:
 
     def applied(self, policy: Policy) -> Policy:
         """The policy with the threshold moved, unless that was given or a budget decides."""
-        if policy.max_wrong is None or not self.levels:
+        if policy.max_error_rate is None or not self.levels:
             return policy
-        return Policy(self.threshold(policy.max_wrong), policy.context, policy.max_wrong)
+        return Policy(self.threshold(policy.max_error_rate), policy.document_policy, policy.max_error_rate)
 
 
 SHIPPED = Calibration((), 0)  # nothing was fitted
@@ -92,8 +92,8 @@ def from_json(text: str) -> Calibration:
         if held["format"] != FORMAT:
             raise ValueError("it was written by another version of Ibidem")
         levels = tuple(Level(_number(share), _threshold_of(value)) for share, value in held["levels"])
-        rising = all(a.max_wrong < b.max_wrong for a, b in pairwise(levels))
-        if not 0 < len(levels) <= MOST or not rising or not levels[0].max_wrong > 0.0:
+        rising = all(a.max_error_rate < b.max_error_rate for a, b in pairwise(levels))
+        if not 0 < len(levels) <= MOST or not rising or not levels[0].max_error_rate > 0.0:
             raise ValueError("its shares do not rise")
         return Calibration(levels, int(_number(held["labels"])))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

@@ -83,33 +83,33 @@ def shipped() -> LearnedScorer:
     return LearnedScorer(held["weights"], held["bias"], held["embedder"])
 
 
-def highest_max_wrong() -> float:
+def highest_error_rate() -> float:
     """The largest share of wrong hits that a threshold is known for."""
     table: list[list[float]] = _held()["calibration"]
     return table[-1][0]
 
 
-def threshold_for(max_wrong: float) -> float:
-    """The threshold at which about `max_wrong` of the hits are wrong.
+def threshold_for(max_error_rate: float) -> float:
+    """The threshold at which about `max_error_rate` of the hits are wrong.
 
     For question-and-answer traffic like the two streams of customers' questions it was measured on, with the
     default embedder and weights that had not learned from them; the worse of the two, interpolated. Other
     traffic needs audits.
 
     Raises:
-        InvalidInput: `max_wrong` is no share above 0, or more than was measured.
+        InvalidInput: `max_error_rate` is no share above 0, or more than was measured.
     """
-    most = highest_max_wrong()
-    if not 0.0 < max_wrong <= most:
+    most = highest_error_rate()
+    if not 0.0 < max_error_rate <= most:
         raise InvalidInput(
             f"is a share of the hits above 0 and at most {most:g}, the highest for which a threshold of the "
-            f"shipped score was measured (not {max_wrong!r}); for more give threshold, or audit_rate so that "
-            "audits decide"
+            f"shipped score was measured (not {max_error_rate!r}); for more give threshold, or audit_rate so "
+            "that audits decide"
         )
     table: list[list[float]] = _held()["calibration"]
     for (level, threshold), (next_level, next_threshold) in pairwise(table):
-        if max_wrong < next_level:
-            part = (max_wrong - level) / (next_level - level)
+        if max_error_rate < next_level:
+            part = (max_error_rate - level) / (next_level - level)
             return threshold + part * (next_threshold - threshold)
     return table[-1][1]
 
@@ -158,7 +158,7 @@ def _difference(one: Counter[str], other: Counter[str]) -> int:
     return 0 if one == other else sum(((one - other) + (other - one)).values())
 
 
-ContextRule = Literal["evidence", "same", "ignore"]
+DocumentPolicy = Literal["supporting", "all", "ignore"]
 _COSINE = CosineScorer()
 LOOKED_AT = 6  # candidates judged, the most similar ones: a judgement costs up to 0.2 ms
 
@@ -170,14 +170,14 @@ class Policy:
     Args:
         threshold: Least score of a candidate. A score reads like a cosine similarity: see
             `ibidem.matching.policy`.
-        context: Which documents must be the same. `same`: all of them; `evidence`: those that support the
+        document_policy: Which documents must be the same. `all` of them; `supporting`: those that support the
             stored answer must be retrieved again, unchanged; `ignore`: none.
-        max_wrong: The share of wrong hits that the threshold was chosen for; None if it was given.
+        max_error_rate: The share of wrong hits that the threshold was chosen for; None if it was given.
     """
 
     threshold: float = 0.955
-    context: ContextRule = "evidence"
-    max_wrong: float | None = None
+    document_policy: DocumentPolicy = "supporting"
+    max_error_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,14 +248,14 @@ def _judged(
         return candidate, f"guard:{guard}"
     score = scorer.score(request.question, entry.question, candidate.similarity, candidate.vectors)
     scored = replace(candidate, score=score)
-    return scored, "" if documents_agree(request, entry, policy.context) else "documents_changed"
+    return scored, "" if documents_agree(request, entry, policy.document_policy) else "documents_changed"
 
 
-def documents_agree(request: Request, entry: Entry, rule: ContextRule) -> bool:
-    """Whether the documents of the request allow the stored answer under the context rule."""
-    if rule == "ignore" or request.documents_digest == entry.documents:
+def documents_agree(request: Request, entry: Entry, document_policy: DocumentPolicy) -> bool:
+    """Whether the documents of the request allow the stored answer under the document policy."""
+    if document_policy == "ignore" or request.documents_digest == entry.documents:
         return True
-    if rule == "same":
+    if document_policy == "all":
         return False
     evidence = entry.evidence
     return bool(evidence) and evidence <= {document.digest for document in request.documents}

@@ -154,7 +154,7 @@ def _served(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
     # By number and not by column: on PostgreSQL all right sides are those before the update.
     changes = {"hits": hits, "used": at, "rank": bounds.rank(floor, hits, c.cost, c.size, at, least)}
     if life is not None and life.sliding:
-        alive = sa.or_(c.expires.is_(None), at < c.expires - life.grace)
+        alive = sa.or_(c.expires.is_(None), at < c.expires - life.stale_while_revalidate)
         changes["used"] = sa.case((alive, at), else_=c.used)
         changes["expires"] = sa.case((alive, c.expires + (at - c.used)), else_=c.expires)
     return sa.update(_entries).where(c.id == sa.bindparam("entry")).values(changes)

@@ -116,19 +116,19 @@ class Telemetry:
             return self._about(request, "miss")
         told = self._about(request, outcome_of(result)) | {"ibidem.threshold": self._threshold()}
         if result.entry_id is not None:
-            told["ibidem.types.id"] = result.entry_id
+            told["ibidem.entry.id"] = result.entry_id
         if result.similarity is not None:
             told["ibidem.similarity"] = float(result.similarity)
         if isinstance(result, Miss):
             return told | {"ibidem.reason": result.reason}
         told |= {"ibidem.tier": result.tier, "ibidem.score": float(result.score)}
-        told |= {"ibidem.types.age": float(result.age), "ibidem.stale": result.stale}
+        told |= {"ibidem.entry.age": float(result.age), "ibidem.stale": result.stale}
         return told | _model(result.answer)
 
     def _of_store(self, request: Request, answer: Answer, result: object) -> Attributes:
         told = self._about(request, outcome_of(result)) | _model(answer)
         if isinstance(result, Stored):
-            return told | {"ibidem.types.id": result.entry_id}
+            return told | {"ibidem.entry.id": result.entry_id}
         return told | {"ibidem.reason": result.reason} if isinstance(result, Rejected) else told
 
     def _about(self, request: Request, outcome: str) -> Attributes:

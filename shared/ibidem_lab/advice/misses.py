@@ -27,13 +27,13 @@ class Remedy(NamedTuple):
 REMEDIES = {
     "documents_changed": Remedy(
         "The documents behind stored answers keep changing",
-        "context='evidence' if it is 'same'; give each Document an id and a text that stay the same from one "
-        "retrieval to the next",
+        "document_policy='supporting' if it is 'all'; give each Document an id and a text that stay the same "
+        "from one retrieval to the next",
         "the documents do change and the answers with them",
     ),
     "expired": Remedy(
         "Answers expire before they are asked for again",
-        "a longer ttl, or grace to serve while one caller refreshes",
+        "a longer ttl, or stale_while_revalidate to serve while one caller refreshes",
         "the answers are out of date by then",
     ),
     "question_unknown": Remedy(
@@ -108,7 +108,7 @@ def _near_the_threshold(traffic: Traffic) -> Iterator[Advice]:
         "Many questions miss close to the threshold",
         figures,
         "audit_rate=0.05 to learn how many would be right; or ibidem pairs, ibidem teach, then ibidem fit",
-        "ibidem audit shows that max_wrong is used up already",
+        "ibidem audit shows that max_error_rate is used up already",
     )
 
 

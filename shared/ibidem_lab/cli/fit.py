@@ -82,7 +82,7 @@ def _said(report: FitReport, dry_run: bool) -> list[str]:
 def _table(report: FitReport) -> Table:
     """Before and after."""
     title = f"{report.questions:,} labelled questions, {report.right:.0%} right"
-    found = Table(f"for max_wrong {report.max_wrong:g}", "shipped", "fitted", title=title)
+    found = Table(f"for max_error_rate {report.max_error_rate:g}", "shipped", "fitted", title=title)
     found.columns[1].justify = found.columns[2].justify = "right"
     found.add_row("threshold", *map(_threshold, (report.threshold_before, report.threshold_after)))
     for name, cells in (("hits", _hits), ("wrong per hit", _wrong)):

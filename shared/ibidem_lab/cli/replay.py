@@ -39,7 +39,7 @@ Workload = Annotated[
     typer.Argument(metavar="WORKLOAD.jsonl", help='Lines of {"text", "meaning"}, and "tokens" if known.'),
 ]
 Threshold = Annotated[float | None, typer.Option(help="Least score of a hit; default: the cache's own.")]
-MaxWrong = Annotated[float | None, typer.Option(help="Instead: the share of hits that may be wrong.")]
+MaxErrorRate = Annotated[float | None, typer.Option(help="Instead: the share of hits that may be wrong.")]
 ScorerName = Annotated[Literal["learned", "cosine"], typer.Option("--scorer", help="What is compared.")]
 Requests = Annotated[int | None, typer.Option(min=1, help="At most so many questions.")]
 Seed = Annotated[int | None, typer.Option(help="Shuffle with this seed; default: the order of the file.")]
@@ -60,7 +60,7 @@ class Replayed:
 def replay_workload(
     workload: Workload,
     threshold: Threshold = None,
-    max_wrong: MaxWrong = None,
+    max_error_rate: MaxErrorRate = None,
     scorer: ScorerName = "learned",
     requests: Requests = None,
     seed: Seed = None,
@@ -68,7 +68,7 @@ def replay_workload(
 ) -> None:
     """Replay labelled questions in memory: hits, wrong hits, and what another threshold would do."""
     try:
-        chosen = _threshold(threshold, max_wrong)
+        chosen = _threshold(threshold, max_error_rate)
         rows = read_rows(workload)
         if seed is not None:
             random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
@@ -83,14 +83,14 @@ def replay_workload(
         out.print(f"The curve is in {plot}.", soft_wrap=True)
 
 
-def _threshold(threshold: float | None, max_wrong: float | None) -> float:
-    if threshold is not None and max_wrong is not None:
-        raise InvalidInput("give --threshold or --max-wrong, not both")
-    if max_wrong is not None:
+def _threshold(threshold: float | None, max_error_rate: float | None) -> float:
+    if threshold is not None and max_error_rate is not None:
+        raise InvalidInput("give --threshold or --max-error-rate, not both")
+    if max_error_rate is not None:
         try:
-            return threshold_for(max_wrong)
+            return threshold_for(max_error_rate)
         except InvalidInput as error:
-            raise InvalidInput(f"--max-wrong {error}") from None
+            raise InvalidInput(f"--max-error-rate {error}") from None
     if threshold is not None and not 0.5 <= threshold <= 1.0:
         raise InvalidInput(f"--threshold is a number from 0.5 to 1.0, not {threshold}")
     return read_settings(audit_rate=0.0).policy.threshold if threshold is None else threshold

@@ -41,10 +41,11 @@ def calibrate(judged: Sequence[Judged], *more: float) -> Calibration:
     """
     seen = _prefixes(judged)
     found, lowest = [], NEVER
-    for max_wrong in sorted({*LEVELS, *more}):
-        shipped = threshold_for(max_wrong)
-        lowest = min(lowest, _threshold(judged, seen, max_wrong, shipped))  # what keeps less keeps this too
-        found.append(Level(max_wrong, None if lowest == shipped else lowest))
+    for max_error_rate in sorted({*LEVELS, *more}):
+        shipped = threshold_for(max_error_rate)
+        # What keeps less keeps this too.
+        lowest = min(lowest, _threshold(judged, seen, max_error_rate, shipped))
+        found.append(Level(max_error_rate, None if lowest == shipped else lowest))
     return Calibration(tuple(found), len(judged))
 
 
@@ -55,11 +56,11 @@ def served(judged: Sequence[Judged], threshold: float) -> tuple[int, int]:
 
 
 def _threshold(
-    judged: Sequence[Judged], seen: Sequence[tuple[float, float]], max_wrong: float, shipped: float
+    judged: Sequence[Judged], seen: Sequence[tuple[float, float]], max_error_rate: float, shipped: float
 ) -> float:
-    proved = min((edge for edge, bound in seen if bound <= max_wrong), default=NEVER)
+    proved = min((edge for edge, bound in seen if bound <= max_error_rate), default=NEVER)
     hits, wrong = served(judged, shipped)
-    disproved = clopper_pearson(wrong, hits, 2.0 * DISPROOF - 1.0)[0] > max_wrong if hits else False
+    disproved = clopper_pearson(wrong, hits, 2.0 * DISPROOF - 1.0)[0] > max_error_rate if hits else False
     return proved if disproved else min(proved, shipped)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ibidem.errors import InvalidInput
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import SHIPPED, Calibration
-from ibidem.matching.policy import Scorer, highest_max_wrong, scorer_for, threshold_for
+from ibidem.matching.policy import Scorer, highest_error_rate, scorer_for, threshold_for
 from ibidem_lab.fitting.calibration import calibrate, served
 from ibidem_lab.fitting.labels import MOST, Label, Pair, of_judgements, pairs_of
 from ibidem_lab.replay import Judged, Row, Share, most_hits
@@ -40,7 +40,7 @@ class FitReport:
     """What a fit found. It moves the threshold only; the score of a pair stays the shipped one.
 
     `questions` labelled, `right` the share of them whose best candidate is right. `threshold_before` is the
-    shipped threshold for `max_wrong`, `threshold_after` the one that these labels lead to
+    shipped threshold for `max_error_rate`, `threshold_after` the one that these labels lead to
     (`ibidem.matching.fitted.NEVER`: none, nothing is served by meaning). `served_before` and `served_after`
     are what they serve of the labelled questions; after, each question is counted at the threshold that the
     others lead to. `hindsight` gives, for 1, 2 and 5 % wrong per hit, the share of the questions that could
@@ -51,7 +51,7 @@ class FitReport:
 
     questions: int
     right: float
-    max_wrong: float
+    max_error_rate: float
     threshold_before: float
     threshold_after: float
     served_before: Served
@@ -69,8 +69,8 @@ def fit(
     """Move the threshold to where labels put it: here at once, elsewhere when a cache is opened.
 
     The score of a pair stays the shipped one. The threshold is lowered where the labels prove that fewer than
-    `max_wrong` of the hits are wrong above the lower one, and raised where they disprove the shipped one.
-    Lookups go on meanwhile. No text of a label is kept.
+    `max_error_rate` of the hits are wrong above the lower one, and raised where they disprove the shipped
+    one. Lookups go on meanwhile. No text of a label is kept.
 
     Args:
         labels: `ibidem_lab.fitting.labels.Label(asked, stored, right)`, or
@@ -88,9 +88,9 @@ def fit(
     runtime, matcher = cache._runtime, cache._runtime.matcher
     place = Place(runtime.records, matcher.embedder, runtime.settings, cache._admission.is_private)
     decided: Decided = "fit"
-    if cache._policy.max_wrong is None:
+    if cache._policy.max_error_rate is None:
         decided = "threshold" if cache._auditor is None else "audits"
-    report = place.fit(labels, decided, cache._policy.max_wrong, dry_run=dry_run)
+    report = place.fit(labels, decided, cache._policy.max_error_rate, dry_run=dry_run)
     if not dry_run:
         runtime.following.calibrate(matcher, report.calibration if report.adopted else SHIPPED)
     return report
@@ -135,7 +135,7 @@ class Place:
     @property
     def decided_by(self) -> Decided:
         """What decides in caches with these settings."""
-        if self.settings.policy.max_wrong is not None:
+        if self.settings.policy.max_error_rate is not None:
             return "fit"
         return "threshold" if self.settings.threshold is not None else "audits"
 
@@ -143,18 +143,18 @@ class Place:
         self,
         labels: Sequence[Label | Row] | None,
         decided_by: Decided,
-        max_wrong: float | None,
+        max_error_rate: float | None,
         *,
         dry_run: bool = False,
     ) -> FitReport:
-        """As `ibidem_lab.fit`; the caller tells its own process. `max_wrong` is what is told about."""
+        """As `ibidem_lab.fit`; the caller tells its own process. `max_error_rate` is what is told about."""
         if labels is None:
             judged = of_judgements(reversed(self.records.judgements.recent(2 * MOST)))
             labels = [label for label, _ in judged]
         labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
         fingerprint = self.embedder.fingerprint
         best = best_of(pairs_of(labels, self.embedder), scorer_for(fingerprint))
-        level = min(max_wrong or self.settings.max_wrong, highest_max_wrong())
+        level = min(max_error_rate or self.settings.max_error_rate, highest_error_rate())
         report = report_of(best, level, decided_by)
         if not dry_run:
             adoption.drop(self.records, fingerprint)
@@ -190,19 +190,19 @@ def _require_enough(pairs: Sequence[Pair]) -> None:
         )
 
 
-def report_of(best: Sequence[Judged], max_wrong: float, decided_by: Decided = "fit") -> FitReport:
+def report_of(best: Sequence[Judged], max_error_rate: float, decided_by: Decided = "fit") -> FitReport:
     """What these labels, one of each question, lead to."""
-    calibration, before = calibrate(best, max_wrong), threshold_for(max_wrong)
-    after = calibration.threshold(max_wrong)
+    calibration, before = calibrate(best, max_error_rate), threshold_for(max_error_rate)
+    after = calibration.threshold(max_error_rate)
     reason = "" if calibration.moved else "the labels neither prove a lower threshold nor disprove this one"
     return FitReport(
         questions=len(best),
         right=sum(one.right for one in best) / len(best),
-        max_wrong=max_wrong,
+        max_error_rate=max_error_rate,
         threshold_before=before,
         threshold_after=after,
         served_before=Served(*served(best, before)),
-        served_after=_out_of_fold(best, max_wrong),
+        served_after=_out_of_fold(best, max_error_rate),
         hindsight=most_hits(best, len(best)),
         decided_by=decided_by,
         adopted=calibration.moved,
@@ -211,13 +211,13 @@ def report_of(best: Sequence[Judged], max_wrong: float, decided_by: Decided = "f
     )
 
 
-def _out_of_fold(best: Sequence[Judged], max_wrong: float, seed: int = 0) -> Served:
+def _out_of_fold(best: Sequence[Judged], max_error_rate: float, seed: int = 0) -> Served:
     """What is served if each tenth of the questions has the threshold that the other nine lead to."""
     fold = np.random.default_rng(seed).permutation(len(best)) % FOLDS
     hits = wrong = 0
     for at in range(FOLDS):
         others = [one for one, part in zip(best, fold, strict=True) if part != at]
-        threshold = calibrate(others, max_wrong).threshold(max_wrong)
+        threshold = calibrate(others, max_error_rate).threshold(max_error_rate)
         held = [one for one, part in zip(best, fold, strict=True) if part == at]
         more, bad = served(held, threshold)
         hits, wrong = hits + more, wrong + bad

@@ -81,7 +81,7 @@ class Facts:
     valuable: Sequence[tuple[Valuable, float | None]]
     doubted: Sequence[Doubted]
     audits: Sequence[AuditStats]
-    max_wrong: float
+    max_error_rate: float
     namespaces: Sequence[Group]
     models: Sequence[Model]
     holdings: Holdings
@@ -101,7 +101,7 @@ def gather(records: Records, settings: Settings, prices: Prices, span: Span, now
     served = figures.served(span)
     reasons = figures.reasons(span)
     rate = settings.audit_rate or ASSUMED_RATE
-    audits = report_of(records, settings.max_wrong, rate, span.namespace)
+    audits = report_of(records, settings.max_error_rate, rate, span.namespace)
     holdings = records.holdings.totals(span.namespace, TOP)
     by_namespace = groups(figures.by_namespace(span, TOP), prices)
     return Facts(
@@ -122,7 +122,7 @@ def gather(records: Records, settings: Settings, prices: Prices, span: Span, now
         valuable=[(one, _cost(one, prices)) for one in figures.most_valuable(span, ENTRIES)],
         doubted=figures.doubted(span, ENTRIES),
         audits=audits,
-        max_wrong=settings.max_wrong,
+        max_error_rate=settings.max_error_rate,
         namespaces=sorted(by_namespace, key=lambda group: (-group.lookups, group.key)),
         models=_models(served, holdings, prices),
         holdings=holdings,

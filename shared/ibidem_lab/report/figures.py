@@ -98,7 +98,7 @@ def _wrong(facts: Facts, width: int, longest: int) -> Spec:
         for one in facts.audits
         if one.wrong_per_hit is not None
     ]
-    return charts.intervals(found, facts.max_wrong, width)
+    return charts.intervals(found, facts.max_error_rate, width)
 
 
 def _ages(facts: Facts, size: Size) -> Spec:

@@ -137,20 +137,22 @@ def wrong(facts: Facts) -> Remark:
     low, high = clopper_pearson(bad, audits)
     told = (
         f"Of {plural(audits, 'audited hit')} {bad:,} were wrong: {share(bad, audits)}, with 95 % confidence "
-        f"{percent(low)} to {percent(high)}; the budget is {percent(facts.max_wrong)}."
+        f"{percent(low)} to {percent(high)}; the budget is {percent(facts.max_error_rate)}."
     )
     return Remark(told, _against_wrong(facts))
 
 
 def _against_wrong(facts: Facts) -> str:
     """Each namespace has the budget for itself."""
-    over = [named(one.namespace) for one in facts.audits if one.audits and one.interval[0] > facts.max_wrong]
+    over = [
+        named(one.namespace) for one in facts.audits if one.audits and one.interval[0] > facts.max_error_rate
+    ]
     if over:
         where = over[0] if len(over) == 1 else f"{over[0]} and {len(over) - 1} more"
         return f"The budget is overrun in {where}: raise `threshold`, or let `ibidem fit` learn."
-    if any(one.interval[1] > facts.max_wrong for one in facts.audits):
+    if any(one.interval[1] > facts.max_error_rate for one in facts.audits):
         return "Not overrun as far as is known, but not proved everywhere: leave audits on."
-    return "The budget is kept; a larger `max_wrong` would serve more."
+    return "The budget is kept; a larger `max_error_rate` would serve more."
 
 
 def near(facts: Facts) -> Remark:

@@ -76,7 +76,7 @@ def sieve_of(records: Records, settings: Settings, namespace: str | None) -> Sie
     known = records.embedders.known()
     scorer = scorer_for(max(known, key=lambda one: known[one], default=""))
     rate = settings.audit_rate or ASSUMED_RATE
-    audits = report_of(records, settings.max_wrong, rate, namespace)
+    audits = report_of(records, settings.max_error_rate, rate, namespace)
     boundary = boundary_of(records, settings, audits)
     if boundary is None:
         boundary = policy_in_force(records, settings).threshold

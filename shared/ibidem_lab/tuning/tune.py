@@ -36,7 +36,7 @@ LEAST_PAIRS, LEAST_OF_A_KIND = (
     50,
 )  # with fewer, fit the threshold instead: verifier experiments, section 7
 SHARES = (0.1, 0.2)
-MAX_WRONG = 0.02  # that is told about; the thresholds for other shares are fitted as well
+MAX_ERROR_RATE = 0.02  # that is told about; the thresholds for other shares are fitted as well
 TORCH_FOLDER = "torch"  # the model in full precision, to tune further from
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -211,14 +211,14 @@ def _fit_threshold(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Labe
         best = best_of(pairs_of(pairs, checked), scorer_for(checked.fingerprint))
     except InvalidInput as error:
         return {"fitted": False, "said": f"Not fitted, the threshold is the shipped one: {error}."}
-    found = report_of(best, MAX_WRONG)
+    found = report_of(best, MAX_ERROR_RATE)
     (directory / THRESHOLDS_FILE).write_text(to_json(found.calibration), encoding="ascii")
     after = (
         "nothing is served by meaning" if found.threshold_after == NEVER else f"{found.threshold_after:.4f}"
     )
     said = (
-        f"Fitted to {found.questions:,} questions that were not learned from; for max_wrong {MAX_WRONG:g} "
-        f"{after} (shipped: {found.threshold_before:.4f})."
+        f"Fitted to {found.questions:,} questions that were not learned from; "
+        f"for max_error_rate {MAX_ERROR_RATE:g} {after} (shipped: {found.threshold_before:.4f})."
     )
     return {"fitted": True, "said": said}
 
