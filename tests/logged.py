@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 
 from ibidem.examples.example import Example
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.storage.logs import JudgementRow, LookupRow
+from ibidem.storage.store import Store
 from ibidem.types import Answer, Entry, digest
 
 NOW = 1_790_000_000.0  # a Monday in September 2026
@@ -121,20 +121,18 @@ def judgements(count: int, stored: Sequence[Entry], seed: int = 3) -> list[Judge
     return found
 
 
-def fill(
-    records: Records, *, lookups_: int, entries_: int, judgements_: int, examples_: int = 0
-) -> list[Entry]:
+def fill(store: Store, *, lookups_: int, entries_: int, judgements_: int, examples_: int = 0) -> list[Entry]:
     """Write such a log, with so many examples more that belong to no hit; its entries."""
     stored = entries(entries_)
     for one in stored:
-        records.put(one, "embedder")
+        store.entries.put(one, "embedder")
     rows = lookups(lookups_, stored)
     for start in range(0, len(rows), 5_000):
-        records.lookups.add(rows[start : start + 5_000])
-    records.examples.add(examples(stored))
+        store.lookups.add(rows[start : start + 5_000])
+    store.examples.add(examples(stored))
     more = [Example(f"{n}?", "a", at=NOW - WEEKS, entry_id=gone_id(GONE + n)) for n in range(examples_)]
     for start in range(0, len(more), 5_000):
-        records.examples.add(more[start : start + 5_000])
+        store.examples.add(more[start : start + 5_000])
     if judgements_:
-        records.judgements.add(judgements(judgements_, stored))
+        store.judgements.add(judgements(judgements_, stored))
     return stored

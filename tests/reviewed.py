@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.storage.logs import JudgementRow, LookupRow
+from ibidem.storage.store import Store
 from ibidem.types import Answer, Entry, Request, Source, digest
 
 AT = 1_790_000_000.0
@@ -55,7 +55,7 @@ def audited(asked: str, met: Entry, score: float, right: bool, *, source: str = 
     )
 
 
-def fill(records: Records) -> None:
+def fill(store: Store) -> None:
     """A few pairs of each kind."""
     terms = Source("terms#4", digest("terms"), True, "docs/terms.md")
     shop = entry(
@@ -69,14 +69,14 @@ def fill(records: Records) -> None:
     fresh = entry("How long may I return the goods I bought?", "Within 14 days.", docs=(changed,), at=AT + 70)
     hostile, arabic = entry(PLANTED, PLANTED), entry(ARABIC, HEBREW)
     for one in (shop, password, parcel, fresh, hostile, arabic):
-        records.put(one, "embedder")
-    records.judgements.add(
+        store.entries.put(one, "embedder")
+    store.judgements.add(
         [
             audited("How do I reset my password?", password, 0.957, True),
             audited("Where is my invoice?", parcel, 0.941, False, source="probe"),
         ]
     )
-    records.lookups.add(
+    store.lookups.add(
         [
             looked_up("How long can I return shoes?", shop, 0.95),
             looked_up("How long may I return the goods I bought?", shop, 0.94, reason="documents_changed"),

@@ -20,7 +20,7 @@ from typing import Any
 from genai_prices import data, types
 
 from ibidem.costs import SHIPPED, dated_like
-from ibidem.storage.figures import LONG_PROMPT
+from ibidem.storage.statistics import LONG_PROMPT
 
 PROVIDERS = (
     "openai",

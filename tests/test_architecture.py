@@ -17,7 +17,7 @@ DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py"},
     "onnxruntime": {"shared/ibidem/embedding/minilm.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
-    "psycopg": {"shared/ibidem/storage/engine.py"},
+    "psycopg": {"shared/ibidem/storage/postgres.py"},
     "jinja2": {"shared/ibidem_lab/report/templating.py"},
     "starlette": {"shared/ibidem_lab/review/app.py"},
     "uvicorn": {"shared/ibidem_lab/review/serving.py"},

@@ -38,7 +38,7 @@ from ibidem.lifecycle.rules import _texts
 from ibidem.matching.guards import vetoed_by
 from ibidem.matching.policy import shipped, supporting
 from ibidem.prompts.documents import Retrieved
-from ibidem.storage.rows import LookupRow
+from ibidem.storage.logs import LookupRow
 from ibidem_lab.labelling.prompt import prompt_of, verdict_of
 from ibidem_lab.redaction import secrets
 from ibidem_lab.review.showing import marked, readable

@@ -19,13 +19,13 @@ from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root, require_inside
 from ibidem.errors import EmbedderUnavailable
 from ibidem.models.directory import FILES, KEPT_FILES
-from ibidem.storage.columns import sound
+from ibidem.storage.tables import valid_rows
 from ibidem.types import digest
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import Embedder
     from ibidem.settings import Settings
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 
 _KEY = "promotion"
@@ -34,7 +34,7 @@ _ID = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An embedder that a place uses, or used. Its files are in the truth if it was `promoted`."""
+    """An embedder that a place uses, or used. Its files are in the database if it was `promoted`."""
 
     fingerprint: str
     promoted: bool
@@ -59,14 +59,14 @@ class Promotion:
         return frozenset((self.current.fingerprint, self.previous.fingerprint))
 
 
-def read_promotion(records: Records) -> Promotion | None:
+def read_promotion(store: Store) -> Promotion | None:
     """What was promoted last; None if nothing ever was. Raises `StorageError`."""
-    text = records.meta(_KEY)
+    text = store.meta.get(_KEY)
     if text is None:
         return None
-    found = next(sound(_to_promotion, [text]), None)
+    found = next(valid_rows(_to_promotion, [text]), None)
     if found is None:  # damaged: else nothing could be promoted any more
-        records.set_meta(_KEY, None)
+        store.meta.set(_KEY, None)
     return found
 
 
@@ -79,34 +79,34 @@ def _to_promotion(text: str) -> Promotion:
     return found
 
 
-def change_promotion(records: Records, old: Promotion | None, new: Promotion) -> bool:
+def change_promotion(store: Store, old: Promotion | None, new: Promotion) -> bool:
     """Use another model from this moment on; False if what is used is not `old`. Raises `StorageError`."""
-    return records.meta_swap(_KEY, None if old is None else _text(old), _text(new))
+    return store.meta.compare_and_set(_KEY, None if old is None else _text(old), _text(new))
 
 
 def _text(promotion: Promotion) -> str:
     return json.dumps(asdict(promotion), sort_keys=True)
 
 
-def embedder_of(settings: Settings, records: Records) -> Embedder:
+def embedder_of(settings: Settings, store: Store) -> Embedder:
     """The embedder that a cache with these settings uses.
 
     Raises:
         EmbedderUnavailable: The files of the model cannot be found or used.
         StorageError: The database failed.
     """
-    if settings.embedder is not None or (found := read_promotion(records)) is None:
+    if settings.embedder is not None or (found := read_promotion(store)) is None:
         return resolve_embedder(settings.embedder)
-    return open_model(found.current, settings, records)
+    return open_model(found.current, settings, store)
 
 
-def checked_embedder_of(settings: Settings, records: Records) -> CheckedEmbedder:
+def checked_embedder_of(settings: Settings, store: Store) -> CheckedEmbedder:
     """The same with its vectors checked, for who reads a place without opening a cache; raises as above."""
-    return CheckedEmbedder(embedder_of(settings, records), records.meta_once)
+    return CheckedEmbedder(embedder_of(settings, store), store.meta.set_default)
 
 
-def open_model(model: Model, settings: Settings, records: Records) -> Embedder:
-    """The embedder of a model; one that was promoted is copied from the truth if it is not on this host.
+def open_model(model: Model, settings: Settings, store: Store) -> Embedder:
+    """The embedder of a model; one that was promoted is copied from the database if it is not on this host.
 
     Raises:
         EmbedderUnavailable: Its files are missing or damaged.
@@ -123,7 +123,7 @@ def open_model(model: Model, settings: Settings, records: Records) -> Embedder:
         try:
             return _opened(directory, model)  # another process was faster
         except EmbedderUnavailable:
-            _fetch(model, records, directory)
+            _fetch(model, store, directory)
         return _opened(directory, model)
 
 
@@ -152,12 +152,12 @@ def _opened(directory: Path, model: Model) -> OnnxEmbedder:
     return found
 
 
-def _fetch(model: Model, records: Records, directory: Path) -> None:
-    """Copy the files from the truth, in one move."""
-    names = records.models.names(model.id) & set(KEPT_FILES)  # no other is written, whatever the rows say
+def _fetch(model: Model, store: Store, directory: Path) -> None:
+    """Copy the files from the database, in one move."""
+    names = store.model_files.names(model.id) & set(KEPT_FILES)  # no other is written, whatever the rows say
     if MANIFEST_FILE not in names:
         raise EmbedderUnavailable(
-            f"the files of the promoted model {model.fingerprint} are not in {records.url}; "
+            f"the files of the promoted model {model.fingerprint} are not in {store.url}; "
             "promote it again, or return to the one before with ibidem promote --rollback"
         )
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -166,7 +166,7 @@ def _fetch(model: Model, records: Records, directory: Path) -> None:
         fresh.mkdir()
         for name in names:
             with (fresh / name).open("wb") as file:
-                file.writelines(records.models.pieces(model.id, name))
+                file.writelines(store.model_files.pieces(model.id, name))
         if directory.exists():
             directory.rename(scratch / "damaged")
         fresh.rename(directory)
@@ -174,12 +174,12 @@ def _fetch(model: Model, records: Records, directory: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sweep_models(settings: Settings, records: Records) -> None:
+def sweep_models(settings: Settings, store: Store) -> None:
     """Delete the files on this host of models that are not registered, unless other caches may use them."""
     if settings.database is not None:
         return
     found = [one for one in models_directory(settings).glob("*") if one.is_dir() and _ID.fullmatch(one.name)]
-    kept = set(map(digest, records.embedders.known()))  # read last: who makes a directory registers before
+    kept = set(map(digest, store.embedders.registered()))  # read last: who makes a directory registers before
     for directory in found:
         if directory.name not in kept:
             shutil.rmtree(directory, ignore_errors=True)

@@ -23,7 +23,7 @@ from ibidem.provenance import opened
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, is_bypassed, placed
 from ibidem.stats import Stats, stats_of
-from ibidem.storage.rows import JudgementRow, LookupRow, lookup_row
+from ibidem.storage.logs import JudgementRow, LookupRow, lookup_row
 from ibidem.telemetry.telemetry import Telemetry
 from ibidem.types import (
     Answer,
@@ -47,7 +47,7 @@ class SemanticCache(Answering, Correcting):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
-        runtime: Truth, vectors and background work, shared by the caches of one place.
+        runtime: Database, vectors and background work, shared by the caches of one place.
         policy: How sure the cache must be.
         lifetime: How long answers live.
         admission: What may be stored.
@@ -228,14 +228,14 @@ class SemanticCache(Answering, Correcting):
         """The last lookups in the log with what came of each, newest first; also of other processes."""
         self._ready()
         self._runtime.flush()
-        return self._runtime.records.lookups.recent(limit)
+        return self._runtime.store.lookups.recent(limit)
 
     def judgements(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
         """The last audits that were judged, newest first; also of other processes. `flush` waits for them."""
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
-        return self._runtime.records.judgements.recent(limit, namespace)
+        return self._runtime.store.judgements.recent(limit, namespace)
 
     promote = promote_cache
     rollback = rollback_cache
@@ -259,7 +259,7 @@ class SemanticCache(Answering, Correcting):
         self.close()
 
     def __repr__(self) -> str:
-        return f"SemanticCache({self._runtime.records.url!r}, {self.policy})"
+        return f"SemanticCache({self._runtime.store.url!r}, {self.policy})"
 
     def __copy__(self) -> SemanticCache:
         return self  # a copy of what holds it asks the same cache

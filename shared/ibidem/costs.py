@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ibidem.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ibidem.storage.figures import Served
+    from ibidem.storage.statistics import LookupSums
 
 
 SHIPPED = Path(__file__).with_name("prices.json")
@@ -135,7 +135,7 @@ class Savings:
     unpriced: dict[str, int] = field(default_factory=dict)
 
 
-def savings(rows: Iterable[Served], prices: Prices) -> Savings:
+def savings(rows: Iterable[LookupSums], prices: Prices) -> Savings:
     """The sum over the hits among these rows."""
     hits = tokens = priced = timed = 0
     money = seconds = 0.0

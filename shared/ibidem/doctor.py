@@ -17,9 +17,9 @@ from ibidem.index import search as vectors
 from ibidem.index.base import Compactable
 from ibidem.index.memory import VectorBuffer
 from ibidem.matching import fitted as adoption
-from ibidem.runtime import index_opener, open_records, registry_of
+from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 
 TELEMETRY_SECONDS = 86_400.0  # so long it is told that a process had it on
 
@@ -39,21 +39,21 @@ def examine(settings: Settings) -> list[Finding]:
     Raises:
         StorageError: The database cannot be opened at all.
     """
-    records = open_records(settings)
+    store = open_store(settings)
     try:
-        findings = [*_package(), *_leftovers(settings), _database(records)]
+        findings = [*_package(), *_leftovers(settings), _database(store)]
         if not findings[-1].ok:
             return findings
-        findings += _telemetry(records)
+        findings += _telemetry(store)
         try:
-            fingerprint = fingerprint_of(embedder_of(settings, records))
+            fingerprint = fingerprint_of(embedder_of(settings, store))
         except IbidemError as error:
             return [*findings, Finding("embedding model", False, str(error))]
-        findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, records)))
-        findings.extend(_threshold(settings, records, fingerprint))
-        return [*findings, *_index(settings, records, fingerprint)]
+        findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, store)))
+        findings.extend(_threshold(settings, store, fingerprint))
+        return [*findings, *_index(settings, store, fingerprint)]
     finally:
-        records.close()
+        store.close()
 
 
 def _package() -> Iterator[Finding]:
@@ -61,11 +61,11 @@ def _package() -> Iterator[Finding]:
         yield Finding("package", False, problem)
 
 
-def _telemetry(records: Records) -> Iterator[Finding]:
+def _telemetry(store: Store) -> Iterator[Finding]:
     """Whether onnxruntime was imported before Ibidem, here or lately in a process that used the cache."""
     if telemetry_is_on():
         who = "this process"
-    elif time.time() - _number(records.meta(TELEMETRY_KEY)) < TELEMETRY_SECONDS:
+    elif time.time() - _number(store.meta.get(TELEMETRY_KEY)) < TELEMETRY_SECONDS:
         who = "a program that used this cache in the last 24 hours"
     else:
         return
@@ -91,18 +91,18 @@ def _leftovers(settings: Settings) -> Iterator[Finding]:
             yield Finding("leftovers", False, text)
 
 
-def _database(records: Records) -> Finding:
+def _database(store: Store) -> Finding:
     started = time.perf_counter()
     try:
-        schema = records.meta("schema_version")
+        schema = store.meta.get("schema_version")
         took = _ms(started)
-        problems = records.check()
+        problems = store.check()
     except StorageError as error:
         problems = [str(error)]
     if problems:
-        text = f"{problems[0]}; restore {records.url} from a backup, or move it away to begin a new one"
+        text = f"{problems[0]}; restore {store.url} from a backup, or move it away to begin a new one"
         return Finding("database", False, text)
-    text = f"{records.totals().entries:,} entries in {records.url}, schema {schema}, answers in {took}"
+    text = f"{store.totals().entries:,} entries in {store.url}, schema {schema}, answers in {took}"
     return Finding("database", True, text)
 
 
@@ -110,8 +110,8 @@ def _ms(started: float) -> str:
     return f"{1000 * (time.perf_counter() - started):.1f} ms"
 
 
-def _promoted(settings: Settings, records: Records) -> str:
-    found = read_promotion(records)
+def _promoted(settings: Settings, store: Store) -> str:
+    found = read_promotion(store)
     if found is None:
         return ""
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.at))
@@ -120,12 +120,12 @@ def _promoted(settings: Settings, records: Records) -> str:
     return f", since {since}; before it {found.previous.fingerprint}, kept for ibidem promote --rollback"
 
 
-def _threshold(settings: Settings, records: Records, fingerprint: str) -> Iterator[Finding]:
+def _threshold(settings: Settings, store: Store, fingerprint: str) -> Iterator[Finding]:
     """What `ibidem fit` has moved, and what a fit of version 0.1 left."""
-    if adoption.has_old_score(records, fingerprint):
+    if adoption.has_old_score(store, fingerprint):
         yield Finding("threshold", True, adoption.OLD_SCORE)
     faults = Faults()
-    fitted = adoption.adopted(records, fingerprint, faults)
+    fitted = adoption.adopted(store, fingerprint, faults)
     if faults.counts():
         yield Finding("threshold", False, "the fitted threshold cannot be read; run ibidem fit again")
     elif fitted.moved and (max_error_rate := settings.policy.max_error_rate) is not None:
@@ -133,8 +133,8 @@ def _threshold(settings: Settings, records: Records, fingerprint: str) -> Iterat
         yield Finding("threshold", True, f"{text} to {fitted.labels:,} labelled questions")
 
 
-def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[Finding]:
-    registry, table = registry_of(settings, fingerprint, records), records.vectors_of(fingerprint)
+def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Finding]:
+    registry, table = registry_of(settings, fingerprint, store), store.vectors(fingerprint)
     held = table.count(vectors.EXACT_LIMIT + 1)
     small = settings.chroma is None and held <= vectors.EXACT_LIMIT
     try:
@@ -148,7 +148,7 @@ def _index(settings: Settings, records: Records, fingerprint: str) -> Iterator[F
         return
     if not isinstance(index, Compactable):
         index.close()
-        lacking = table.count_lacking()
+        lacking = table.count_missing()
         text = f"{held - lacking:,} vectors, few enough to be searched in memory"
         text += f"; {lacking:,} are still to be made, which happens when the cache is used" if lacking else ""
         yield Finding("vector index", True, text)

@@ -1,4 +1,4 @@
-"""Does the vector index hold what the truth says? What `ibidem doctor` looks at there."""
+"""Does the vector index hold what the database says? What `ibidem doctor` looks at there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compare(index: Compactable, table: VectorTable, registry: CollectionRegistry
     wanted, known = _points(table, generations)
     missing, orphans = len(wanted - held), len(held - known)
     waiting = len(table.unindexed(index.generation, 100_000, now.generation))
-    lacking, dead = table.count_lacking(), table.count_dead()
+    lacking, dead = table.count_missing(), table.count_dead()
     notes = [
         (missing, f"{missing:,} vectors are missing"),
         (orphans, f"{orphans:,} belong to no entry"),

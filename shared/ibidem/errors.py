@@ -27,11 +27,11 @@ class EmbedderUnavailable(IbidemError):
 
 
 class StorageError(IbidemError):
-    """The truth (SQL) cannot be opened or used."""
+    """The database (SQL) cannot be opened or used."""
 
 
 class StorageUnavailable(StorageError):
-    """The truth is away, locked or full for now: the same may work later."""
+    """The database is away, locked or full for now: the same may work later."""
 
 
 class IndexUnavailable(IbidemError):

@@ -1,4 +1,4 @@
-"""Keeping the truth within its bounds, behind the requests: deletes what expired, evicts what is too much."""
+"""Background expiry and eviction: keeps the database within its bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import ConfigurationError
 from ibidem.lifecycle.eviction import Bounds
 from ibidem.lifecycle.rules import Lifetime
-from ibidem.storage.deletion import BATCH, Removal
+from ibidem.storage.deletion import BATCH, Evictor
 
 PURGE_SECONDS = 60.0  # how often the expired are looked for, while in use
 # So long they stay after they expired: asked again meanwhile, they are replaced and keep their rank.
@@ -22,19 +22,19 @@ class Housekeeping:
     """Bounds and expiry of one place. Thread-safe.
 
     Args:
-        removal: Deletes.
+        evictor: Deletes entries.
         bounds: How large the place may grow.
         lifetime: Whether a life begins anew with every hit, and its `stale_while_revalidate`.
         clock: Seconds since the epoch.
     """
 
     def __init__(
-        self, removal: Removal, bounds: Bounds, lifetime: Lifetime, clock: Callable[[], float]
+        self, evictor: Evictor, bounds: Bounds, lifetime: Lifetime, clock: Callable[[], float]
     ) -> None:
-        self._removal, self._clock = removal, clock
+        self._evictor, self._clock = evictor, clock
         self._lock = ForkSafeLock()
-        self.bounds, self.lifetime, self.floor = bounds, lifetime, removal.floor()
-        self.ranking = removal.ranking()  # ranks as the entries are ranked
+        self.bounds, self.lifetime, self.floor = bounds, lifetime, evictor.floor()
+        self.ranking = evictor.ranking()  # ranks as the entries are ranked
         self.evicted = self.expired = 0  # entries deleted by this process
         self._entries = self._bytes = 0
         self._stores = self._stored_bytes = 0  # so far
@@ -65,7 +65,7 @@ class Housekeeping:
         """Delete one batch; returns whether there may be more."""
         now = time.monotonic()
         if now >= self._purge_at:
-            gone = self._removal.purge(self._clock() - LATE_SECONDS)
+            gone = self._evictor.delete_expired(self._clock() - LATE_SECONDS)
             self.expired += gone
             if gone >= BATCH:
                 return True
@@ -79,14 +79,14 @@ class Housekeeping:
         if not bounds.limited:
             return False
         if self.ranking.ranking != bounds.ranking:
-            self.floor = self._removal.rank_all(bounds)
+            self.floor = self._evictor.rerank(bounds)
             self.ranking = bounds
         if any(self._too_much()) and self._counted != self._stores:
             self._recount(now)  # what was replaced, cleared or deleted by others is no more
         entries, size = self._too_much()
         if not entries and not size:
             return False
-        gone, freed, floor = self._removal.evict(entries, size)
+        gone, freed, floor = self._evictor.evict(entries, size)
         with self._lock:
             self._entries, self._bytes = self._entries - gone, self._bytes - freed
             self.evicted += gone
@@ -101,14 +101,14 @@ class Housekeeping:
         return _excess(self._entries, bounds.max_entries), _excess(self._bytes, bounds.max_bytes)
 
     def _recount(self, now: float) -> None:
-        self.ranking = self._removal.ranking()  # another process may have bounds, or other ones
+        self.ranking = self._evictor.ranking()  # another process may have bounds, or other ones
         if not self.bounds.limited:
             self._count_at = now + RECOUNT_SECONDS
             return
         with self._lock:
             stores, stored_bytes = self._stores, self._stored_bytes
-        entries, size = self._removal.size()
-        floor = self._removal.floor()
+        entries, size = self._evictor.size()
+        floor = self._evictor.floor()
         with self._lock:
             # The count may have missed what was stored meanwhile. Taken for twice, it is counted again before
             # anything is evicted; missed, it would stay beyond the bound until the next count.

@@ -27,7 +27,7 @@ class Finder:
     """Looks up requests for one cache.
 
     Args:
-        runtime: Truth and vectors.
+        runtime: Database and vectors.
         policy: How sure the cache must be.
         auditor: Asked which candidates may be served; None for no audits.
         lifetime: How long answers are repeated.
@@ -50,7 +50,7 @@ class Finder:
         """
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
-        same = self._runtime.records.get(request.key)
+        same = self._runtime.store.entries.get(request.key)
         if same is not None and (hit := self._served(Candidate(same, 1.0), "exact", now, max_age)):
             return hit
         if not request.semantic:
@@ -70,7 +70,7 @@ class Finder:
             return _missed("expired", Candidate(same, 1.0))
         if verdict.nearest is not None:
             return _missed(verdict.reason, verdict.nearest)
-        kind = self._runtime.records.kind_in_scope(request.namespace, request.scope_digest)
+        kind = self._runtime.store.entries.kind_in_scope(request.namespace, request.scope_digest)
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
 
     def refreshed(self, key: str) -> None:
@@ -113,7 +113,7 @@ class Finder:
         with step("ibidem.search"):
             points = matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
         with step("ibidem.confirm"):
-            found = self._runtime.records.near(
+            found = self._runtime.store.entries.near(
                 points,
                 namespace=namespace,
                 scope=scope,
@@ -138,7 +138,7 @@ class Keeper:
     """Stores answers for one cache.
 
     Args:
-        runtime: Truth and vectors.
+        runtime: Database and vectors.
         admission: What may be stored.
         lifetime: How long answers live.
         examples: Where what was stored is an example too.

@@ -1,4 +1,4 @@
-"""What the caches of one process share when they are opened on the same place: truth, vectors, one thread."""
+"""What the caches of one process share when opened on the same place: database, vectors, one thread."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ from ibidem.scope import is_of
 from ibidem.settings import Settings
 from ibidem.single_flight import Flights
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
-from ibidem.storage.entries import Records
-from ibidem.storage.masking import Masking
-from ibidem.storage.rows import EmbeddedExample, LookupRow, size_of
+from ibidem.storage.entries import entry_size
+from ibidem.storage.examples import EmbeddedExample
+from ibidem.storage.logs import LogRedactor, LookupRow
+from ibidem.storage.store import Store
 from ibidem.telemetry.telemetry import audited
 from ibidem.types import digest
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from ibidem.examples.example import Example
     from ibidem.matching.policy import Scorer
     from ibidem.settings import Settings
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
     from ibidem.types import Entry
 
 
@@ -67,24 +68,24 @@ class Runtime:
         self.place = digest(settings.database or str(settings.path.resolve()))  # names it, and no password
         self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
-        self.records = open_records(settings)
+        self.store = open_store(settings)
         self.housekeeping = Housekeeping(
-            self.records.removal, settings.bounds, settings.lifetime, lambda: self.clock()
+            self.store.evictor, settings.bounds, settings.lifetime, lambda: self.clock()
         )
         try:
-            chosen = embedder or embedder_of(settings, self.records)
+            chosen = embedder or embedder_of(settings, self.store)
             # What lookups and stores that begin now use; exchanged as a whole. `coming` takes its place soon.
             self.matcher: Matcher = self.matcher_of(chosen)
         except BaseException:
-            self.records.close()
+            self.store.close()
             raise
         self.coming: Matcher | None = None
         self.following = Following(self)
         name, judged = self.matcher.scorer_name, partial(audited, self.place)
-        self.ledger = Ledger(self.records.judgements, self.matcher.scorer, name, self.faults, judged)
-        self._log, self._masking = collections.deque[LookupRow](), collections.deque[Masking]()
-        self._examples, self.selector = ExampleQueue(), Selector(self.records.examples, self.embedder)
-        self.forgetting = Forgetting(self.records.examples, settings.example_ttl, lambda: self.clock())
+        self.ledger = Ledger(self.store.judgements, self.matcher.scorer, name, self.faults, judged)
+        self._log, self._masking = collections.deque[LookupRow](), collections.deque[LogRedactor]()
+        self._examples, self.selector = ExampleQueue(), Selector(self.store.examples, self.embedder)
+        self.forgetting = Forgetting(self.store.examples, settings.example_ttl, lambda: self.clock())
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
             {
@@ -106,7 +107,7 @@ class Runtime:
 
     def mask(self, redact: Callable[[str], str | None], name: str) -> None:
         """Redact in the background what the logs hold already, by the function of this name."""
-        self._masking.append(self.records.masking(redact, name))
+        self._masking.append(self.store.redactor(redact, name))
         self.wake()
 
     def _mask(self) -> bool:
@@ -116,7 +117,7 @@ class Runtime:
 
     def matcher_of(self, embedder: Embedder) -> Matcher:
         """What matches questions with this embedder; raises as `ibidem.runtime.matcher_of` does."""
-        return matcher_of(self.settings, self.records, embedder, self.faults, self.wake)
+        return matcher_of(self.settings, self.store, embedder, self.faults, self.wake)
 
     @property
     def embedder(self) -> CheckedEmbedder:
@@ -137,7 +138,7 @@ class Runtime:
         """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
         if self._process != os.getpid():
             self._process = os.getpid()
-            self.records.after_fork()
+            self.store.after_fork()
             self.matcher.vectors.after_fork()
             self.following.after_fork()
             self._background.after_fork()
@@ -150,7 +151,7 @@ class Runtime:
         """Match with this from now on; lookups under way end with what they began with."""
         self.ledger.adopt(matcher.scorer, matcher.scorer_name)
         if matcher.fingerprint != self.matcher.fingerprint:
-            self.selector = Selector(self.records.examples, matcher.embedder)
+            self.selector = Selector(self.store.examples, matcher.embedder)
         self.matcher = matcher
 
     def note_lookup(self, row: LookupRow) -> None:
@@ -195,26 +196,26 @@ class Runtime:
         self._examples.forget_told()
 
     def clear(self, namespace: str | None) -> int:
-        """Delete what `Records.clear` deletes, and what waits to be written of it."""
+        """Delete what `Store.clear` deletes, and what waits to be written of it."""
         with self._writing:
-            count = self.ledger.clear(namespace, partial(self.records.clear, namespace))
+            count = self.ledger.clear(namespace, partial(self.store.clear, namespace))
             _drop(self._log, namespace)
             self._examples.drop(namespace)
         return count
 
     def keep(self, entry: Entry, made: float, matcher: Matcher) -> bool:
-        """Store an entry in the truth, and make it findable; raises what the database does.
+        """Store an entry in the database, and make it findable; raises what the database does.
 
         False if it was asked for, at `made`, before what it rests on was invalidated. Its vector is the
         matcher's.
         """
         house = self.housekeeping
-        if not self.records.put(entry, matcher.fingerprint, house.ranking, house.floor, made):
+        if not self.store.entries.put(entry, matcher.fingerprint, house.ranking, house.floor, made):
             return False
         if entry.vector is not None:
             matcher.vectors.add(entry.namespace, entry.scope, entry.vector)
             self.following.take_along(entry, matcher)
-        house.grown(size_of(entry))
+        house.grown(entry_size(entry))
         self._background.wake()
         self.flights.stored(entry.id)
         return True
@@ -252,7 +253,7 @@ class Runtime:
             bounds, floor, life = house.ranking, house.floor, house.lifetime
             try:
                 if rows:
-                    self.records.lookups.add(rows, bounds=bounds, floor=floor, life=life)
+                    self.store.lookups.add(rows, bounds=bounds, floor=floor, life=life)
             except StorageUnavailable:  # they wait again, in their place
                 self._log.extendleft(reversed(rows))
                 raise
@@ -263,7 +264,7 @@ class Runtime:
             taken = self._examples.take(LOG_BATCH)
             try:
                 if taken:
-                    self.records.examples.add([one for _, one in taken])
+                    self.store.examples.add([one for _, one in taken])
             except StorageUnavailable:
                 self._examples.put_back(taken)
                 raise
@@ -281,7 +282,7 @@ class Runtime:
         self.ledger.close()
         self.following.close()
         self.matcher.vectors.close()
-        self.records.close()
+        self.store.close()
 
 
 def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
@@ -340,8 +341,8 @@ def _close_all() -> None:
         runtime.close()
 
 
-def open_records(settings: Settings) -> Records:
-    """The truth for these settings; makes the directory and the database file, private to the user.
+def open_store(settings: Settings) -> Store:
+    """The database for these settings; makes the directory and the database file, private to the user.
 
     What exists keeps its mode: who shares a cache with a group says so by making it. A file in its place that
     is no database is moved aside, never deleted, and a new one begun.
@@ -365,7 +366,7 @@ def open_records(settings: Settings) -> Records:
             log.warning(
                 "%s is not a database; it was kept as %s and a new one begun", file, aside, extra=about
             )
-    return Records(settings.database or sqlite_url(settings.database_file))
+    return Store(settings.database or sqlite_url(settings.database_file))
 
 
 def _make_private(path: Path) -> None:
@@ -380,13 +381,13 @@ def _make_private(path: Path) -> None:
         ) from error
 
 
-def registry_of(settings: Settings, fingerprint: str, records: Records) -> CollectionRegistry:
+def registry_of(settings: Settings, fingerprint: str, store: Store) -> CollectionRegistry:
     """The registry of the collections with the vectors of the embedder with this fingerprint.
 
     On a server each database has collections of its own: what one deletes, another may still hold.
     """
-    cache_id = "" if settings.chroma is None else records.meta_once("place", uuid.uuid4().hex)
-    return CollectionRegistry(records, collection_name(digest(fingerprint), cache_id), cache_id)
+    cache_id = "" if settings.chroma is None else store.meta.set_default("place", uuid.uuid4().hex)
+    return CollectionRegistry(store, collection_name(digest(fingerprint), cache_id), cache_id)
 
 
 def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpener:
@@ -431,13 +432,13 @@ class Matcher:
 
 
 def matcher_of(
-    settings: Settings, records: Records, embedder: Embedder, faults: Faults, opened: Callable[[], None]
+    settings: Settings, store: Store, embedder: Embedder, faults: Faults, opened: Callable[[], None]
 ) -> Matcher:
     """The matcher of this embedder, whose vectors are kept from now on.
 
     Args:
         settings: Say where the vector index is.
-        records: The truth.
+        store: The database.
         embedder: Makes the vectors.
         faults: Where failures in the background go.
         opened: Called when a server's index is open.
@@ -446,14 +447,14 @@ def matcher_of(
         EmbedderUnavailable: The embedder does not answer.
         StorageError: The database failed.
     """
-    checked = CheckedEmbedder(embedder, records.meta_once)
+    checked = CheckedEmbedder(embedder, store.meta.set_default)
     try:
-        records.embedders.use(checked.fingerprint)
+        store.embedders.register(checked.fingerprint)
     except StorageError as error:  # the background tries again
         faults.note("note which embedder is used", error)
-    registry = registry_of(settings, checked.fingerprint, records)
+    registry = registry_of(settings, checked.fingerprint, store)
     vectors = VectorSearch(
-        records,
+        store,
         checked,
         index_opener(settings, registry),
         faults,
@@ -461,6 +462,6 @@ def matcher_of(
         alone=settings.chroma is None,
         on_open=opened,
     )
-    warn_of_old_score(records, checked.fingerprint)
-    calibration = adopted(records, checked.fingerprint, faults)
+    warn_of_old_score(store, checked.fingerprint)
+    calibration = adopted(store, checked.fingerprint, faults)
     return Matcher(checked, scorer_for(checked.fingerprint), vectors, calibration)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ibidem._util.intervals import clopper_pearson
 from ibidem.costs import Prices, savings
-from ibidem.storage.figures import Span
+from ibidem.storage.statistics import LogFilter
 
 if TYPE_CHECKING:
     from ibidem.audits.auditor import Auditor
     from ibidem.runtime import Runtime
-    from ibidem.storage.rows import JudgementRow
+    from ibidem.storage.logs import JudgementRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Stats:
     `unpriced` counts, by model, the hits of which it is not known: no price, or no count of tokens.
 
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
-    by reason and `faults` by cause this process since opening. `unindexed` entries are in the truth but not
-    in the vector index yet; `examples` counts the example log; `index` says whether the index is in use, or
+    by reason and `faults` by cause this process since opening. `unindexed` entries are stored but not yet
+    in the vector index; `examples` counts the example log; `index` says whether the index is in use, or
     why not. `waits` counts, since opening, the requests of this process that waited for an identical one in
     flight, by what came of it: `hit`, `asked` (it failed, or its answer could not be kept) or `timeout`.
     `audits` tells of the 20 namespaces audited last; it is empty if this cache makes no audits.
@@ -77,8 +77,8 @@ class Stats:
 
 def stats_of(runtime: Runtime, auditor: Auditor | None, prices: Prices, rejected: dict[str, int]) -> Stats:
     """What there is to tell of a place; raises `StorageError`. `rejected` is what the cache counted."""
-    totals = runtime.records.totals(runtime.embedder.fingerprint)
-    saved = savings(runtime.records.figures.served(Span()), prices)
+    totals = runtime.store.totals(runtime.embedder.fingerprint)
+    saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
     return Stats(
         entries=totals.entries,
         semantic_entries=totals.semantic_entries,

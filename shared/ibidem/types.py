@@ -298,7 +298,7 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The answer is in the truth (durable against a killed process) as `entry_id`; `place` is the cache's."""
+    """The answer is stored (durable against a killed process) as `entry_id`; `place` is the cache's."""
 
     entry_id: str
     place: str = field(default="", compare=False)

@@ -218,7 +218,7 @@ class _Store:
 
 
 def as_entry(request: Request, name: str) -> Entry:
-    """The request as the truth would return it, with an answer of no interest."""
+    """The request as the database would return it, with an answer of no interest."""
     return Entry(
         id=name,
         namespace=request.namespace,

@@ -27,9 +27,8 @@ from ibidem.embedding.base import CheckedEmbedder, Embedder, resolve_embedder
 from ibidem.examples import selection
 from ibidem.examples.example import Example
 from ibidem.examples.selection import Selector, Wanted
-from ibidem.storage.entries import Records
-from ibidem.storage.examples import ExampleTable
-from ibidem.storage.rows import EmbeddedExample
+from ibidem.storage.examples import EmbeddedExample, ExampleTable
+from ibidem.storage.store import Store
 from tests.benchmarks.streams import Stream, load_streams
 from tests.embedders import BagOfWords
 
@@ -51,7 +50,7 @@ class Accuracy:
 
 
 def log_of(
-    records: Records, embedder: str, stream: Stream, labels: Sequence[str], said: Sequence[object]
+    store: Store, embedder: str, stream: Stream, labels: Sequence[str], said: Sequence[object]
 ) -> None:
     """Write the rows of the stream as examples, with these labels and judgements."""
     rows = [
@@ -59,7 +58,7 @@ def log_of(
         for text, label, good, vector in zip(stream.texts, labels, said, stream.vectors, strict=True)
     ]
     for start in range(0, len(rows), 500):
-        records.examples.add(rows[start : start + 500])
+        store.examples.add(rows[start : start + 500])
 
 
 def accuracy(
@@ -96,10 +95,10 @@ def curve(
     biggest, questions = parts_of(stream, max(sizes), asked, seed=0)
     for size in sizes:
         part = _part(biggest, slice(0, size))
-        records, selector = _opened(work / f"curve-{size}.sqlite3", embedder)
-        log_of(records, embedder.fingerprint, part, list(map(str, part.meanings)), [None] * len(part.texts))
-        found[size] = accuracy(selector, records.examples, questions, Wanted("", 4))
-        records.close()
+        store, selector = _opened(work / f"curve-{size}.sqlite3", embedder)
+        log_of(store, embedder.fingerprint, part, list(map(str, part.meanings)), [None] * len(part.texts))
+        found[size] = accuracy(selector, store.examples, questions, Wanted("", 4))
+        store.close()
     return found
 
 
@@ -112,16 +111,16 @@ def feedback(stream: Stream, embedder: Embedder, work: Path, size: int, asked: i
         label == str(meaning) if draw.random() < JUDGED else None
         for label, meaning in zip(labels, log.meanings, strict=True)
     ]
-    records, selector = _opened(work / "feedback.sqlite3", embedder)
-    log_of(records, embedder.fingerprint, log, labels, said)
+    store, selector = _opened(work / "feedback.sqlite3", embedder)
+    log_of(store, embedder.fingerprint, log, labels, said)
     kept, found = selection.GOOD_BONUS, {}
     try:
         for bonus in BONUSES:
             selection.GOOD_BONUS = bonus
-            found[bonus] = accuracy(selector, records.examples, questions, Wanted("", 4))
+            found[bonus] = accuracy(selector, store.examples, questions, Wanted("", 4))
     finally:
         selection.GOOD_BONUS = kept
-    records.close()
+    store.close()
     return found
 
 
@@ -130,8 +129,8 @@ def diversity(
 ) -> dict[float, tuple[Accuracy, float]]:
     """Accuracy, and different labels among four examples, by diversity."""
     log, questions = parts_of(stream, size, asked, seed=2)
-    records, selector = _opened(work / "diversity.sqlite3", embedder)
-    log_of(records, embedder.fingerprint, log, list(map(str, log.meanings)), [None] * len(log.texts))
+    store, selector = _opened(work / "diversity.sqlite3", embedder)
+    log_of(store, embedder.fingerprint, log, list(map(str, log.meanings)), [None] * len(log.texts))
     found = {}
     for share in DIVERSITIES:
         wanted = Wanted("", 4, diversity=share)
@@ -139,8 +138,8 @@ def diversity(
             len({example.answer for example in selector.select(replace(wanted, question=text))})
             for text in questions.texts[:200]
         ]
-        found[share] = (accuracy(selector, records.examples, questions, wanted), float(np.mean(kinds)))
-    records.close()
+        found[share] = (accuracy(selector, store.examples, questions, wanted), float(np.mean(kinds)))
+    store.close()
     return found
 
 
@@ -148,11 +147,11 @@ def cost(work: Path, size: int) -> dict[str, float]:
     """Milliseconds: the first selection, later ones at the median, and one after an example was added."""
     embedder = BagOfWords(384)
     draw = np.random.default_rng(0)
-    records, selector = _opened(work / f"cost-{size}.sqlite3", embedder)
+    store, selector = _opened(work / f"cost-{size}.sqlite3", embedder)
     for start in range(0, size, 500):
         vectors = draw.standard_normal((500, 384)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        records.examples.add(
+        store.examples.add(
             [
                 EmbeddedExample(
                     Example(f"question {start + n}", "answer " * 20, at=1.0), vectors[n], embedder.fingerprint
@@ -169,10 +168,10 @@ def cost(work: Path, size: int) -> dict[str, float]:
     for n in range(31, 60):
         vector = checked.vector_of(f"asked {n}")
         added = EmbeddedExample(Example(f"new {n}", "a", at=1.0), vector, embedder.fingerprint)
-        records.examples.add([added])
+        store.examples.add([added])
         after.append(_milliseconds(selector, n))
     held = next(iter(selector._held))._rows.nbytes / 1e6
-    records.close()
+    store.close()
     return {"first": first, "later": float(np.median(later)), "after": float(np.median(after)), "MB": held}
 
 
@@ -182,10 +181,10 @@ def _milliseconds(selector: Selector, n: int) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def _opened(file: Path, embedder: Embedder) -> tuple[Records, Selector]:
+def _opened(file: Path, embedder: Embedder) -> tuple[Store, Selector]:
     file.unlink(missing_ok=True)
-    records = Records(f"sqlite:///{file}")
-    return records, Selector(records.examples, CheckedEmbedder(embedder, records.meta_once))
+    store = Store(f"sqlite:///{file}")
+    return store, Selector(store.examples, CheckedEmbedder(embedder, store.meta.set_default))
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -22,8 +22,8 @@ from rich.table import Table
 from ibidem import __version__
 from ibidem.costs import read_prices
 from ibidem.settings import read_settings
-from ibidem.storage.entries import Records
-from ibidem.storage.figures import Span
+from ibidem.storage.statistics import LogFilter
+from ibidem.storage.store import Store
 from ibidem_lab.report.facts import gather
 from ibidem_lab.report.page import page
 from tests import logged
@@ -38,10 +38,10 @@ def timed(step: Callable[[], Result]) -> tuple[Result, float]:
     return step(), time.perf_counter() - begun
 
 
-def fill(records: Records, lookups: int) -> None:
+def fill(store: Store, lookups: int) -> None:
     """Write the log."""
     logged.fill(
-        records,
+        store,
         lookups_=lookups,
         entries_=max(20, lookups // 10),
         judgements_=lookups // 20,
@@ -51,11 +51,11 @@ def fill(records: Records, lookups: int) -> None:
 
 def measure(url: str, lookups: int) -> tuple[str, dict[str, str]]:
     """The page of so many lookups, and what it cost."""
-    records = Records(url)
-    _, filling = timed(lambda: fill(records, lookups))
-    facts, gathering = timed(lambda: gather(records, read_settings(), read_prices(), Span(), logged.NOW))
+    store = Store(url)
+    _, filling = timed(lambda: fill(store, lookups))
+    facts, gathering = timed(lambda: gather(store, read_settings(), read_prices(), LogFilter(), logged.NOW))
     text, drawing = timed(lambda: page(facts, __version__))
-    records.close()
+    store.close()
     size = len(text.encode())
     return text, {
         "lookups": f"{lookups:,}",

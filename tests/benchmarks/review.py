@@ -21,8 +21,8 @@ from starlette.testclient import TestClient
 from ibidem.settings import read_settings
 from ibidem.storage import tables
 from ibidem.storage.engine import writing
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import entry_row
+from ibidem.storage.entries import entry_row
+from ibidem.storage.store import Store
 from ibidem_lab.review.app import Pages
 from ibidem_lab.review.desk import Desk
 from ibidem_lab.review.gate import Gate
@@ -36,23 +36,23 @@ PORT = 8_000
 OLDER = re.compile(r'href="/entries\?(?:[^"]*&amp;)?before=([^"&]+)"')
 
 
-def fill(records: Records, entries: int = ENTRIES) -> None:
+def fill(store: Store, entries: int = ENTRIES) -> None:
     """Write so many entries, in few transactions, and the logs."""
     stored = [replace(one, semantic=True) for one in logged.entries(entries)]
     for start in range(0, entries, 10_000):
-        with writing(records._engine) as db:
+        with writing(store._engine) as db:
             db.execute(sa.insert(tables.entries), [entry_row(one) for one in stored[start : start + 10_000]])
     rows = logged.lookups(LOOKUPS, stored)
     for start in range(0, LOOKUPS, 10_000):
-        records.lookups.add(rows[start : start + 10_000])
-    records.judgements.add(logged.judgements(JUDGEMENTS, stored))
+        store.lookups.add(rows[start : start + 10_000])
+    store.judgements.add(logged.judgements(JUDGEMENTS, stored))
 
 
-def client_of(records: Records) -> TestClient:
+def client_of(store: Store) -> TestClient:
     """A browser that was given the token."""
-    sieve = sieve_of(records, read_settings(), None)
+    sieve = sieve_of(store, read_settings(), None)
     address = f"http://127.0.0.1:{PORT}"
-    client = TestClient(Gate(Pages(records, Desk(sieve)).app(), "token", PORT), base_url=address)
+    client = TestClient(Gate(Pages(store, Desk(sieve)).app(), "token", PORT), base_url=address)
     client.get("/?token=token")
     return client
 
@@ -68,9 +68,9 @@ def timed(client: TestClient, address: str) -> tuple[float, str]:
     return sorted(spent)[TIMES // 2], answer.text
 
 
-def measure(records: Records) -> None:
+def measure(store: Store) -> None:
     """Print the times of the pages."""
-    client = client_of(records)
+    client = client_of(store)
     began = time.perf_counter()
     assert client.get("/").status_code == 200
     print(f"judging, the logs read anew   {time.perf_counter() - began:6.3f} s")
@@ -83,7 +83,7 @@ def measure(records: Records) -> None:
         text = client.get(f"/entries?before={found[1]}").text
     spent, text = timed(client, f"/entries?before={found[1]}")
     print(f"entries, page 41              {spent:6.3f} s")
-    last = records.browsing.page(1, before=(logged.NOW - 1.75 * logged.WEEKS, "f" * 32))[0]
+    last = store.browser.page(1, before=(logged.NOW - 1.75 * logged.WEEKS, "f" * 32))[0]
     spent, _ = timed(client, f"/entries?before={last.created!r},{last.id}")
     print(f"entries, near the last page   {spent:6.3f} s (before {unquote(str(last.created))})")
     for what, query in (
@@ -101,10 +101,10 @@ def main() -> None:
     parser.add_argument("--database")
     given = parser.parse_args().database
     with tempfile.TemporaryDirectory() as folder:
-        records = Records(given or f"sqlite:///{Path(folder) / 'truth.sqlite3'}")
-        fill(records)
-        measure(records)
-        records.close()
+        store = Store(given or f"sqlite:///{Path(folder) / 'store.sqlite3'}")
+        fill(store)
+        measure(store)
+        store.close()
 
 
 if __name__ == "__main__":

@@ -32,14 +32,14 @@ from ibidem.embedding import resolve_embedder
 from ibidem.index import search as vectors
 from ibidem.index.base import with_scope_code
 from ibidem.pipeline import NEIGHBOURS
-from ibidem.runtime import index_opener, open_records, registry_of
+from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings, read_settings
 from ibidem.storage.engine import open_engine, sqlite_url
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import entry_row, vector_row
+from ibidem.storage.entries import entry_row
+from ibidem.storage.store import Store
 from ibidem.storage.tables import entries as entries_table
 from ibidem.storage.tables import entry_vectors
-from ibidem.storage.vectors import number_of
+from ibidem.storage.vectors import embedder_id, vector_row
 from ibidem.types import Entry, to_bytes, to_vector
 from tests.embedders import BagOfWords
 
@@ -105,7 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, file: Path, folder: Path) -> None:
-    """Make the workload, fill truth and indexes, measure, print."""
+    """Make the workload, fill database and indexes, measure, print."""
     deadline = time.monotonic() + options.seconds
     embedder: Any = BagOfWords() if options.embedder == "words" else resolve_embedder(None)
     load = workload(read_questions(file), options)
@@ -201,17 +201,17 @@ def batches(stored: Sequence[Stored], size: int) -> Iterator[Sequence[Stored]]:
 
 
 def fill(settings: Settings, embedder: Any, load: Workload, deadline: float) -> int:
-    """Truth and index, in bulk but as the cache fills them; returns how many entries came in in time."""
+    """Database and index, in bulk but as the cache fills them; returns how many entries came in in time."""
     ibidem.open(settings.path, embedder=embedder).close()  # makes the tables
     index, engine = (
-        index_opener(settings, registry_of(settings, embedder.fingerprint, open_records(settings)))(),
+        index_opener(settings, registry_of(settings, embedder.fingerprint, open_store(settings)))(),
         open_engine(sqlite_url(settings.path / "ibidem.sqlite3")),
     )
     done = 0
     for batch in batches(load.stored, 2_000):
         made = [entry(load, stored) for stored in batch]
         rows = [entry_row(one) for one, _ in made]
-        number = number_of(embedder.fingerprint)
+        number = embedder_id(embedder.fingerprint)
         vectors = [{**vector_row(one, number), "indexed_in": index.generation} for one, _ in made]
         points = {str(one.point): where for one, where in made}  # one for wordings with one vector
         index.upsert(list(points), np.stack(list(points.values())))
@@ -311,11 +311,11 @@ def measure(
         whole, hits, right, leaks = ask(cache, load)
         assert cache.stats().faults == {}, cache.stats().faults
         parts = search_parts(cache, embedder, load)
-    records = Records(sqlite_url(settings.path / "ibidem.sqlite3"))
+    store = Store(sqlite_url(settings.path / "ibidem.sqlite3"))
     try:
-        print_found(load, records, parts)
+        print_found(load, store, parts)
     finally:
-        records.close()
+        store.close()
     compare(load, plain, in_plain, whole, parts)
     wrong = hits - right
     requests = len(load.asked)
@@ -358,7 +358,7 @@ def search_parts(cache: ibidem.SemanticCache, embedder: Any, load: Workload) -> 
     return parts
 
 
-def print_found(load: Workload, records: Records, parts: Parts) -> None:
+def print_found(load: Workload, store: Store, parts: Parts) -> None:
     """How often the right entry is among what the coded search returns."""
     first = somewhere = 0
     for (_, wanted), found in zip(load.asked, parts.found, strict=True):

@@ -25,7 +25,7 @@ import numpy as np
 import ibidem
 from ibidem.errors import IbidemError
 from ibidem.storage import tables
-from ibidem.storage.deletion import delete
+from ibidem.storage.deletion import delete_entries
 from ibidem.storage.engine import writing
 from tests.embedders import DenseWords
 from tests.helpers import answer, question, reworded
@@ -74,8 +74,8 @@ class Load:
         """Delete about one entry in 256, as an invalidation does."""
         prefix = f"{draw.randrange(256):02x}"
         try:
-            with writing(self.cache._runtime.records._engine) as db:
-                delete(db, tables.entries.c.id.startswith(prefix))
+            with writing(self.cache._runtime.store._engine) as db:
+                delete_entries(db, tables.entries.c.id.startswith(prefix))
         except IbidemError as error:
             self.count(str(error))
 
@@ -101,8 +101,8 @@ def measured(load: Load, path: Path, minute: float, requests: float) -> dict[str
     """One line of the table."""
     times = sorted(load.seconds) or [0.0]
     load.seconds.clear()
-    records, index = load.cache._runtime.records, load.cache._runtime.vectors._index
-    count, size = records.removal.size()
+    store, index = load.cache._runtime.store, load.cache._runtime.vectors._index
+    count, size = store.evictor.size()
     values = [
         minute,
         requests,

@@ -274,7 +274,7 @@ class CacheContract:
         assert (cache.examples.count(), cache.stats().faults) == (0, {})
 
     def test_examples_are_selected_judged_and_counted(self, cache) -> None:
-        """Stored answers and what was added; by the truth, whichever database holds it."""
+        """Stored answers and what was added; by the database, whichever database holds it."""
         cache.store(Request("how do I return my goods", namespace="a"), ANSWER, tags=["x"])
         hat = Example("how do I return my hat", "by mail", namespace="a", model="n", tags=("x",))
         cache.examples.add(hat)

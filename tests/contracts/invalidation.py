@@ -83,7 +83,7 @@ class InvalidationContract:
         """And their documents and examples with them."""
         monkeypatch.setattr("ibidem.storage.invalidation.BATCH", 7)
         monkeypatch.setattr("ibidem.storage.deletion.BATCH", 7)
-        monkeypatch.setattr("ibidem.storage.deletion.MOST", 7)
+        monkeypatch.setattr("ibidem.storage.deletion.MAX_BATCH", 7)
         for n in range(30):
             request = Request(f"what about subject{n}", documents=(TERMS,))
             stored = cache.store(request, Answer(f"answer {n}"))

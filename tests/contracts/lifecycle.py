@@ -210,7 +210,7 @@ class LifecycleContract:
             "what is the state of [name]",
             "what is the state of [name] ok",
         }
-        assert [entry.question for entry in cache._runtime.records.newest()] == [None]
+        assert [entry.question for entry in cache._runtime.store.entries.newest()] == [None]
 
     def test_an_example_is_written_redacted(self, open_cache) -> None:
         """Question and answer; none is written while the hook is broken."""
@@ -256,7 +256,7 @@ class LifecycleContract:
         """The database was away for a moment."""
         cache = open_cache(max_writes_per_hour=1)
         with monkeypatch.context() as broken:
-            broken.setattr(cache._runtime.records, "put", None)
+            broken.setattr(cache._runtime.store.entries, "put", None)
             assert cache.store(QUESTION, ANSWER) == Rejected("error")
         assert cache.store(QUESTION, ANSWER)
         assert cache.store(QUESTION, ANSWER) == Rejected("write_quota")

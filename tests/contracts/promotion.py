@@ -1,4 +1,4 @@
-"""What a promotion promises, wherever truth and index are. A subclass provides the fixture `place`."""
+"""What a promotion promises, wherever database and index are. A subclass provides the fixture `place`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ibidem import Answer, CacheClosed, Miss, Request
 from ibidem.cache import SemanticCache
 from ibidem.storage import tables
 from ibidem.storage.engine import writing
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem.types import digest
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.models import flipped
@@ -46,7 +46,7 @@ cache.close()
 """
 
 
-def store(cache: SemanticCache, *numbers: int) -> None:
+def fill(cache: SemanticCache, *numbers: int) -> None:
     for n in numbers:
         assert cache.store(Request(question(n)), Answer(answer(n)))
 
@@ -68,10 +68,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [flipped(root / f"model{seed}", seed) for seed in range(3)]
 
 
-def expire(records: Records, *fingerprints: str) -> None:
+def expire(store: Store, *fingerprints: str) -> None:
     """Nobody has said for an hour that he uses these embedders."""
     c = tables.embedders.c
-    with writing(records._engine) as db:
+    with writing(store._engine) as db:
         db.execute(tables.embedders.update().where(c.fingerprint.in_(fingerprints)).values(until=0.0))
 
 
@@ -105,7 +105,7 @@ class Traffic:
     def _store(self) -> None:
         n = 10_000
         while not self._stop.is_set():
-            store(self.cache, n)
+            fill(self.cache, n)
             self.stored.append(n)
             self._check(n)
             n += 1
@@ -139,7 +139,7 @@ class PromotionContract:
     def test_all_is_found_with_the_promoted_model(self, open_here: Open, models: list[Path]) -> None:
         """What was stored before, and after; also by who opens the cache later."""
         cache = open_here()
-        store(cache, *range(20))
+        fill(cache, *range(20))
         told: list[tuple[int, int]] = []
         report = cache.promote(models[0], progress=lambda done, total: told.append((done, total)))
 
@@ -147,7 +147,7 @@ class PromotionContract:
         assert report.model.startswith("flipped-0/")
         assert report.previous.startswith("all-MiniLM-L6-v2/")
         assert cache._runtime.embedder.fingerprint == report.model
-        store(cache, 20)
+        fill(cache, 20)
         assert [ask(cache, n) for n in range(21)] == [right(n) for n in range(21)]
         assert cache.stats().faults == {}
         cache.close()
@@ -158,9 +158,9 @@ class PromotionContract:
     def test_a_rollback_returns_to_what_was_used_before(self, open_here: Open, models: list[Path]) -> None:
         """At once; what was stored since is found too. Called again it returns to the promoted model."""
         cache = open_here()
-        store(cache, *range(5))
+        fill(cache, *range(5))
         first = cache.promote(models[0])
-        store(cache, 5)
+        fill(cache, 5)
         back = cache.rollback()
 
         assert (back.model, back.previous) == (first.previous, first.model)
@@ -172,7 +172,7 @@ class PromotionContract:
     def test_closing_ends_a_promotion(self, open_here: Open, models: list[Path]) -> None:
         """Nothing is opened any more: it would keep the index from other processes."""
         cache = open_here()
-        store(cache, *range(20))
+        fill(cache, *range(20))
         with pytest.raises(CacheClosed):
             cache.promote(models[0], progress=lambda done, total: cache.close())
         assert not cache._runtime.matcher.vectors._index
@@ -183,7 +183,7 @@ class PromotionContract:
     def test_traffic_goes_on_meanwhile(self, open_here: Open, models: list[Path]) -> None:
         """No error, no wrong answer, nothing missing: what was stored a moment ago neither."""
         cache = open_here()
-        store(cache, *range(60))
+        fill(cache, *range(60))
         assert ask(cache, 1) == right(1)
         with Traffic(cache, 60) as traffic:
             for model in (models[0], None):
@@ -201,7 +201,7 @@ class PromotionContract:
     ) -> None:
         """Within seconds; what it stores while it uses the old model is found by all afterwards."""
         cache = open_here()
-        store(cache, *range(10))
+        fill(cache, *range(10))
         assert ask(cache, 1) == right(1)
         with Child(OTHER, json.dumps(place, default=str), self.limit) as other:
             other.line()
@@ -224,19 +224,19 @@ class PromotionContract:
     def test_a_given_embedder_keeps_its_own_vectors(self, open_here: Open, models: list[Path]) -> None:
         """It is neither replaced by a promotion nor can it begin one; nobody overwrites its vectors."""
         cache = open_here()
-        store(cache, *range(5))
+        fill(cache, *range(5))
         own = open_here(embedder=str(models[1]))
         assert eventually(lambda: own.flush() and all(ask(own, n) == right(n) for n in range(5)))
         with pytest.raises(ibidem.ConfigurationError, match="opened with an embedder of its own"):
             own.promote(models[0])
         report = cache.promote(models[0])
-        store(cache, 5)
-        store(own, 6)
+        fill(cache, 5)
+        fill(own, 6)
 
         assert own._runtime.embedder.fingerprint != report.model
         for one in (cache, own):
             assert eventually(lambda one=one: [ask(one, n) for n in range(7)] == [right(n) for n in range(7)])
-        assert own._runtime.records.vectors_of(report.model).count() == 7
+        assert own._runtime.store.vectors(report.model).count() == 7
 
     def test_models_that_nobody_uses_are_forgotten(
         self, open_here: Open, models: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -246,31 +246,31 @@ class PromotionContract:
         monkeypatch.setattr("ibidem.models.following.LOOK_SECONDS", 0.0)
         monkeypatch.setattr("ibidem.index.compaction.LOOK_SECONDS", 0.0)
         cache = open_here()
-        store(cache, *range(5))
-        records = cache._runtime.records
+        fill(cache, *range(5))
+        store = cache._runtime.store
         reports = [cache.promote(model) for model in models[:2]]
         first = reports[0].previous
         kept = {report.model for report in reports}
 
         def step() -> bool:
             ask(cache, 1)
-            done = self.limit or not records.meta_keys(
+            done = self.limit or not store.meta.suffixes(
                 "forgotten:"
             )  # without Chroma there is nothing to drop
-            return done and set(records.embedders.known()) == kept
+            return done and set(store.embedders.registered()) == kept
 
         for _ in range(3):
             ask(cache, 1)
             cache.flush()
-        assert records.vectors_of(first).count() == 5  # somebody may use it
-        expire(records, first)
+        assert store.vectors(first).count() == 5  # somebody may use it
+        expire(store, first)
         assert eventually(step)
-        assert records.vectors_of(first).count() == 0
+        assert store.vectors(first).count() == 0
         last = cache.promote(models[2])
         kept = {reports[1].model, last.model}
-        expire(records, *(report.model for report in reports))
+        expire(store, *(report.model for report in reports))
         assert eventually(step)
-        gone, left = (records.models.names(digest(report.model)) for report in reports)
+        gone, left = (store.model_files.names(digest(report.model)) for report in reports)
         assert (gone, left) == (set(), {"model.onnx", "tokenizer.json", "metrics.json", "manifest.json"})
         cache.rollback()
         assert all(ask(cache, n) == right(n) for n in range(5))
@@ -278,12 +278,12 @@ class PromotionContract:
     def test_clearing_forgets_the_vectors_of_all_models(self, open_here: Open, models: list[Path]) -> None:
         """And what is stored afterwards is found, also after a rollback."""
         cache = open_here()
-        store(cache, *range(5))
+        fill(cache, *range(5))
         report = cache.promote(models[0])
         assert cache.clear() == 5
-        records = cache._runtime.records
-        assert [records.vectors_of(one).count() for one in (report.model, report.previous)] == [0, 0]
-        store(cache, 7)
+        store = cache._runtime.store
+        assert [store.vectors(one).count() for one in (report.model, report.previous)] == [0, 0]
+        fill(cache, 7)
         assert ask(cache, 7) == right(7)
         cache.rollback()
         assert ask(cache, 7) == right(7)

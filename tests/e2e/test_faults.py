@@ -265,7 +265,7 @@ class TestChroma:
     def test_what_was_not_indexed_when_the_process_ended_is(
         self, tmp_path: Path, chroma: ChromaServer
     ) -> None:
-        """The queue before the index is the truth itself: it survives any end."""
+        """The queue before the index is the database itself: it survives any end."""
         with open_cache(tmp_path / "c", chroma=chroma.url) as cache:
             filled(cache)
             chroma.kill()

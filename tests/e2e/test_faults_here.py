@@ -125,7 +125,7 @@ def test_sqlite_locked(tmp_path: Path, kind: str) -> None:
         assert cache.flush()
         if kind == "everything":  # only who is alone can take it
             time.sleep(0.5)  # the background does one more step after a flush
-            cache._runtime.records._engine.dispose()
+            cache._runtime.store._engine.dispose()
         with Child(LOCKER, tmp_path / "c" / "ibidem.sqlite3", kind) as locker:
             assert locker.line() == "locked"
             found: list[str] = []

@@ -247,7 +247,7 @@ def test_the_doctor_says_that_it_is_too_late(
         with ibidem.open(tmp_path, embedder=BagOfWords()) as opened:
             opened.store(ibidem.Request("How?"), ibidem.Answer("So."))
             opened.flush()
-            eventually(lambda: bool(opened._runtime.records.meta(onnx_session.TELEMETRY_KEY)) or not told)
+            eventually(lambda: bool(opened._runtime.store.meta.get(onnx_session.TELEMETRY_KEY)) or not told)
         here = problems(tmp_path)
     monkeypatch.setattr(onnx_session, "_came_late", False)
     elsewhere = problems(tmp_path)

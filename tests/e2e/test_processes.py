@@ -91,7 +91,7 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 class TestTwoProcessesOnOnePath:
     def test_the_second_repeats_answers_to_identical_questions(self, tmp_path: Path) -> None:
-        """It reads and writes the truth, finds nothing by meaning and says once how to get that."""
+        """It reads and writes the database, finds nothing by meaning and says once how to get that."""
         log = tmp_path / "stderr"
         with open_cache(tmp_path / "c") as owner:
             store(owner, 1)

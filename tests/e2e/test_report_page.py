@@ -10,8 +10,8 @@ import pytest
 
 from ibidem.costs import read_prices
 from ibidem.settings import read_settings
-from ibidem.storage.entries import Records
-from ibidem.storage.figures import Span
+from ibidem.storage.statistics import LogFilter
+from ibidem.storage.store import Store
 from ibidem_lab.report.facts import gather
 from ibidem_lab.report.page import page
 from tests import logged
@@ -49,18 +49,18 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def write(folder: Path, lookups: int, hostile: bool) -> Path:
     """The page of a cache with so many lookups."""
-    records = Records(f"sqlite:///{folder / 'truth.sqlite3'}")
+    store = Store(f"sqlite:///{folder / 'store.sqlite3'}")
     if lookups:
-        stored = logged.fill(records, lookups_=lookups, entries_=lookups // 10, judgements_=lookups // 5)
+        stored = logged.fill(store, lookups_=lookups, entries_=lookups // 10, judgements_=lookups // 5)
         if hostile:
             rows = logged.lookups(30, stored)
             odd = {"question": PLANTED, "namespace": PLANTED}
             reason = "question_not_covered"  # the longest
-            records.lookups.add([replace(row, reason=row.reason and reason, **odd) for row in rows])
+            store.lookups.add([replace(row, reason=row.reason and reason, **odd) for row in rows])
             judged = logged.judgements(30, stored)
-            records.judgements.add([replace(one, asked=PLANTED, namespace=PLANTED) for one in judged])
-    facts = gather(records, read_settings(), read_prices(), Span(), NOW)
-    records.close()
+            store.judgements.add([replace(one, asked=PLANTED, namespace=PLANTED) for one in judged])
+    facts = gather(store, read_settings(), read_prices(), LogFilter(), NOW)
+    store.close()
     file = folder / "report.html"
     file.write_text(page(facts, "1.0"), encoding="utf-8")
     return file

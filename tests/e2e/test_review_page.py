@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ibidem.settings import read_settings
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem_lab.review.app import Pages
 from ibidem_lab.review.desk import Desk
 from ibidem_lab.review.gate import Gate
@@ -32,7 +32,7 @@ BOXES = """selector => [...document.querySelectorAll(selector)]
 class Place:
     """A review that is served."""
 
-    records: Records
+    store: Store
     url: str
     token: str = "secret"
 
@@ -43,7 +43,7 @@ class Place:
 
     def said(self) -> list[tuple[str, bool]]:
         """What reviewers said, the oldest first."""
-        rows = self.records.judgements.recent(1_000)
+        rows = self.store.judgements.recent(1_000)
         return [(row.asked, row.right) for row in reversed(rows) if row.source == "review"]
 
 
@@ -52,13 +52,13 @@ def place(tmp_path: Path) -> Iterator[Place]:
     """A review of a few pairs of each kind, served by uvicorn as the command does."""
     listener = listening(0)
     port = listener.getsockname()[1]
-    with closing(Records(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")) as records:
-        reviewed.fill(records)
-        desk = Desk(sieve_of(records, read_settings(), None))
-        serving = server(Gate(Pages(records, desk).app(), "secret", port))
+    with closing(Store(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")) as store:
+        reviewed.fill(store)
+        desk = Desk(sieve_of(store, read_settings(), None))
+        serving = server(Gate(Pages(store, desk).app(), "secret", port))
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield Place(records, f"http://127.0.0.1:{port}/")
+        yield Place(store, f"http://127.0.0.1:{port}/")
         serving.should_exit = True
         thread.join(20)
         listener.close()
@@ -149,12 +149,12 @@ def test_a_wrong_hit_is_deleted_with_d(browser: Any, place: Place) -> None:
         tab.press("d")
 
         assert "The answer was deleted." in str(tab.page.locator(".notice").text_content())
-        assert place.records.of_ids([entry]) == []
+        assert place.store.entries.of_ids([entry]) == []
 
 
 def test_two_reviewers_judge_at_once(browser: Any, place: Place) -> None:
     """Each pair is shown to one of them; at the end all are judged, each once."""
-    count = len(sieve_of(place.records, read_settings(), None).pairs())
+    count = len(sieve_of(place.store, read_settings(), None).pairs())
     seen: list[str] = []
     with Tab(browser, place) as one, Tab(browser, place) as other:
         while one.pair() or other.pair():

@@ -122,7 +122,7 @@ def test_the_number_of_examples_may_change_too(cache: SemanticCache) -> None:
         learn(cache, *LATER, model=str(make))
         (template | model).invoke({"input": ASKED})
         assert model.calls == 1
-        cache.examples._runtime.records.examples.forget_before(1e12)
+        cache.examples._runtime.store.examples.delete_before(1e12)
         learn(cache, *FIRST)
 
 
@@ -255,7 +255,7 @@ def test_without_the_cache_there_are_no_examples(cache: SemanticCache, monkeypat
         raise StorageError("disk I/O error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(cache._runtime.records.examples, "ends_of_vectors", fail)
+        broken.setattr(cache._runtime.store.examples, "vector_range", fail)
         assert text_template(selector).invoke({"input": ASKED}).to_string().startswith("Answer as these.")
         assert asyncio.run(selector.aselect_examples({"input": ASKED})) == []
     assert selector.faults() == {"select examples: StorageError": 2}

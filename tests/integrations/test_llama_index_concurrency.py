@@ -152,8 +152,8 @@ async def test_editions_are_not_mixed_up(backend: Backend, open_cache: OpenCache
 def far_away(open_cache: OpenCache) -> SemanticCache:
     """A cache whose database takes its time, as one behind a network does."""
     cache = open_cache()
-    records = cache._runtime.records
-    records.get, records.put = slowed(records.get), slowed(records.put)  # type: ignore[method-assign]
+    store = cache._runtime.store
+    store.entries.get, store.entries.put = slowed(store.entries.get), slowed(store.entries.put)  # type: ignore[method-assign]
     return cache
 
 

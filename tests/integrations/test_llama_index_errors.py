@@ -273,8 +273,8 @@ def cut_off(cache: ibidem.cache.SemanticCache, path: Path) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError("the disk is gone")
 
-    records = cache._runtime.records
-    records.get = records.put = records.near = fail  # type: ignore[method-assign]
+    store = cache._runtime.store
+    store.entries.get = store.entries.put = store.entries.near = fail  # type: ignore[method-assign]
 
 
 @on_some_endpoints

@@ -193,7 +193,7 @@ def test_without_the_cache_there_are_no_examples(log: SemanticCache, monkeypatch
         raise StorageError("disk I/O error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(log._runtime.records.examples, "ends_of_vectors", fail)
+        broken.setattr(log._runtime.store.examples, "vector_range", fail)
         assert examples(query_str=ASKED) == ""
     log.close()
     assert examples(query_str=ASKED) == ""

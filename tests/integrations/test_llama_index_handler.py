@@ -1014,7 +1014,7 @@ async def test_a_broken_database_is_not_the_users_problem(
         raise RuntimeError("the disk is on fire")
 
     with monkeypatch.context() as broken:
-        broken.setattr(cache._runtime.records.examples, "add", fail)
+        broken.setattr(cache._runtime.store.examples, "add", fail)
         await _works(Stage.of(fake()))
         assert cache.stats().faults
     with monkeypatch.context() as broken:

@@ -16,8 +16,8 @@ from ibidem import Answer, Document, Example, InvalidInput, Request
 from ibidem.cli.main import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.storage.logs import JudgementRow, LookupRow
+from ibidem.storage.store import Store
 from ibidem_lab.advice.advising import Advised, advise
 from ibidem_lab.advice.intents import intents
 from ibidem_lab.advice.misses import REMEDIES
@@ -29,18 +29,18 @@ SCOPE = Request("x", scope="a prompt").scope_digest
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Iterable[Records]:
+def store(tmp_path: Path) -> Iterable[Store]:
     """An empty place."""
-    opened = Records(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")
+    opened = Store(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def advised(records: Records) -> Callable[..., Advised]:
+def advised(store: Store) -> Callable[..., Advised]:
     """What is advised about the place."""
-    embedder = CheckedEmbedder(BagOfWords(), records.meta_once)
-    return lambda **changes: advise(records, embedder, **{"threshold": 0.95, **changes})
+    embedder = CheckedEmbedder(BagOfWords(), store.meta.set_default)
+    return lambda **changes: advise(store, embedder, **{"threshold": 0.95, **changes})
 
 
 def lookup(text: str, reason: str = "below_threshold", **changes: object) -> LookupRow:
@@ -90,11 +90,11 @@ def test_an_empty_log_gives_no_advice_and_says_what_is_lacking(advised) -> None:
     assert (found.lookups, found.examples, found.sampled, found.intents) == (0, 0, 0, ())
 
 
-def test_a_log_without_a_fault_gives_no_advice(records: Records, advised) -> None:
+def test_a_log_without_a_fault_gives_no_advice(store: Store, advised) -> None:
     """Questions of all kinds, half hits, good answers here and there a bad one, short prompts."""
-    records.lookups.add(mixed(2_000))
+    store.lookups.add(mixed(2_000))
     draw = random.Random(1)
-    records.examples.add(
+    store.examples.add(
         [
             Example(
                 question(n),
@@ -116,14 +116,14 @@ def test_a_log_without_a_fault_gives_no_advice(records: Records, advised) -> Non
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_chance_gives_no_advice(records: Records, advised, seed: int) -> None:
+def test_chance_gives_no_advice(store: Store, advised, seed: int) -> None:
     """Repeated intents, a tenth of the answers called bad wherever it falls, few tokens, many reasons."""
     draw = random.Random(seed)
     reasons = ["documents_changed", "expired", "question_unknown", "guard:numbers", "below_threshold"]
-    records.lookups.add(
+    store.lookups.add(
         [lookup(kind(n % 40, n), draw.choice([*reasons, *["below_threshold"] * 6])) for n in range(1_000)]
     )
-    records.examples.add(
+    store.examples.add(
         [Example(kind(n % 40, n), "a", feedback=draw.random() > 0.1, input_tokens=50) for n in range(1_000)]
     )
 
@@ -134,9 +134,9 @@ def test_chance_gives_no_advice(records: Records, advised, seed: int) -> None:
 
 
 @pytest.mark.parametrize("reason", [name for name in REMEDIES if name != "guard"])
-def test_a_reason_that_costs_much_has_a_remedy(records: Records, advised, reason: str) -> None:
+def test_a_reason_that_costs_much_has_a_remedy(store: Store, advised, reason: str) -> None:
     """With its share of the lookups, and when not to."""
-    records.lookups.add([*mixed(400), *(lookup(question(1000 + n), reason) for n in range(100))])
+    store.lookups.add([*mixed(400), *(lookup(question(1000 + n), reason) for n in range(100))])
 
     (advice,) = advised().advice
 
@@ -147,18 +147,18 @@ def test_a_reason_that_costs_much_has_a_remedy(records: Records, advised, reason
     assert advice.unless
 
 
-def test_guards_count_together(records: Records, advised) -> None:
+def test_guards_count_together(store: Store, advised) -> None:
     """Whichever of them refuses."""
     refused = [lookup(question(n), f"guard:{('numbers', 'dates', 'roles')[n % 3]}") for n in range(100)]
-    records.lookups.add([*mixed(400), *refused])
+    store.lookups.add([*mixed(400), *refused])
 
     assert [one.title for one in advised().advice] == [REMEDIES["guard"].title]
 
 
-def test_misses_close_to_the_threshold_want_labels(records: Records, advised) -> None:
+def test_misses_close_to_the_threshold_want_labels(store: Store, advised) -> None:
     """Far ones do not."""
     near = [lookup(question(1000 + n), similarity=0.9) for n in range(100)]
-    records.lookups.add([*mixed(400), *near])
+    store.lookups.add([*mixed(400), *near])
 
     (advice,) = advised().advice
 
@@ -167,9 +167,9 @@ def test_misses_close_to_the_threshold_want_labels(records: Records, advised) ->
     assert advised(threshold=0.999 + 0.002).advice == ()
 
 
-def test_a_rare_reason_is_left_alone(records: Records, advised) -> None:
+def test_a_rare_reason_is_left_alone(store: Store, advised) -> None:
     """Also one that is above a tenth by chance alone."""
-    records.lookups.add([*mixed(300), *(lookup(question(1000 + n), "expired") for n in range(35))])
+    store.lookups.add([*mixed(300), *(lookup(question(1000 + n), "expired") for n in range(35))])
 
     assert advised().advice == ()
 
@@ -179,16 +179,16 @@ def judgement(n: int, right: bool) -> JudgementRow:
     return JudgementRow(1.0, "", "", "", f"asked {n}", f"stored {n}", 0.9, 0.9, "s", right, "audit")
 
 
-def test_enough_judgements_are_to_be_learned_from(records: Records, advised) -> None:
+def test_enough_judgements_are_to_be_learned_from(store: Store, advised) -> None:
     """Too few say how many are lacking; where a score is fitted, nothing."""
-    records.judgements.add([judgement(n, n % 4 > 0) for n in range(150)])
+    store.judgements.add([judgement(n, n % 4 > 0) for n in range(150)])
     assert "150 questions judged by audits, 112 right and 38 wrong" in advised().lacking[1].text
-    records.judgements.add([judgement(n, n % 4 > 0) for n in range(150, 260)])
+    store.judgements.add([judgement(n, n % 4 > 0) for n in range(150, 260)])
 
     (advice,) = advised().advice
 
     assert (advice.step, advice.figures["questions judged"]) == ("labels", "260")
-    records.set_meta(key_of("bag-of-words-256"), "{}")
+    store.meta.set(key_of("bag-of-words-256"), "{}")
     assert advised().advice == ()
 
 
@@ -196,13 +196,13 @@ def test_enough_judgements_are_to_be_learned_from(records: Records, advised) -> 
 
 
 @pytest.mark.parametrize("good", [40, 0])
-def test_bad_answers_to_one_kind_of_question_want_few_shot(records: Records, advised, good: int) -> None:
+def test_bad_answers_to_one_kind_of_question_want_few_shot(store: Store, advised, good: int) -> None:
     """The kind is named; without good answers, somebody has to write some."""
-    records.examples.add([Example(kind(1, n), "a", feedback=n % 2 == 0) for n in range(40)])
+    store.examples.add([Example(kind(1, n), "a", feedback=n % 2 == 0) for n in range(40)])
     if good:
-        records.examples.add([Example(question(500 + n), "a", feedback=True) for n in range(good)])
+        store.examples.add([Example(question(500 + n), "a", feedback=True) for n in range(good)])
     else:  # the last word on the same questions
-        records.examples.add([Example(kind(1, n), "a", feedback=False) for n in range(40)])
+        store.examples.add([Example(kind(1, n), "a", feedback=False) for n in range(40)])
 
     (advice,) = advised().advice
 
@@ -259,7 +259,7 @@ def advised_of() -> Callable[..., Advised]:
 
     def found(cache) -> Advised:
         cache.flush()
-        return advise(cache._runtime.records, cache._runtime.embedder, threshold=0.8)
+        return advise(cache._runtime.store, cache._runtime.embedder, threshold=0.8)
 
     return found
 
@@ -272,17 +272,17 @@ def calls(count: int, prompt: Callable[[int], int], **changes: object) -> list[E
     ]
 
 
-def test_a_long_prompt_that_is_always_the_same_is_told(records: Records, advised) -> None:
+def test_a_long_prompt_that_is_always_the_same_is_told(store: Store, advised) -> None:
     """With the tokens of it; a long one that varies is not."""
-    records.examples.add(calls(200, lambda n: 1_500 + n % 7))
+    store.examples.add(calls(200, lambda n: 1_500 + n % 7))
 
     (advice,) = advised().advice
 
     assert advice.step == "prompt"
     assert advice.figures["calls"] == "200"
     assert 1_350 < int(advice.figures["the same in each"].split()[1].replace(",", "")) < 1_500
-    records.clear()
-    records.examples.add(calls(200, lambda n: 100 if n == 3 else 1_500))
+    store.clear()
+    store.examples.add(calls(200, lambda n: 100 if n == 3 else 1_500))
     assert advised().advice == ()
 
 
@@ -293,11 +293,11 @@ def learnable(groups: int, count: int, **changes: object) -> tuple[list[LookupRo
     return [lookup(text) for text in texts], [Example(text, "a", **spent) for text in texts]
 
 
-def test_repeated_intents_with_good_answers_want_fine_tuning(records: Records, advised) -> None:
+def test_repeated_intents_with_good_answers_want_fine_tuning(store: Store, advised) -> None:
     """After the other steps; with its figures, and without feedback a warning."""
     asked, told = learnable(25, 1_000)
-    records.lookups.add(asked)
-    records.examples.add(told)
+    store.lookups.add(asked)
+    store.examples.add(told)
 
     (advice,) = advised().advice
 
@@ -322,31 +322,31 @@ def test_repeated_intents_with_good_answers_want_fine_tuning(records: Records, a
     ],
 )
 def test_fine_tuning_is_not_advised_where_it_does_not_pay(
-    records: Records, advised, groups: int, changes: dict[str, object], why: str
+    store: Store, advised, groups: int, changes: dict[str, object], why: str
 ) -> None:
     """Because of one thing that is otherwise."""
     asked, told = learnable(groups, 1_000, **changes)
-    records.lookups.add(asked)
-    records.examples.add(told)
+    store.lookups.add(asked)
+    store.examples.add(told)
 
     assert steps(advised()) == [], why
 
 
-def test_a_model_is_not_trained_on_bad_answers(records: Records, advised) -> None:
+def test_a_model_is_not_trained_on_bad_answers(store: Store, advised) -> None:
     """Few-shot is what comes first then."""
     asked, told = learnable(25, 1_000)
-    records.lookups.add(asked)
-    records.examples.add(
+    store.lookups.add(asked)
+    store.examples.add(
         [Example(e.question, e.answer, feedback=n % 2 > 0, output_tokens=900) for n, e in enumerate(told)]
     )
 
     assert steps(advised()) == ["few-shot"]
 
 
-def test_one_namespace_alone(records: Records, advised) -> None:
+def test_one_namespace_alone(store: Store, advised) -> None:
     """What others do is not its own."""
-    records.lookups.add(mixed(400))
-    records.lookups.add([lookup(question(n), "expired", namespace="acme") for n in range(300)])
+    store.lookups.add(mixed(400))
+    store.lookups.add([lookup(question(n), "expired", namespace="acme") for n in range(300)])
 
     assert advised(namespace="acme").lookups == 300
     assert [one.title for one in advised(namespace="acme").advice] == [REMEDIES["expired"].title]
@@ -378,14 +378,12 @@ def test_a_sample_is_spread_over_the_log() -> None:
 
 
 @pytest.mark.alone
-def test_tens_of_thousands_of_lookups_take_seconds(records: Records, advised) -> None:
+def test_tens_of_thousands_of_lookups_take_seconds(store: Store, advised) -> None:
     """And as many examples."""
     for start in range(0, 30_000, 10_000):
         numbers = range(start, start + 10_000)
-        records.lookups.add([lookup(kind(n % 5_000, n % 7)) for n in numbers])
-        records.examples.add(
-            [Example(question(n % 9_000), "a", scope=SCOPE, input_tokens=90) for n in numbers]
-        )
+        store.lookups.add([lookup(kind(n % 5_000, n % 7)) for n in numbers])
+        store.examples.add([Example(question(n % 9_000), "a", scope=SCOPE, input_tokens=90) for n in numbers])
     started = time.process_time()
 
     found = advised()
@@ -406,7 +404,7 @@ def test_advise_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyt
     """As a text and as JSON; hostile questions are shown as text."""
     monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda spec: BagOfWords())
     cache = open_cache()
-    cache._runtime.records.lookups.add(
+    cache._runtime.store.lookups.add(
         [lookup("[red]what[/red] is this", "expired") for _ in range(300)]
         + [lookup("what is \x1b[31mthis", "expired")]  # hides something: in no intent
     )

@@ -20,8 +20,8 @@ from ibidem.cli.main import app
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy
 from ibidem.settings import AUDIT_FLOOR, read_settings
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
+from ibidem.storage.store import Store
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import Child, answer, eventually, question, reworded
 
@@ -58,9 +58,9 @@ def past(tmp_path: Path) -> Callable[[list[JudgementRow]], None]:
 
     def write(rows: list[JudgementRow]) -> None:
         (tmp_path / "cache").mkdir(exist_ok=True)
-        records = Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")
-        records.judgements.add(rows)
-        records.close()
+        store = Store(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")
+        store.judgements.add(rows)
+        store.close()
 
     return write
 
@@ -306,11 +306,11 @@ def test_another_process_is_learned_from(open_cache, tmp_path: Path) -> None:
     assert cache.lookup(Request(reworded(0))).reason == "below_budget"
     code = f"""
 import sys
-from ibidem.storage.entries import Records
+from ibidem.storage.entries import Store
 from tests.shared.test_audit import judged
-records = Records(sys.argv[1])
-print(len(records.judgements.recent()))
-records.judgements.add([judged(0.97) for _ in range({ENOUGH})])
+store = Store(sys.argv[1])
+print(len(store.judgements.recent()))
+store.judgements.add([judged(0.97) for _ in range({ENOUGH})])
 """
     with Child(code, f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}") as child:
         assert child.line() == "0"
@@ -340,7 +340,7 @@ def test_a_database_that_takes_no_judgement_does_not_blind_the_budget(audited, m
         raise StorageError("disk full")
 
     cache = audited()
-    monkeypatch.setattr(cache._runtime.records.judgements, "add", fail)
+    monkeypatch.setattr(cache._runtime.store.judgements, "add", fail)
     fill(cache, 1)
     ask(cache, 0)
     cache.flush()
@@ -358,7 +358,7 @@ def test_judgements_wait_for_a_database_that_is_away(audited, monkeypatch) -> No
 
     cache = audited()
     with monkeypatch.context() as broken:
-        broken.setattr(cache._runtime.records.judgements, "add", away)
+        broken.setattr(cache._runtime.store.judgements, "add", away)
         fill(cache, 2)
         ask(cache, 0)
         assert not cache.flush()
@@ -383,7 +383,7 @@ def test_clear_forgets_judgements_that_wait(audited, monkeypatch) -> None:
 
     cache = audited()
     with monkeypatch.context() as broken:
-        broken.setattr(cache._runtime.records.judgements, "add", away)
+        broken.setattr(cache._runtime.store.judgements, "add", away)
         fill(cache, 1)
         ask(cache, 0)
         cache.flush()

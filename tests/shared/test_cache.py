@@ -106,8 +106,8 @@ def test_a_database_that_fails_costs_nothing_but_the_hit(open_cache, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk I/O error")
 
-    monkeypatch.setattr(cache._runtime.records, "get", fail)
-    monkeypatch.setattr(cache._runtime.records, "put", fail)
+    monkeypatch.setattr(cache._runtime.store.entries, "get", fail)
+    monkeypatch.setattr(cache._runtime.store.entries, "put", fail)
     for _ in range(3):
         assert cache.lookup(ibidem.Request("q")).reason == "error"
         assert cache.store(ibidem.Request("q"), ibidem.Answer("a")) == ibidem.Rejected("error")

@@ -15,9 +15,8 @@ import sqlalchemy as sa
 import ibidem
 from ibidem import Answer, Example, Request, StorageError
 from ibidem.lifecycle.invalidation import Criteria
-from ibidem.storage import deletion as clearing
-from ibidem.storage import deletion as removal
-from ibidem.storage.entries import Records
+from ibidem.storage import deletion
+from ibidem.storage.store import Store
 from tests.embedders import BagOfWords
 from tests.helpers import eventually
 from tests.servers import running_postgres
@@ -26,17 +25,18 @@ from tests.servers import running_postgres
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """At most seven entries a transaction; how many each deleted."""
-    monkeypatch.setattr(removal, "BATCH", 7)
-    monkeypatch.setattr(removal, "LEAST", 7)
-    monkeypatch.setattr(removal, "MOST", 7)
-    monkeypatch.setattr(clearing, "ROWS", 5)
+    monkeypatch.setattr(deletion, "BATCH", 7)
+    monkeypatch.setattr(deletion, "MIN_BATCH", 7)
+    monkeypatch.setattr(deletion, "MAX_BATCH", 7)
+    monkeypatch.setattr(deletion, "LOG_BATCH", 5)
     deleted: list[int] = []
+    delete_entries = deletion.delete_entries
 
     def delete(db: Any, where: Any) -> int:
-        deleted.append(removal.delete(db, where))
+        deleted.append(delete_entries(db, where))
         return deleted[-1]
 
-    monkeypatch.setattr(clearing, "delete", delete)
+    monkeypatch.setattr(deletion, "delete_entries", delete)
     return deleted
 
 
@@ -52,7 +52,7 @@ def fill(cache: ibidem.SemanticCache, count: int, namespace: str) -> None:
 @contextmanager
 def between(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> Iterator[None]:
     """Do something before each search of a clear, in a thread of its own."""
-    reading = clearing.reading
+    reading = deletion.reading
 
     def searched(engine: Any) -> Any:
         thread = threading.Thread(target=do)
@@ -61,9 +61,9 @@ def between(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> Iterat
         assert not thread.is_alive()
         return reading(engine)
 
-    monkeypatch.setattr(clearing, "reading", searched)
+    monkeypatch.setattr(deletion, "reading", searched)
     yield
-    monkeypatch.setattr(clearing, "reading", reading)
+    monkeypatch.setattr(deletion, "reading", reading)
 
 
 @pytest.mark.parametrize("namespace", [None, "acme"])
@@ -109,7 +109,7 @@ def test_a_clear_that_failed_is_called_again(
     cache = open_cache()
     fill(cache, 30, "acme")
 
-    deleted = clearing.delete
+    deleted = deletion.delete_entries
 
     def delete(db: Any, where: Any) -> int:
         if len(small_batches) == 2:
@@ -117,7 +117,7 @@ def test_a_clear_that_failed_is_called_again(
         return deleted(db, where)
 
     with monkeypatch.context() as patch:
-        patch.setattr(clearing, "delete", delete)
+        patch.setattr(deletion, "delete_entries", delete)
         with pytest.raises(StorageError, match="the disk is gone"):
             cache.clear("acme")
     left = [n for n in range(30) if cache.lookup(Request(f"question {n}", namespace="acme"))]
@@ -145,11 +145,11 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-RACES: dict[str, tuple[Callable[[Records], object], dict[str, float]]] = {
-    "purge": (lambda records: records.removal.purge(1e9), {"expires": 2e9}),
-    "evict": (lambda records: records.removal.evict(1, 0), {"used": 2e9, "rank": 2e9}),
+RACES: dict[str, tuple[Callable[[Store], object], dict[str, float]]] = {
+    "purge": (lambda store: store.evictor.delete_expired(1e9), {"expires": 2e9}),
+    "evict": (lambda store: store.evictor.evict(1, 0), {"used": 2e9, "rank": 2e9}),
     "invalidate": (
-        lambda records: records.invalidations.run(Criteria(before=1.5e9), time.time),
+        lambda store: store.invalidations.invalidate(Criteria(before=1.5e9), time.time),
         {"created": 2e9},
     ),
 }
@@ -160,7 +160,7 @@ RACES: dict[str, tuple[Callable[[Records], object], dict[str, float]]] = {
 def test_what_is_refreshed_in_the_same_moment_stays(
     postgres: str,
     tmp_path: Path,
-    delete: Callable[[Records], object],
+    delete: Callable[[Store], object],
     refresh: dict[str, float],
     commits: bool,
 ) -> None:
@@ -170,13 +170,13 @@ def test_what_is_refreshed_in_the_same_moment_stays(
         cache.store(
             Request("fresh", documents=(ibidem.Document("d", "text"),)), Answer("an answer"), tags=["t"]
         )
-    engine, records = sa.create_engine(postgres), Records(postgres)
+    engine, store = sa.create_engine(postgres), Store(postgres)
     with engine.begin() as db:
         db.execute(sa.text("UPDATE entries SET expires = 5e8, created = 5e8, used = 5e8, rank = 0"))
     changes = ", ".join(f"{name} = {value}" for name, value in refresh.items())
     with engine.connect() as db:
         db.execute(sa.text(f"UPDATE entries SET {changes}"))
-        thread = threading.Thread(target=delete, args=(records,))
+        thread = threading.Thread(target=delete, args=(store,))
         thread.start()
         with engine.connect() as other:
             waits = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
@@ -189,5 +189,5 @@ def test_what_is_refreshed_in_the_same_moment_stays(
             for table in ("entries", "entry_tags", "entry_documents", "entry_vectors")
         ]
     assert counts == [int(commits)] * 4
-    records.close()
+    store.close()
     engine.dispose()

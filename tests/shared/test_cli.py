@@ -88,16 +88,16 @@ def test_stats_are_watched_until_ctrl_c(filled: str, cache, monkeypatch: pytest.
 def test_watched_stats_survive_a_database_that_is_away(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As lines for programs; the error is told, and the figures when it is back."""
     from ibidem.errors import StorageUnavailable
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
-    totals, pauses = Records.totals, []
+    totals, pauses = Store.totals, []
 
-    def away(records: Records) -> object:
+    def away(store: Store) -> object:
         raise StorageUnavailable("the server is down")
 
     def pause(seconds: float) -> None:
         pauses.append(seconds)
-        monkeypatch.setattr(Records, "totals", away if len(pauses) == 1 else totals)
+        monkeypatch.setattr(Store, "totals", away if len(pauses) == 1 else totals)
         if len(pauses) == 3:
             raise KeyboardInterrupt
 

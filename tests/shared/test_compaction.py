@@ -1,4 +1,4 @@
-"""The index follows the truth: deletions reach it, and it is replaced while it serves."""
+"""The index follows the database: deletions reach it, and it is replaced while it serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ibidem import Answer, Document, IndexUnavailable, Request
 from ibidem.index import compaction
 from ibidem.index.memory import VectorBuffer
 from ibidem.storage import tables
-from ibidem.storage.deletion import delete
+from ibidem.storage.deletion import delete_entries
 from ibidem.storage.engine import writing
 from tests.embedders import BagOfWords, DenseWords
 from tests.helpers import Child, answer, eventually, fill, finds, question
@@ -129,20 +129,20 @@ def test_a_point_that_another_entry_has_stays(open_cache, monkeypatch) -> None:
     for text in ("one", "two"):
         cache.store(Request(question(1), documents=(Document(text, text),)), Answer(text))
     cache.flush()
-    records = cache._runtime.records
-    gone = records.newest(1)[0]
+    store = cache._runtime.store
+    gone = store.entries.newest(1)[0]
 
     deleted: list[str] = []
     monkeypatch.setattr(cache._runtime.vectors._index, "delete", deleted.extend)
-    with writing(records._engine) as db:
-        assert delete(db, tables.entries.c.id == gone.id) == 1
+    with writing(store._engine) as db:
+        assert delete_entries(db, tables.entries.c.id == gone.id) == 1
     cache.flush()
 
     assert (cache._runtime.vectors.table.count_dead(), deleted) == (0, [])
     assert cache._runtime.vectors._index.count() == 1
 
 
-@pytest.mark.parametrize("moment", ["dead_points", "alive_points", "bury"])
+@pytest.mark.parametrize("moment", ["dead_points", "live_points", "delete_dead"])
 def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch, moment: str) -> None:
     """Whenever that happens it is found at once, and still after everything is indexed."""
     cache = open_cache()
@@ -178,7 +178,7 @@ def test_stored_again_while_it_is_deleted_from_the_index(open_cache, monkeypatch
     assert table.count_dead() == 0
 
 
-def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
+def test_interrupted_between_index_and_database(open_cache, monkeypatch) -> None:
     """Deleted from the index and not noted so: stored again it is found, also after a restart."""
     cache = open_cache()
     fill(cache, range(5), namespace="n")
@@ -189,7 +189,7 @@ def test_interrupted_between_index_and_truth(open_cache, monkeypatch) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._runtime.vectors.table, "bury", killed)
+        patch.setattr(cache._runtime.vectors.table, "delete_dead", killed)
         with pytest.raises(RuntimeError):
             cache._runtime.vectors.index_batch()
     cache.close()
@@ -207,12 +207,12 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
     """Another process indexed a question again before this one deleted its old point."""
     cache = open_cache()
     fill(cache, range(3))
-    vectors, records = cache._runtime.vectors, cache._runtime.records
-    point = records.newest(1)[0]
+    vectors, store = cache._runtime.vectors, cache._runtime.store
+    point = store.entries.newest(1)[0]
     row = next(row for row in vectors.table.indexed(vectors._index.generation, 9) if row.id == point.id)
     vectors._index.delete([row.point])
 
-    with writing(records._engine) as db:
+    with writing(store._engine) as db:
         db.execute(tables.dead_points.insert().values(embedder=vectors.table.number, point=row.point))
     assert not finds(cache, 2)
     cache._runtime._background.wake()
@@ -352,7 +352,7 @@ def test_a_lost_new_collection_is_begun_again(open_cache, monkeypatch) -> None:
 
 
 def test_notes_for_an_index_that_is_never_opened_are_bounded(open_cache, monkeypatch) -> None:
-    """Beyond the cap they are dropped: it is compared with the truth when it is opened."""
+    """Beyond the cap they are dropped: it is compared with the database when it is opened."""
     monkeypatch.setattr(compaction, "DEAD_LIMIT", 20)
     cache = open_cache()
     fill(cache, range(60))

@@ -255,7 +255,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     monkeypatch.setattr("typer.main.get_command", command_of)
     for module in ("ibidem_lab.cli.fit", "ibidem_lab.cli.export", "ibidem.cli.examples"):
         name = f"{module}.checked_embedder_of"
-        monkeypatch.setattr(name, lambda settings, records: checked(place.embedder))
+        monkeypatch.setattr(name, lambda settings, store: checked(place.embedder))
     for module in ("tune", "replay"):
         monkeypatch.setattr(f"ibidem_lab.cli.{module}.resolve_embedder", lambda name: place.embedder)
     finding = Finding("database", False, hostile(random.Random(3), "finding"))

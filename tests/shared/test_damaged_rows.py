@@ -14,7 +14,7 @@ import ibidem_lab
 from ibidem.cache import SemanticCache
 from ibidem.errors import StorageError
 from ibidem.storage import tables
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
 from ibidem.types import Hit, to_bytes, to_vector
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
@@ -62,7 +62,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cache.lookup(request(n))
         judged = ("asked", "stored", 0.9, 0.9, "scorer", True, "audit")
         rows = [JudgementRow(float(n), "", "s", f"e{n}", *judged) for n in range(MANY)]  # type: ignore[arg-type]
-        cache._runtime.records.judgements.add(rows)
+        cache._runtime.store.judgements.add(rows)
         for n in range(4):
             cache.invalidate(document=f"nothing{n}")
         cache.flush()

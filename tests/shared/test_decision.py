@@ -17,7 +17,7 @@ ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "thr
 
 
 def stored(question: str, *documents: Document, supports: tuple[Document, ...] = ()) -> Entry:
-    """An entry as the truth returns it."""
+    """An entry as the database returns it."""
     request = Request(question, documents=documents)
     return Entry(
         id=request.key,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput, StorageError
 from ibidem.examples.example import DocumentRef
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from tests.helpers import Child
 
 SECRET = "the merger closes on Friday"
@@ -52,14 +52,14 @@ def questions(cache: ibidem.SemanticCache, namespace: str | None = None) -> list
 @given(example=examples)
 def test_an_example_comes_back_as_it_went_in(tmp_path: Path, example: Example) -> None:
     """Every field, for any text a database can hold."""
-    records = Records(f"sqlite:///{tmp_path / 'truth.sqlite3'}")
-    records.examples.add([example])
+    store = Store(f"sqlite:///{tmp_path / 'store.sqlite3'}")
+    store.examples.add([example])
 
-    (kept,) = records.examples.recent(1)
+    (kept,) = store.examples.recent(1)
     assert kept == example
     assert example.id is None
-    assert kept.id == records.examples.count()
-    records.close()
+    assert kept.id == store.examples.count()
+    store.close()
 
 
 def test_the_newest_come_first(cache) -> None:
@@ -242,7 +242,7 @@ def test_what_no_database_holds_is_refused_and_counted(cache, fields: dict[str, 
 
 def test_a_database_that_fails_is_counted_not_raised(cache, monkeypatch, caplog) -> None:
     """What is added when it works again is kept; asking for the log of a broken database is an error."""
-    table = cache._runtime.records.examples
+    table = cache._runtime.store.examples
     with monkeypatch.context() as broken:
 
         def fail(*_: object) -> None:
@@ -264,8 +264,8 @@ def test_a_database_that_fails_is_counted_not_raised(cache, monkeypatch, caplog)
 def test_a_slow_database_fills_no_memory(cache, monkeypatch) -> None:
     """While too many wait, more are refused, and counted."""
     monkeypatch.setattr("ibidem.runtime.LOG_WAITING", 5)
-    written, go = cache._runtime.records.examples.add, threading.Event()
-    monkeypatch.setattr(cache._runtime.records.examples, "add", lambda rows: go.wait(10) and written(rows))
+    written, go = cache._runtime.store.examples.add, threading.Event()
+    monkeypatch.setattr(cache._runtime.store.examples, "add", lambda rows: go.wait(10) and written(rows))
     added = [cache.examples.add(Example(f"q{n}", "a")) for n in range(50)]
     go.set()
 

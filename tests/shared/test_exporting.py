@@ -20,7 +20,7 @@ import ibidem_lab
 from ibidem import CacheClosed, Document, Example, InvalidInput
 from ibidem.cli.main import app
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem_lab.exporting.choice import Choice
 from ibidem_lab.exporting.formats import FORMATS, line
 from ibidem_lab.exporting.run import Export
@@ -99,7 +99,7 @@ def test_the_same_log_gives_the_same_bytes(cache, tmp_path: Path) -> None:
     topics(cache, 30)
     for folder in ("one", "two"):
         ibidem_lab.export(cache.examples, tmp_path / folder, test_share=0.2)
-        while cache._runtime.records.examples.unseen("", cache._runtime.embedder.fingerprint, 1):
+        while cache._runtime.store.examples.without_vectors("", cache._runtime.embedder.fingerprint, 1):
             cache.examples.select("alpha1")
             cache.flush()
     ibidem_lab.export(cache.examples, tmp_path / "three", test_share=0.2, seed=1)
@@ -498,8 +498,8 @@ def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("ibidem_lab.exporting.clusters.TILE", 64)
     monkeypatch.setattr("ibidem_lab.exporting.vectors.TILE", 64)
     embedder = CheckedEmbedder(BagOfWords(width), lambda _, value: value)
-    records = Records(f"sqlite:///{tmp_path / 'log.sqlite3'}")
-    table = records.examples
+    store = Store(f"sqlite:///{tmp_path / 'log.sqlite3'}")
+    table = store.examples
     table.add([Example(f"what about subject{n}", f"it is good, {n} " * 50) for n in range(count)])
     vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # others count as damaged, and are made anew
@@ -512,7 +512,7 @@ def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    records.close()
+    store.close()
 
     assert found.train + found.test == count
     assert peak < count * width * 4

@@ -12,9 +12,9 @@ import pytest
 
 from ibidem.costs import read_prices, savings
 from ibidem.lifecycle.eviction import cost_of
-from ibidem.storage.entries import Records
-from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Served, Span
-from ibidem.storage.rows import JudgementRow, LookupRow
+from ibidem.storage.logs import JudgementRow, LookupRow
+from ibidem.storage.statistics import BINS, LONG_PROMPT, MIN_SIMILARITY, LogFilter, LookupSums
+from ibidem.storage.store import Store
 from ibidem.types import Entry
 from ibidem_lab.report.facts import AGES, DAY
 from tests import logged
@@ -25,33 +25,38 @@ STORED = logged.entries(60)
 LOOKUPS = logged.lookups(1_500, STORED)
 EXAMPLES = logged.examples(STORED)
 JUDGEMENTS = logged.judgements(200, STORED)
-SPANS = (Span(), Span(since=NOW - WEEKS / 3), Span(namespace="acme"), Span(since=NOW - 9 * DAY, namespace=""))
+SPANS = (
+    LogFilter(),
+    LogFilter(since=NOW - WEEKS / 3),
+    LogFilter(namespace="acme"),
+    LogFilter(since=NOW - 9 * DAY, namespace=""),
+)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    """A truth that holds the log."""
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A database that holds the log."""
     if request.param == "postgresql":
         with running_postgres() as url:
             yield from filled(url)
     else:
-        yield from filled(f"sqlite:///{tmp_path_factory.mktemp('figures') / 'truth.sqlite3'}")
+        yield from filled(f"sqlite:///{tmp_path_factory.mktemp('figures') / 'store.sqlite3'}")
 
 
-def filled(url: str) -> Iterator[Records]:
-    """The records of a database with the log."""
-    made = Records(url)
+def filled(url: str) -> Iterator[Store]:
+    """The store of a database with the log."""
+    made = Store(url)
     logged.fill(made, lookups_=len(LOOKUPS), entries_=len(STORED), judgements_=len(JUDGEMENTS))
     yield made
     made.close()
 
 
-def asked(span: Span) -> list[LookupRow]:
+def asked(span: LogFilter) -> list[LookupRow]:
     """The lookups of a span."""
     return [row for row in LOOKUPS if within(row, span)]
 
 
-def within(row: LookupRow | JudgementRow, span: Span) -> bool:
+def within(row: LookupRow | JudgementRow, span: LogFilter) -> bool:
     """Whether it is in the span."""
     return row.at >= (span.since or 0) and span.namespace in (None, row.namespace)
 
@@ -75,7 +80,7 @@ def told_of(row: LookupRow) -> tuple[str, int | None, int | None, float | None]:
 
 
 def expected(rows: list[LookupRow], key) -> dict[tuple, list[float]]:
-    """What `Served` rows say, by key, tier and model."""
+    """What `LookupSums` rows say, by key, tier and model."""
     found: dict[tuple, list[float]] = {}
     for row in rows:
         model, read, said, took = told_of(row)
@@ -87,7 +92,7 @@ def expected(rows: list[LookupRow], key) -> dict[tuple, list[float]]:
     return found
 
 
-def figures(rows: list[Served]) -> dict[tuple, list[float]]:
+def figures(rows: list[LookupSums]) -> dict[tuple, list[float]]:
     """The rows in the form of the oracle."""
     return {
         (row.key, row.tier, row.model): [
@@ -115,40 +120,40 @@ def test_the_log_holds_all_that_matters() -> None:
 
 
 @pytest.mark.parametrize("span", SPANS)
-def test_what_was_served(records: Records, span: Span) -> None:
+def test_what_was_served(store: Store, span: LogFilter) -> None:
     """All at once, over time, by namespace."""
     rows = asked(span)
-    count, first, last = records.figures.extent(span)
+    count, first, last = store.statistics.extent(span)
 
     assert (count, first, last) == (len(rows), rows[0].at, rows[-1].at)
-    assert figures(records.figures.served(span)) == expected(rows, lambda row: "")
-    by_day = figures(records.figures.over_time(span, DAY))
+    assert figures(store.statistics.lookups(span)) == expected(rows, lambda row: "")
+    by_day = figures(store.statistics.lookups_over_time(span, DAY))
     assert by_day == expected(rows, lambda row: math.floor(row.at / DAY))
     top = [name for name, _ in Counter(sorted(row.namespace for row in rows)).most_common(2)]
     of_two = expected([row for row in rows if row.namespace in top], lambda row: row.namespace)
-    assert figures(records.figures.by_namespace(span, 2)) == of_two
+    assert figures(store.statistics.lookups_by_namespace(span, 2)) == of_two
 
 
 @pytest.mark.parametrize("span", SPANS)
-def test_what_was_missed(records: Records, span: Span) -> None:
+def test_what_was_missed(store: Store, span: LogFilter) -> None:
     """By reason, with examples; by how near the stored question was."""
     rows = asked(span)
     reasons = Counter(row.reason for row in rows if not row.tier)
 
-    assert records.figures.reasons(span) == reasons
-    assert list(records.figures.reasons(span).values()) == sorted(reasons.values(), reverse=True)
+    assert store.statistics.miss_reasons(span) == reasons
+    assert list(store.statistics.miss_reasons(span).values()) == sorted(reasons.values(), reverse=True)
     found = Counter()
     for row in rows:
         if row.similarity is not None and row.tier != "exact":
-            place = (row.similarity - LEAST_SIMILARITY) / ((1.0 - LEAST_SIMILARITY) / BINS)
+            place = (row.similarity - MIN_SIMILARITY) / ((1.0 - MIN_SIMILARITY) / BINS)
             found[min(max(0, math.floor(place)), BINS - 1), row.tier, row.reason] += 1
-    assert {tuple(one[:3]): one[3] for one in records.figures.similarities(span)} == found
+    assert {tuple(one[:3]): one[3] for one in store.statistics.similarity_histogram(span)} == found
     met = Counter(
         (row.reason, row.question, row.entry_id)
         for row in rows
         if not row.tier and row.question and row.entry_id and row.similarity is not None
     )
-    near = records.figures.near_misses(span, list(reasons), 3)
+    near = store.statistics.near_misses(span, list(reasons), 3)
     for reason, some in itertools.groupby(near, lambda one: one.reason):
         best = sorted((n for (why, *_), n in met.items() if why == reason), reverse=True)[:3]
         assert [one.count for one in some] == best
@@ -158,23 +163,23 @@ def test_what_was_missed(records: Records, span: Span) -> None:
 
 
 @pytest.mark.parametrize("span", SPANS)
-def test_which_answers_matter(records: Records, span: Span) -> None:
+def test_which_answers_matter(store: Store, span: LogFilter) -> None:
     """The most valuable, the least alike, those called wrong."""
     rows = asked(span)
     hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id in BY_ID)
     worth = {id_: n * cost_of(BY_ID[id_].answer) for id_, n in hits.items()}
-    valuable = records.figures.most_valuable(span, 5)
+    valuable = store.statistics.top_entries(span, 5)
 
     assert [worth[one.entry_id] for one in valuable] == sorted(worth.values(), reverse=True)[:5]
     assert [one.count for one in valuable] == [hits[one.entry_id] for one in valuable]
-    unsure = records.figures.unsure_hits(span, 5)
+    unsure = store.statistics.least_similar_hits(span, 5)
     least = sorted(row.similarity for row in rows if row.tier == "semantic" and row.entry_id)
     assert [one.similarity for one in unsure] == least[:5]
     wrong: dict[str, Counter[str]] = {}
     for one in JUDGEMENTS:
         if within(one, span) and not one.right and one.source != "probe":
             wrong.setdefault(one.entry_id, Counter())[one.source] += 1
-    doubted = records.figures.doubted(span, 100)
+    doubted = store.statistics.disputed_entries(span, 100)
     found = {one.entry_id: Counter(audit=one.audits, feedback=one.feedback) for one in doubted}
     assert found == wrong
     assert [one.audits + one.feedback for one in doubted] == sorted(
@@ -184,16 +189,16 @@ def test_which_answers_matter(records: Records, span: Span) -> None:
 
 
 @pytest.mark.parametrize("namespace", [None, "acme", "nobody"])
-def test_what_is_held(records: Records, namespace: str | None) -> None:
+def test_what_is_held(store: Store, namespace: str | None) -> None:
     """How much, how old, never served, of which models."""
     mine = [one for one in STORED if namespace in (None, one.namespace)]
     served = {row.entry_id for row in LOOKUPS if row.tier}
-    held = records.holdings.totals(namespace, 20)
+    held = store.statistics.entry_totals(namespace, 20)
 
     assert (held.entries, held.unused) == (len(mine), sum(one.id not in served for one in mine))
     assert held.models == Counter(one.answer.model for one in mine)
     assert held.oldest == min((one.created for one in mine), default=0.0)
-    ages = records.holdings.ages(NOW, AGES, namespace)
+    ages = store.statistics.entry_ages(NOW, AGES, namespace)
     old = Counter(max(at for at, edge in enumerate(AGES) if NOW - one.created >= edge) for one in mine)
     assert [total for total, _ in ages] == [old[at] for at in range(len(AGES))]
     assert sum(unused for _, unused in ages) == held.unused
@@ -202,9 +207,9 @@ def test_what_is_held(records: Records, namespace: str | None) -> None:
 def test_savings_are_sums_over_hits_with_a_price() -> None:
     """Two known models, one unknown; misses save nothing."""
     rows = [
-        Served("", "exact", "gpt-4o-mini", 3, 900, 2, 1_000_000, 500_000, 1, 4.0),
-        Served("", "semantic", "our-own", 5, 100, 5, 10, 10, 0, 0.0),
-        Served("", "", "", 7, 0, 0, 0, 0, 0, 0.0),
+        LookupSums("", "exact", "gpt-4o-mini", 3, 900, 2, 1_000_000, 500_000, 1, 4.0),
+        LookupSums("", "semantic", "our-own", 5, 100, 5, 10, 10, 0, 0.0),
+        LookupSums("", "", "", 7, 0, 0, 0, 0, 0, 0.0),
     ]
     saved = savings(rows, read_prices())
 
@@ -214,14 +219,17 @@ def test_savings_are_sums_over_hits_with_a_price() -> None:
 
 def test_an_empty_log(tmp_path: Path) -> None:
     """Zeros and nothing, no errors."""
-    records = Records(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
-    figures_ = records.figures
+    store = Store(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
+    figures_ = store.statistics
 
-    assert figures_.extent(Span()) == (0, 0.0, 0.0)
+    assert figures_.extent(LogFilter()) == (0, 0.0, 0.0)
     assert (
-        figures_.served(Span()) == figures_.over_time(Span(), DAY) == figures_.by_namespace(Span(), 5) == []
+        figures_.lookups(LogFilter())
+        == figures_.lookups_over_time(LogFilter(), DAY)
+        == figures_.lookups_by_namespace(LogFilter(), 5)
+        == []
     )
-    assert figures_.near_misses(Span(), [], 3) == figures_.unsure_hits(Span(), 3) == []
-    assert figures_.most_valuable(Span(), 3) == figures_.doubted(Span(), 3) == []
-    assert records.holdings.totals(None, 5).entries == 0
-    records.close()
+    assert figures_.near_misses(LogFilter(), [], 3) == figures_.least_similar_hits(LogFilter(), 3) == []
+    assert figures_.top_entries(LogFilter(), 3) == figures_.disputed_entries(LogFilter(), 3) == []
+    assert store.statistics.entry_totals(None, 5).entries == 0
+    store.close()

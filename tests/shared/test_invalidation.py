@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Rejected, Request
 from ibidem.lifecycle.invalidation import KEPT_SECONDS, NAMES, Criteria, Tombstones, criteria_of
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import LookupRow
+from ibidem.storage.logs import LookupRow
+from ibidem.storage.store import Store
 from ibidem.types import Entry, Source, digest
 from tests.helpers import Clock
 from tests.servers import running_postgres
@@ -58,9 +58,9 @@ some_criteria = st.builds(
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    """A truth that the examples of a property share, one after another."""
-    made = Records(f"sqlite:///{tmp_path_factory.mktemp('truth') / 'x.sqlite3'}")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A database that the examples of a property share, one after another."""
+    made = Store(f"sqlite:///{tmp_path_factory.mktemp('store') / 'x.sqlite3'}")
     yield made
     made.close()
 
@@ -71,23 +71,23 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
     criteria=some_criteria,
     one=st.data(),
 )
-def test_sql_deletes_what_the_criteria_say(records: Records, stored, criteria, one) -> None:
+def test_sql_deletes_what_the_criteria_say(store: Store, stored, criteria, one) -> None:
     """Exactly that, whatever is stored and asked for; a dry run foretells it."""
-    records.clear()
-    with records._engine.begin() as db:
+    store.clear()
+    with store._engine.begin() as db:
         db.exec_driver_sql("DELETE FROM invalidations")
-    records.invalidations._tombstones = Tombstones()
+    store.invalidations._tombstones = Tombstones()
     if stored and one.draw(st.booleans()):
         criteria = replace(criteria, entry=one.draw(st.sampled_from(stored)).id)
     for entry in stored:
-        records.put(entry, "e")
-    concerned = {entry.id for entry in stored if criteria.concern(entry)}
-    count, newest = records.invalidations.preview(criteria, 100)
-    gone, _ = records.invalidations.run(criteria, lambda: 0.0)
+        store.entries.put(entry, "e")
+    concerned = {entry.id for entry in stored if criteria.matches_entry(entry)}
+    count, newest = store.invalidations.preview(criteria, 100)
+    gone, _ = store.invalidations.invalidate(criteria, lambda: 0.0)
 
     assert (count, set(newest), set(gone)) == (len(concerned), concerned, concerned)
-    assert {entry.id for entry in records.newest(100)} == {entry.id for entry in stored} - concerned
-    with records._engine.connect() as db:
+    assert {entry.id for entry in store.entries.newest(100)} == {entry.id for entry in stored} - concerned
+    with store._engine.connect() as db:
         left = db.exec_driver_sql(
             "SELECT entry_id FROM entry_documents UNION SELECT entry_id FROM entry_tags"
         )
@@ -193,13 +193,13 @@ def test_old_tombstones_leave_the_database(open_cache, tmp_path: Path) -> None:
     for _ in range(3):
         cache.invalidate(document="guide")
     clock.advance(3 * KEPT_SECONDS)
-    cache._runtime.records.removal.purge(clock.now)
+    cache._runtime.store.evictor.delete_expired(clock.now)
     with sqlite3.connect(tmp_path / "cache" / "ibidem.sqlite3") as db:
         assert [row[0] for row in db.execute("SELECT id FROM invalidations")] == [3]
     db.close()
     clock.advance(1)
     cache.invalidate(tag="t")
-    assert cache._runtime.records.invalidations._tombstones.last <= 4
+    assert cache._runtime.store.invalidations._tombstones.last <= 4
     asked = Request("q", made=clock.now - 1)
     assert cache.store(asked, Answer("a"), tags=["t"]) == Rejected("invalidated")
 
@@ -238,7 +238,7 @@ def test_feedback_does_not_crowd_out_audits(open_cache, monkeypatch) -> None:
     cache.flush()
     for _ in range(5):
         cache.feedback(Request("how do I reset my radio").key, good=True)
-    table, scorer = cache._runtime.records.judgements, cache._runtime.ledger.scorer
+    table, scorer = cache._runtime.store.judgements, cache._runtime.ledger.scorer
 
     assert [row.source for _, row in table.newest(2, "", scorer)] == ["probe"]
     assert table.namespaces(5) == [("", scorer)]
@@ -254,15 +254,15 @@ def test_feedback_is_redacted(open_cache) -> None:
     assert cache.judgements()[0].asked == "how does [name] reset it"
 
 
-def test_no_query_reads_a_whole_table(records: Records) -> None:
+def test_no_query_reads_a_whole_table(store: Store) -> None:
     """Neither that of a store nor those by document, tag or entry."""
     asked: list[tuple[str, object]] = []
 
     def note(_connection, _cursor, statement, parameters, *_rest) -> None:
         asked.append((statement, parameters))
 
-    records.put(entry(), "e")
-    sqlalchemy.event.listen(records._engine, "before_cursor_execute", note)
+    store.entries.put(entry(), "e")
+    sqlalchemy.event.listen(store._engine, "before_cursor_execute", note)
     for criteria in (
         Criteria(documents=("a", "b")),
         Criteria(documents=("a",), current=frozenset({"c"})),
@@ -271,11 +271,11 @@ def test_no_query_reads_a_whole_table(records: Records) -> None:
         Criteria(namespace="n"),
         Criteria(before=1.0),
     ):
-        records.invalidations.preview(criteria, 5)
-    with records._engine.begin() as db:
-        records.invalidations.refuse(db, entry(), 1.0)
-    sqlalchemy.event.remove(records._engine, "before_cursor_execute", note)
-    with records._engine.connect() as db:
+        store.invalidations.preview(criteria, 5)
+    with store._engine.begin() as db:
+        store.invalidations.rejects(db, entry(), 1.0)
+    sqlalchemy.event.remove(store._engine, "before_cursor_execute", note)
+    with store._engine.connect() as db:
         plans = [
             " ".join(row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
             for statement, parameters in asked
@@ -289,21 +289,21 @@ def test_no_query_reads_a_whole_table(records: Records) -> None:
 def test_hits_that_are_counted_meanwhile_do_not_deadlock() -> None:
     """On a server, where each locks many rows: in one order."""
     numbers = range(100)
-    with running_postgres() as url, closing(Records(url)) as records, ThreadPoolExecutor(3) as pool:
+    with running_postgres() as url, closing(Store(url)) as store, ThreadPoolExecutor(3) as pool:
         stop = threading.Event()
 
         def count_hits(seed: int) -> None:
             draw = random.Random(seed)
             while not stop.is_set():
                 ids = draw.sample([digest(str(n)) for n in numbers], 80)
-                records.lookups.add(
+                store.lookups.add(
                     [LookupRow(1.0, "", "s", "q", "exact", "", id_, 1.0, 0.1, 1) for id_ in ids]
                 )
 
         writers = [pool.submit(count_hits, seed) for seed in range(3)]
         for round_ in range(5):
             for n in numbers:
-                records.put(entry(id=digest(str(n)), created=float(round_)), "e")
-            assert len(records.invalidations.run(Criteria(documents=("guide",)), lambda: 0.0)[0]) == 100
+                store.entries.put(entry(id=digest(str(n)), created=float(round_)), "e")
+            assert len(store.invalidations.invalidate(Criteria(documents=("guide",)), lambda: 0.0)[0]) == 100
         stop.set()
         assert [writer.result(30) for writer in writers] == [None] * 3

@@ -23,8 +23,8 @@ from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of, old_key_of
 from ibidem.matching.policy import CosineScorer, threshold_for
 from ibidem.settings import read_settings
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
+from ibidem.storage.store import Store
 from ibidem_lab.fitting.labels import Label, of_judgements, pairs_of, read_labels
 from ibidem_lab.replay import Row
 from tests.embedders import BagOfWords
@@ -57,9 +57,9 @@ def fit_cache(open_cache) -> Callable[..., SemanticCache]:
     return opened
 
 
-def records_of(tmp_path: Path) -> Records:
+def store_of(tmp_path: Path) -> Store:
     """The database of the cache that the fixtures open."""
-    return Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")
+    return Store(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")
 
 
 # adoption ---------------------------------------------------------------------------------------------
@@ -204,9 +204,9 @@ def test_too_few_labels_are_refused(fit_cache, given: list[Label]) -> None:
 def test_a_fitted_threshold_that_cannot_be_read_is_left_alone(fit_cache, tmp_path: Path) -> None:
     """Lookups go on with the shipped one; the fault is counted."""
     fit_cache().close()
-    records = records_of(tmp_path)
-    records.set_meta(key_of(FINGERPRINT), '{"format": 1}')
-    records.close()
+    store = store_of(tmp_path)
+    store.meta.set(key_of(FINGERPRINT), '{"format": 1}')
+    store.close()
     cache = fit_cache()
 
     assert cache.lookup(Request(STORED))
@@ -272,12 +272,12 @@ def old_place(fit_cache, tmp_path: Path) -> Path:
     with fit_cache() as cache:
         cache.store(Request(STORED_IN_0_1), Answer("a topic"))
         name = cache._runtime.ledger.scorer
-    records = records_of(tmp_path)
-    records.set_meta(old_key_of(FINGERPRINT), SCORE_OF_0_1)
-    records.judgements.add([judgement(label, scorer=name, score=0.95) for label in TOLD[:30]])
-    records.judgements.add([judgement(label, scorer=NAME_OF_0_1, source="fit") for label in TOLD[:300]])
-    records.judgements.add([judgement(label, scorer=NAME_OF_0_1, source="audit") for label in TOLD[300:400]])
-    records.close()
+    store = store_of(tmp_path)
+    store.meta.set(old_key_of(FINGERPRINT), SCORE_OF_0_1)
+    store.judgements.add([judgement(label, scorer=name, score=0.95) for label in TOLD[:30]])
+    store.judgements.add([judgement(label, scorer=NAME_OF_0_1, source="fit") for label in TOLD[:300]])
+    store.judgements.add([judgement(label, scorer=NAME_OF_0_1, source="audit") for label in TOLD[300:400]])
+    store.close()
     return tmp_path / "cache"
 
 
@@ -325,10 +325,10 @@ def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path,
 def test_what_audits_judged_is_learned_from(fit_cache, tmp_path: Path) -> None:
     """Whoever scored then; what a fit of version 0.1 wrote is no label."""
     fit_cache().close()
-    records = records_of(tmp_path)
-    records.judgements.add([judgement(label, namespace="acme") for label in TOLD])
-    records.judgements.add([judgement(label, source="fit") for label in labels(50, 9)])
-    records.close()
+    store = store_of(tmp_path)
+    store.judgements.add([judgement(label, namespace="acme") for label in TOLD])
+    store.judgements.add([judgement(label, source="fit") for label in labels(50, 9)])
+    store.close()
     cache = fit_cache()
 
     assert ibidem_lab.fit(cache).questions == 600
@@ -369,9 +369,9 @@ def test_of_a_pair_judged_twice_the_later_counts() -> None:
 
 def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
     """A lookup that began before the exchange is refused, and not counted."""
-    records = Records(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+    store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
     old, new = CosineScorer(), CosineScorer()
-    ledger = Ledger(records.judgements, old, "old", Faults())
+    ledger = Ledger(store.judgements, old, "old", Faults())
     terms = Terms("", 0.02, 1.0)
 
     assert ledger.rule(terms, 0.9, old) == "probe"
@@ -379,14 +379,14 @@ def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
     assert ledger.rule(terms, 0.9, old) == "refuse"
     assert ledger.rule(terms, 0.9, new) == "probe"
     ledger.close()
-    records.close()
+    store.close()
 
 
 def test_a_judgement_of_the_score_before_is_not_learned(tmp_path: Path) -> None:
     """Even where it cannot be written and only this process hears of it."""
-    records = Records(f"sqlite:///{tmp_path / 'a.sqlite3'}")
+    store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
     old, new = CosineScorer(), CosineScorer()
-    ledger = Ledger(records.judgements, old, "old", Faults())
+    ledger = Ledger(store.judgements, old, "old", Faults())
     terms = Terms("", 0.02, 1.0)
     ledger.adopt(new, "new")
     ledger.rule(terms, 0.9, new)
@@ -395,7 +395,7 @@ def test_a_judgement_of_the_score_before_is_not_learned(tmp_path: Path) -> None:
 
     assert len(ledger._kept(terms).budget.evidence) == 1
     ledger.close()
-    records.close()
+    store.close()
 
 
 # labels -----------------------------------------------------------------------------------------------

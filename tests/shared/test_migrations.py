@@ -16,7 +16,7 @@ import ibidem
 from ibidem import Answer, Document, Example, Request
 from ibidem.storage import migrations, tables
 from ibidem.storage.engine import reading
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem.types import point_of, to_vector
 from tests.embedders import BagOfWords
 from tests.helpers import eventually
@@ -76,7 +76,7 @@ def test_the_tables_are_those_of_a_new_database(tmp_path: Path) -> None:
     new.parent.mkdir()
     found = []
     for file in (old, new):
-        Records(f"sqlite:///{file}").close()
+        Store(f"sqlite:///{file}").close()
         with closing(sqlite3.connect(file)) as db:
             names = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
             version = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
@@ -94,7 +94,7 @@ def test_several_threads_may_come_at_once(tmp_path: Path) -> None:
 
     def open_it() -> None:
         try:
-            Records(f"sqlite:///{file}").close()
+            Store(f"sqlite:///{file}").close()
         except BaseException as error:
             failures.append(error)
 
@@ -119,10 +119,10 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch) -> 
 
     monkeypatch.setitem(migrations._MIGRATIONS, 2, half)
     with pytest.raises(ibidem.StorageError, match="nothing"):
-        Records(f"sqlite:///{file}")
+        Store(f"sqlite:///{file}")
     assert {name: found for name, found in columns(file).items() if name in before} == before
     monkeypatch.undo()
-    Records(f"sqlite:///{file}").close()
+    Store(f"sqlite:///{file}").close()
     assert "rank" in columns(file)["entries"]
 
 
@@ -130,7 +130,7 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
     """By the same steps, also if several processes come at once."""
     with running_postgres() as url:
         engine = sqlalchemy.create_engine(url)
-        Records(url).close()
+        Store(url).close()
         with engine.begin() as db:  # back to what schema 1 had
             for name in ("ttl", "used", "size", "cost", "rank"):
                 db.exec_driver_sql(f"ALTER TABLE entries DROP COLUMN {name}")
@@ -147,20 +147,20 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
                 db.exec_driver_sql(f"DROP TABLE {name}")
             db.exec_driver_sql("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
         with ThreadPoolExecutor(4) as pool:
-            for records in pool.map(Records, [url] * 4):
-                records.close()
+            for store in pool.map(Store, [url] * 4):
+                store.close()
         columns, indexes = {}, set()
         for table in (tables.entries, tables.examples):
             found = sqlalchemy.inspect(engine)
             columns[table] = {column["name"] for column in found.get_columns(table.name)}
             indexes |= {index["name"] for index in found.get_indexes(table.name)}
         engine.dispose()
-        records = Records(url)
-        records.examples.add([Example("a new one", "a", tags=("t",))])
-        kept, vectors = records.examples.recent(), records.vectors_of("e")
+        store = Store(url)
+        store.examples.add([Example("a new one", "a", tags=("t",))])
+        kept, vectors = store.examples.recent(), store.vectors("e")
         (vector,) = vectors.indexed("g", 10)
         assert vectors.count() == 1
-        records.close()
+        store.close()
 
     assert all(found == set(table.c.keys()) for table, found in columns.items())
     assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_vector"}
@@ -172,13 +172,13 @@ def test_an_example_keeps_its_number_and_no_number_comes_back(tmp_path: Path) ->
     """Of an old log: what another process read of it stays right when the newest example is deleted."""
     file = tmp_path / "ibidem.sqlite3"
     old_database(file)
-    records = Records(f"sqlite:///{file}")
-    assert records.examples.recent()[0].id == 1
-    records.clear()
-    records.examples.add([Example("q", "a")])
+    store = Store(f"sqlite:///{file}")
+    assert store.examples.recent()[0].id == 1
+    store.clear()
+    store.examples.add([Example("q", "a")])
 
-    assert records.examples.recent()[0].id == 2
-    records.close()
+    assert store.examples.recent()[0].id == 2
+    store.close()
 
 
 def test_every_version_has_its_step() -> None:
@@ -190,17 +190,17 @@ def test_every_version_has_its_step() -> None:
 def test_a_connection_in_use_while_all_are_closed_is_closed_after_it() -> None:
     """It goes back to a pool that nobody empties any more: a server would keep it until it is collected."""
     with running_postgres() as url, ThreadPoolExecutor(1) as pool:
-        records, held, closed = Records(url), threading.Event(), threading.Event()
+        store, held, closed = Store(url), threading.Event(), threading.Event()
 
         def use() -> None:
-            with reading(records._engine) as db:
+            with reading(store._engine) as db:
                 db.execute(sqlalchemy.text("SELECT 1"))
                 held.set()
                 assert closed.wait(10)
 
         using = pool.submit(use)
         assert held.wait(10)
-        records.close()
+        store.close()
         closed.set()
         using.result()
         engine = sqlalchemy.create_engine(url)

@@ -149,7 +149,7 @@ def test_the_question_of_a_deleted_entry_is_known_from_the_example_log(open_cach
     cache = open_cache(examples=examples)
     cache.store(Request(question(1)), Answer("one"), ttl=60)
     cache.lookup(Request(reworded(1)))
-    assert cache._runtime.records.removal.purge(time.time() + 3600) == 1
+    assert cache._runtime.store.evictor.delete_expired(time.time() + 3600) == 1
 
     mined = ibidem_lab.pairs(cache)
 

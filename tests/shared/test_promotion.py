@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import ibidem
 from ibidem.cli.main import app
 from ibidem.matching.fitted import Calibration, Level, to_json
-from tests.contracts.promotion import PromotionContract, ask, models, right, store  # noqa: F401 (models: a fixture)
+from tests.contracts.promotion import PromotionContract, ask, fill, models, right  # noqa: F401 (models: a fixture)
 from tests.helpers import Child, rounds
 from tests.models import measured
 from tests.servers import running_chroma, running_postgres
@@ -76,7 +76,7 @@ def run(*arguments: object, code: int = 0) -> str:
 def path(tmp_path: Path) -> Path:
     """A cache with ten answers, closed."""
     with ibidem.open(tmp_path / "c", threshold=0.8) as cache:
-        store(cache, *range(10))
+        fill(cache, *range(10))
     return tmp_path / "c"
 
 
@@ -202,7 +202,7 @@ def test_a_score_that_version_0_1_fitted_is_left_where_it_is(
 
 
 def test_a_lost_copy_of_the_model_is_fetched_again(path: Path, models: list[Path]) -> None:  # noqa: F811
-    """Damaged or deleted: the truth has the files."""
+    """Damaged or deleted: the database has the files."""
     run("promote", models[0], "--path", path)
     (kept,) = (one for one in (path / "models").iterdir() if one.is_dir())
     (kept / "model.onnx").write_bytes(b"damaged")
@@ -228,7 +228,7 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Pat
     """At any moment of a promotion; all is found with either, and a repeated promotion goes on."""
     path = tmp_path / "c"
     with ibidem.open(path, threshold=0.8) as cache:
-        store(cache, *range(ENTRIES))
+        fill(cache, *range(ENTRIES))
     draw, seen, target = random.Random(0), set(), 0
     for _ in range(rounds(4, 30)):
         with Child(PROMOTE, path, models[target]) as child:

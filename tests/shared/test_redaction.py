@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem import Example, Request
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
 from ibidem_lab.redaction import secrets
 
 LETTERS = string.ascii_letters + string.digits
@@ -197,8 +197,8 @@ def test_logs_written_before_are_redacted_when_a_cache_is_opened_with_redact(ope
     SEEN.clear()
     row = JudgementRow(1.0, "", "", "", "where is bob", "who is bob", 0.9, 0.9, "s", True, "audit")
     with open_cache() as cache:
-        records = cache._runtime.records
-        records.judgements.add([row] * 250 + [replace(row, asked="where is it", stored="who", right=False)])
+        store = cache._runtime.store
+        store.judgements.add([row] * 250 + [replace(row, asked="where is it", stored="who", right=False)])
         for n in range(3):
             cache.lookup(Request(f"question {n} of bob"))
         cache.examples.add(Example("an example of bob", "bob says so"))

@@ -23,8 +23,8 @@ from ibidem.cli.main import app
 from ibidem.costs import read_prices, savings
 from ibidem.settings import read_settings
 from ibidem.stats import AuditStats
-from ibidem.storage.entries import Records
-from ibidem.storage.figures import Span
+from ibidem.storage.statistics import LogFilter
+from ibidem.storage.store import Store
 from ibidem.types import digest
 from ibidem_lab.report.facts import DAY, HOUR, Facts, boundary_of, gather, width_of
 from ibidem_lab.report.page import page
@@ -32,7 +32,7 @@ from ibidem_lab.report.templating import prose
 from tests import logged
 from tests.logged import NOW, WEEKS
 
-ALL = Span()
+ALL = LogFilter()
 HOSTILE = (
     "<script>document.title='ran'</script>",
     '"><img src=x onerror="document.title=\'ran\'">',
@@ -69,10 +69,10 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Iterator[Records]:
-    """An empty truth where a cache in `cache` keeps it."""
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty database where a cache in `cache` keeps it."""
     (tmp_path / "cache").mkdir()
-    made = Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")
+    made = Store(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")
     yield made
     made.close()
 
@@ -83,14 +83,14 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibidem_lab.report.page.draw", lambda _: "<svg></svg>")
 
 
-def facts_of(records: Records, span: Span = ALL, **settings: Any) -> Facts:
-    """What a report tells of these records."""
-    return gather(records, read_settings(**settings), read_prices(), span, NOW)
+def facts_of(store: Store, span: LogFilter = ALL, **settings: Any) -> Facts:
+    """What a report tells of these store."""
+    return gather(store, read_settings(**settings), read_prices(), span, NOW)
 
 
-def read(records: Records, span: Span = ALL, **settings: Any) -> Reader:
+def read(store: Store, span: LogFilter = ALL, **settings: Any) -> Reader:
     """Its page; no page does what must not be."""
-    source = page(facts_of(records, span, **settings), "1.0")
+    source = page(facts_of(store, span, **settings), "1.0")
     found = Reader(source)
     assert {tag for tag, _ in found.elements} <= ALLOWED
     for _, attributes in found.elements:
@@ -107,13 +107,13 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_page_tells_the_figures_of_the_log(records: Records) -> None:
+def test_the_page_tells_the_figures_of_the_log(store: Store) -> None:
     """Hit rate, tokens, money, audits, reasons, namespaces, models."""
-    stored = logged.fill(records, lookups_=900, entries_=80, judgements_=300)
+    stored = logged.fill(store, lookups_=900, entries_=80, judgements_=300)
     rows = logged.lookups(900, stored)
-    found = read(records).text
+    found = read(store).text
     hits = [row for row in rows if row.tier]
-    saved = savings(records.figures.served(Span()), read_prices())
+    saved = savings(store.statistics.lookups(LogFilter()), read_prices())
 
     assert f"The cache answered {len(hits)} of 900 lookups: {len(hits) / 9:.1f} %." in found
     assert f"saved {sum(row.tokens_saved for row in hits):,} tokens, USD {saved.money:.2f}" in found
@@ -135,32 +135,32 @@ def test_the_page_tells_the_figures_of_the_log(records: Records) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_span_is_all_that_is_told(records: Records) -> None:
+def test_a_span_is_all_that_is_told(store: Store) -> None:
     """Since, and of one namespace."""
-    rows = logged.lookups(900, logged.fill(records, lookups_=900, entries_=80, judgements_=0))
+    rows = logged.lookups(900, logged.fill(store, lookups_=900, entries_=80, judgements_=0))
     since = NOW - 5 * DAY
     mine = [row for row in rows if row.namespace == "acme" and row.at >= since]
-    found = read(records, Span(since, "acme")).text
+    found = read(store, LogFilter(since, "acme")).text
 
     assert f"of {len(mine)} lookups: " in found
     assert "namespace acme" in found
     assert "globex" not in found
 
 
-def test_charts_are_drawn_for_wide_and_narrow_screens(records: Records) -> None:
+def test_charts_are_drawn_for_wide_and_narrow_screens(store: Store) -> None:
     """Eight of them, each twice; ids are those of one drawing only."""
-    logged.fill(records, lookups_=900, entries_=80, judgements_=300)
-    found = read(records)
+    logged.fill(store, lookups_=900, entries_=80, judgements_=300)
+    found = read(store)
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
 
     assert len([tag for tag, _ in found.elements if tag == "svg"]) == 2 * 9
     assert len(ids) == len(set(ids))
 
 
-def test_nothing_may_run_and_nothing_is_loaded(records: Records) -> None:
+def test_nothing_may_run_and_nothing_is_loaded(store: Store) -> None:
     """A strict policy that allows the one style of the page, by its digest."""
-    logged.fill(records, lookups_=100, entries_=20, judgements_=0)
-    source = page(facts_of(records), "1.0")
+    logged.fill(store, lookups_=100, entries_=20, judgements_=0)
+    source = page(facts_of(store), "1.0")
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', source)
     style = re.search(r"<style>(.*?)</style>", source, re.DOTALL)
     assert policy
@@ -173,7 +173,7 @@ def test_nothing_may_run_and_nothing_is_loaded(records: Records) -> None:
     assert len(source) < 2_000_000
 
 
-def plant(records: Records, text: str) -> None:
+def plant(store: Store, text: str) -> None:
     """Store it as question, namespace, model, reason, and as what was judged."""
     plain = logged.entries(30)
     stored = [
@@ -187,22 +187,22 @@ def plant(records: Records, text: str) -> None:
         for one in plain
     ]
     for one in stored:
-        records.put(one, "embedder")
+        store.entries.put(one, "embedder")
     lookups = logged.lookups(300, stored)
-    records.lookups.add(
+    store.lookups.add(
         [replace(row, question=text, namespace=text, reason=row.reason and text) for row in lookups]
     )
     judged = logged.judgements(60, stored)
-    records.judgements.add(
+    store.judgements.add(
         [replace(one, asked=text, stored=text, namespace=text, right=False) for one in judged]
     )
 
 
-def test_hostile_text_is_text(records: Records) -> None:
+def test_hostile_text_is_text(store: Store) -> None:
     """Wherever it stands: in tables, sentences, charts."""
     for text in HOSTILE:
-        plant(records, text)
-    source = page(facts_of(records), "1.0")
+        plant(store, text)
+    source = page(facts_of(store), "1.0")
     found = Reader(source)
 
     assert {tag for tag, _ in found.elements} <= ALLOWED
@@ -213,9 +213,9 @@ def test_hostile_text_is_text(records: Records) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_empty_cache_says_so(records: Records) -> None:
+def test_an_empty_cache_says_so(store: Store) -> None:
     """No chart, no table of nothing, what to do."""
-    found = read(records)
+    found = read(store)
 
     assert not [tag for tag, _ in found.elements if tag in ("svg", "table")]
     assert "The lookup log is empty" in found.text
@@ -224,16 +224,16 @@ def test_an_empty_cache_says_so(records: Records) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_without_tokens_nothing_is_counted(records: Records) -> None:
+def test_without_tokens_nothing_is_counted(store: Store) -> None:
     """Unknown is not zero, and no chart shows it."""
     stored = [
         replace(one, answer=Answer("a", model="gpt-4o"), created=NOW - 2 * WEEKS)
         for one in logged.entries(20)
     ]
     for one in stored:
-        records.put(one, "embedder")
-    records.lookups.add(logged.lookups(300, stored))
-    found = read(records)
+        store.entries.put(one, "embedder")
+    store.lookups.add(logged.lookups(300, stored))
+    found = read(store)
 
     assert "an unknown number of tokens" in found.text
     assert "No tokens are known: have the model tell them" in found.text
@@ -244,11 +244,11 @@ def test_without_tokens_nothing_is_counted(records: Records) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_few_lookups_are_not_judged(records: Records) -> None:
+def test_few_lookups_are_not_judged(store: Store) -> None:
     """A hit rate of ten lookups says little, and those of one moment have no course of time."""
     rows = logged.lookups(10, logged.entries(5))
-    records.lookups.add([replace(row, at=NOW - 1) for row in rows])
-    found = read(records)
+    store.lookups.add([replace(row, at=NOW - 1) for row in rows])
+    found = read(store)
 
     assert "Wait: below 200 lookups a hit rate says little." in found.text
     assert "All lookups are of one minute" in found.text
@@ -256,17 +256,17 @@ def test_few_lookups_are_not_judged(records: Records) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_misses_often_has_a_remedy(records: Records) -> None:
+def test_what_misses_often_has_a_remedy(store: Store) -> None:
     """The one of `ibidem advise`."""
     rows = logged.lookups(400, logged.entries(20))
-    records.lookups.add([replace(row, tier="", reason="question_unknown", tokens_saved=0) for row in rows])
-    found = read(records).text
+    store.lookups.add([replace(row, tier="", reason="question_unknown", tokens_saved=0) for row in rows])
+    found = read(store).text
 
     assert "(100.0 % of the lookups): name the template variable: question_keys=['...']" in found
     assert "Nothing was served yet" in found
 
 
-def test_the_boundary_is_where_answers_are_served(records: Records) -> None:
+def test_the_boundary_is_where_answers_are_served(store: Store) -> None:
     """The threshold without audits; else that of the budgets, none while they prove too little."""
 
     def audits(*thresholds: float | None) -> list[AuditStats]:
@@ -274,12 +274,12 @@ def test_the_boundary_is_where_answers_are_served(records: Records) -> None:
 
     labels_of_a_fit = AuditStats("", 0, 0, 900, None, (0.0, 1.0), 0.9, 0)
 
-    assert boundary_of(records, read_settings(), ()) == 0.955
-    assert boundary_of(records, read_settings(threshold=0.9), ()) == 0.9
-    assert boundary_of(records, read_settings(), audits(None, 0.97, 0.96)) == 0.96
-    assert boundary_of(records, read_settings(), audits(None)) is None
-    assert boundary_of(records, read_settings(), [labels_of_a_fit]) == 0.955
-    assert boundary_of(records, read_settings(audit_rate=0.1), ()) is None
+    assert boundary_of(store, read_settings(), ()) == 0.955
+    assert boundary_of(store, read_settings(threshold=0.9), ()) == 0.9
+    assert boundary_of(store, read_settings(), audits(None, 0.97, 0.96)) == 0.96
+    assert boundary_of(store, read_settings(), audits(None)) is None
+    assert boundary_of(store, read_settings(), [labels_of_a_fit]) == 0.955
+    assert boundary_of(store, read_settings(audit_rate=0.1), ()) is None
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -291,16 +291,16 @@ def test_the_boundary_is_where_answers_are_served(records: Records) -> None:
         (0.001, "The budget is overrun in"),
     ],
 )
-def test_what_audits_say_is_held_against_the_budget(records: Records, budget: float, said: str) -> None:
+def test_what_audits_say_is_held_against_the_budget(store: Store, budget: float, said: str) -> None:
     """Kept, not proved, overrun: by the intervals of the namespaces."""
-    stored = logged.fill(records, lookups_=50, entries_=20, judgements_=0)
+    stored = logged.fill(store, lookups_=50, entries_=20, judgements_=0)
     half = [
         replace(one, source="audit", right=at % 12 > 0)
         for at, one in enumerate(logged.judgements(400, stored))
     ]
-    records.judgements.add([replace(one, scorer="scorer") for one in half])
+    store.judgements.add([replace(one, scorer="scorer") for one in half])
 
-    assert said in read(records, max_error_rate=budget, audit_rate=0.1).text
+    assert said in read(store, max_error_rate=budget, audit_rate=0.1).text
 
 
 def test_periods_fit_the_log() -> None:
@@ -313,11 +313,11 @@ def test_periods_fit_the_log() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_dates_far_apart_do_not_fill_the_page(records: Records) -> None:
+def test_dates_far_apart_do_not_fill_the_page(store: Store) -> None:
     """One lookup of a wrong clock, fifty years ago, makes no thousand periods."""
     rows = logged.lookups(50, logged.entries(20))
-    records.lookups.add([replace(rows[0], at=1.0), *rows[1:]])
-    facts = facts_of(records)
+    store.lookups.add([replace(rows[0], at=1.0), *rows[1:]])
+    facts = facts_of(store)
 
     assert len(facts.periods) <= 3
     assert sum(group.lookups for group in facts.periods) == 50
@@ -349,10 +349,10 @@ def test_figures_are_told_as_people_read_them(tell: Callable[[Any], str], value:
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_a_page_for_its_user_only(
-    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the place that is asked for, and shows it if asked to."""
-    logged.fill(records, lookups_=300, entries_=40, judgements_=0)
+    logged.fill(store, lookups_=300, entries_=40, judgements_=0)
     shown_: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: shown_.append(url) or True)
     file, cache = tmp_path / "report.html", str(tmp_path / "cache")
@@ -368,7 +368,7 @@ def test_the_command_writes_a_page_for_its_user_only(
     assert "No browser was found" in run("report", "--path", cache, "--out", str(file), "--open")
 
 
-def test_the_command_says_what_is_wrong(records: Records, tmp_path: Path) -> None:
+def test_the_command_says_what_is_wrong(store: Store, tmp_path: Path) -> None:
     """A sentence, and code 2."""
     cache = str(tmp_path / "cache")
 
@@ -379,7 +379,7 @@ def test_the_command_says_what_is_wrong(records: Records, tmp_path: Path) -> Non
 
 
 def test_the_extra_is_named_if_it_is_not_installed(
-    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is the command to install it."""
     for module in ("page", "drawing"):
@@ -389,13 +389,13 @@ def test_the_extra_is_named_if_it_is_not_installed(
     assert "pip install 'ibidem-cache[report]'" in run("report", "--path", str(tmp_path / "cache"), code=2)
 
 
-def test_stats_tell_what_was_saved(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stats_tell_what_was_saved(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With prices of the user's from an option or the environment, and of how many hits they are known."""
-    logged.fill(records, lookups_=300, entries_=40, judgements_=0)
+    logged.fill(store, lookups_=300, entries_=40, judgements_=0)
     cache, file = str(tmp_path / "cache"), tmp_path / "mine.json"
     models = {name: {"input": 1.0, "output": 2.0} for name in logged.MODELS}
     file.write_text(json.dumps({"currency": "EUR", "models": models}), encoding="utf-8")
-    rows = [row for row in records.figures.served(Span()) if row.tier]
+    rows = [row for row in store.statistics.lookups(LogFilter()) if row.tier]
     spent = sum(row.input + 2 * row.output for row in rows) / 1e6
     shipped = json.loads(run("stats", "--path", cache, "--json"))["saved"]
     given = json.loads(run("stats", "--path", cache, "--json", "--prices", str(file)))["saved"]
@@ -409,16 +409,18 @@ def test_stats_tell_what_was_saved(records: Records, tmp_path: Path, monkeypatch
     assert f"money saved, known of {known:.0%} of the hits" in run("stats", "--path", cache)
 
 
-def test_a_namespace_is_told_of_however_many_were_audited_since(records: Records) -> None:
+def test_a_namespace_is_told_of_however_many_were_audited_since(store: Store) -> None:
     """Of all, the twenty judged last; of one, that one."""
     one = next(row for row in logged.judgements(50, logged.entries(20)) if row.source == "audit")
-    records.judgements.add([replace(one, namespace=f"tenant {n}") for n in range(30)])
+    store.judgements.add([replace(one, namespace=f"tenant {n}") for n in range(30)])
 
-    assert len(facts_of(records).audits) == 20
-    assert [found.namespace for found in facts_of(records, Span(namespace="tenant 0")).audits] == ["tenant 0"]
+    assert len(facts_of(store).audits) == 20
+    assert [found.namespace for found in facts_of(store, LogFilter(namespace="tenant 0")).audits] == [
+        "tenant 0"
+    ]
 
 
-def test_the_money_of_an_answer_that_was_replaced_is_unknown(records: Records) -> None:
+def test_the_money_of_an_answer_that_was_replaced_is_unknown(store: Store) -> None:
     """Its hits are of another one, of other tokens."""
     (one,) = logged.entries(1)
     kept = replace(one, answer=Answer("a", model="gpt-4o", input_tokens=1_000_000, output_tokens=0))
@@ -427,14 +429,14 @@ def test_the_money_of_an_answer_that_was_replaced_is_unknown(records: Records) -
     )
     served = next(row for row in logged.lookups(300, [kept]) if row.entry_id == kept.id and row.tier)
     for entry in (kept, short):
-        records.put(entry, "embedder")
+        store.entries.put(entry, "embedder")
     hits = [
         replace(served, entry_id=id_, tokens_saved=tokens)
         for id_, tokens in ((short.id, 10_000), (short.id, 10_000), (kept.id, 1_000_000))
     ]
-    records.lookups.add(hits)
-    costs = {found.entry_id: cost for found, cost in facts_of(records).valuable}
+    store.lookups.add(hits)
+    costs = {found.entry_id: cost for found, cost in facts_of(store).valuable}
 
     assert costs == {kept.id: None, short.id: pytest.approx(2 * 0.025)}  # a prompt too long has no price
-    records.lookups.add([replace(served, entry_id=short.id, tokens_saved=12_000)])
-    assert {found.entry_id: cost for found, cost in facts_of(records).valuable}[short.id] is None
+    store.lookups.add([replace(served, entry_id=short.id, tokens_saved=12_000)])
+    assert {found.entry_id: cost for found, cost in facts_of(store).valuable}[short.id] is None

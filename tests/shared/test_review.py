@@ -23,8 +23,8 @@ from ibidem.audits.auditor import report_of
 from ibidem.cli.main import app
 from ibidem.errors import InvalidInput, StorageError
 from ibidem.settings import read_settings
-from ibidem.storage.entries import Records
-from ibidem.storage.reviews import Met
+from ibidem.storage.browsing import ReviewPair
+from ibidem.storage.store import Store
 from ibidem_lab.fitting.labels import of_judgements
 from ibidem_lab.labelling.gathering import gather
 from ibidem_lab.review.app import PAGE, Pages
@@ -53,48 +53,48 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Iterator[Records]:
+def store(tmp_path: Path) -> Iterator[Store]:
     """A place with a few pairs of each kind."""
-    with closing(Records(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")) as found:
+    with closing(Store(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")) as found:
         reviewed.fill(found)
         yield found
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """The same on both databases."""
     on_postgres = request.param == "postgresql"
     url = request.getfixturevalue("postgres") if on_postgres else f"sqlite:///{tmp_path / 'either.sqlite3'}"
-    with closing(Records(url)) as found:
+    with closing(Store(url)) as found:
         found.clear()
         reviewed.fill(found)
         yield found
 
 
-def desk_of(records: Records, clock: Callable[[], float] = lambda: 0.0, namespace: str | None = None) -> Desk:
+def desk_of(store: Store, clock: Callable[[], float] = lambda: 0.0, namespace: str | None = None) -> Desk:
     """A desk with the pairs of this place."""
-    return Desk(sieve_of(records, read_settings(), namespace), clock)
+    return Desk(sieve_of(store, read_settings(), namespace), clock)
 
 
-def pairs(records: Records) -> list[tuple[str, str]]:
+def pairs(store: Store) -> list[tuple[str, str]]:
     """All that is to be judged, in order."""
-    return [(met.asked, met.stored) for met in sieve_of(records, read_settings(), None).pairs()]
+    return [(met.asked, met.stored) for met in sieve_of(store, read_settings(), None).pairs()]
 
 
-def met_of(records: Records, asked: str) -> Met:
+def met_of(store: Store, asked: str) -> ReviewPair:
     """The pair in which this was asked."""
-    return next(met for met in sieve_of(records, read_settings(), None).pairs() if met.asked == asked)
+    return next(met for met in sieve_of(store, read_settings(), None).pairs() if met.asked == asked)
 
 
-def browser(records: Records, gate: Gate | None = None) -> TestClient:
+def browser(store: Store, gate: Gate | None = None) -> TestClient:
     """A browser that was given the token."""
-    client = TestClient(gate or gate_of(records), base_url=HERE)
+    client = TestClient(gate or gate_of(store), base_url=HERE)
     assert client.get("/?token=secret").status_code == 200
     return client
 
 
-def gate_of(records: Records) -> Gate:
-    return Gate(Pages(records, desk_of(records)).app(), "secret", PORT)
+def gate_of(store: Store) -> Gate:
+    return Gate(Pages(store, desk_of(store)).app(), "secret", PORT)
 
 
 def pair_on(page: str) -> str:
@@ -107,20 +107,20 @@ def pair_on(page: str) -> str:
 # What is to be judged
 
 
-def test_audits_come_first_then_what_is_near_the_boundary(either: Records) -> None:
+def test_audits_come_first_then_what_is_near_the_boundary(either: Store) -> None:
     """What guards and documents refused comes last; equal questions and gone answers never."""
-    records = either
+    store = either
     gone = reviewed.entry("A question whose answer is gone?", "Gone.")
     same = reviewed.entry("The very same?", "Same.")
-    records.put(same, "embedder")
-    records.lookups.add(
+    store.entries.put(same, "embedder")
+    store.lookups.add(
         [
             reviewed.looked_up("What is gone?", gone, 0.95, reason="below_threshold"),
             reviewed.looked_up("The very same? ", same, 1.0, reason="documents_changed"),
         ]
     )
 
-    found = sieve_of(records, read_settings(), None).pairs()
+    found = sieve_of(store, read_settings(), None).pairs()
 
     assert [met.kind for met in found] == ["audit"] * 2 + [met.kind for met in found[2:]]
     assert (found[0].asked, found[0].stored) == PASSWORD
@@ -132,19 +132,19 @@ def test_audits_come_first_then_what_is_near_the_boundary(either: Records) -> No
     assert {met.kind for met in found} == {"audit", "hit", "near_miss"}
 
 
-def test_what_met_often_is_one_pair(records: Records) -> None:
+def test_what_met_often_is_one_pair(store: Store) -> None:
     """With the outcome of the last time, and how often."""
-    shop = next(one for one in records.newest() if one.question == SHOES[1])
-    records.lookups.add([reviewed.looked_up(SHOES[0], shop, 0.95, reason="audit") for _ in range(3)])
+    shop = next(one for one in store.entries.newest() if one.question == SHOES[1])
+    store.lookups.add([reviewed.looked_up(SHOES[0], shop, 0.95, reason="audit") for _ in range(3)])
 
-    met = met_of(records, SHOES[0])
+    met = met_of(store, SHOES[0])
 
     assert (met.kind, met.reason, met.count) == ("near_miss", "audit", 4)
 
 
-def test_a_namespace_can_be_chosen(records: Records) -> None:
+def test_a_namespace_can_be_chosen(store: Store) -> None:
     """Its pairs only."""
-    found = desk_of(records, namespace="acme").sieve.pairs()
+    found = desk_of(store, namespace="acme").sieve.pairs()
 
     assert [met.asked for met in found] == ["Where is my invoice?"]
 
@@ -152,61 +152,61 @@ def test_a_namespace_can_be_chosen(records: Records) -> None:
 # What becomes of a judgement
 
 
-def test_a_judgement_is_found_by_fit_pairs_and_reports(either: Records) -> None:
+def test_a_judgement_is_found_by_fit_pairs_and_reports(either: Store) -> None:
     """A label of its own, which corrects what the audit took the pair for; undo takes all of it back."""
-    records = either
-    met = met_of(records, PASSWORD[0])
-    before = [(row.source, row.right) for row in records.judgements.recent()]
+    store = either
+    met = met_of(store, PASSWORD[0])
+    before = [(row.source, row.right) for row in store.judgements.recent()]
 
-    said = records.reviews.judge(met, False, reviewed.AT)
+    said = store.reviews.judge(met, False, reviewed.AT)
 
-    rows = records.judgements.recent()
+    rows = store.judgements.recent()
     assert [(row.source, row.right) for row in rows if row.asked == met.asked] == [
         ("review", False),
         ("audit", False),
     ]
-    assert PASSWORD not in pairs(records)
+    assert PASSWORD not in pairs(store)
     labels = {(label.asked, label.stored): label.right for label, _ in of_judgements(reversed(rows))}
     assert labels[PASSWORD] is False
-    told = {(pair.a, pair.b): pair for pair in gather(records, "embedder").met}
+    told = {(pair.a, pair.b): pair for pair in gather(store, "embedder").met}
     assert (told[PASSWORD].same, told[PASSWORD].labelled_by, told[PASSWORD].source) == (
         False,
         "review",
         "review",
     )
-    (audited,) = report_of(records, 0.02, 0.05)[-1:]
+    (audited,) = report_of(store, 0.02, 0.05)[-1:]
     assert (audited.audits, audited.wrong) == (1, 1)
 
-    assert records.reviews.undo(said)
-    assert [(row.source, row.right) for row in records.judgements.recent()] == before
-    assert PASSWORD in pairs(records)
-    assert not records.reviews.undo(said)
+    assert store.reviews.undo(said)
+    assert [(row.source, row.right) for row in store.judgements.recent()] == before
+    assert PASSWORD in pairs(store)
+    assert not store.reviews.undo(said)
 
 
-def test_a_near_miss_that_was_judged_is_no_sample_for_budgets(records: Records) -> None:
+def test_a_near_miss_that_was_judged_is_no_sample_for_budgets(store: Store) -> None:
     """People choose what they judge: only what audits drew counts there."""
-    met = met_of(records, "May I return goods?")
-    before = records.judgements.newest(100, "", met.scorer)
+    met = met_of(store, "May I return goods?")
+    before = store.judgements.newest(100, "", met.scorer)
 
-    records.reviews.judge(met, True, reviewed.AT)
+    store.reviews.judge(met, True, reviewed.AT)
 
-    assert records.judgements.newest(100, "", met.scorer) == before
-    assert records.judgements.audits() == (1, 0)
+    assert store.judgements.newest(100, "", met.scorer) == before
+    assert store.judgements.audits() == (1, 0)
 
 
-def test_a_reviewer_has_the_last_word(records: Records) -> None:
+def test_a_reviewer_has_the_last_word(store: Store) -> None:
     """Also over an audit that comes later."""
-    met = met_of(records, PASSWORD[0])
-    records.reviews.judge(met, False, reviewed.AT)
-    entry = next(one for one in records.newest() if one.question == PASSWORD[1])
-    records.judgements.add([reviewed.audited(PASSWORD[0], entry, 0.957, True)])
+    met = met_of(store, PASSWORD[0])
+    store.reviews.judge(met, False, reviewed.AT)
+    entry = next(one for one in store.entries.newest() if one.question == PASSWORD[1])
+    store.judgements.add([reviewed.audited(PASSWORD[0], entry, 0.957, True)])
 
-    rows = records.judgements.recent()
+    rows = store.judgements.recent()
     labels = {(label.asked, label.stored): label.right for label, _ in of_judgements(reversed(rows))}
-    told = {(pair.a, pair.b): pair.same for pair in gather(records, "embedder").met}
+    told = {(pair.a, pair.b): pair.same for pair in gather(store, "embedder").met}
 
     assert (labels[PASSWORD], told[PASSWORD]) == (False, False)
-    assert PASSWORD not in pairs(records)
+    assert PASSWORD not in pairs(store)
 
 
 def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> None:
@@ -215,12 +215,12 @@ def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> N
     cache.store(Request(question(1)), Answer("one"))
     stored = cache.recent(1)
     assert stored == []
-    entry = cache._runtime.records.newest(1)[0]
+    entry = cache._runtime.store.entries.newest(1)[0]
     rows = [
         judged(0.97, right=n % 20 > 0, asked=f"{n}", stored=question(1), entry_id=entry.id)
         for n in range(600)
     ]
-    with closing(Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")) as elsewhere:
+    with closing(Store(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")) as elsewhere:
         elsewhere.judgements.add(rows)
         (told,) = cache.stats().audits
         assert told.threshold is None
@@ -236,7 +236,7 @@ def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> N
     assert told.threshold <= 0.97
 
 
-def test_one_pair_is_judged_once_whoever_is_faster(either: Records) -> None:
+def test_one_pair_is_judged_once_whoever_is_faster(either: Store) -> None:
     """Eight processes' worth of reviewers press at once: one judgement, the others are told what was said."""
     met = met_of(either, SHOES[0])
     barrier = threading.Barrier(8)
@@ -266,10 +266,10 @@ def judge_all(desk: Desk, who: Reviewer) -> list[str]:
     return found
 
 
-def test_two_reviewers_share_the_pairs(records: Records) -> None:
+def test_two_reviewers_share_the_pairs(store: Store) -> None:
     """At the same time, from two threads: no pair is lost, none judged twice."""
-    everything = {met.id for met in sieve_of(records, read_settings(), None).pairs()}
-    desk = desk_of(records)
+    everything = {met.id for met in sieve_of(store, read_settings(), None).pairs()}
+    desk = desk_of(store)
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda name: judge_all(desk, Reviewer(name)), "ab")
@@ -278,10 +278,10 @@ def test_two_reviewers_share_the_pairs(records: Records) -> None:
     assert {*one, *other} == everything
 
 
-def test_the_second_reviewer_gets_the_next_pair_until_the_lease_ends(records: Records) -> None:
+def test_the_second_reviewer_gets_the_next_pair_until_the_lease_ends(store: Store) -> None:
     """A page that is loaded again shows the same pair; who is late is told so."""
     now = [0.0]
-    desk = desk_of(records, lambda: now[0])
+    desk = desk_of(store, lambda: now[0])
     one, other = Reviewer("a"), Reviewer("b")
     first = desk.next(one)
     assert first is not None
@@ -298,9 +298,9 @@ def test_the_second_reviewer_gets_the_next_pair_until_the_lease_ends(records: Re
     assert "somebody judged it" in one.told()[0]
 
 
-def test_what_another_process_judged_is_not_shown(records: Records) -> None:
+def test_what_another_process_judged_is_not_shown(store: Store) -> None:
     """And who has it on the screen already is told what was said."""
-    here, there = desk_of(records), desk_of(records)
+    here, there = desk_of(store), desk_of(store)
     one, other = Reviewer("a"), Reviewer("b")
     mine, theirs = here.next(one), there.next(other)
     assert mine is not None
@@ -313,14 +313,14 @@ def test_what_another_process_judged_is_not_shown(records: Records) -> None:
     assert said.again
     assert one.told()[0] == "Another reviewer had judged that pair: not the same answer."
     nobody = Reviewer("c")
-    shown = desk_of(records).next(nobody)
+    shown = desk_of(store).next(nobody)
     assert shown is not None
     assert shown[0].id != mine[0].id
 
 
-def test_skip_and_undo(records: Records) -> None:
+def test_skip_and_undo(store: Store) -> None:
     """What was skipped is not shown again, but to others; undo goes back one by one."""
-    desk, one = desk_of(records), Reviewer("a")
+    desk, one = desk_of(store), Reviewer("a")
     first = desk.next(one)
     assert first is not None
     desk.skip(one, first[0].id)
@@ -332,7 +332,7 @@ def test_skip_and_undo(records: Records) -> None:
 
     desk.undo(one)
     assert desk.next(one) == second
-    assert pairs(records)[1] == (second[0].asked, second[0].stored)
+    assert pairs(store)[1] == (second[0].asked, second[0].stored)
     desk.undo(one)
     desk.undo(one)
     assert one.told()[0] == "There is nothing to undo."
@@ -363,12 +363,12 @@ def test_texts_cannot_change_more_than_themselves() -> None:
     assert len(readable("x" * 10**6)) == LONGEST
 
 
-def test_the_answer_of_the_model_and_changed_documents_are_shown(records: Records) -> None:
+def test_the_answer_of_the_model_and_changed_documents_are_shown(store: Store) -> None:
     """Where the question that missed was stored itself."""
-    met = met_of(records, "How long may I return the goods I bought?")
-    (entry,) = records.of_ids([met.entry_id])
+    met = met_of(store, "How long may I return the goods I bought?")
+    (entry,) = store.entries.of_ids([met.entry_id])
 
-    shown = show(records, met, entry)
+    shown = show(store, met, entry)
 
     assert shown.fresh is not None
     assert shown.fresh.answer.text == "Within 14 days."
@@ -376,15 +376,15 @@ def test_the_answer_of_the_model_and_changed_documents_are_shown(records: Record
         ("terms#4", "changed", True)
     ]
     assert not shown.replaced
-    assert show(records, replace(met, at=met.at - 1_000), entry).replaced
+    assert show(store, replace(met, at=met.at - 1_000), entry).replaced
 
 
 # Who may come in
 
 
-def test_without_the_token_there_is_nothing(records: Records) -> None:
+def test_without_the_token_there_is_nothing(store: Store) -> None:
     """Whatever the address; a wrong token, and a cookie that was not given, are none."""
-    stranger = TestClient(gate_of(records), base_url=HERE)
+    stranger = TestClient(gate_of(store), base_url=HERE)
     for address in (
         "/",
         "/entries",
@@ -402,9 +402,9 @@ def test_without_the_token_there_is_nothing(records: Records) -> None:
     assert stranger.post("/judge", headers=ORIGIN).status_code == 403
 
 
-def test_the_token_is_exchanged_for_a_cookie(records: Records) -> None:
+def test_the_token_is_exchanged_for_a_cookie(store: Store) -> None:
     """Which scripts cannot read and other sites do not send; a browser stays who it is."""
-    client = TestClient(gate_of(records), base_url=HERE)
+    client = TestClient(gate_of(store), base_url=HERE)
     first = client.get("/?token=secret").headers["set-cookie"]
 
     assert re.fullmatch(rf"ibidem_review_{PORT}=[\w-]{{43}}; HttpOnly; SameSite=Strict; Path=/", first)
@@ -417,27 +417,27 @@ def test_the_token_is_exchanged_for_a_cookie(records: Records) -> None:
     "origin",
     [{}, {"origin": "null"}, {"origin": "https://evil.example"}, {"origin": "http://127.0.0.1:9999"}],
 )
-def test_a_post_from_another_page_is_refused(records: Records, origin: dict[str, str]) -> None:
+def test_a_post_from_another_page_is_refused(store: Store, origin: dict[str, str]) -> None:
     """Also from another port of this machine, for which browsers send our cookie along."""
-    client = browser(records)
+    client = browser(store)
     form = {"pair": pair_on(client.get("/").text), "verdict": "yes"}
 
     assert client.post("/judge", data=form, headers=origin).status_code == 403
-    assert not [row for row in records.judgements.recent() if row.source == "review"]
+    assert not [row for row in store.judgements.recent() if row.source == "review"]
     assert client.post("/judge", data=form, headers=ORIGIN).status_code == 200
 
 
-def test_another_name_of_this_machine_is_refused(records: Records) -> None:
+def test_another_name_of_this_machine_is_refused(store: Store) -> None:
     """A name of another site that resolves to 127.0.0.1 (DNS rebinding), or another port."""
-    client = browser(records)
+    client = browser(store)
     for host in ("evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:1", "[::1]:8765", ""):
         assert client.get("/?token=secret", headers={"host": host}).status_code == 403, host
     assert client.get("/?token=secret", headers={"host": f"localhost:{PORT}"}).status_code == 200
 
 
-def test_every_answer_is_locked_down(records: Records) -> None:
+def test_every_answer_is_locked_down(store: Store) -> None:
     """Nothing inline runs, nothing is loaded from elsewhere, framed or kept; refusals and files included."""
-    client = browser(records)
+    client = browser(store)
     for address in ("/", "/entries", "/static/page.css", "/nowhere", "/?token=secret"):
         headers = client.get(address).headers
         policy = headers["content-security-policy"]
@@ -448,9 +448,9 @@ def test_every_answer_is_locked_down(records: Records) -> None:
         assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_only_our_own_files_are_served(records: Records) -> None:
+def test_only_our_own_files_are_served(store: Store) -> None:
     """No path leads out of the folder."""
-    client = browser(records)
+    client = browser(store)
 
     assert "data-key" in client.get("/static/review.js").text
     for name in ("app.py", "..%2fapp.py", "%2e%2e/app.py", "judge.html"):
@@ -460,9 +460,9 @@ def test_only_our_own_files_are_served(records: Records) -> None:
 # The pages
 
 
-def test_judging_goes_from_pair_to_pair(records: Records) -> None:
+def test_judging_goes_from_pair_to_pair(store: Store) -> None:
     """By its buttons, until all is judged; then it says what to do."""
-    client, count = browser(records), len(pairs(records))
+    client, count = browser(store), len(pairs(store))
     page = client.get("/").text
     for n in range(count):
         assert f"{count - n}</span>" in page
@@ -471,13 +471,13 @@ def test_judging_goes_from_pair_to_pair(records: Records) -> None:
 
     assert "All is judged" in page
     assert f"{count} pairs judged by you" in page
-    assert sum(row.source == "review" for row in records.judgements.recent(100)) == count
+    assert sum(row.source == "review" for row in store.judgements.recent(100)) == count
     assert "Undone." in client.post("/undo", headers=ORIGIN).text
 
 
-def test_a_hit_that_was_wrong_can_be_deleted_at_once(records: Records) -> None:
+def test_a_hit_that_was_wrong_can_be_deleted_at_once(store: Store) -> None:
     """The page offers it, and goes on."""
-    client = browser(records)
+    client = browser(store)
     page = client.get("/?kind=hit").text
     assert "this answer was <strong>served</strong>" in page
     page = client.post("/judge", data={"pair": pair_on(page), "verdict": "no"}, headers=ORIGIN).text
@@ -487,13 +487,13 @@ def test_a_hit_that_was_wrong_can_be_deleted_at_once(records: Records) -> None:
     form = {"action": "delete", "back": "judging", "examples": "keep"}
     assert "The answer was deleted." in client.post(found[1], data=form, headers=ORIGIN).text
     assert client.get(found[1]).status_code == 404
-    assert SHOES[1] not in [entry.question for entry in records.newest()]
+    assert SHOES[1] not in [entry.question for entry in store.entries.newest()]
 
 
-def test_hostile_text_is_shown_as_text(records: Records) -> None:
+def test_hostile_text_is_shown_as_text(store: Store) -> None:
     """On each page that shows it; each text has a direction of its own."""
-    client = browser(records)
-    hostile = next(one for one in records.newest() if one.question == reviewed.PLANTED)
+    client = browser(store)
+    hostile = next(one for one in store.entries.newest() if one.question == reviewed.PLANTED)
     texts = [
         client.get(f"/{path}").text for path in ("entries", f"entries/{hostile.id}", "entries?q=%3Cscript")
     ]
@@ -514,21 +514,21 @@ def test_hostile_text_is_shown_as_text(records: Records) -> None:
     )
 
 
-def test_entries_are_listed_a_page_at_a_time(either: Records) -> None:
+def test_entries_are_listed_a_page_at_a_time(either: Store) -> None:
     """Each once, the newest first, also those of one moment, also where some are added meanwhile."""
-    records = either
+    store = either
     for n in range(2 * PAGE):
-        records.put(reviewed.entry(f"question {n}", "a", at=reviewed.AT + 100 + n // 7), "embedder")
-    client, address, found = browser(records), "/entries", []
+        store.entries.put(reviewed.entry(f"question {n}", "a", at=reviewed.AT + 100 + n // 7), "embedder")
+    client, address, found = browser(store), "/entries", []
     while True:
         page = client.get(address).text
         found += re.findall(r'<li><a href="/entries/(\w+)"', page)
         if (older := re.search(r'href="(/entries\?[^"]+)" rel="next"', page)) is None:
             break
         address = older[1].replace("&amp;", "&")
-        records.put(reviewed.entry(f"meanwhile {len(found)}", "a", at=reviewed.AT + 1_000), "embedder")
+        store.entries.put(reviewed.entry(f"meanwhile {len(found)}", "a", at=reviewed.AT + 1_000), "embedder")
 
-    everything = records.newest(1_000)
+    everything = store.entries.newest(1_000)
     assert len(found) == len(set(found)) == 2 * PAGE + 6
     assert set(found) == {one.id for one in everything if not (one.question or "").startswith("meanwhile")}
 
@@ -545,18 +545,18 @@ def test_entries_are_listed_a_page_at_a_time(either: Records) -> None:
         ("in=", 6),
     ],
 )
-def test_entries_are_searched(either: Records, query: str, count: int) -> None:
+def test_entries_are_searched(either: Store, query: str, count: int) -> None:
     """In questions and answers, by namespace; signs of patterns are nothing special."""
     page = browser(either).get(f"/entries?{query}").text
 
     assert page.count('<li><a href="/entries/') == count
 
 
-def test_an_entry_tells_where_it_comes_from(records: Records) -> None:
+def test_an_entry_tells_where_it_comes_from(store: Store) -> None:
     """Documents, model, tags, who asked, what was judged; by the beginning of its id it is found."""
-    entry = next(one for one in records.newest() if one.question == PASSWORD[1])
-    shop = next(one for one in records.newest() if one.question == SHOES[1])
-    client = browser(records)
+    entry = next(one for one in store.entries.newest() if one.question == PASSWORD[1])
+    shop = next(one for one in store.entries.newest() if one.question == SHOES[1])
+    client = browser(store)
 
     assert PASSWORD[0] in client.get(f"/entries/{entry.id}").text
     page = client.get(f"/entries/{shop.id}").text
@@ -572,25 +572,25 @@ def test_an_entry_tells_where_it_comes_from(records: Records) -> None:
     assert shop.id in client.get(f"/entries?q={shop.id[:8]}").text
 
 
-def test_an_entry_is_called_good_or_bad_or_deleted(records: Records) -> None:
+def test_an_entry_is_called_good_or_bad_or_deleted(store: Store) -> None:
     """As `ibidem feedback` and `ibidem invalidate` do."""
-    client = browser(records)
-    one, other, third = records.newest(3)
+    client = browser(store)
+    one, other, third = store.entries.newest(3)
 
     assert "Noted." in client.post(f"/entries/{one.id}", data={"action": "good"}, headers=ORIGIN).text
     assert client.post(f"/entries/{one.id}", data={"action": "what"}, headers=ORIGIN).status_code == 400
     client.post(f"/entries/{other.id}", data={"action": "bad"}, headers=ORIGIN)
     client.post(f"/entries/{third.id}", data={"action": "delete"}, headers=ORIGIN)
 
-    assert records.of_ids([one.id, other.id, third.id]) == [one]
-    said = [(row.entry_id, row.right) for row in records.judgements.recent() if row.source == "feedback"]
+    assert store.entries.of_ids([one.id, other.id, third.id]) == [one]
+    said = [(row.entry_id, row.right) for row in store.judgements.recent() if row.source == "feedback"]
     assert said == [(other.id, False), (one.id, True)]
 
 
 def test_an_empty_place_says_what_to_do(tmp_path: Path) -> None:
     """On both pages."""
-    with closing(Records(f"sqlite:///{tmp_path / 'empty.sqlite3'}")) as records:
-        client = browser(records)
+    with closing(Store(f"sqlite:///{tmp_path / 'empty.sqlite3'}")) as store:
+        client = browser(store)
 
         assert "Nothing to judge yet" in client.get("/").text
         assert "No answer is stored here yet" in client.get("/entries").text
@@ -600,30 +600,30 @@ def test_an_empty_place_says_what_to_do(tmp_path: Path) -> None:
     ("address", "status"),
     [("/entries?before=x", 400), ("/entries/nothing", 404), ("/entries?q=%00", 400), ("/no", 404)],
 )
-def test_what_cannot_be_is_said_on_a_page(records: Records, address: str, status: int) -> None:
+def test_what_cannot_be_is_said_on_a_page(store: Store, address: str, status: int) -> None:
     """No traceback, no blank page."""
-    answer = browser(records).get(address)
+    answer = browser(store).get(address)
 
     assert (answer.status_code, "That did not work" in answer.text) == (status, True)
 
 
-def test_a_form_that_is_too_long_or_wrong_is_refused(records: Records) -> None:
+def test_a_form_that_is_too_long_or_wrong_is_refused(store: Store) -> None:
     """Before it is read whole."""
-    client = browser(records)
+    client = browser(store)
 
     assert client.post("/judge", data={"pair": "x" * 20_000}, headers=ORIGIN).status_code == 413
     assert client.post("/judge", data={"pair": "x", "verdict": "maybe"}, headers=ORIGIN).status_code == 400
     assert client.get("/judge").status_code == 405
 
 
-def test_a_database_that_fails_is_said_on_a_page(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_fails_is_said_on_a_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the page works again when it does."""
-    client = browser(records)
+    client = browser(store)
 
     def fails() -> int:
         raise StorageError("the disk is <full>")
 
-    monkeypatch.setattr(records.browsing, "count", fails)
+    monkeypatch.setattr(store.browser, "count", fails)
     answer = client.get("/entries")
     assert (answer.status_code, "the disk is &lt;full&gt;" in answer.text) == (503, True)
     monkeypatch.undo()
@@ -678,7 +678,7 @@ def test_the_command_creates_no_cache(tmp_path: Path) -> None:
 
 
 def test_the_extra_is_named_if_it_is_not_installed(
-    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is the command to install it."""
     for module in ("app", "serving"):
@@ -696,11 +696,11 @@ def test_a_real_cache_has_pairs_to_judge(open_cache, tmp_path: Path) -> None:
     cache.store(Request(question(1)), Answer("one"))
     assert cache.lookup(Request(reworded(1)))
     cache.flush()
-    with closing(Records(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")) as records:
-        client = browser(records)
+    with closing(Store(f"sqlite:///{tmp_path / 'cache' / 'ibidem.sqlite3'}")) as store:
+        client = browser(store)
         page = client.get("/").text
         client.post("/judge", data={"pair": pair_on(page), "verdict": "no"}, headers=ORIGIN)
-        (entry,) = records.newest()
+        (entry,) = store.entries.newest()
         client.post(f"/entries/{entry.id}", data={"action": "delete"}, headers=ORIGIN)
 
     assert not cache.lookup(Request(reworded(1)))

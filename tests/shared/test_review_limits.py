@@ -12,7 +12,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem_lab.review.gate import HEADER_BYTES, HEADER_COUNT
 from tests import reviewed
 from tests.helpers import Child
@@ -73,8 +73,8 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The command, started on a place with something to judge; it complains about nothing."""
     place = tmp_path_factory.mktemp("place")
-    with closing(Records(f"sqlite:///{place / 'ibidem.sqlite3'}")) as records:
-        reviewed.fill(records)
+    with closing(Store(f"sqlite:///{place / 'ibidem.sqlite3'}")) as store:
+        reviewed.fill(store)
     with Child(REVIEW, place) as child:
         address = child.line().removeprefix("Review: ")
         with httpx.Client(base_url=httpx.URL(address).copy_with(query=None), timeout=10) as browser:

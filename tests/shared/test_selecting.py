@@ -228,7 +228,7 @@ def test_failures_are_told(cache: SemanticCache, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise StorageError("disk I/O error")
 
-    monkeypatch.setattr(cache._runtime.records.examples, "ends_of_vectors", fail)
+    monkeypatch.setattr(cache._runtime.store.examples, "vector_range", fail)
     with pytest.raises(StorageError, match="disk I/O error"):
         cache.examples.select(ASKED)
     cache.close()

@@ -205,9 +205,9 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 def test_a_database_that_fails(sdk: Sdk, cache: SemanticCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lookup and store are errors, and say of which class; gauges of entries are left out."""
-    records = cache._runtime.records
-    for of, name in ((records, "get"), (records, "put"), (records.removal, "size")):
-        monkeypatch.setattr(of, name, failing(StorageUnavailable("away: s3cret")))
+    opened = cache._runtime.store
+    for table, name in ((opened.entries, "get"), (opened.entries, "put"), (opened.evictor, "size")):
+        monkeypatch.setattr(table, name, failing(StorageUnavailable("away: s3cret")))
     assert cache.lookup(ASKED).reason == "error"
     assert cache.store(ASKED, PRICED) == Rejected("error")
     lookup, store = sdk.spans("ibidem.lookup")[-1], sdk.spans("ibidem.store")[-1]
@@ -552,12 +552,12 @@ def everything(sdk: Sdk, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(cache._runtime.vectors, "nearest", failing(IndexUnavailable("down")))
         cache.lookup(REWORDED)
         patch.setattr(cache._runtime.vectors, "nearest", nearest)
-        patch.setattr(cache._runtime.records, "near", failing(StorageUnavailable("away")))
+        patch.setattr(cache._runtime.store.entries, "near", failing(StorageUnavailable("away")))
         cache.lookup(REWORDED)
         patch.setattr(cache._runtime.embedder, "vector_of", failing(RuntimeError("down")))
         cache.store(REWORDED, PRICED)
         patch.setattr(cache._runtime.embedder, "vector_of", vector_of)
-        patch.setattr(cache._runtime.records, "put", failing(StorageUnavailable("away")))
+        patch.setattr(cache._runtime.store.entries, "put", failing(StorageUnavailable("away")))
         cache.store(ASKED, PRICED)
     return sdk
 

@@ -75,7 +75,7 @@ def test_other_scopes_are_farther_than_other_wordings() -> None:
     assert float(same @ with_scope_code(near, "n", "a")) > max(others)
 
 
-def test_a_deleted_index_is_rebuilt_from_the_truth(open_cache, tmp_path: Path, monkeypatch) -> None:
+def test_a_deleted_index_is_rebuilt_from_the_database(open_cache, tmp_path: Path, monkeypatch) -> None:
     """Deleting chroma/ between two openings loses nothing."""
     monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
     first = open_cache()
@@ -131,7 +131,7 @@ def test_an_index_that_fails_is_left_alone_for_a_while_and_then_healed(open_cach
 
 
 def test_entries_stored_while_the_index_was_away_are_found_later(open_cache, monkeypatch) -> None:
-    """They wait in the truth."""
+    """They wait in the database."""
     cache = open_cache()
     cache.lookup(Request("opens the index"))
     vectors = cache._runtime.vectors

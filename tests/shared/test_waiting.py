@@ -12,13 +12,13 @@ from tests.helpers import eventually
 @pytest.fixture
 def away(cache, monkeypatch):
     """Takes the logs of the cache's database away; a second call brings them back."""
-    records = cache._runtime.records
+    store = cache._runtime.store
     broken = pytest.MonkeyPatch()
 
     def fail(_: object, **__: object) -> None:
         raise StorageUnavailable("database is locked")
 
-    for table in (records.lookups, records.examples):
+    for table in (store.lookups, store.examples):
         broken.setattr(table, "add", fail)
     monkeypatch.setattr("ibidem._util.background.RETRY_SECONDS", 0.05)
     yield broken.undo

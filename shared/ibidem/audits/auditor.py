@@ -17,7 +17,7 @@ from ibidem.embedding.base import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.matching.policy import scorer_for
 from ibidem.stats import AuditStats, audit_stats
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
 from ibidem.types import Answer, Request
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ibidem.matching.policy import Candidate, Scorer
     from ibidem.runtime import Runtime
     from ibidem.settings import Settings
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 
 ASSUMED_RATE = 0.05  # of audits where the settings make none: those who look need not have it set
@@ -93,7 +93,7 @@ def auditor_for(runtime: Runtime, settings: Settings, judge: Judge | None) -> Au
 
 def _comparing(runtime: Runtime, settings: Settings) -> Embedder:
     """What compares answers: the default model also where another was promoted, tuned to questions only."""
-    promotion = None if settings.embedder is not None else read_promotion(runtime.records)
+    promotion = None if settings.embedder is not None else read_promotion(runtime.store)
     if promotion is not None and promotion.current.promoted:
         with contextlib.suppress(EmbedderUnavailable):  # then the promoted one must do
             return resolve_embedder(None)
@@ -101,7 +101,7 @@ def _comparing(runtime: Runtime, settings: Settings) -> Embedder:
 
 
 def report_of(
-    records: Records, max_error_rate: float, audit_rate: float, namespace: str | None = None
+    store: Store, max_error_rate: float, audit_rate: float, namespace: str | None = None
 ) -> tuple[AuditStats, ...]:
     """What the judgements of a database say, as a cache that is opened now will see them.
 
@@ -111,8 +111,8 @@ def report_of(
     Raises:
         StorageError: The database failed.
     """
-    table, found = records.judgements, []
-    scorers = [scorer_name(one, scorer_for(one)) for one in records.embedders.known()]
+    table, found = store.judgements, []
+    scorers = [scorer_name(one, scorer_for(one)) for one in store.embedders.registered()]
     for name, scorer in table.namespaces(REPORTED, namespace, scorers or None):
         rows = [row for _, row in table.newest(WINDOW, name, scorer)]
         budget = resumed(Terms(name, max_error_rate, audit_rate), rows)

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
 from ibidem.types import Answer, digest
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from ibidem.audits.budget import SOURCES, WINDOW, Budget, Comparison, Pending, R
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.scope import is_of
 from ibidem.stats import AuditStats, audit_stats
-from ibidem.storage.logs import JudgementTable
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow, JudgementTable
 from ibidem.types import Answer
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.cli.tables import short
 from ibidem.settings import Settings
 from ibidem.stats import AuditStats
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
+from ibidem.storage.store import Store
 
 
-def report(records: Records, settings: Settings, namespace: str | None) -> tuple[AuditStats, ...]:
+def report(store: Store, settings: Settings, namespace: str | None) -> tuple[AuditStats, ...]:
     """The estimates of the namespaces judged last, or of one of them, as a cache opened now will see them."""
     rate = settings.audit_rate or ASSUMED_RATE
-    return report_of(records, settings.max_error_rate, rate, namespace)
+    return report_of(store, settings.max_error_rate, rate, namespace)
 
 
 def estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table:

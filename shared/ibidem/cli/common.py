@@ -18,9 +18,9 @@ from rich.text import Text
 
 from ibidem.cli.console import Console, json_text, styled
 from ibidem.errors import IbidemError, InvalidInput
-from ibidem.runtime import open_records
+from ibidem.runtime import open_store
 from ibidem.settings import Settings, read_settings
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem.types import Entry, storable
 
 Row = TypeVar("Row")
@@ -79,16 +79,16 @@ def sentences() -> Iterator[None]:
 
 
 @contextmanager
-def truth_of(path: Path | None, database: str | None) -> Iterator[Records]:
-    """The truth of an existing cache; looking at one never creates it."""
+def existing_store(path: Path | None, database: str | None) -> Iterator[Store]:
+    """The database of an existing cache; looking at one never creates it."""
     with sentences():
         settings = settings_of(path, database)
         require_cache(settings)
-        records = open_records(settings)
+        store = open_store(settings)
         try:
-            yield records
+            yield store
         finally:
-            records.close()
+            store.close()
 
 
 def require_cache(settings: Settings) -> None:
@@ -128,9 +128,9 @@ def print_list(
         out.print(table(rows) if rows else nothing)
 
 
-def entry_of(records: Records, prefix: str) -> Entry:
+def entry_of(store: Store, prefix: str) -> Entry:
     """The entry whose id begins so; ends if there is none, or several."""
-    found = records.find(prefix)
+    found = store.entries.find(prefix)
     if len(found) != 1:
         ids = ", ".join(entry.id[:12] for entry in found)
         fail(f"no entry begins with {prefix!r}" if not found else f"several entries begin so: {ids}")

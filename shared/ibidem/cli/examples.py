@@ -16,6 +16,7 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     err,
+    existing_store,
     fail,
     out,
     print_json,
@@ -23,11 +24,10 @@ from ibidem.cli.common import (
     settings_of,
     text_argument,
     text_option,
-    truth_of,
 )
 from ibidem.examples.selection import AT_ONCE, Selector, Wanted
 from ibidem.settings import Settings
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem.types import require_text
 
 _EMBEDDED_HERE = 2_000  # questions without a vector that the command embeds at most, in some seconds
@@ -47,8 +47,8 @@ def list_examples(
     """List the newest examples: questions that a model answered."""
     if context.invoked_subcommand is not None:
         return
-    with truth_of(path, database) as records:
-        examples = records.examples.recent(limit, namespace)
+    with existing_store(path, database) as store:
+        examples = store.examples.recent(limit, namespace)
     print_list(examples, as_json, asdict, tables.examples, "No examples yet.")
 
 
@@ -72,7 +72,7 @@ def select_examples(
     as_json: JsonOption = False,
 ) -> None:
     """Show the examples that a prompt with this question would get."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         wanted = Wanted.checked(
             require_text("question", question),
             k,
@@ -84,7 +84,7 @@ def select_examples(
             model=model,
             count_tokens=None,
         )
-        found = _selector(records, settings_of(path, database), namespace).select(wanted)
+        found = _selector(store, settings_of(path, database), namespace).select(wanted)
     print_list(found, as_json, asdict, tables.examples, "No examples for this question.")
 
 
@@ -100,8 +100,8 @@ def give_feedback(
     database: DatabaseOption = None,
 ) -> None:
     """Note that an example is good, or bad."""
-    with truth_of(path, database) as records:
-        if not records.examples.set_feedback(example_id, good):
+    with existing_store(path, database) as store:
+        if not store.examples.set_feedback(example_id, good):
             fail(f"there is no example {example_id}; `ibidem examples` lists them")
     out.print("Noted.")
 
@@ -114,17 +114,17 @@ def count_examples(
     as_json: JsonOption = False,
 ) -> None:
     """Count examples by namespace, model and feedback."""
-    with truth_of(path, database) as records:
-        stats = records.examples.stats(namespace)
+    with existing_store(path, database) as store:
+        stats = store.examples.stats(namespace)
     if as_json:
         print_json({**asdict(stats), "unknown": stats.unknown})
     else:
         out.print(tables.example_stats(stats))
 
 
-def _selector(records: Records, settings: Settings, namespace: str) -> Selector:
+def _selector(store: Store, settings: Settings, namespace: str) -> Selector:
     """A selector with the cache's embedder, which has seen the newest questions."""
-    selector = Selector(records.examples, checked_embedder_of(settings, records))
+    selector = Selector(store.examples, checked_embedder_of(settings, store))
     for _ in range(_EMBEDDED_HERE // AT_ONCE):
         if not selector.embed_some(namespace):
             return selector

@@ -18,12 +18,12 @@ from ibidem.cli.common import (
     YesOption,
     confirmed,
     entry_of,
+    existing_store,
     fail,
     moment,
     out,
     print_json,
     text_option,
-    truth_of,
 )
 from ibidem.lifecycle.correcting import judge, preview, run
 from ibidem.lifecycle.invalidation import Invalidated, criteria_of
@@ -68,7 +68,7 @@ def invalidate(
     as_json: JsonOption = False,
 ) -> None:
     """Delete answers whose documents have changed, or that are unwanted: what fulfils all that is given."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         criteria = criteria_of(
             document=document or None,
             current=None if current is None else _content(current),
@@ -76,9 +76,9 @@ def invalidate(
             tag=tag,
             namespace=namespace,
             model=model,
-            entry=None if entry is None else entry_of(records, entry).id,
+            entry=None if entry is None else entry_of(store, entry).id,
         )
-        found = preview(records, criteria)
+        found = preview(store, criteria)
         if not as_json:
             out.print(tables.entries(found.entries) if found else "No entries.")
             if found.count > len(found.entries):
@@ -87,7 +87,7 @@ def invalidate(
             what = f"{_entries(found.count)} and their examples"
             if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
-            ids, examples = run(records, criteria, time.time)
+            ids, examples = run(store, criteria, time.time)
             found = Invalidated(len(ids), found.entries, examples)
     if as_json:
         newest = [tables.summary(one) for one in found.entries]
@@ -104,9 +104,9 @@ def give_feedback(
     database: DatabaseOption = None,
 ) -> None:
     """Note that an answer was right, or wrong: then it is deleted."""
-    with truth_of(path, database) as records:
-        entry = entry_of(records, entry_id)
-        judge(records, entry, good)
+    with existing_store(path, database) as store:
+        entry = entry_of(store, entry_id)
+        judge(store, entry, good)
     out.print("Noted." if good else f"Noted, and deleted entry {entry.id[:8]}.")
 
 

@@ -20,6 +20,7 @@ from ibidem.cli.common import (
     YesOption,
     confirmed,
     entry_of,
+    existing_store,
     out,
     print_json,
     print_list,
@@ -27,7 +28,6 @@ from ibidem.cli.common import (
     sentences,
     settings_of,
     text_option,
-    truth_of,
 )
 from ibidem.cli.console import Commands, accept_any_encoding
 from ibidem.cli.examples import examples_app
@@ -69,8 +69,8 @@ def list_entries(
     as_json: JsonOption = False,
 ) -> None:
     """List the newest entries."""
-    with truth_of(path, database) as records:
-        entries = records.newest(limit, namespace)
+    with existing_store(path, database) as store:
+        entries = store.entries.newest(limit, namespace)
     print_list(entries, as_json, tables.summary, tables.entries, "No entries.")
 
 
@@ -82,8 +82,8 @@ def list_lookups(
     as_json: JsonOption = False,
 ) -> None:
     """List the last lookups: what was asked, and why it was a hit or a miss."""
-    with truth_of(path, database) as records:
-        rows = records.lookups.recent(limit)
+    with existing_store(path, database) as store:
+        rows = store.lookups.recent(limit)
     print_list(rows, as_json, asdict, tables.lookups, "No lookups yet.")
 
 
@@ -96,10 +96,10 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Show how often hits by meaning are wrong, by the answers that were compared, and the last of these."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         settings = settings_of(path, database)
-        found = cli_audit.report(records, settings, namespace)
-        rows = records.judgements.recent(limit, namespace)
+        found = cli_audit.report(store, settings, namespace)
+        rows = store.judgements.recent(limit, namespace)
     if as_json:
         print_json({"namespaces": list(map(asdict, found)), "judgements": list(map(asdict, rows))})
     elif rows:
@@ -116,8 +116,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one entry: question, answer, documents behind it."""
-    with truth_of(path, database) as records:
-        found = entry_of(records, entry_id)
+    with existing_store(path, database) as store:
+        found = entry_of(store, entry_id)
     if as_json:
         print_json({**tables.summary(found), "answer": found.answer.text})
     else:
@@ -132,12 +132,12 @@ def clear(
     yes: YesOption = False,
 ) -> None:
     """Delete all entries, lookups and examples, or those of one namespace and its users."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         where = "" if namespace is None else f"of namespace {namespace!r} "
-        what = f"all entries, lookups and examples {where}in {records.url}"
+        what = f"all entries, lookups and examples {where}in {store.url}"
         if not yes and not confirmed(f"Delete {what}?"):
             raise typer.Exit(1)
-        count = records.clear(namespace)
+        count = store.clear(namespace)
     out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
 
 

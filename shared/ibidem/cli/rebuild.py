@@ -24,7 +24,7 @@ from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
 from ibidem.index.search import EXACT_LIMIT, VectorSearch
-from ibidem.runtime import matcher_of, open_records, registry_of
+from ibidem.runtime import matcher_of, open_store, registry_of
 from ibidem.settings import Settings, read_settings
 
 ChromaOption = Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")]
@@ -59,10 +59,10 @@ def rebuild_index(
 
 
 def _rebuilt(settings: Settings) -> int:
-    records, faults = open_records(settings), Faults()
+    store, faults = open_store(settings), Faults()
     try:
-        matcher = matcher_of(settings, records, embedder_of(settings, records), faults, lambda: None)
-        vectors, registry = matcher.vectors, registry_of(settings, matcher.fingerprint, records)
+        matcher = matcher_of(settings, store, embedder_of(settings, store), faults, lambda: None)
+        vectors, registry = matcher.vectors, registry_of(settings, matcher.fingerprint, store)
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err, transient=True) as progress:
             task = progress.add_task("Indexing", total=None)
@@ -75,7 +75,7 @@ def _rebuilt(settings: Settings) -> int:
             finally:
                 vectors.close()
     finally:
-        records.close()
+        store.close()
 
 
 def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callable[[int, int], None]) -> int:

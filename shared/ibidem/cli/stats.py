@@ -17,9 +17,8 @@ from ibidem.cli.common import DatabaseOption, JsonOption, PathOption, PricesOpti
 from ibidem.cli.console import styled
 from ibidem.costs import Prices, Savings, read_prices, savings
 from ibidem.errors import StorageError
-from ibidem.storage.entries import Records
-from ibidem.storage.figures import Span
-from ibidem.storage.rows import Totals
+from ibidem.storage.statistics import LogFilter
+from ibidem.storage.store import Store, Totals
 
 EVERY = 2.0  # seconds
 pause = time.sleep
@@ -40,52 +39,50 @@ def show_stats(
     """Count entries, hits, misses and examples, and what hits saved; the lookups are the last 100,000."""
     if seconds is not None and not watch:
         common.fail("SECONDS are for --watch")
-    with common.truth_of(path, database) as records:
+    with common.existing_store(path, database) as store:
         known = read_prices(prices or common.settings_of(path, database).prices)
         if watch:
             with suppress(KeyboardInterrupt):
-                (_print_lines if as_json else _show)(records, known, seconds or EVERY)
+                (_print_lines if as_json else _show)(store, known, seconds or EVERY)
         elif as_json:
-            common.print_json(_plain(*_read(records, known), known))
+            common.print_json(_plain(*_read(store, known), known))
         else:
-            rows = tables.figures(*_read(records, known), known)
-            common.out.print(tables.totals(rows, f"Ibidem cache {records.url}"))
+            rows = tables.figures(*_read(store, known), known)
+            common.out.print(tables.totals(rows, f"Ibidem cache {store.url}"))
 
 
-def _show(records: Records, known: Prices, seconds: float) -> None:
+def _show(store: Store, known: Prices, seconds: float) -> None:
     first: dict[str, int | str] | None = None
     with Live(console=common.out, auto_refresh=False) as live:
-        for found in _watched(records, known, seconds):
+        for found in _watched(store, known, seconds):
             if isinstance(found, StorageError):
                 live.console.print(styled("error:", "red"), str(found), soft_wrap=True)
                 continue
             rows = tables.figures(*found, known)
             first = rows if first is None else first
-            table = tables.totals(rows, f"Ibidem cache {records.url}", first)
+            table = tables.totals(rows, f"Ibidem cache {store.url}", first)
             table.caption = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends it"
             live.update(table, refresh=True)
 
 
-def _print_lines(records: Records, known: Prices, seconds: float) -> None:
-    for found in _watched(records, known, seconds):
+def _print_lines(store: Store, known: Prices, seconds: float) -> None:
+    for found in _watched(store, known, seconds):
         told = {"error": str(found)} if isinstance(found, StorageError) else _plain(*found, known)
         typer.echo(json.dumps({"at": time.time(), **told}))
 
 
-def _watched(
-    records: Records, known: Prices, seconds: float
-) -> Iterator[tuple[Totals, Savings] | StorageError]:
+def _watched(store: Store, known: Prices, seconds: float) -> Iterator[tuple[Totals, Savings] | StorageError]:
     """The figures, now and then for ever; a database that is away may come back."""
     while True:
         try:
-            yield _read(records, known)
+            yield _read(store, known)
         except StorageError as error:
             yield error
         pause(seconds)
 
 
-def _read(records: Records, known: Prices) -> tuple[Totals, Savings]:
-    return records.totals(), savings(records.figures.served(Span()), known)
+def _read(store: Store, known: Prices) -> tuple[Totals, Savings]:
+    return store.totals(), savings(store.statistics.lookups(LogFilter()), known)
 
 
 def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ibidem.cli.formatting import duration, named, saved_money
 from ibidem.costs import Prices, Savings
 from ibidem.doctor import Finding
 from ibidem.examples.example import Example, ExampleStats
-from ibidem.storage.rows import LookupRow, Totals
+from ibidem.storage.logs import LookupRow
+from ibidem.storage.store import Totals
 from ibidem.types import Entry
 
 NOT_KEPT = "(compared exactly; its text is not kept)"

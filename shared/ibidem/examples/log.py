@@ -14,8 +14,8 @@ from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef, Example, ExampleStats
 from ibidem.examples.selection import Wanted
 from ibidem.scope import current, in_force, is_bypassed, is_of
-from ibidem.storage.columns import LARGEST
-from ibidem.storage.rows import EmbeddedExample
+from ibidem.storage.examples import EmbeddedExample
+from ibidem.storage.tables import MAX_NUMBER
 from ibidem.types import Answer, Entry, digest, normalise, require_name, storable
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ExampleLog:
             raise InvalidInput(f"good must be True, False or None, not {good!r}")
         if not 0 < example_id < _TOO_LARGE:
             return False
-        examples = self._runtime.records.examples
+        examples = self._runtime.store.examples
         if not all(current().covers(found.namespace) for found in examples.of_ids([example_id])):
             return False  # ids are counted up, so any may be guessed
         return examples.set_feedback(example_id, good)
@@ -218,13 +218,13 @@ class ExampleLog:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
         namespace = in_force(namespace)
         self._look_up(namespace)
-        return self._runtime.records.examples.recent(limit, namespace)
+        return self._runtime.store.examples.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
         namespace = in_force(namespace)
         self._look_up(namespace)
-        return self._runtime.records.examples.count(namespace)
+        return self._runtime.store.examples.count(namespace)
 
     def check(self, k: int, **options: Any) -> None:
         """Raise what `select` would with these arguments; for adapters, which are not to fail later.
@@ -239,7 +239,7 @@ class ExampleLog:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
         namespace = in_force(namespace)
         self._look_up(namespace)
-        return self._runtime.records.examples.stats(namespace)
+        return self._runtime.store.examples.stats(namespace)
 
     def _look_up(self, namespace: str | None) -> None:
         """Write what waits."""
@@ -254,7 +254,7 @@ def _fits(example: Example) -> bool:
     ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
     texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
     numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
-    return all(map(storable, texts)) and all(0 <= number < LARGEST for number in numbers)
+    return all(map(storable, texts)) and all(0 <= number < MAX_NUMBER for number in numbers)
 
 
 TWICE_SECONDS = 10.0  # between the two, at most
@@ -349,7 +349,7 @@ class Forgetting:
     def work(self) -> bool:
         """Delete what is too old; False, as nothing is left then."""
         if math.isfinite(self._ttl) and time.monotonic() >= self._next_at:
-            self._table.forget_before(self._clock() - self._ttl)
+            self._table.delete_before(self._clock() - self._ttl)
             self._next_at = time.monotonic() + FORGET_SECONDS
         return False
 

@@ -108,7 +108,7 @@ class Selector:
 
     def embed_some(self, namespace: str, limit: int = AT_ONCE) -> bool:
         """Embed the newest questions that have no vector of this embedder; whether there may be more."""
-        rows = self._table.unseen(namespace, self._embedder.fingerprint, limit)
+        rows = self._table.without_vectors(namespace, self._embedder.fingerprint, limit)
         if rows:
             readable = [(id_, text) for id_, text in rows if self._embedder.refusal(text) is None]
             vectors = self._embedder.embed([text for _, text in readable]) if readable else ()
@@ -134,7 +134,7 @@ class Selector:
     def _allowed(self, wanted: Wanted) -> NDArray[np.int64] | None:
         if not wanted.filtered:
             return None
-        ids = self._table.fitting(wanted.namespace, model=wanted.model, tags=wanted.tags, good=wanted.good)
+        ids = self._table.matching(wanted.namespace, model=wanted.model, tags=wanted.tags, good=wanted.good)
         return np.fromiter(ids, dtype=np.int64, count=len(ids))
 
     def _nearest(
@@ -155,7 +155,7 @@ class Selector:
         fingerprint, table = self._embedder.fingerprint, self._table
         matrix = self._held.get(namespace) or _Matrix()
         self._held.put(namespace, matrix)
-        ends = table.ends_of_vectors(namespace, fingerprint)
+        ends = table.vector_range(namespace, fingerprint)
         if ends[1] > (last := matrix.last):
             matrix.add(table.vectors(namespace, fingerprint, after=last))
         matrix.drop_before(ends[0])  # of a full log the oldest go

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from ibidem.index.base import Compactable, VectorIndex, generation_of, with_scope_code
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
-from ibidem.storage.columns import sound
-from ibidem.storage.entries import Records
-from ibidem.storage.vectors import FORGOTTEN, VectorTable
+from ibidem.storage.store import Store
+from ibidem.storage.tables import valid_rows
+from ibidem.storage.vectors import RETIRED_KEY, VectorTable
 
 BATCH = 50  # vectors copied or deleted at a time: Chroma holds the GIL meanwhile, 50 to 100 ms
 LEAST_STALE = 1_000  # fewer stale points are not worth a new collection
@@ -70,7 +70,7 @@ class IndexCompactor:
         """Void what was recorded about the collection that was emptied."""
         self._next, self._orphans = None, 0
         self._registry.change(lambda now: replace(_without_next(now), dead=0))
-        self._table.forget_dead()
+        self._table.delete_all_dead()
 
     def delete_stale(self, index: VectorIndex, buffer: VectorBuffer, adding: threading.RLock) -> bool:
         """Delete one batch of dead points; returns whether there may be more. Idempotent.
@@ -86,14 +86,14 @@ class IndexCompactor:
         if not dead:
             return False
         with adding:
-            alive = table.alive_points(dead)
+            alive = table.live_points(dead)
             gone = [point for point in dead if point not in alive]
             buffer.remove(gone)
         if not in_memory:
             if gone:  # what is being replaced need not be tidy
                 (self._next or index).delete(gone)
-            self._index_lost_again(index, table.alive_points(dead))
-        table.bury(dead)
+            self._index_lost_again(index, table.live_points(dead))
+        table.delete_dead(dead)
         if gone and not in_memory:
             self._registry.change(lambda now: replace(now, dead=now.dead + len(gone)))
         return len(dead) == BATCH
@@ -102,7 +102,7 @@ class IndexCompactor:
         """Requeue points that another process stored, and indexed, again before they were deleted here."""
         present = index.present(list(alive)) if isinstance(index, Compactable) else set()
         if lost := alive - present:
-            self._table.index_again(list(lost))
+            self._table.mark_unindexed(list(lost))
 
     def put(self, index: VectorIndex, points: Sequence[str], rows: NDArray[np.float32]) -> str:
         """Add vectors to the index, and to the one being filled; returns the generation that holds them."""
@@ -117,7 +117,7 @@ class IndexCompactor:
         if time.monotonic() >= self._limit_at:
             self._limit_at = time.monotonic() + LEASE_SECONDS
             if self._table.count_dead() > DEAD_LIMIT:
-                self._table.forget_dead()
+                self._table.delete_all_dead()
 
     @property
     def busy(self) -> bool:
@@ -268,44 +268,44 @@ class CollectionRegistry:
     """The `CollectionState` of one index in the database, changed by one process at a time.
 
     Args:
-        records: The database.
+        store: The database.
         base: Name of the first collection, and prefix of the names of its successors.
         cache_id: Tells the collections of this database from those of others on the same server.
     """
 
-    def __init__(self, records: Records, base: str, cache_id: str = "") -> None:
-        self._records, self.base, self._cache_id = records, base, cache_id
+    def __init__(self, store: Store, base: str, cache_id: str = "") -> None:
+        self._store, self.base, self._cache_id = store, base, cache_id
         self._key = f"index:{base}"
 
     def read(self) -> CollectionState:
         """Read the current state."""
-        return self._parsed(self._records.meta(self._key))
+        return self._parsed(self._store.meta.get(self._key))
 
     def change(self, update: Callable[[CollectionState], CollectionState | None]) -> CollectionState | None:
         """Apply an update, repeated if another process was faster; no change if it returns None."""
         while True:
-            stored = self._records.meta(self._key)
+            stored = self._store.meta.get(self._key)
             changed = update(self._parsed(stored))
             if changed is None:
                 return None
-            if self._records.meta_swap(self._key, stored, json.dumps(asdict(changed))):
+            if self._store.meta.compare_and_set(self._key, stored, json.dumps(asdict(changed))):
                 return changed
 
     def forgotten(self) -> list[CollectionRegistry]:
         """List the registries of embedders that nobody uses any more, whose collections are to be deleted."""
-        bases = (collection_name(one, self._cache_id) for one in self._records.meta_keys(FORGOTTEN))
-        return [CollectionRegistry(self._records, base, self._cache_id) for base in bases]
+        bases = (collection_name(one, self._cache_id) for one in self._store.meta.suffixes(RETIRED_KEY))
+        return [CollectionRegistry(self._store, base, self._cache_id) for base in bases]
 
     def forget(self) -> None:
         """Delete the registry, after its collections."""
-        self._records.set_meta(self._key, None)
-        for one in self._records.meta_keys(FORGOTTEN):
+        self._store.meta.set(self._key, None)
+        for one in self._store.meta.suffixes(RETIRED_KEY):
             if collection_name(one, self._cache_id) == self.base:
-                self._records.set_meta(FORGOTTEN + one, None)
+                self._store.meta.set(RETIRED_KEY + one, None)
 
     def _parsed(self, stored: str | None) -> CollectionState:
         # A damaged state is as good as none: the collection is then filled from the database like a new one.
-        return next(sound(_to_state, [] if stored is None else [stored]), CollectionState(self.base))
+        return next(valid_rows(_to_state, [] if stored is None else [stored]), CollectionState(self.base))
 
 
 def _to_state(stored: str) -> CollectionState:

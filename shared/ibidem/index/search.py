@@ -16,9 +16,8 @@ from ibidem.errors import IndexUnavailable
 from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of, with_scope_code
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import StoredVector
-from ibidem.storage.vectors import VectorTable
+from ibidem.storage.store import Store
+from ibidem.storage.vectors import StoredVector, VectorTable
 from ibidem.types import Vector, point_of
 
 BATCH = 50  # vectors per index write: each write holds the GIL, half a millisecond per vector
@@ -40,7 +39,7 @@ class VectorSearch:
     """Vectors of one embedder: writes behind, reads its own writes, rebuilds itself. Thread-safe.
 
     Args:
-        records: The database.
+        store: The database.
         embedder: Makes vectors that are missing there.
         open_index: Opens the index; called at the first use, and again some seconds after a failure.
         faults: Receives failures in the background.
@@ -52,7 +51,7 @@ class VectorSearch:
 
     def __init__(
         self,
-        records: Records,
+        store: Store,
         embedder: CheckedEmbedder,
         open_index: IndexOpener,
         faults: Faults,
@@ -61,7 +60,7 @@ class VectorSearch:
         alone: bool,
         on_open: Callable[[], None] = lambda: None,
     ) -> None:
-        self.table = records.vectors_of(embedder.fingerprint)
+        self.table = store.vectors(embedder.fingerprint)
         self._embedder, self._faults, self._alone, self._registry = embedder, faults, alone, registry
         self._compactor = IndexCompactor(self.table, registry, alone=alone)
         self._open_index = open_index
@@ -385,7 +384,7 @@ class Backfill:
         """Return some of the questions that lack a vector and are to be tried now."""
         now = time.monotonic()
         self._refused = {id_: until for id_, until in self._refused.items() if until > now}
-        lacking = self._table.lacking(EMBED_BATCH + len(self._refused))
+        lacking = self._table.missing(EMBED_BATCH + len(self._refused))
         return [row for row in lacking if row.id not in self._refused]
 
     def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:

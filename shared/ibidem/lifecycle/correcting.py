@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.scope import current
-from ibidem.storage.rows import JudgementRow
+from ibidem.storage.logs import JudgementRow
 from ibidem.types import Document, Hit, Stored, normalise, require_bool, require_text, storable
 
 if TYPE_CHECKING:
     from ibidem.lifecycle.rules import Admission
     from ibidem.runtime import Runtime
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
     from ibidem.types import Entry
 
 MARKER = "ibidem"  # under which both integrations keep what a repeated answer says about itself
@@ -87,7 +87,7 @@ class Correcting(ABC):
         if entry is not None and namespace is None:
             criteria = self._in_scope(criteria, entry)
         if dry_run:
-            return preview(self._runtime.records, criteria)
+            return preview(self._runtime.store, criteria)
         return self._invalidated(criteria)
 
     def feedback(
@@ -119,17 +119,17 @@ class Correcting(ABC):
         require_bool("good", good)
         asked = "" if question is None else normalise(require_text("question", question))
         entry_id, told = _marker(answer)
-        records = self._runtime.records
-        found = records.of_ids([entry_id]) if entry_id and storable(entry_id) else []
+        store = self._runtime.store
+        found = store.entries.of_ids([entry_id]) if entry_id and storable(entry_id) else []
         if not found or not current().covers(found[0].namespace):
             return False
         self._runtime.flush()  # also the examples that wait
-        records.examples.set_feedback_of(found[0], good)
+        store.examples.set_feedback_of(found[0], good)
         if not good:
             self._invalidated(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
         row = _judgement(found[0], good, shown if storable(shown) else "", told)
-        records.judgements.add([replace(row, at=self._runtime.clock(), scorer=self._runtime.ledger.scorer)])
+        store.judgements.add([replace(row, at=self._runtime.clock(), scorer=self._runtime.ledger.scorer)])
         return True
 
     def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
@@ -137,41 +137,41 @@ class Correcting(ABC):
         scope = current()
         if not (scope.namespace or scope.user):
             return criteria
-        found = self._runtime.records.of_ids([entry_id])
+        found = self._runtime.store.entries.of_ids([entry_id])
         covered = [one.namespace for one in found if scope.covers(one.namespace)]
         return replace(criteria, namespace=covered[0] if covered else scope.name())
 
     def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
-        ids, gone = run(self._runtime.records, criteria, self._runtime.clock, examples=examples)
+        ids, gone = run(self._runtime.store, criteria, self._runtime.clock, examples=examples)
         self._runtime.ledger.forget(set(ids))
         self._runtime.forget_told()
         return Invalidated(len(ids), examples=gone)
 
 
 def run(
-    records: Records, criteria: Criteria, clock: Callable[[], float], *, examples: bool = True
+    store: Store, criteria: Criteria, clock: Callable[[], float], *, examples: bool = True
 ) -> tuple[list[str], int]:
     """Delete what fulfils the criteria; ids of the entries, number of examples. Raises `StorageError`.
 
     Without `examples` these stay.
     """
-    done = [records.invalidations.run(part, clock, examples=examples) for part in criteria.parts()]
+    done = [store.invalidations.invalidate(part, clock, examples=examples) for part in criteria.parts()]
     return [id_ for ids, _ in done for id_ in ids], sum(gone for _, gone in done)
 
 
-def preview(records: Records, criteria: Criteria) -> Invalidated:
+def preview(store: Store, criteria: Criteria) -> Invalidated:
     """What `run` would delete. Raises `StorageError`."""
-    found = [records.invalidations.preview(part, SHOWN) for part in criteria.parts()]
-    newest = records.of_ids([id_ for _, ids in found for id_ in ids])
+    found = [store.invalidations.preview(part, SHOWN) for part in criteria.parts()]
+    newest = store.entries.of_ids([id_ for _, ids in found for id_ in ids])
     return Invalidated(sum(count for count, _ in found), tuple(newest[:SHOWN]))
 
 
-def judge(records: Records, entry: Entry, good: bool) -> None:
+def judge(store: Store, entry: Entry, good: bool) -> None:
     """Note feedback, and delete the entry if it is bad. Raises `StorageError`."""
-    records.examples.set_feedback_of(entry, good)
+    store.examples.set_feedback_of(entry, good)
     if not good:
-        run(records, Criteria(entry=entry.id), time.time, examples=False)
-    records.judgements.add([replace(_judgement(entry, good), at=time.time())])
+        run(store, Criteria(entry=entry.id), time.time, examples=False)
+    store.judgements.add([replace(_judgement(entry, good), at=time.time())])
 
 
 def _judgement(

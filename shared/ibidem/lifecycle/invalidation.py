@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -54,37 +54,50 @@ class Criteria:
     entry: str | None = None
     before: float | None = None
 
-    def concern(self, entry: Entry) -> bool:
-        """Whether the entry is meant; its sources and tags must be known."""
-        wanted = ((self.namespace, entry.namespace), (self.model, entry.answer.model), (self.entry, entry.id))
-        return (
-            all(value in (None, found) for value, found in wanted)
-            and (self.tag is None or self.tag in entry.tags)
-            and (self.before is None or entry.created < self.before)
-            and self._cover(entry.sources)
+    def matches_entry(self, entry: Entry) -> bool:
+        """Return whether the entry is meant; its sources and tags must be known."""
+        return self.matches(
+            namespace=entry.namespace,
+            model=entry.answer.model,
+            entry=entry.id,
+            created=entry.created,
+            tags=entry.tags,
+            documents=entry.sources,
         )
 
-    def concern_example(self, example: Example) -> bool:
-        """Whether the example is meant."""
-        wanted = (
-            (self.namespace, example.namespace),
-            (self.model, example.model),
-            (self.entry, example.entry_id),
-        )
-        return (
-            all(value in (None, found) for value, found in wanted)
-            and (self.tag is None or self.tag in example.tags)
-            and (self.before is None or example.at < self.before)
-            and self._cover(example.documents)
+    def matches_example(self, example: Example) -> bool:
+        """Return whether the example is meant."""
+        return self.matches(
+            namespace=example.namespace,
+            model=example.model,
+            entry=example.entry_id,
+            created=example.at,
+            tags=example.tags,
+            documents=example.documents,
         )
 
-    def _cover(self, documents: Iterable[Source | DocumentRef | Document]) -> bool:
-        """Whether one of the documents is meant, if any is."""
-        return not self.documents or any(
-            (document.id in self.documents or document.source in self.documents)
-            and (self.current is None or document.digest not in self.current)
-            for document in documents
+    def matches(
+        self,
+        *,
+        namespace: str,
+        model: str,
+        entry: str | None,
+        created: float,
+        tags: Collection[str],
+        documents: Iterable[Source | DocumentRef | Document],
+    ) -> bool:
+        """Return whether an answer with these properties is meant; `storage.invalidation` says it in SQL."""
+        wanted = ((self.namespace, namespace), (self.model, model), (self.entry, entry))
+        return (
+            all(value in (None, actual) for value, actual in wanted)
+            and (self.tag is None or self.tag in tags)
+            and (self.before is None or created < self.before)
+            and (not self.documents or any(map(self._matches_document, documents)))
         )
+
+    def _matches_document(self, document: Source | DocumentRef | Document) -> bool:
+        named = document.id in self.documents or document.source in self.documents
+        return named and (self.current is None or document.digest not in self.current)
 
     def parts(self) -> Iterator[Criteria]:
         """The same in parts that a database takes."""
@@ -220,7 +233,7 @@ class Tombstone:
             return made <= self.at
         if made > self.at and self.criteria.current is None:
             return False
-        return self.criteria.concern(replace(entry, created=made))
+        return self.criteria.matches_entry(replace(entry, created=made))
 
 
 class Tombstones:

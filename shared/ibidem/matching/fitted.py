@@ -19,7 +19,7 @@ from ibidem.types import digest
 
 if TYPE_CHECKING:
     from ibidem.settings import Settings
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 
 FLOOR = 0.8  # where audits end: `ibidem.settings.AUDIT_FLOOR`
@@ -129,24 +129,24 @@ def old_key_of(fingerprint: str) -> str:
     return f"scorer:{digest(fingerprint)}"
 
 
-def has_old_score(records: Records, fingerprint: str) -> bool:
+def has_old_score(store: Store, fingerprint: str) -> bool:
     """Whether version 0.1 has fitted a score here, which is not used any more; raises `StorageError`."""
-    return records.meta(old_key_of(fingerprint)) is not None
+    return store.meta.get(old_key_of(fingerprint)) is not None
 
 
-def warn_of_old_score(records: Records, fingerprint: str) -> None:
+def warn_of_old_score(store: Store, fingerprint: str) -> None:
     """Log that such a score is not used any more, if there is one; raises `StorageError`."""
-    if has_old_score(records, fingerprint):
-        log.warning("%s: %s", records.url, OLD_SCORE, extra={"event.name": "ibidem.fit.old_score"})
+    if has_old_score(store, fingerprint):
+        log.warning("%s: %s", store.url, OLD_SCORE, extra={"event.name": "ibidem.fit.old_score"})
 
 
-def adopted(records: Records, fingerprint: str, faults: Faults) -> Calibration:
+def adopted(store: Store, fingerprint: str, faults: Faults) -> Calibration:
     """The thresholds fitted for this embedder; the shipped ones if there are none, or none that can be used.
 
     Raises:
         StorageError: The database cannot be read.
     """
-    text = records.meta(key_of(fingerprint))
+    text = store.meta.get(key_of(fingerprint))
     if text is None:
         return SHIPPED
     try:
@@ -156,27 +156,27 @@ def adopted(records: Records, fingerprint: str, faults: Faults) -> Calibration:
         return SHIPPED
 
 
-def adopt(records: Records, fingerprint: str, calibration: Calibration) -> None:
+def adopt(store: Store, fingerprint: str, calibration: Calibration) -> None:
     """Keep it for all who open a cache on this place from now on; raises `StorageError`."""
-    records.set_meta(key_of(fingerprint), to_json(calibration))
+    store.meta.set(key_of(fingerprint), to_json(calibration))
 
 
-def drop(records: Records, fingerprint: str) -> bool:
+def drop(store: Store, fingerprint: str) -> bool:
     """Return to the threshold that is shipped; whether there was another. Raises `StorageError`.
 
     A score that version 0.1 fitted goes too.
     """
-    keys = [key for key in (key_of(fingerprint), old_key_of(fingerprint)) if records.meta(key) is not None]
+    keys = [key for key in (key_of(fingerprint), old_key_of(fingerprint)) if store.meta.get(key) is not None]
     for key in keys:
-        records.set_meta(key, None)
+        store.meta.set(key, None)
     return bool(keys)
 
 
-def policy_in_force(records: Records, settings: Settings, fingerprint: str | None = None) -> Policy:
+def policy_in_force(store: Store, settings: Settings, fingerprint: str | None = None) -> Policy:
     """The policy of caches that are opened in this place with these settings; no model is loaded.
 
     Args:
-        records: The truth of the place.
+        store: The database of the location.
         settings: Of the caches.
         fingerprint: Of their embedder; default: the one that was used last.
 
@@ -184,6 +184,6 @@ def policy_in_force(records: Records, settings: Settings, fingerprint: str | Non
         StorageError: The database failed.
     """
     if fingerprint is None:
-        known = records.embedders.known()
+        known = store.embedders.registered()
         fingerprint = max(known, key=lambda one: known[one], default="")
-    return adopted(records, fingerprint, Faults()).applied(settings.policy)
+    return adopted(store, fingerprint, Faults()).applied(settings.policy)

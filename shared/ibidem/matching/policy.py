@@ -215,7 +215,7 @@ def decide(
 ) -> Verdict:
     """Choose the candidate with the highest score that nothing speaks against.
 
-    The candidates are already confirmed by the truth: alive, same namespace and scope. Those whose cosine is
+    The candidates are confirmed by the database: alive, same namespace and scope. Those whose cosine is
     below `least` are not looked at; by default those that cannot reach the threshold. The reason of a refusal
     is that of the most similar candidate.
     """

@@ -14,7 +14,7 @@ from ibidem._util.concurrency import ForkSafeLock
 from ibidem.active_model import Model, open_model, read_promotion, sweep_models
 from ibidem.embedding.minilm import TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import CacheClosed, IbidemError, IndexUnavailable
-from ibidem.storage.rows import StoredVector
+from ibidem.storage.vectors import StoredVector
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import Embedder
@@ -63,7 +63,7 @@ class Following:
     def _follow(self) -> bool:
         if self._closed:
             return False
-        promotion = read_promotion(self._runtime.records)
+        promotion = read_promotion(self._runtime.store)
         used, coming = self._runtime.matcher, self._runtime.coming
         if promotion is None or promotion.current.fingerprint == used.fingerprint:
             self._give_up()
@@ -78,7 +78,7 @@ class Following:
         return True
 
     def _begin(self, model: Model) -> None:
-        embedder = open_model(model, self._runtime.settings, self._runtime.records)
+        embedder = open_model(model, self._runtime.settings, self._runtime.store)
         if embedder.fingerprint != self._runtime.matcher.fingerprint:
             self._runtime.coming = self._ready_to_embed(embedder)
 
@@ -178,16 +178,16 @@ class Following:
             self._retired.pop(0)[1].vectors.close()
         if now < self._look_at:
             return bool(self._retired)
-        records = self._runtime.records
+        store = self._runtime.store
         for matcher in (self._runtime.matcher, self._runtime.coming):
             if matcher is not None:
-                records.embedders.use(matcher.fingerprint)
+                store.embedders.register(matcher.fingerprint)
         if telemetry_is_on():
-            records.set_meta(TELEMETRY_KEY, repr(time.time()))
-        promotion = read_promotion(records)
+            store.meta.set(TELEMETRY_KEY, repr(time.time()))
+        promotion = read_promotion(store)
         kept = promotion.fingerprints if promotion else frozenset()
-        if records.embedders.forget(kept):
+        if store.embedders.delete_unused(kept):
             return True
-        sweep_models(self._runtime.settings, records)
+        sweep_models(self._runtime.settings, store)
         self._look_at = now + LOOK_SECONDS
         return bool(self._retired)

@@ -17,13 +17,13 @@ from ibidem.embedding.minilm_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
 from ibidem.matching import fitted as adoption
 from ibidem.models.directory import Figure, ModelDirectory, open_model_directory, worse
-from ibidem.storage.rows import StoredVector
+from ibidem.storage.vectors import StoredVector
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import Embedder
     from ibidem.runtime import Runtime
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
     from ibidem.storage.vectors import VectorTable
 
 BATCH = 256  # questions embedded, and written in one transaction, at a time
@@ -94,14 +94,14 @@ def rollback_cache(self: SemanticCache) -> PromotionReport:
     self._ready()
     runtime = _following(self)
     with runtime.following.promoting:
-        records = runtime.records
-        now = read_promotion(records)
+        store = runtime.store
+        now = read_promotion(store)
         if now is None:
             raise InvalidInput("there is nothing to roll back: no model was promoted here")
-        embedder = open_model(now.previous, runtime.settings, records)
-        records.embedders.use(embedder.fingerprint)
+        embedder = open_model(now.previous, runtime.settings, store)
+        store.embedders.register(embedder.fingerprint)
         back = replace(now.previous, fingerprint=embedder.fingerprint)
-        _switch(records, now, Promotion(back, now.current, time.time()))
+        _switch(store, now, Promotion(back, now.current, time.time()))
         runtime.following.follow()
     return PromotionReport(back.fingerprint, now.current.fingerprint, changed=True)
 
@@ -129,21 +129,21 @@ def _require_better(found: ModelDirectory) -> None:
 
 
 def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> PromotionReport:
-    records, model = runtime.records, Model(found.embedder.fingerprint, promoted=True)
-    now = read_promotion(records)
+    store, model = runtime.store, Model(found.embedder.fingerprint, promoted=True)
+    now = read_promotion(store)
     used = now.current if now else Model(runtime.matcher.fingerprint, promoted=False)
-    records.embedders.use(model.fingerprint, KEPT_SECONDS)
-    if MANIFEST_FILE not in records.models.names(model.id):
+    store.embedders.register(model.fingerprint, KEPT_SECONDS)
+    if MANIFEST_FILE not in store.model_files.names(model.id):
         for file in found.files:
-            records.models.put(model.id, file)
-    kept = open_model(model, runtime.settings, records)
+            store.model_files.put(model.id, file)
+    kept = open_model(model, runtime.settings, store)
     started = time.perf_counter()
-    checked = CheckedEmbedder(kept, records.meta_once)
-    table = records.vectors_of(model.fingerprint)
+    checked = CheckedEmbedder(kept, store.meta.set_default)
+    table = store.vectors(model.fingerprint)
     embedded = embed_all(table, checked, partial(_tell, runtime, progress))
     seconds = time.perf_counter() - started
     if found.calibration is not None:
-        adoption.adopt(records, model.fingerprint, found.calibration)
+        adoption.adopt(store, model.fingerprint, found.calibration)
     changed = used.fingerprint != model.fingerprint
     if changed:
         _exchange(runtime, kept, now, Promotion(model, used, time.time()))
@@ -161,13 +161,13 @@ def _exchange(runtime: Runtime, embedder: Embedder, now: Promotion | None, then:
     """Fill the vector index beside the one in use, then use it; others begin to follow at that moment."""
     try:
         runtime.following.prepare(embedder)
-        _switch(runtime.records, now, then)
+        _switch(runtime.store, now, then)
     finally:
         runtime.following.follow()
 
 
-def _switch(records: Records, now: Promotion | None, then: Promotion) -> None:
-    if not change_promotion(records, now, then):
+def _switch(store: Store, now: Promotion | None, then: Promotion) -> None:
+    if not change_promotion(store, now, then):
         raise StorageError("another model was promoted meanwhile: look with ibidem promote --status")
 
 
@@ -180,7 +180,7 @@ def embed_all(table: VectorTable, embedder: CheckedEmbedder, progress: Progress)
         EmbedderUnavailable: It embeds none of them.
         StorageError: The database failed.
     """
-    done, failed, total = 0, set[str](), table.count_lacking()
+    done, failed, total = 0, set[str](), table.count_missing()
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as threads:
         while rows := _due(table, failed):
             outcomes = list(threads.map(partial(_embedded, embedder), rows))
@@ -201,7 +201,7 @@ def _failed(outcome: StoredVector | Exception) -> bool:
 
 
 def _due(table: VectorTable, failed: set[str]) -> list[StoredVector]:
-    rows = table.lacking(BATCH + len(failed))
+    rows = table.missing(BATCH + len(failed))
     return [row for row in rows if row.id not in failed]
 
 

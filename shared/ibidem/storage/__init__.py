@@ -1,1 +1,1 @@
-"""The truth: everything that is kept, in SQL. The only code that imports SQLAlchemy."""
+"""The database: answers, their vectors and documents, and the logs. The only code that imports SQLAlchemy."""

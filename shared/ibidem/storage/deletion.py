@@ -1,7 +1,7 @@
-"""Deleting entries from the truth: the expired, the evicted, the invalidated, the cleared.
+"""Deletion of entries: expiry, eviction and clearing.
 
-All goes through `delete`, in the caller's transaction: with an entry go its documents, tags and
-vectors, and its points are noted, for the vector indexes to forget them later, whichever process does that.
+Everything goes through `delete_entries`, in the caller's transaction: with an entry go its documents, tags
+and vectors, and its points are recorded as dead, for the vector indexes to delete them later.
 """
 
 from __future__ import annotations
@@ -17,58 +17,33 @@ from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.invalidation import KEPT_SECONDS
 from ibidem.scope import users_of
 from ibidem.storage import tables
-from ibidem.storage.columns import LARGEST, sound
-from ibidem.storage.engine import insert_into, least, reading, writing
-from ibidem.storage.meta import note, noted
+from ibidem.storage.engine import reading, sql_min, writing
+from ibidem.storage.meta import get_meta, set_meta
+from ibidem.storage.tables import MAX_NUMBER, valid_rows
+from ibidem.storage.vectors import delete_vectors
 
 BATCH = 100  # entries deleted in one transaction, so that nobody waits long for the lock
-HELD_SECONDS = 0.04  # so long one transaction may take that deletes many entries
-LEAST, MOST = 20, 1_000  # entries of such a transaction
+TRANSACTION_SECONDS = 0.04  # what one transaction may take that deletes many entries
+MIN_BATCH, MAX_BATCH = 20, 1_000  # entries of such a transaction
+LOG_BATCH = 4_000  # ids of a log that one transaction scans
 
-_entries, _vectors, _dead = tables.entries, tables.entry_vectors, tables.dead_points
-_invalidations = tables.invalidations
+_entries, _invalidations = tables.entries, tables.invalidations
+_LOGS = (tables.lookups, tables.examples, tables.judgements)
 _PREFIXES = "0123456789abcdef"  # with which ids begin
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
 
 
-def delete(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
-    """Delete the entries that fulfil the condition; returns how many."""
+def delete_entries(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+    """Delete the entries that fulfil the condition; return how many."""
     mine = sa.select(_entries.c.id).where(where)
-    forget_vectors(db, mine)
+    delete_vectors(db, mine)
     for table in (tables.entry_documents, tables.entry_tags):
         db.execute(sa.delete(table).where(table.c.entry_id.in_(mine)))
     return int(db.execute(sa.delete(_entries).where(where)).rowcount)
 
 
-def forget_vectors(db: sa.Connection, ids: sa.Select[tuple[str]]) -> None:
-    """Delete the vectors of these entries, of all embedders; their indexes forget them later."""
-    c = _vectors.c
-    points = sa.select(c.embedder, c.point).where(c.entry_id.in_(ids), c.point.is_not(None)).distinct()
-    left = insert_into(db.dialect.name)(_dead).from_select(["embedder", "point"], points)
-    db.execute(left.on_conflict_do_nothing())
-    db.execute(sa.delete(_vectors).where(c.entry_id.in_(ids)))
-
-
-def alive(db: sa.Connection, embedder: int, points: Sequence[str]) -> set[str]:
-    """Those of the points that some entry has, of this embedder."""
-    c = _vectors.c
-    return set(db.scalars(sa.select(c.point).distinct().where(c.embedder == embedder, c.point.in_(points))))
-
-
-def note_orphans(db: sa.Connection, embedder: int, points: Sequence[str]) -> None:
-    """Note those of the points that the index holds by now and no entry has: it was deleted meanwhile."""
-    if orphans := set(points) - alive(db, embedder, points):
-        left = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
-        db.execute(left, [{"embedder": embedder, "point": point} for point in orphans])
-
-
-def _floor(db: sa.Connection) -> float:
-    floor = next(sound(float, [noted(db, _FLOOR) or "0"]), 0.0)
-    return floor if math.isfinite(floor) else 0.0
-
-
-class Pace:
-    """How many entries the next transaction deletes: as many as the last ones deleted in `HELD_SECONDS`.
+class BatchSize:
+    """Entries to delete in the next transaction: as many as the last ones deleted in `TRANSACTION_SECONDS`.
 
     Entries that lie scattered in the file take ten times as long as those that lie side by side.
     """
@@ -81,47 +56,47 @@ class Pace:
         return self.size
 
     def __exit__(self, *error: object) -> None:
-        ratio = HELD_SECONDS / max(1e-6, time.perf_counter() - self._began)
-        self.size = max(LEAST, min(MOST, int(self.size * min(2.0, ratio))))
+        ratio = TRANSACTION_SECONDS / max(1e-6, time.perf_counter() - self._began)
+        self.size = max(MIN_BATCH, min(MAX_BATCH, int(self.size * min(2.0, ratio))))
 
 
-def still(db: sa.Connection, found: Sequence[str], where: sa.ColumnElement[bool]) -> list[str]:
-    """Those of the entries found that fulfil the condition now, and until the transaction ends.
+def _lock_matching(db: sa.Connection, ids: Sequence[str], where: sa.ColumnElement[bool]) -> list[str]:
+    """Return those of the entries that still fulfil the condition, until the transaction ends.
 
     On PostgreSQL others may have changed them since they were found: their rows are locked, in the order in
-    which others lock them, and looked at again. In SQLite whoever writes is alone.
+    which others lock them, and checked again. SQLite has one writer at a time.
     """
-    if db.dialect.name != "postgresql" or not found:
-        return list(found)
-    again = sa.select(_entries.c.id).where(_entries.c.id.in_(found), where)
+    if db.dialect.name != "postgresql" or not ids:
+        return list(ids)
+    again = sa.select(_entries.c.id).where(_entries.c.id.in_(ids), where)
     return list(db.scalars(again.order_by(_entries.c.id).with_for_update()))
 
 
-class Removal:
-    """What is deleted from one database, in batches. Every method raises `StorageError` when it fails."""
+class Evictor:
+    """Expiry and eviction in one database, in batches. Every method raises `StorageError` when it fails."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def purge(self, now: float, limit: int = BATCH) -> int:
-        """Delete some entries that expired before `now`, and old tombstones; returns how many entries."""
-        late = _entries.c.expires < now
-        expired = sa.select(_entries.c.id).where(late).limit(limit)
-        # All but the newest, as SQLite would give its number again, to one that others take for known.
+    def delete_expired(self, now: float, limit: int = BATCH) -> int:
+        """Delete some entries that expired before `now`, and old tombstones; return how many entries."""
+        expired = _entries.c.expires < now
+        # All but the newest, as SQLite would give its id again, to one that others have read already.
         newest = sa.select(sa.func.max(_invalidations.c.id)).scalar_subquery()
         old = sa.and_(_invalidations.c.at < now - KEPT_SECONDS, _invalidations.c.id < newest)
         with writing(self._engine) as db:
             db.execute(sa.delete(_invalidations).where(old))
-            found = still(db, list(db.scalars(expired)), late)  # else one refreshed just now would go
-            return delete(db, _entries.c.id.in_(found)) if found else 0
+            found = list(db.scalars(sa.select(_entries.c.id).where(expired).limit(limit)))
+            found = _lock_matching(db, found, expired)  # else one that was just refreshed would go
+            return delete_entries(db, _entries.c.id.in_(found)) if found else 0
 
     def size(self) -> tuple[int, int]:
-        """How many entries there are, and the bytes they take; a scan."""
+        """Return how many entries there are, and the bytes they take; a scan."""
         with reading(self._engine) as db:
             size = _entries.c.size
-            most = sa.literal(int(LARGEST), sa.BigInteger)  # more than PostgreSQL's INTEGER holds
-            usual = sa.case((size.between(0, most), size), else_=0)  # a damaged one has no sum
-            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usual), 0))
+            most = sa.literal(int(MAX_NUMBER), sa.BigInteger)  # more than PostgreSQL's INTEGER holds
+            plausible = sa.case((size.between(0, most), size), else_=0)  # a damaged one has no sum
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(plausible), 0))
             count, total = db.execute(query.select_from(_entries)).one()
         return int(count), int(total)
 
@@ -141,99 +116,106 @@ class Removal:
                     break
                 chosen[entry_id] = bytes_, rank, used
                 freed += bytes_
-            unused = sa.tuple_(c.id, c.used).in_([(entry_id, one[2]) for entry_id, one in chosen.items()])
-            victims = still(db, list(chosen), unused)
-            freed = sum(chosen[one][0] for one in victims)
-            floor = max((chosen[one][1] for one in victims), default=0.0)
+            unused = sa.tuple_(c.id, c.used).in_(
+                [(entry_id, used) for entry_id, (*_, used) in chosen.items()]
+            )
+            victims = _lock_matching(db, list(chosen), unused)
+            freed = sum(chosen[victim][0] for victim in victims)
+            floor = max((chosen[victim][1] for victim in victims), default=0.0)
             if victims:
-                delete(db, _entries.c.id.in_(victims))
-                floor = max(floor, _floor(db))  # of a process that knew a lower one
-                note(db, _FLOOR, repr(floor))
+                delete_entries(db, _entries.c.id.in_(victims))
+                floor = max(floor, _read_floor(db))  # of a process that knew a lower one
+                set_meta(db, _FLOOR, repr(floor))
         return len(victims), freed, floor
 
     def floor(self) -> float:
-        """The floor of the ranks: the rank of what was evicted last."""
+        """Return the floor of the ranks: the rank of the last evicted entry."""
         with reading(self._engine) as db:
-            return _floor(db)
+            return _read_floor(db)
 
     def ranking(self) -> Bounds:
-        """Bounds that rank as the entries are ranked."""
+        """Return bounds with the ranking that the entries have."""
         with reading(self._engine) as db:
-            return RANKINGS.get(noted(db, _RANKING) or "", UNBOUNDED)
+            return RANKINGS.get(get_meta(db, _RANKING) or "", UNBOUNDED)
 
-    def rank_all(self, bounds: Bounds) -> float:
-        """Rank all entries as these bounds do, unless they are ranked so; returns the floor.
+    def rerank(self, bounds: Bounds) -> float:
+        """Rank all entries as these bounds do, unless they are ranked so; return the floor.
 
         In parts, so that stores do not wait long; done again if it was interrupted.
         """
         c = _entries.c
         if self.ranking().ranking == bounds.ranking:
             return self.floor()
-        rank = bounds.rank(0.0, c.hits, c.cost, c.size, c.used, least)
+        rank = bounds.rank(0.0, c.hits, c.cost, c.size, c.used, sql_min)
         for first in _PREFIXES:
             with writing(self._engine) as db:
                 db.execute(sa.update(_entries).where(c.id.startswith(first)).values(rank=rank))
         with writing(self._engine) as db:
-            note(db, _RANKING, bounds.ranking)
-            note(db, _FLOOR, "0.0")
+            set_meta(db, _RANKING, bounds.ranking)
+            set_meta(db, _FLOOR, "0.0")
         return 0.0
 
 
-ROWS = 4_000  # ids of a log that one transaction looks through
+def _read_floor(db: sa.Connection) -> float:
+    floor = next(valid_rows(float, [get_meta(db, _FLOOR) or "0"]), 0.0)
+    return floor if math.isfinite(floor) else 0.0
 
-_entries = tables.entries
-_LOGS = (tables.lookups, tables.examples, tables.judgements)
+
+def clear(engine: sa.Engine, namespace: str | None) -> int:
+    """Delete all entries and logs, or those of a namespace and its users; return how many entries.
+
+    In batches: if it fails on the way, a part is deleted; call it again.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    newest = {log: _clear_log(engine, log, namespace) for log in _LOGS}
+    where, deleted = _of_namespace(engine, _entries, namespace), 0
+    last, batch = "", BatchSize()
+    while True:
+        size = batch.size
+        with reading(engine) as db:  # the search locks nothing
+            found = list(db.scalars(_next_ids(engine, where, last).limit(size)))
+        if len(found) < size:  # the rest, and what is stored meanwhile, is for the last transaction
+            break
+        last = str(found[-1])
+        with writing(engine) as db, batch:
+            deleted += delete_entries(db, _entries.c.id.in_(found))
+    with writing(engine) as db:
+        for log, newest_id in newest.items():
+            db.execute(sa.delete(log).where(log.c.id > newest_id, _of_namespace(engine, log, namespace)))
+        return deleted + delete_entries(db, where)
 
 
-class Clearing:
-    """Clears one database. Raises `StorageError` when it fails."""
+def _next_ids(engine: sa.Engine, where: sa.ColumnElement[bool], last: str) -> sa.Select[tuple[str]]:
+    query = sa.select(_entries.c.id).where(where)
+    if engine.dialect.name == "sqlite":  # in the order of the file: what lies side by side is cheap
+        return query
+    return query.where(_entries.c.id > last).order_by(_entries.c.id)  # past the rows that were just deleted
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
 
-    def run(self, namespace: str | None) -> int:
-        """Delete all entries and logs, or those of a namespace and its users; returns how many entries."""
-        seen = {log: self._shorten(log, self._of(log, namespace)) for log in _LOGS}
-        where, gone = self._of(_entries, namespace), 0
-        last, pace = "", Pace()
-        while True:
-            size = pace.size
-            with reading(self._engine) as db:  # the search holds up nobody
-                found = list(db.scalars(self._next(where, last).limit(size)))
-            if len(found) < size:  # what is left, and what is stored meanwhile, is for the last transaction
-                break
-            last = str(found[-1])
-            with writing(self._engine) as db, pace:
-                gone += delete(db, _entries.c.id.in_(found))
-        with writing(self._engine) as db:
-            for log, newest in seen.items():
-                db.execute(sa.delete(log).where(log.c.id > newest, self._of(log, namespace)))
-            return gone + delete(db, where)
+def _clear_log(engine: sa.Engine, log: sa.Table, namespace: str | None) -> int:
+    """Delete the rows of a log, in batches; return the newest id that was scanned."""
+    where = _of_namespace(engine, log, namespace)
+    with reading(engine) as db:
+        low, high = db.execute(sa.select(sa.func.min(log.c.id), sa.func.max(log.c.id))).one()
+    if high is None:
+        return 0
+    for start in range(low, high + 1, LOG_BATCH):
+        some = log.c.id.between(start, min(start + LOG_BATCH - 1, high))
+        with writing(engine) as db:
+            db.execute(sa.delete(log).where(some, where))
+    return int(high)
 
-    def _next(self, where: sa.ColumnElement[bool], last: str) -> sa.Select[tuple[str]]:
-        query = sa.select(_entries.c.id).where(where)
-        if self._engine.dialect.name == "sqlite":  # in the order of the file: what lies side by side is cheap
-            return query
-        return query.where(_entries.c.id > last).order_by(_entries.c.id)  # past the rows deleted just now
 
-    def _shorten(self, log: sa.Table, where: sa.ColumnElement[bool]) -> int:
-        """Delete what the log holds of it now; the newest id that was looked at."""
-        with reading(self._engine) as db:
-            low, high = db.execute(sa.select(sa.func.min(log.c.id), sa.func.max(log.c.id))).one()
-        if high is None:
-            return 0
-        for start in range(low, high + 1, ROWS):
-            some = log.c.id.between(start, min(start + ROWS - 1, high))
-            with writing(self._engine) as db:
-                db.execute(sa.delete(log).where(some, where))
-        return int(high)
-
-    def _of(self, table: Any, namespace: str | None) -> sa.ColumnElement[bool]:
-        if namespace is None:
-            return sa.true()
-        named, users = table.c.namespace, users_of(namespace)
-        theirs = sa.func.substr(named, 1, len(users)) == users
-        if self._engine.dialect.name == "sqlite":  # compares bytes, so that the index finds them
-            theirs = sa.and_(named >= users, named < users[:-1] + chr(ord(users[-1]) + 1))
-        found: sa.ColumnElement[bool] = (named == namespace) | theirs
-        return found
+def _of_namespace(engine: sa.Engine, table: sa.Table, namespace: str | None) -> sa.ColumnElement[bool]:
+    """Select the rows of a namespace and of its users."""
+    if namespace is None:
+        return sa.true()
+    column: sa.ColumnElement[Any] = table.c.namespace
+    users = users_of(namespace)
+    of_users = sa.func.substr(column, 1, len(users)) == users
+    if engine.dialect.name == "sqlite":  # compares bytes, so that the index finds them
+        of_users = sa.and_(column >= users, column < users[:-1] + chr(ord(users[-1]) + 1))
+    found: sa.ColumnElement[bool] = (column == namespace) | of_users
+    return found

@@ -1,282 +1,128 @@
-"""The truth: entries, their documents and the logs, in SQL. Every answer served was confirmed here."""
+"""The tables `entries`, `entry_documents` and `entry_tags`: the stored answers. They confirm each hit."""
 
 from __future__ import annotations
 
 import math
-import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
+from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, RANKINGS, UNBOUNDED, Bounds, cost_of
 from ibidem.storage import tables
-from ibidem.storage.browsing import Browsing
-from ibidem.storage.columns import sound
-from ibidem.storage.deletion import Clearing, Removal, forget_vectors
-from ibidem.storage.engine import (
-    breaker_of,
-    cause_of,
-    close_engine,
-    open_engine,
-    reading,
-    shown_engine,
-    storage_error,
-    upsert_entry,
-    writing,
-)
-from ibidem.storage.examples import ExampleTable
-from ibidem.storage.figures import Figures
-from ibidem.storage.holdings import HoldingsTable
-from ibidem.storage.invalidation import Invalidations
-from ibidem.storage.logs import JudgementTable, LookupTable
-from ibidem.storage.masking import Masking
-from ibidem.storage.meta import Notes
-from ibidem.storage.migrations import prepare
-from ibidem.storage.model_table import ModelFilesTable
-from ibidem.storage.reviews import Reviews
-from ibidem.storage.rows import ENTRY, Totals, entry_row, source_rows, tag_rows, to_entry
-from ibidem.storage.stored import StoredTable
-from ibidem.storage.vectors import Embedders, VectorTable, number_of, put_vector
-from ibidem.types import Entry, Source
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    """SQL for SQLite, and the value of each of its parameters, as far as it is known beforehand."""
-
-    sql: str
-    names: tuple[str, ...]
-    known: Mapping[str, Any]
-
-
-class Prepared:
-    """A SELECT that is run with other values each time.
-
-    Args:
-        statement: With `bindparam`s, none of them expanding. Its columns must need no conversion but that of
-            SQLite's 0 and 1 to False and True, which is the reader's.
-    """
-
-    def __init__(self, statement: sa.Select[Any]) -> None:
-        self._statement = statement
-        self._compiled: _Compiled | None = None
-
-    def rows(self, engine: sa.Engine, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        """All rows, columns in the order of the statement; errors are `StorageError`."""
-        if engine.dialect.name != "sqlite":
-            with reading(engine) as db:
-                return db.execute(self._statement, values).all()
-        compiled = self._compiled or self._compile(engine.dialect)
-        given = {**compiled.known, **values}
-        return _run(engine, compiled.sql, [given[name] for name in compiled.names])
-
-    def _compile(self, dialect: sa.Dialect) -> _Compiled:
-        made: Any = self._statement.compile(dialect=dialect)
-        self._compiled = _Compiled(str(made), tuple(made.positiontup), dict(made.params))
-        return self._compiled
-
-
-def _run(engine: sa.Engine, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
-    try:
-        pooled = engine.raw_connection()
-        try:
-            # None is left only after `close`, when the connection was closed under us.
-            run: Callable[..., Any] = pooled.dbapi_connection.execute  # type: ignore[union-attr]
-            found: list[tuple[Any, ...]] = run(sql, values).fetchall()
-        finally:
-            pooled.close()
-    except sqlite3.OperationalError as error:  # busy, or the disk
-        raise StorageUnavailable(str(error)) from error
-    except sqlite3.Error as error:
-        raise StorageError(str(error)) from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StorageUnavailable(str(getattr(error, "orig", None) or error)) from error
-    return found
-
-
-def several(name: str, many: int) -> list[sa.BindParameter[str]]:
-    """So many parameters for `column.in_(...)`: `padded` gives their values."""
-    return [sa.bindparam(f"{name}_{number}", type_=sa.String) for number in range(many)]
-
-
-def padded(name: str, values: Sequence[str], many: int) -> dict[str, str]:
-    """The values of `several`, at least one and at most `many`; the last is repeated."""
-    last = len(values) - 1
-    return {f"{name}_{number}": values[min(number, last)] for number in range(many)}
-
+from ibidem.storage.engine import Prepared, insert_into, reading, sql_min, writing
+from ibidem.storage.invalidation import InvalidationTable
+from ibidem.storage.tables import MAX_NUMBER, valid_rows
+from ibidem.storage.vectors import delete_vectors, embedder_id, put_vector
+from ibidem.types import Answer, Entry, Source, Vector, to_vector
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
+BATCH = 500  # ids in one query: databases bound the number of parameters
 
-_entries, _documents, _meta = tables.entries, tables.entry_documents, tables.meta
-_tags = tables.entry_tags
+_entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
 _vectors = tables.entry_vectors
-_ID, _RESTS_ON = ENTRY.index(_entries.c.id), ENTRY.index(_entries.c.documents)
-_IN_ONE = 32  # points, or entries, that one statement asks for
-_ONE = Prepared(sa.select(*ENTRY).where(_entries.c.id == sa.bindparam("id")))
+_e, _d = _entries.c, _documents.c
+# The columns that make an entry, in the order in which `to_entry` reads them.
+_ENTRY = (
+    *(_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.semantic),
+    *(_e.answer, _e.payload, _e.model, _e.input_tokens, _e.output_tokens, _e.finish_reason, _e.seconds),
+    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits),
+)
+_ID, _SET_OF_DOCUMENTS = _ENTRY.index(_e.id), _ENTRY.index(_e.documents)
+_TOKENS = _ENTRY.index(_e.input_tokens)  # followed by the output tokens
+_TYPES: dict[str, tuple[type, ...]] = {"BOOLEAN": (int,), "INTEGER": (int,), "FLOAT": (int, float)}
+# The types of a value in each of these columns, as SQLite's own driver returns it.
+_COLUMN_TYPES = [
+    (*_TYPES.get(str(column.type), (str,)), *((type(None),) if column.nullable else ())) for column in _ENTRY
+]
+
+
+def numbered_params(name: str, count: int) -> list[sa.BindParameter[str]]:
+    """Make so many parameters for `column.in_(...)`; `pad_params` makes their values."""
+    return [sa.bindparam(f"{name}_{number}", type_=sa.String) for number in range(count)]
+
+
+def pad_params(name: str, values: Sequence[str], count: int) -> dict[str, str]:
+    """Make the values of `numbered_params` from at least one value; the last one is repeated."""
+    last = len(values) - 1
+    return {f"{name}_{number}": values[min(number, last)] for number in range(count)}
+
+
+_CHUNK = 32  # points, or entries, in one statement
+_BY_ID = Prepared(sa.select(*_ENTRY).where(_e.id == sa.bindparam("id")))
 _NEAR = Prepared(
-    sa.select(*ENTRY, _vectors.c.vector)
-    .join(_vectors, _vectors.c.entry_id == _entries.c.id)
+    sa.select(*_ENTRY, _vectors.c.vector)
+    .join(_vectors, _vectors.c.entry_id == _e.id)
     .where(
-        _vectors.c.point.in_(several("point", _IN_ONE)),
+        _vectors.c.point.in_(numbered_params("point", _CHUNK)),
         _vectors.c.embedder == sa.bindparam("embedder"),
         # As an expression: by the index on the column SQLite would read all entries of the namespace.
-        _entries.c.namespace.concat("") == sa.bindparam("namespace"),
-        _entries.c.scope == sa.bindparam("scope"),
-        _entries.c.semantic,
+        _e.namespace.concat("") == sa.bindparam("namespace"),
+        _e.scope == sa.bindparam("scope"),
+        _e.semantic,
     )
-    .order_by(_entries.c.created.desc())
+    .order_by(_e.created.desc())
     .limit(NEAR_LIMIT)
 )
-# What an entry had, and what it has: each store runs them.
-_DOCUMENTS, _TAGS = (
+_SOURCES = Prepared(
+    sa.select(_d.entry_id, _d.document_id, _d.digest, _d.supports, _d.source).where(
+        _d.entry_id.in_(numbered_params("id", _CHUNK))
+    )
+)
+# Each store replaces the documents and tags of its entry.
+_REPLACE_DOCUMENTS, _REPLACE_TAGS = (
     (sa.delete(table).where(table.c.entry_id == sa.bindparam("of")), sa.insert(table))
     for table in (_documents, _tags)
 )
-_d = _documents.c
-_SOURCES = Prepared(
-    sa.select(_d.entry_id, _d.document_id, _d.digest, _d.supports, _d.source).where(
-        _d.entry_id.in_(several("id", _IN_ONE))
-    )
-)
 
 
-class Records(Notes):
-    """Access to one database; `lookups`, `examples` and `judgements` are its logs, the rest deletes.
+@dataclass(frozen=True, slots=True)
+class StoredQuestion:
+    """A question that can be compared by meaning, with its answer.
 
-    Args:
-        url: SQLAlchemy URL.
-
-    Raises:
-        StorageError: The database cannot be opened, or was made by a newer Ibidem. Every method raises it
-            when the database fails.
+    `documents` is the digest of the document set; `vector` the embedding, shape (d,), by the embedder asked
+    for, if it exists.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = open_engine(url)
-        self.lookups, self.examples = LookupTable(self._engine), ExampleTable(self._engine)
-        self.judgements, self.removal = JudgementTable(self._engine), Removal(self._engine)
-        self.invalidations, self.embedders = Invalidations(self._engine), Embedders(self._engine)
-        self.models, self.stored = ModelFilesTable(self._engine), StoredTable(self._engine)
-        self.figures, self.holdings = Figures(self._engine), HoldingsTable(self._engine)
-        self.reviews, self.browsing = Reviews(self._engine), Browsing(self._engine)
-        try:
-            prepare(self._engine)
-        except Exception as error:  # also of drivers, for options of the URL that they do not take
-            self._engine.dispose()
-            advice = "move it away to begin a new one, or use another path"
-            if isinstance(error, StorageUnavailable):
-                advice = "the disk may be full, another program may hold it, or its server is down"
-            told, cause = storage_error(error, self._engine), cause_of(error, self._engine)
-            raise StorageError(f"cannot open the database {self.url}: {told}; {advice}") from cause
+    namespace: str
+    scope: str
+    question: str
+    documents: str
+    answer: str
+    vector: Vector | None = field(repr=False, compare=False)
 
-    @property
-    def url(self) -> str:
-        """Where the database is, without its password."""
-        return shown_engine(self._engine)
 
-    def after_fork(self) -> None:
-        """Forget the parent's connections; they are not ours to close."""
-        self._engine.dispose(close=False)
-        if breaker := breaker_of(self._engine):
-            breaker.after_fork()
+class EntryTable:
+    """The entries of one database. Every method raises `StorageError` when the database fails.
 
-    def close(self) -> None:
-        """Close all connections."""
-        if breaker := breaker_of(self._engine):
-            breaker.stop()
-        close_engine(self._engine)
+    Args:
+        engine: Of the database.
+        invalidations: Tells which answers must not be stored any more.
+    """
+
+    def __init__(self, engine: sa.Engine, invalidations: InvalidationTable) -> None:
+        self._engine, self._invalidations = engine, invalidations
 
     def get(self, entry_id: str) -> Entry | None:
-        """The entry of this id, without its sources and vector."""
-        return next(sound(to_entry, _ONE.rows(self._engine, {"id": entry_id})), None)
+        """Return the entry of this id, without its sources and vector."""
+        return next(valid_rows(to_entry, _BY_ID.rows(self._engine, {"id": entry_id})), None)
 
     def near(
         self, points: Sequence[str], *, namespace: str, scope: str, embedder: str, documents: str
     ) -> list[Entry]:
-        """The newest entries at these points of this namespace, scope and embedder, with vectors.
+        """Return the newest entries at these points of this namespace, scope and embedder, with vectors.
 
-        Those that rest on other `documents` (a digest of the set) come with their sources.
+        Those with other `documents` (a digest of the set) come with their sources.
         """
-        named = {"namespace": namespace, "scope": scope, "embedder": number_of(embedder)}
+        same = {"namespace": namespace, "scope": scope, "embedder": embedder_id(embedder)}
         rows: list[Sequence[Any]] = []
-        for first in range(0, len(points), _IN_ONE):
-            values = padded("point", points[first : first + _IN_ONE], _IN_ONE)
-            rows += _NEAR.rows(self._engine, {**values, **named})
-        sources = self._sources([row[_ID] for row in rows if row[_RESTS_ON] != documents])
-        return list(sound(lambda row: to_entry(row, sources.get(row[_ID], ()), row[-1]), rows))
-
-    def _sources(self, ids: Sequence[str]) -> dict[str, tuple[Source, ...]]:
-        found: dict[str, tuple[Source, ...]] = {}
-        for first in range(0, len(ids), _IN_ONE):
-            values = padded("id", ids[first : first + _IN_ONE], _IN_ONE)
-            for entry_id, document, digest, supports, source in _SOURCES.rows(self._engine, values):
-                one = Source(document, digest, bool(supports), source)
-                if isinstance(digest, str):
-                    found[entry_id] = (*found.get(entry_id, ()), one)
-        return found
-
-    def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
-        """Whether this namespace and scope has answers to compare by meaning; None if it has none at all."""
-        query = sa.select(sa.func.max(sa.cast(_entries.c.semantic, sa.Integer)))
-        with reading(self._engine) as db:
-            found = db.scalar(query.where(_entries.c.namespace == namespace, _entries.c.scope == scope))
-        return None if found is None else bool(found)
-
-    def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
-        """The newest entries, newest first, with their sources."""
-        query = sa.select(_entries).order_by(_entries.c.created.desc()).limit(limit)
-        if namespace is not None:
-            query = query.where(_entries.c.namespace == namespace)
-        return self._with_sources(query)
-
-    def find(self, prefix: str) -> list[Entry]:
-        """Entries whose id begins with `prefix` (at most 20), with their sources."""
-        query = sa.select(_entries).where(_entries.c.id.startswith(prefix, autoescape=True)).limit(20)
-        return self._with_sources(query)
-
-    def of_ids(self, ids: Sequence[str]) -> list[Entry]:
-        """The entries of these ids, newest first, with their sources."""
-        return self._with_sources(
-            sa.select(_entries).where(_entries.c.id.in_(ids)).order_by(_entries.c.created.desc())
-        )
-
-    def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
-        with reading(self._engine) as db:
-            rows = db.execute(query.with_only_columns(*ENTRY)).all()
-        sources = self._sources([row[_ID] for row in rows])
-        return list(sound(lambda row: to_entry(row, sources.get(row[_ID], ())), rows))
-
-    def totals(self, embedder: str | None = None) -> Totals:
-        """Counts of entries, of the logged lookups by outcome, of examples and audits.
-
-        What can be found by meaning is counted for this embedder; not given, for the one used last.
-        """
-        entries, size = self.removal.size()
-        if embedder is None:
-            known = self.embedders.known()
-            embedder = max(known, key=lambda one: known[one], default="")
-        vectors = self.vectors_of(embedder)
-        asked = self.lookups.outcomes()
-        audits, wrong = self.judgements.audits()
-        return Totals(
-            entries=entries,
-            semantic_entries=vectors.count(),
-            unindexed=vectors.count_waiting(),
-            hits=asked.hits,
-            misses=asked.misses,
-            tokens_saved=asked.tokens_saved,
-            examples=self.examples.count(),
-            audits=audits,
-            audits_wrong=wrong,
-            bytes=size,
-        )
-
-    def vectors_of(self, embedder: str) -> VectorTable:
-        """The vectors of the embedder of this fingerprint."""
-        return VectorTable(self._engine, embedder)
+        for first in range(0, len(points), _CHUNK):
+            values = pad_params("point", points[first : first + _CHUNK], _CHUNK)
+            rows += _NEAR.rows(self._engine, {**values, **same})
+        sources = self._sources([row[_ID] for row in rows if row[_SET_OF_DOCUMENTS] != documents])
+        return list(valid_rows(lambda row: to_entry(row, sources.get(row[_ID], ()), row[-1]), rows))
 
     def put(
         self,
@@ -284,45 +130,205 @@ class Records(Notes):
         embedder: str,
         bounds: Bounds = UNBOUNDED,
         floor: float = 0.0,
-        made: float = math.inf,
+        requested: float = math.inf,
     ) -> bool:
         """Store the entry, replacing the one with the same id; durable against a killed process on return.
 
-        Its vector was made, or is to be made, by the embedder of this fingerprint.
+        Its vector was made by the embedder of this fingerprint, or is enqueued for it.
 
-        False if it must not be stored: what it rests on was invalidated after it was asked for, at `made`.
+        Returns:
+            False if it must not be stored: what it rests on was invalidated after it was `requested`.
         """
         row = entry_row(entry)
         row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
         with writing(self._engine) as db:
-            if self.invalidations.refuse(db, entry, made):
+            if self._invalidations.rejects(db, entry, requested):
                 return False
-            db.execute(upsert_entry(db.dialect.name, bounds.ranking), {**row, "floor": floor})
-            for (forget, insert), rows in ((_DOCUMENTS, source_rows(entry)), (_TAGS, tag_rows(entry))):
-                db.execute(forget, {"of": entry.id})
+            db.execute(_upsert(db.dialect.name, bounds.ranking), {**row, "floor": floor})
+            replaced = ((_REPLACE_DOCUMENTS, source_rows(entry)), (_REPLACE_TAGS, tag_rows(entry)))
+            for (delete, insert), rows in replaced:
+                db.execute(delete, {"of": entry.id})
                 if rows:
                     db.execute(insert, rows)
             if entry.semantic:
-                put_vector(db, entry, number_of(embedder))
+                put_vector(db, entry, embedder_id(embedder))
             else:
-                forget_vectors(db, sa.select(_entries.c.id).where(_entries.c.id == entry.id))
+                delete_vectors(db, sa.select(_e.id).where(_e.id == entry.id))
         return True
 
-    def clear(self, namespace: str | None = None) -> int:
-        """Delete all entries and logs, or those of one namespace and its users; returns how many entries.
-
-        In batches, see `ibidem.storage.deletion`: if it fails on the way a part is deleted; call it again.
-        """
-        return Clearing(self._engine).run(namespace)
-
-    def masking(self, redact: Callable[[str], str | None], name: str) -> Masking:
-        """What redacts the logs that are written already."""
-        return Masking(self._engine, redact, name)
-
-    def check(self) -> list[str]:
-        """Problems of the database file that its own check finds; empty if sound (SQLite only)."""
-        if self._engine.dialect.name != "sqlite":
-            return []
+    def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
+        """Return whether this namespace and scope has answers to compare by meaning; None if it is empty."""
+        query = sa.select(sa.func.max(sa.cast(_e.semantic, sa.Integer)))
         with reading(self._engine) as db:
-            found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
-        return [] if found == ["ok"] else found
+            found = db.scalar(query.where(_e.namespace == namespace, _e.scope == scope))
+        return None if found is None else bool(found)
+
+    def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
+        """Return the newest entries, newest first, with their sources."""
+        query = sa.select(_entries).order_by(_e.created.desc()).limit(limit)
+        if namespace is not None:
+            query = query.where(_e.namespace == namespace)
+        return self._with_sources(query)
+
+    def find(self, prefix: str) -> list[Entry]:
+        """Return up to 20 entries whose id begins with `prefix`, with their sources."""
+        query = sa.select(_entries).where(_e.id.startswith(prefix, autoescape=True)).limit(20)
+        return self._with_sources(query)
+
+    def of_ids(self, ids: Sequence[str]) -> list[Entry]:
+        """Return the entries of these ids, newest first, with their sources."""
+        return self._with_sources(sa.select(_entries).where(_e.id.in_(ids)).order_by(_e.created.desc()))
+
+    def newest_questions(
+        self, limit: int, embedder: str, namespace: str | None = None
+    ) -> list[StoredQuestion]:
+        """Return the newest questions compared by meaning, newest first; all or those of one namespace."""
+        columns = (_e.namespace, _e.scope, _e.question, _e.documents, _e.answer, _vectors.c.vector)
+        mine = sa.and_(_vectors.c.entry_id == _e.id, _vectors.c.embedder == embedder_id(embedder))
+        query = sa.select(*columns).outerjoin(_vectors, mine).where(_e.semantic, _e.question.is_not(None))
+        if namespace is not None:
+            query = query.where(_e.namespace == namespace)
+        with reading(self._engine) as db:
+            rows = db.execute(query.order_by(_e.created.desc(), _e.id).limit(limit)).all()
+        return list(valid_rows(_to_question, rows))
+
+    def questions(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the questions of these entries by id; those of deleted or exact-only entries are missing."""
+        found = {}
+        with reading(self._engine) as db:
+            for start in range(0, len(ids), BATCH):
+                some = _e.id.in_(ids[start : start + BATCH])
+                rows = db.execute(sa.select(_e.id, _e.question).where(some, _e.question.is_not(None)))
+                found.update({row.id: row.question for row in rows})
+        return found
+
+    def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
+        with reading(self._engine) as db:
+            rows = db.execute(query.with_only_columns(*_ENTRY)).all()
+        sources = self._sources([row[_ID] for row in rows])
+        return list(valid_rows(lambda row: to_entry(row, sources.get(row[_ID], ())), rows))
+
+    def _sources(self, ids: Sequence[str]) -> dict[str, tuple[Source, ...]]:
+        found: dict[str, tuple[Source, ...]] = {}
+        for first in range(0, len(ids), _CHUNK):
+            values = pad_params("id", ids[first : first + _CHUNK], _CHUNK)
+            for entry_id, document, digest, supports, source in _SOURCES.rows(self._engine, values):
+                if isinstance(digest, str):
+                    cited = Source(document, digest, bool(supports), source)
+                    found[entry_id] = (*found.get(entry_id, ()), cited)
+        return found
+
+
+@lru_cache
+def _upsert(dialect: str, ranking: str) -> Any:
+    """Build the statement that inserts an entry, or replaces its answer but keeps its hits.
+
+    Once, as each store runs it: building it takes as long as running it. Its parameters are the columns, and
+    `floor`, that of the ranking, one of `RANKINGS`.
+    """
+    insert = insert_into(dialect)(_entries)
+    new, old = insert.excluded, _entries.c
+    floor = sa.bindparam("floor", type_=sa.Float)
+    changes = {column.name: new[column.name] for column in old if column.name not in ("id", "hits")}
+    changes["rank"] = RANKINGS[ranking].rank(floor, old.hits, new.cost, new.size, new.used, sql_min)
+    return insert.on_conflict_do_update(index_elements=[old.id], set_=changes)
+
+
+def entry_row(entry: Entry) -> dict[str, Any]:
+    """Return the columns of `entries` for an entry."""
+    answer = entry.answer
+    return {
+        "id": entry.id,
+        "namespace": entry.namespace,
+        "scope": entry.scope,
+        "question": entry.question,
+        "documents": entry.documents,
+        "semantic": entry.semantic,
+        "answer": answer.text,
+        "payload": answer.payload,
+        "model": answer.model,
+        "input_tokens": answer.input_tokens,
+        "output_tokens": answer.output_tokens,
+        "finish_reason": answer.finish_reason,
+        "seconds": answer.seconds,
+        "created": entry.created,
+        "expires": entry.expires,
+        "ttl": entry.ttl,
+        "hits": 0,
+        "used": max(entry.created, entry.used),
+        "size": entry_size(entry),
+        "cost": cost_of(answer),
+    }
+
+
+def entry_size(entry: Entry) -> int:
+    """Estimate the bytes that the entry takes in the database."""
+    texts = (entry.answer.text, entry.answer.payload, entry.question or "", entry.namespace)
+    vector = 0 if entry.vector is None else 2 * len(entry.vector)
+    documents = DOCUMENT_BYTES * len(entry.sources)
+    return OVERHEAD + sum(len(text.encode()) for text in texts) + vector + documents
+
+
+def source_rows(entry: Entry) -> list[dict[str, Any]]:
+    """Return the rows of `entry_documents` for an entry; each content of a document once."""
+    return [
+        {
+            "entry_id": entry.id,
+            "digest": s.digest,
+            "document_id": s.id,
+            "supports": s.supports,
+            "source": s.source,
+        }
+        for s in {(source.id, source.digest): source for source in entry.sources}.values()
+    ]
+
+
+def tag_rows(entry: Entry) -> list[dict[str, str]]:
+    """Return the rows of `entry_tags` for an entry."""
+    return [{"entry_id": entry.id, "tag": tag} for tag in sorted(set(entry.tags))]
+
+
+def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
+    """Convert a row that begins with the columns `_ENTRY` to its entry.
+
+    Raises:
+        ValueError: The row is damaged.
+    """
+    plausible = all(map(isinstance, row, _COLUMN_TYPES))
+    if not plausible or max(row[_TOKENS] or 0, row[_TOKENS + 1] or 0) > MAX_NUMBER:
+        raise ValueError("a value that its column does not hold")
+    id_, namespace, scope, question, documents, semantic, text, payload, model, *rest = row
+    input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits = rest[:9]
+    semantic = bool(semantic)  # SQLite's own driver returns 0 or 1
+    return Entry(
+        id=id_,
+        namespace=namespace,
+        scope=scope,
+        question=question,
+        documents=documents,
+        semantic=semantic,
+        answer=Answer(
+            text,
+            payload=payload,
+            model=model,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            finish_reason=finish_reason,
+            seconds=seconds,
+            semantic=semantic,
+        ),
+        created=created,
+        expires=expires,
+        ttl=ttl,
+        used=used,
+        hits=hits,
+        sources=sources,
+        vector=None if vector is None else to_vector(vector),
+    )
+
+
+def _to_question(row: Any) -> StoredQuestion:
+    if row.question is None:
+        raise ValueError("a damaged row")
+    vector = row.vector and to_vector(row.vector)
+    return StoredQuestion(row.namespace, row.scope, row.question, row.documents, row.answer, vector)

@@ -1,29 +1,80 @@
-"""The example log in SQL: appended to; only feedback and vectors of its rows ever change."""
+"""The example log: appended to; only feedback, vectors and redacted texts of its rows ever change."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.examples.example import Example, ExampleStats
+from ibidem.examples.example import DocumentRef, Example, ExampleStats
+from ibidem.lifecycle.invalidation import Criteria
 from ibidem.storage import tables
-from ibidem.storage.columns import sound
 from ibidem.storage.engine import reading, writing
-from ibidem.storage.invalidation import without_invalidated
-from ibidem.storage.logs import forget_oldest
-from ibidem.storage.rows import EmbeddedExample, example_row, to_example
-from ibidem.types import Entry, to_bytes
+from ibidem.storage.logs import delete_oldest
+from ibidem.storage.tables import valid_rows
+from ibidem.types import Entry, Vector, to_bytes
 
-EXAMPLE_LIMIT = 100_000  # examples kept; the oldest go first
+EXAMPLE_LIMIT = 100_000  # examples kept; the oldest are deleted
 BATCH = 500  # ids in one statement
 
 _examples = tables.examples
 _c = _examples.c
+_FIELDS = [one.name for one in fields(Example)]  # are columns of `examples`
 _EXAMPLE = [column for column in _c if column.name not in ("vector", "embedder")]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedExample:
+    """An example with the vector of its question, if `embedder` has made it already.
+
+    `told` is when it was handed over, in seconds since the epoch; if invalidated since, it is not stored.
+    """
+
+    example: Example
+    vector: Vector | None = field(default=None, repr=False, compare=False)
+    embedder: str = ""
+    told: float = field(default=math.inf, compare=False)
+
+
+def example_row(example: Example | EmbeddedExample) -> dict[str, Any]:
+    """Return the columns of `examples` for an example."""
+    embedded = example if isinstance(example, EmbeddedExample) else EmbeddedExample(example)
+    plain = embedded.example
+    return {
+        "at": float(plain.at),
+        "namespace": plain.namespace,
+        "question": plain.question,
+        "answer": plain.answer,
+        "model": plain.model,
+        "documents": json.dumps([(d.id, d.digest, d.source) for d in plain.documents]),
+        "input_tokens": plain.input_tokens,
+        "output_tokens": plain.output_tokens,
+        "seconds": None if plain.seconds is None else float(plain.seconds),
+        "streamed": plain.streamed,
+        "entry_id": plain.entry_id,
+        "scope": plain.scope,
+        "feedback": plain.feedback,
+        "tags": json.dumps(plain.tags),
+        "embedder": "" if embedded.vector is None else embedded.embedder,
+        "vector": None if embedded.vector is None else to_bytes(embedded.vector),
+    }
+
+
+def to_example(row: Any) -> Example:
+    """Convert a row of `examples` to its example."""
+    columns = {name: row[name] for name in _FIELDS}
+    tags = json.loads(row["tags"])
+    return Example(**{**columns, "documents": to_documents(row["documents"]), "tags": tags})
+
+
+def to_documents(text: str) -> list[DocumentRef]:
+    """Convert the column `documents` to its documents."""
+    return [DocumentRef(*ref) for ref in json.loads(text)]
 
 
 class ExampleTable:
@@ -33,33 +84,33 @@ class ExampleTable:
         self._engine = engine
 
     def add(self, examples: Sequence[Example | EmbeddedExample]) -> None:
-        """Append examples, but for those invalidated since they were told of; forget the oldest."""
+        """Append examples, except for those that were invalidated since they were handed over."""
         rows = [(one, example_row(one)) for one in examples]
         with writing(self._engine) as db:
-            left = set(map(id, without_invalidated(db, examples)))
-            if not left:
+            kept = set(map(id, _without_invalidated(db, examples)))
+            if not kept:
                 return
-            db.execute(sa.insert(_examples), [row for one, row in rows if id(one) in left])
-            forget_oldest(db, _examples, EXAMPLE_LIMIT)
+            db.execute(sa.insert(_examples), [row for one, row in rows if id(one) in kept])
+            delete_oldest(db, _examples, EXAMPLE_LIMIT)
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
-        """The last examples added, newest first; all or those of one namespace."""
+        """Return the last examples, newest first; all or those of one namespace."""
         return self._read(_within(sa.select(*_EXAMPLE), namespace).order_by(_c.id.desc()).limit(limit))
 
     def of_ids(self, ids: Sequence[int]) -> list[Example]:
-        """Those of these examples that are still there, in no order."""
+        """Return the examples of these ids, in no order; deleted ones are missing."""
         found: list[Example] = []
         for start in range(0, len(ids), BATCH):
             found += self._read(sa.select(*_EXAMPLE).where(_c.id.in_(ids[start : start + BATCH])))
         return found
 
     def count(self, namespace: str | None = None) -> int:
-        """How many there are, in all or of one namespace."""
+        """Count the examples; all or those of one namespace."""
         with reading(self._engine) as db:
             return db.scalar(_within(sa.select(sa.func.count()).select_from(_examples), namespace)) or 0
 
     def stats(self, namespace: str | None = None) -> ExampleStats:
-        """Counts, of all or of one namespace."""
+        """Return counts by namespace, model and feedback; of all or of one namespace."""
         columns = (_c.namespace, _c.model, _c.feedback)
         sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in (_c.input_tokens, _c.output_tokens)]
         query = _within(sa.select(*columns, sa.func.count(), *sums).group_by(*columns), namespace)
@@ -67,15 +118,15 @@ class ExampleTable:
             return ExampleStats.of(tuple(row) for row in db.execute(query))
 
     def set_feedback(self, example_id: int, good: bool | None) -> bool:
-        """Note what somebody thinks of an example; False if there is none of this id."""
+        """Set the feedback of an example; return whether there is one of this id."""
         with writing(self._engine) as db:
             done = db.execute(sa.update(_examples).where(_c.id == example_id).values(feedback=good))
         return int(done.rowcount) > 0
 
     def set_feedback_of(self, entry: Entry, good: bool) -> int:
-        """Note what somebody thinks of the answer of an entry, with the examples of it; how many."""
+        """Set the feedback of the examples with the answer of an entry; return how many."""
         where = _c.entry_id == entry.id
-        if entry.question is not None:  # logged by somebody who did not know of the entry
+        if entry.question is not None:  # logged without knowing of the entry
             same = (_c.namespace == entry.namespace, _c.question == entry.question)
             where = sa.or_(where, sa.and_(_c.entry_id.is_(None), *same))
         # The entry may have been replaced, and an older answer is not meant.
@@ -83,13 +134,13 @@ class ExampleTable:
         with writing(self._engine) as db:
             return int(db.execute(sa.update(_examples).where(where).values(feedback=good)).rowcount)
 
-    def forget_before(self, at: float) -> int:
-        """Delete what was answered before; returns how many."""
+    def delete_before(self, at: float) -> int:
+        """Delete the examples that were answered before this time; return how many."""
         with writing(self._engine) as db:
             return int(db.execute(sa.delete(_examples).where(_c.at < at)).rowcount)
 
     def each(self, namespace: str | None, embedder: str) -> Iterator[tuple[Example, bytes | None]]:
-        """All there are at the first call, oldest first, read in pages, with vectors of this embedder."""
+        """Yield the examples there are now, oldest first, read in pages, with vectors of this embedder."""
         with reading(self._engine) as db:
             newest = db.scalar(_within(sa.select(sa.func.max(_c.id)), namespace)) or 0
         query = _within(sa.select(*_EXAMPLE, _c.vector, _c.embedder), namespace).where(_c.id <= newest)
@@ -97,13 +148,13 @@ class ExampleTable:
         while last < newest:
             with reading(self._engine) as db:
                 page = db.execute(query.where(_c.id > last).order_by(_c.id).limit(BATCH)).all()
-            yield from sound(partial(_with_vector, embedder), page)
+            yield from valid_rows(partial(_with_vector, embedder), page)
             last = page[-1].id if page else newest
 
-    # What a selection needs.
+    # For the selection of few-shot examples.
 
-    def fitting(self, namespace: str, *, model: str | None, tags: Sequence[str], good: bool) -> set[int]:
-        """Ids of the examples of a namespace that a model gave, that have all tags, that are called good."""
+    def matching(self, namespace: str, *, model: str | None, tags: Sequence[str], good: bool) -> set[int]:
+        """Return ids of the examples of a namespace, of this model, with all tags, with good feedback."""
         query = sa.select(_c.id, _c.tags).where(_c.namespace == namespace)
         if model is not None:
             query = query.where(_c.model == model)
@@ -115,10 +166,10 @@ class ExampleTable:
             rows = db.execute(query)
             if not tags:
                 return {row.id for row in rows}
-            return {id_ for id_, held in sound(_with_tags, rows) if {*tags} <= held}
+            return {id_ for id_, actual in valid_rows(_with_tags, rows) if {*tags} <= actual}
 
-    def ends_of_vectors(self, namespace: str, embedder: str) -> tuple[int, int]:
-        """Lowest and highest id of the examples of the namespace that the embedder has seen, or 0."""
+    def vector_range(self, namespace: str, embedder: str) -> tuple[int, int]:
+        """Return the lowest and highest id of the embedded examples of a namespace, or 0."""
         # Two queries: together, SQLite would read the index from one end to the other.
         ends = []
         with reading(self._engine) as db:
@@ -128,13 +179,13 @@ class ExampleTable:
         return ends[0], ends[1]
 
     def count_vectors(self, namespace: str, embedder: str) -> int:
-        """How many examples of the namespace the embedder has seen; reads the index of all of them."""
+        """Count the embedded examples of a namespace; reads the index of all of them."""
         query = sa.select(sa.func.count()).where(_c.namespace == namespace, _c.embedder == embedder)
         with reading(self._engine) as db:
             return db.scalar(query) or 0
 
     def vector_ids(self, namespace: str, embedder: str) -> list[int]:
-        """Ids of the examples of the namespace that the embedder has seen."""
+        """Return ids of the embedded examples of a namespace."""
         query = sa.select(_c.id).where(_c.namespace == namespace, _c.embedder == embedder)
         with reading(self._engine) as db:
             return list(db.scalars(query))
@@ -142,7 +193,7 @@ class ExampleTable:
     def vectors(
         self, namespace: str, embedder: str, *, after: int = 0, ids: Sequence[int] | None = None
     ) -> list[tuple[int, bytes | None]]:
-        """Vectors by id, of the examples that came after one or of these; None: too long to embed."""
+        """Return vectors by id, of the examples after this id or of these ids; None: too long to embed."""
         query = sa.select(_c.id, _c.vector).where(_c.namespace == namespace, _c.embedder == embedder)
         if ids is None:
             return self._pairs(query.where(_c.id > after))
@@ -151,8 +202,8 @@ class ExampleTable:
             found += self._pairs(query.where(_c.id.in_(ids[start : start + BATCH])))
         return found
 
-    def unseen(self, namespace: str, embedder: str, limit: int) -> list[tuple[int, str]]:
-        """The newest questions that the embedder has not seen, by id."""
+    def without_vectors(self, namespace: str, embedder: str, limit: int) -> list[tuple[int, str]]:
+        """Return the newest questions that are not embedded yet, by id."""
         found: list[tuple[int, str]] = []
         for other in (_c.embedder < embedder, _c.embedder > embedder):  # ranges of the index, unlike "!="
             newest = sa.select(_c.id).where(_c.namespace == namespace, other)
@@ -161,7 +212,7 @@ class ExampleTable:
         return sorted(found, reverse=True)[:limit]
 
     def set_vectors(self, rows: Sequence[tuple[int, Any]], embedder: str) -> None:
-        """Keep vectors that were made after the fact; None for a question that cannot be embedded."""
+        """Store vectors by id; None for a question that cannot be embedded."""
         change = sa.update(_examples).where(_c.id == sa.bindparam("example_id"))
         values = change.values(vector=sa.bindparam("bytes"), embedder=embedder)
         changes = [
@@ -172,7 +223,7 @@ class ExampleTable:
 
     def _read(self, query: sa.Select[Any]) -> list[Example]:
         with reading(self._engine) as db:
-            return list(sound(lambda row: to_example(row._mapping), db.execute(query)))
+            return list(valid_rows(lambda row: to_example(row._mapping), db.execute(query)))
 
     def _pairs(self, query: sa.Select[Any]) -> list[tuple[int, Any]]:
         with reading(self._engine) as db:
@@ -189,3 +240,26 @@ def _with_tags(row: Any) -> tuple[int, set[str]]:
 
 def _within(query: sa.Select[Any], namespace: str | None) -> sa.Select[Any]:
     return query if namespace is None else query.where(_c.namespace == namespace)
+
+
+def _without_invalidated(
+    db: sa.Connection, examples: Sequence[Example | EmbeddedExample]
+) -> list[Example | EmbeddedExample]:
+    """Drop the examples invalidated since they were handed over; first in its transaction."""
+    oldest = min((one.told for one in examples if isinstance(one, EmbeddedExample)), default=math.inf)
+    if math.isinf(oldest):
+        return list(examples)
+    c = tables.invalidations.c
+    rows = db.execute(sa.select(c.at, c.criteria).where(c.at >= oldest)).all()
+    tombstones = [(row.at, Criteria.read(row.criteria)) for row in rows]
+    return [
+        one for one in examples if not (isinstance(one, EmbeddedExample) and _invalidated(one, tombstones))
+    ]
+
+
+def _invalidated(embedded: EmbeddedExample, tombstones: Iterable[tuple[float, Criteria | None]]) -> bool:
+    """Return whether a later tombstone matches; None, criteria of a newer version, matches everything."""
+    return any(
+        embedded.told <= at and (criteria is None or criteria.matches_example(embedded.example))
+        for at, criteria in tombstones
+    )

@@ -1,29 +1,103 @@
-"""The logs of the truth in SQL, appended to: lookups and judgements; only people correct a judgement."""
+"""The logs of lookups and judgements: appended to, except that people may correct a judgement."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.lifecycle.rules import Lifetime
 from ibidem.storage import tables
-from ibidem.storage.columns import LARGEST
-from ibidem.storage.engine import least, reading, writing
-from ibidem.storage.meta import noted
-from ibidem.storage.rows import JudgementRow, LookupRow, Outcomes
+from ibidem.storage.engine import reading, sql_min, writing
+from ibidem.storage.meta import get_meta, set_meta
+from ibidem.storage.tables import MAX_NUMBER
+from ibidem.types import Hit, Miss, Request, storable
 
-LOG_LIMIT = 100_000  # lookups kept; the oldest go first
+LOG_LIMIT = 100_000  # lookups kept; the oldest are deleted
 JUDGEMENT_LIMIT = 100_000  # judgements kept
+REDACTION_BATCH = 200  # rows that are redacted in one transaction
+REVIEW = "review"
+PEOPLE = ("feedback", REVIEW)  # sources of judgements that people made
+CORRECTED = "judgements_corrected"  # a meta key; its value changes when a person corrects an audit
 
 _entries, _lookups = tables.entries, tables.lookups
 _judgements = tables.judgements
-REVIEW = "review"
-PEOPLE = ("feedback", REVIEW)  # judgements of people
-CORRECTED = "judgements_corrected"  # a note that changes whenever a person corrects what audits found
 _AUDITED = _judgements.c.source.not_in(PEOPLE)  # what people said does not crowd out what was measured
+_REDACTED_COLUMNS = {
+    tables.judgements: ("asked", "stored"),
+    tables.lookups: ("question",),
+    tables.examples: ("question", "answer"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRow:
+    """One line of the lookup log; the columns of the table `lookups`."""
+
+    at: float
+    namespace: str
+    scope: str
+    question: str | None
+    tier: str
+    reason: str
+    entry_id: str | None
+    similarity: float | None
+    seconds: float
+    tokens_saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementRow:
+    """Whether a stored answer would have been right for a question; the columns of the table `judgements`.
+
+    `entry_id` is the entry whose answer, given to the question `stored`, was compared with the model's to
+    `asked`. `source` is `audit` if it would have been served, `probe` if not, `fit` for the label of a pair
+    to which a fit gave a new score, `feedback` for a user's feedback, `review` for a reviewer's judgement;
+    `scorer` names what gave the `score`.
+    """
+
+    at: float
+    namespace: str
+    scope: str
+    entry_id: str
+    asked: str
+    stored: str
+    similarity: float
+    score: float
+    scorer: str
+    right: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookupCounts:
+    """Sums over the lookup log: hits by tier, misses by reason."""
+
+    hits: dict[str, int]
+    misses: dict[str, int]
+    tokens_saved: int
+
+
+def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -> LookupRow:
+    """Return the log line of a lookup at this time, with the question as it may be shown.
+
+    Text that cannot be stored is left out.
+    """
+    return LookupRow(
+        at=at,
+        namespace=request.namespace if storable(request.namespace) else "",
+        scope=request.scope_digest,
+        question=question if request.semantic and storable(question) else None,
+        tier=result.tier if isinstance(result, Hit) else "",
+        reason="" if isinstance(result, Hit) else result.reason,
+        entry_id=result.entry_id,
+        similarity=result.similarity,
+        seconds=result.seconds,
+        tokens_saved=result.answer.tokens if isinstance(result, Hit) else 0,
+    )
 
 
 class LookupTable:
@@ -40,9 +114,9 @@ class LookupTable:
         *,
         life: Lifetime | None = None,
     ) -> None:
-        """Append lookups, forget the oldest; count the hits of the entries served and rank them anew.
+        """Append lookups; count the hits of the entries served and rank these anew.
 
-        If `life` is sliding, theirs begin anew, but for those served stale: they are to be refreshed.
+        If `life` is sliding, their lifetime restarts, except for those served stale: they will be refreshed.
         """
         hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id)
         last = {row.entry_id: row.at for row in rows if row.tier}
@@ -51,25 +125,46 @@ class LookupTable:
         with writing(self._engine) as db:
             db.execute(sa.insert(_lookups), [{name: getattr(row, name) for name in names} for row in rows])
             if served:
-                db.execute(_served(bounds, floor, life), served)
-            forget_oldest(db, _lookups, LOG_LIMIT)
+                db.execute(_count_hits(bounds, floor, life), served)
+            delete_oldest(db, _lookups, LOG_LIMIT)
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
-        """The last lookups, newest first."""
+        """Return the last lookups, newest first."""
         columns = [_lookups.c[name] for name in LookupRow.__slots__]
         with reading(self._engine) as db:
             rows = db.execute(sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit)).all()
         return [LookupRow(*row) for row in rows]
 
-    def outcomes(self) -> Outcomes:
-        """Counts of the lookups still in the log."""
+    def counts(self) -> LookupCounts:
+        """Count the lookups that are still in the log."""
         outcome = (_lookups.c.tier, _lookups.c.reason)
         with reading(self._engine) as db:
             rows = db.execute(sa.select(*outcome, sa.func.count()).group_by(*outcome)).all()
             saved = db.scalar(sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
         hits = {tier: n for tier, _, n in rows if tier}
         misses = {reason: n for tier, reason, n in rows if not tier}
-        return Outcomes(hits, misses, int(saved))
+        return LookupCounts(hits, misses, int(saved))
+
+
+def _count_hits(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
+    """Add `n` hits to an entry, the last one `at`."""
+    c, at = _entries.c, sa.bindparam("at", type_=sa.Float)
+    hits = c.hits + sa.bindparam("n", type_=sa.Integer)
+    # By number and not by column: on PostgreSQL all right sides are those before the update.
+    changes = {"hits": hits, "used": at, "rank": bounds.rank(floor, hits, c.cost, c.size, at, sql_min)}
+    if life is not None and life.sliding:
+        alive = sa.or_(c.expires.is_(None), at < c.expires - life.stale_while_revalidate)
+        changes["used"] = sa.case((alive, at), else_=c.used)
+        changes["expires"] = sa.case((alive, c.expires + (at - c.used)), else_=c.expires)
+    return sa.update(_entries).where(c.id == sa.bindparam("entry")).values(changes)
+
+
+def delete_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:
+    """Delete all rows of a log but the last `limit`, in the caller's transaction."""
+    # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
+    # A damaged id, larger than any, must not be what the others are compared with.
+    newest = sa.select(sa.func.max(log.c.id)).where(log.c.id < int(MAX_NUMBER)).scalar_subquery()
+    db.execute(sa.delete(log).where(sa.or_(log.c.id <= newest - limit, log.c.id >= int(MAX_NUMBER))))
 
 
 class JudgementTable:
@@ -80,14 +175,14 @@ class JudgementTable:
         self._columns = [_judgements.c[name] for name in JudgementRow.__slots__]
 
     def add(self, rows: Sequence[JudgementRow]) -> None:
-        """Append judgements, forget the oldest."""
+        """Append judgements."""
         names = JudgementRow.__slots__
         with writing(self._engine) as db:
             db.execute(sa.insert(_judgements), [{name: getattr(row, name) for name in names} for row in rows])
-            forget_oldest(db, _judgements, JUDGEMENT_LIMIT)
+            delete_oldest(db, _judgements, JUDGEMENT_LIMIT)
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
-        """The last judgements, newest first; all or those of one namespace."""
+        """Return the last judgements, newest first; all or those of one namespace."""
         query = sa.select(*self._columns).order_by(_judgements.c.id.desc()).limit(limit)
         if namespace is not None:
             query = query.where(_judgements.c.namespace == namespace)
@@ -95,7 +190,7 @@ class JudgementTable:
             return [JudgementRow(*row) for row in db.execute(query)]
 
     def newest(self, limit: int, namespace: str, scorer: str) -> list[tuple[int, JudgementRow]]:
-        """The last audits of a namespace whose scores this scorer gave, with ids, oldest first."""
+        """Return the last audits of a namespace scored by this scorer, with ids, oldest first."""
         c = _judgements.c
         query = sa.select(c.id, *self._columns).where(c.namespace == namespace, c.scorer == scorer, _AUDITED)
         with reading(self._engine) as db:
@@ -103,7 +198,7 @@ class JudgementTable:
         return [(row[0], JudgementRow(*row[1:])) for row in reversed(rows)]
 
     def after(self, last: int, limit: int, scorer: str) -> list[tuple[int, JudgementRow]]:
-        """The judgements with an id above `last` whose scores this scorer gave, with ids, oldest first."""
+        """Return judgements with an id above `last` scored by this scorer, with ids, oldest first."""
         c = _judgements.c
         query = sa.select(c.id, *self._columns).where(c.id > last, c.scorer == scorer)
         with reading(self._engine) as db:
@@ -111,21 +206,21 @@ class JudgementTable:
         return [(row[0], JudgementRow(*row[1:])) for row in rows]
 
     def last_id(self) -> int:
-        """The id of the newest judgement, 0 if there is none."""
+        """Return the id of the newest judgement, 0 if there is none."""
         with reading(self._engine) as db:
             return db.scalar(sa.select(sa.func.max(_judgements.c.id))) or 0
 
     def corrected(self) -> str:
-        """A mark that is another one after a person has corrected an audit."""
+        """Return a mark that changes when a person corrects an audit."""
         with reading(self._engine) as db:
-            return noted(db, CORRECTED) or ""
+            return get_meta(db, CORRECTED) or ""
 
     def namespaces(
         self, limit: int, namespace: str | None = None, scorers: Collection[str] | None = None
     ) -> list[tuple[str, str]]:
-        """The namespaces audited last, or this one, each with the scorer of its newest audit, last first.
+        """Return the namespaces audited last, each with the scorer of its newest audit, last first.
 
-        Where `scorers` are named, only judgements of theirs count.
+        All of them or this one; where `scorers` are given, only their judgements count.
         """
         c = _judgements.c
         audited = sa.select(sa.func.max(c.id).label("id")).where(_AUDITED)
@@ -140,29 +235,56 @@ class JudgementTable:
         return [(namespace, scorer) for namespace, scorer in rows]
 
     def audits(self) -> tuple[int, int]:
-        """How many judgements come from audits, and how many of these were wrong."""
+        """Return how many judgements come from audits, and how many of these were wrong."""
         query = sa.select(_judgements.c.right, sa.func.count()).where(_judgements.c.source == "audit")
         with reading(self._engine) as db:
             counts: dict[bool, int] = dict(db.execute(query.group_by(_judgements.c.right)).all())
         return sum(counts.values()), counts.get(False, 0)
 
 
-def _served(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
-    """Count `n` hits of an entry, the last one `at`."""
-    c, at = _entries.c, sa.bindparam("at", type_=sa.Float)
-    hits = c.hits + sa.bindparam("n", type_=sa.Integer)
-    # By number and not by column: on PostgreSQL all right sides are those before the update.
-    changes = {"hits": hits, "used": at, "rank": bounds.rank(floor, hits, c.cost, c.size, at, least)}
-    if life is not None and life.sliding:
-        alive = sa.or_(c.expires.is_(None), at < c.expires - life.stale_while_revalidate)
-        changes["used"] = sa.case((alive, at), else_=c.used)
-        changes["expires"] = sa.case((alive, c.expires + (at - c.used)), else_=c.expires)
-    return sa.update(_entries).where(c.id == sa.bindparam("entry")).values(changes)
+class LogRedactor:
+    """Redacts logs that were written before `redact` was set, or by a process without it.
 
+    Every method raises `StorageError` when the database fails.
 
-def forget_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:
-    """Delete what is more than so many rows old, in the caller's transaction."""
-    # By id and not by rank, which would read as many rows as are kept: fewer stay after a `clear`.
-    # A damaged id, larger than any, must not be what the others are compared with.
-    newest = sa.select(sa.func.max(log.c.id)).where(log.c.id < int(LARGEST)).scalar_subquery()
-    db.execute(sa.delete(log).where(sa.or_(log.c.id <= newest - limit, log.c.id >= int(LARGEST))))
+    Args:
+        engine: The database.
+        redact: Returns a text as it may be kept; None if it cannot say. Then the row stays as it is, and is
+            tried again when a cache is opened next: an error of `redact` must cost no example.
+        name: Names `redact`: what was redacted under this name is not scanned again. "" names none.
+    """
+
+    def __init__(self, engine: sa.Engine, redact: Callable[[str], str | None], name: str) -> None:
+        self._engine, self._redact, self._name = engine, redact, name
+        self._scanned: dict[str, int] = {}  # ids, by table
+        self._failed: set[str] = set()  # tables with a row that could not be redacted
+
+    def step(self) -> bool:
+        """Redact one batch; return whether there may be more."""
+        return any(self._step(table, names) for table, names in _REDACTED_COLUMNS.items())
+
+    def _step(self, table: sa.Table, names: tuple[str, ...]) -> bool:
+        key = f"redacted:{self._name}:{table.name}"
+        with reading(self._engine) as db:
+            last = self._scanned.get(key, int(get_meta(db, key) or 0) if self._name else 0)
+            columns = [table.c.id, *(table.c[name] for name in names)]
+            query = sa.select(*columns).where(table.c.id > last).order_by(table.c.id)
+            rows = db.execute(query.limit(REDACTION_BATCH)).all()
+        if not rows:
+            return False
+        changed, done = [], last
+        for row in rows:
+            redacted = {name: self._redact(text) for name, text in zip(names, row[1:], strict=True) if text}
+            if None in redacted.values():
+                self._failed.add(key)
+            elif any(redacted[name] != getattr(row, name) for name in redacted):
+                changed.append((row.id, redacted))
+            done = done if key in self._failed else row.id
+        stale = {"vector": None, "embedder": ""} if table is tables.examples else {}  # of the text in clear
+        with writing(self._engine) as db:
+            for row_id, redacted in changed:
+                db.execute(sa.update(table).where(table.c.id == row_id).values({**redacted, **stale}))
+            if self._name and done > last:
+                set_meta(db, key, str(done))
+        self._scanned[key] = rows[-1].id
+        return True

@@ -1,4 +1,4 @@
-"""Making the tables, and bringing those of an older Ibidem up to date: once, by whoever opens them first."""
+"""Creation and migration of the tables, once, by the process that opens the database first."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import sqlalchemy as sa
 from ibidem.errors import StorageError
 from ibidem.lifecycle.rules import DAYS
 from ibidem.storage import tables
-from ibidem.storage.engine import exclusively, reading
-from ibidem.storage.vectors import demand, number_of
+from ibidem.storage.engine import exclusive, reading
+from ibidem.storage.vectors import embedder_id, enqueue_missing
 
 _meta = tables.meta
 _VERSION = _meta.c.key == "schema_version"
 UNREADABLE, _DIGITS = -1, 6  # a version of more digits is damage
 
 
-def prepare(engine: sa.Engine) -> None:
-    """Make the tables, or change those of an older version; nothing is written to a newer one.
+def migrate(engine: sa.Engine) -> None:
+    """Create the tables, or migrate those of an older version; nothing is written to a newer one.
 
     Raises:
         StorageError: The database was made by a newer Ibidem, or failed.
@@ -27,10 +27,10 @@ def prepare(engine: sa.Engine) -> None:
     with reading(engine) as db:
         if _version(db) == tables.SCHEMA_VERSION:
             return
-    with exclusively(engine) as db:  # several processes may come at once: look again
+    with exclusive(engine) as db:  # several processes may come at once: look again
         found = _version(db)
         if found == UNREADABLE:
-            _note_version_again(db)
+            _restore_version(db)
             return
         if found > tables.SCHEMA_VERSION:
             raise StorageError(
@@ -51,7 +51,7 @@ def prepare(engine: sa.Engine) -> None:
 
 
 def _version(db: sa.Connection) -> int:
-    """Schema version of the database; 0 if it is empty."""
+    """Return the schema version of the database; 0 if it is empty."""
     if not sa.inspect(db).has_table(_meta.name):
         return 0
     text = db.scalar(sa.select(_meta.c.value).where(_VERSION))
@@ -61,13 +61,15 @@ def _version(db: sa.Connection) -> int:
     return int(text) or UNREADABLE if readable else UNREADABLE
 
 
-def _note_version_again(db: sa.Connection) -> None:
-    """The note is damaged: the database is today's if it has today's tables with today's columns."""
+def _restore_version(db: sa.Connection) -> None:
+    """Replace a damaged schema version: it is today's if the database has today's tables and columns."""
     inspector = sa.inspect(db)
     for table in tables.metadata.sorted_tables:
-        there = inspector.get_columns(table.name) if inspector.has_table(table.name) else []
-        if not {column.name for column in table.c} <= {one["name"] for one in there}:
-            raise StorageError("its schema version cannot be read, and its tables are not those of today")
+        columns = inspector.get_columns(table.name) if inspector.has_table(table.name) else []
+        if not {column.name for column in table.c} <= {column["name"] for column in columns}:
+            raise StorageError(
+                "its schema version cannot be read, and its tables are not those of this version"
+            )
     db.execute(sa.update(_meta).where(_VERSION).values(value=str(tables.SCHEMA_VERSION)))
 
 
@@ -77,8 +79,8 @@ def _add_columns(db: sa.Connection, table: sa.Table, *names: str) -> None:
         db.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
 
 
-def _add_life(db: sa.Connection) -> None:
-    """What bounds and eviction need to know of an entry; sizes are estimated."""
+def _add_eviction(db: sa.Connection) -> None:
+    """Add the columns for expiry and eviction; sizes are estimated."""
     entries, c = tables.entries, tables.entries.c
     _add_columns(db, entries, "ttl", "used", "size", "cost", "rank")
     texts = sa.func.length(c.answer) + sa.func.length(c.payload)
@@ -87,40 +89,43 @@ def _add_life(db: sa.Connection) -> None:
 
 
 def _add_sources(db: sa.Connection) -> None:
-    """What a document was cut from; and two documents may have the same text."""
-    _make_anew(db, tables.entry_documents, {"source"})
+    """Add what a document was cut from, and let two documents have the same text."""
+    _recreate(db, tables.entry_documents, {"source"})
 
 
-def _add_meaning(db: sa.Connection) -> None:
-    """What is known of examples beyond their texts; an id is never given again."""
+def _extend_examples(db: sa.Connection) -> None:
+    """Add what is known of examples beyond their texts; an id is never given again."""
     added = ("scope", "feedback", "tags", "embedder", "vector")
     if db.dialect.name == "sqlite":  # which counts on from the highest id only where the table says so
-        _make_anew(db, tables.examples, set(added))
+        _recreate(db, tables.examples, set(added))
     else:  # its sequence knows which ids were given
         _add_columns(db, tables.examples, *added)
 
 
 def _separate_vectors(db: sa.Connection) -> None:
-    """An entry has a vector of each embedder; what the index was to forget it is compared for instead."""
+    """Move vectors to a table of their own, one for each embedder.
+
+    The recorded dead points are dropped: the index is compared with the database when it is opened.
+    """
     c = sa.table("entries", *map(sa.column, ("id", "embedder", "vector", "point", "indexed_in"))).c
-    made = c.embedder.is_not(None) & c.indexed_in.is_not(None)
-    for fingerprint in db.scalars(sa.select(c.embedder).where(made).distinct()).all():
-        number = number_of(fingerprint)
-        mine = made & (c.embedder == fingerprint)
+    embedded = c.embedder.is_not(None) & c.indexed_in.is_not(None)
+    for fingerprint in db.scalars(sa.select(c.embedder).where(embedded).distinct()).all():
+        number = embedder_id(fingerprint)
+        mine = embedded & (c.embedder == fingerprint)
         row = {"id": number, "fingerprint": fingerprint, "until": time.time() + DAYS, "state": "used"}
         db.execute(sa.insert(tables.embedders).values(row))
         columns = [column.name for column in tables.entry_vectors.c]
-        here = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
-        db.execute(sa.insert(tables.entry_vectors).from_select(columns, here.where(mine)))
-    _make_anew(db, tables.entries, set())
+        vectors = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
+        db.execute(sa.insert(tables.entry_vectors).from_select(columns, vectors.where(mine)))
+    _recreate(db, tables.entries, set())
     for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
-        demand(db, number_of(fingerprint))
+        enqueue_missing(db, embedder_id(fingerprint))
     db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
     db.execute(sa.schema.CreateTable(tables.dead_points))
 
 
-def _make_anew(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
-    """Copy the rows into a new table, which has other columns and keys."""
+def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
+    """Copy the rows into a new table with other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
     former = sa.table(f"former_{table.name}", *map(sa.column, kept))
     db.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {former.name}")  # SQLite changes no keys
@@ -131,8 +136,8 @@ def _make_anew(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
 
 # By the version they lead to.
 _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
-    2: _add_life,
+    2: _add_eviction,
     3: _add_sources,
-    4: _add_meaning,
+    4: _extend_examples,
     5: _separate_vectors,
 }

@@ -1,4 +1,4 @@
-"""Files of promoted models in the truth, in pieces: no statement is large, and no writer waits long."""
+"""The table `model_files`: promoted models, in pieces, so that no writer waits long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from ibidem.storage.engine import insert_into, reading, writing
 from ibidem.storage.tables import model_files as _files
 
-PIECE = 2**20  # bytes in one row
+PIECE_BYTES = 2**20  # in one row
 
 
 class ModelFilesTable:
@@ -20,10 +20,10 @@ class ModelFilesTable:
         self._engine = engine
 
     def put(self, model: str, file: Path) -> None:
-        """Store one file of a model; what is stored of it already is replaced."""
+        """Store one file of a model, replacing what is stored of it."""
         insert, pieces = insert_into(self._engine.dialect.name)(_files), 0
         with file.open("rb") as content:
-            while data := content.read(PIECE):
+            while data := content.read(PIECE_BYTES):
                 row = insert.values(model=model, file=file.name, part=pieces, data=data)
                 key = [_files.c.model, _files.c.file, _files.c.part]
                 with writing(self._engine) as db:
@@ -34,12 +34,12 @@ class ModelFilesTable:
             db.execute(longer)
 
     def names(self, model: str) -> set[str]:
-        """The files that are stored of a model."""
+        """Return the names of the files stored for a model."""
         with reading(self._engine) as db:
             return set(db.scalars(sa.select(_files.c.file).where(_files.c.model == model).distinct()))
 
     def pieces(self, model: str, file: str) -> Iterator[bytes]:
-        """The content of one file."""
+        """Yield the content of one file."""
         query = sa.select(_files.c.data).where(_of(model, file), _files.c.part == sa.bindparam("part"))
         with reading(self._engine) as db:
             part = 0

@@ -1,19 +1,159 @@
-"""The tables of the truth."""
+"""The tables of the database, and column types that survive damaged values.
+
+SQLite keeps any value in any column: a disk, a tool or a crash may leave text where a number belongs. Read as
+it is, one such value would end the reading of all rows. These types read it as None, zero or empty text, and
+`valid_rows` skips the rows that cannot be used even so: one bad row costs one row.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from typing import Any, TypeVar
+
 import sqlalchemy as sa
 
-from ibidem.storage.columns import BigInteger, Float, Integer, LargeBinary, String, Text, UnitVector
+from ibidem._util.faults import log
+from ibidem.types import to_vector
+
+T = TypeVar("T")
+Row = TypeVar("Row")
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
 SCHEMA_VERSION = 5
+MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
+_warned = False
 
 metadata = sa.MetaData()
 
 
-def _number() -> sa.Column[int]:
-    """The id of a row that is appended: SQLite counts up only what is exactly an INTEGER PRIMARY KEY."""
+class _Checked(sa.types.TypeDecorator[Any]):
+    """A type that checks its values when they are read.
+
+    Args:
+        neutral: Replaces a value that is not of the type.
+        options: Of the database's own type, such as a length.
+    """
+
+    impl: Any = sa.types.NullType  # the subclasses have others
+    cache_ok = True
+
+    def __init__(self, neutral: Any = None, *options: Any) -> None:
+        super().__init__(*options)
+        self.neutral = neutral
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """Return the value, or the neutral one if it is not of the type."""
+        return value if value is None or self.is_valid(value) else self.neutral
+
+    def is_valid(self, value: Any) -> bool:
+        """Return whether the value is of the type."""
+        raise NotImplementedError
+
+
+class Text(_Checked):
+    """Text of any length. Text that is not valid UTF-8 arrives as bytes (`decode_text`)."""
+
+    impl: Any = sa.Text
+    cache_ok = True
+
+    def is_valid(self, value: Any) -> bool:
+        """Accept text."""
+        return isinstance(value, str)
+
+
+class String(Text):
+    """Text of limited length."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def __init__(self, length: int, neutral: Any = None) -> None:
+        super().__init__(neutral, length)
+
+
+class Float(_Checked):
+    """A finite number of plausible size."""
+
+    impl: Any = sa.Float
+    cache_ok = True
+
+    def is_valid(self, value: Any) -> bool:
+        """Accept numbers up to `MAX_NUMBER`."""
+        return isinstance(value, (int, float, Decimal)) and -MAX_NUMBER < value < MAX_NUMBER
+
+
+class Integer(Float):
+    """A whole number of plausible size."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+    def is_valid(self, value: Any) -> bool:
+        """Accept whole numbers up to `MAX_NUMBER`."""
+        return super().is_valid(value) and value == int(value)
+
+
+class BigInteger(Integer):
+    """A large whole number, such as a sum of others."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+
+class LargeBinary(_Checked):
+    """Bytes of any length."""
+
+    impl: Any = sa.LargeBinary
+    cache_ok = True
+
+    def is_valid(self, value: Any) -> bool:
+        """Accept bytes."""
+        return isinstance(value, (bytes, memoryview))
+
+
+class UnitVector(LargeBinary):
+    """A vector as `ibidem.types.to_bytes` writes it."""
+
+    cache_ok = True
+
+    def is_valid(self, value: Any) -> bool:
+        """Accept half-precision numbers that form a vector of length 1."""
+        try:
+            return super().is_valid(value) and len(to_vector(value)) > 0
+        except ValueError:
+            return False
+
+
+def decode_text(raw: bytes) -> str | bytes:
+    """Decode text for SQLite (`text_factory`); what is not valid UTF-8 stays bytes and raises nothing."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def valid_rows(convert: Callable[[Row], T], rows: Iterable[Row]) -> Iterator[T]:
+    """Convert rows and skip the damaged ones; the first one in a process is logged."""
+    for row in rows:
+        try:
+            converted = convert(row)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            _warn_once(error)
+        else:
+            yield converted
+
+
+def _warn_once(error: Exception) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        about = {"event.name": "ibidem.database.damaged_row", "error.type": type(error).__name__}
+        log.warning("Ibidem passed over a damaged row of its database; logged once", extra=about)
+
+
+def _row_id() -> sa.Column[int]:
+    """Make an id column that counts up; SQLite does so only for exactly INTEGER PRIMARY KEY."""
     return sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
 
 
@@ -34,7 +174,7 @@ entries = sa.Table(
     sa.Column("finish_reason", Text(""), nullable=False),
     sa.Column("seconds", Float()),
     sa.Column("created", Float(0.0), nullable=False, index=True),
-    # When it is deleted, whoever asks; and the lifetime that its caller asked for, if any.
+    # When it is deleted; and the lifetime that its caller asked for, if any.
     sa.Column("expires", Float(), index=True),
     sa.Column("ttl", Float()),
     sa.Column("hits", Integer(0), nullable=False),
@@ -44,16 +184,16 @@ entries = sa.Table(
     sa.Column("cost", Float(0.0), nullable=False, server_default="0"),
     sa.Column("rank", Float(0.0), nullable=False, server_default="0"),
     sa.Index("ix_entries_scope", "namespace", "scope"),
-    sa.Index("ix_entries_rank", "rank", "used"),  # of the same rank the one unused the longest goes first
+    sa.Index("ix_entries_rank", "rank", "used"),  # among equal ranks the least recently used goes first
 )
 
-# Who makes vectors here. Each entry that can be found by meaning has a row in entry_vectors for each of them.
+# The embedders in use. Each entry that can be found by meaning has a row in entry_vectors for each of them.
 embedders = sa.Table(
     "embedders",
     metadata,
-    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),  # drawn from the fingerprint
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),  # a hash of the fingerprint
     sa.Column("fingerprint", Text(""), nullable=False),
-    # Until when its vectors are kept though it is not the model in use or the one before.
+    # Until when its vectors are kept, even if it is neither the model in use nor the previous one.
     sa.Column("until", Float(0.0), nullable=False),
     # "new" until every entry has its row, then "used", "retired" while its vectors are being deleted.
     sa.Column("state", String(8, ""), nullable=False),
@@ -64,17 +204,17 @@ entry_vectors = sa.Table(
     metadata,
     sa.Column("entry_id", String(32, ""), primary_key=True),
     sa.Column("embedder", sa.BigInteger, primary_key=True, autoincrement=False),
-    # The question's embedding in half precision (cosines stay right to 1e-3); NULL is still to be made.
+    # The question's embedding in half precision (cosines stay right to 1e-3); NULL while it is missing.
     sa.Column("vector", UnitVector()),
     # Its point in the vector index; entries with the same vector and scope share one.
     sa.Column("point", String(32)),
-    # The index generation that holds the vector; "" waits for indexing, "zz" for a vector.
+    # The index generation that holds the vector; "" while it waits for indexing, "zz" while there is none.
     sa.Column("indexed_in", String(32, ""), nullable=False),
     sa.Index("ix_entry_vectors_point", "embedder", "point"),
     sa.Index("ix_entry_vectors_indexed_in", "embedder", "indexed_in"),
 )
 
-# Promoted models, in pieces: whoever opens the database has them, on whichever host. The manifest comes last.
+# Files of promoted models, in pieces, so that every host has them. The manifest comes last.
 model_files = sa.Table(
     "model_files",
     metadata,
@@ -92,7 +232,7 @@ entry_documents = sa.Table(
     # In the key: two documents may have the same text.
     sa.Column("document_id", Text(""), primary_key=True, index=True),
     sa.Column("supports", sa.Boolean, nullable=False),
-    # The id of what the document was cut from, such as a file; empty if that is not known.
+    # The id of what the document was cut from, such as a file; empty if unknown.
     sa.Column("source", Text(""), nullable=False, server_default="", index=True),
 )
 
@@ -103,17 +243,17 @@ entry_tags = sa.Table(
     sa.Column("tag", Text(""), primary_key=True, index=True),
 )
 
-# What was invalidated, so that answers that were being made meanwhile are not stored either.
+# Tombstones: answers requested before an invalidation are not stored after it.
 invalidations = sa.Table(
     "invalidations",
     metadata,
-    _number(),
+    _row_id(),
     sa.Column("at", Float(0.0), nullable=False, index=True),
-    # The criteria as JSON: they are only ever read as a whole.
+    # JSON: criteria are only ever read as a whole.
     sa.Column("criteria", Text(""), nullable=False),
 )
 
-# Points of the vector index that deleted entries left behind, until the index has deleted them too.
+# Points that deleted entries left in the vector index, until the index has deleted them too.
 dead_points = sa.Table(
     "dead_points",
     metadata,
@@ -124,7 +264,7 @@ dead_points = sa.Table(
 lookups = sa.Table(
     "lookups",
     metadata,
-    _number(),
+    _row_id(),
     sa.Column("at", Float(0.0), nullable=False),
     sa.Column("namespace", Text(""), nullable=False),
     sa.Column("scope", String(32, ""), nullable=False),
@@ -140,13 +280,13 @@ lookups = sa.Table(
 examples = sa.Table(
     "examples",
     metadata,
-    _number(),
+    _row_id(),
     sa.Column("at", Float(0.0), nullable=False),
     sa.Column("namespace", Text(""), nullable=False),
     sa.Column("question", Text(""), nullable=False),
     sa.Column("answer", Text(""), nullable=False),
     sa.Column("model", Text(""), nullable=False),
-    # As JSON, `[["id", "digest", "source"], ...]`: they are only ever read with their example.
+    # JSON, `[["id", "digest", "source"], ...]`: they are only ever read with their example.
     sa.Column("documents", Text(""), nullable=False),
     sa.Column("input_tokens", BigInteger()),
     sa.Column("output_tokens", BigInteger()),
@@ -154,23 +294,23 @@ examples = sa.Table(
     sa.Column("streamed", sa.Boolean, nullable=False),
     sa.Column("entry_id", Text()),
     sa.Column("scope", String(32, ""), nullable=False, server_default=""),
-    sa.Column("feedback", sa.Boolean),  # NULL: nobody said
-    sa.Column("tags", Text(""), nullable=False, server_default="[]"),  # JSON, as of documents
-    # The question's embedding, as of entries; who made it, "" while nobody has. No vector: too long for it.
+    sa.Column("feedback", sa.Boolean),  # NULL: no feedback
+    sa.Column("tags", Text(""), nullable=False, server_default="[]"),  # a JSON list
+    # The question's embedding, and its embedder ("" before it was tried). No vector: too long to embed.
     sa.Column("embedder", Text(""), nullable=False, server_default=""),
     sa.Column("vector", UnitVector()),
     sa.Index("ix_examples_namespace", "namespace", "id"),
     sa.Index("ix_examples_entry", "entry_id"),
     sa.Index("ix_examples_vector", "namespace", "embedder", "id"),
     sa.Index("ix_examples_at", "at"),
-    # As of judgements: what was read is only added to.
+    # An id is never given again, as in judgements.
     sqlite_autoincrement=True,
 )
 
 judgements = sa.Table(
     "judgements",
     metadata,
-    _number(),
+    _row_id(),
     sa.Column("at", Float(0.0), nullable=False),
     sa.Column("namespace", Text(""), nullable=False),
     sa.Column("scope", String(32, ""), nullable=False),
@@ -179,12 +319,12 @@ judgements = sa.Table(
     sa.Column("stored", Text(""), nullable=False),
     sa.Column("similarity", Float(0.0), nullable=False),
     sa.Column("score", Float(0.0), nullable=False),
-    # Who gave the score: embedder and weights. Scores of different ones are never compared.
+    # Names embedder and weights that gave the score. Scores of different scorers are never compared.
     sa.Column("scorer", String(32, ""), nullable=False),
     sa.Column("right", sa.Boolean, nullable=False),
     sa.Column("source", String(16, ""), nullable=False),
     sa.Index("ix_judgements_namespace", "namespace", "id"),
-    # An id is never given again: other processes learn what is newer than the last one they saw.
+    # An id is never given again: other processes read what is newer than the last one they saw.
     sqlite_autoincrement=True,
 )
 

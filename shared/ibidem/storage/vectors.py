@@ -1,10 +1,11 @@
-"""The vectors of one embedder in the truth: which index holds them, which are still to be made."""
+"""The tables `embedders`, `entry_vectors` and `dead_points`: all that the vector index is built from."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -13,12 +14,18 @@ import sqlalchemy as sa
 
 from ibidem.errors import StorageUnavailable
 from ibidem.storage import tables
-from ibidem.storage.columns import sound
-from ibidem.storage.deletion import alive, note_orphans
 from ibidem.storage.engine import insert_into, reading, writing
-from ibidem.storage.meta import note
-from ibidem.storage.rows import LACKING, WAITING, StoredVector, to_stored_vector, vector_row
-from ibidem.types import Entry, digest, to_bytes
+from ibidem.storage.meta import set_meta
+from ibidem.storage.tables import valid_rows
+from ibidem.types import Entry, Vector, digest, point_of, to_bytes, to_vector
+
+# Values of entry_vectors.indexed_in: the vector waits for indexing; it is missing. By any collation the first
+# sorts before all generations and the second after them.
+PENDING, MISSING = "", "zz"
+RETENTION_SECONDS = 86_400.0  # how long the vectors of an embedder are kept after it was last used
+SMALL = 5_000  # entries whose missing vectors are enqueued in one transaction
+BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for the lock
+RETIRED_KEY = "forgotten:"  # prefix of the meta keys of embedders whose index collections are to be deleted
 
 _entries, _vectors, _dead, _embedders = (
     tables.entries,
@@ -28,31 +35,101 @@ _entries, _vectors, _dead, _embedders = (
 )
 
 
-def put_vector(db: sa.Connection, entry: Entry, embedder: int) -> None:
-    """Note the entry's vector, and that all other embedders are to make theirs; in the caller's transaction.
+@dataclass(frozen=True, slots=True)
+class StoredVector:
+    """A stored question as the index needs it; `vector` is None while it is missing."""
 
-    A vector that is there stays: the same id means the same question.
+    id: str
+    namespace: str
+    scope: str
+    question: str
+    vector: Vector | None
+
+    @property
+    def point(self) -> str | None:
+        """The vector's point in the index."""
+        return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
+
+
+def to_stored_vector(row: Any) -> StoredVector:
+    """Convert a row to its question, with the vector if it has one."""
+    vector = None if row.vector is None else to_vector(row.vector)
+    if not (row.id and row.scope and isinstance(row.question, str)):
+        raise ValueError("a damaged row")
+    stored = StoredVector(row.id, row.namespace, row.scope, row.question, vector)
+    if stored.point != row.point:  # it would be indexed again and again
+        raise ValueError("a damaged row")
+    return stored
+
+
+def vector_row(entry: Entry, embedder: int) -> dict[str, Any]:
+    """Return the columns of `entry_vectors` for an entry and its embedder; the vector may be missing."""
+    return {
+        "entry_id": entry.id,
+        "embedder": embedder,
+        "vector": None if entry.vector is None else to_bytes(entry.vector),
+        "point": entry.point,
+        "indexed_in": MISSING if entry.vector is None else PENDING,
+    }
+
+
+def embedder_id(fingerprint: str) -> int:
+    """Return the id of an embedder: 63 bits, the same in every database."""
+    return int.from_bytes(blake2b(fingerprint.encode(), digest_size=8).digest(), "big") >> 1
+
+
+# Within the caller's transaction.
+
+
+def put_vector(db: sa.Connection, entry: Entry, embedder: int) -> None:
+    """Store the entry's vector and enqueue it for all other embedders.
+
+    An existing vector stays: the same id means the same question.
     """
-    mine, others = _puts(db.dialect.name)
+    mine, others = _put_statements(db.dialect.name)
     db.execute(mine, vector_row(entry, embedder))
     db.execute(others, {"of": entry.id, "by": embedder})
 
 
 @lru_cache
-def _puts(dialect: str) -> tuple[Any, Any]:
-    """The two statements of `put_vector`, made once: each store runs them."""
+def _put_statements(dialect: str) -> tuple[Any, Any]:
+    """Build the two statements of `put_vector`, once: each store runs them."""
     c = _vectors.c
     insert = insert_into(dialect)(_vectors)
     changes = {name: insert.excluded[name] for name in ("vector", "point", "indexed_in")}
     better = c.vector.is_(None) & insert.excluded.vector.is_not(None)
     key = [c.entry_id, c.embedder]
     mine = insert.on_conflict_do_update(index_elements=key, set_=changes, where=better)
-    of, lacking = sa.bindparam("of", type_=sa.String), sa.literal(LACKING, sa.String)
-    wanted = sa.select(of, _embedders.c.id, lacking).where(
+    of, missing = sa.bindparam("of", type_=sa.String), sa.literal(MISSING, sa.String)
+    wanted = sa.select(of, _embedders.c.id, missing).where(
         _embedders.c.id != sa.bindparam("by"), _embedders.c.state != "retired"
     )
     others = insert_into(dialect)(_vectors).from_select(["entry_id", "embedder", "indexed_in"], wanted)
     return mine, others.on_conflict_do_nothing()
+
+
+def enqueue_missing(db: sa.Connection, embedder: int, first: str = "") -> None:
+    """Enqueue the missing vectors of an embedder, for entries whose id begins with `first`."""
+    entries = _entries.c
+    number, missing = sa.literal(embedder, sa.BigInteger), sa.literal(MISSING, sa.String)
+    wanted = sa.select(entries.id, number, missing).where(entries.semantic, entries.id.startswith(first))
+    insert = insert_into(db.dialect.name)(_vectors)
+    enqueue = insert.from_select(["entry_id", "embedder", "indexed_in"], wanted)
+    db.execute(enqueue.on_conflict_do_nothing())
+
+
+def delete_vectors(db: sa.Connection, ids: sa.Select[tuple[str]]) -> None:
+    """Delete the vectors of these entries, of all embedders; the indexes delete their points later."""
+    c = _vectors.c
+    points = sa.select(c.embedder, c.point).where(c.entry_id.in_(ids), c.point.is_not(None)).distinct()
+    dead = insert_into(db.dialect.name)(_dead).from_select(["embedder", "point"], points)
+    db.execute(dead.on_conflict_do_nothing())
+    db.execute(sa.delete(_vectors).where(c.entry_id.in_(ids)))
+
+
+def _live_points(db: sa.Connection, embedder: int, points: Sequence[str]) -> set[str]:
+    c = _vectors.c
+    return set(db.scalars(sa.select(c.point).distinct().where(c.embedder == embedder, c.point.in_(points))))
 
 
 class VectorTable:
@@ -65,27 +142,27 @@ class VectorTable:
 
     def __init__(self, engine: sa.Engine, fingerprint: str) -> None:
         self._engine, self.fingerprint = engine, fingerprint
-        self.number = number_of(fingerprint)
-        self._mine = _vectors.c.embedder == self.number
+        self.embedder = embedder_id(fingerprint)
+        self._mine = _vectors.c.embedder == self.embedder
 
     def unindexed(self, generation: str, limit: int, other: str = "") -> list[StoredVector]:
-        """Questions with a vector that the index of this generation, or the other, lacks; in no order."""
+        """Return questions with a vector that is not in the index of this generation, nor of the other."""
         held = _vectors.c.indexed_in
         low, high = sorted((generation, other or generation))
         # Ranges instead of "!=", each by itself, and no order: else all rows are read, at every poll.
-        between, above = sa.and_(held > low, held < high), sa.and_(held > high, held < LACKING)
+        between, above = sa.and_(held > low, held < high), sa.and_(held > high, held < MISSING)
         found: list[StoredVector] = []
         for where in (held < low, between, above):
             found += self._stored(where, limit - len(found)) if limit > len(found) else []
         return found
 
     def indexed(self, generation: str, limit: int, other: str = "") -> list[StoredVector]:
-        """Questions that the index of this generation, or the other, holds, in no order."""
+        """Return questions in the index of this generation, or the other, in no order."""
         return self._stored(_vectors.c.indexed_in.in_((generation, other or generation)), limit)
 
-    def lacking(self, limit: int) -> list[StoredVector]:
-        """Questions that have no vector yet, in no order."""
-        return self._stored(_vectors.c.indexed_in == LACKING, limit)
+    def missing(self, limit: int) -> list[StoredVector]:
+        """Return questions without a vector, in no order."""
+        return self._stored(_vectors.c.indexed_in == MISSING, limit)
 
     def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
         e = _entries.c
@@ -93,171 +170,153 @@ class VectorTable:
         query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
         with reading(self._engine) as db:
             rows = db.execute(query.limit(limit)).all()
-        return list(sound(to_stored_vector, rows))
+        return list(valid_rows(to_stored_vector, rows))
 
-    def count(self, most: int | None = None) -> int:
-        """How many entries can be found by meaning, with vectors or without; counted up to `most`."""
-        return self._count(sa.select(_vectors.c.entry_id).where(self._mine).limit(most))
+    def count(self, limit: int | None = None) -> int:
+        """Count the entries that can be found by meaning, with vectors or without; up to the limit."""
+        return self._count(sa.select(_vectors.c.entry_id).where(self._mine).limit(limit))
 
-    def count_lacking(self) -> int:
-        """How many of them have no vector yet."""
-        lacking = _vectors.c.indexed_in == LACKING
-        return self._count(sa.select(_vectors.c.entry_id).where(self._mine, lacking))
+    def count_missing(self) -> int:
+        """Count the entries whose vector is missing."""
+        missing = _vectors.c.indexed_in == MISSING
+        return self._count(sa.select(_vectors.c.entry_id).where(self._mine, missing))
 
-    def count_waiting(self) -> int:
-        """How many of them are not in the index yet, with vectors or without."""
-        waiting = _vectors.c.indexed_in.in_((WAITING, LACKING))
-        return self._count(sa.select(_vectors.c.entry_id).where(self._mine, waiting))
+    def count_pending(self) -> int:
+        """Count the entries that are not in the index yet, with vectors or without."""
+        pending = _vectors.c.indexed_in.in_((PENDING, MISSING))
+        return self._count(sa.select(_vectors.c.entry_id).where(self._mine, pending))
 
     def count_indexed(self, generation: str, other: str = "") -> int:
-        """How many points the index of this generation, or the other, should hold."""
+        """Count the points that the index of this generation, or the other, should hold."""
         held = _vectors.c.indexed_in.in_((generation, other or generation))
         return self._count(sa.select(_vectors.c.point).distinct().where(self._mine, held))
 
     def count_dead(self) -> int:
-        """How many dead points wait for the index to forget them."""
-        return self._count(sa.select(_dead.c.point).where(_dead.c.embedder == self.number))
+        """Count the dead points that the index has not deleted yet."""
+        return self._count(sa.select(_dead.c.point).where(_dead.c.embedder == self.embedder))
 
     def _count(self, query: sa.Select[Any]) -> int:
         with reading(self._engine) as db:
             return db.scalar(sa.select(sa.func.count()).select_from(query.subquery())) or 0
 
     def points(self, after: str, limit: int) -> list[tuple[str, str]]:
-        """Points that the index should hold with the generations that do, in order of the points."""
+        """Return points after this one, in order, each with the generation that should hold it."""
         c = _vectors.c
         query = sa.select(c.point, c.indexed_in).where(self._mine, c.point > after)
         with reading(self._engine) as db:
             return [(row.point, row.indexed_in) for row in db.execute(query.order_by(c.point).limit(limit))]
 
     def set_vectors(self, rows: Sequence[StoredVector]) -> None:
-        """Store embeddings made after the fact, of entries that lack them; they wait for indexing."""
-        made = {row.id: row for row in rows if row.vector is not None}
-        if not made:
+        """Store vectors of entries that lack them; they wait for indexing."""
+        embedded = {row.id: row for row in rows if row.vector is not None}
+        if not embedded:
             return
         c = _vectors.c
-        lacking = sa.select(c.entry_id).where(self._mine, c.entry_id.in_(made), c.indexed_in == LACKING)
+        missing = sa.select(c.entry_id).where(self._mine, c.entry_id.in_(embedded), c.indexed_in == MISSING)
         # What others hold locked is being deleted or replaced: waiting for it could be a deadlock.
-        lacking = lacking.order_by(c.entry_id).with_for_update(skip_locked=True)
+        missing = missing.order_by(c.entry_id).with_for_update(skip_locked=True)
         change = sa.update(_vectors).where(self._mine, c.entry_id == sa.bindparam("of"))
-        values = change.values(vector=sa.bindparam("bytes"), point=sa.bindparam("at"), indexed_in=WAITING)
+        values = change.values(vector=sa.bindparam("bytes"), point=sa.bindparam("at"), indexed_in=PENDING)
         with writing(self._engine) as db:
             changes = [
                 {"of": row.id, "bytes": to_bytes(row.vector), "at": row.point}
-                for row in (made[id_] for id_ in db.scalars(lacking))
+                for row in (embedded[id_] for id_ in db.scalars(missing))
                 if row.vector is not None
             ]
             if changes:
                 db.execute(values, changes)
 
     def set_exact_only(self, ids: Sequence[str]) -> None:
-        """The embedder cannot compare these questions by meaning; they get no vector."""
+        """Delete the rows of questions that the embedder cannot embed: they are found exactly only."""
         with writing(self._engine) as db:
             db.execute(sa.delete(_vectors).where(self._mine, _vectors.c.entry_id.in_(ids)))
 
     def mark_indexed(self, points: Sequence[str], generation: str) -> None:
-        """Note that the index of this generation holds these points; those that nobody has are dead."""
+        """Record that the index of this generation holds these points.
+
+        Points whose entries were deleted meanwhile are recorded as dead.
+        """
         where = sa.and_(self._mine, _vectors.c.point.in_(points))
         with writing(self._engine) as db:
             db.execute(sa.update(_vectors).where(where).values(indexed_in=generation))
-            note_orphans(db, self.number, points)
+            if dead := set(points) - _live_points(db, self.embedder, points):
+                insert = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
+                db.execute(insert, [{"embedder": self.embedder, "point": point} for point in dead])
 
-    def index_again(self, points: Sequence[str]) -> None:
-        """The index does not hold these points."""
+    def mark_unindexed(self, points: Sequence[str]) -> None:
+        """Record that the index does not hold these points: they wait for indexing again."""
         where = sa.and_(self._mine, _vectors.c.point.in_(points))
         with writing(self._engine) as db:
-            db.execute(sa.update(_vectors).where(where).values(indexed_in=WAITING))
+            db.execute(sa.update(_vectors).where(where).values(indexed_in=PENDING))
+
+    def live_points(self, points: Sequence[str]) -> set[str]:
+        """Return those of these points that some entry still has."""
+        with reading(self._engine) as db:
+            return _live_points(db, self.embedder, points)
 
     def dead_points(self, limit: int) -> list[str]:
-        """Points of the index that deleted entries left behind."""
+        """Return points that deleted entries left in the index."""
         with reading(self._engine) as db:
-            dead = sa.select(_dead.c.point).where(_dead.c.embedder == self.number)
+            dead = sa.select(_dead.c.point).where(_dead.c.embedder == self.embedder)
             return list(db.scalars(dead.limit(limit)))
 
-    def alive_points(self, points: Sequence[str]) -> set[str]:
-        """Those of these points that some entry still has."""
-        with reading(self._engine) as db:
-            return alive(db, self.number, points)
-
-    def forget_dead(self) -> None:
-        """Forget all dead points: the index is empty, or is compared with the truth when it is opened."""
+    def delete_dead(self, points: Sequence[str]) -> None:
+        """Delete the record of these dead points: the index has deleted them."""
         with writing(self._engine) as db:
-            db.execute(sa.delete(_dead).where(_dead.c.embedder == self.number))
+            db.execute(sa.delete(_dead).where(_dead.c.embedder == self.embedder, _dead.c.point.in_(points)))
 
-    def bury(self, points: Sequence[str]) -> None:
-        """The index has forgotten these points."""
+    def delete_all_dead(self) -> None:
+        """Delete the record of all dead points: the index is empty, or will be compared with the database."""
         with writing(self._engine) as db:
-            db.execute(sa.delete(_dead).where(_dead.c.embedder == self.number, _dead.c.point.in_(points)))
+            db.execute(sa.delete(_dead).where(_dead.c.embedder == self.embedder))
 
 
-USED_SECONDS = 86_400.0  # so long the vectors of an embedder are kept after somebody used it
-FEW = 5_000  # entries that are gone through in one transaction
-BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for the lock
-FORGOTTEN = "forgotten:"  # begins the keys that say whose collections of the index are to be deleted
-
-_embedders, _vectors, _dead = tables.embedders, tables.entry_vectors, tables.dead_points
-
-
-def number_of(fingerprint: str) -> int:
-    """The id of an embedder: 63 bits, the same in every database."""
-    return int.from_bytes(blake2b(fingerprint.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def demand(db: sa.Connection, embedder: int, first: str = "") -> None:
-    """Note of the entries whose ids begin so that this embedder is to make the vectors that there are not."""
-    entries = tables.entries.c
-    number, lacking = sa.literal(embedder, sa.BigInteger), sa.literal(LACKING, sa.String)
-    wanted = sa.select(entries.id, number, lacking).where(entries.semantic, entries.id.startswith(first))
-    insert = insert_into(db.dialect.name)(_vectors)
-    demanded = insert.from_select(["entry_id", "embedder", "indexed_in"], wanted)
-    db.execute(demanded.on_conflict_do_nothing())
-
-
-class Embedders:
+class EmbedderTable:
     """The table `embedders`. Every method raises `StorageError` when the database fails."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def use(self, fingerprint: str, seconds: float = USED_SECONDS) -> None:
-        """Keep the vectors of this embedder for so long at least; at first of all, have them made."""
+    def register(self, fingerprint: str, seconds: float = RETENTION_SECONDS) -> None:
+        """Keep the vectors of this embedder at least so long; for a new one, enqueue all its vectors."""
         c, until = _embedders.c, time.time() + seconds
-        mine = c.id == number_of(fingerprint)
+        mine = c.id == embedder_id(fingerprint)
         with reading(self._engine) as db:
             kept = db.scalar(sa.select(c.until).where(mine, c.state == "used"))
         if kept is None:
-            self._register(fingerprint, until)
+            self._add(fingerprint, until)
         elif kept < until - seconds / 2:
             change = sa.update(_embedders).where(mine, c.until < until)
             with contextlib.suppress(StorageUnavailable), writing(self._engine) as db:  # then the next time
                 db.execute(change.values(until=until))
 
-    def _register(self, fingerprint: str, until: float) -> None:
-        """Have it make a vector of every entry; the stores that begin now see to theirs themselves."""
-        c, number = _embedders.c, number_of(fingerprint)
+    def _add(self, fingerprint: str, until: float) -> None:
+        """Enqueue a vector of every entry; the stores that begin now enqueue theirs themselves."""
+        c, number = _embedders.c, embedder_id(fingerprint)
         row = {"id": number, "fingerprint": fingerprint, "until": until, "state": "new"}
         insert = insert_into(self._engine.dialect.name)(_embedders).values(row)
         changes = {"until": until, "state": "new"}
         with writing(self._engine) as db:
             _exclude_stores(db)
             db.execute(insert.on_conflict_do_update(index_elements=[c.id], set_=changes))
-            db.execute(sa.delete(tables.meta).where(tables.meta.c.key == FORGOTTEN + digest(fingerprint)))
+            db.execute(sa.delete(tables.meta).where(tables.meta.c.key == RETIRED_KEY + digest(fingerprint)))
         with reading(self._engine) as db:
-            some = sa.select(tables.entries.c.id).limit(FEW + 1).subquery()
-            few = (db.scalar(sa.select(sa.func.count()).select_from(some)) or 0) <= FEW
-        for first in ("",) if few else "0123456789abcdef":  # in parts, so that stores do not wait long
+            some = sa.select(_entries.c.id).limit(SMALL + 1).subquery()
+            small = (db.scalar(sa.select(sa.func.count()).select_from(some)) or 0) <= SMALL
+        for first in ("",) if small else "0123456789abcdef":  # in parts, so that stores do not wait long
             with writing(self._engine) as db:
-                demand(db, number, first)
+                enqueue_missing(db, number, first)
         with writing(self._engine) as db:
             db.execute(sa.update(_embedders).where(c.id == number, c.state == "new").values(state="used"))
 
-    def known(self) -> dict[str, float]:
-        """The fingerprints of all that are registered, and until when they are kept."""
+    def registered(self) -> dict[str, float]:
+        """Return the fingerprints of all embedders, and until when each is kept."""
         c = _embedders.c
         with reading(self._engine) as db:
             return {row.fingerprint: row.until for row in db.execute(sa.select(c.fingerprint, c.until))}
 
-    def forget(self, keep: Collection[str]) -> bool:
-        """Delete a batch of the vectors of embedders that nobody uses; returns whether there may be more.
+    def delete_unused(self, keep: Collection[str]) -> bool:
+        """Delete a batch of the vectors of unused embedders; return whether there may be more.
 
         Args:
             keep: Fingerprints of those that are kept in any case.
@@ -281,11 +340,11 @@ class Embedders:
             db.execute(sa.delete(_dead).where(_dead.c.embedder == number))
             db.execute(sa.delete(tables.model_files).where(tables.model_files.c.model == digest(fingerprint)))
             db.execute(sa.delete(_embedders).where(_embedders.c.id == number))
-            note(db, FORGOTTEN + digest(fingerprint), "")
+            set_meta(db, RETIRED_KEY + digest(fingerprint), "")
         return True
 
     def _retire(self, keep: Collection[str]) -> int | None:
-        """One that is not needed any more; nobody makes vectors for it from now on."""
+        """Return the id of an unused embedder; from now on no vectors are enqueued for it."""
         c = _embedders.c
         unused = c.fingerprint.not_in(list(keep)) & ((c.state == "retired") | (c.until < time.time()))
         with reading(self._engine) as db:
@@ -300,7 +359,7 @@ class Embedders:
 
 
 def _exclude_stores(db: sa.Connection) -> None:
-    """Wait until no store is under way, and let none begin before this transaction ends."""
+    """Wait for stores under way, and let none begin before this transaction ends."""
     if db.dialect.name == "postgresql":  # a store has read the table in its transaction, and so locked it
         db.exec_driver_sql(f"LOCK TABLE {_embedders.name} IN ACCESS EXCLUSIVE MODE")
-    # In SQLite whoever writes is alone.
+    # SQLite has one writer at a time.

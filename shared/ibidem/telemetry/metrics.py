@@ -100,7 +100,7 @@ def _size(runtime: Runtime) -> tuple[int, int] | None:
     """Entries and their bytes; None as long as the database is away."""
     with suppress(StorageError), deadline():
         runtime.check_process()  # the collector may be of a forked child
-        return runtime.records.removal.size()
+        return runtime.store.evictor.size()
     return None
 
 

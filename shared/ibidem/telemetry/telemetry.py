@@ -12,7 +12,7 @@ from opentelemetry import context, trace
 from opentelemetry.trace import StatusCode
 
 from ibidem._util import faults
-from ibidem.storage.figures import LONG_PROMPT
+from ibidem.storage.statistics import LONG_PROMPT
 from ibidem.telemetry import metrics as instruments
 from ibidem.telemetry import telemetry as spans
 from ibidem.telemetry.metrics import Bounded, Labels, outcome_of
@@ -20,7 +20,7 @@ from ibidem.types import Answer, Hit, Miss, Rejected, Request, Stored
 
 if TYPE_CHECKING:
     from ibidem.costs import Prices
-    from ibidem.storage.rows import JudgementRow
+    from ibidem.storage.logs import JudgementRow
     from ibidem.telemetry.metrics import Attributes
 
 

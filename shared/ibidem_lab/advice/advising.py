@@ -18,7 +18,7 @@ from ibidem_lab.advice.values import Advice, Lacking
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 _RULES: tuple[Callable[[Traffic], Iterator[Advice | Lacking]], ...] = (
     misses.of_misses,
@@ -49,12 +49,12 @@ class Advised:
 
 
 def advise(
-    records: Records, embedder: CheckedEmbedder, *, threshold: float = 0.955, namespace: str | None = None
+    store: Store, embedder: CheckedEmbedder, *, threshold: float = 0.955, namespace: str | None = None
 ) -> Advised:
     """Read the logs and say what would pay; takes seconds, also with 100,000 lookups.
 
     Args:
-        records: The truth of a place.
+        store: The database of a location.
         embedder: What the place compares questions with.
         threshold: The least score that its cache serves.
         namespace: Only this one; default: all.
@@ -63,8 +63,8 @@ def advise(
         StorageError: The database failed.
         Exception: Whatever the embedder raises.
     """
-    fitted = records.meta(key_of(embedder.fingerprint)) is not None
-    traffic = traffic_of(records, embedder, threshold=threshold, fitted=fitted, namespace=namespace)
+    fitted = store.meta.get(key_of(embedder.fingerprint)) is not None
+    traffic = traffic_of(store, embedder, threshold=threshold, fitted=fitted, namespace=namespace)
     said = [one for rule in _RULES for one in rule(traffic)]
     tokens = sum(intent.tokens for intent in traffic.asked)
     return Advised(

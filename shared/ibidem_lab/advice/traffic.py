@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ibidem.examples.example import Example
 from ibidem.storage.examples import EXAMPLE_LIMIT
-from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT
-from ibidem.storage.rows import JudgementRow, LookupRow
-from ibidem.storage.stored import Support
+from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT, JudgementRow, LookupRow
+from ibidem.storage.statistics import Support
 from ibidem.types import Vector, normalise, to_vector
 from ibidem_lab.advice.intents import Intent, intents
 from ibidem_lab.fitting.labels import SOURCES
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 Row = TypeVar("Row")
 
@@ -57,7 +56,7 @@ class Traffic:
 
 
 def traffic_of(
-    records: Records, embedder: CheckedEmbedder, *, threshold: float, fitted: bool, namespace: str | None
+    store: Store, embedder: CheckedEmbedder, *, threshold: float, fitted: bool, namespace: str | None
 ) -> Traffic:
     """Read the logs, of all namespaces or of one.
 
@@ -65,20 +64,20 @@ def traffic_of(
         StorageError: The database failed.
         Exception: Whatever the embedder raises.
     """
-    lookups = [row for row in records.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
-    examples = records.examples.recent(EXAMPLE_LIMIT, namespace)
-    judged = [row for row in records.judgements.recent(JUDGEMENT_LIMIT, namespace) if row.source in SOURCES]
+    lookups = [row for row in store.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
+    examples = store.examples.recent(EXAMPLE_LIMIT, namespace)
+    judged = [row for row in store.judgements.recent(JUDGEMENT_LIMIT, namespace) if row.source in SOURCES]
     asked = evenly([row for row in lookups if row.question])
     told = [normalise(one.question) for one in examples if one.feedback is not None]
     questions = [normalise(row.question or "") for row in asked]
     said = evenly(told)
-    vectors = _vectors([*questions, *said], records, examples, embedder)
+    vectors = _vectors([*questions, *said], store, examples, embedder)
     costs = _costs(examples)
     return Traffic(
         lookups=lookups,
         examples=examples,
         judgements=judged,
-        support=records.stored.support(namespace),
+        support=store.statistics.support(namespace),
         asked=_groups(questions, costs, vectors),
         sampled=len(asked),
         judged=_groups(said, costs, vectors),
@@ -112,7 +111,7 @@ def _costs(examples: Iterable[Example]) -> dict[str, int]:
 
 
 def _vectors(
-    texts: Iterable[str], records: Records, examples: Iterable[Example], embedder: CheckedEmbedder
+    texts: Iterable[str], store: Store, examples: Iterable[Example], embedder: CheckedEmbedder
 ) -> dict[str, Vector]:
     """Of the questions that can be compared by meaning; those kept with examples are not made again."""
     wanted = {text for text in dict.fromkeys(texts) if embedder.refusal(text) is None}
@@ -123,7 +122,7 @@ def _vectors(
             places.setdefault(example.namespace, {})[example.id] = text
     found: dict[str, Vector] = {}
     for namespace, by_id in places.items():
-        for id_, raw in records.examples.vectors(namespace, embedder.fingerprint, ids=list(by_id)):
+        for id_, raw in store.examples.vectors(namespace, embedder.fingerprint, ids=list(by_id)):
             if raw is not None:
                 found[by_id[id_]] = to_vector(raw)
     lacking = sorted(wanted - found.keys())

@@ -12,10 +12,10 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     err,
+    existing_store,
     out,
     print_json,
     settings_of,
-    truth_of,
 )
 from ibidem.cli.console import styled
 from ibidem.cli.tables import short
@@ -31,11 +31,11 @@ def advise_next(
     as_json: JsonOption = False,
 ) -> None:
     """Say with figures where few-shot, documents or fine-tuning would pay, and what the cache misses."""
-    with truth_of(path, database) as records:
-        place = place_of(records, settings_of(path, database))
-        policy = policy_in_force(records, place.settings, place.embedder.fingerprint)
+    with existing_store(path, database) as store:
+        place = place_of(store, settings_of(path, database))
+        policy = policy_in_force(store, place.settings, place.embedder.fingerprint)
         with err.status("Reading the logs"):
-            found = advise(records, place.embedder, threshold=policy.threshold, namespace=namespace)
+            found = advise(store, place.embedder, threshold=policy.threshold, namespace=namespace)
     if as_json:
         print_json(asdict(found))
         return

@@ -19,13 +19,13 @@ from ibidem.cli.common import (
     NamespaceOption,
     PathOption,
     err,
+    existing_store,
     fail,
     moment,
     out,
     print_json,
     settings_of,
     text_option,
-    truth_of,
 )
 from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem_lab.exporting.folder import Manifest
@@ -103,7 +103,7 @@ def export_examples(
     as_json: JsonOption = False,
 ) -> None:
     """Write the examples as training data, with a test that holds no paraphrase of what is trained."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         choice = Choice(
             format=form, feedback=feedback, models=tuple_of(model or ()), namespace=namespace,
             since=None if since is None else moment("--since", since), tags=tuple_of(tag or ()),
@@ -111,10 +111,10 @@ def export_examples(
         )  # fmt: skip
         from ibidem_lab.exporting.run import Export
 
-        embedder = checked_embedder_of(settings_of(path, database), records)
+        embedder = checked_embedder_of(settings_of(path, database), store)
         with _progress() as progress:
             export = Export(
-                records.examples, embedder, choice, str if no_redact else secrets, progress=progress
+                store.examples, embedder, choice, str if no_redact else secrets, progress=progress
             )
             try:
                 found = export.run(target, force=force)

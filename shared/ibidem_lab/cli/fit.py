@@ -10,11 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from ibidem.active_model import checked_embedder_of
-from ibidem.cli.common import DatabaseOption, PathOption, err, out, settings_of, truth_of
+from ibidem.cli.common import DatabaseOption, PathOption, err, existing_store, out, settings_of
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
 from ibidem.settings import Settings
-from ibidem.storage.entries import Records
+from ibidem.storage.store import Store
 from ibidem_lab.fitting.labels import read_labels
 from ibidem_lab.fitting.learning import FitReport, Place, Served
 from ibidem_lab.replay import share
@@ -41,20 +41,20 @@ def fit(
     drop: Annotated[bool, typer.Option("--drop", help="Return to the threshold that is shipped.")] = False,
 ) -> None:
     """Move the threshold, and only that, to where labels put it: what audits judged, or a file."""
-    with truth_of(path, database) as records:
-        place = place_of(records, settings_of(path, database))
+    with existing_store(path, database) as store:
+        place = place_of(store, settings_of(path, database))
         said = _dropped(place) if drop else _fitted(place, labels, dry_run=dry_run)
     out.print(*said, sep="\n")
 
 
-def place_of(records: Records, settings: Settings) -> Place:
+def place_of(store: Store, settings: Settings) -> Place:
     """Where a cache that is opened with these settings fits its threshold."""
-    return Place(records, checked_embedder_of(settings, records), settings)
+    return Place(store, checked_embedder_of(settings, store), settings)
 
 
 def _dropped(place: Place) -> list[RenderableType]:
     """Return to the shipped threshold; what to say."""
-    there = adoption.drop(place.records, place.embedder.fingerprint)
+    there = adoption.drop(place.store, place.embedder.fingerprint)
     return [
         "Caches opened from now on use the threshold that is shipped."
         if there

@@ -27,7 +27,7 @@ from ibidem.cli.common import (
 )
 from ibidem.cli.rebuild import ChromaOption
 from ibidem.models.promoting import PromotionReport
-from ibidem.runtime import open_records
+from ibidem.runtime import open_store
 from ibidem.settings import Settings
 
 
@@ -94,14 +94,14 @@ def _said(report: PromotionReport) -> list[str]:
 
 
 def _show(settings: Settings, as_json: bool) -> None:
-    records = open_records(settings)
+    store = open_store(settings)
     try:
-        promotion = read_promotion(records)
-        known = sorted(records.embedders.known())
-        tables = {one: records.vectors_of(one) for one in known}
-        counts = {one: (table.count(), table.count_lacking()) for one, table in tables.items()}
+        promotion = read_promotion(store)
+        known = sorted(store.embedders.registered())
+        tables = {one: store.vectors(one) for one in known}
+        counts = {one: (table.count(), table.count_missing()) for one, table in tables.items()}
     finally:
-        records.close()
+        store.close()
     if as_json:
         models = [{"model": one, "questions": n, "lacking": left} for one, (n, left) in counts.items()]
         print_json({"promotion": promotion and asdict(promotion), "embedders": models})

@@ -17,14 +17,14 @@ from ibidem.cli.common import (
     PathOption,
     PricesOption,
     err,
+    existing_store,
     fail,
     moment,
     out,
     settings_of,
-    truth_of,
 )
 from ibidem.costs import read_prices
-from ibidem.storage.figures import Span
+from ibidem.storage.statistics import LogFilter
 from ibidem_lab.report.facts import gather
 
 
@@ -42,14 +42,14 @@ def write_report(
     database: DatabaseOption = None,
 ) -> None:
     """Write what the cache did, saved and missed as one HTML page: no script, nothing to load."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         from ibidem_lab.report.page import page  # needs ibidem-cache[report]
 
         settings = settings_of(path, database)
-        span = Span(None if since is None else moment("--since", since), namespace)
+        span = LogFilter(None if since is None else moment("--since", since), namespace)
         with err.status("Reading the logs"):
             known = read_prices(prices or settings.prices)
-            facts = gather(records, settings, known, span, time.time())
+            facts = gather(store, settings, known, span, time.time())
             text = page(facts, __version__)
     try:
         write_private(file, [text.encode()])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ibidem.cli.common import DatabaseOption, NamespaceOption, PathOption, out, settings_of, truth_of
+from ibidem.cli.common import DatabaseOption, NamespaceOption, PathOption, existing_store, out, settings_of
 
 
 def review_pairs(
@@ -19,11 +19,11 @@ def review_pairs(
     open_it: Annotated[bool, typer.Option("--open/--no-open", help="Show it in the browser.")] = True,
 ) -> None:
     """Serve a page to judge near misses, hits and audits, and to look through the entries; Ctrl-C ends it."""
-    with truth_of(path, database) as records:
+    with existing_store(path, database) as store:
         from ibidem_lab.review.queue import sieve_of
         from ibidem_lab.review.serving import serve  # needs ibidem-cache[review]
 
-        sieve = sieve_of(records, settings_of(path, database), namespace)
+        sieve = sieve_of(store, settings_of(path, database), namespace)
         try:
             serve(sieve, port, _tell, show=open_it)
         except KeyboardInterrupt:

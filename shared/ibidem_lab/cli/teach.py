@@ -19,12 +19,12 @@ from ibidem.cli.common import (
     YesOption,
     confirmed,
     err,
+    existing_store,
     fail,
     out,
     sentences,
     settings_of,
     text_option,
-    truth_of,
 )
 from ibidem.matching.fitted import policy_in_force
 from ibidem.matching.policy import scorer_for
@@ -61,12 +61,12 @@ def mine_pairs(
     """Write pairs of questions from the cache's own life: near misses, audits, feedback, neighbours."""
     if file.exists() and not yes and not confirmed(f"Replace {file}?"):
         raise typer.Exit(1)
-    with truth_of(path, database) as records:
-        place = place_of(records, settings_of(path, database))
+    with existing_store(path, database) as store:
+        place = place_of(store, settings_of(path, database))
         fingerprint = place.embedder.fingerprint
-        threshold = policy_in_force(records, place.settings, fingerprint).threshold
+        threshold = policy_in_force(store, place.settings, fingerprint).threshold
         with err.status("Comparing questions; this may take a minute"):
-            mined = Miner(records, place.embedder, scorer_for(fingerprint), threshold).mine(namespace, limit)
+            mined = Miner(store, place.embedder, scorer_for(fingerprint), threshold).mine(namespace, limit)
         if not mined.pairs:
             fail("no pairs: questions must have been asked, and answers stored, that are near one another")
         write_pairs(file, mined.pairs)

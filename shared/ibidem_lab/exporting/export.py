@@ -92,7 +92,7 @@ def export(
 
     runtime, last = log._runtime, redact or str
     both = partial(_both, log._redacted, last)
-    found = Export(runtime.records.examples, runtime.embedder, choice, both, texts)
+    found = Export(runtime.store.examples, runtime.embedder, choice, both, texts)
     return found.run(Path(os.fspath(out)), force=force)
 
 

@@ -18,7 +18,7 @@ from ibidem_lab.replay import CURVE_FROM, Row, replay
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
-    from ibidem.storage.rows import JudgementRow
+    from ibidem.storage.logs import JudgementRow
 
 MOST = 4_000  # questions that count, the newest: more take minutes to embed
 CANDIDATES = 3  # of a question with a meaning: the nearest stored ones that no guard refuses

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import CheckedEmbedder
     from ibidem.settings import Settings
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 LEAST_LABELS, LEAST_OF_A_KIND = 200, 20  # with fewer, nothing is proved at 2 %
 FOLDS = 10
@@ -86,7 +86,7 @@ def fit(
     """
     cache.flush()
     runtime, matcher = cache._runtime, cache._runtime.matcher
-    place = Place(runtime.records, matcher.embedder, runtime.settings, cache._admission.is_private)
+    place = Place(runtime.store, matcher.embedder, runtime.settings, cache._admission.is_private)
     decided: Decided = "fit"
     if cache._policy.max_error_rate is None:
         decided = "threshold" if cache._auditor is None else "audits"
@@ -105,7 +105,7 @@ def drop_fit(cache: SemanticCache) -> bool:
     """
     cache.flush()
     runtime, matcher = cache._runtime, cache._runtime.matcher
-    there = adoption.drop(runtime.records, matcher.fingerprint)
+    there = adoption.drop(runtime.store, matcher.fingerprint)
     runtime.following.calibrate(matcher, SHIPPED)
     return there
 
@@ -121,13 +121,13 @@ class Place:
     """Where a threshold is fitted.
 
     Args:
-        records: The truth; holds judgements and the fitted thresholds.
+        store: The database; holds judgements and the fitted thresholds.
         embedder: For whose scores.
         settings: Of the caches there.
         is_private: Whether `redact` would change a text; such questions are no labels.
     """
 
-    records: Records
+    store: Store
     embedder: CheckedEmbedder
     settings: Settings
     is_private: Callable[[str], bool] = lambda text: False
@@ -149,7 +149,7 @@ class Place:
     ) -> FitReport:
         """As `ibidem_lab.fit`; the caller tells its own process. `max_error_rate` is what is told about."""
         if labels is None:
-            judged = of_judgements(reversed(self.records.judgements.recent(2 * MOST)))
+            judged = of_judgements(reversed(self.store.judgements.recent(2 * MOST)))
             labels = [label for label, _ in judged]
         labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
         fingerprint = self.embedder.fingerprint
@@ -157,9 +157,9 @@ class Place:
         level = min(max_error_rate or self.settings.max_error_rate, highest_error_rate())
         report = report_of(best, level, decided_by)
         if not dry_run:
-            adoption.drop(self.records, fingerprint)
+            adoption.drop(self.store, fingerprint)
             if report.adopted:
-                adoption.adopt(self.records, fingerprint, report.calibration)
+                adoption.adopt(self.store, fingerprint, report.calibration)
         return report
 
 

@@ -13,8 +13,8 @@ from ibidem_lab.labelling.pairs import QuestionPair
 
 if TYPE_CHECKING:
     from ibidem.examples.example import Example
-    from ibidem.storage.entries import Records
-    from ibidem.storage.rows import JudgementRow, LookupRow
+    from ibidem.storage.logs import JudgementRow, LookupRow
+    from ibidem.storage.store import Store
     from ibidem.types import Vector
 
 MOST = 10_000  # questions of one kind that are looked at, the newest: all with all of more takes minutes
@@ -44,25 +44,25 @@ class Gathered:
     left_out: Counter[str]
 
 
-def gather(records: Records, embedder: str, namespace: str | None = None) -> Gathered:
+def gather(store: Store, embedder: str, namespace: str | None = None) -> Gathered:
     """Read the logs and the stored questions; `embedder` is the fingerprint whose stored vectors are used.
 
     Of pairs judged more than once the last judgement counts. Raises `StorageError`.
     """
     left_out: Counter[str] = Counter()
-    rows = records.judgements.recent(JUDGEMENT_LIMIT, namespace)
+    rows = store.judgements.recent(JUDGEMENT_LIMIT, namespace)
     told = {(pair.namespace, pair.a, pair.b): pair for pair in _judged(rows)}
-    lookups = [row for row in records.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
-    examples = records.examples.recent(2 * MOST, namespace)
-    known = _stored_texts(records, rows, examples, lookups)
+    lookups = [row for row in store.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
+    examples = store.examples.recent(2 * MOST, namespace)
+    known = _stored_texts(store, rows, examples, lookups)
     for pair in _looked_up(lookups, known, left_out):
         told.setdefault((pair.namespace, pair.a, pair.b), pair)
     kept: dict[str, dict[str, Kept]] = {}
-    for row in records.stored.newest(2 * MOST, embedder, namespace):
+    for row in store.entries.newest_questions(2 * MOST, embedder, namespace):
         one = _of(kept, row.namespace, row.question)
         one.vector = row.vector if one.vector is None else one.vector
         one.answers.setdefault((row.scope, row.documents), row.answer)
-    _add_examples(kept, examples, records, embedder)
+    _add_examples(kept, examples, store, embedder)
     return Gathered(list(told.values()), kept, left_out)
 
 
@@ -91,7 +91,7 @@ def _met(row: LookupRow) -> bool:
 
 
 def _stored_texts(
-    records: Records,
+    store: Store,
     judged: Iterable[JudgementRow],
     examples: Iterable[Example],
     lookups: Iterable[LookupRow],
@@ -100,7 +100,7 @@ def _stored_texts(
     wanted = dict.fromkeys(row.entry_id for row in lookups if _met(row) and row.entry_id)
     told = {one.entry_id: one.question for one in examples if one.entry_id and _is_its_own(one)}
     remembered = {row.entry_id: row.stored for row in judged if row.entry_id}
-    return {**told, **remembered, **records.stored.texts(list(wanted))}
+    return {**told, **remembered, **store.entries.questions(list(wanted))}
 
 
 def _is_its_own(example: Example) -> bool:
@@ -133,7 +133,7 @@ def _of(kept: dict[str, dict[str, Kept]], namespace: str, question: str) -> Kept
 
 
 def _add_examples(
-    kept: dict[str, dict[str, Kept]], examples: Iterable[Example], records: Records, embedder: str
+    kept: dict[str, dict[str, Kept]], examples: Iterable[Example], store: Store, embedder: str
 ) -> None:
     """Questions of the example log, the newest first, with the vectors that were made for it."""
     lacking: dict[str, dict[int, Kept]] = {}
@@ -147,7 +147,7 @@ def _add_examples(
             documents = digest_of(document.digest for document in example.documents)
             one.answers.setdefault((example.scope, documents), example.answer)
     for namespace, by_id in lacking.items():
-        for id_, raw in records.examples.vectors(namespace, embedder, ids=list(by_id)):
+        for id_, raw in store.examples.vectors(namespace, embedder, ids=list(by_id)):
             by_id[id_].vector = None if raw is None else to_vector(raw)
 
 

@@ -24,7 +24,7 @@ from ibidem_lab.labelling.pairs import JUDGED, QuestionPair
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
     from ibidem.matching.policy import Scorer
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
 
 LIMIT = 2_000
 NEIGHBOURS = 4  # of each question
@@ -52,14 +52,14 @@ class Miner:
     """Finds pairs in one place.
 
     Args:
-        records: The truth of the place.
+        store: The database of the location.
         embedder: What the questions are compared by.
         scorer: What the cache scores pairs with.
         threshold: The least score that it serves.
         is_private: Whether `redact` would change a text; such questions are in no pair.
     """
 
-    records: Records
+    store: Store
     embedder: CheckedEmbedder
     scorer: Scorer
     threshold: float
@@ -72,7 +72,7 @@ class Miner:
             StorageError: The database failed.
             Exception: Whatever the embedder raises.
         """
-        gathered = sift(gather(self.records, self.embedder.fingerprint, namespace), self._refusal)
+        gathered = sift(gather(self.store, self.embedder.fingerprint, namespace), self._refusal)
         left_out = gathered.left_out
         vectors = self._vectors(gathered)
         labelled = [_with_cosine(pair, vectors) for pair in gathered.met if pair.labelled_by in JUDGED]

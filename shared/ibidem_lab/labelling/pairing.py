@@ -39,7 +39,7 @@ def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LI
     cache.flush()
     runtime = cache._runtime
     miner = Miner(
-        runtime.records, runtime.embedder, runtime.scorer, cache.policy.threshold, cache._admission.is_private
+        runtime.store, runtime.embedder, runtime.scorer, cache.policy.threshold, cache._admission.is_private
     )
     return miner.mine(namespace, limit)
 
@@ -60,5 +60,5 @@ def advise(cache: SemanticCache, *, namespace: str | None = None) -> Advised:
     cache.flush()
     runtime = cache._runtime
     return advising.advise(
-        runtime.records, runtime.embedder, threshold=cache.policy.threshold, namespace=namespace
+        runtime.store, runtime.embedder, threshold=cache.policy.threshold, namespace=namespace
     )

@@ -1,4 +1,4 @@
-"""What a report tells, gathered once from the truth."""
+"""What a report tells, gathered once from the database."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.costs import Prices, Savings, savings
 from ibidem.matching.fitted import policy_in_force
-from ibidem.storage.figures import BINS, LEAST_SIMILARITY, LONG_PROMPT, Asked, Doubted, Served, Span, Valuable
+from ibidem.storage.statistics import (
+    BINS,
+    LONG_PROMPT,
+    MIN_SIMILARITY,
+    DisputedEntry,
+    LogFilter,
+    LookupSums,
+    QuestionMatch,
+    TopEntry,
+)
 
 if TYPE_CHECKING:
     from ibidem.settings import Settings
     from ibidem.stats import AuditStats
-    from ibidem.storage.entries import Records
-    from ibidem.storage.holdings import Holdings
+    from ibidem.storage.statistics import EntryTotals
+    from ibidem.storage.store import Store
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 # A period of the charts over time, and the most of them: more would be thinner than can be seen.
@@ -65,7 +74,7 @@ class Facts:
     """All that a report tells; times are seconds since the epoch, `width` is that of a period."""
 
     place: str
-    span: Span
+    span: LogFilter
     made: float
     first: float
     last: float
@@ -76,57 +85,57 @@ class Facts:
     reasons: dict[str, int]
     bins: Sequence[Bin]
     boundary: float | None
-    near: Sequence[Asked]
-    unsure: Sequence[Asked]
-    valuable: Sequence[tuple[Valuable, float | None]]
-    doubted: Sequence[Doubted]
+    near: Sequence[QuestionMatch]
+    unsure: Sequence[QuestionMatch]
+    valuable: Sequence[tuple[TopEntry, float | None]]
+    doubted: Sequence[DisputedEntry]
     audits: Sequence[AuditStats]
     max_error_rate: float
     namespaces: Sequence[Group]
     models: Sequence[Model]
-    holdings: Holdings
+    holdings: EntryTotals
     ages: Sequence[tuple[int, int]]
     prices: Prices
 
 
-def gather(records: Records, settings: Settings, prices: Prices, span: Span, now: float) -> Facts:
+def gather(store: Store, settings: Settings, prices: Prices, span: LogFilter, now: float) -> Facts:
     """Read the figures of a span, `now` in seconds since the epoch.
 
     Raises:
         StorageError: The database failed.
     """
-    figures = records.figures
+    figures = store.statistics
     count, first, last = figures.extent(span)
     width = width_of(last - first)
-    served = figures.served(span)
-    reasons = figures.reasons(span)
+    served = figures.lookups(span)
+    reasons = figures.miss_reasons(span)
     rate = settings.audit_rate or ASSUMED_RATE
-    audits = report_of(records, settings.max_error_rate, rate, span.namespace)
-    holdings = records.holdings.totals(span.namespace, TOP)
-    by_namespace = groups(figures.by_namespace(span, TOP), prices)
+    audits = report_of(store, settings.max_error_rate, rate, span.namespace)
+    holdings = store.statistics.entry_totals(span.namespace, TOP)
+    by_namespace = groups(figures.lookups_by_namespace(span, TOP), prices)
     return Facts(
-        place=records.url,
+        place=store.url,
         span=span,
         made=now,
         first=first,
         last=last,
         width=width,
         total=Group("", count, savings(served, prices)),
-        periods=_without_gaps(groups(figures.over_time(span, width), prices)) if count else (),
+        periods=_without_gaps(groups(figures.lookups_over_time(span, width), prices)) if count else (),
         tiers=groups(sorted((row for row in served if row.tier), key=_tier), prices, _tier),
         reasons=reasons,
-        bins=bins_of(figures.similarities(span)),
-        boundary=boundary_of(records, settings, audits),
+        bins=bins_of(figures.similarity_histogram(span)),
+        boundary=boundary_of(store, settings, audits),
         near=figures.near_misses(span, list(reasons)[:REASONS], EXAMPLES),
-        unsure=figures.unsure_hits(span, ENTRIES),
-        valuable=[(one, _cost(one, prices)) for one in figures.most_valuable(span, ENTRIES)],
-        doubted=figures.doubted(span, ENTRIES),
+        unsure=figures.least_similar_hits(span, ENTRIES),
+        valuable=[(one, _cost(one, prices)) for one in figures.top_entries(span, ENTRIES)],
+        doubted=figures.disputed_entries(span, ENTRIES),
         audits=audits,
         max_error_rate=settings.max_error_rate,
         namespaces=sorted(by_namespace, key=lambda group: (-group.lookups, group.key)),
         models=_models(served, holdings, prices),
         holdings=holdings,
-        ages=records.holdings.ages(now, AGES, span.namespace),
+        ages=store.statistics.entry_ages(now, AGES, span.namespace),
         prices=prices,
     )
 
@@ -136,7 +145,7 @@ def width_of(seconds: float) -> float:
     return next((width for width in WIDTHS if seconds <= PERIODS * width), WIDTHS[-1])
 
 
-def boundary_of(records: Records, settings: Settings, audits: Sequence[AuditStats]) -> float | None:
+def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) -> float | None:
     """From which score on answers are served, somewhere; None while nothing is.
 
     Where hits are audited the budgets decide, each for its namespace; else the threshold of these settings,
@@ -144,7 +153,7 @@ def boundary_of(records: Records, settings: Settings, audits: Sequence[AuditStat
     """
     if settings.audit_rate or any(one.audits for one in audits):
         return min((one.threshold for one in audits if one.threshold is not None), default=None)
-    return policy_in_force(records, settings).threshold
+    return policy_in_force(store, settings).threshold
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:
@@ -152,19 +161,19 @@ def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:
     sums = [[0, 0, 0] for _ in range(BINS)]
     for place, tier, reason, count in counted:
         sums[place][0 if tier else 1 if reason in BELOW else 2] += count
-    step = (1.0 - LEAST_SIMILARITY) / BINS
-    return [Bin(LEAST_SIMILARITY + at * step, *three) for at, three in enumerate(sums)]
+    step = (1.0 - MIN_SIMILARITY) / BINS
+    return [Bin(MIN_SIMILARITY + at * step, *three) for at, three in enumerate(sums)]
 
 
-def _key(row: Served) -> Any:
+def _key(row: LookupSums) -> Any:
     return row.key
 
 
-def _tier(row: Served) -> str:
+def _tier(row: LookupSums) -> str:
     return row.tier
 
 
-def groups(rows: Iterable[Served], prices: Prices, by: Any = _key) -> list[Group]:
+def groups(rows: Iterable[LookupSums], prices: Prices, by: Any = _key) -> list[Group]:
     """The rows, which are in the order of `by`, summed up by it."""
     found = [(key, list(some)) for key, some in groupby(rows, by)]
     return [Group(key, sum(row.count for row in some), savings(some, prices)) for key, some in found]
@@ -179,9 +188,9 @@ def _without_gaps(found: Sequence[Group]) -> list[Group]:
     return [by_key.get(at) or Group(at, 0, Savings()) for at in range(first, last + 1)]
 
 
-def _models(served: Sequence[Served], holdings: Holdings, prices: Prices) -> list[Model]:
+def _models(served: Sequence[LookupSums], holdings: EntryTotals, prices: Prices) -> list[Model]:
     """Those that saved most calls, then those with most answers."""
-    hits: dict[str, list[Served]] = {}
+    hits: dict[str, list[LookupSums]] = {}
     for row in served:
         if row.tier:
             hits.setdefault(row.model, []).append(row)
@@ -197,7 +206,7 @@ def _models(served: Sequence[Served], holdings: Holdings, prices: Prices) -> lis
     return sorted(found, key=lambda one: (-one.saved.hits, -one.entries, one.name))[:TOP]
 
 
-def _cost(one: Valuable, prices: Prices) -> float | None:
+def _cost(one: TopEntry, prices: Prices) -> float | None:
     """What its hits saved, in money, if that is known: of the answer that is stored now."""
     read, said = one.input_tokens, one.output_tokens
     if read is None or said is None or read > LONG_PROMPT or one.tokens != one.count * (read + said):

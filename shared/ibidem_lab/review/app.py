@@ -29,7 +29,7 @@ except ImportError as error:
     raise MissingExtra("the review page", "review") from error
 
 if TYPE_CHECKING:
-    from ibidem.storage.entries import Records
+    from ibidem.storage.store import Store
     from ibidem.types import Entry
 
 _HERE = Path(__file__).parent
@@ -49,12 +49,12 @@ class Pages:
     """The pages on one place.
 
     Args:
-        records: The truth of the place.
+        store: The database of the location.
         desk: Hands out what is to be judged.
     """
 
-    def __init__(self, records: Records, desk: Desk) -> None:
-        self._records, self._desk = records, desk
+    def __init__(self, store: Store, desk: Desk) -> None:
+        self._store, self._desk = store, desk
         self._templates = environment(_HERE)
         self._templates.filters["readable"] = readable
 
@@ -80,11 +80,11 @@ class Pages:
         notice, doubted = who.told()
         return self._page(
             "judge.html",
-            pair=None if found is None else show(self._records, *found),
+            pair=None if found is None else show(self._store, *found),
             kind=kind if kind in KINDS else "",
             waiting=self._desk.waiting(),
             notice=notice,
-            doubted=doubted if doubted and self._records.of_ids([doubted]) else "",
+            doubted=doubted if doubted and self._store.entries.of_ids([doubted]) else "",
             done=sum(said is not None for _, said in who.done),
             undoable=bool(who.done),
             skipped=len(who.skipped),
@@ -114,7 +114,7 @@ class Pages:
         namespace = within[1:] if within else None
         if not (storable(text) and storable(within)):
             raise HTTPException(400, "That text is in no database.")
-        browsing, before = self._records.browsing, _before(asked.get("before"))
+        browsing, before = self._store.browser, _before(asked.get("before"))
         found = browsing.page(PAGE + 1, before=before, namespace=namespace, text=text)
         rows, wanted = found[:PAGE], {name: value for name, value in (("q", text), ("in", within)) if value}
         last = f"{rows[-1].created!r},{rows[-1].id}" if len(found) > PAGE else ""
@@ -135,7 +135,7 @@ class Pages:
     def entry(self, request: Request) -> Response:
         """All about one entry."""
         found = self._entry(request)
-        browsing = self._records.browsing
+        browsing = self._store.browser
         notice, _ = _reviewer(request).told()
         return self._page(
             "entry.html",
@@ -151,10 +151,10 @@ class Pages:
         """Feedback on an entry, or its end; with its examples, unless the page of judging asks for it."""
         found, who, action = self._entry(request), _reviewer(request), form.get("action", "")
         if action in ("good", "bad"):
-            judge(self._records, found, action == "good")
+            judge(self._store, found, action == "good")
             who.notice = "Noted." if action == "good" else "Noted as wrong; the answer was deleted."
         elif action == "delete":
-            run(self._records, Criteria(entry=found.id), time.time, examples=form.get("examples") != "keep")
+            run(self._store, Criteria(entry=found.id), time.time, examples=form.get("examples") != "keep")
             who.notice = "The answer was deleted."
         else:
             raise HTTPException(400, "An entry can be called good or bad, or be deleted.")
@@ -163,13 +163,13 @@ class Pages:
         return RedirectResponse(f"/entries/{found.id}" if action == "good" else "/entries", 303)
 
     def _entry(self, request: Request) -> Entry:
-        found = self._records.of_ids([request.path_params["id"]])
+        found = self._store.entries.of_ids([request.path_params["id"]])
         if not found:
             raise HTTPException(404, "There is no such entry; it may have been deleted.")
         return found[0]
 
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
-        text = self._templates.get_template(template).render(place=self._records.url, **values)
+        text = self._templates.get_template(template).render(place=self._store.url, **values)
         return HTMLResponse(text, status)
 
     async def _failed(self, request: Request, error: Exception) -> Response:

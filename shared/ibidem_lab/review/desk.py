@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ibidem.storage.reviews import Said
+from ibidem.storage.browsing import Review
 
 if TYPE_CHECKING:
-    from ibidem.storage.reviews import Met
+    from ibidem.storage.browsing import ReviewPair
     from ibidem.types import Entry
     from ibidem_lab.review.queue import Sieve
 
@@ -30,7 +30,7 @@ class Reviewer:
 
     name: str
     skipped: set[str] = field(default_factory=set)
-    done: list[tuple[Met, Said | None]] = field(default_factory=list)
+    done: list[tuple[ReviewPair, Review | None]] = field(default_factory=list)
     notice: str = ""
     doubted: str = ""
     first: str = ""  # the pair to be shown before all others: it was undone
@@ -55,13 +55,13 @@ class Desk:
 
     def __init__(self, sieve: Sieve, clock: Callable[[], float] = time.monotonic) -> None:
         self.sieve, self._clock = sieve, clock
-        self._records = sieve.records
+        self._store = sieve.store
         self._lock = threading.Lock()
-        self._pairs: dict[str, Met] = {}  # in order
+        self._pairs: dict[str, ReviewPair] = {}  # in order
         self._leases: dict[str, tuple[str, float]] = {}  # by pair: whose, until when
         self._read_at = float("-inf")
 
-    def next(self, who: Reviewer, kind: str = "") -> tuple[Met, Entry] | None:
+    def next(self, who: Reviewer, kind: str = "") -> tuple[ReviewPair, Entry] | None:
         """A pair for this reviewer, of one kind or any, with the stored entry; None if all are judged."""
         with self._lock:
             fresh = self._read()
@@ -76,14 +76,14 @@ class Desk:
         with self._lock:
             return Counter(met.kind for met in self._pairs.values())
 
-    def judge(self, who: Reviewer, pair: str, right: bool) -> Said | None:
+    def judge(self, who: Reviewer, pair: str, right: bool) -> Review | None:
         """Note what the reviewer says of a pair; None if it is not known any more."""
         with self._lock:
             met = self._pairs.get(pair)
             if met is None:
                 who.notice = "That pair is not waiting any more: somebody judged it, or its answer is gone."
                 return None
-            said = self._records.reviews.judge(met, right, time.time())
+            said = self._store.reviews.judge(met, right, time.time())
             self._drop(pair)
         if said.again:
             who.notice = f"Another reviewer had judged that pair: {_SAID[said.right]}."
@@ -108,13 +108,13 @@ class Desk:
                 return
             met, said = who.done.pop()
             who.skipped.discard(met.id)
-            if said is not None and not self._records.reviews.undo(said):
+            if said is not None and not self._store.reviews.undo(said):
                 who.notice = "That judgement is not in the log any more."
                 return
             who.notice, who.first = "Undone.", met.id
             self._pairs = {met.id: met, **self._pairs}
 
-    def _take(self, who: Reviewer, kind: str) -> tuple[Met, Entry] | None:
+    def _take(self, who: Reviewer, kind: str) -> tuple[ReviewPair, Entry] | None:
         """The first pair that is free, still stored and not judged elsewhere. Under the lock."""
         now = self._clock()
         mine = [id_ for id_, (name, _) in self._leases.items() if name == who.name]
@@ -126,8 +126,8 @@ class Desk:
                 continue
             if kind and met.kind != kind:
                 continue
-            stored = self._records.of_ids([met.entry_id])
-            if not stored or self._records.reviews.said(met) is not None:
+            stored = self._store.entries.of_ids([met.entry_id])
+            if not stored or self._store.reviews.verdict(met) is not None:
                 self._drop(id_)
                 continue
             for other in mine:

@@ -16,8 +16,8 @@ from ibidem_lab.report.facts import BELOW, boundary_of
 if TYPE_CHECKING:
     from ibidem.matching.policy import Scorer
     from ibidem.settings import Settings
-    from ibidem.storage.entries import Records
-    from ibidem.storage.reviews import Met
+    from ibidem.storage.browsing import ReviewPair
+    from ibidem.storage.store import Store
 
 LIMIT = 2_000  # pairs of audits, and of lookups, that are looked at: the nearest to the boundary
 SCORED = ("", "audit", *BELOW)  # outcomes that the score decided
@@ -29,31 +29,31 @@ class Sieve:
     """Finds the pairs of one place.
 
     Args:
-        records: The truth of the place.
+        store: The database of the place.
         scorer: What scores pairs there.
         boundary: The score from which on answers are served.
         namespace: Only this one; None for all.
     """
 
-    records: Records
+    store: Store
     scorer: Scorer
     boundary: float
     namespace: str | None = None
 
-    def pairs(self) -> list[Met]:
+    def pairs(self) -> list[ReviewPair]:
         """Pairs that no person has judged, each once. Raises `StorageError`.
 
         Audits come first, as budgets rest on them; then hits and near misses by how close their score is to
         the boundary; last what a guard or a changed document refused, which a score cannot change.
         """
-        reviews, wanted = self.records.reviews, (self.boundary, LIMIT, self.namespace)
-        found: dict[str, Met] = {}
+        reviews, wanted = self.store.reviews, (self.boundary, LIMIT, self.namespace)
+        found: dict[str, ReviewPair] = {}
         for met in (*reviews.audited(*wanted), *self._scored(reviews.looked_up(*wanted))):
             if normalise(met.asked) != normalise(met.stored):
                 found.setdefault(met.id, met)
         return sorted(found.values(), key=self._place)
 
-    def _scored(self, found: Iterable[Met]) -> Iterable[Met]:
+    def _scored(self, found: Iterable[ReviewPair]) -> Iterable[ReviewPair]:
         """With the score that they have now: the log tells only the cosine."""
         for met in found:
             score = self.scorer.score(met.asked, met.stored, met.similarity)
@@ -61,23 +61,23 @@ class Sieve:
             reason = f"guard:{guard}" if guard and not met.reason.startswith("guard:") else met.reason
             yield replace(met, score=score, reason=reason)
 
-    def _place(self, met: Met) -> tuple[int, float, str]:
+    def _place(self, met: ReviewPair) -> tuple[int, float, str]:
         score = met.similarity if met.score is None else met.score
         last = met.kind != "audit" and met.reason not in SCORED
         return 0 if met.kind == "audit" else 1 + last, abs(score - self.boundary), met.id
 
 
-def sieve_of(records: Records, settings: Settings, namespace: str | None) -> Sieve:
+def sieve_of(store: Store, settings: Settings, namespace: str | None) -> Sieve:
     """The sieve of a place as a cache that is opened now decides there; no model is loaded.
 
     Raises:
         StorageError: The database failed.
     """
-    known = records.embedders.known()
+    known = store.embedders.registered()
     scorer = scorer_for(max(known, key=lambda one: known[one], default=""))
     rate = settings.audit_rate or ASSUMED_RATE
-    audits = report_of(records, settings.max_error_rate, rate, namespace)
-    boundary = boundary_of(records, settings, audits)
+    audits = report_of(store, settings.max_error_rate, rate, namespace)
+    boundary = boundary_of(store, settings, audits)
     if boundary is None:
-        boundary = policy_in_force(records, settings).threshold
-    return Sieve(records, scorer, boundary, namespace)
+        boundary = policy_in_force(store, settings).threshold
+    return Sieve(store, scorer, boundary, namespace)

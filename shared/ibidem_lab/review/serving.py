@@ -47,7 +47,7 @@ def serve(sieve: Sieve, port: int, tell: Callable[[str], None], *, show: bool) -
     with listening(port) as listener:
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(32)
-        gate = Gate(Pages(sieve.records, Desk(sieve)).app(), token, port)
+        gate = Gate(Pages(sieve.store, Desk(sieve)).app(), token, port)
         url = f"http://{HOST}:{port}/?token={token}"
         tell(url)
         if show:  # in a thread, as a browser in the terminal returns when it is closed

@@ -12,8 +12,8 @@ from ibidem._util.text import reveal_invisible
 from ibidem.types import key_of, normalise
 
 if TYPE_CHECKING:
-    from ibidem.storage.entries import Records
-    from ibidem.storage.reviews import Met
+    from ibidem.storage.browsing import ReviewPair
+    from ibidem.storage.store import Store
     from ibidem.types import Entry, Source
 
 LONGEST = 20_000  # characters shown of a text
@@ -47,7 +47,7 @@ class Shown:
     `replaced` if the stored answer is younger than what the log tells.
     """
 
-    met: Met
+    met: ReviewPair
     asked: Sequence[Piece]
     stored: Sequence[Piece]
     entry: Entry
@@ -60,20 +60,20 @@ class Shown:
         return self.entry.created > self.met.at
 
 
-def show(records: Records, met: Met, entry: Entry) -> Shown:
+def show(store: Store, met: ReviewPair, entry: Entry) -> Shown:
     """What to show; raises `StorageError`."""
-    fresh = _fresh(records, met, entry)
+    fresh = _fresh(store, met, entry)
     asked, stored = marked(readable(met.asked), readable(met.stored))
     papers = tuple(_papers(entry.sources, None if fresh is None else fresh.sources))
     return Shown(met, asked, stored, entry, fresh, papers)
 
 
-def _fresh(records: Records, met: Met, entry: Entry) -> Entry | None:
+def _fresh(store: Store, met: ReviewPair, entry: Entry) -> Entry | None:
     """What was stored for the question asked: what the model said when there was no hit."""
     asked = normalise(met.asked)
-    found = records.of_ids([key_of(met.namespace, met.scope, asked, entry.documents)])
-    if not found and (other := records.browsing.answer_to(met.namespace, met.scope, asked)):
-        found = records.of_ids([other])
+    found = store.entries.of_ids([key_of(met.namespace, met.scope, asked, entry.documents)])
+    if not found and (other := store.browser.answer_to(met.namespace, met.scope, asked)):
+        found = store.entries.of_ids([other])
     return found[0] if found and found[0].id != entry.id else None
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 import ibidem
 from ibidem import Answer, Request
 from ibidem.index.base import VectorIndex, with_scope_code
-from ibidem.runtime import index_opener, open_records, registry_of
+from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import read_settings
 from ibidem.storage.engine import open_engine, sqlite_url
-from ibidem.storage.rows import entry_row, vector_row
+from ibidem.storage.entries import entry_row
 from ibidem.storage.tables import entries as entries_table
 from ibidem.storage.tables import entry_vectors
-from ibidem.storage.vectors import number_of
+from ibidem.storage.vectors import embedder_id, vector_row
 from ibidem.types import Entry, to_bytes, to_vector
 
 Batch = tuple[list[Request], list[str], NDArray[np.float32]]  # requests, their answers, vectors
@@ -34,12 +34,12 @@ def fill(folder: Path, batches: Iterable[Batch], *, indexed: bool) -> None:
     """
     with ibidem.open(folder) as cache:  # makes the tables
         fingerprint = cache._runtime.embedder.fingerprint
-    settings, number = read_settings(path=folder), number_of(fingerprint)
-    records = open_records(settings)
+    settings, number = read_settings(path=folder), embedder_id(fingerprint)
+    store = open_store(settings)
     engine = open_engine(sqlite_url(settings.path / "ibidem.sqlite3"))
     index: VectorIndex | None = None
     if indexed:
-        index = index_opener(settings, registry_of(settings, fingerprint, records))()
+        index = index_opener(settings, registry_of(settings, fingerprint, store))()
     for requests, answers, vectors in batches:
         entries = [_entry(*one) for one in zip(requests, answers, vectors, strict=True)]
         rows = [vector_row(entry, number) for entry in entries]
@@ -56,7 +56,7 @@ def fill(folder: Path, batches: Iterable[Batch], *, indexed: bool) -> None:
             db.execute(entry_vectors.insert().prefix_with("OR IGNORE"), rows)
     if index is not None:
         index.close()
-    records.close()
+    store.close()
     engine.dispose()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import ibidem
 from ibidem import Answer, Document, Request
 from ibidem.embedding import resolve_embedder
-from ibidem.storage.rows import LookupRow
+from ibidem.storage.logs import LookupRow
 from langchain_ibidem import IbidemCache
 from tests.benchmarks.speed.__main__ import DEFAULT_DATA, child
 from tests.benchmarks.speed.in_langchain import chain, in_turn
@@ -187,7 +187,7 @@ def log(options: argparse.Namespace, folder: Path) -> None:
         for count in (0, options.most // 10, options.most):
             row = LookupRow(time.time(), "", "s", "q", "exact", "", "e", 1.0, 0.001, 100)
             if count > written:
-                cache._runtime.records.lookups.add([row] * (count - written))
+                cache._runtime.store.lookups.add([row] * (count - written))
             written = count
             asked = (Request(questions.reworded(at + written)) for at in range(options.calls))
             _row(f"{count:,}", cache, asked)

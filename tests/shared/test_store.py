@@ -1,4 +1,4 @@
-"""The truth: what goes in comes out, on disk, once."""
+"""The database: what goes in comes out, on disk, once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ibidem import Answer, Document, Example, Request, StorageError
 from ibidem._util.deadline import deadline
 from ibidem.errors import StorageUnavailable
 from ibidem.storage.engine import set_aside_if_damaged, writing
-from ibidem.storage.entries import Records
-from ibidem.storage.rows import LookupRow
+from ibidem.storage.logs import LookupRow
+from ibidem.storage.store import Store
 from ibidem.types import Entry, Source, to_bytes, to_vector
 from tests.embedders import BagOfWords
 
@@ -38,9 +38,9 @@ documents = st.lists(st.builds(Document, text, text), max_size=3, unique_by=lamb
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> Iterator[Records]:
-    """An empty truth."""
-    made = Records(f"sqlite:///{tmp_path / 'truth.sqlite3'}")
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty database."""
+    made = Store(f"sqlite:///{tmp_path / 'store.sqlite3'}")
     yield made
     made.close()
 
@@ -65,17 +65,17 @@ def entry(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(answer=answers, docs=documents, namespace=text, semantic=st.booleans())
-def test_an_entry_comes_back_as_it_went_in(records: Records, answer, docs, namespace, semantic) -> None:
+def test_an_entry_comes_back_as_it_went_in(store: Store, answer, docs, namespace, semantic) -> None:
     """Every field, for any text a database can hold."""
     answer = replace(answer, semantic=semantic)
     sources = tuple(Source(d.id, d.digest, n == 0) for n, d in enumerate(docs))
     stored = replace(entry(namespace=namespace), answer=answer, semantic=semantic, sources=sources)
-    records.put(stored, "e")
-    (found,) = records.find(stored.id)
+    store.entries.put(stored, "e")
+    (found,) = store.entries.find(stored.id)
 
     assert replace(found, sources=()) == replace(stored, sources=())
     assert set(found.sources) == set(sources)
-    assert records.get(stored.id) == replace(stored, sources=())
+    assert store.entries.get(stored.id) == replace(stored, sources=())
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=50).filter(lambda row: np.linalg.norm(row) > 0.1))
@@ -86,93 +86,93 @@ def test_half_precision_keeps_cosines(row: list[float]) -> None:
     assert float(to_vector(to_bytes(vector)) @ vector) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_near_confirms_namespace_scope_and_embedder(records: Records) -> None:
-    """A point that the index returns counts for nothing if the truth says otherwise."""
+def test_near_confirms_namespace_scope_and_embedder(store: Store) -> None:
+    """A point that the index returns counts for nothing if the database says otherwise."""
     mine = entry()
-    records.put(mine, "e")
+    store.entries.put(mine, "e")
     right = {"namespace": "", "scope": mine.scope, "embedder": "e", "documents": mine.documents}
 
-    assert [found.id for found in records.near([mine.point], **right)] == [mine.id]
+    assert [found.id for found in store.entries.near([mine.point], **right)] == [mine.id]
     for wrong in ({"namespace": "n"}, {"scope": "s"}, {"embedder": "f"}):
-        assert records.near([mine.point], **{**right, **wrong}) == []
-    assert records.near([], **right) == []
+        assert store.entries.near([mine.point], **{**right, **wrong}) == []
+    assert store.entries.near([], **right) == []
 
 
-def test_a_replaced_answer_keeps_its_place_in_the_index(records: Records) -> None:
+def test_a_replaced_answer_keeps_its_place_in_the_index(store: Store) -> None:
     """The question is the same, so is its vector: nothing to index again."""
-    records.put(entry(answer="old"), "e")
-    records.vectors_of("e").mark_indexed([entry().point], "g")
-    records.put(entry(answer="new"), "e")
+    store.entries.put(entry(answer="old"), "e")
+    store.vectors("e").mark_indexed([entry().point], "g")
+    store.entries.put(entry(answer="new"), "e")
 
-    assert records.get(entry().id).answer.text == "new"
-    vectors = records.vectors_of("e")
-    assert (vectors.unindexed("g", 10), vectors.lacking(10), vectors.count_indexed("g")) == ([], [], 1)
+    assert store.entries.get(entry().id).answer.text == "new"
+    vectors = store.vectors("e")
+    assert (vectors.unindexed("g", 10), vectors.missing(10), vectors.count_indexed("g")) == ([], [], 1)
 
 
-def test_what_another_generation_holds_is_unindexed(records: Records) -> None:
+def test_what_another_generation_holds_is_unindexed(store: Store) -> None:
     """A rebuilt or deleted index is filled again without touching a row first."""
     for n in range(3):
-        records.put(entry(f"question {n}", created=n), "e")
-    vectors = records.vectors_of("e")
+        store.entries.put(entry(f"question {n}", created=n), "e")
+    vectors = store.vectors("e")
     vectors.mark_indexed([entry("question 0").point], "old")
 
     found = sorted(row.question for row in vectors.unindexed("new", 10))
     assert found == [f"question {n}" for n in range(3)]
 
 
-def test_exact_only_entries_are_never_indexed(records: Records) -> None:
+def test_exact_only_entries_are_never_indexed(store: Store) -> None:
     """They have no vector to index."""
-    records.put(replace(entry(), semantic=False, vector=None), "e")
+    store.entries.put(replace(entry(), semantic=False, vector=None), "e")
 
-    assert records.vectors_of("e").count() == 0
+    assert store.vectors("e").count() == 0
 
 
-def test_clear_takes_the_documents_and_the_logs_along(records: Records) -> None:
+def test_clear_takes_the_documents_and_the_logs_along(store: Store) -> None:
     """Nothing of a namespace stays behind."""
     for namespace in ("a", "b"):
         sources = (Source("d", namespace, True),)
-        records.put(replace(entry(namespace=namespace), sources=sources), "e")
-        records.lookups.add([LookupRow(1.0, namespace, "s", "q", "", "empty", None, None, 0.1, 0)])
-        records.examples.add([Example("q", "a", at=1.0, namespace=namespace)])
+        store.entries.put(replace(entry(namespace=namespace), sources=sources), "e")
+        store.lookups.add([LookupRow(1.0, namespace, "s", "q", "", "empty", None, None, 0.1, 0)])
+        store.examples.add([Example("q", "a", at=1.0, namespace=namespace)])
 
-    assert records.clear("a") == 1
-    assert [found.namespace for found in records.newest()] == ["b"]
-    assert [row.namespace for row in records.lookups.recent()] == ["b"]
-    assert [example.namespace for example in records.examples.recent()] == ["b"]
-    assert records.clear() == 1
-    assert (records.totals().entries, records.totals().examples) == (0, 0)
+    assert store.clear("a") == 1
+    assert [found.namespace for found in store.entries.newest()] == ["b"]
+    assert [row.namespace for row in store.lookups.recent()] == ["b"]
+    assert [example.namespace for example in store.examples.recent()] == ["b"]
+    assert store.clear() == 1
+    assert (store.totals().entries, store.totals().examples) == (0, 0)
 
 
-def test_the_log_counts_hits_and_forgets_the_oldest(records: Records, monkeypatch) -> None:
+def test_the_log_counts_hits_and_forgets_the_oldest(store: Store, monkeypatch) -> None:
     """The log is bounded; the counters of the entries stay."""
     monkeypatch.setattr("ibidem.storage.logs.LOG_LIMIT", 10)
     stored = entry()
-    records.put(stored, "e")
+    store.entries.put(stored, "e")
     for n in range(15):
-        records.lookups.add([LookupRow(n, "", "s", "q", "exact", "", stored.id, 1.0, 0.1, 5)])
+        store.lookups.add([LookupRow(n, "", "s", "q", "exact", "", stored.id, 1.0, 0.1, 5)])
 
-    assert [row.at for row in records.lookups.recent(99)] == list(range(14, 4, -1))
-    assert records.get(stored.id).hits == 15
-    assert records.totals().tokens_saved == 50
+    assert [row.at for row in store.lookups.recent(99)] == list(range(14, 4, -1))
+    assert store.entries.get(stored.id).hits == 15
+    assert store.totals().tokens_saved == 50
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     """Rather than damaged."""
     url = f"sqlite:///{tmp_path / 'x.sqlite3'}"
-    Records(url).close()
+    Store(url).close()
     with sqlite3.connect(tmp_path / "x.sqlite3") as db:
         db.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
     db.close()
 
     with pytest.raises(StorageError, match="newer Ibidem .schema 99.: upgrade"):
-        Records(url)
+        Store(url)
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "no url", "sqlite:////proc/nowhere/x.sqlite3"])
 def test_an_unusable_database_is_named_without_its_password(url: str) -> None:
     """The message says what is wrong with which database."""
     with pytest.raises(StorageError) as raised:
-        Records(url)
+        Store(url)
 
     assert "secret" not in str(raised.value)
 
@@ -189,38 +189,38 @@ def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
     assert set_aside_if_damaged(file) is None
 
 
-def test_threads_write_in_turn(records: Records, monkeypatch) -> None:
+def test_threads_write_in_turn(store: Store, monkeypatch) -> None:
     """More than there are connections; who waits too long is told, and nobody waits longer for it."""
 
     def write(n: int) -> None:
         with deadline():
-            records.set_meta(f"thread {n}", "wrote")
+            store.meta.set(f"thread {n}", "wrote")
 
     with ThreadPoolExecutor(40) as pool:
         for done in [pool.submit(write, n) for n in range(40)]:
             done.result(10)
         monkeypatch.setattr("ibidem.storage.engine.DEADLINE_SECONDS", 0.05)
         with (
-            writing(records._engine),
+            writing(store._engine),
             pytest.raises(StorageUnavailable, match="database is locked"),
         ):
             pool.submit(write, 0).result(5)
         pool.submit(write, 0).result(5)
 
 
-def test_the_question_lookup_uses_an_index(records: Records, tmp_path: Path) -> None:
+def test_the_question_lookup_uses_an_index(store: Store, tmp_path: Path) -> None:
     """No query of a request scans a table."""
     asked: list[str] = []
 
     def listen(connection, *_rest) -> None:
         connection.set_trace_callback(asked.append)
 
-    sqlalchemy.event.listen(records._engine, "checkout", listen)
-    records.get("x")
-    records.near(["x", "y"], namespace="", scope="s", embedder="e", documents="d")
-    records.kind_in_scope("", "s")
-    records.vectors_of("e").unindexed("g", 10)
-    with sqlite3.connect(tmp_path / "truth.sqlite3") as db:
+    sqlalchemy.event.listen(store._engine, "checkout", listen)
+    store.entries.get("x")
+    store.entries.near(["x", "y"], namespace="", scope="s", embedder="e", documents="d")
+    store.entries.kind_in_scope("", "s")
+    store.vectors("e").unindexed("g", 10)
+    with sqlite3.connect(tmp_path / "store.sqlite3") as db:
         plans = [
             " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}"))
             for statement in asked

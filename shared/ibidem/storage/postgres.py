@@ -1,0 +1,64 @@
+"""Connections to PostgreSQL that keep the deadline of their thread. The only code that imports psycopg."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import psycopg
+
+from ibidem._util.deadline import remaining
+
+POLL_SECONDS = 0.1  # between two looks at the clock while nothing arrives; psycopg's own
+
+Steps = Generator[Any, Any, Any]
+
+
+def connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """Handle SQLAlchemy's `do_connect` event."""
+    return DeadlineConnection.connect(*arguments, **options)
+
+
+class DeadlineConnection(psycopg.Connection[Any]):
+    """A connection that is closed when an answer takes longer than this thread may wait."""
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run one exchange with the server; psycopg sends all of them through here."""
+        seconds = remaining()
+        kwargs.setdefault("interval", min(POLL_SECONDS, seconds / 2))
+        try:
+            return super().wait(_with_deadline(gen, seconds), *args, **kwargs)
+        except _DeadlineExceeded:
+            self.close()  # its answer may still come, and would be taken for that to the next statement
+            raise psycopg.OperationalError(f"no answer within {seconds:.1f} s") from None
+
+    @classmethod
+    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
+        """Yield the steps of connecting; psycopg's own limit is never below two seconds."""
+        return _connecting(super()._connect_gen(*args, **kwargs), remaining())
+
+
+class _DeadlineExceeded(Exception):
+    pass
+
+
+def _with_deadline(steps: Steps, seconds: float) -> Steps:
+    """Run the steps until time is up; psycopg resumes this at every interval while nothing arrives."""
+    until = time.monotonic() + seconds
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > until:
+                raise _DeadlineExceeded
+            wanted = steps.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+def _connecting(steps: Steps, seconds: float) -> Steps:
+    try:
+        return (yield from _with_deadline(steps, seconds))
+    except _DeadlineExceeded:
+        raise psycopg.OperationalError(f"no connection within {seconds:.1f} s") from None

@@ -1,0 +1,155 @@
+"""The store: one database, and a table object for each of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.storage import deletion
+from ibidem.storage.browsing import EntryBrowser, ReviewTable
+from ibidem.storage.deletion import Evictor
+from ibidem.storage.engine import (
+    breaker_of,
+    cause_of,
+    close_engine,
+    open_engine,
+    reading,
+    safe_url,
+    storage_error,
+)
+from ibidem.storage.entries import EntryTable
+from ibidem.storage.examples import ExampleTable
+from ibidem.storage.invalidation import InvalidationTable
+from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable
+from ibidem.storage.meta import MetaTable
+from ibidem.storage.migrations import migrate
+from ibidem.storage.model_table import ModelFilesTable
+from ibidem.storage.statistics import Statistics
+from ibidem.storage.vectors import EmbedderTable, VectorTable
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the database; lookups are those still in the log."""
+
+    entries: int
+    semantic_entries: int
+    unindexed: int
+    hits: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, int] = field(default_factory=dict)
+    tokens_saved: int = 0
+    examples: int = 0
+    audits: int = 0
+    audits_wrong: int = 0
+    bytes: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Hits per lookup; None before the first."""
+        hits, misses = sum(self.hits.values()), sum(self.misses.values())
+        return hits / (hits + misses) if hits + misses else None
+
+
+class Store:
+    """Access to one database.
+
+    Args:
+        url: SQLAlchemy URL.
+
+    Raises:
+        StorageError: The database cannot be opened, or was made by a newer Ibidem. Every method raises it
+            when the database fails.
+    """
+
+    def __init__(self, url: str) -> None:
+        engine = self._engine = open_engine(url)
+        self.meta, self.embedders = MetaTable(engine), EmbedderTable(engine)
+        self.invalidations = InvalidationTable(engine)
+        self.entries = EntryTable(engine, self.invalidations)
+        self.evictor = Evictor(engine)
+        self.lookups, self.judgements, self.examples = (
+            LookupTable(engine),
+            JudgementTable(engine),
+            ExampleTable(engine),
+        )
+        self.statistics, self.browser, self.reviews = (
+            Statistics(engine),
+            EntryBrowser(engine),
+            ReviewTable(engine),
+        )
+        self.model_files = ModelFilesTable(engine)
+        try:
+            migrate(engine)
+        except Exception as error:  # also of drivers, for options of the URL that they do not take
+            engine.dispose()
+            advice = "move it away to begin a new one, or use another path"
+            if isinstance(error, StorageUnavailable):
+                advice = "the disk may be full, another program may hold it, or its server is down"
+            reason, cause = storage_error(error, engine), cause_of(error, engine)
+            raise StorageError(f"cannot open the database {self.url}: {reason}; {advice}") from cause
+
+    @property
+    def url(self) -> str:
+        """The URL of the database, without its password."""
+        return safe_url(self._engine)
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections, which are not ours to close."""
+        self._engine.dispose(close=False)
+        if breaker := breaker_of(self._engine):
+            breaker.after_fork()
+
+    def close(self) -> None:
+        """Close all connections."""
+        if breaker := breaker_of(self._engine):
+            breaker.stop()
+        close_engine(self._engine)
+
+    def vectors(self, embedder: str) -> VectorTable:
+        """Return the vectors of the embedder with this fingerprint."""
+        return VectorTable(self._engine, embedder)
+
+    def redactor(self, redact: Callable[[str], str | None], name: str) -> LogRedactor:
+        """Return what redacts the logs written so far."""
+        return LogRedactor(self._engine, redact, name)
+
+    def clear(self, namespace: str | None = None) -> int:
+        """Delete all entries and logs, or those of one namespace and its users; return how many entries.
+
+        In batches: if it fails on the way, a part is deleted; call it again.
+        """
+        return deletion.clear(self._engine, namespace)
+
+    def totals(self, embedder: str | None = None) -> Totals:
+        """Count entries, logged lookups by outcome, examples and audits.
+
+        Entries that can be found by meaning are counted for this embedder, by default the one used last.
+        """
+        entries, size = self.evictor.size()
+        if embedder is None:
+            registered = self.embedders.registered()
+            embedder = max(registered, key=lambda one: registered[one], default="")
+        vectors = self.vectors(embedder)
+        lookups = self.lookups.counts()
+        audits, wrong = self.judgements.audits()
+        return Totals(
+            entries=entries,
+            semantic_entries=vectors.count(),
+            unindexed=vectors.count_pending(),
+            hits=lookups.hits,
+            misses=lookups.misses,
+            tokens_saved=lookups.tokens_saved,
+            examples=self.examples.count(),
+            audits=audits,
+            audits_wrong=wrong,
+            bytes=size,
+        )
+
+    def check(self) -> list[str]:
+        """Return the problems that the database finds in its own file; empty if none (SQLite only)."""
+        if self._engine.dialect.name != "sqlite":
+            return []
+        with reading(self._engine) as db:
+            found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
+        return [] if found == ["ok"] else found
