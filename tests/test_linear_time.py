@@ -35,7 +35,7 @@ from ibidem.cli import tables
 from ibidem.cli.console import plain
 from ibidem.cli.formatting import shown
 from ibidem.lifecycle.rules import _texts
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import shipped, supporting
 from ibidem.prompts.documents import Retrieved
 from ibidem.storage.logs import LookupRow
@@ -155,7 +155,7 @@ def _judged(place: Place, text: str) -> None:
 
 def _compared(place: Place, text: str) -> None:
     other = text.replace("What is", "What was") + "s"
-    vetoed_by(text, other)
+    failed_guard(text, other)
     shipped().score(text, other, 0.97)
 
 

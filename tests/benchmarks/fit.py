@@ -99,7 +99,7 @@ class Halves:
             if not self.fitted:
                 self.fit()
             for name, scorer in self.scorers.items():
-                least = min(CURVE_FROM, scorer.least_cosine(AUDIT_FLOOR))
+                least = min(CURVE_FROM, scorer.min_cosine(AUDIT_FLOOR))
                 self.note(name, decide(request, near, EVERYTHING, scorer, least))
             self.note("cosine", by_cosine(math.inf)(request, near))
         else:

@@ -125,7 +125,7 @@ def judged(pairs: Pairs, score: Array) -> list[Judged]:
     """The best candidate of each question, if every question is stored."""
     score = np.where(pairs.exact, np.inf, score)
     best: dict[int, tuple[float, bool]] = {}
-    allowed = np.flatnonzero(~pairs.vetoed | pairs.exact)
+    allowed = np.flatnonzero(~pairs.refused | pairs.exact)
     for at in allowed[np.argsort(-score[allowed], kind="stable")]:
         best.setdefault(int(pairs.request[at]), (float(score[at]), bool(pairs.right[at])))
     return [Judged(*one) for one in best.values()]

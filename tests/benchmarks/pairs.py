@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.matching.guards import vetoed_by
-from ibidem.matching.phrasing import take_apart
+from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import features
+from ibidem.matching.text import parse_question
 from ibidem.types import normalise
 from tests.benchmarks.streams import ANSWERS, Stream
 
@@ -31,7 +31,7 @@ class Pairs:
     cosine: Array
     right: NDArray[np.bool_]
     exact: NDArray[np.bool_]
-    vetoed: NDArray[np.bool_]
+    refused: NDArray[np.bool_]
     english: NDArray[np.bool_]
     features: Array
     requests: int
@@ -44,7 +44,7 @@ class Pairs:
     @property
     def undecided(self) -> Pairs:
         """Those that are left to the score."""
-        return self.where(~self.vetoed & ~self.exact)
+        return self.where(~self.refused & ~self.exact)
 
 
 def pairs_of(stream: Stream) -> Pairs:
@@ -64,13 +64,13 @@ def pairs_of(stream: Stream) -> Pairs:
 
 
 def _read(stream: Stream, one: int, other: int) -> tuple[bool, bool, bool, bool, list[float]]:
-    """Whether right, the same text, vetoed, English; the features."""
+    """Whether right, the same text, refused, English; the features."""
     a, b = normalise(stream.texts[one]), normalise(stream.texts[other])
-    english = take_apart(a).is_english and take_apart(b).is_english
+    english = parse_question(a).is_english and parse_question(b).is_english
     return (
         stream.same(one, other),
         a == b,
-        vetoed_by(a, b) is not None,
+        failed_guard(a, b) is not None,
         english,
         list(features(a, b).values()),
     )

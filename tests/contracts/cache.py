@@ -94,7 +94,7 @@ class CacheContract:
         assert every.lookup(again).reason == "documents_changed"
         assert every.lookup(asked)
 
-    def test_guards_veto(self, cache) -> None:
+    def test_guards_refuse(self, cache) -> None:
         """The reason names the guard."""
         cache.store(Request("what was new in python version 3.11"), ANSWER)
 

@@ -117,7 +117,7 @@ class ByVectors:
         assert vectors is not None
         return float(vectors[0] @ vectors[1])
 
-    def least_cosine(self, threshold: float) -> float:
+    def min_cosine(self, threshold: float) -> float:
         return 0.0
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import CosineScorer
 
 DIFFERENT = [
@@ -123,14 +123,14 @@ SAME = [
 @pytest.mark.parametrize(("guard", "asked", "stored"), DIFFERENT, ids=lambda value: str(value)[:30])
 def test_a_difference_that_changes_the_answer_is_seen(guard: str, asked: str, stored: str) -> None:
     """The guard's name becomes the reason of the miss; the direction does not matter."""
-    assert vetoed_by(asked, stored) == guard
-    assert vetoed_by(stored, asked) == guard
+    assert failed_guard(asked, stored) == guard
+    assert failed_guard(stored, asked) == guard
 
 
 @pytest.mark.parametrize(("asked", "stored"), SAME)
 def test_other_words_for_the_same_are_let_through(asked: str, stored: str) -> None:
     """Guards do not stop rewordings."""
-    assert vetoed_by(asked, stored) is None
+    assert failed_guard(asked, stored) is None
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_negation_asks_for_nearly_identical_questions(asked: str, stored: str) -
 
 
 @given(st.text(max_size=60))
-def test_a_question_never_vetoes_itself(question: str) -> None:
+def test_no_guard_fails_for_the_question_itself(question: str) -> None:
     """Whatever the text, also with digits and signs of any script."""
-    assert vetoed_by(question, question) is None
+    assert failed_guard(question, question) is None
     assert CosineScorer().score(question, question, 0.9) == 0.9
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_guards_are_symmetric(one: str, other: str) -> None:
     """Who asked first cannot matter."""
-    assert vetoed_by(one, other) == vetoed_by(other, one)
+    assert failed_guard(one, other) == failed_guard(other, one)

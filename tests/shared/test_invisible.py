@@ -13,7 +13,7 @@ import ibidem
 from ibidem import Answer, Miss, Request
 from ibidem._util.text import has_hidden, reveal_invisible, strip_invisible
 from ibidem.cache import SemanticCache
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
 from ibidem_lab.review.showing import readable
 from tests.embedders import Constant
 
@@ -85,7 +85,7 @@ def test_whatever_else_is_invisible_hides_something() -> None:
     for c in HIDDEN:
         for text in (f"{c}{PLAIN}", f"What is{c} it", f"wh{c}at", f"{PLAIN}{c}"):
             assert has_hidden(text), ascii(text)
-            assert vetoed_by(text, strip_invisible(text)) == "invisible", ascii(text)
+            assert failed_guard(text, strip_invisible(text)) == "invisible", ascii(text)
             assert readable(text) == text.replace(c, SIGN), ascii(text)
 
 
@@ -94,7 +94,7 @@ def test_one_that_stands_alone_is_nothing_and_is_shown(c: str) -> None:
     """Several beside each other can say something: they hide it."""
     for text in (f"What{c} is the number of the bank?", f"What is the num{c}ber of the{c} bank?", PLAIN + c):
         assert not has_hidden(text)
-        assert vetoed_by(text, PLAIN) is None
+        assert failed_guard(text, PLAIN) is None
         assert strip_invisible(text) == PLAIN
         assert readable(text) == text.replace(c, SIGN)
     for run in (c + c, *(c + other for other in HIDDEN[:40])):
@@ -111,9 +111,9 @@ def test_what_is_seen_is_compared_and_stays(text: str) -> None:
     assert not has_hidden(question)
     assert strip_invisible(question) == readable(question) == question
     if bare != text:
-        assert vetoed_by(question, f"What does {bare} mean?") is not None
+        assert failed_guard(question, f"What does {bare} mean?") is not None
     others = (other for other in (*EMOJI[::7], *WRITTEN) if other != text)
-    assert all(vetoed_by(question, f"What does {other} mean?") is not None for other in others)
+    assert all(failed_guard(question, f"What does {other} mean?") is not None for other in others)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_shown_and_compared_agree(parts: list[str]) -> None:
     assert not has_hidden(strip_invisible(text))
     assert len(strip_invisible(text)) <= len(text)
     assert reveal_invisible(seen) == seen
-    assert has_hidden(text) or vetoed_by(text, strip_invisible(text)) is None
+    assert has_hidden(text) or failed_guard(text, strip_invisible(text)) is None

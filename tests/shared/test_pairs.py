@@ -15,7 +15,7 @@ import ibidem_lab
 from ibidem import Answer, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
 from ibidem.cli.main import app
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
 from ibidem_lab.fitting.labels import Label, read_labels
 from ibidem_lab.labelling.comparing import compared, stock_answers
 from ibidem_lab.labelling.gathering import DELETED, Kept
@@ -322,7 +322,7 @@ def test_no_pair_is_one_that_a_guard_refuses(open_cache) -> None:
     pairs = ibidem_lab.pairs(cache).pairs
 
     assert pairs
-    assert [pair for pair in pairs if vetoed_by(pair.a, pair.b)] == []
+    assert [pair for pair in pairs if failed_guard(pair.a, pair.b)] == []
 
 
 # files ------------------------------------------------------------------------------------------------

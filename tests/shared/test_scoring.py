@@ -7,7 +7,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ibidem.errors import InvalidInput
-from ibidem.matching.phrasing import take_apart
 from ibidem.matching.policy import (
     CosineScorer,
     LearnedScorer,
@@ -17,6 +16,7 @@ from ibidem.matching.policy import (
     shipped,
     threshold_for,
 )
+from ibidem.matching.text import parse_question
 
 WORDS = (
     "how do i can you the a to from not never no please and or is which how many who when before after "
@@ -41,13 +41,13 @@ def test_the_score_rises_with_the_cosine(
 
 @pytest.mark.parametrize("scorer", SCORERS)
 @given(QUESTIONS, QUESTIONS, COSINES, st.floats(0.5, 1.0))
-def test_least_cosine_is_a_bound(
+def test_min_cosine_is_a_bound(
     scorer: LearnedScorer | CosineScorer, one: str, other: str, cosine: float, threshold: float
 ) -> None:
     """Nothing below it reaches the threshold, so candidates there need not be scored."""
     reached = scorer.score(one, other, cosine) >= threshold
 
-    assert not reached or cosine >= scorer.least_cosine(threshold) - 1e-9
+    assert not reached or cosine >= scorer.min_cosine(threshold) - 1e-9
 
 
 @given(QUESTIONS)
@@ -70,7 +70,7 @@ def test_differences_are_the_same_from_both_sides(one: str, other: str) -> None:
 @example("¿cuánto cuesta abrir una cuenta?", "¿cuánto cuesta abrir una cuenta nueva?", 0.95)
 def test_no_bonus_where_the_words_are_not_understood(one: str, other: str, cosine: float) -> None:
     """In other languages the score is never above the cosine."""
-    if not (take_apart(one).is_english and take_apart(other).is_english):
+    if not (parse_question(one).is_english and parse_question(other).is_english):
         assert shipped().score(one, other, cosine) <= cosine + 1e-12
 
 

@@ -11,8 +11,9 @@ import ibidem
 from ibidem import Answer, Request
 from ibidem.cache import SemanticCache
 from ibidem.errors import EmbedderUnavailable
-from ibidem.matching import english, lexicon
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
+from ibidem.matching.opposites_en import EXCLUSIVE, OPPOSITES
+from ibidem.matching.words_en import IRREGULAR, SMALL_WORDS
 from tests import wording_pairs
 from tests.wording_pairs import KINDS, pairs, reworded
 
@@ -24,11 +25,11 @@ SAMPLE = 12  # pairs of each kind that a real cache is asked
 def test_what_changes_the_answer_is_refused(kind: str) -> None:
     """By the guards alone, whatever the embedding; both ways."""
     found = [(one, other) for one, other in pairs(kind) if one != other]
-    served = [pair for pair in found if vetoed_by(*pair) is None]
+    served = [pair for pair in found if failed_guard(*pair) is None]
 
     assert len(found) >= 70
     assert len(served) <= (1 - LEAST_REFUSED) * len(found), served[:10]
-    assert all(vetoed_by(one, other) == vetoed_by(other, one) for one, other in found)
+    assert all(failed_guard(one, other) == failed_guard(other, one) for one, other in found)
 
 
 def test_there_are_thousands() -> None:
@@ -41,15 +42,13 @@ def test_the_same_in_other_words_is_not_refused() -> None:
     found = list(reworded(random.Random(20)))
 
     assert len(found) > 1_000
-    assert [(vetoed_by(*pair), pair) for pair in found if vetoed_by(*pair)] == []
+    assert [(failed_guard(*pair), pair) for pair in found if failed_guard(*pair)] == []
 
 
 def test_the_code_knows_none_of_these_words() -> None:
     """No rule of these kinds is a list of what is tested: verbs, names, stems."""
-    known = {
-        word for sides in (*lexicon.OPPOSITES, *lexicon.EXCLUSIVE) for side in sides for word in side.split()
-    }
-    known |= english.IRREGULAR.keys() | english.SMALL_WORDS
+    known = {word for sides in (*OPPOSITES, *EXCLUSIVE) for side in sides for word in side.split()}
+    known |= IRREGULAR.keys() | SMALL_WORDS
     stems = [stem for stems in wording_pairs.NEGATED.values() for stem in stems.split()]
     stems += [stem for stems in wording_pairs.TURNED.values() for stem in stems.split()]
 

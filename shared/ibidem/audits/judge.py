@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ibidem.matching.wording import opposed, read
+from ibidem.matching.guards import are_opposed
+from ibidem.matching.text import parse_question
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import Embedder
@@ -71,12 +72,13 @@ class AnswerJudge:
 
 def contradict(one: str, other: str) -> bool:
     """Whether numbers, units, dates, negations, opposites, names, code or a leading yes or no differ."""
-    here, there = read.__wrapped__(one), read.__wrapped__(other)  # not remembered: answers are long
+    parse = parse_question.__wrapped__  # not cached: answers are long
+    here, there = parse(one), parse(other)
     parts = [
-        (found.numbers, found.units, found.dates, found.negations, frozenset(found.code))
+        (found.numbers, found.units, found.dates, found.written_negations, frozenset(found.code))
         for found in (here, there)
     ]
-    differ = parts[0] != parts[1] or _yes_no(one) != _yes_no(other) or opposed(here, there)
+    differ = parts[0] != parts[1] or _yes_no(one) != _yes_no(other) or are_opposed(here, there)
     return differ or not (_names(one) <= _capitalised(other) and _names(other) <= _capitalised(one))
 
 

@@ -15,14 +15,15 @@ from itertools import chain, pairwise
 from typing import Any, Literal, Protocol
 
 from ibidem.errors import InvalidInput
-from ibidem.matching.guards import vetoed_by
-from ibidem.matching.lexicon import COMMON_WORDS
-from ibidem.matching.phrasing import Phrasing, same_place, take_apart, unshared
+from ibidem.matching.guards import failed_guard
+from ibidem.matching.text import QuestionFeatures, parse_question
+from ibidem.matching.words_en import COMMON_WORDS, DISTINCT_PREFIXES
 from ibidem.types import Document, Entry, Request, Vector
 
 REACH = 1.02  # a little above 1, so that identical vectors have a finite logarithm
 Vectors = tuple[Vector, Vector]  # of the question asked and of the stored one: unit length, shape (d,)
-MOST = {"inserted": 2, "replaced": 3, "fillers": 5, "comparison": 2}  # counts saturate here
+MAX_COUNTS = {"inserted": 2, "replaced": 3, "fillers": 5, "comparison": 2}  # counts saturate here
+_MAX_MISSPELT = 64  # words of one side that are compared with all of the other
 
 
 class Scorer(Protocol):
@@ -32,7 +33,7 @@ class Scorer(Protocol):
         """At most 1; higher is surer. `vectors` are None where only the texts and their cosine are known."""
         ...
 
-    def least_cosine(self, threshold: float) -> float:
+    def min_cosine(self, threshold: float) -> float:
         """A cosine below which no pair of questions reaches the threshold."""
         ...
 
@@ -46,10 +47,10 @@ class CosineScorer:
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
         """The cosine; its distance from 1 counts twenty times if the number of negations differs."""
-        same = take_apart(asked).negations == take_apart(stored).negations
+        same = parse_question(asked).negations == parse_question(stored).negations
         return cosine if same else 1.0 - 20.0 * (1.0 - cosine)
 
-    def least_cosine(self, threshold: float) -> float:
+    def min_cosine(self, threshold: float) -> float:
         """The threshold itself."""
         return threshold
 
@@ -66,13 +67,13 @@ class LearnedScorer:
         """The cosine, corrected for the words that differ."""
         found = features(asked, stored)
         penalty = self.bias - sum(self.weights[name] * value for name, value in found.items())
-        if not (take_apart(asked).is_english and take_apart(stored).is_english):
+        if not (parse_question(asked).is_english and parse_question(stored).is_english):
             penalty = max(penalty, 0.0)  # no bonus where the words are not understood
         return max(-1.0, min(1.0, REACH - (REACH - cosine) * math.exp(penalty)))
 
-    def least_cosine(self, threshold: float) -> float:
+    def min_cosine(self, threshold: float) -> float:
         """Where the highest bonus ends."""
-        bonus = sum(weight * MOST.get(name, 1) for name, weight in self.weights.items() if weight > 0)
+        bonus = sum(weight * MAX_COUNTS.get(name, 1) for name, weight in self.weights.items() if weight > 0)
         return REACH - (REACH - threshold) * math.exp(max(0.0, bonus - self.bias))
 
 
@@ -132,12 +133,12 @@ def features(asked: str, stored: str) -> dict[str, float]:
     `inserted` and `replaced` content words; `one_word` if one was replaced in its place; another
     `question_word`; an `amount` asked for by one only; words of `comparison`; `negation`; `fillers`.
     """
-    one, other = take_apart(asked), take_apart(stored)
-    here, there = unshared(one, other)
+    one, other = parse_question(asked), parse_question(stored)
+    ours, theirs = unshared_words(one, other)
     found = {
-        "inserted": abs(len(here) - len(there)),
-        "replaced": min(len(here), len(there)),
-        "one_word": len(here) == len(there) == 1 and same_place(one.words, other.words),
+        "inserted": abs(len(ours) - len(theirs)),
+        "replaced": min(len(ours), len(theirs)),
+        "one_word": len(ours) == len(theirs) == 1 and differ_in_one_place(one.words, other.words),
         "question_word": bool(one.asks and other.asks) and one.asks != other.asks,
         "amount": ("amount" in one.asks) != ("amount" in other.asks),
         "comparison": _difference(one.comparisons, other.comparisons),
@@ -145,11 +146,11 @@ def features(asked: str, stored: str) -> dict[str, float]:
     }
     found["rephrased"] = not any(found.values()) and _built_alike(one, other)
     found["fillers"] = _difference(one.fillers, other.fillers)
-    return {name: float(min(value, MOST.get(name, 1))) for name, value in found.items()}
+    return {name: float(min(value, MAX_COUNTS.get(name, 1))) for name, value in found.items()}
 
 
-def _built_alike(one: Phrasing, other: Phrasing) -> bool:
-    """Whether prepositions are the same and content words, if all are shared, in the same order."""
+def _built_alike(one: QuestionFeatures, other: QuestionFeatures) -> bool:
+    """Return whether prepositions are the same and content words, if all are shared, in the same order."""
     moved = one.stems != other.stems and sorted(one.stems) == sorted(other.stems)
     return one.prepositions == other.prepositions and not moved
 
@@ -158,9 +159,52 @@ def _difference(one: Counter[str], other: Counter[str]) -> int:
     return 0 if one == other else sum(((one - other) + (other - one)).values())
 
 
+def unshared_words(one: QuestionFeatures, other: QuestionFeatures) -> tuple[list[str], list[str]]:
+    """Return the content words of one side only; a word and its misspelling count as shared."""
+    if one.stems == other.stems:
+        return [], []
+    a, b = Counter(one.stems), Counter(other.stems)
+    ours, theirs = list((a - b).elements()), list((b - a).elements())
+    # Where more words differ, misspellings do not make the same question.
+    for word in list(ours) if max(len(ours), len(theirs)) <= _MAX_MISSPELT else ():
+        twin = next((candidate for candidate in theirs if is_misspelling(word, candidate)), None)
+        if twin is not None:
+            ours.remove(word)
+            theirs.remove(twin)
+    return ([], []) if "".join(ours) == "".join(theirs) else (ours, theirs)
+
+
+@lru_cache(maxsize=16384)
+def is_misspelling(one: str, other: str) -> bool:
+    """Return whether one word is likely the other, misspelt or with another ending."""
+    if min(len(one), len(other)) < 4 or one.isdigit() or other.isdigit():
+        return False
+    if any({one[: len(a)], other[: len(b)]} == {a, b} for x in DISTINCT_PREFIXES for a, b in (x, x[::-1])):
+        return False
+    of_one_kind = min(len(one), len(other)) >= 5 and abs(len(one) - len(other)) <= 4
+    if of_one_kind and (one.startswith(other[:-2]) or other.startswith(one[:-2])):
+        return True
+    a, b = _bigrams(one), _bigrams(other)
+    overlap = 2 * len(a & b) / (len(a) + len(b))
+    return overlap >= (0.62 if one[0] == other[0] else 0.75)
+
+
+def _bigrams(word: str) -> frozenset[str]:
+    word = f"^{word}$"
+    return frozenset(word[at : at + 2] for at in range(len(word) - 1))
+
+
+def differ_in_one_place(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Return whether the two have as many words, and at most two neighbouring ones differ."""
+    if len(one) != len(other):
+        return False
+    differing = [at for at, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+    return bool(differing) and differing[-1] - differing[0] <= 1
+
+
 DocumentPolicy = Literal["supporting", "all", "ignore"]
 _COSINE = CosineScorer()
-LOOKED_AT = 6  # candidates judged, the most similar ones: a judgement costs up to 0.2 ms
+MAX_CANDIDATES = 6  # candidates judged, the most similar ones: a judgement costs up to 0.2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +263,8 @@ def decide(
     below `least` are not looked at; by default those that cannot reach the threshold. The reason of a refusal
     is that of the most similar candidate.
     """
-    floor = scorer.least_cosine(policy.threshold) if least is None else least
-    nearby = heapq.nlargest(LOOKED_AT, candidates, key=lambda c: c.similarity)
+    floor = scorer.min_cosine(policy.threshold) if least is None else least
+    nearby = heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda c: c.similarity)
     nearest: Candidate | None = None
     best: Candidate | None = None
     reason = "below_threshold"
@@ -244,7 +288,7 @@ def _judged(
     entry = candidate.entry
     if entry.question is None or candidate.similarity < floor:
         return candidate, "below_threshold"
-    if guard := vetoed_by(request.question, entry.question):
+    if guard := failed_guard(request.question, entry.question):
         return candidate, f"guard:{guard}"
     score = scorer.score(request.question, entry.question, candidate.similarity, candidate.vectors)
     scored = replace(candidate, score=score)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ibidem._util.files import private_opener
 from ibidem.errors import InvalidInput
-from ibidem.matching.guards import vetoed_by
-from ibidem.matching.phrasing import take_apart
+from ibidem.matching.guards import failed_guard
+from ibidem.matching.text import parse_question
 from ibidem.types import to_bytes
 from ibidem_lab.exporting.choice import Choice
 from ibidem_lab.exporting.clusters import BORDER, TEST, TRAIN, Ties, across, clusters_of, duplicates, split
@@ -129,9 +129,9 @@ class Export:
         def same(one: int, other: int) -> bool:
             asked, stored = rows[order[one]].question, rows[order[other]].question
             is_negated = (
-                take_apart(asked).negations != take_apart(stored).negations
+                parse_question(asked).negations != parse_question(stored).negations
             )  # embeddings hardly see it
-            return not is_negated and vetoed_by(asked, stored) is None
+            return not is_negated and failed_guard(asked, stored) is None
 
         repeats = duplicates(
             vectors.of(np.array(order)),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from ibidem.errors import InvalidInput
-from ibidem.matching.guards import vetoed_by
-from ibidem.matching.policy import LOOKED_AT, Candidate, Vectors, Verdict
+from ibidem.matching.guards import failed_guard
+from ibidem.matching.policy import MAX_CANDIDATES, Candidate, Vectors, Verdict
 from ibidem.storage.logs import REVIEW
 from ibidem.types import Request, Vector, cosine, normalise, storable, to_bytes, to_vector
 from ibidem_lab.labelling.pairs import of_line
@@ -149,7 +149,7 @@ def _of_labels(labels: Sequence[Label], embedder: CheckedEmbedder) -> list[Pair]
     numbers: dict[str, int] = {}
     for label in labels:
         asked, stored = normalise(label.asked), normalise(label.stored)
-        if asked == stored or vetoed_by(asked, stored):
+        if asked == stored or failed_guard(asked, stored):
             continue
         one, other = vectors(asked), vectors(stored)
         if one is not None and other is not None:
@@ -167,11 +167,11 @@ def _of_rows(rows: Sequence[Row], embedder: CheckedEmbedder) -> list[Pair]:
 
     def note(request: Request, near: list[Candidate]) -> Verdict:
         kept = 0
-        for candidate in near[:LOOKED_AT]:
+        for candidate in near[:MAX_CANDIDATES]:
             stored = candidate.entry.question
             if stored is None or candidate.vectors is None or candidate.similarity < CURVE_FROM:
                 continue
-            if kept < CANDIDATES and not vetoed_by(request.question, stored):
+            if kept < CANDIDATES and not failed_guard(request.question, stored):
                 right = rows[int(candidate.entry.id)].meaning == rows[number].meaning
                 pair = Pair(request.question, stored, candidate.similarity, candidate.vectors, right, number)
                 found.append(pair)

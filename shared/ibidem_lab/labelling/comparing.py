@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from ibidem.audits.judge import bare, contradict
-from ibidem.matching.lexicon import COMMON_WORDS
+from ibidem.matching.words_en import COMMON_WORDS
 from ibidem.types import Vector
 from ibidem_lab.labelling.gathering import Kept
 

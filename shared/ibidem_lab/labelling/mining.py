@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
 from ibidem.types import Vector, digest
 from ibidem_lab.labelling.comparing import compared, stock_answers
 from ibidem_lab.labelling.gathering import Gathered, Kept, gather, sift
@@ -91,7 +91,7 @@ class Miner:
         for pair in chain(gathered.met, self._neighbours(gathered, vectors, limit)):
             if _key(pair) not in judged:
                 pairs.setdefault(_key(pair), pair)
-        fit = [pair for pair in pairs.values() if not vetoed_by(pair.a, pair.b)]
+        fit = [pair for pair in pairs.values() if not failed_guard(pair.a, pair.b)]
         gathered.left_out[VETOED] += len(pairs) - len(fit)
         known = (_with_cosine(pair, vectors) for pair in fit)
         return [(pair, self._score(pair, vectors)) for pair in known]

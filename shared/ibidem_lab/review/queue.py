@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.matching.fitted import policy_in_force
-from ibidem.matching.guards import vetoed_by
+from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import scorer_for
 from ibidem.types import normalise
 from ibidem_lab.report.facts import BELOW, boundary_of
@@ -57,7 +57,7 @@ class Sieve:
         """With the score that they have now: the log tells only the cosine."""
         for met in found:
             score = self.scorer.score(met.asked, met.stored, met.similarity)
-            guard = vetoed_by(met.asked, met.stored)
+            guard = failed_guard(met.asked, met.stored)
             reason = f"guard:{guard}" if guard and not met.reason.startswith("guard:") else met.reason
             yield replace(met, score=score, reason=reason)
 

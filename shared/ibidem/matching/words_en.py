@@ -1,4 +1,4 @@
-"""Word lists of the scorer: which small words of English carry meaning, which words are one. Data only."""
+"""Word lists of the parser, the guards and the scorer. English; another language is another file."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ CONTRARY = frozenset(
 NEGATIONS = frozenset(
     "not no never without none nor neither nobody nothing nowhere except excluding unless non".split()
 )
+# As written, before contractions are expanded.
+WRITTEN_NEGATIONS = NEGATIONS | frozenset(
+    (
+        "cannot cant dont doesnt didnt isnt arent wasnt werent wont wouldnt shouldnt couldnt hasnt havent "
+        "hadnt mustnt"
+    ).split()
+)
 CONTRACTIONS = {
     "i'm": "i am", "im": "i am", "i've": "i have", "ive": "i have", "i'd": "i would", "i'll": "i will",
     "whats": "what is", "let's": "let us", "can't": "can not", "cannot": "can not", "cant": "can not",
@@ -66,7 +73,7 @@ CONTRACTIONS = {
     "should've": "should have",
 }  # fmt: skip
 
-# What a question that can be answered with yes or no begins with: its answer hangs on it.
+# How a yes-or-no question begins: the answer depends on it.
 MODES = {
     word: mode
     for mode, words in {
@@ -77,19 +84,19 @@ MODES = {
     }.items()
     for word in words.split()
 }  # fmt: skip
-# Beginnings of words that are no slips of each other: hypertension, hypotension.
-PREFIXES = (
+# Prefixes of words that are not misspellings of each other: hypertension, hypotension.
+DISTINCT_PREFIXES = (
     ("hyper", "hypo"), ("inter", "intra"), ("micro", "macro"), ("pre", "post"), ("endo", "exo"),
     ("import", "export"), ("ante", "anti"), ("over", "under"), ("mono", "poly"), ("in", "ex"),
 )  # fmt: skip
-# Those that never share an answer.
+# Modes that never share an answer.
 CONTRASTS = frozenset(
     frozenset(pair.split())
     for pair in (
         "may must|may should|must should|did does|did will|does will|is was|is will|was will".split("|")
     )
 )
-# Those that do not in "when may I", "what must I": fewer, as "what can I do" is "what should I do".
+# Modes that do not in "when may I", "what must I": fewer, as "what can I do" is "what should I do".
 CONTRASTS_WITHIN = frozenset(frozenset(pair.split()) for pair in "may must|must should|was will".split("|"))
 TENSES = {
     word: time
@@ -103,7 +110,7 @@ QUANTIFIERS = {
     for word in words.split()
 }  # fmt: skip
 
-# Abbreviations and short forms -> what they stand for. None that is a word of its own as well.
+# Abbreviations and short forms -> their expansions. None that is a word of its own as well.
 SHORT_FORMS = {
     "nyc": "new york city", "uk": "united kingdom", "usa": "united states", "uae": "united arab emirates",
     "eu": "european union", "irs": "internal revenue service", "vat": "value added tax",
@@ -126,7 +133,7 @@ SHORT_FORMS = {
     "purchase": "buy", "automobile": "car", "automobiles": "car", "automobile's": "car",
 }  # fmt: skip
 
-# British spellings that no rule of `phrasing` covers -> American ones.
+# British spellings that no rule of `ibidem.matching.text` covers -> American ones.
 SPELLINGS = dict(
     pair.split()
     for pair in (
@@ -151,7 +158,7 @@ SPELLINGS = dict(
     ).split("|")
 )
 
-# Words without which it still is told who does what to whom: articles, auxiliaries; and around a question.
+# Words that do not say who does what to whom: articles, auxiliaries; and polite words around a question.
 UNSTRESSED = frozenset(
     (
         "a an the just really actually also so well okay ok um uh am are is was were be been being do does "
@@ -160,14 +167,15 @@ UNSTRESSED = frozenset(
     ).split()
 )
 POLITE = frozenset("please kindly thank thanks hi hello hey you".split())
-# What a question asks for that may be acted on; a form of "be" or "get" before a participle.
+# Question words that may be the object; forms of "be" or "get" before a participle.
 ASKED_OBJECTS = frozenset("who whom what which how whose".split())
 PASSIVE = frozenset("am are is was were be been being get gets got getting".split())
 OBJECTS = {"me": "i", "him": "he", "us": "we", "them": "they"}
-# What stands between equals: exchanging these says the same.
+# Words between equals: exchanging the two changes nothing. LEADS: words after which the order counts.
 LINKS = frozenset("and or vs versus nor".split())
+LEADS = frozenset("from to into before after than then".split())
 EQUALS = LINKS | frozenset("same as equal similar different differ both like but".split())
-# Forms of verbs without a regular ending -> the verb.
+# Irregular forms of verbs -> the verb.
 _IRREGULAR = """
 beat beaten|bear bore borne|become became|begin began begun|bend bent|bite bit bitten|bleed bled|
 blow blew blown|break broke broken|breed bred|bring brought|build built|burn burnt|buy bought|
@@ -191,3 +199,88 @@ slay slew slain|sling slung|spin spun|spit spat|spring sprang sprung|strive stro
 undo undid undone|upset|weep wept|wring wrung
 """
 IRREGULAR = {form: forms[0] for forms in (verb.split() for verb in _IRREGULAR.split("|")) for form in forms}
+
+# Words that say how a sentence is built, not what it is about.
+COMMON_WORDS = frozenset(
+    (
+        "a an and are as at be been but by can could did do does for from had has have he her his "
+        "how i if in into is it its may more most no not of on one or our she so some such than "
+        "that the their them then there these they this those to was we were what when where "
+        "which who whose why will with would you your"
+    ).split()
+)
+
+# Words whose place in the sentence says who does what to whom, and where from.
+ROLE_WORDS = frozenset(
+    (
+        "from to before after by into for over under through i you he she we they my your his her our their"
+    ).split()
+)
+
+# Common words that mean something else in capitals.
+OTHER_IN_CAPITALS = COMMON_WORDS | frozenset("us who aids am pm may led sat nice pole".split())
+
+# Without "one", which is a pronoun more often than a number.
+_SMALL = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_ORDINALS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+)
+NUMBER_WORDS = {
+    "zero": "0", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20", "thirty": "30",
+    "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90",
+    "hundred": "100", "thousand": "1000", "million": "1000000", "billion": "1000000000",
+    "thirtieth": "30", "hundredth": "100", "dozen": "12",
+    "half": "1/2", "twice": "2", "double": "2", "triple": "3",
+}  # fmt: skip
+NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_SMALL.split(), start=2)}
+NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_ORDINALS.split(), start=1)}
+
+_MONTHS = "january february march april june july august september october november december"
+_WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday"
+_OTHER_DATES = (
+    "today yesterday tomorrow tonight weekend weekday currently latest nowadays spring summer autumn "
+    "winter morning afternoon evening noon midnight"
+)
+DATES = {word: word for word in f"{_MONTHS} {_WEEKDAYS} {_OTHER_DATES}".split()}
+DATES |= {day + "s": day for day in _WEEKDAYS.split()}
+# Without "may", "mar", "sat" and "sun", which are other words more often.
+DATES |= {month[:3]: month for month in _MONTHS.split() if month != "march"} | {"sept": "september"}
+DATES |= {day[:3]: day for day in "monday tuesday wednesday thursday friday".split()}
+
+# Words that tell one of a row from the others -> which one.
+POINTING = {
+    word: kind
+    for kind, words in {
+        "this": "this current present", "last": "last latest previous past preceding",
+        "next": "next coming upcoming following", "first": "first earliest",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+
+# Units of measure by the one name they go under here.
+UNITS = {
+    name: unit
+    for unit, names in {
+        "second": "second seconds sec secs", "minute": "minute minutes min mins", "hour": "hour hours hrs",
+        "day": "day days", "week": "week weeks", "month": "month months", "year": "year years",
+        "km": "km kilometer kilometers kilometre kilometres", "mile": "mile miles", "cm": "cm", "mm": "mm",
+        "meter": "meter meters metre metres", "inch": "inch inches", "foot": "foot feet",
+        "yard": "yard yards",
+        "kg": "kg kilo kilos kilogram kilograms", "gram": "gram grams", "pound": "pound pounds lb lbs",
+        "kb": "kb kilobyte kilobytes", "mb": "mb megabyte megabytes", "gb": "gb gigabyte gigabytes",
+        "tb": "tb terabyte terabytes", "dollar": "dollar dollars usd", "euro": "euro euros eur",
+        "celsius": "celsius", "fahrenheit": "fahrenheit", "liter": "liter liters litre litres",
+        "gallon": "gallon gallons", "percent": "percent percentage",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+
+# Symbols of units behind a number; single letters only where they are not initials of their units.
+UNIT_SYMBOLS = frozenset(UNITS.values()) | frozenset(
+    (
+        "am pm k m bn mn x ml dl cl mg mcg oz ft in yd mi mph kmh kph kw kwh mw mv kv ma mah hz khz mhz ghz "
+        "bit kbit mbit gbit mbps gbps kbps pb px pt em rem ms sq yr yo"
+    ).split()
+)
+UNIT_SIGNS = {"$": "dollars", "\u20ac": "euros", "\u00a3": "pounds", "%": "percent"}

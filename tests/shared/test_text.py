@@ -1,28 +1,18 @@
-"""How a question is put."""
+"""The parse of a question, and what is compared of two."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 
-from ibidem.matching.guards import vetoed_by
-from ibidem.matching.phrasing import (
-    american,
-    asks_otherwise,
-    misspelt,
-    quantified_otherwise,
-    roles_exchanged,
-    same_place,
-    stem,
-    take_apart,
-    unshared,
-)
+from ibidem.matching.guards import asks_differ, failed_guard, quantifiers_differ, roles_exchanged
+from ibidem.matching.policy import differ_in_one_place, is_misspelling, unshared_words
+from ibidem.matching.text import QuestionFeatures, american, parse_question, stem
 from tests.shared.test_scoring import QUESTIONS
 
 
-def apart(one: str, other: str) -> tuple:
-    """Both, taken apart."""
-    return take_apart(one), take_apart(other)
+def parse(one: str, other: str) -> tuple[QuestionFeatures, QuestionFeatures]:
+    return parse_question(one), parse_question(other)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +27,7 @@ def apart(one: str, other: str) -> tuple:
 )
 def test_one_spelling(one: str, other: str) -> None:
     """Contractions, British spelling and abbreviations are written out."""
-    assert take_apart(one).words == take_apart(other).words
+    assert parse_question(one).words == parse_question(other).words
 
 
 @pytest.mark.parametrize("word", ["promise", "exercise", "otherwise", "rise", "wise"])
@@ -64,21 +54,21 @@ def test_stems(one: str, other: str) -> None:
         ("2019", "2018", False),
     ],
 )
-def test_misspelt(one: str, other: str, same: bool) -> None:
-    """A slip of the keyboard is no other word; short words and numbers are."""
-    assert misspelt(one, other) is misspelt(other, one) is same
+def test_misspellings(one: str, other: str, same: bool) -> None:
+    """A misspelling is the same word; short words and numbers are compared exactly."""
+    assert is_misspelling(one, other) is is_misspelling(other, one) is same
 
 
 def test_unshared_words() -> None:
-    """Content words of one side; a misspelling is shared."""
-    assert unshared(*apart("how do I bake rye bread", "how can I bake the bred")) == (["rye"], [])
+    """Content words of one side only; a misspelling counts as shared."""
+    assert unshared_words(*parse("how do I bake rye bread", "how can I bake the bred")) == (["rye"], [])
 
 
-def test_same_place() -> None:
-    """One word was put in the place of another."""
-    assert same_place(("a", "b", "c"), ("a", "x", "c"))
-    assert not same_place(("a", "b", "c"), ("x", "b", "y"))
-    assert not same_place(("a",), ("a",))
+def test_words_that_differ_in_one_place() -> None:
+    """One word replaced another."""
+    assert differ_in_one_place(("a", "b", "c"), ("a", "x", "c"))
+    assert not differ_in_one_place(("a", "b", "c"), ("x", "b", "y"))
+    assert not differ_in_one_place(("a",), ("a",))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +82,8 @@ def test_same_place() -> None:
 )
 def test_roles_exchanged(one: str, other: str) -> None:
     """The same words, but who does what to whom differs."""
-    assert roles_exchanged(*apart(one, other))
-    assert roles_exchanged(*apart(other, one))
+    assert roles_exchanged(*parse(one, other))
+    assert roles_exchanged(*parse(other, one))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +97,7 @@ def test_roles_exchanged(one: str, other: str) -> None:
 )
 def test_roles_kept(one: str, other: str) -> None:
     """Phrases moved as a whole mean the same."""
-    assert not roles_exchanged(*apart(one, other))
+    assert not roles_exchanged(*parse(one, other))
 
 
 @pytest.mark.parametrize(
@@ -119,20 +109,20 @@ def test_roles_kept(one: str, other: str) -> None:
         ("May I tip the driver?", "Do I have to tip the driver?"),
     ],
 )
-def test_asks_otherwise(one: str, other: str) -> None:
+def test_asks_differ(one: str, other: str) -> None:
     """May or must, did or does, who or where."""
-    assert asks_otherwise(*apart(one, other))
+    assert asks_differ(*parse(one, other))
 
 
 def test_asks_alike() -> None:
     """Can and may are one."""
-    assert not asks_otherwise(*apart("Can I tip the driver?", "May I tip the driver?"))
+    assert not asks_differ(*parse("Can I tip the driver?", "May I tip the driver?"))
 
 
-def test_quantified_otherwise() -> None:
+def test_quantifiers_differ() -> None:
     """All is not any."""
-    assert quantified_otherwise(*apart("Are all snakes venomous?", "Are any snakes venomous?"))
-    assert not quantified_otherwise(*apart("Are all snakes venomous?", "Is every snake venomous?"))
+    assert quantifiers_differ(*parse("Are all snakes venomous?", "Are any snakes venomous?"))
+    assert not quantifiers_differ(*parse("Are all snakes venomous?", "Is every snake venomous?"))
 
 
 @pytest.mark.parametrize(
@@ -144,13 +134,13 @@ def test_quantified_otherwise() -> None:
         ("", False),
     ],
 )
-def test_english_is_told_by_its_small_words(text: str, english: bool) -> None:
+def test_english_is_recognized_by_its_small_words(text: str, english: bool) -> None:
     """Other languages are not judged by English rules."""
-    assert take_apart(text).is_english is english
+    assert parse_question(text).is_english is english
 
 
 @given(QUESTIONS, QUESTIONS)
 def test_guards_are_the_same_from_both_sides(one: str, other: str) -> None:
-    """Which question came first does not matter; and none speaks against the very same question."""
-    assert vetoed_by(one, other) == vetoed_by(other, one)
-    assert vetoed_by(one, one) is None
+    """Which question came first does not matter, and no guard fails for the very same question."""
+    assert failed_guard(one, other) == failed_guard(other, one)
+    assert failed_guard(one, one) is None

@@ -1,106 +1,8 @@
-"""Word lists of the guards. English; another language is another file like this one."""
+"""Lists of words that never share an answer, for the guards. English; another language is another file."""
 
 from __future__ import annotations
 
-# Without "one", which is a pronoun more often than a number.
-_SMALL = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_ORDINALS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
-)
-NUMBER_WORDS = {
-    "zero": "0", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20", "thirty": "30",
-    "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90",
-    "hundred": "100", "thousand": "1000", "million": "1000000", "billion": "1000000000",
-    "thirtieth": "30", "hundredth": "100", "dozen": "12",
-    "half": "1/2", "twice": "2", "double": "2", "triple": "3",
-}  # fmt: skip
-NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_SMALL.split(), start=2)}
-NUMBER_WORDS |= {word: str(value) for value, word in enumerate(_ORDINALS.split(), start=1)}
-
-_MONTHS = "january february march april june july august september october november december"
-_WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday"
-_OTHER_DATES = (
-    "today yesterday tomorrow tonight weekend weekday currently latest nowadays spring summer autumn "
-    "winter morning afternoon evening noon midnight"
-)
-DATES = {word: word for word in f"{_MONTHS} {_WEEKDAYS} {_OTHER_DATES}".split()}
-DATES |= {day + "s": day for day in _WEEKDAYS.split()}
-# Without "may", "mar", "sat" and "sun", which are other words more often.
-DATES |= {month[:3]: month for month in _MONTHS.split() if month != "march"} | {"sept": "september"}
-DATES |= {day[:3]: day for day in "monday tuesday wednesday thursday friday".split()}
-
-# What tells one of a row from the others.
-POINTING = {
-    word: kind
-    for kind, words in {
-        "this": "this current present", "last": "last latest previous past preceding",
-        "next": "next coming upcoming following", "first": "first earliest",
-    }.items()
-    for word in words.split()
-}  # fmt: skip
-
-# Units of measure by the one name they go under here.
-UNITS = {
-    name: unit
-    for unit, names in {
-        "second": "second seconds sec secs", "minute": "minute minutes min mins", "hour": "hour hours hrs",
-        "day": "day days", "week": "week weeks", "month": "month months", "year": "year years",
-        "km": "km kilometer kilometers kilometre kilometres", "mile": "mile miles", "cm": "cm", "mm": "mm",
-        "meter": "meter meters metre metres", "inch": "inch inches", "foot": "foot feet",
-        "yard": "yard yards",
-        "kg": "kg kilo kilos kilogram kilograms", "gram": "gram grams", "pound": "pound pounds lb lbs",
-        "kb": "kb kilobyte kilobytes", "mb": "mb megabyte megabytes", "gb": "gb gigabyte gigabytes",
-        "tb": "tb terabyte terabytes", "dollar": "dollar dollars usd", "euro": "euro euros eur",
-        "celsius": "celsius", "fahrenheit": "fahrenheit", "liter": "liter liters litre litres",
-        "gallon": "gallon gallons", "percent": "percent percentage",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
-
-# What stands for a unit behind a number; of single letters those that are no initials of their units.
-UNIT_SYMBOLS = frozenset(UNITS.values()) | frozenset(
-    (
-        "am pm k m bn mn x ml dl cl mg mcg oz ft in yd mi mph kmh kph kw kwh mw mv kv ma mah hz khz mhz ghz "
-        "bit kbit mbit gbit mbps gbps kbps pb px pt em rem ms sq yr yo"
-    ).split()
-)
-# Words of a list, in which the order says nothing; words after which it does.
-LINKS = frozenset("and or vs versus nor".split())
-LEADS = frozenset("from to into before after than then".split())
-
-SIGNS = {"$": "dollars", "\u20ac": "euros", "\u00a3": "pounds", "%": "percent"}
-
-NEGATIONS = frozenset(
-    (
-        "not no never without none nor neither nobody nothing nowhere cannot cant dont doesnt "
-        "didnt isnt arent wasnt werent wont wouldnt shouldnt couldnt hasnt havent hadnt mustnt "
-        "except excluding unless non"
-    ).split()
-)
-
-# Words that say how a sentence is built, not what it is about.
-COMMON_WORDS = frozenset(
-    (
-        "a an and are as at be been but by can could did do does for from had has have he her his "
-        "how i if in into is it its may more most no not of on one or our she so some such than "
-        "that the their them then there these they this those to was we were what when where "
-        "which who whose why will with would you your"
-    ).split()
-)
-
-# Those of them whose place in the sentence says who does what to whom, and where from.
-DIRECTIONS = frozenset(
-    (
-        "from to before after by into for over under through i you he she we they my your his her our their"
-    ).split()
-)
-SAME_PERSON = {"me": "i", "him": "he", "us": "we", "them": "they"}
-
-# Common words that mean something else in capitals.
-OTHER_IN_CAPITALS = COMMON_WORDS | frozenset("us who aids am pm may led sat nice pole".split())
-
-# Sides that never share an answer, two or more. Each side lists words of one meaning; endings are added.
+# Lines of two or more sides that never share an answer. A side lists words of one meaning; endings are added.
 _OPPOSITES = """
 increase raise grow rise | decrease reduce lower shrink drop fall
 maximum max most highest greatest largest biggest | minimum min least lowest smallest fewest
@@ -310,8 +212,8 @@ horizontal horizontally | vertical vertically
 """
 OPPOSITES = [line.split("|") for line in _OPPOSITES.strip().splitlines()]
 
-# Closed sets: with another member it is another question. Sets end with ";", members are parted by "|", other
-# words for a member by blanks. Only a plural "s" is added.
+# Closed sets: with another member it is another question. Sets end with ";", members are separated by "|",
+# synonyms of a member by blanks. Only a plural "s" is added.
 _EXCLUSIVE = """
 january jan | february feb | march | april apr | may | june jun | july jul | august aug | september sept sep
 | october oct | november nov | december dec;
@@ -382,14 +284,14 @@ football soccer | basketball | baseball | tennis | golf | hockey | cricket | rug
 """
 
 EXCLUSIVE = [members.split("|") for members in _EXCLUSIVE.strip().strip(";").split(";")]
-# Words of a member -> its first one.
+# Each synonym of a member -> its first one.
 ONE_NAME = {word: member.split()[0] for members in EXCLUSIVE for member in members for word in member.split()}
 
-# Beginnings that deny their word: "unlock", "dishonest", "nonfiction".
+# Prefixes that negate their word: "unlock", "dishonest", "nonfiction".
 NEGATIVE_PREFIXES = frozenset(
     "un in im il ir dis non de mis anti counter over under sub semi off ultra pseudo step grand".split()
 )
-# Beginnings of which each is contrary to the others of its line.
+# Prefixes of which each is contrary to the others of its group.
 _CONTRARY_PREFIXES = (
     "in ex|im ex|in out|in de|in un|over under|up down|pre post|sub super|inter intra|inter extra|"
     "intra extra|hyper hypo|macro micro|mega micro|maxi mini|en dis|em dis|en de|en un|con dis|"
@@ -405,5 +307,5 @@ LONGEST_PREFIX = max(map(len, (*NEGATIVE_PREFIXES, *CONTRARY_PREFIXES)))
 CONTRARY_SUFFIXES = tuple(
     tuple(pair.split(":")) for pair in "ful:less less:ful less: er:ee or:ee ee:er ee:or".split()
 ) + tuple(pair for a, b in (("in", "out"), ("on", "off"), ("up", "down")) for pair in ((a, b), (b, a)))
-# Words in which the beginning or ending denies nothing.
+# Words in which the prefix or suffix negates nothing.
 NO_CONTRARY = frozenset("inflammable unravel unloosen unthaw debone regardless inhabit unless".split())
