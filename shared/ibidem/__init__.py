@@ -24,8 +24,8 @@ from ibidem.examples.example import Example
 from ibidem.lifecycle.invalidation import Invalidated
 from ibidem.provenance import aforget, forget
 from ibidem.renamed import refuse_old_arguments
-from ibidem.scope import namespace_of, scope
-from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored
+from ibidem.scope import scope
+from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored, namespace_of
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache

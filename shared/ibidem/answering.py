@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import in_thread
 from ibidem.errors import CacheClosed
-from ibidem.scope import is_bypassed, settled
+from ibidem.scope import freeze_scope, is_bypassed
 from ibidem.single_flight import Flights, Lead, Outcome, Place, Turn, leads, take
 from ibidem.types import Answer, Hit, Miss, Rejected, Request, Stored
 
@@ -31,7 +31,7 @@ class Asking:
 
     def __init__(self, cache: Answering, request: Request) -> None:
         usable = isinstance(request, Request)  # what is none is refused by the lookup
-        self.request = request = settled(request) if usable else request
+        self.request = request = freeze_scope(request) if usable else request
         self.cache, self._flights = cache, cache.flights
         self._patience = 0.0 if usable and is_bypassed(request) else cache.single_flight
         self._until: float | None = None  # when it has waited enough; None if it did not wait

@@ -21,7 +21,7 @@ from ibidem.models.promoting import promote_cache, rollback_cache
 from ibidem.pipeline import Finder, Keeper
 from ibidem.provenance import opened
 from ibidem.runtime import Runtime, release
-from ibidem.scope import BYPASSED, is_bypassed, placed
+from ibidem.scope import BYPASSED, bind_scope, is_bypassed
 from ibidem.stats import Stats, stats_of
 from ibidem.storage.logs import JudgementRow, LookupRow, lookup_row
 from ibidem.telemetry.telemetry import Telemetry
@@ -115,7 +115,7 @@ class SemanticCache(Answering, Correcting):
             CacheClosed: The cache was closed.
         """
         self._ready(request)
-        asked = placed(request)
+        asked = bind_scope(request)
         with self.telemetry.lookup(asked) as span:
             result = span.told(self._search(asked, max_age))
         self._note(asked, result)
@@ -124,8 +124,8 @@ class SemanticCache(Answering, Correcting):
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
         require_seconds("max_age", max_age)
-        if max_age is None and request.within is not None:
-            max_age = request.within.max_age
+        if max_age is None and request.scope_context is not None:
+            max_age = request.scope_context.max_age
         if is_bypassed(request):
             return Miss(BYPASSED)
         started, now = time.perf_counter(), self._runtime.clock()
@@ -167,9 +167,9 @@ class SemanticCache(Answering, Correcting):
         if not isinstance(answer, Answer):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
         require_seconds("ttl", ttl)
-        labels, request = require_tags(tags), placed(request)
-        if (within := request.within) is not None:
-            ttl, labels = ttl or within.ttl, tuple(dict.fromkeys((*labels, *within.tags)))
+        labels, request = require_tags(tags), bind_scope(request)
+        if (scope := request.scope_context) is not None:
+            ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
         with self.telemetry.store(request, answer) as span:
             result = span.told(self._store(request, answer, ttl, labels))
         self.telemetry.kept(request, answer, result)

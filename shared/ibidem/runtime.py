@@ -34,7 +34,6 @@ from ibidem.maintenance import Housekeeping
 from ibidem.matching.fitted import SHIPPED, Calibration, adopted, warn_of_old_score
 from ibidem.matching.policy import scorer_for
 from ibidem.models.following import Following
-from ibidem.scope import is_of
 from ibidem.settings import Settings
 from ibidem.single_flight import Flights
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
@@ -43,7 +42,7 @@ from ibidem.storage.examples import EmbeddedExample
 from ibidem.storage.logs import LogRedactor, LookupRow
 from ibidem.storage.store import Store
 from ibidem.telemetry.telemetry import audited
-from ibidem.types import digest
+from ibidem.types import digest, is_in_namespace
 
 if TYPE_CHECKING:
     from ibidem._util.faults import Faults
@@ -289,7 +288,7 @@ def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
     """Take the rows of a namespace, or all, out of the queue, while others append to it."""
     for _ in range(len(waiting)):
         row = waiting.popleft()
-        if namespace is not None and not is_of(row.namespace, namespace):
+        if namespace is not None and not is_in_namespace(row.namespace, namespace):
             waiting.append(row)
 
 

@@ -2,7 +2,7 @@
 
 A context variable holds it: threads and tasks that a framework begins inherit it, a thread of your own does
 not. A request keeps the scope it was asked in, and so does a stream that is read elsewhere
-(`scoped_streams`).
+(`ibidem.adapter.stream_scope`).
 """
 
 from __future__ import annotations
@@ -10,63 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
 
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.types import (
     Request,
+    Scope,
     key_of,
+    namespace_of,
     require_bool,
     require_name,
     require_seconds,
     require_tags,
 )
 
-_USER = "/user="  # between a namespace and its user
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What `scope` says: "", None or () where it says nothing."""
-
-    namespace: str = ""
-    user: str = ""
-    bypass: bool = False
-    max_age: float | None = None
-    ttl: float | None = None
-    tags: tuple[str, ...] = ()
-
-    def and_then(self, inner: Scope) -> Scope:
-        """With a scope inside: it has the last word, but tags add up, and a bypass stays one."""
-        return Scope(
-            namespace=inner.namespace or self.namespace,
-            user=inner.user or self.user,
-            bypass=inner.bypass or self.bypass,
-            max_age=self.max_age if inner.max_age is None else inner.max_age,
-            ttl=self.ttl if inner.ttl is None else inner.ttl,
-            tags=tuple(dict.fromkeys((*self.tags, *inner.tags))),
-        )
-
-    def name(self, own: str = "") -> str:
-        """The namespace to ask in, for an adapter whose own is `own`."""
-        return namespace_of(self.namespace or own, self.user)
-
-    def covers(self, name: str) -> bool:
-        """Whether what is stored under this name may be touched here; all of it where no tenant is named.
-
-        A namespace covers its users. A user without a namespace is in that of an adapter, which is not known.
-        """
-        if self.user and not self.namespace:
-            return name.partition(_USER)[2] == _escaped(self.user)
-        return name == self.name() if self.user else not self.namespace or is_of(name, self.name())
-
-
-NOWHERE = Scope()
-_current: ContextVar[Scope] = ContextVar("ibidem_scope", default=NOWHERE)
+EMPTY_SCOPE = Scope()
+BYPASSED = "bypassed"  # the reason of a miss, and of a rejected answer
+_current: ContextVar[Scope] = ContextVar("ibidem_scope", default=EMPTY_SCOPE)
 
 
 def current() -> Scope:
-    """The scope of the running code."""
+    """Return the scope of the running code."""
     return _current.get()
 
 
@@ -79,7 +42,7 @@ def scope_of(
     ttl: object = None,
     tags: object = (),
 ) -> Scope:
-    """A scope of these values, None where nothing is said.
+    """Build a scope of these values, None where nothing is said.
 
     Raises:
         InvalidInput: One has the wrong type. A name must not be blank: a tenant that is not known must not be
@@ -127,15 +90,15 @@ def scope(
         InvalidInput: A value has the wrong type, or a name is blank or cannot be stored.
     """
     inner = scope_of(namespace=namespace, user=user, bypass=bypass, max_age=max_age, ttl=ttl, tags=tags)
-    with entered(_current.get().and_then(inner)):
+    with use_scope(_current.get().merge(inner)):
         yield
 
 
 @contextmanager
-def entered(found: Scope) -> Iterator[None]:
-    """In this block `found` is the scope, whatever that of the running code is."""
+def use_scope(scope: Scope) -> Iterator[None]:
+    """Make `scope` the scope of this block, whatever that of the running code is."""
     before = _current.get()
-    token = enter(found)
+    token = enter(scope)
     try:
         yield
     finally:
@@ -144,7 +107,7 @@ def entered(found: Scope) -> Iterator[None]:
         except ValueError:
             # A generator around the block goes on in another context, where the scope is its reader's, or, in
             # a stream that keeps its own, still that of the block.
-            if _current.get() is found:
+            if _current.get() is scope:
                 _current.set(before)
 
 
@@ -152,18 +115,29 @@ enter: Callable[[Scope], Token[Scope]] = _current.set  # not undone at the end o
 leave: Callable[[Token[Scope]], None] = _current.reset  # raises ValueError in another context
 
 
-def in_force(namespace: str | None) -> str | None:
-    """The namespace, or that of the running code's scope if none is given; None for all, if neither says."""
+def bypassing() -> AbstractContextManager[None]:
+    """Ask models in this block, and in tasks begun in it, as if there were no cache and no log."""
+    return scope(bypass=True)
+
+
+def is_bypassed(request: Request | None = None) -> bool:
+    """Whether caches and logs are bypassed: here, or where the request was made."""
+    bound = request.scope_context if request is not None else None
+    return current().bypass or (bound is not None and bound.bypass)
+
+
+def effective_namespace(namespace: str | None) -> str | None:
+    """Return the namespace, or if it is None that of the current scope; None for all, if that names none."""
     scope = current()
     return scope.name() if namespace is None and (scope.namespace or scope.user) else namespace
 
 
-def here(*, required: bool) -> Scope:
-    """The scope of the running code; raises `NotCacheable` if it must name a namespace and does not."""
-    found = current()
+def require_scope(*, required: bool) -> Scope:
+    """Return the current scope; raise `NotCacheable` if it must name a namespace and does not."""
+    scope = current()
     if required:
-        require_namespace(found)
-    return found
+        require_namespace(scope)
+    return scope
 
 
 def require_namespace(scope: Scope, elsewhere: str = "") -> None:
@@ -176,86 +150,38 @@ def require_namespace(scope: Scope, elsewhere: str = "") -> None:
         )
 
 
-def placed(request: Request) -> Request:
-    """The request as the running block asks it; as it is, if that was settled before."""
-    if request.within is not None or (found := current()) is NOWHERE:
+def bind_scope(request: Request) -> Request:
+    """Return the request in the current scope; unchanged if it was bound before, or the scope is empty."""
+    if request.scope_context is not None or (scope := current()) is EMPTY_SCOPE:
         return request
-    return _within(request, found)
+    return _bound(request, scope)
 
 
-def settled(request: Request) -> Request:
-    """As `placed`; wherever the request goes from here, it stays so."""
-    return request if request.within is not None else _within(request, current())
+def freeze_scope(request: Request) -> Request:
+    """Return the request in the current scope, also an empty one: it stays there wherever it is used."""
+    return request if request.scope_context is not None else _bound(request, current())
 
 
-def _within(request: Request, scope: Scope) -> Request:
-    named = request.namespace
+def _bound(request: Request, scope: Scope) -> Request:
+    namespace = request.namespace
     if scope.user:
-        named = namespace_of(named or scope.namespace, scope.user)
-    elif not named and scope.namespace:
-        named = scope.name()
-    asked = object.__new__(Request)
+        namespace = namespace_of(namespace or scope.namespace, scope.user)
+    elif not namespace and scope.namespace:
+        namespace = scope.name()
+    bound = object.__new__(Request)
     for name in Request.__slots__:
-        object.__setattr__(asked, name, getattr(request, name))
-    object.__setattr__(asked, "within", scope)
-    if named != request.namespace:
+        object.__setattr__(bound, name, getattr(request, name))
+    object.__setattr__(bound, "scope_context", scope)
+    if namespace != request.namespace:
         parts = (request.scope_digest, request.question, request.documents_digest)
-        object.__setattr__(asked, "namespace", named)
-        object.__setattr__(asked, "key", key_of(named, *parts, semantic=request.semantic))
-    return asked
-
-
-def namespace_of(namespace: str, user: str = "") -> str:
-    """The name under which the answers of a user in a namespace are stored, listed and cleared.
-
-    `acme/user=ann`; without a user it is `acme` itself. No two pairs have the same name: whatever could be
-    mistaken for another is escaped as in a URL.
-
-    Raises:
-        InvalidInput: One is not a str, or cannot be stored: it holds NUL, or half a character.
-    """
-    named, who = require_name("namespace", namespace), require_name("user", user)
-    if who:
-        return f"{_escaped(named)}{_USER}{_escaped(who)}"
-    return _escaped(named) if "%" in named or _USER in named else named
-
-
-def is_of(name: str, namespace: str) -> bool:
-    """Whether a name is that of the namespace or of a user in it; `namespace` as it is stored."""
-    return name == namespace or name.startswith(users_of(namespace))
-
-
-def users_of(namespace: str) -> str:
-    """How the names of the users in a namespace begin; `namespace` as it is stored."""
-    return f"{namespace if '%' in namespace else _escaped(namespace)}{_USER}"
-
-
-def tenant_of(name: str) -> str:
-    """The namespace in a name that `namespace_of` made."""
-    return name.partition(_USER)[0].replace("%2F", "/").replace("%25", "%")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("/", "%2F")
+        object.__setattr__(bound, "namespace", namespace)
+        object.__setattr__(bound, "key", key_of(namespace, *parts, semantic=request.semantic))
+    return bound
 
 
 def _require_name(what: str, value: object) -> str:
     if value is None:
         return ""
-    if not (named := require_name(what, value)).strip():
+    if not (name := require_name(what, value)).strip():
         raise InvalidInput(f"{what} is blank; leave it out, or name one")
-    return named
-
-
-BYPASSED = "bypassed"  # why a lookup found nothing, and why an answer was not stored
-
-
-def bypassing() -> AbstractContextManager[None]:
-    """In this block, and in tasks begun in it, models are asked as if there were no cache and no log."""
-    return scope(bypass=True)
-
-
-def is_bypassed(request: Request | None = None) -> bool:
-    """Whether caches and logs are to be left alone: here, or where the request was made."""
-    within = request.within if request is not None else None
-    return current().bypass or (within is not None and within.bypass)
+    return name

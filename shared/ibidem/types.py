@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-if TYPE_CHECKING:
-    from ibidem.scope import Scope
-
-
 Tier = Literal["exact", "semantic"]
 
 
@@ -102,6 +98,81 @@ def require_tags(given: object) -> tuple[str, ...]:
     return tuple(require_name("tags", tag) for tag in tags)
 
 
+_USER = "/user="  # between a namespace and its user
+
+
+def namespace_of(namespace: str, user: str = "") -> str:
+    """The name under which the answers of a user in a namespace are stored, listed and cleared.
+
+    `acme/user=ann`; without a user it is `acme` itself. No two pairs have the same name: whatever could be
+    mistaken for another is escaped as in a URL.
+
+    Raises:
+        InvalidInput: One is not a str, or cannot be stored: it holds NUL, or half a character.
+    """
+    outer, inner = require_name("namespace", namespace), require_name("user", user)
+    if inner:
+        return f"{_escaped(outer)}{_USER}{_escaped(inner)}"
+    return _escaped(outer) if "%" in outer or _USER in outer else outer
+
+
+def is_in_namespace(name: str, namespace: str) -> bool:
+    """Whether a name is that of the namespace or of a user in it; `namespace` as it is stored."""
+    return name == namespace or name.startswith(user_prefix(namespace))
+
+
+def user_prefix(namespace: str) -> str:
+    """How the names of the users in a namespace begin; `namespace` as it is stored."""
+    return f"{namespace if '%' in namespace else _escaped(namespace)}{_USER}"
+
+
+def tenant_of(name: str) -> str:
+    """The namespace in a name that `namespace_of` made."""
+    return name.partition(_USER)[0].replace("%2F", "/").replace("%25", "%")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("/", "%2F")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The values of `ibidem.scope`: "", None or () where it says nothing."""
+
+    namespace: str = ""
+    user: str = ""
+    bypass: bool = False
+    max_age: float | None = None
+    ttl: float | None = None
+    tags: tuple[str, ...] = ()
+
+    def merge(self, inner: Scope) -> Scope:
+        """Return the scope of a block inside: it has the last word, tags add up, a bypass stays one."""
+        return Scope(
+            namespace=inner.namespace or self.namespace,
+            user=inner.user or self.user,
+            bypass=inner.bypass or self.bypass,
+            max_age=self.max_age if inner.max_age is None else inner.max_age,
+            ttl=self.ttl if inner.ttl is None else inner.ttl,
+            tags=tuple(dict.fromkeys((*self.tags, *inner.tags))),
+        )
+
+    def name(self, own: str = "") -> str:
+        """The namespace to ask in, for an adapter whose own is `own`."""
+        return namespace_of(self.namespace or own, self.user)
+
+    def covers(self, name: str) -> bool:
+        """Whether what is stored under this name may be touched here; all of it where no tenant is named.
+
+        A namespace covers its users. A user without a namespace is in that of an adapter, which is not known.
+        """
+        if self.user and not self.namespace:
+            return name.partition(_USER)[2] == _escaped(self.user)
+        if self.user:
+            return name == self.name()
+        return not self.namespace or is_in_namespace(name, self.name())
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One retrieved document that the model saw. `digest` identifies its content.
@@ -155,8 +226,7 @@ class Request:
             compared: an answer to what was asked before its documents were invalidated is not stored.
         example: False if the answer is a step of a program, such as a question put anew: it may be stored,
             but is no example.
-        within: The scope it is asked in, for adapters that have looked; else the cache looks
-            (`ibidem.scope`).
+        scope_context: The `ibidem.scope` it is asked in, if an adapter has looked; else the cache looks.
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -170,7 +240,7 @@ class Request:
     temperature: float | None = field(default=None, kw_only=True, compare=False)
     made: float = field(default_factory=time.time, kw_only=True, compare=False, repr=False)
     example: bool = field(default=True, kw_only=True, compare=False, repr=False)
-    within: Scope | None = field(default=None, kw_only=True, compare=False, repr=False)
+    scope_context: Scope | None = field(default=None, kw_only=True, compare=False, repr=False)
     scope_digest: str = field(init=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)

@@ -16,7 +16,8 @@ from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 
 import ibidem
 from ibidem.adapter.stream_scope import _family
-from ibidem.scope import NOWHERE, Scope, current, scope_of
+from ibidem.scope import EMPTY_SCOPE, current, scope_of
+from ibidem.types import Scope
 from langchain_ibidem import IbidemCache, IbidemExampleSelector, install, uninstall
 from langchain_ibidem.stream_scopes import STREAMS
 from tests.conftest import OpenCache
@@ -70,13 +71,13 @@ def in_threads(streams: list[Any]) -> None:
 
 def interleaved(streams: list[Any]) -> None:
     for _ in itertools.zip_longest(*streams):
-        assert current() is NOWHERE
+        assert current() is EMPTY_SCOPE
 
 
 async def in_tasks(streams: list[Any]) -> None:
     async def read(stream: Any) -> None:
         async for _ in stream:
-            assert current() is NOWHERE
+            assert current() is EMPTY_SCOPE
 
     await asyncio.gather(*map(read, streams))
 
@@ -117,8 +118,8 @@ def begun(begin: Callable[[str], Any]) -> tuple[list[Any], dict[str, Scope]]:
 
 def check(core: Recording, expected: Mapping[str, Scope]) -> None:
     """Namespace, user, bypass, max_age, ttl and tags alike, in the lookup and in the store."""
-    assert {r.question: r.within for r in core.looked_up if r.question in expected} == expected
-    stored = {r.question: r.within for r in core.stored if r.question in expected}
+    assert {r.question: r.scope_context for r in core.looked_up if r.question in expected} == expected
+    stored = {r.question: r.scope_context for r in core.stored if r.question in expected}
     assert all(stored[question] == scope for question, scope in expected.items() if not scope.bypass)
 
 

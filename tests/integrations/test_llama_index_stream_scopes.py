@@ -30,7 +30,8 @@ from pydantic import BaseModel
 import ibidem
 from ibidem.adapter.stream_scope import _family
 from ibidem.cache import SemanticCache
-from ibidem.scope import NOWHERE, Scope, current, scope_of
+from ibidem.scope import EMPTY_SCOPE, current, scope_of
+from ibidem.types import Scope
 from llama_index_ibidem import CachedLLM, CachedSynthesizer, few_shot, install, uninstall
 from llama_index_ibidem.stream_scopes import STREAMS
 from tests.contracts.langchain import Recording
@@ -199,7 +200,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 
 
 def asked(core: Recording, since: int) -> set[Scope | None]:
-    return {request.within for request in core.looked_up[since:]}
+    return {request.scope_context for request in core.looked_up[since:]}
 
 
 def begun(begin: Callable[[str], Any]) -> list[Any]:
@@ -217,7 +218,7 @@ def read_in_all_ways(core: Recording, begin: Callable[[str], Any]) -> None:
         streams = begun(begin)
         if interleaved:
             for _ in itertools.zip_longest(*streams):
-                assert current() is NOWHERE
+                assert current() is EMPTY_SCOPE
         else:
             with ibidem.scope(namespace="initech", user="eve", bypass=True, ttl=5, tags=("wrong",)):
                 mine = current()
@@ -227,7 +228,7 @@ def read_in_all_ways(core: Recording, begin: Callable[[str], Any]) -> None:
                         pool.submit(list, stream).result()
                         assert current() is mine
         assert asked(core, since) == EXPECTED
-        assert {request.within for request in core.stored[stored:]} >= EXPECTED - {Scope(bypass=True)}
+        assert {request.scope_context for request in core.stored[stored:]} >= EXPECTED - {Scope(bypass=True)}
 
 
 async def aread_in_all_ways(core: Recording, begin: Callable[[str], Any]) -> None:
@@ -250,7 +251,7 @@ async def aread_in_all_ways(core: Recording, begin: Callable[[str], Any]) -> Non
         else:
             await asyncio.gather(*map(read, streams))
         assert asked(core, since) == EXPECTED
-        assert {request.within for request in core.stored[stored:]} >= EXPECTED - {Scope(bypass=True)}
+        assert {request.scope_context for request in core.stored[stored:]} >= EXPECTED - {Scope(bypass=True)}
 
 
 @pytest.mark.filterwarnings("ignore:The `json` method is deprecated")

@@ -7,7 +7,7 @@ from ibidem.prompts.key import RECENT_DOCUMENTS, RetrievalLog, build_request
 from ibidem.prompts.masking import ParsedPrompt
 from ibidem.prompts.prompt import plain
 from ibidem.prompts.question import PromptContext, QuestionFinder
-from ibidem.scope import NOWHERE
+from ibidem.scope import EMPTY_SCOPE
 from ibidem.types import Request
 
 QUESTION = "What is the capital of France?"
@@ -16,7 +16,7 @@ PARIS = Retrieved("paris", "Paris is the capital of France.")
 
 def build(context: PromptContext, question: str = QUESTION, **options: object) -> Request:
     prompt = plain(f"Answer from these:\n{PARIS.text}\nQuestion: {question}")
-    return build_request(prompt, context, QuestionFinder(), model=("m",), scope=NOWHERE, **options)  # type: ignore[arg-type]
+    return build_request(prompt, context, QuestionFinder(), model=("m",), scope=EMPTY_SCOPE, **options)  # type: ignore[arg-type]
 
 
 def test_a_run_and_the_recent_documents_know_the_queries() -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import Answer, Hit, InvalidInput, Miss, Rejected, Request, Stored
 from ibidem.cache import SemanticCache
-from ibidem.scope import current, tenant_of
+from ibidem.scope import current
+from ibidem.types import tenant_of
 from tests.conftest import OpenCache
 from tests.helpers import Clock
 

@@ -14,7 +14,7 @@ import ibidem
 import ibidem_lab
 from ibidem import Answer, Example, Hit, Request, Stored
 from ibidem.cache import SemanticCache
-from ibidem.scope import Scope, namespace_of
+from ibidem.types import Scope, namespace_of
 
 ASKED = "How long can I return goods?"
 TENANTS: list[dict[str, Any]] = [

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem.adapter.stream_scope import StreamMethods, keep_scope
-from ibidem.scope import NOWHERE, Scope, current
+from ibidem.scope import EMPTY_SCOPE, current
+from ibidem.types import Scope
 
 # a generator that keeps its scope is a generator -------------------------------------------------------
 
@@ -87,7 +88,7 @@ def test_it_does_what_the_generator_does(length: int, steps: list[Any]) -> None:
         assert inspect.isgenerator(stream)
         stream.close()
     assert told[0] == told[1]
-    assert current() is NOWHERE
+    assert current() is EMPTY_SCOPE
 
 
 async def ado(stream: Any, step: Any) -> Any:
@@ -177,7 +178,7 @@ async def test_a_call_keeps_its_scope_and_that_of_its_stream() -> None:
         begun = keep_scope(call())
     found = await begun
     assert [scope.namespace async for scope in found] == ["asker"]
-    assert current() is NOWHERE
+    assert current() is EMPTY_SCOPE
 
 
 @pytest.mark.parametrize("other", [None, "text", [1], iter([1]), map(str, [1]), object()])
@@ -200,7 +201,7 @@ async def test_an_abandoned_stream_does_no_harm() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert [one async for one in stream] == []
-    assert current() is NOWHERE
+    assert current() is EMPTY_SCOPE
 
 
 # methods ----------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from ibidem.answering import Asking
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.prompts.documents import Retrieved
 from ibidem.prompts.prompt import Prompt
-from ibidem.scope import Scope, current, entered
-from ibidem.types import Request, Stored, require_bool, require_name, require_text
+from ibidem.scope import current, use_scope
+from ibidem.types import Request, Scope, Stored, require_bool, require_name, require_text
 from langchain_ibidem import calls
 from langchain_ibidem.callers import Caller, caller_of
 from langchain_ibidem.codec import decode, encode
@@ -212,7 +212,7 @@ class IbidemCache(BaseCache):
         """
 
         def request() -> Request:
-            with entered(scope):
+            with use_scope(scope):
                 return self._requests.build(*described())
 
         return Inquiry(

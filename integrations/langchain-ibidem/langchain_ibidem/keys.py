@@ -11,8 +11,7 @@ from ibidem.prompts.documents import Retrieved
 from ibidem.prompts.key import build_request
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.question import PromptContext, QuestionFinder
-from ibidem.scope import Scope
-from ibidem.types import Request, digest
+from ibidem.types import Request, Scope, digest
 from langchain_ibidem.callers import Caller
 from langchain_ibidem.identity import Described, describe
 from langchain_ibidem.memory import Memory, Render

@@ -19,7 +19,7 @@ from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import Inquiry
 from ibidem.errors import NotCacheable
 from ibidem.provenance import remember
-from ibidem.scope import current, entered
+from ibidem.scope import current, use_scope
 from ibidem.types import Answer
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.callers import Caller, caller_of_stream, run_of_stream
@@ -89,13 +89,13 @@ class _Asked:
     def stream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> Iterator[Chunk]:
         """As the model's `_stream`."""
         run, inquiry = self._inquiry(asked, stop, given)
-        with entered(self._scope):
+        with use_scope(self._scope):
             return inquiry.ended_with(self._stream(run, inquiry, asked, stop, given))
 
     def astream(self, asked: Any, stop: list[str] | None = None, **given: Any) -> AsyncIterator[Chunk]:
         """As the model's `_astream`."""
         run, inquiry = self._inquiry(asked, stop, given)
-        with entered(self._scope):
+        with use_scope(self._scope):
             return inquiry.ended_with(self._astream(run, inquiry, asked, stop, given))
 
     def _inquiry(

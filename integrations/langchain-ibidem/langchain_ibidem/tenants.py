@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.scope import NOWHERE, Scope, current, require_namespace, scope_of
+from ibidem.scope import EMPTY_SCOPE, current, require_namespace, scope_of
+from ibidem.types import Scope
 from langchain_ibidem.callers import Caller
 
 PREFIX = "ibidem_"
@@ -28,8 +29,8 @@ def scope_for(caller: Caller | None, *, required: bool) -> Scope:
         NotCacheable: It does not; or it says what contradicts itself or cannot be used.
     """
     here = current()
-    told = _told(caller) if caller is not None else NOWHERE
-    if told is not NOWHERE:
+    told = _told(caller) if caller is not None else EMPTY_SCOPE
+    if told is not EMPTY_SCOPE:
         here = _joined(here, told)
     if required:
         require_namespace(here, f', or give the metadata "{PREFIX}namespace"')
@@ -40,7 +41,7 @@ def _told(caller: Caller) -> Scope:
     """What the metadata of the run says."""
     given = {key: value for key, value in caller.metadata.items() if key.startswith(PREFIX)}
     if not given:
-        return NOWHERE
+        return EMPTY_SCOPE
     for key, value in given.items():
         if caller.inherited.get(key, value) != value:  # the model's own metadata against that of the call
             raise _conflict(key)

@@ -26,8 +26,8 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.examples.example import Example
 from ibidem.prompts.prompt import Prompt
-from ibidem.scope import Scope, current, entered
-from ibidem.types import Document
+from ibidem.scope import current, use_scope
+from ibidem.types import Document, Scope
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.calls import Calls, ModelResponse
 from llama_index_ibidem.codec import MARKER, text_of
@@ -177,7 +177,7 @@ class Recorder:
         if not behind.count or behind.entry_id is not None or "entry_id" in marker:
             return  # nobody was asked: "Empty Response" and the like, or an answer that is an example already
         if not question.scope.bypass:
-            with entered(question.scope):  # not that of whoever reads a stream
+            with use_scope(question.scope):  # not that of whoever reads a stream
                 self._cache.examples.add(self._example(question, text, behind))
 
     def _example(self, question: _Question, text: str, behind: Calls) -> Example:

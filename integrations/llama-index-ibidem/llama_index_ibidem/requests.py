@@ -15,7 +15,7 @@ from ibidem.prompts.key import build_request, parse
 from ibidem.prompts.masking import ParsedPrompt
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.question import PromptContext, QuestionFinder
-from ibidem.scope import here
+from ibidem.scope import require_scope
 from ibidem.types import Request
 from llama_index_ibidem.facts import Filled
 from llama_index_ibidem.identity import asks_for_form, identity, parameters
@@ -93,7 +93,7 @@ class RequestBuilder:
         return parse(prompt, _context(around, filled), self._questions, exact=exact)
 
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
-        scope = here(required=self._required)
+        scope = require_scope(required=self._required)
         exact = not self.semantic or llm.output_parser is not None or asks_for_form(llm, given)
         described = ("llama_index/1", identity(llm, self.model_id), parameters(given))
         around = surroundings()

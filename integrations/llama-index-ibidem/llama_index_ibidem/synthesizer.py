@@ -25,7 +25,7 @@ from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import Desk, Inquiry
 from ibidem.adapter.options import open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.scope import here
+from ibidem.scope import require_scope
 from ibidem.types import Answer, Hit, Request, require_bool, require_name, require_text
 from llama_index_ibidem import calls, spans
 from llama_index_ibidem.description import asks_no_model, description, is_for_programs
@@ -288,13 +288,13 @@ class CachedSynthesizer(BaseSynthesizer):
             raise NotCacheable("no_question", "the question is empty")
         if around.synthesis is None:
             raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
-        scope = here(required=self._required)
+        scope = require_scope(required=self._required)
         described = ["llama_index/1", "synthesizer", description(self._synthesizer, self._model_id, given)]
         return Request(
             question,
             scope=json.dumps(described),
             namespace=scope.name(self._namespace),
-            within=scope,
+            scope_context=scope,
             documents=shown_as(texts, around.synthesis.documents),
             semantic=self._semantic and not is_for_programs(self._synthesizer) and not around.judged,
             example=not around.judged,

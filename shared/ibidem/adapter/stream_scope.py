@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem.scope import Scope, current, enter, leave
+from ibidem.scope import current, enter, leave
+from ibidem.types import Scope
 
 Stream = TypeVar("Stream")
 

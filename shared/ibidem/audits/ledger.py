@@ -16,10 +16,9 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.audits.budget import SOURCES, WINDOW, Budget, Comparison, Pending, Ruling, Terms, judged, resumed
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.scope import is_of
 from ibidem.stats import AuditStats, audit_stats
 from ibidem.storage.logs import JudgementRow, JudgementTable
-from ibidem.types import Answer
+from ibidem.types import Answer, is_in_namespace
 
 if TYPE_CHECKING:
     from ibidem.matching.policy import Scorer
@@ -282,4 +281,4 @@ class Ledger:
 
 
 def _within(row: JudgementRow, namespace: str | None) -> bool:
-    return namespace is None or is_of(row.namespace, namespace)
+    return namespace is None or is_in_namespace(row.namespace, namespace)

@@ -13,10 +13,10 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef, Example, ExampleStats
 from ibidem.examples.selection import Wanted
-from ibidem.scope import current, in_force, is_bypassed, is_of
+from ibidem.scope import current, effective_namespace, is_bypassed
 from ibidem.storage.examples import EmbeddedExample
 from ibidem.storage.tables import MAX_NUMBER
-from ibidem.types import Answer, Entry, digest, normalise, require_name, storable
+from ibidem.types import Answer, Entry, digest, is_in_namespace, normalise, require_name, storable
 
 if TYPE_CHECKING:
     from ibidem.runtime import Runtime
@@ -216,13 +216,13 @@ class ExampleLog:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
-        namespace = in_force(namespace)
+        namespace = effective_namespace(namespace)
         self._look_up(namespace)
         return self._runtime.store.examples.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
-        namespace = in_force(namespace)
+        namespace = effective_namespace(namespace)
         self._look_up(namespace)
         return self._runtime.store.examples.count(namespace)
 
@@ -237,7 +237,7 @@ class ExampleLog:
 
     def stats(self, namespace: str | None = None) -> ExampleStats:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
-        namespace = in_force(namespace)
+        namespace = effective_namespace(namespace)
         self._look_up(namespace)
         return self._runtime.store.examples.stats(namespace)
 
@@ -321,7 +321,7 @@ class ExampleQueue:
         with self._lock:
             self._told_once.clear()
             for number, one in tuple(self._waiting.items()):
-                if namespace is None or is_of(one.example.namespace, namespace):
+                if namespace is None or is_in_namespace(one.example.namespace, namespace):
                     del self._waiting[number]
 
     def forget_told(self) -> None:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.scope import tenant_of
-from ibidem.types import Answer, Entry, Request, storable
+from ibidem.types import Answer, Entry, Request, storable, tenant_of
 
 # What providers call a complete answer (OpenAI, Anthropic, Google, Mistral, Ollama, Cohere, Bedrock).
 COMPLETE = frozenset(

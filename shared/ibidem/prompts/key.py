@@ -12,8 +12,7 @@ from ibidem.prompts.documents import Retrieved, match_documents
 from ibidem.prompts.masking import ParsedPrompt, parse_exact, parse_prompt
 from ibidem.prompts.prompt import Prompt
 from ibidem.prompts.question import PromptContext, QuestionFinder
-from ibidem.scope import Scope
-from ibidem.types import Request
+from ibidem.types import Request, Scope
 
 RECENT_DOCUMENTS = 256
 _DOCUMENTS_PER_RUN = 256
@@ -55,7 +54,7 @@ def build_request(
         semantic=parsed.masked is not None,
         temperature=temperature,
         example=example(parsed) if callable(example) else example,
-        within=scope,
+        scope_context=scope,
     )
 
 

@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.invalidation import KEPT_SECONDS
-from ibidem.scope import users_of
 from ibidem.storage import tables
 from ibidem.storage.engine import reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER, valid_rows
 from ibidem.storage.vectors import delete_vectors
+from ibidem.types import user_prefix
 
 BATCH = 100  # entries deleted in one transaction, so that nobody waits long for the lock
 TRANSACTION_SECONDS = 0.04  # what one transaction may take that deletes many entries
@@ -213,7 +213,7 @@ def _of_namespace(engine: sa.Engine, table: sa.Table, namespace: str | None) -> 
     if namespace is None:
         return sa.true()
     column: sa.ColumnElement[Any] = table.c.namespace
-    users = users_of(namespace)
+    users = user_prefix(namespace)
     of_users = sa.func.substr(column, 1, len(users)) == users
     if engine.dialect.name == "sqlite":  # compares bytes, so that the index finds them
         of_users = sa.and_(column >= users, column < users[:-1] + chr(ord(users[-1]) + 1))

@@ -13,8 +13,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.deadline import deadline
 from ibidem.errors import StorageError
-from ibidem.scope import tenant_of
-from ibidem.types import Hit, Miss, Rejected, Stored
+from ibidem.types import Hit, Miss, Rejected, Stored, tenant_of
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter

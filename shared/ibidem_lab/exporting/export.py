@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ibidem.errors import InvalidInput
 from ibidem.examples.example import DocumentRef
-from ibidem.scope import in_force
+from ibidem.scope import effective_namespace
 from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem_lab.exporting.folder import Manifest
 from ibidem_lab.exporting.formats import Format
@@ -78,7 +78,7 @@ def export(
         OSError: `out` cannot be written.
         CacheClosed: The cache was closed.
     """
-    namespace = in_force(namespace)
+    namespace = effective_namespace(namespace)
     choice = Choice(
         format=format, feedback=feedback, models=tuple_of(models), namespace=namespace, since=since,
         tags=tuple_of(tags), system=system, documents=documents, near=near, apart=apart,
