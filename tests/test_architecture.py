@@ -18,7 +18,7 @@ DOORS = {
     "onnxruntime": {"shared/ibidem/embedding/minilm.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
-    "jinja2": {"shared/ibidem_lab/report/templating.py"},
+    "jinja2": {"shared/ibidem_lab/html.py"},
     "starlette": {"shared/ibidem_lab/review/app.py"},
     "uvicorn": {"shared/ibidem_lab/review/serving.py"},
     "opentelemetry": {"shared/ibidem/telemetry/"},

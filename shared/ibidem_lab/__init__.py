@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ibidem_lab.exporting.export import export
     from ibidem_lab.fitting.learning import drop_fit, fit
-    from ibidem_lab.labelling.pairing import advise, pairs
+    from ibidem_lab.labelling.pairing import pairs
+    from ibidem_lab.report.next_steps import next_steps
 
-__all__ = ["advise", "drop_fit", "export", "fit", "pairs"]
+__all__ = ["drop_fit", "export", "fit", "next_steps", "pairs"]
 
 _MODULES = {
-    "advise": "ibidem_lab.labelling.pairing",
     "drop_fit": "ibidem_lab.fitting.learning",
     "export": "ibidem_lab.exporting.export",
     "fit": "ibidem_lab.fitting.learning",
+    "next_steps": "ibidem_lab.report.next_steps",
     "pairs": "ibidem_lab.labelling.pairing",
 }
 

@@ -50,7 +50,7 @@ ENTRIES: dict[str, Callable[[SemanticCache, str], object]] = {
     "clear": lambda cache, name: cache.clear(name),
     "judgements": lambda cache, name: cache.judgements(namespace=name),
     "pairs": lambda cache, name: ibidem_lab.pairs(cache, namespace=name),
-    "advise": lambda cache, name: ibidem_lab.advise(cache, namespace=name),
+    "next_steps": lambda cache, name: ibidem_lab.next_steps(cache, namespace=name),
     "invalidate(document)": lambda cache, name: cache.invalidate(document=name),
     "invalidate(documents)": lambda cache, name: cache.invalidate(document=["good", name]),
     "invalidate(Document)": lambda cache, name: cache.invalidate(document=Document(name, "text")),

@@ -206,7 +206,6 @@ class Place:
     def slow(self) -> Iterator[tuple[list[object], int]]:
         """Those that compute, or write."""
         for as_json in ([], ["--json"]):
-            yield ["advise", *as_json], 0
             yield ["examples", "select", self.questions[3], "-k", 9, *as_json], 0
             yield ["export", "--out", self.out / "export", "--documents", "keep", "--force", *as_json], 0
             yield ["evaluate", self.pairs, "--model", "[/x]\x1b[1m", *as_json], 0
@@ -218,8 +217,6 @@ class Place:
                 self.workload,
                 "--scorer",
                 "cosine",
-                "--plot",
-                self.out / named("plot \x1b[31m[b].html"),
             ],
             0,
         )

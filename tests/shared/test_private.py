@@ -152,11 +152,9 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
         monkeypatch.setattr(f"{module}.checked_embedder_of", lambda settings, store: embedder)
     place, made = str(tmp_path / "cache"), tmp_path / "made"
     made.mkdir(mode=0o755)
-    for name in ("pairs.jsonl", "report.html", "curve.html"):
+    for name in ("pairs.jsonl", "report.html"):
         (made / name).touch()
         (made / name).chmod(0o666)
-    workload = tmp_path / "workload.jsonl"
-    workload.write_text('{"text": "How long?", "meaning": 1}\n' * 3)
 
     def run(*arguments: object) -> None:
         done = CliRunner().invoke(app, list(map(str, arguments)))
@@ -165,12 +163,11 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
     run("pairs", "--path", place, "--out", made / "pairs.jsonl", "--yes")
     run("report", "--path", place, "--out", made / "report.html")
     run("export", "--path", place, "--out", made / "export", "--documents", "keep")
-    run("replay", workload, "--plot", made / "curve.html", "--scorer", "cosine")
     teach(read_pairs(made / "pairs.jsonl"), lambda prompt: "yes", out=made / "labelled.jsonl")
 
     found = {path.relative_to(made): mode(path) for path in made.rglob("*")}
     directories = {path for path in found if (made / path).is_dir()}
-    assert {path.name for path in found} >= {"train.jsonl", "manifest.json", "labelled.jsonl", "curve.html"}
+    assert {path.name for path in found} >= {"train.jsonl", "manifest.json", "labelled.jsonl"}
     assert {path: found[path] for path in directories} == dict.fromkeys(directories, 0o700)
     files = found.keys() - directories
     assert {path: found[path] for path in files} == dict.fromkeys(files, 0o600)

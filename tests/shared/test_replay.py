@@ -1,4 +1,4 @@
-"""Replaying labelled questions: the library, the page and `ibidem replay`."""
+"""Replaying labelled questions: the library and `ibidem replay`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -31,7 +30,6 @@ from ibidem_lab.replay import (
     p_chr_auc,
     replay,
 )
-from ibidem_lab.replay_page import page
 from tests.embedders import BagOfWords
 
 STREAM = [
@@ -174,28 +172,6 @@ def test_clopper_pearson_surrounds_the_share(counted: tuple[int, int]) -> None:
     assert 0.0 <= low <= count / total <= high <= 1.0
 
 
-def test_the_page_is_one_sound_file() -> None:
-    """Well-formed, loads nothing, and shows no markup of the workload."""
-    tried = replay(STREAM, vectors(STREAM), curve_rule(None))
-    served = replay(STREAM, vectors(STREAM), by_cosine(0.75))
-    written = page("<b>evil & co</b>", STREAM, tried, served, 0.75)
-    drawing = re.search(r"<svg.*</svg>", written, re.DOTALL)
-
-    assert drawing
-    assert ElementTree.fromstring(drawing[0]).tag == "svg"
-    assert "<b>" not in written
-    assert not re.search(r"https?://|<script|src=", written)
-    assert "4 hits of 6" in " ".join(written.split())
-
-
-def test_the_page_of_nothing() -> None:
-    """A stream without a single candidate has a page too."""
-    rows = STREAM[:1]
-    found = replay(rows, vectors(rows), by_cosine(0.9))
-
-    assert "0 hits of 1" in " ".join(page("one", rows, found, found, 0.9).split())
-
-
 # the command ------------------------------------------------------------------------------------------
 
 
@@ -225,15 +201,6 @@ def test_the_command_tells_hits_and_wrong_hits(workload: Path) -> None:
     assert "tokens saved │ 61.9% │ 130" in told
     assert "P-CHR AUC" in told
     assert "refused by guard numbers" in told
-
-
-def test_the_command_plots(workload: Path, tmp_path: Path) -> None:
-    """One HTML file, where asked."""
-    target = tmp_path / "curve.html"
-
-    assert "The curve is in" in run(workload, "--plot", target, "--scorer", "cosine", "--seed", 3)
-    assert "<svg" in target.read_text(encoding="utf-8")
-    assert "error:" in run(workload, "--plot", tmp_path / "missing" / "curve.html", code=2)
 
 
 def test_the_command_takes_the_first_rows(workload: Path) -> None:

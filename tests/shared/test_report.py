@@ -26,9 +26,9 @@ from ibidem.stats import AuditStats
 from ibidem.storage.statistics import LogFilter
 from ibidem.storage.store import Store
 from ibidem.types import digest
+from ibidem_lab.html import prose
 from ibidem_lab.report.facts import DAY, HOUR, Facts, boundary_of, gather, width_of
 from ibidem_lab.report.page import page
-from ibidem_lab.report.templating import prose
 from tests import logged
 from tests.logged import NOW, WEEKS
 
@@ -257,12 +257,12 @@ def test_few_lookups_are_not_judged(store: Store) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_misses_often_has_a_remedy(store: Store) -> None:
-    """The one of `ibidem advise`."""
+    """With what to do about it."""
     rows = logged.lookups(400, logged.entries(20))
     store.lookups.add([replace(row, tier="", reason="question_unknown", tokens_saved=0) for row in rows])
     found = read(store).text
 
-    assert "(100.0 % of the lookups): name the template variable: question_keys=['...']" in found
+    assert '(100.0 % of the lookups): name the template variable: question_keys=["..."]' in found
     assert "Nothing was served yet" in found
 
 

@@ -14,7 +14,6 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem._util.files import write_private
 from ibidem.cli.common import err, fail, out
 from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
 from ibidem.errors import IbidemError, InvalidInput
@@ -32,7 +31,6 @@ from ibidem_lab.replay import (
     replay,
     vectors_of,
 )
-from ibidem_lab.replay_page import page
 
 Workload = Annotated[
     Path,
@@ -43,7 +41,6 @@ MaxErrorRate = Annotated[float | None, typer.Option(help="Instead: the share of 
 ScorerName = Annotated[Literal["learned", "cosine"], typer.Option("--scorer", help="What is compared.")]
 Requests = Annotated[int | None, typer.Option(min=1, help="At most so many questions.")]
 Seed = Annotated[int | None, typer.Option(help="Shuffle with this seed; default: the order of the file.")]
-Plot = Annotated[Path | None, typer.Option(help="Write the curve of all thresholds to this HTML file.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,6 @@ def replay_workload(
     scorer: ScorerName = "learned",
     requests: Requests = None,
     seed: Seed = None,
-    plot: Plot = None,
 ) -> None:
     """Replay labelled questions in memory: hits, wrong hits, and what another threshold would do."""
     try:
@@ -73,14 +69,9 @@ def replay_workload(
         if seed is not None:
             random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
         found = _replay(workload.name, rows[:requests], chosen, scorer)
-        if plot is not None:
-            text = page(found.title, found.rows, found.curve, found.served, chosen)
-            write_private(plot, [text.encode()])
     except (IbidemError, OSError) as error:
         fail(str(error))
     out.print(_table(found))
-    if plot is not None:
-        out.print(f"The curve is in {plot}.", soft_wrap=True)
 
 
 def _threshold(threshold: float | None, max_error_rate: float | None) -> float:

@@ -1,9 +1,10 @@
-"""`ibidem report`: what a cache did, as one HTML page."""
+"""`ibidem report`: what a cache did, as one HTML page, and what to do next, as text too."""
 
 from __future__ import annotations
 
 import time
 import webbrowser
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from ibidem import __version__
 from ibidem._util.files import write_private
+from ibidem.active_model import checked_embedder_of
 from ibidem.cli.common import (
     DatabaseOption,
     NamespaceOption,
@@ -23,9 +25,15 @@ from ibidem.cli.common import (
     out,
     settings_of,
 )
+from ibidem.cli.console import styled
+from ibidem.cli.tables import short
 from ibidem.costs import read_prices
+from ibidem.errors import EmbedderUnavailable
+from ibidem.settings import Settings
 from ibidem.storage.statistics import LogFilter
+from ibidem.storage.store import Store
 from ibidem_lab.report.facts import gather
+from ibidem_lab.report.next_steps import NextStep, judge_steps
 
 
 def write_report(
@@ -41,7 +49,7 @@ def write_report(
     path: PathOption = None,
     database: DatabaseOption = None,
 ) -> None:
-    """Write what the cache did, saved and missed as one HTML page: no script, nothing to load."""
+    """Write what the cache did, saved and missed as one HTML page without script; print what to do next."""
     with existing_store(path, database) as store:
         from ibidem_lab.report.page import page  # needs ibidem-cache[report]
 
@@ -50,11 +58,32 @@ def write_report(
         with err.status("Reading the logs"):
             known = read_prices(prices or settings.prices)
             facts = gather(store, settings, known, span, time.time())
-            text = page(facts, __version__)
+            steps = _next_steps(store, settings, namespace)
+            text = page(facts, __version__, steps)
     try:
         write_private(file, [text.encode()])
     except OSError as error:
         fail(f"cannot write {file}: {error.strerror}")
     out.print(f"Wrote {file} ({len(text) // 1000:,} KB).", soft_wrap=True)
+    _print_steps(steps)
     if open_it and not webbrowser.open(file.resolve().as_uri()):
         out.print("No browser was found to show it.")
+
+
+def _next_steps(store: Store, settings: Settings, namespace: str | None) -> tuple[NextStep, ...]:
+    """Judge the next steps; without the embedding model the report has no such section."""
+    try:
+        return judge_steps(store, checked_embedder_of(settings, store), namespace)
+    except EmbedderUnavailable as error:
+        err.print(f"What to do next is left out: {error}", soft_wrap=True)
+        return ()
+
+
+def _print_steps(steps: Iterable[NextStep]) -> None:
+    for step in steps:
+        verdict = {True: "advised", False: "not advised", None: "cannot tell yet"}[step.advised]
+        out.print(styled(f"{step.name.capitalize()}: {verdict}.", "bold"), f"{step.finding}.", soft_wrap=True)
+        for name, value in step.figures.items():
+            out.print(f"   {short(name)}: {value}", soft_wrap=True)
+        if step.advised:
+            out.print(f"   Do: {step.action}.\n   Not if {step.unless}.", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`ibidem_lab.pairs` and `ibidem_lab.advise`: what a cache can learn from, and what would pay next."""
+"""`ibidem_lab.pairs`: mine a cache for pairs of questions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from ibidem.errors import InvalidInput
 from ibidem.types import require_name
-from ibidem_lab.advice import advising
-from ibidem_lab.advice.advising import Advised
 from ibidem_lab.labelling.mining import LIMIT, Mined, Miner
 
 if TYPE_CHECKING:
@@ -42,23 +40,3 @@ def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LI
         runtime.store, runtime.embedder, runtime.scorer, cache.policy.threshold, cache._admission.is_private
     )
     return miner.mine(namespace, limit)
-
-
-def advise(cache: SemanticCache, *, namespace: str | None = None) -> Advised:
-    """What the logs say would pay next: see `advice.advising.advise`. Takes seconds; lookups go on meanwhile.
-
-    Args:
-        namespace: Only this one; default: all.
-
-    Raises:
-        InvalidInput: The namespace is not a str that can be stored.
-        StorageError: The database failed.
-        CacheClosed: The cache was closed.
-    """
-    if namespace is not None:
-        require_name("namespace", namespace)
-    cache.flush()
-    runtime = cache._runtime
-    return advising.advise(
-        runtime.store, runtime.embedder, threshold=cache.policy.threshold, namespace=namespace
-    )

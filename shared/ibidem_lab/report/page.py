@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ibidem_lab.report import remarks
 from ibidem_lab.report.drawing import draw
 from ibidem_lab.report.facts import BELOW, Facts
 from ibidem_lab.report.figures import Drawn, figures_of
+from ibidem_lab.report.next_steps import NextStep
 from ibidem_lab.report.remarks import Remark
 
 try:
     from markupsafe import Markup
 
-    from ibidem_lab.report.templating import environment
+    from ibidem_lab.html import environment
 except ImportError as error:
     raise MissingExtra("a report", "report") from error
 
@@ -27,8 +28,8 @@ _HERE = Path(__file__).parent
 _IDS = re.compile(r'(?<=[ (])(id="|url\(#)(\w+)')
 
 
-def page(facts: Facts, version: str) -> str:
-    """The page, as UTF-8 text."""
+def page(facts: Facts, version: str, steps: Sequence[NextStep] = ()) -> str:
+    """Render the page; `steps` are the section on what to do next, which is left out if there are none."""
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = environment(_HERE).get_template("page.html")
@@ -39,6 +40,7 @@ def page(facts: Facts, version: str) -> str:
         style_digest=digest,
         figures=_svgs(figures_of(facts)),
         said=_remarks(facts),
+        steps=steps,
         near=_by_reason(facts),
         below=BELOW,
     )

@@ -6,14 +6,57 @@ from typing import NamedTuple
 
 from ibidem._util.intervals import clopper_pearson
 from ibidem.cli.formatting import duration, moment, money, named, percent, plural, share, size
-from ibidem_lab.advice.misses import LOOKUPS, OFTEN, REMEDIES
 from ibidem_lab.report.facts import BELOW, DAY, TOP, Facts
 
+LOOKUPS = 200  # below which shares of the lookups say little
+OFTEN = 0.1  # of the lookups: a reason that costs less is not worth the trouble
 CLOSE = 0.05  # below the boundary
 SETTLED = 7 * DAY  # a cache that is younger says little of what it keeps
 UNUSED = 0.5  # of the entries, above which most are kept for nothing
 KNOWN = 0.995  # of the hits: rounding hides what is missing
 LOW_RATE = 0.5  # of the hit rate of all, below which a namespace stands out
+
+
+class Remedy(NamedTuple):
+    """Why lookups miss for one reason, and what to do about it."""
+
+    title: str
+    action: str
+
+
+REMEDIES = {
+    "documents_changed": Remedy(
+        "The documents behind stored answers keep changing",
+        '`document_policy="supporting"` if it is `"all"`; give each `Document` an id and a text that stay '
+        "the same from one retrieval to the next",
+    ),
+    "expired": Remedy(
+        "Answers expire before they are asked for again",
+        "a longer `ttl`, or `stale_while_revalidate` to serve while one caller refreshes",
+    ),
+    "question_unknown": Remedy(
+        "The question cannot be told apart from its prompt, so only identical prompts are hits",
+        'name the template variable: `question_keys=["..."]`, or `any_message=True` for a support chat',
+    ),
+    "question_too_long": Remedy(
+        "Questions are longer than the embedder's window", "an `embedder` with a longer window"
+    ),
+    "question_not_covered": Remedy(
+        "The embedder does not know the script of the questions", "a multilingual `embedder`"
+    ),
+    "question_hides_text": Remedy(
+        "Questions hold invisible characters, so only identical questions are hits",
+        "remove direction marks, fillers and the like where questions come in; `ibidem log` shows which",
+    ),
+    "no_index": Remedy(
+        "The vector index was not available, so nothing was found by meaning", "run `ibidem doctor`"
+    ),
+    "error": Remedy("Lookups failed", "run `ibidem doctor`, and see `cache.stats().faults`"),
+    "guard": Remedy(
+        "Guards refuse near questions",
+        "`ibidem log` shows which; `ibidem replay` on labelled questions counts how many of them rightly",
+    ),
+}
 
 
 class Remark(NamedTuple):
@@ -38,10 +81,9 @@ def _against_misses(facts: Facts) -> str:
     counts["guard"] = sum(n for reason, n in counts.items() if reason.startswith("guard:"))
     worst = max(REMEDIES, key=lambda reason: counts.get(reason, 0))
     if counts.get(worst, 0) >= OFTEN * lookups:
-        return (
-            f"{REMEDIES[worst].title} ({share(counts[worst], lookups)} of the lookups): {REMEDIES[worst].do}."
-        )
-    return "No avoidable reason costs a tenth of the lookups; `ibidem advise` looks for what else would pay."
+        title, action = REMEDIES[worst]
+        return f"{title} ({share(counts[worst], lookups)} of the lookups): {action}."
+    return "No avoidable reason costs a tenth of the lookups; the last section says what else would pay."
 
 
 def saved(facts: Facts) -> Remark:
@@ -97,7 +139,7 @@ def outcomes(facts: Facts) -> Remark:
     }
     remedy = REMEDIES.get(top.split(":")[0])
     do = means.get(top) or (
-        f"The commonest miss is `{named(top)}`: {remedy.do}." if remedy else "Nothing to do."
+        f"The commonest miss is `{named(top)}`: {remedy.action}." if remedy else "Nothing to do."
     )
     return Remark(told, do)
 
@@ -201,8 +243,8 @@ def namespaces(facts: Facts) -> Remark:
         if group.lookups >= LOOKUPS and (group.rate or 0) < LOW_RATE * rate
     ]
     if low:
-        command = "`ibidem advise --namespace`"
-        return Remark(told, f"{named(low[0].key)} hits less than half as often as all: ask {command} why.")
+        command = "`ibidem report --namespace`"
+        return Remark(told, f"{named(low[0].key)} hits less than half as often as all: {command} says why.")
     return Remark(told, "No large namespace hits much less than the others.")
 
 

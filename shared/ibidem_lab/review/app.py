@@ -24,7 +24,7 @@ try:
     from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
     from starlette.routing import Route
 
-    from ibidem_lab.report.templating import environment
+    from ibidem_lab.html import environment
 except ImportError as error:
     raise MissingExtra("the review page", "review") from error
 

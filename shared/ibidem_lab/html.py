@@ -1,4 +1,4 @@
-"""Pages from templates, all stored text escaped; the only import of jinja2."""
+"""HTML pages from templates; all stored text is escaped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FILTERS = (
 
 
 def environment(folder: Path) -> jinja2.Environment:
-    """The templates of a folder, with the filters of `formatting`."""
+    """Load the templates of a folder, with the filters of `ibidem.cli.formatting`."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
@@ -42,7 +42,7 @@ def environment(folder: Path) -> jinja2.Environment:
 
 
 def prose(text: str) -> Markup:
-    """A sentence with code in backticks; all of it is escaped."""
+    """Escape a sentence, with what stands in backticks as code."""
     parts = text.split("`")
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(part) if at % 2 else part for at, part in enumerate(parts))

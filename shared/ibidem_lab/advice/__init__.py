@@ -1,1 +1,0 @@
-"""Which step would pay next: few-shot, documents, fine-tuning, or labels for the cache itself."""
