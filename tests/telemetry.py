@@ -13,7 +13,6 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ibidem.runtime import runtimes
 from ibidem.telemetry.metrics import Instruments
 
 
@@ -26,9 +25,7 @@ class Sdk:
         for processor in (*processors, SimpleSpanProcessor(self._exporter)):
             tracers.add_span_processor(processor)
         self.tracer = tracers.get_tracer("the program")
-        self.instruments = Instruments(
-            tracers.get_tracer("ibidem"), self._meters.get_meter("ibidem"), runtimes
-        )
+        self.instruments = Instruments(tracers.get_tracer("ibidem"), self._meters.get_meter("ibidem"))
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
         """Those that ended, or those of this name, in the order in which they ended."""
@@ -67,6 +64,6 @@ class Sdk:
 def told_to(monkeypatch: pytest.MonkeyPatch, *processors: SpanProcessor) -> Iterator[Sdk]:
     """What is opened in this block tells an SDK."""
     sdk = Sdk(*processors)
-    monkeypatch.setattr("ibidem.telemetry.metrics.shared", lambda: sdk.instruments)
+    monkeypatch.setattr("ibidem.telemetry.metrics.instruments", lambda: sdk.instruments)
     yield sdk
     sdk.close()

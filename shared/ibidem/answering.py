@@ -48,20 +48,20 @@ class Asking:
         Raises:
             CacheClosed: The cache was closed.
         """
-        with self.cache.telemetry.lookup(self.request) as span:
+        with self.cache.telemetry.start_lookup(self.request) as span:
             found = self._search()
             if isinstance(found, Hit) and objection is not None and (reason := objection(found)):
                 found = _refused(found, reason)
-            span.told(found)
+            span.set_result(found)
         return self._found(found)
 
     async def alook(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
         """As `look`, for async code: the cache is asked in a thread, and `objection` needs none."""
-        with self.cache.telemetry.lookup(self.request) as span:
+        with self.cache.telemetry.start_lookup(self.request) as span:
             found = await in_thread(self._search)
             if isinstance(found, Hit) and (reason := await objection(found)):
                 found = _refused(found, reason)
-            span.told(found)
+            span.set_result(found)
         return await in_thread(self._found, found)
 
     def wait(self) -> bool:

@@ -116,8 +116,8 @@ class SemanticCache(Answering, Correcting):
         """
         self._ready(request)
         asked = bind_scope(request)
-        with self.telemetry.lookup(asked) as span:
-            result = span.told(self._search(asked, max_age))
+        with self.telemetry.start_lookup(asked) as span:
+            result = span.set_result(self._search(asked, max_age))
         self._note(asked, result)
         return result
 
@@ -170,9 +170,9 @@ class SemanticCache(Answering, Correcting):
         labels, request = require_tags(tags), bind_scope(request)
         if (scope := request.scope_context) is not None:
             ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
-        with self.telemetry.store(request, answer) as span:
-            result = span.told(self._store(request, answer, ttl, labels))
-        self.telemetry.kept(request, answer, result)
+        with self.telemetry.start_store(request, answer) as span:
+            result = span.set_result(self._store(request, answer, ttl, labels))
+        self.telemetry.record_store(request, answer, result)
         return result
 
     def _store(
@@ -281,7 +281,7 @@ class SemanticCache(Answering, Correcting):
         self._runtime.check_process()
 
     def _note(self, request: Request, result: Hit | Miss) -> None:
-        self.telemetry.looked_up(request, result)
+        self.telemetry.record_lookup(request, result)
         if is_bypassed(request):
             return
         question = self._admission.redacted(request.question)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ibidem._util.background import Background
 from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.deadline import deadline
 from ibidem._util.faults import Faults, log
 from ibidem.active_model import embedder_of
 from ibidem.audits.budget import scorer_name
@@ -41,7 +42,8 @@ from ibidem.storage.entries import entry_size
 from ibidem.storage.examples import EmbeddedExample
 from ibidem.storage.logs import LogRedactor, LookupRow
 from ibidem.storage.store import Store
-from ibidem.telemetry.telemetry import audited
+from ibidem.telemetry import metrics
+from ibidem.telemetry.telemetry import record_audit
 from ibidem.types import digest, is_in_namespace
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class Runtime:
             raise
         self.coming: Matcher | None = None
         self.following = Following(self)
-        name, judged = self.matcher.scorer_name, partial(audited, self.place)
+        name, judged = self.matcher.scorer_name, partial(record_audit, self.place)
         self.ledger = Ledger(self.store.judgements, self.matcher.scorer, name, self.faults, judged)
         self._log, self._masking = collections.deque[LookupRow](), collections.deque[LogRedactor]()
         self._examples, self.selector = ExampleQueue(), Selector(self.store.examples, self.embedder)
@@ -103,6 +105,7 @@ class Runtime:
             },
         )
         self._process, self._poll_at = os.getpid(), 0.0
+        metrics.observe(self)
 
     def mask(self, redact: Callable[[str], str | None], name: str) -> None:
         """Redact in the background what the logs hold already, by the function of this name."""
@@ -230,6 +233,13 @@ class Runtime:
         """
         return self._background.flush()
 
+    def size(self) -> tuple[int, int] | None:
+        """Return the entries and their bytes; None while the database is unavailable."""
+        with contextlib.suppress(StorageError), deadline():
+            self.check_process()  # the caller may be a forked child
+            return self.store.evictor.size()
+        return None
+
     def waiting(self) -> dict[str, int]:
         """How much waits to be written or judged."""
         return {
@@ -271,6 +281,7 @@ class Runtime:
 
     def close(self) -> None:
         """Finish the background work and close everything."""
+        metrics.stop_observing(self)
         self.check_process()
         self.flights.close()
         self._background.stop()
@@ -323,11 +334,6 @@ def release(runtime: Runtime) -> None:
             return
         _open.pop(runtime.key, None)
     runtime.close()
-
-
-def runtimes() -> list[Runtime]:
-    """Those that are open now; does not wait for one that is being opened, as for a server that is down."""
-    return list(_open.values())
 
 
 @atexit.register

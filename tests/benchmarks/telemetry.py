@@ -25,7 +25,7 @@ from rich.table import Table
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.telemetry.telemetry import UNRECORDED, Span
+from ibidem.telemetry.telemetry import NOOP_SPAN, Span
 from tests.embedders import BagOfWords
 
 TURN = 500
@@ -36,10 +36,10 @@ ANSWER = ibidem.Answer("30 days", model="gpt-4o-mini", input_tokens=2_000, outpu
 class Nothing:
     """Telemetry that tells nothing."""
 
-    def lookup(self, request: ibidem.Request) -> Span:
-        return UNRECORDED
+    def start_lookup(self, request: ibidem.Request) -> Span:
+        return NOOP_SPAN
 
-    def looked_up(self, *told: object) -> None:
+    def record_lookup(self, *told: object) -> None:
         return
 
 

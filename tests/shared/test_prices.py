@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem import Answer, Request
+from ibidem import Answer, Request, runtime
 from ibidem.cache import SemanticCache
 from ibidem.costs import SHIPPED, dated_like, read_prices
 from ibidem.errors import ConfigurationError
-from ibidem.runtime import runtimes
 from tests import snapshot_prices
 
 
@@ -204,4 +203,4 @@ def test_a_cache_is_not_opened_with_wrong_prices(open_cache, prices: object, sai
     """The message says what is wrong, and no backend stays open."""
     with pytest.raises(ConfigurationError, match=said):
         open_cache(prices=prices)
-    assert runtimes() == []
+    assert runtime._open == {}

@@ -25,9 +25,9 @@ from ibidem import Answer, Document, Hit, Miss, Rejected, Request
 from ibidem.cache import SemanticCache
 from ibidem.errors import IndexUnavailable, StorageUnavailable
 from ibidem.index import chroma
-from ibidem.telemetry import metrics as instruments
-from ibidem.telemetry.metrics import MOST, OTHER
-from ibidem.telemetry.telemetry import UNRECORDED
+from ibidem.telemetry import metrics
+from ibidem.telemetry.metrics import MAX_VALUES, OTHER
+from ibidem.telemetry.telemetry import NOOP_SPAN, has_meter_provider
 from ibidem.types import Tier
 from tests.conftest import OpenCache
 from tests.embedders import Broken
@@ -123,7 +123,7 @@ def reasons_of(kind: type) -> list[str]:
 @pytest.mark.parametrize("reason", reasons_of(Miss))
 def test_every_reason_of_a_miss_is_counted_by_its_name(sdk: Sdk, cache: SemanticCache, reason: str) -> None:
     """An error is no miss: the cache could not say."""
-    cache.telemetry.looked_up(ASKED, Miss(reason))
+    cache.telemetry.record_lookup(ASKED, Miss(reason))
     outcome = "error" if reason == "error" else "miss"
 
     assert sdk.points("ibidem.lookups", "ibidem.outcome", "ibidem.reason") == {(outcome, reason): 1}
@@ -132,7 +132,7 @@ def test_every_reason_of_a_miss_is_counted_by_its_name(sdk: Sdk, cache: Semantic
 @pytest.mark.parametrize("tier", get_args(Tier))
 def test_every_tier_is_counted_by_its_name(sdk: Sdk, cache: SemanticCache, tier: Tier) -> None:
     """And timed."""
-    cache.telemetry.looked_up(ASKED, Hit(Answer("a"), "e", tier, 1.0, None, 0.0, seconds=0.1))
+    cache.telemetry.record_lookup(ASKED, Hit(Answer("a"), "e", tier, 1.0, None, 0.0, seconds=0.1))
 
     assert sdk.points("ibidem.lookups", "ibidem.tier") == {(tier,): 1}
     assert sdk.points("ibidem.lookup.duration", "ibidem.tier") == {(tier,): 1}
@@ -413,14 +413,14 @@ def test_namespaces_are_told_if_asked_for(sdk: Sdk, open_cache: OpenCache) -> No
     """With their users in spans; metrics name tenants only, and not too many of them."""
     cache = open_cache(telemetry_namespace=True)
     cache.lookup(Request("a", namespace=ibidem.namespace_of("acme/eu", "ann")))
-    for n in range(MOST + 5):
+    for n in range(MAX_VALUES + 5):
         cache.lookup(Request("a", namespace=f"tenant {n}"))
     counted = sdk.points("ibidem.lookups", "ibidem.namespace")
 
     assert sdk.spans("ibidem.lookup")[0].attributes["ibidem.namespace"] == "acme%2Feu/user=ann"  # type: ignore[index]
     assert counted["acme/eu",] == 1
     assert counted[OTHER,] == 6
-    assert len(counted) == MOST + 1
+    assert len(counted) == MAX_VALUES + 1
 
 
 def test_namespaces_are_not_told_unasked(sdk: Sdk, cache: SemanticCache) -> None:
@@ -470,12 +470,12 @@ def test_a_closed_cache_is_not_kept_alive(sdk: Sdk, tmp_path: Path) -> None:
 def test_without_providers_nothing_is_made(open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """No span, no attributes, no measurement."""
     cache = open_cache()
-    for name in ("counted", "timed"):
+    for name in ("for_counter", "for_histogram"):
         monkeypatch.setattr(cache.telemetry._labels, name, failing(AssertionError(name)))
     cache.store(ASKED, PRICED)
 
-    assert instruments.shared().metering is False
-    assert cache.telemetry.lookup(ASKED) is UNRECORDED
+    assert has_meter_provider(metrics.instruments()) is False
+    assert cache.telemetry.start_lookup(ASKED) is NOOP_SPAN
     assert cache.lookup(ASKED).tier == "exact"
     assert cache.stats().faults == {}
 
@@ -604,7 +604,7 @@ def test_the_page_lists_the_records_that_there_are(
         cache.store(ASKED, PRICED)
         cache._runtime.faults.note("try", ValueError("x"))
         open_cache(path=tmp_path / "no database")
-        chroma._tell_rebuilt(tmp_path, "may be damaged")
+        chroma._warn_rebuilt(tmp_path, "may be damaged")
     told: dict[tuple[str, str, str], set[str]] = {}
     for record in caplog.records:
         fields = {name for name in vars(record) if "." in name}

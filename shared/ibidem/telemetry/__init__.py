@@ -1,1 +1,1 @@
-"""What a cache tells OpenTelemetry and the log; nothing of what was asked. Names: docs/telemetry.md."""
+"""OpenTelemetry: spans and log records of lookups and stores, and metrics."""
