@@ -1,4 +1,9 @@
-"""Which embedder a place uses: the one given, else the one promoted there, else the default."""
+"""The embedding model that a location uses, and its exchange while caches serve.
+
+It is the one given to `ibidem.open`, else the one promoted there, else the default. A promotion is one row in
+the database; each process that sees another model there makes a semantic index for it in the background,
+beside the one in use, and swaps them when the new one finds all that is stored.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +12,43 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
-from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import LOCK_SECONDS, MANIFEST_FILE, cache_root, require_inside
-from ibidem.errors import EmbedderUnavailable
-from ibidem.models.directory import FILES, KEPT_FILES
+from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.faults import Faults
+from ibidem.embedding import resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder, Embedder
+from ibidem.embedding.minilm import TELEMETRY_KEY, OnnxEmbedder, telemetry_is_on
+from ibidem.embedding.minilm_files import (
+    LOCK_SECONDS,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    cache_root,
+    require_inside,
+)
+from ibidem.errors import CacheClosed, EmbedderUnavailable, IbidemError, IndexUnavailable
+from ibidem.index.search import SemanticIndex
+from ibidem.matching.fitted import Calibration
+from ibidem.settings import Settings
+from ibidem.storage.store import Store
 from ibidem.storage.tables import valid_rows
-from ibidem.types import digest
+from ibidem.storage.vectors import StoredVector
+from ibidem.types import Entry, digest
 
-if TYPE_CHECKING:
-    from ibidem.embedding.base import Embedder
-    from ibidem.settings import Settings
-    from ibidem.storage.store import Store
+THRESHOLDS_FILE, METRICS_FILE, CARD_FILE = "thresholds.json", "metrics.json", "README.md"
+OLD_SCORER_FILE = "scorer.json"  # of version 0.1: a score that is not used any more
+KEPT_FILES = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)  # in the database
+FILES = (*KEPT_FILES, THRESHOLDS_FILE, OLD_SCORER_FILE)  # of a model directory
 
+RETIRED_SECONDS = 30.0  # how long a replaced index stays open for lookups that began with it
+AGAIN_SECONDS = 30.0  # how long a model that could not be opened is left alone
+LOOK_SECONDS = 60.0  # how often an embedder is registered as in use, and unused ones are deleted
 
 _KEY = "promotion"
 _ID = re.compile("[0-9a-f]{32}")
@@ -34,20 +56,20 @@ _ID = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An embedder that a place uses, or used. Its files are in the database if it was `promoted`."""
+    """An embedder that a location uses or used. The files of one that was `promoted` are in the database."""
 
     fingerprint: str
     promoted: bool
 
     @property
     def id(self) -> str:
-        """Under which its files are kept."""
+        """Key of its files in the database and on disk."""
         return digest(self.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """Which model all use who give none, which they used before, and since when (seconds since the epoch)."""
+    """The model of all caches opened without an embedder, the one before, and since when (epoch seconds)."""
 
     current: Model
     previous: Model
@@ -55,12 +77,12 @@ class Promotion:
 
     @property
     def fingerprints(self) -> frozenset[str]:
-        """Of both; their vectors are kept."""
+        """The fingerprints of both models, whose vectors are kept."""
         return frozenset((self.current.fingerprint, self.previous.fingerprint))
 
 
 def read_promotion(store: Store) -> Promotion | None:
-    """What was promoted last; None if nothing ever was. Raises `StorageError`."""
+    """Read the last promotion; None if there was none. Raises `StorageError`."""
     text = store.meta.get(_KEY)
     if text is None:
         return None
@@ -80,7 +102,7 @@ def _to_promotion(text: str) -> Promotion:
 
 
 def change_promotion(store: Store, old: Promotion | None, new: Promotion) -> bool:
-    """Use another model from this moment on; False if what is used is not `old`. Raises `StorageError`."""
+    """Record a promotion, in force at once; False if the last one is not `old`. Raises `StorageError`."""
     return store.meta.compare_and_set(_KEY, None if old is None else _text(old), _text(new))
 
 
@@ -88,8 +110,8 @@ def _text(promotion: Promotion) -> str:
     return json.dumps(asdict(promotion), sort_keys=True)
 
 
-def embedder_of(settings: Settings, store: Store) -> Embedder:
-    """The embedder that a cache with these settings uses.
+def active_embedder(settings: Settings, store: Store) -> Embedder:
+    """Return the embedder that a cache with these settings uses.
 
     Raises:
         EmbedderUnavailable: The files of the model cannot be found or used.
@@ -100,13 +122,13 @@ def embedder_of(settings: Settings, store: Store) -> Embedder:
     return open_model(found.current, settings, store)
 
 
-def checked_embedder_of(settings: Settings, store: Store) -> CheckedEmbedder:
-    """The same with its vectors checked, for who reads a place without opening a cache; raises as above."""
-    return CheckedEmbedder(embedder_of(settings, store), store.meta.set_default)
+def checked_active_embedder(settings: Settings, store: Store) -> CheckedEmbedder:
+    """Return the active embedder, validated, for tools that read a database without opening a cache."""
+    return CheckedEmbedder(active_embedder(settings, store), store.meta.set_default)
 
 
 def open_model(model: Model, settings: Settings, store: Store) -> Embedder:
-    """The embedder of a model; one that was promoted is copied from the database if it is not on this host.
+    """Open the embedder of a model; a promoted one is copied from the database if it is not on this host.
 
     Raises:
         EmbedderUnavailable: Its files are missing or damaged.
@@ -116,25 +138,25 @@ def open_model(model: Model, settings: Settings, store: Store) -> Embedder:
         return resolve_embedder(None)
     directory = models_directory(settings) / model.id
     try:
-        return _opened(directory, model)
+        return _open_checked(directory, model)
     except EmbedderUnavailable:
         pass
-    with _making(directory) as lock, lock:
+    with _write_lock(directory) as lock, lock:
         try:
-            return _opened(directory, model)  # another process was faster
+            return _open_checked(directory, model)  # another process was faster
         except EmbedderUnavailable:
             _fetch(model, store, directory)
-        return _opened(directory, model)
+        return _open_checked(directory, model)
 
 
 def models_directory(settings: Settings) -> Path:
-    """Where the files of promoted models are on this host: with the cache, else with the default model."""
+    """Directory of promoted models on this host: with the cache, else with the default model."""
     return settings.path / "models" if settings.database is None else cache_root()
 
 
 @contextlib.contextmanager
-def _making(directory: Path) -> Iterator[FileLock]:
-    """A lock for who makes the directory."""
+def _write_lock(directory: Path) -> Iterator[FileLock]:
+    """Lock a model directory while it is written."""
     try:
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield FileLock(directory.with_suffix(".lock"), timeout=LOCK_SECONDS)
@@ -144,7 +166,7 @@ def _making(directory: Path) -> Iterator[FileLock]:
         ) from error
 
 
-def _opened(directory: Path, model: Model) -> OnnxEmbedder:
+def _open_checked(directory: Path, model: Model) -> OnnxEmbedder:
     require_inside(directory, FILES)
     found = OnnxEmbedder.from_directory(directory)
     if found.fingerprint != model.fingerprint:
@@ -153,8 +175,8 @@ def _opened(directory: Path, model: Model) -> OnnxEmbedder:
 
 
 def _fetch(model: Model, store: Store, directory: Path) -> None:
-    """Copy the files from the database, in one move."""
-    names = store.model_files.names(model.id) & set(KEPT_FILES)  # no other is written, whatever the rows say
+    """Copy the files from the database and move them into place at once."""
+    names = store.model_files.names(model.id) & set(KEPT_FILES)  # whatever else the rows name is not written
     if MANIFEST_FILE not in names:
         raise EmbedderUnavailable(
             f"the files of the promoted model {model.fingerprint} are not in {store.url}; "
@@ -174,12 +196,193 @@ def _fetch(model: Model, store: Store, directory: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sweep_models(settings: Settings, store: Store) -> None:
-    """Delete the files on this host of models that are not registered, unless other caches may use them."""
+def delete_unused_models(settings: Settings, store: Store) -> None:
+    """Delete models on this host that are not registered, unless other caches may use the directory."""
     if settings.database is not None:
         return
     found = [one for one in models_directory(settings).glob("*") if one.is_dir() and _ID.fullmatch(one.name)]
-    kept = set(map(digest, store.embedders.registered()))  # read last: who makes a directory registers before
+    # Read last: a model is registered before its directory is made.
+    kept = set(map(digest, store.embedders.registered()))
     for directory in found:
         if directory.name not in kept:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+class ActiveIndex:
+    """The semantic index in use, and the one that will take its place. Thread-safe.
+
+    Lookups and stores read `current` once and keep to it. `step` follows promotions in the background; a
+    promotion in this process takes the same steps without pauses.
+
+    Args:
+        current: The index in use.
+        settings: Where promoted models are, and whether a cache was opened with an embedder of its own.
+        store: The database.
+        build: Makes the semantic index of an embedder.
+        on_swap: Called with the new index just before it is used.
+        faults: Receives failures in the background.
+    """
+
+    def __init__(
+        self,
+        current: SemanticIndex,
+        settings: Settings,
+        store: Store,
+        build: Callable[[Embedder], SemanticIndex],
+        on_swap: Callable[[SemanticIndex], None],
+        faults: Faults,
+    ) -> None:
+        self.current = current
+        self._settings, self._store, self._faults = settings, store, faults
+        self._build, self._on_swap = build, on_swap
+        self._closed = False
+        self._reset()
+
+    def after_fork(self) -> None:
+        """Leave the parent's indexes alone, and to the parent what it was about to do."""
+        self.current.vectors.after_fork()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = ForkSafeLock()
+        self.promoting = ForkSafeLock()  # held by one promotion or rollback at a time
+        self.next: SemanticIndex | None = None
+        self._held = False  # whether `next` waits for the promotion that prepared it
+        self._retired: list[tuple[float, SemanticIndex]] = []
+        self._again_at = self._look_at = 0.0
+
+    def step(self) -> bool:
+        """Do a little, if there is something to do; returns whether there may be more."""
+        with self._lock:
+            busy = self._clean_up()
+            follows = self._settings.embedder is None
+            if self._held or not follows or time.monotonic() < self._again_at:
+                return busy
+            try:
+                return self._follow() or busy
+            except (IbidemError, OSError):
+                self._discard_next()
+                self._again_at = time.monotonic() + AGAIN_SECONDS
+                raise
+
+    def _follow(self) -> bool:
+        if self._closed:
+            return False
+        promotion = read_promotion(self._store)
+        if promotion is None or promotion.current.fingerprint == self.current.fingerprint:
+            self._discard_next()
+            return False
+        if self.next is None or self.next.fingerprint != promotion.current.fingerprint:
+            self._discard_next()
+            embedder = open_model(promotion.current, self._settings, self._store)
+            if embedder.fingerprint != self.current.fingerprint:
+                self.next = self._warmed_up(embedder)
+            return self.next is not None
+        if self._advance(self.next):
+            self._swap(self.next)
+            return False
+        return True
+
+    def _warmed_up(self, embedder: Embedder) -> SemanticIndex:
+        index = self._build(embedder)
+        index.embedder.embed(["loads the model"])  # here, and not in the first lookup
+        return index
+
+    def _advance(self, index: SemanticIndex) -> bool:
+        """Index one batch; True if the index is as ready as it can be made here."""
+        vectors = index.vectors
+        try:
+            vectors.open()
+            return vectors.caught_up() or not (vectors.index_batch() or not vectors.caught_up())
+        except IndexUnavailable:  # of another process, or down: as it is for the one in use
+            return True
+
+    def prepare(self, embedder: Embedder) -> None:
+        """Make an index ready, to be swapped by `follow`; raises what opening and embedding do.
+
+        Raises:
+            CacheClosed: The cache was closed meanwhile.
+        """
+        index = self._warmed_up(embedder)
+        with self._lock:
+            self.require_open()
+            self._discard_next()
+            self.next, self._held = index, True
+        ready = False
+        while not ready:
+            with self._lock:
+                self.require_open()
+                ready = self._advance(index)
+
+    def follow(self) -> None:
+        """Swap to the promoted model now, if it is not in use; raises what opening and embedding do."""
+        more = True
+        while more:
+            with self._lock:
+                self._held = False
+                more = self._follow()
+
+    def require_open(self) -> None:
+        """Raise `CacheClosed` if the cache was closed: an index opened now would stay open."""
+        if self._closed:
+            raise CacheClosed("this cache was closed while a model was promoted; promote it again")
+
+    def calibrate(self, index: SemanticIndex, calibration: Calibration) -> None:
+        """Use these thresholds from now on, unless another embedder is in use by now."""
+        with self._lock:
+            if self.current.embedder is index.embedder:  # the scorer stays, and with it all that audits know
+                self.current = replace(self.current, calibration=calibration)
+
+    def embed_for_next(self, entry: Entry, index: SemanticIndex) -> None:
+        """Make an entry that was stored with `index` findable with the indexes that take its place."""
+        upcoming = self.next  # read first: it may become the one in use at any moment
+        for other in {id(one): one for one in (upcoming, self.current) if one is not None}.values():
+            if other.embedder is index.embedder or entry.question is None:
+                continue
+            try:
+                if other.embedder.refusal(entry.question) is not None:
+                    continue
+                vector = other.embedder.vector_of(entry.question)
+                row = StoredVector(entry.id, entry.namespace, entry.scope, entry.question, vector)
+                other.vectors.table.set_vectors([row])
+                other.vectors.add(entry.namespace, entry.scope, vector)
+            except IbidemError as error:  # it is embedded later
+                self._faults.note("embed a question for the promoted model", error)
+
+    def close(self) -> None:
+        """Close all indexes."""
+        with self._lock:
+            self._closed = True
+            self._discard_next()
+            for index in (*(index for _, index in self._retired), self.current):
+                index.vectors.close()
+            self._retired = []
+
+    def _swap(self, index: SemanticIndex) -> None:
+        self._on_swap(index)
+        replaced, self.current, self.next = self.current, index, None
+        self._retired.append((time.monotonic() + RETIRED_SECONDS, replaced))
+
+    def _discard_next(self) -> None:
+        index, self.next = self.next, None
+        if index is not None:
+            index.vectors.close()
+
+    def _clean_up(self) -> bool:
+        """Close replaced indexes, register what is in use, delete what nobody uses; whether there is more."""
+        now = time.monotonic()
+        while self._retired and self._retired[0][0] <= now:
+            self._retired.pop(0)[1].vectors.close()
+        if now < self._look_at:
+            return bool(self._retired)
+        for index in (self.current, self.next):
+            if index is not None:
+                self._store.embedders.register(index.fingerprint)
+        if telemetry_is_on():
+            self._store.meta.set(TELEMETRY_KEY, repr(time.time()))
+        promotion = read_promotion(self._store)
+        if self._store.embedders.delete_unused(promotion.fingerprints if promotion else frozenset()):
+            return True
+        delete_unused_models(self._settings, self._store)
+        self._look_at = now + LOOK_SECONDS
+        return bool(self._retired)

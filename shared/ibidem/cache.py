@@ -17,7 +17,6 @@ from ibidem.examples.log import ExampleLog
 from ibidem.lifecycle.correcting import Correcting
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.policy import Policy
-from ibidem.models.promoting import promote_cache, rollback_cache
 from ibidem.pipeline import Finder, Keeper
 from ibidem.provenance import opened
 from ibidem.runtime import Runtime, release
@@ -82,7 +81,7 @@ class SemanticCache(Answering, Correcting):
         self._lock = ForkSafeLock()
         self.prices = prices or read_prices()
         self.telemetry = Telemetry(
-            runtime.place,
+            runtime.cache_id,
             lambda: self.policy.threshold,
             runtime.faults,
             self.prices,
@@ -91,14 +90,14 @@ class SemanticCache(Answering, Correcting):
         self.flights, self.single_flight = runtime.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        opened(self, runtime.place)
+        opened(self, runtime.cache_id)
 
     opened_with: tuple[Settings, Mapping[str, Any]] | None = None  # settings and hooks, by `ibidem.open`
 
     @property
     def policy(self) -> Policy:
         """How sure the cache must be now: a fit may have moved the threshold."""
-        return self._runtime.matcher.calibration.applied(self._policy)
+        return self._runtime.semantic_index.calibration.applied(self._policy)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """The stored answer to this question, or why there is none.
@@ -142,7 +141,7 @@ class SemanticCache(Answering, Correcting):
             result = Miss("error")
         spent = time.perf_counter() - started
         if isinstance(result, Hit):
-            return replace(result, seconds=spent, place=self._runtime.place)
+            return replace(result, seconds=spent, place=self._runtime.cache_id)
         return replace(result, seconds=spent)
 
     def store(
@@ -193,7 +192,7 @@ class SemanticCache(Answering, Correcting):
             self._runtime.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
             return self._reject("error")
-        return self._reject(reason) if reason else Stored(request.key, self._runtime.place)
+        return self._reject(reason) if reason else Stored(request.key, self._runtime.cache_id)
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all answers, or those of one namespace and its users; returns how many answers.
@@ -211,10 +210,7 @@ class SemanticCache(Answering, Correcting):
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
-        count = self._runtime.clear(namespace)
-        if namespace is None:
-            self._runtime.vectors.reset()
-        return count
+        return self._runtime.clear(namespace)
 
     def stats(self) -> Stats:
         """Counts, after writing what is still to be written."""
@@ -236,9 +232,6 @@ class SemanticCache(Answering, Correcting):
         if namespace is not None:
             require_name("namespace", namespace)
         return self._runtime.store.judgements.recent(limit, namespace)
-
-    promote = promote_cache
-    rollback = rollback_cache
 
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
@@ -285,7 +278,7 @@ class SemanticCache(Answering, Correcting):
         if is_bypassed(request):
             return
         question = self._admission.redacted(request.question)
-        self._runtime.note_lookup(lookup_row(request, question, result, self._runtime.clock()))
+        self._runtime.log_lookup(lookup_row(request, question, result, self._runtime.clock()))
         if self._on_lookup is not None:
             try:
                 self._on_lookup(request, result)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ibidem._util.faults import Faults
-from ibidem.active_model import embedder_of, read_promotion
+from ibidem.active_model import active_embedder, read_promotion
 from ibidem.doctor_index import compare, holder
 from ibidem.embedding.base import fingerprint_of
 from ibidem.embedding.minilm import ADVICE, TELEMETRY_KEY, telemetry_is_on
@@ -46,7 +46,7 @@ def examine(settings: Settings) -> list[Finding]:
             return findings
         findings += _telemetry(store)
         try:
-            fingerprint = fingerprint_of(embedder_of(settings, store))
+            fingerprint = fingerprint_of(active_embedder(settings, store))
         except IbidemError as error:
             return [*findings, Finding("embedding model", False, str(error))]
         findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, store)))

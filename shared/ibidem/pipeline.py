@@ -15,7 +15,8 @@ from ibidem.types import Answer, Entry, Hit, Miss, Request, Source, Tier, Vector
 if TYPE_CHECKING:
     from ibidem.audits.auditor import Auditor
     from ibidem.examples.log import ExampleLog
-    from ibidem.runtime import Matcher, Runtime
+    from ibidem.index.search import SemanticIndex
+    from ibidem.runtime import Runtime
 
 
 NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
@@ -55,12 +56,12 @@ class Finder:
             return hit
         if not request.semantic:
             return Miss("question_unknown" if same is None else "expired")
-        matcher = self._runtime.matcher  # once: all that follows is of one embedder
-        refused = "question_private" if private else matcher.embedder.refusal(request.question)
+        index = self._runtime.semantic_index  # once: all that follows is of one embedder
+        refused = "question_private" if private else index.embedder.refusal(request.question)
         if refused:
             return Miss(refused)
-        candidates, scorer = self._candidates(matcher, request, now, max_age), matcher.scorer
-        verdict = decide(request, candidates, matcher.calibration.applied(self._policy), scorer)
+        candidates, scorer = self._candidates(index, request, now, max_age), index.scorer
+        verdict = decide(request, candidates, index.calibration.applied(self._policy), scorer)
         if (best := verdict.chosen) is not None:
             ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
             if ruling != "serve":
@@ -105,19 +106,19 @@ class Finder:
             return True
 
     def _candidates(
-        self, matcher: Matcher, request: Request, now: float, max_age: float | None
+        self, index: SemanticIndex, request: Request, now: float, max_age: float | None
     ) -> list[Candidate]:
         with step("ibidem.embed"):
-            vector = matcher.embedder.vector_of(request.question)
+            vector = index.embedder.vector_of(request.question)
         namespace, scope = request.namespace, request.scope_digest
         with step("ibidem.search"):
-            points = matcher.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+            points = index.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
         with step("ibidem.confirm"):
             found = self._runtime.store.entries.near(
                 points,
                 namespace=namespace,
                 scope=scope,
-                embedder=matcher.fingerprint,
+                embedder=index.fingerprint,
                 documents=request.documents_digest,
             )
         return [
@@ -155,8 +156,8 @@ class Keeper:
     ) -> str | None:
         """Store an answer that was admitted, or say why not; what the database raises passes through."""
         readable = request.semantic and not self._admission.is_private(request.question)
-        matcher = self._runtime.matcher  # once: the vector is of the embedder that it is stored for
-        semantic, vector = self._meaning(matcher, request) if readable and answer.semantic else (False, None)
+        index = self._runtime.semantic_index  # once: the vector is of the embedder that it is stored for
+        semantic, vector = self._meaning(index, request) if readable and answer.semantic else (False, None)
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
         entry = Entry(
@@ -175,15 +176,15 @@ class Keeper:
             tags=tags,
             vector=vector,
         )
-        if not self._runtime.keep(entry, request.made, matcher):
+        if not self._runtime.put(entry, request.made, index):
             return "invalidated"
         if request.example:
-            self._examples.of_entry(entry, answer, matcher.fingerprint)
+            self._examples.of_entry(entry, answer, index.fingerprint)
         return None
 
-    def _meaning(self, matcher: Matcher, request: Request) -> tuple[bool, Vector | None]:
+    def _meaning(self, index: SemanticIndex, request: Request) -> tuple[bool, Vector | None]:
         """Whether the question can be found by meaning, and its vector, if it could be made now."""
-        embedder = matcher.embedder
+        embedder = index.embedder
         try:
             if embedder.refusal(request.question) is not None:
                 return False, None

@@ -1,4 +1,4 @@
-"""What the caches of one process share when opened on the same place: database, vectors, one thread."""
+"""What the caches of one process share when they are opened on the same location."""
 
 from __future__ import annotations
 
@@ -10,63 +10,58 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ibidem._util.background import Background
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.deadline import deadline
 from ibidem._util.faults import Faults, log
-from ibidem.active_model import embedder_of
+from ibidem.active_model import ActiveIndex, active_embedder
 from ibidem.audits.budget import scorer_name
 from ibidem.audits.ledger import Ledger
-from ibidem.embedding.base import CheckedEmbedder, fingerprint_of, resolve_embedder
+from ibidem.embedding import resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
 from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.examples.example import Example
 from ibidem.examples.log import ExampleQueue, Forgetting
 from ibidem.examples.selection import Selector, Wanted
 from ibidem.index.base import VectorIndex
 from ibidem.index.chroma import open_embedded, open_server
 from ibidem.index.compaction import CollectionRegistry, collection_name
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
-from ibidem.index.search import IndexOpener, VectorSearch
+from ibidem.index.search import IndexOpener, SemanticIndex, VectorSearch
 from ibidem.maintenance import Housekeeping
-from ibidem.matching.fitted import SHIPPED, Calibration, adopted, warn_of_old_score
+from ibidem.matching.fitted import adopted, warn_of_old_score
 from ibidem.matching.policy import scorer_for
-from ibidem.models.following import Following
 from ibidem.settings import Settings
 from ibidem.single_flight import Flights
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
 from ibidem.storage.entries import entry_size
 from ibidem.storage.examples import EmbeddedExample
-from ibidem.storage.logs import LogRedactor, LookupRow
+from ibidem.storage.logs import LogRedactor, LookupQueue, LookupRow
 from ibidem.storage.store import Store
 from ibidem.telemetry import metrics
 from ibidem.telemetry.telemetry import record_audit
-from ibidem.types import digest, is_in_namespace
+from ibidem.types import Entry, digest
 
-if TYPE_CHECKING:
-    from ibidem._util.faults import Faults
-    from ibidem.embedding.base import CheckedEmbedder, Embedder
-    from ibidem.examples.example import Example
-    from ibidem.matching.policy import Scorer
-    from ibidem.settings import Settings
-    from ibidem.storage.store import Store
-    from ibidem.types import Entry
-
-
-POLL_SECONDS = 2.0  # how often entries stored by other processes are looked for, while in use
-LOG_BATCH = 500
-LOG_WAITING = 10_000  # rows that may wait to be written, so that a slow database fills no memory
+POLL_SECONDS = 2.0  # how often to look for entries stored by other processes, while in use
+EXAMPLES_BATCH = 500  # examples written in one transaction
+EXAMPLES_LIMIT = 10_000  # examples that wait to be written, so that a slow database fills no memory
 
 
 class Runtime:
-    """The shared parts behind one or more `SemanticCache` objects; see `ibidem.runtime`."""
+    """The database, the semantic index and the background work of one location.
+
+    Args:
+        key: Identifies it among the runtimes of this process.
+        settings: Those of the cache that was opened first.
+        embedder: The one given to `ibidem.open`; None for the active one.
+    """
 
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
         self.key, self.users, self.settings = key, 0, settings
-        self.place = digest(settings.database or str(settings.path.resolve()))  # names it, and no password
+        self.cache_id = digest(settings.database or str(settings.path.resolve()))  # contains no password
         self.faults, self.flights = Faults(), Flights()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.store = open_store(settings)
@@ -74,24 +69,27 @@ class Runtime:
             self.store.evictor, settings.bounds, settings.lifetime, lambda: self.clock()
         )
         try:
-            chosen = embedder or embedder_of(settings, self.store)
-            # What lookups and stores that begin now use; exchanged as a whole. `coming` takes its place soon.
-            self.matcher: Matcher = self.matcher_of(chosen)
+            index = self._build(embedder or active_embedder(settings, self.store))
         except BaseException:
             self.store.close()
             raise
-        self.coming: Matcher | None = None
-        self.following = Following(self)
-        name, judged = self.matcher.scorer_name, partial(record_audit, self.place)
-        self.ledger = Ledger(self.store.judgements, self.matcher.scorer, name, self.faults, judged)
-        self._log, self._masking = collections.deque[LookupRow](), collections.deque[LogRedactor]()
-        self._examples, self.selector = ExampleQueue(), Selector(self.store.examples, self.embedder)
+        self.active = ActiveIndex(index, settings, self.store, self._build, self._adopt, self.faults)
+        judged = partial(record_audit, self.cache_id)
+        self.ledger = Ledger(self.store.judgements, index.scorer, index.scorer_name, self.faults, judged)
+        self._lookups = LookupQueue(self.store.lookups, self.faults)
+        self._examples, self.selector = ExampleQueue(), Selector(self.store.examples, index.embedder)
+        self._masking = collections.deque[LogRedactor]()
         self.forgetting = Forgetting(self.store.examples, settings.example_ttl, lambda: self.clock())
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
-        self._background = Background(
+        self._background = self._jobs()
+        self._process, self._poll_at = os.getpid(), 0.0
+        metrics.observe(self)
+
+    def _jobs(self) -> Background:
+        return Background(
             {
-                "index questions": lambda: self.matcher.vectors.index_batch(),
-                "write the lookup log": self._write_log,
+                "index questions": lambda: self.vectors.index_batch(),
+                "write the lookup log": self._write_lookups,
                 "keep examples": self._write_examples,
                 "delete old examples": self.forgetting.work,
                 "delete entries": self.housekeeping.work,
@@ -99,72 +97,77 @@ class Runtime:
             },
             self.faults,
             idle_jobs={
-                "renew the vector index": lambda: self.matcher.vectors.compact(),
+                "renew the vector index": lambda: self.vectors.compact(),
                 "embed examples": lambda: self.selector.work(),
-                "follow a promotion": self.following.step,
+                "follow a promotion": self.active.step,
             },
         )
-        self._process, self._poll_at = os.getpid(), 0.0
-        metrics.observe(self)
 
-    def mask(self, redact: Callable[[str], str | None], name: str) -> None:
-        """Redact in the background what the logs hold already, by the function of this name."""
-        self._masking.append(self.store.redactor(redact, name))
+    def _build(self, embedder: Embedder) -> SemanticIndex:
+        return build_semantic_index(self.settings, self.store, embedder, self.faults, self.wake)
+
+    def _adopt(self, index: SemanticIndex) -> None:
+        """Follow a swap of the semantic index."""
+        self.ledger.adopt(index.scorer, index.scorer_name)
+        self.selector = Selector(self.store.examples, index.embedder)
         self.wake()
 
-    def _mask(self) -> bool:
-        if self._masking and not self._masking[0].step():
-            self._masking.popleft()
-        return bool(self._masking)
-
-    def matcher_of(self, embedder: Embedder) -> Matcher:
-        """What matches questions with this embedder; raises as `ibidem.runtime.matcher_of` does."""
-        return matcher_of(self.settings, self.store, embedder, self.faults, self.wake)
+    @property
+    def semantic_index(self) -> SemanticIndex:
+        """The semantic index in use; a lookup or a store takes it once and keeps to it."""
+        return self.active.current
 
     @property
     def embedder(self) -> CheckedEmbedder:
-        """The embedder in use now."""
-        return self.matcher.embedder
+        """The embedder in use."""
+        return self.active.current.embedder
 
     @property
     def vectors(self) -> VectorSearch:
-        """Its vectors."""
-        return self.matcher.vectors
-
-    @property
-    def scorer(self) -> Scorer:
-        """The scorer in use now."""
-        return self.matcher.scorer
+        """The vectors of the embedder in use."""
+        return self.active.current.vectors
 
     def check_process(self) -> None:
-        """Start afresh if this is a forked child: threads, connections and index stayed with the parent."""
+        """Start afresh in a forked child: threads, connections and index stayed with the parent."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self.store.after_fork()
-            self.matcher.vectors.after_fork()
-            self.following.after_fork()
+            self.active.after_fork()
             self._background.after_fork()
             self.ledger.after_fork()
             self.flights.after_fork()
-            self._log.clear()
+            self._lookups.drop()
             self._examples.drop()
 
-    def adopt(self, matcher: Matcher) -> None:
-        """Match with this from now on; lookups under way end with what they began with."""
-        self.ledger.adopt(matcher.scorer, matcher.scorer_name)
-        if matcher.fingerprint != self.matcher.fingerprint:
-            self.selector = Selector(self.store.examples, matcher.embedder)
-        self.matcher = matcher
+    def put(self, entry: Entry, created_at: float, index: SemanticIndex) -> bool:
+        """Store an entry, and make it findable; raises what the database does.
 
-    def note_lookup(self, row: LookupRow) -> None:
-        """Write a lookup to the log, later; if too many wait already, the oldest is dropped, counted."""
-        self._log.append(row)
-        if len(self._log) > LOG_WAITING:
-            self._shorten_log()
-        if len(self._log) == 1 or self._poll_due():
+        Args:
+            entry: Its vector is of the embedder of `index`.
+            created_at: When the request was made.
+            index: What the store began with.
+
+        Returns:
+            False if what the entry rests on was invalidated after the request was made.
+        """
+        house = self.housekeeping
+        if not self.store.entries.put(entry, index.fingerprint, house.ranking, house.floor, created_at):
+            return False
+        if entry.vector is not None:
+            index.vectors.add(entry.namespace, entry.scope, entry.vector)
+            self.active.embed_for_next(entry, index)
+        house.grown(entry_size(entry))
+        self._background.wake()
+        self.flights.stored(entry.id)
+        return True
+
+    def log_lookup(self, row: LookupRow) -> None:
+        """Write a lookup to the log, in the background."""
+        self._lookups.put(row)
+        if len(self._lookups) == 1 or self._is_poll_due():
             self._background.wake()
 
-    def _poll_due(self) -> bool:
+    def _is_poll_due(self) -> bool:
         """Whether it is time to look for entries that other processes stored."""
         now = time.monotonic()
         if now < self._poll_at:
@@ -172,22 +175,21 @@ class Runtime:
         self._poll_at = now + POLL_SECONDS
         return True
 
-    def note_example(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
-        """Write an example to its log, later; False, counted, if too many wait already.
+    def log_example(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
+        """Write an example to its log, in the background; False, counted, if too many wait already.
 
         `stored` if its answer was just stored.
         """
-        if len(self._examples) >= LOG_WAITING:
-            self.faults.count(
-                "keep examples: too many wait", f"dropped an example: {LOG_WAITING:,} wait to be written"
-            )
+        if len(self._examples) >= EXAMPLES_LIMIT:
+            limit = f"{EXAMPLES_LIMIT:,} wait to be written"
+            self.faults.count("keep examples: too many wait", f"dropped an example: {limit}")
             return False
         self._examples.put(given, stored=stored)
         self._background.wake()
         return True
 
     def select(self, wanted: Wanted) -> list[Example]:
-        """Examples for a prompt; raises what the database or the embedder does."""
+        """Select examples for a prompt; raises what the database or the embedder does."""
         found = self.selector.select(wanted)
         if self.selector.behind:
             self._background.wake()
@@ -197,80 +199,24 @@ class Runtime:
         """Examples may have been deleted."""
         self._examples.forget_told()
 
-    def clear(self, namespace: str | None) -> int:
-        """Delete what `Store.clear` deletes, and what waits to be written of it."""
-        with self._writing:
-            count = self.ledger.clear(namespace, partial(self.store.clear, namespace))
-            _drop(self._log, namespace)
-            self._examples.drop(namespace)
-        return count
+    def mask(self, redact: Callable[[str], str | None], name: str) -> None:
+        """Redact what the logs hold already, in the background, by the function of this name."""
+        self._masking.append(self.store.redactor(redact, name))
+        self.wake()
 
-    def keep(self, entry: Entry, made: float, matcher: Matcher) -> bool:
-        """Store an entry in the database, and make it findable; raises what the database does.
+    def _mask(self) -> bool:
+        if self._masking and not self._masking[0].step():
+            self._masking.popleft()
+        return bool(self._masking)
 
-        False if it was asked for, at `made`, before what it rests on was invalidated. Its vector is the
-        matcher's.
-        """
-        house = self.housekeeping
-        if not self.store.entries.put(entry, matcher.fingerprint, house.ranking, house.floor, made):
-            return False
-        if entry.vector is not None:
-            matcher.vectors.add(entry.namespace, entry.scope, entry.vector)
-            self.following.take_along(entry, matcher)
-        house.grown(entry_size(entry))
-        self._background.wake()
-        self.flights.stored(entry.id)
-        return True
-
-    def wake(self) -> None:
-        """There is work in the background, such as questions to index."""
-        self._background.wake()
-
-    def flush(self) -> bool:
-        """Wait until what is known now is indexed and logged; False if that took too long.
-
-        Audits may take longer, as a judge may ask a model: `ledger.flush` waits for them.
-        """
-        return self._background.flush()
-
-    def size(self) -> tuple[int, int] | None:
-        """Return the entries and their bytes; None while the database is unavailable."""
-        with contextlib.suppress(StorageError), deadline():
-            self.check_process()  # the caller may be a forked child
-            return self.store.evictor.size()
-        return None
-
-    def waiting(self) -> dict[str, int]:
-        """How much waits to be written or judged."""
-        return {
-            "lookups": len(self._log),
-            "examples": len(self._examples),
-            "audits": self.ledger.waiting(),
-        }
-
-    def _shorten_log(self) -> None:
-        with contextlib.suppress(IndexError):  # they may be written just now
-            self._log.popleft()
-            self.faults.count(
-                "write the lookup log: too many wait", f"dropped a lookup: {LOG_WAITING:,} wait to be written"
-            )
-
-    def _write_log(self) -> bool:
+    def _write_lookups(self) -> bool:
         house = self.housekeeping
         with self._writing:
-            rows = [self._log.popleft() for _ in range(min(LOG_BATCH, len(self._log)))]
-            bounds, floor, life = house.ranking, house.floor, house.lifetime
-            try:
-                if rows:
-                    self.store.lookups.add(rows, bounds=bounds, floor=floor, life=life)
-            except StorageUnavailable:  # they wait again, in their place
-                self._log.extendleft(reversed(rows))
-                raise
-        return len(self._log) > 0
+            return self._lookups.write(house.ranking, house.floor, house.lifetime)
 
     def _write_examples(self) -> bool:
         with self._writing:
-            taken = self._examples.take(LOG_BATCH)
+            taken = self._examples.take(EXAMPLES_BATCH)
             try:
                 if taken:
                     self.store.examples.add([one for _, one in taken])
@@ -279,28 +225,54 @@ class Runtime:
                 raise
         return len(self._examples) > 0
 
+    def clear(self, namespace: str | None) -> int:
+        """Delete all answers, or those of a namespace, with what waits to be written; returns how many."""
+        with self._writing:
+            count = self.ledger.clear(namespace, partial(self.store.clear, namespace))
+            self._lookups.drop(namespace)
+            self._examples.drop(namespace)
+        if namespace is None:
+            self.vectors.reset()
+        return count
+
+    def wake(self) -> None:
+        """Wake the background thread."""
+        self._background.wake()
+
+    def flush(self) -> bool:
+        """Wait until all that is known now is indexed and logged; False if that took too long.
+
+        Audits may take longer, as a judge may ask a model: `ledger.flush` waits for them.
+        """
+        return self._background.flush()
+
+    def size(self) -> tuple[int, int] | None:
+        """Return the number of entries and their bytes; None while the database is unavailable."""
+        with contextlib.suppress(StorageError), deadline():
+            self.check_process()  # the caller may be a forked child
+            return self.store.evictor.size()
+        return None
+
+    def queue_lengths(self) -> dict[str, int]:
+        """How much waits to be written or judged, by queue."""
+        return {
+            "lookups": len(self._lookups),
+            "examples": len(self._examples),
+            "audits": self.ledger.waiting(),
+        }
+
     def close(self) -> None:
         """Finish the background work and close everything."""
         metrics.stop_observing(self)
         self.check_process()
         self.flights.close()
         self._background.stop()
-        if left := len(self._log) + len(self._examples):
-            self.faults.count(
-                "write the logs: closed before", f"dropped {left:,} rows of its logs at closing"
-            )
+        if left := len(self._lookups) + len(self._examples):
+            message = f"dropped {left:,} rows of its logs at closing"
+            self.faults.count("write the logs: closed before", message)
         self.ledger.close()
-        self.following.close()
-        self.matcher.vectors.close()
+        self.active.close()
         self.store.close()
-
-
-def _drop(waiting: collections.deque[LookupRow], namespace: str | None) -> None:
-    """Take the rows of a namespace, or all, out of the queue, while others append to it."""
-    for _ in range(len(waiting)):
-        row = waiting.popleft()
-        if namespace is not None and not is_in_namespace(row.namespace, namespace):
-            waiting.append(row)
 
 
 _open: dict[tuple[str, ...], Runtime] = {}
@@ -308,12 +280,12 @@ _open_lock = ForkSafeLock()
 
 
 def acquire(settings: Settings) -> Runtime:
-    """The runtime for these settings; the same one for the same place and embedder."""
+    """Open the runtime for these settings, or share the one with the same location and embedder."""
     embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
-    place = settings.chroma or str(settings.path / "chroma")
-    sent = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
-    which = "" if embedder is None else fingerprint_of(embedder)
-    key = (settings.database or str(settings.path), place, sent, which)
+    chroma = settings.chroma or str(settings.path / "chroma")
+    headers = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
+    fingerprint = "" if embedder is None else fingerprint_of(embedder)
+    key = (settings.database or str(settings.path), chroma, headers, fingerprint)
     with _open_lock:
         runtime = _open.get(key)
         if runtime is not None:
@@ -327,7 +299,7 @@ def acquire(settings: Settings) -> Runtime:
 
 
 def release(runtime: Runtime) -> None:
-    """Close the runtime when nobody uses it any more."""
+    """Release one reference; the last closes the runtime."""
     with _open_lock:
         runtime.users -= 1
         if runtime.users > 0:
@@ -347,23 +319,23 @@ def _close_all() -> None:
 
 
 def open_store(settings: Settings) -> Store:
-    """The database for these settings; makes the directory and the database file, private to the user.
+    """Open the database for these settings; creates directory and file, private to the user.
 
-    What exists keeps its mode: who shares a cache with a group says so by making it. A file in its place that
-    is no database is moved aside, never deleted, and a new one begun.
+    What exists keeps its mode: to share a cache with a group, create it first. A file that is not a database
+    is moved aside, never deleted, and a new database begun.
 
     Raises:
-        StorageError: The place cannot be used.
+        StorageError: The location cannot be used.
     """
     if settings.database is None:
         _make_private(settings.path)
         file = settings.database_file
         try:
-            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe is read from for ever
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be read for ever
                 raise StorageError(f"cannot use {file}: it is no file; move it away, or use another path")
             aside = set_aside_if_damaged(file) if file.exists() else None
             if not file.exists():
-                file.touch(mode=0o600)  # SQLite would let others read it; its log files take the mode of this
+                file.touch(mode=0o600)  # SQLite would let others read it; its log files take the same mode
         except OSError as error:
             raise StorageError(f"cannot use {file}: {error.strerror}") from error
         if aside:
@@ -412,61 +384,32 @@ def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpene
     return open_index
 
 
-@dataclass(frozen=True, slots=True)
-class Matcher:
-    """An embedder, the vectors it made, the scorer of their similarities, and the thresholds fitted to it.
-
-    A lookup or a store takes one when it begins and keeps to it: vectors and scores of two embedders are
-    never compared, also while another model is promoted.
-    """
-
-    embedder: CheckedEmbedder
-    scorer: Scorer
-    vectors: VectorSearch
-    calibration: Calibration = SHIPPED
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the embedder."""
-        return self.embedder.fingerprint
-
-    @property
-    def scorer_name(self) -> str:
-        """What gives the scores: judgements are kept under it."""
-        return scorer_name(self.fingerprint, self.scorer)
-
-
-def matcher_of(
-    settings: Settings, store: Store, embedder: Embedder, faults: Faults, opened: Callable[[], None]
-) -> Matcher:
-    """The matcher of this embedder, whose vectors are kept from now on.
+def build_semantic_index(
+    settings: Settings, store: Store, embedder: Embedder, faults: Faults, on_open: Callable[[], None]
+) -> SemanticIndex:
+    """Build the semantic index of an embedder, whose vectors are kept from now on.
 
     Args:
         settings: Say where the vector index is.
         store: The database.
         embedder: Makes the vectors.
-        faults: Where failures in the background go.
-        opened: Called when a server's index is open.
+        faults: Receives failures in the background.
+        on_open: Called when a server's index is open.
 
     Raises:
         EmbedderUnavailable: The embedder does not answer.
         StorageError: The database failed.
     """
     checked = CheckedEmbedder(embedder, store.meta.set_default)
+    fingerprint = checked.fingerprint
     try:
-        store.embedders.register(checked.fingerprint)
+        store.embedders.register(fingerprint)
     except StorageError as error:  # the background tries again
         faults.note("note which embedder is used", error)
-    registry = registry_of(settings, checked.fingerprint, store)
-    vectors = VectorSearch(
-        store,
-        checked,
-        index_opener(settings, registry),
-        faults,
-        registry,
-        alone=settings.chroma is None,
-        on_open=opened,
-    )
-    warn_of_old_score(store, checked.fingerprint)
-    calibration = adopted(store, checked.fingerprint, faults)
-    return Matcher(checked, scorer_for(checked.fingerprint), vectors, calibration)
+    registry = registry_of(settings, fingerprint, store)
+    opener, alone = index_opener(settings, registry), settings.chroma is None
+    vectors = VectorSearch(store, checked, opener, faults, registry, alone=alone, on_open=on_open)
+    warn_of_old_score(store, fingerprint)
+    scorer = scorer_for(fingerprint)
+    calibration = adopted(store, fingerprint, faults)
+    return SemanticIndex(checked, vectors, scorer, scorer_name(fingerprint, scorer), calibration)

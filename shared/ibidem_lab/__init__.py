@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from ibidem_lab.exporting.export import export
     from ibidem_lab.fitting.learning import drop_fit, fit
     from ibidem_lab.labelling.pairing import pairs
+    from ibidem_lab.promotion import promote, rollback
     from ibidem_lab.report.next_steps import next_steps
 
-__all__ = ["drop_fit", "export", "fit", "next_steps", "pairs"]
+__all__ = ["drop_fit", "export", "fit", "next_steps", "pairs", "promote", "rollback"]
 
 _MODULES = {
     "drop_fit": "ibidem_lab.fitting.learning",
@@ -22,6 +23,8 @@ _MODULES = {
     "fit": "ibidem_lab.fitting.learning",
     "next_steps": "ibidem_lab.report.next_steps",
     "pairs": "ibidem_lab.labelling.pairing",
+    "promote": "ibidem_lab.promotion",
+    "rollback": "ibidem_lab.promotion",
 }
 
 

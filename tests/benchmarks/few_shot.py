@@ -23,7 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.embedding.base import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.examples import selection
 from ibidem.examples.example import Example
 from ibidem.examples.selection import Selector, Wanted

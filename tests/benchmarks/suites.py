@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ibidem import Request
-from ibidem.embedding.base import CheckedEmbedder, Embedder, resolve_embedder
+from ibidem.embedding import Embedder, resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.policy import Candidate, Policy, Scorer, decide, scorer_for
 from ibidem.settings import read_settings
 from ibidem_lab.replay import Share, as_entry, share

@@ -18,6 +18,7 @@ from ibidem.storage import tables
 from ibidem.storage.engine import writing
 from ibidem.storage.store import Store
 from ibidem.types import digest
+from ibidem_lab.promotion import promote, rollback
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.models import flipped
 
@@ -118,7 +119,7 @@ class Traffic:
 
 
 class PromotionContract:
-    """Promises of `SemanticCache.promote` and `rollback`."""
+    """Promises of `promote` and `rollback`."""
 
     limit = 10_000  # vectors up to which an embedded cache is searched in memory
 
@@ -141,7 +142,7 @@ class PromotionContract:
         cache = open_here()
         fill(cache, *range(20))
         told: list[tuple[int, int]] = []
-        report = cache.promote(models[0], progress=lambda done, total: told.append((done, total)))
+        report = promote(cache, models[0], progress=lambda done, total: told.append((done, total)))
 
         assert (report.changed, report.embedded, told[-1]) == (True, 20, (20, 20))
         assert report.model.startswith("flipped-0/")
@@ -159,14 +160,14 @@ class PromotionContract:
         """At once; what was stored since is found too. Called again it returns to the promoted model."""
         cache = open_here()
         fill(cache, *range(5))
-        first = cache.promote(models[0])
+        first = promote(cache, models[0])
         fill(cache, 5)
-        back = cache.rollback()
+        back = rollback(cache)
 
         assert (back.model, back.previous) == (first.previous, first.model)
         assert cache._runtime.embedder.fingerprint == first.previous
         assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
-        assert cache.rollback().model == cache._runtime.embedder.fingerprint == first.model
+        assert rollback(cache).model == cache._runtime.embedder.fingerprint == first.model
         assert [ask(cache, n) for n in range(6)] == [right(n) for n in range(6)]
 
     def test_closing_ends_a_promotion(self, open_here: Open, models: list[Path]) -> None:
@@ -174,8 +175,8 @@ class PromotionContract:
         cache = open_here()
         fill(cache, *range(20))
         with pytest.raises(CacheClosed):
-            cache.promote(models[0], progress=lambda done, total: cache.close())
-        assert not cache._runtime.matcher.vectors._index
+            promote(cache, models[0], progress=lambda done, total: cache.close())
+        assert not cache._runtime.vectors._index
         again = open_here()
         assert again._runtime.embedder.fingerprint == cache._runtime.embedder.fingerprint
         assert ask(again, 3) == right(3)
@@ -188,7 +189,7 @@ class PromotionContract:
         with Traffic(cache, 60) as traffic:
             for model in (models[0], None):
                 before = traffic.asked
-                cache.promote(model) if model else cache.rollback()
+                promote(cache, model) if model else rollback(cache)
                 assert eventually(lambda before=before: traffic.asked > before + 30)
 
         assert traffic.wrong == []
@@ -207,7 +208,7 @@ class PromotionContract:
             other.line()
             alone = "chroma" not in place  # then the other process repeats identical questions only
             assert eventually(lambda: other.ask("ask 3") == ("no_index" if alone else answer(3)))
-            report = cache.promote(models[0])
+            report = promote(cache, models[0])
             assert other.ask("store 100") == "True"
             assert eventually(lambda: other.ask("ask 3") and other.ask("model") == report.model)
             assert other.ask("store 101") == "True"
@@ -215,7 +216,7 @@ class PromotionContract:
                 found = {n: eventually(lambda n=n: other.ask(f"ask {n}") == answer(n)) for n in (3, 100, 101)}
                 assert all(found.values())
             assert all(eventually(lambda n=n: ask(cache, n) == right(n)) for n in (3, 100, 101))
-            back = cache.rollback()
+            back = rollback(cache)
             assert eventually(lambda: other.ask("ask 3") and other.ask("model") == back.model)
             assert all(eventually(lambda n=n: ask(cache, n) == right(n)) for n in (3, 100, 101))
             assert other.end() == 0
@@ -228,8 +229,8 @@ class PromotionContract:
         own = open_here(embedder=str(models[1]))
         assert eventually(lambda: own.flush() and all(ask(own, n) == right(n) for n in range(5)))
         with pytest.raises(ibidem.ConfigurationError, match="opened with an embedder of its own"):
-            own.promote(models[0])
-        report = cache.promote(models[0])
+            promote(own, models[0])
+        report = promote(cache, models[0])
         fill(cache, 5)
         fill(own, 6)
 
@@ -242,13 +243,13 @@ class PromotionContract:
         self, open_here: Open, models: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Neither current nor previous: vectors, files and collections go; rollback still works."""
-        monkeypatch.setattr("ibidem.models.following.RETIRED_SECONDS", 0.0)
-        monkeypatch.setattr("ibidem.models.following.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.active_model.RETIRED_SECONDS", 0.0)
+        monkeypatch.setattr("ibidem.active_model.LOOK_SECONDS", 0.0)
         monkeypatch.setattr("ibidem.index.compaction.LOOK_SECONDS", 0.0)
         cache = open_here()
         fill(cache, *range(5))
         store = cache._runtime.store
-        reports = [cache.promote(model) for model in models[:2]]
+        reports = [promote(cache, model) for model in models[:2]]
         first = reports[0].previous
         kept = {report.model for report in reports}
 
@@ -266,25 +267,25 @@ class PromotionContract:
         expire(store, first)
         assert eventually(step)
         assert store.vectors(first).count() == 0
-        last = cache.promote(models[2])
+        last = promote(cache, models[2])
         kept = {reports[1].model, last.model}
         expire(store, *(report.model for report in reports))
         assert eventually(step)
         gone, left = (store.model_files.names(digest(report.model)) for report in reports)
         assert (gone, left) == (set(), {"model.onnx", "tokenizer.json", "metrics.json", "manifest.json"})
-        cache.rollback()
+        rollback(cache)
         assert all(ask(cache, n) == right(n) for n in range(5))
 
     def test_clearing_forgets_the_vectors_of_all_models(self, open_here: Open, models: list[Path]) -> None:
         """And what is stored afterwards is found, also after a rollback."""
         cache = open_here()
         fill(cache, *range(5))
-        report = cache.promote(models[0])
+        report = promote(cache, models[0])
         assert cache.clear() == 5
         store = cache._runtime.store
         assert [store.vectors(one).count() for one in (report.model, report.previous)] == [0, 0]
         fill(cache, 7)
         assert ask(cache, 7) == right(7)
-        cache.rollback()
+        rollback(cache)
         assert ask(cache, 7) == right(7)
         assert ask(cache, 1) in ("below_threshold", "empty")

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 import ibidem
+from ibidem.active_model import FILES
 from ibidem.cli.rebuild import _rebuilt
 from ibidem.doctor import examine
 from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
 from ibidem.errors import EmbedderUnavailable, IbidemError
-from ibidem.models.directory import FILES, open_model_directory
 from ibidem.settings import read_settings
+from ibidem_lab import promote
+from ibidem_lab.model_directory import open_model_directory
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
@@ -301,7 +303,7 @@ def test_no_row_of_the_database_writes_elsewhere(tiny: Path, tmp_path: Path) -> 
     names = [(name.format(tmp_path),) for name in OUTSIDE]
     path = tmp_path / "cache"
     with ibidem.open(path) as cache:
-        cache.promote(tiny, force=True)
+        promote(cache, tiny, force=True)
     shutil.rmtree(path / "models")
     before = {one for one in tmp_path.rglob("*") if "cache" not in one.parts}
     with contextlib.closing(sqlite3.connect(path / DATABASE)) as db:

@@ -16,8 +16,10 @@ import ibidem
 import ibidem_lab
 from ibidem import Answer, Hit, Request
 from ibidem.cache import SemanticCache
-from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
+from ibidem.embedding import resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.policy import scorer_for
+from ibidem_lab import promote, rollback
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.labelling.labelling import teach
 from ibidem_lab.replay import Row, curve_rule, hindsight, replay
@@ -110,10 +112,10 @@ def test_the_loop(tmp_path: Path) -> None:
 
         known = [row for row in stream(KNOWN) if _is_stored(cache, row)]
         with asking(cache, known) as problems:
-            promoted = cache.promote(tuned)
+            promoted = promote(cache, tuned)
             assert promoted.changed
             assert promoted.embedded > 300
-            back = cache.rollback()
+            back = rollback(cache)
         assert back.model == promoted.previous
         assert not problems
         assert not cache.stats().faults

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem import runtime as backend
+from ibidem import runtime
 from ibidem.index import chroma as chroma_server
 from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
@@ -28,7 +28,7 @@ WORKER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem import runtime as backend
+from ibidem import runtime
 from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
@@ -80,7 +80,7 @@ def _said(found: ibidem.Hit | ibidem.Miss) -> str:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed index is tried again after half a second, other processes' entries looked for as often."""
     monkeypatch.setattr(vectors, "RETRY_SECONDS", 0.5)
-    monkeypatch.setattr(backend, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(runtime, "POLL_SECONDS", 0.5)
 
 
 @pytest.fixture(params=[10_000, 0], ids=["in memory", "in the index"])

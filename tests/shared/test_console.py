@@ -251,7 +251,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
         monkeypatch.setattr(one, "_width", 600)
     monkeypatch.setattr("typer.main.get_command", command_of)
     for module in ("ibidem_lab.cli.fit", "ibidem_lab.cli.export", "ibidem.cli.examples"):
-        name = f"{module}.checked_embedder_of"
+        name = f"{module}.checked_active_embedder"
         monkeypatch.setattr(name, lambda settings, store: checked(place.embedder))
     for module in ("tune", "replay"):
         monkeypatch.setattr(f"ibidem_lab.cli.{module}.resolve_embedder", lambda name: place.embedder)

@@ -117,7 +117,7 @@ class TestResolve:
             resolve_embedder(str(tmp_path / "absent"))
 
     def test_a_model_name_needs_the_extra(self, monkeypatch):
-        monkeypatch.setattr("ibidem.embedding.base.find_spec", lambda _: None)
+        monkeypatch.setattr("ibidem.embedding.find_spec", lambda _: None)
         with pytest.raises(MissingExtra, match=r"pip install 'ibidem-cache\[sentence-transformers\]'"):
             resolve_embedder("intfloat/e5-small-v2")
 

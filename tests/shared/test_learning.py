@@ -100,13 +100,13 @@ def test_a_fitted_threshold_is_used_at_once_and_by_whoever_opens_the_cache(fit_c
 def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
     """Only where it is served from moves."""
     cache = fit_cache()
-    scorer = cache._runtime.scorer
+    scorer = cache._runtime.semantic_index.scorer
     ibidem_lab.fit(cache, TOLD)
     hit = cache.lookup(Request(SAME))
 
     assert hit
     assert hit.score == hit.similarity
-    assert cache._runtime.scorer is scorer
+    assert cache._runtime.semantic_index.scorer is scorer
     assert cache._runtime.ledger.scorer == scorer_name(FINGERPRINT, CosineScorer())
 
 
@@ -315,7 +315,7 @@ def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path,
     assert (told.audits, told.probes) == (0, 30)
     assert "30" in run_command("audit", "--path", old_place)
     terms = Terms("", 0.05, 0.1)
-    cache._runtime.ledger.rule(terms, 0.9, cache._runtime.scorer)
+    cache._runtime.ledger.rule(terms, 0.9, cache._runtime.semantic_index.scorer)
     assert len(cache._runtime.ledger._kept(terms).budget.evidence) == 30
 
 

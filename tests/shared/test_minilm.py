@@ -161,7 +161,7 @@ class TestVectors:
         np.testing.assert_array_equal(together, alone)
 
     def test_the_graph_itself_does_not_mix_the_rows_of_a_batch(self, model):
-        session, tokenizer = model._runtime().session, model._runtime().tokenizer
+        session, tokenizer = model._model().session, model._model().tokenizer
         rows = [tokenizer.encode(text).ids for text in SENTENCES[:4]]
         ids = np.zeros((4, max(map(len, rows))), np.int64)
         mask = ids.copy()
@@ -250,7 +250,7 @@ class TestProcess:
         expected = [user.embed(["a question"]) for user in users]
         assert all(np.array_equal(expected[0], other) for other in expected)
         assert len({id(user._loaded.session) for user in users}) == 1
-        assert OnnxEmbedder(users[0]._files, threads=2)._runtime() is not users[0]._loaded
+        assert OnnxEmbedder(users[0]._files, threads=2)._model() is not users[0]._loaded
         left = weakref.ref(users[0]._loaded)
         shared_elsewhere = [user for user in minilm._alive if user not in users and user._loaded is left()]
         users.clear()
@@ -265,7 +265,7 @@ class TestProcess:
             (copy / "manifest.json").unlink()
             copies.append(OnnxEmbedder.from_directory(copy))
         assert not copies[0]._files.whole
-        assert copies[0]._runtime() is not copies[1]._runtime()
+        assert copies[0]._model() is not copies[1]._model()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
     @pytest.mark.parametrize("threads", [1, 2])
@@ -293,12 +293,12 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def test_nothing_heavy_is_imported_early(self, cache):
         code = """
-import sys, ibidem.embedding.base
+import sys, ibidem.embedding
 from ibidem.embedding.minilm import OnnxEmbedder
 heavy = {"onnxruntime", "onnx", "torch", "tokenizers", "huggingface_hub", "sentence_transformers"}
 heavy |= {"langchain_core", "llama_index", "safetensors"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-ibidem.embedding.base.resolve_embedder()
+ibidem.embedding.resolve_embedder()
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
         result = run(code, cache)

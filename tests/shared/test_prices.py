@@ -200,7 +200,7 @@ def test_a_hit_of_unknown_tokens_has_no_known_money(cache: SemanticCache) -> Non
     ],
 )
 def test_a_cache_is_not_opened_with_wrong_prices(open_cache, prices: object, said: str) -> None:
-    """The message says what is wrong, and no backend stays open."""
+    """The message says what is wrong, and no runtime stays open."""
     with pytest.raises(ConfigurationError, match=said):
         open_cache(prices=prices)
     assert runtime._open == {}

@@ -147,9 +147,9 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
         cache.store(Request(question(n)), Answer(f"answer {n}"))
         cache.lookup(Request(reworded(n)))
     cache.close()
-    embedder = cache._runtime.matcher.embedder
+    embedder = cache._runtime.embedder
     for module in ("ibidem_lab.cli.fit", "ibidem_lab.cli.export", "ibidem.cli.examples"):
-        monkeypatch.setattr(f"{module}.checked_embedder_of", lambda settings, store: embedder)
+        monkeypatch.setattr(f"{module}.checked_active_embedder", lambda settings, store: embedder)
     place, made = str(tmp_path / "cache"), tmp_path / "made"
     made.mkdir(mode=0o755)
     for name in ("pairs.jsonl", "report.html"):

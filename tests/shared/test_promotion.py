@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import ibidem
 from ibidem.cli.main import app
 from ibidem.matching.fitted import Calibration, Level, to_json
+from ibidem_lab import promote, rollback
 from tests.contracts.promotion import PromotionContract, ask, fill, models, right  # noqa: F401 (models: a fixture)
 from tests.helpers import Child, rounds
 from tests.models import measured
@@ -181,11 +182,11 @@ def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> 
     (copy / "thresholds.json").write_text(to_json(Calibration((Level(0.02, 0.875),), 500)))
     with ibidem.open(path, max_error_rate=0.02) as cache:
         shipped = cache.policy
-        cache.promote(copy)
+        promote(cache, copy)
         assert cache.policy.threshold == 0.875
         assert ask(cache, 3) == right(3)
-        assert cache._runtime.ledger.scorer == cache._runtime.matcher.scorer_name
-        cache.rollback()
+        assert cache._runtime.ledger.scorer == cache._runtime.semantic_index.scorer_name
+        rollback(cache)
         assert cache.policy == shipped
 
 
@@ -196,7 +197,7 @@ def test_a_score_that_version_0_1_fitted_is_left_where_it_is(
     (copy / "scorer.json").write_text("{")
     with ibidem.open(path, max_error_rate=0.02) as cache:
         shipped = cache.policy
-        cache.promote(copy)
+        promote(cache, copy)
         assert cache.policy == shipped
     assert "scorer.json holds a score fitted by version 0.1, not used any more" in caplog.text
 
@@ -215,10 +216,11 @@ ENTRIES = 150
 PROMOTE = """
 import sys
 import ibidem
+from ibidem_lab import promote
 
 with ibidem.open(sys.argv[1], threshold=0.8) as cache:
     print("begins", flush=True)
-    cache.promote(sys.argv[2])
+    promote(cache, sys.argv[2])
     print("done", flush=True)
 """
 

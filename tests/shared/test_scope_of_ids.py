@@ -54,7 +54,7 @@ BY_ID: dict[str, Callable[[SemanticCache, str], object]] = {
     "bad": lambda cache, id_: cache.feedback(id_, good=False),
     "good": lambda cache, id_: cache.feedback(id_, good=True),
     "feedback by metadata": lambda cache, id_: cache.feedback({"ibidem": {"entry_id": id_}}, good=False),
-    "forget": lambda cache, id_: ibidem.forget(Stored(id_, cache._runtime.place)),
+    "forget": lambda cache, id_: ibidem.forget(Stored(id_, cache._runtime.cache_id)),
 }
 DELETES = {"invalidate", "invalidate, and more", "bad", "feedback by metadata", "forget"}
 

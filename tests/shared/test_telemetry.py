@@ -438,7 +438,7 @@ def test_gauges_are_of_open_caches(sdk: Sdk, open_cache: OpenCache, tmp_path: Pa
     """By place; a closed cache has none."""
     one, two = open_cache(path=tmp_path / "one"), open_cache(path=tmp_path / "two")
     one.store(ASKED, PRICED)
-    place, other = one._runtime.place, two._runtime.place
+    place, other = one._runtime.cache_id, two._runtime.cache_id
     entries, size = sdk.points("ibidem.entries", "ibidem.place"), sdk.points("ibidem.size", "ibidem.place")
     assert entries == {(place,): 1, (other,): 0}
     assert size[place,] == one.stats().bytes

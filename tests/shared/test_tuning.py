@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ibidem import active_model
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import ConfigurationError, InvalidInput
-from ibidem.models import directory as model_directory
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.tuning import card
 from ibidem_lab.tuning.data import distinct, divide
@@ -209,12 +209,12 @@ def test_tuning_brings_what_it_says(tmp_path: Path) -> None:
     assert after.auc.value > before.auc.value + 0.01
     assert report.gain[0] > 0.01
     assert steps == sorted(steps)
-    held = json.loads((report.directory / model_directory.METRICS_FILE).read_text())
+    held = json.loads((report.directory / active_model.METRICS_FILE).read_text())
     assert held["after"]["auc"] == pytest.approx(report.after.auc.value)
     assert held["data"]["train"] + held["data"]["validation"] + held["data"]["test"] > 500
     assert tuned.fingerprint.startswith("tuned-all-MiniLM-L6-v2/")
     assert tuned.fingerprint != plain.fingerprint
-    for file in (model_directory.CARD_FILE, card.ROC_FILE):
+    for file in (active_model.CARD_FILE, card.ROC_FILE):
         assert (report.directory / file).stat().st_size > 500
-    assert (report.directory / model_directory.THRESHOLDS_FILE).is_file() == held["threshold"]["fitted"]
+    assert (report.directory / active_model.THRESHOLDS_FILE).is_file() == held["threshold"]["fitted"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

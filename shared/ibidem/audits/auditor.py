@@ -13,7 +13,7 @@ from ibidem.active_model import read_promotion
 from ibidem.audits.budget import WINDOW, Pending, Ruling, Terms, resumed, scorer_name
 from ibidem.audits.judge import AnswerJudge
 from ibidem.audits.ledger import REPORTED, Ledger
-from ibidem.embedding.base import resolve_embedder
+from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.matching.policy import scorer_for
 from ibidem.stats import AuditStats, audit_stats

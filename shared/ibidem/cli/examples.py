@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ibidem.active_model import checked_embedder_of
+from ibidem.active_model import checked_active_embedder
 from ibidem.cli import tables
 from ibidem.cli.common import (
     DatabaseOption,
@@ -124,7 +124,7 @@ def count_examples(
 
 def _selector(store: Store, settings: Settings, namespace: str) -> Selector:
     """A selector with the cache's embedder, which has seen the newest questions."""
-    selector = Selector(store.examples, checked_embedder_of(settings, store))
+    selector = Selector(store.examples, checked_active_embedder(settings, store))
     for _ in range(_EMBEDDED_HERE // AT_ONCE):
         if not selector.embed_some(namespace):
             return selector

@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ibidem._util.faults import Faults
-from ibidem.active_model import embedder_of
+from ibidem.active_model import active_embedder
 from ibidem.cli.common import (
     DatabaseOption,
     PathOption,
@@ -24,7 +24,7 @@ from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
 from ibidem.index.search import EXACT_LIMIT, VectorSearch
-from ibidem.runtime import matcher_of, open_store, registry_of
+from ibidem.runtime import build_semantic_index, open_store, registry_of
 from ibidem.settings import Settings, read_settings
 
 ChromaOption = Annotated[str | None, text_option("--chroma", help="URL of a Chroma server.")]
@@ -61,8 +61,8 @@ def rebuild_index(
 def _rebuilt(settings: Settings) -> int:
     store, faults = open_store(settings), Faults()
     try:
-        matcher = matcher_of(settings, store, embedder_of(settings, store), faults, lambda: None)
-        vectors, registry = matcher.vectors, registry_of(settings, matcher.fingerprint, store)
+        built = build_semantic_index(settings, store, active_embedder(settings, store), faults, lambda: None)
+        vectors, registry = built.vectors, registry_of(settings, built.fingerprint, store)
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err, transient=True) as progress:
             task = progress.add_task("Indexing", total=None)

@@ -39,7 +39,7 @@ CHARACTERS_PER_TOKEN = 64  # a text with more per token of the window is cut bef
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class _Runtime:
+class _LoadedModel:
     """A loaded model, shared by all embedders of the same files in a process."""
 
     tokenizer: Tokenizer
@@ -73,7 +73,7 @@ class OnnxEmbedder:
     def __init__(self, files: ModelFiles, *, threads: int = 1) -> None:
         self._files = files
         self._threads = threads
-        self._loaded: _Runtime | None = None
+        self._loaded: _LoadedModel | None = None
         self._read_last = threading.local()  # a lookup counts, checks and embeds one text
         self._renew()
         _alive.add(self)
@@ -127,14 +127,14 @@ class OnnxEmbedder:
             EmbedderUnavailable: The model cannot be loaded.
             InvalidInput: The model gave something that is not a vector (NaN, zero).
         """
-        runtime = self._runtime()
+        runtime = self._model()
         if not texts:
             return np.empty((0, runtime.width), np.float32)
         # One by one: a batch gains 13 % on short texts and loses on long ones (padding), and so the vector of
         # a text does not depend, not even in its last bit, on what else is embedded.
         return unit_rows([self._vector(runtime, text) for text in texts], len(texts))
 
-    def _vector(self, runtime: _Runtime, text: str) -> NDArray[np.float32]:
+    def _vector(self, runtime: _LoadedModel, text: str) -> NDArray[np.float32]:
         ids = np.array([self._reading(text).ids], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         feed = {name: value for name, value in feed.items() if name in runtime.inputs}
@@ -147,7 +147,7 @@ class OnnxEmbedder:
         last: _Reading | None = getattr(self._read_last, "reading", None)
         if last is not None and last.text == text:
             return last
-        tokenizer = self._runtime().tokenizer
+        tokenizer = self._model().tokenizer
         # encode, never encode_batch: that starts a thread pool, which warns and hangs in forked processes
         shown = _encodable(text)[: CHARACTERS_PER_TOKEN * self.max_tokens]
         plain: Encoding = tokenizer.encode(shown, add_special_tokens=False)
@@ -157,7 +157,7 @@ class OnnxEmbedder:
         self._read_last.reading = _Reading(text, tokens, unknown, tokenizer.post_process(plain).ids)
         return self._read_last.reading  # type: ignore[no-any-return]
 
-    def _runtime(self) -> _Runtime:
+    def _model(self) -> _LoadedModel:
         if (runtime := self._loaded) is None:
             with self._lock:
                 if (runtime := self._loaded) is None:
@@ -180,14 +180,14 @@ class OnnxEmbedder:
 
 
 _alive: WeakSet[OnnxEmbedder] = WeakSet()
-_abandoned: list[_Runtime] = []
+_abandoned: list[_LoadedModel] = []
 # Of each model one session, however many caches are open: it takes 65 MB, and stays until the last of them
 # is collected.
-_loaded: WeakValueDictionary[tuple[object, ...], _Runtime] = WeakValueDictionary()
+_loaded: WeakValueDictionary[tuple[object, ...], _LoadedModel] = WeakValueDictionary()
 _loading = threading.Lock()
 
 
-def _shared(files: ModelFiles, threads: int) -> _Runtime:
+def _shared(files: ModelFiles, threads: int) -> _LoadedModel:
     """The model of these files, loaded if no embedder of this process has it."""
     if not files.whole:  # the digests do not cover weights that lie beside the graph
         return _load(files, threads)
@@ -221,7 +221,7 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _load(files: ModelFiles, threads: int) -> _Runtime:
+def _load(files: ModelFiles, threads: int) -> _LoadedModel:
     from tokenizers import Tokenizer
 
     try:
@@ -239,7 +239,7 @@ def _load(files: ModelFiles, threads: int) -> _Runtime:
     if not outputs or not inputs <= {"input_ids", "attention_mask", "token_type_ids"}:
         raise ConfigurationError(_signature_problem(files, session))
     width = outputs[0].shape[1]
-    return _Runtime(tokenizer, session, inputs, outputs[0].name, width if isinstance(width, int) else 0)
+    return _LoadedModel(tokenizer, session, inputs, outputs[0].name, width if isinstance(width, int) else 0)
 
 
 def _signature_problem(files: ModelFiles, session: Any) -> str:

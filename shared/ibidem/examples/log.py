@@ -89,7 +89,7 @@ class ExampleLog:
             answer=answer,
             namespace=example.namespace or current().name(),
         )
-        return self._runtime.note_example(EmbeddedExample(shown, told=now))
+        return self._runtime.log_example(EmbeddedExample(shown, told=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
         """Keep what was just stored as an example too, if people read it and the question is known.
@@ -114,7 +114,7 @@ class ExampleLog:
         )
         if _fits(example):
             given = EmbeddedExample(example, entry.vector, embedder, told=entry.created)
-            self._runtime.note_example(given, stored=True)
+            self._runtime.log_example(given, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.

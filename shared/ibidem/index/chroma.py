@@ -142,9 +142,8 @@ class EmbeddedIndex(ChromaIndex):
         self._replayed = False  # the first search also writes: it takes what was stored last into the graph
         super().__init__(client, name)
         self._markers.claim()
-        keep_alive_after_fork(
-            self, client
-        )  # Chroma's destructor waits for threads that exist only in the parent
+        # Chroma's destructor waits for threads that exist only in the parent.
+        keep_alive_after_fork(self, client)
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add or replace vectors; an interruption leaves a mark."""

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ibidem._util.circuit_breaker import CircuitBreaker
@@ -16,6 +16,8 @@ from ibidem.errors import IndexUnavailable
 from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of, with_scope_code
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
+from ibidem.matching.fitted import Calibration
+from ibidem.matching.policy import Scorer
 from ibidem.storage.store import Store
 from ibidem.storage.vectors import StoredVector, VectorTable
 from ibidem.types import Vector, point_of
@@ -26,6 +28,26 @@ BATCH = 50  # vectors per index write: each write holds the GIL, half a millisec
 EXACT_LIMIT = 10_000
 RETRY_SECONDS = 5.0  # how long an embedded index that failed is left alone
 FIRST_SECONDS = 5.0  # how long the first lookup of a process waits for a server's index to be opened
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticIndex:
+    """An embedder, the search among its vectors, the scorer of similarities, and the thresholds fitted to it.
+
+    A lookup or a store takes one when it begins and keeps to it: vectors and scores of two embedders are
+    never compared, also while another model is promoted. Audits keep judgements under `scorer_name`.
+    """
+
+    embedder: CheckedEmbedder
+    vectors: VectorSearch
+    scorer: Scorer
+    scorer_name: str
+    calibration: Calibration
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the embedder."""
+        return self.embedder.fingerprint
 
 
 class IndexOpener(Protocol):

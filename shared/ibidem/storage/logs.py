@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import contextlib
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from ibidem._util.faults import Faults
+from ibidem.errors import StorageUnavailable
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.lifecycle.rules import Lifetime
 from ibidem.storage import tables
 from ibidem.storage.engine import reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER
-from ibidem.types import Hit, Miss, Request, storable
+from ibidem.types import Hit, Miss, Request, is_in_namespace, storable
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest are deleted
 JUDGEMENT_LIMIT = 100_000  # judgements kept
@@ -22,6 +25,8 @@ REDACTION_BATCH = 200  # rows that are redacted in one transaction
 REVIEW = "review"
 PEOPLE = ("feedback", REVIEW)  # sources of judgements that people made
 CORRECTED = "judgements_corrected"  # a meta key; its value changes when a person corrects an audit
+QUEUE_LIMIT = 10_000  # lookups that wait to be written, so that a slow database fills no memory
+BATCH = 500  # lookups written in one transaction
 
 _entries, _lookups = tables.entries, tables.lookups
 _judgements = tables.judgements
@@ -165,6 +170,50 @@ def delete_oldest(db: sa.Connection, log: sa.Table, limit: int) -> None:
     # A damaged id, larger than any, must not be what the others are compared with.
     newest = sa.select(sa.func.max(log.c.id)).where(log.c.id < int(MAX_NUMBER)).scalar_subquery()
     db.execute(sa.delete(log).where(sa.or_(log.c.id <= newest - limit, log.c.id >= int(MAX_NUMBER))))
+
+
+class LookupQueue:
+    """Lookups that wait to be written to the log. Thread-safe.
+
+    Args:
+        table: The log.
+        faults: Counts what is dropped.
+    """
+
+    def __init__(self, table: LookupTable, faults: Faults) -> None:
+        self._table, self._faults = table, faults
+        self._rows = deque[LookupRow]()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def put(self, row: LookupRow) -> None:
+        """Append a lookup; beyond the limit the oldest is dropped, counted."""
+        self._rows.append(row)
+        if len(self._rows) <= QUEUE_LIMIT:
+            return
+        with contextlib.suppress(IndexError):  # they may be written just now
+            self._rows.popleft()
+            limit = f"{QUEUE_LIMIT:,} wait to be written"
+            self._faults.count("write the lookup log: too many wait", f"dropped a lookup: {limit}")
+
+    def write(self, bounds: Bounds, floor: float, life: Lifetime) -> bool:
+        """Write a batch; returns whether there is more. Raises `StorageError`."""
+        rows = [self._rows.popleft() for _ in range(min(BATCH, len(self._rows)))]
+        try:
+            if rows:
+                self._table.add(rows, bounds=bounds, floor=floor, life=life)
+        except StorageUnavailable:  # they wait again, in their place
+            self._rows.extendleft(reversed(rows))
+            raise
+        return len(self._rows) > 0
+
+    def drop(self, namespace: str | None = None) -> None:
+        """Drop the lookups of a namespace, or all, while others append."""
+        for _ in range(len(self._rows)):
+            row = self._rows.popleft()
+            if namespace is not None and not is_in_namespace(row.namespace, namespace):
+                self._rows.append(row)
 
 
 class JudgementTable:

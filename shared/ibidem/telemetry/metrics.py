@@ -35,13 +35,13 @@ class Observed(Protocol):
     """An open location of caches, as gauges see it."""
 
     @property
-    def place(self) -> str:
-        """Name of the location."""
+    def cache_id(self) -> str:
+        """Identifier of the location."""
 
     def size(self) -> tuple[int, int] | None:
         """Return the entries and their bytes; None while the database is unavailable."""
 
-    def waiting(self) -> dict[str, int]:
+    def queue_lengths(self) -> dict[str, int]:
         """Return the length of each queue."""
 
 
@@ -93,13 +93,13 @@ class Instruments:
 def _sizes(which: int, _: CallbackOptions) -> Iterable[Observation]:
     for location in _locations():
         if (size := location.size()) is not None:
-            yield Observation(size[which], {"ibidem.place": location.place})
+            yield Observation(size[which], {"ibidem.place": location.cache_id})
 
 
 def _queues(_: CallbackOptions) -> Iterable[Observation]:
     for location in _locations():
-        for queue, length in location.waiting().items():
-            yield Observation(length, {"ibidem.place": location.place, "ibidem.queue": queue})
+        for queue, length in location.queue_lengths().items():
+            yield Observation(length, {"ibidem.place": location.cache_id, "ibidem.queue": queue})
 
 
 _making = ForkSafeLock()

@@ -12,7 +12,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.active_model import checked_embedder_of
+from ibidem.active_model import checked_active_embedder
 from ibidem.cli.common import (
     DatabaseOption,
     JsonOption,
@@ -111,7 +111,7 @@ def export_examples(
         )  # fmt: skip
         from ibidem_lab.exporting.run import Export
 
-        embedder = checked_embedder_of(settings_of(path, database), store)
+        embedder = checked_active_embedder(settings_of(path, database), store)
         with _progress() as progress:
             export = Export(
                 store.examples, embedder, choice, str if no_redact else secrets, progress=progress

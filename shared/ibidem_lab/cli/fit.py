@@ -9,7 +9,7 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 
-from ibidem.active_model import checked_embedder_of
+from ibidem.active_model import checked_active_embedder
 from ibidem.cli.common import DatabaseOption, PathOption, err, existing_store, out, settings_of
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
@@ -49,7 +49,7 @@ def fit(
 
 def place_of(store: Store, settings: Settings) -> Place:
     """Where a cache that is opened with these settings fits its threshold."""
-    return Place(store, checked_embedder_of(settings, store), settings)
+    return Place(store, checked_active_embedder(settings, store), settings)
 
 
 def _dropped(place: Place) -> list[RenderableType]:

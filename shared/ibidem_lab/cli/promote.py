@@ -26,9 +26,9 @@ from ibidem.cli.common import (
     settings_of,
 )
 from ibidem.cli.rebuild import ChromaOption
-from ibidem.models.promoting import PromotionReport
 from ibidem.runtime import open_store
 from ibidem.settings import Settings
+from ibidem_lab import promotion as lab
 
 
 def promote(
@@ -59,14 +59,14 @@ def promote(
             _show(settings, as_json)
             return
         with ibidem.open(path, database=database, chroma=chroma) as cache:
-            report = _promoted(cache, directory, force) if directory is not None else cache.rollback()
+            report = _promoted(cache, directory, force) if directory is not None else lab.rollback(cache)
     if as_json:
         print_json(asdict(report))
     else:
         out.print(*_said(report), sep="\n")
 
 
-def _promoted(cache: SemanticCache, directory: Path, force: bool) -> PromotionReport:
+def _promoted(cache: SemanticCache, directory: Path, force: bool) -> lab.PromotionReport:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("Embedding", total=None)
@@ -74,10 +74,10 @@ def _promoted(cache: SemanticCache, directory: Path, force: bool) -> PromotionRe
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        return cache.promote(directory, force=force, progress=show)
+        return lab.promote(cache, directory, force=force, progress=show)
 
 
-def _said(report: PromotionReport) -> list[str]:
+def _said(report: lab.PromotionReport) -> list[str]:
     said = [str(figure) for figure in report.figures]
     if report.embedded:
         rate = report.embedded / max(report.seconds, 1e-9)

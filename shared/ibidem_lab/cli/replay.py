@@ -15,7 +15,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from ibidem.cli.common import err, fail, out
-from ibidem.embedding.base import CheckedEmbedder, resolve_embedder
+from ibidem.embedding import resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.matching.policy import CosineScorer, Policy, Scorer, scorer_for, threshold_for
 from ibidem.settings import read_settings

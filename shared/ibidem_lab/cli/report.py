@@ -12,7 +12,7 @@ import typer
 
 from ibidem import __version__
 from ibidem._util.files import write_private
-from ibidem.active_model import checked_embedder_of
+from ibidem.active_model import checked_active_embedder
 from ibidem.cli.common import (
     DatabaseOption,
     NamespaceOption,
@@ -73,7 +73,7 @@ def write_report(
 def _next_steps(store: Store, settings: Settings, namespace: str | None) -> tuple[NextStep, ...]:
     """Judge the next steps; without the embedding model the report has no such section."""
     try:
-        return judge_steps(store, checked_embedder_of(settings, store), namespace)
+        return judge_steps(store, checked_active_embedder(settings, store), namespace)
     except EmbedderUnavailable as error:
         err.print(f"What to do next is left out: {error}", soft_wrap=True)
         return ()

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ibidem.cli.common import JsonOption, err, out, print_json, sentences, text_option
-from ibidem.embedding.base import Embedder, resolve_embedder
+from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
 from ibidem_lab.fitting.labels import Label, read_labels

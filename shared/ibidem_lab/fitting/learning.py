@@ -85,14 +85,14 @@ def fit(
         CacheClosed: The cache was closed.
     """
     cache.flush()
-    runtime, matcher = cache._runtime, cache._runtime.matcher
-    place = Place(runtime.store, matcher.embedder, runtime.settings, cache._admission.is_private)
+    runtime, index = cache._runtime, cache._runtime.semantic_index
+    place = Place(runtime.store, index.embedder, runtime.settings, cache._admission.is_private)
     decided: Decided = "fit"
     if cache._policy.max_error_rate is None:
         decided = "threshold" if cache._auditor is None else "audits"
     report = place.fit(labels, decided, cache._policy.max_error_rate, dry_run=dry_run)
     if not dry_run:
-        runtime.following.calibrate(matcher, report.calibration if report.adopted else SHIPPED)
+        runtime.active.calibrate(index, report.calibration if report.adopted else SHIPPED)
     return report
 
 
@@ -104,9 +104,9 @@ def drop_fit(cache: SemanticCache) -> bool:
         CacheClosed: The cache was closed.
     """
     cache.flush()
-    runtime, matcher = cache._runtime, cache._runtime.matcher
-    there = adoption.drop(runtime.store, matcher.fingerprint)
-    runtime.following.calibrate(matcher, SHIPPED)
+    runtime, index = cache._runtime, cache._runtime.semantic_index
+    there = adoption.drop(runtime.store, index.fingerprint)
+    runtime.active.calibrate(index, SHIPPED)
     return there
 
 

@@ -37,6 +37,10 @@ def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LI
     cache.flush()
     runtime = cache._runtime
     miner = Miner(
-        runtime.store, runtime.embedder, runtime.scorer, cache.policy.threshold, cache._admission.is_private
+        runtime.store,
+        runtime.embedder,
+        runtime.semantic_index.scorer,
+        cache.policy.threshold,
+        cache._admission.is_private,
     )
     return miner.mine(namespace, limit)

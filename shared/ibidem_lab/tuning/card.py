@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ibidem.models.directory import CARD_FILE, METRICS_FILE
+from ibidem.active_model import CARD_FILE, METRICS_FILE
 from ibidem_lab.tuning.metrics import Array, Bools, PairMetrics, roc
 
 SIZE, MARGIN = 360, 40

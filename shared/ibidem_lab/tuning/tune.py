@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem.active_model import THRESHOLDS_FILE
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.matching.fitted import NEVER, to_json
 from ibidem.matching.policy import scorer_for
-from ibidem.models.directory import THRESHOLDS_FILE
 from ibidem_lab.fitting.labels import Label, pairs_of
 from ibidem_lab.fitting.learning import best_of, report_of
 from ibidem_lab.tuning import card

@@ -1,4 +1,4 @@
-"""A directory with a tuned model, as it comes from outside: checked before anything is promoted."""
+"""Validation of a directory with a tuned model, before anything is promoted."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ibidem._util.faults import log
+from ibidem.active_model import FILES, KEPT_FILES, METRICS_FILE, OLD_SCORER_FILE, THRESHOLDS_FILE
 from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, require_inside
+from ibidem.embedding.minilm_files import MANIFEST_FILE, require_inside
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
 from ibidem.matching.fitted import Calibration, from_json
 
-THRESHOLDS_FILE, METRICS_FILE, CARD_FILE = "thresholds.json", "metrics.json", "README.md"
-OLD_SCORER_FILE = "scorer.json"  # of version 0.1: a score that is not used any more
-KEPT_FILES = (MODEL_FILE, TOKENIZER_FILE, METRICS_FILE, CARD_FILE, MANIFEST_FILE)
-FILES = (*KEPT_FILES, THRESHOLDS_FILE, OLD_SCORER_FILE)
 LARGEST = 4 * 2**20  # bytes of a JSON file that is read
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured of a model on held-out questions: more is better.
+    """A measure of a model on held-out questions, before and after tuning; more is better.
 
     `least` is the lower end of the interval of `before`, if it has one: less is worse beyond chance.
     """
@@ -40,10 +37,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class ModelDirectory:
-    """A model that can be used: its files are whole, and it embeds.
+    """A usable model: its files are intact, and it embeds.
 
-    `calibration` holds the thresholds fitted for it, None if there are none; `figures` what its
-    `metrics.json` tells of the model before and after tuning.
+    `calibration` holds the thresholds fitted for it, None if there are none; `figures` the content of its
+    `metrics.json`.
     """
 
     path: Path
@@ -53,12 +50,12 @@ class ModelDirectory:
 
     @property
     def files(self) -> list[Path]:
-        """What is kept of it, the manifest last."""
+        """The files to keep, the manifest last."""
         return [self.path / name for name in KEPT_FILES if (self.path / name).is_file()]
 
 
 def open_model_directory(directory: str | Path) -> ModelDirectory:
-    """Look at a directory that `ibidem tune` wrote.
+    """Validate a directory that `ibidem tune` wrote.
 
     Raises:
         EmbedderUnavailable: A file is missing or damaged, or the model does not embed.
@@ -104,7 +101,7 @@ def _text(file: Path) -> str | None:
 
 
 def _figures(file: Path) -> Iterator[Figure]:
-    """What stands under `before` and is known to be better when it is more; NaN if `after` has no number."""
+    """Yield the figures that are better when larger; `after` is NaN where it has no number."""
     if (text := _text(file)) is None:
         return
     try:
@@ -120,9 +117,9 @@ def _figures(file: Path) -> Iterator[Figure]:
 
 
 def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """Figures by name: AUCs and shares of hits, also within others; and the `low` end of an interval.
+    """Yield figures by name, AUCs and shares of hits, nested ones too, with the `low` end of an interval.
 
-    One that is not known is NaN.
+    An unknown figure is NaN.
     """
     for key, value in held.items():
         name, least = f"{prefix}{key}", None
@@ -137,8 +134,8 @@ def _numbers(held: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tupl
             yield name, (value, None if least is None else float(least))
 
 
-def worse(figures: tuple[Figure, ...]) -> list[Figure]:
-    """Those by which the new model is worse, beyond chance where that is known; no number counts as well."""
+def regressions(figures: tuple[Figure, ...]) -> list[Figure]:
+    """Return the figures by which the new model is worse, beyond chance where known, or that it lacks."""
     return sorted((one for one in figures if not one.after >= _needed(one)), key=lambda one: one.name)
 
 

@@ -1,4 +1,8 @@
-"""Promote a tuned embedder while the cache serves, or return to the one before."""
+"""Promotion of a tuned embedder while caches serve, and rollback to the one before.
+
+All stored questions are embedded beside the serving cache; then one row in the database says which model is
+in use, and every process follows (`ibidem.active_model`).
+"""
 
 from __future__ import annotations
 
@@ -9,36 +13,31 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ibidem.active_model import Model, Promotion, change_promotion, open_model, read_promotion
-from ibidem.embedding.base import CheckedEmbedder
+from ibidem.cache import SemanticCache
+from ibidem.embedding.base import CheckedEmbedder, Embedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
-from ibidem.matching import fitted as adoption
-from ibidem.models.directory import Figure, ModelDirectory, open_model_directory, worse
-from ibidem.storage.vectors import StoredVector
-
-if TYPE_CHECKING:
-    from ibidem.cache import SemanticCache
-    from ibidem.embedding.base import Embedder
-    from ibidem.runtime import Runtime
-    from ibidem.storage.store import Store
-    from ibidem.storage.vectors import VectorTable
+from ibidem.matching.fitted import adopt
+from ibidem.runtime import Runtime
+from ibidem.storage.store import Store
+from ibidem.storage.vectors import StoredVector, VectorTable
+from ibidem_lab.model_directory import Figure, ModelDirectory, open_model_directory, regressions
 
 BATCH = 256  # questions embedded, and written in one transaction, at a time
-KEPT_SECONDS = 86_400.0  # so long the vectors of a promotion that was interrupted wait for its being repeated
+KEPT_SECONDS = 86_400.0  # how long vectors of an interrupted promotion are kept
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class PromotionReport:
-    """What a promotion or a rollback did.
+    """The result of a promotion or a rollback.
 
-    `model` and `previous` are fingerprints: of what is used from now on, and of what was used before;
+    `model` and `previous` are the fingerprints of the model in use from now on and of the one before;
     `changed` is False if it was in use already. `embedded` questions were embedded in `seconds`. `figures`
-    are those of the model's `metrics.json`.
+    come from the model's `metrics.json`.
     """
 
     model: str
@@ -49,17 +48,18 @@ class PromotionReport:
     figures: tuple[Figure, ...] = ()
 
 
-def promote_cache(
-    self: SemanticCache, directory: str | Path, *, force: bool = False, progress: Progress | None = None
+def promote(
+    cache: SemanticCache, directory: str | Path, *, force: bool = False, progress: Progress | None = None
 ) -> PromotionReport:
-    """Use a tuned embedder: all that is stored is embedded, then all caches on this place use it.
+    """Promote a tuned embedder: embed all that is stored, then have all caches on this location use it.
 
     Lookups and stores go on meanwhile, with the embedder that they began with. Caches of other processes
-    that were opened without an `embedder` notice within some seconds of use. If it is interrupted, the old
-    one stays in use; called again, it goes on where it was.
+    that were opened without an `embedder` notice within some seconds of use. If interrupted, the old model
+    stays in use, and another call resumes.
 
     Args:
-        directory: What `ibidem tune` wrote: a model, its thresholds, its metrics.
+        cache: An open cache of the location.
+        directory: Written by `ibidem tune`: a model, its thresholds, its metrics.
         force: True to use it although its metrics say that it is worse, or say nothing.
         progress: Called now and then with how many questions are embedded, and of how many.
 
@@ -70,19 +70,18 @@ def promote_cache(
         StorageError: The database failed, or something else was promoted meanwhile.
         CacheClosed: The cache was closed.
     """
-    self._ready()
-    runtime = _following(self)
+    runtime = _runtime_of(cache)
     found = open_model_directory(directory)
     if not force:
         _require_better(found)
-    with runtime.following.promoting:
+    with runtime.active.promoting:
         return _promote(runtime, found, progress or (lambda done, total: None))
 
 
-def rollback_cache(self: SemanticCache) -> PromotionReport:
-    """Use the embedder that was used before the last promotion, at once: its vectors and thresholds are kept.
+def rollback(cache: SemanticCache) -> PromotionReport:
+    """Return to the embedder in use before the last promotion, at once: its vectors and thresholds are kept.
 
-    What was stored since is embedded in the background. Called again, it returns to the promoted one.
+    What was stored since is embedded in the background. Another call returns to the promoted one.
 
     Raises:
         InvalidInput: Nothing was promoted here.
@@ -91,9 +90,8 @@ def rollback_cache(self: SemanticCache) -> PromotionReport:
         StorageError: The database failed, or something else was promoted meanwhile.
         CacheClosed: The cache was closed.
     """
-    self._ready()
-    runtime = _following(self)
-    with runtime.following.promoting:
+    runtime = _runtime_of(cache)
+    with runtime.active.promoting:
         store = runtime.store
         now = read_promotion(store)
         if now is None:
@@ -102,11 +100,12 @@ def rollback_cache(self: SemanticCache) -> PromotionReport:
         store.embedders.register(embedder.fingerprint)
         back = replace(now.previous, fingerprint=embedder.fingerprint)
         _switch(store, now, Promotion(back, now.current, time.time()))
-        runtime.following.follow()
+        _follow(runtime)
     return PromotionReport(back.fingerprint, now.current.fingerprint, changed=True)
 
 
-def _following(cache: SemanticCache) -> Runtime:
+def _runtime_of(cache: SemanticCache) -> Runtime:
+    cache._ready()
     if cache._runtime.settings.embedder is not None:
         raise ConfigurationError(
             "this cache was opened with an embedder of its own, which no promotion replaces: open it "
@@ -121,7 +120,7 @@ def _require_better(found: ModelDirectory) -> None:
             f"nothing says that the model in {found.path} is better: it has no metrics.json with figures "
             "before and after; measure it with ibidem evaluate, or promote it with force (--force)"
         )
-    if bad := worse(found.figures):
+    if bad := regressions(found.figures):
         raise InvalidInput(
             f"the model in {found.path} is worse than the one it was tuned from: "
             f"{', '.join(map(str, bad))}; tune it with more pairs, or promote it with force (--force)"
@@ -131,7 +130,7 @@ def _require_better(found: ModelDirectory) -> None:
 def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> PromotionReport:
     store, model = runtime.store, Model(found.embedder.fingerprint, promoted=True)
     now = read_promotion(store)
-    used = now.current if now else Model(runtime.matcher.fingerprint, promoted=False)
+    used = now.current if now else Model(runtime.semantic_index.fingerprint, promoted=False)
     store.embedders.register(model.fingerprint, KEPT_SECONDS)
     if MANIFEST_FILE not in store.model_files.names(model.id):
         for file in found.files:
@@ -143,27 +142,32 @@ def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> Pro
     embedded = embed_all(table, checked, partial(_tell, runtime, progress))
     seconds = time.perf_counter() - started
     if found.calibration is not None:
-        adoption.adopt(store, model.fingerprint, found.calibration)
+        adopt(store, model.fingerprint, found.calibration)
     changed = used.fingerprint != model.fingerprint
     if changed:
-        _exchange(runtime, kept, now, Promotion(model, used, time.time()))
+        _swap(runtime, kept, now, Promotion(model, used, time.time()))
     elif found.calibration is not None:  # the model is in use already: its thresholds may be others
-        runtime.following.calibrate(runtime.matcher, found.calibration)
+        runtime.active.calibrate(runtime.semantic_index, found.calibration)
     return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
 
 
 def _tell(runtime: Runtime, progress: Progress, done: int, total: int) -> None:
-    runtime.following.require_open()
+    runtime.active.require_open()
     progress(done, total)
 
 
-def _exchange(runtime: Runtime, embedder: Embedder, now: Promotion | None, then: Promotion) -> None:
-    """Fill the vector index beside the one in use, then use it; others begin to follow at that moment."""
+def _swap(runtime: Runtime, embedder: Embedder, now: Promotion | None, then: Promotion) -> None:
+    """Fill the vector index beside the one in use, then record the promotion for all to follow."""
     try:
-        runtime.following.prepare(embedder)
+        runtime.active.prepare(embedder)
         _switch(runtime.store, now, then)
     finally:
-        runtime.following.follow()
+        _follow(runtime)
+
+
+def _follow(runtime: Runtime) -> None:
+    runtime.active.follow()
+    runtime.wake()
 
 
 def _switch(store: Store, now: Promotion | None, then: Promotion) -> None:
@@ -174,10 +178,10 @@ def _switch(store: Store, now: Promotion | None, then: Promotion) -> None:
 def embed_all(table: VectorTable, embedder: CheckedEmbedder, progress: Progress) -> int:
     """Embed all questions that have no vector of this embedder, on all cores but one; returns how many.
 
-    What cannot be embedded is left to the background, what the embedder cannot read is compared exactly.
+    Questions that fail are left to the background; those that the embedder refuses are compared exactly.
 
     Raises:
-        EmbedderUnavailable: It embeds none of them.
+        EmbedderUnavailable: It embeds none of a batch.
         StorageError: The database failed.
     """
     done, failed, total = 0, set[str](), table.count_missing()
@@ -206,7 +210,7 @@ def _due(table: VectorTable, failed: set[str]) -> list[StoredVector]:
 
 
 def _embedded(embedder: CheckedEmbedder, row: StoredVector) -> StoredVector | Exception:
-    """The row with its vector, without one if the embedder cannot read the question, or why it failed."""
+    """Return the row with its vector, without one if the embedder refuses the question, or the failure."""
     try:
         if embedder.refusal(row.question):
             return row

@@ -1,1 +1,0 @@
-"""Which embedding model a place uses, and how it is exchanged while the cache serves."""
