@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.storage.logs import JudgementRow, LookupRow
 from ibidem.storage.store import Store
 from ibidem.types import Answer, Entry, digest

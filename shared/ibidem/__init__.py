@@ -20,7 +20,7 @@ from ibidem.errors import (
     MissingExtra,
     StorageError,
 )
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.lifecycle.invalidation import Invalidated
 from ibidem.provenance import aforget, forget
 from ibidem.renamed import refuse_old_arguments

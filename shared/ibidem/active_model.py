@@ -36,8 +36,8 @@ from ibidem.errors import CacheClosed, EmbedderUnavailable, IbidemError, IndexUn
 from ibidem.index.search import SemanticIndex
 from ibidem.matching.fitted import Calibration
 from ibidem.settings import Settings
+from ibidem.storage.engine import valid_rows
 from ibidem.storage.store import Store
-from ibidem.storage.tables import valid_rows
 from ibidem.storage.vectors import StoredVector
 from ibidem.types import Entry, digest
 

@@ -23,7 +23,7 @@ from ibidem.audits.ledger import Ledger
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.examples.log import ExampleQueue, Forgetting
 from ibidem.examples.selection import Selector, Wanted
 from ibidem.index.base import VectorIndex

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
+from ibidem.example import Example
 from ibidem.examples import selection
-from ibidem.examples.example import Example
 from ibidem.examples.selection import Selector, Wanted
 from ibidem.storage.examples import EmbeddedExample, ExampleTable
 from ibidem.storage.store import Store

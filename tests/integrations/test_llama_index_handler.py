@@ -42,7 +42,7 @@ from pydantic import BaseModel
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ibidem
 from ibidem import CacheClosed, Document, Example, InvalidInput, StorageError
-from ibidem.examples.example import DocumentRef
+from ibidem.example import DocumentRef
 from ibidem.storage.store import Store
 from tests.helpers import Child
 

@@ -11,7 +11,7 @@ from langchain_core.runnables import ensure_config
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current

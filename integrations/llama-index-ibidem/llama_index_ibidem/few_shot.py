@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current

@@ -24,7 +24,7 @@ from llama_index.core.schema import NodeWithScore
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.prompts.prompt import Prompt
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope

@@ -13,7 +13,8 @@ from ibidem.cli.console import styled
 from ibidem.cli.formatting import duration, named, saved_money
 from ibidem.costs import Prices, Savings
 from ibidem.doctor import Finding
-from ibidem.examples.example import Example, ExampleStats
+from ibidem.example import Example
+from ibidem.storage.examples import ExampleStats
 from ibidem.storage.logs import LookupRow
 from ibidem.storage.store import Totals
 from ibidem.types import Entry

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import DocumentRef, Example, ExampleStats
+from ibidem.example import DocumentRef, Example
 from ibidem.examples.selection import Wanted
 from ibidem.scope import current, effective_namespace, is_bypassed
-from ibidem.storage.examples import EmbeddedExample
+from ibidem.storage.examples import EmbeddedExample, ExampleStats
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.types import Answer, Entry, digest, is_in_namespace, normalise, require_name, storable
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.embedding.adapters import estimate_tokens
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.types import Vector, normalise, require_name, require_tags, require_text
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ibidem.index.base import Compactable, VectorIndex, generation_of, with_scope_code
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
+from ibidem.storage.engine import valid_rows
 from ibidem.storage.store import Store
-from ibidem.storage.tables import valid_rows
 from ibidem.storage.vectors import RETIRED_KEY, VectorTable
 
 BATCH = 50  # vectors copied or deleted at a time: Chroma holds the GIL meanwhile, 50 to 100 ms

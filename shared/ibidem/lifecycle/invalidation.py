@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import DocumentRef, Example
+from ibidem.example import DocumentRef, Example
 from ibidem.types import Document, Entry, digest, require_name
 
 if TYPE_CHECKING:

@@ -10,7 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.engine import exclusive, reading, writing
+from ibidem.storage.engine import (
+    exclusive,
+    fetch_all,
+    fetch_column,
+    fetch_value,
+    in_namespace,
+    reading,
+    writing,
+)
 from ibidem.storage.logs import CORRECTED, JUDGEMENT_LIMIT, PEOPLE, REVIEW, JudgementRow, delete_oldest
 from ibidem.storage.meta import set_meta
 from ibidem.types import digest
@@ -73,27 +81,26 @@ class EntryBrowser:
             # The first half is for the index; the second for entries of the same moment.
             at, last = before
             query = query.where(_e.created <= at, sa.or_(_e.created < at, _e.id < last))
-        if namespace is not None:
-            query = query.where(_e.namespace == namespace)
+        query = in_namespace(query, _e.namespace, namespace)
         if text:
             found = (_e.question.icontains(text, autoescape=True), _e.answer.icontains(text, autoescape=True))
             query = query.where(sa.or_(*found, _e.id.startswith(text, autoescape=True)))
-        rows = self._rows(query.order_by(_e.created.desc(), _e.id.desc()).limit(limit))
+        rows = fetch_all(self._engine, query.order_by(_e.created.desc(), _e.id.desc()).limit(limit))
         return [EntrySummary(*row) for row in rows]
 
     def count(self) -> int:
         """Count the entries."""
-        return int(self._rows(sa.select(sa.func.count()).select_from(_entries))[0][0])
+        return int(fetch_value(self._engine, sa.select(sa.func.count()).select_from(_entries)))
 
     def namespaces(self, limit: int) -> list[str]:
         """Return the namespaces that have entries, by name."""
         query = sa.select(_e.namespace).distinct().order_by(_e.namespace).limit(limit)
-        return [row[0] for row in self._rows(query)]
+        return list(fetch_column(self._engine, query))
 
     def tags(self, entry_id: str) -> list[str]:
         """Return the tags of an entry."""
         query = sa.select(_t.tag).where(_t.entry_id == entry_id)
-        return [row[0] for row in self._rows(query.order_by(_t.tag))]
+        return list(fetch_column(self._engine, query.order_by(_t.tag)))
 
     def matched(self, entry_id: str, limit: int) -> list[MatchedQuestion]:
         """Return the questions in the lookup log that matched this entry, the most common first."""
@@ -101,24 +108,20 @@ class EntryBrowser:
         count = sa.func.count()
         query = sa.select(*group, sa.func.max(_l.similarity), count, sa.func.max(_l.at))
         query = query.where(_l.entry_id == entry_id, _l.question.is_not(None)).group_by(*group)
-        rows = self._rows(query.order_by(count.desc(), _l.question).limit(limit))
+        rows = fetch_all(self._engine, query.order_by(count.desc(), _l.question).limit(limit))
         return [MatchedQuestion(*row) for row in rows]
 
     def judged(self, entry_id: str, limit: int) -> list[JudgementRow]:
         """Return the last judgements of this entry, newest first."""
         columns = [_j[name] for name in JudgementRow.__slots__]
         query = sa.select(*columns).where(_j.entry_id == entry_id).order_by(_j.id.desc()).limit(limit)
-        return [JudgementRow(*row) for row in self._rows(query)]
+        return [JudgementRow(*row) for row in fetch_all(self._engine, query)]
 
     def answer_to(self, namespace: str, scope: str, question: str) -> str | None:
         """Return the id of the newest entry that was stored for this very question in this scope."""
         query = sa.select(_e.id).where(_e.namespace == namespace, _e.scope == scope, _e.question == question)
-        found = self._rows(query.order_by(_e.created.desc()).limit(1))
-        return found[0][0] if found else None
-
-    def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        with reading(self._engine) as db:
-            return db.execute(query).all()
+        found: str | None = fetch_value(self._engine, query.order_by(_e.created.desc()).limit(1))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,9 @@ class ReviewTable:
         query = sa.select(sa.literal("audit"), *columns, _j.scorer, _j.source, _j.right, newest.c.count)
         audits = _judgements.join(newest, newest.c.id == _j.id).join(_entries, _e.id == _j.entry_id)
         query = _unreviewed(query, audits, _j.namespace, _j.asked, _j.stored).where(_j.asked != _j.stored)
-        return self._pairs(_within(query, _j.namespace, namespace), sa.func.abs(_j.score - boundary), limit)
+        return self._pairs(
+            in_namespace(query, _j.namespace, namespace), sa.func.abs(_j.score - boundary), limit
+        )
 
     def looked_up(self, boundary: float, limit: int, namespace: str | None = None) -> list[ReviewPair]:
         """Return hits and near misses that no person judged, the cosines nearest to the boundary first."""
@@ -190,12 +195,11 @@ class ReviewTable:
         query = sa.select(kind, *columns, *unknown, newest.c.count)
         near = _lookups.join(newest, newest.c.id == _l.id).join(_entries, _e.id == _l.entry_id)
         query = _unreviewed(query, near, _l.namespace, _l.question, _e.question)
-        query = _within(query.where(_e.question != _l.question), _l.namespace, namespace)
+        query = in_namespace(query.where(_e.question != _l.question), _l.namespace, namespace)
         return self._pairs(query, sa.func.abs(_l.similarity - boundary), limit)
 
     def _pairs(self, query: sa.Select[Any], distance: sa.ColumnElement[Any], limit: int) -> list[ReviewPair]:
-        with reading(self._engine) as db:
-            return [ReviewPair(*row) for row in db.execute(query.order_by(distance).limit(limit))]
+        return [ReviewPair(*row) for row in fetch_all(self._engine, query.order_by(distance).limit(limit))]
 
     def verdict(self, pair: ReviewPair) -> bool | None:
         """Return what a reviewer said of this pair; None if no reviewer judged it."""
@@ -260,7 +264,3 @@ def _unreviewed(query: sa.Select[Any], source: sa.FromClause, *pair: sa.ColumnEl
     judged = sa.select(t.namespace, t.asked, t.stored).where(t.source.in_(PEOPLE)).distinct().subquery()
     same = (one == other for one, other in zip(judged.c, pair, strict=True))
     return query.select_from(source.outerjoin(judged, sa.and_(*same))).where(judged.c.asked.is_(None))
-
-
-def _within(query: sa.Select[Any], column: sa.ColumnElement[Any], namespace: str | None) -> sa.Select[Any]:
-    return query if namespace is None else query.where(column == namespace)

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.invalidation import KEPT_SECONDS
 from ibidem.storage import tables
-from ibidem.storage.engine import reading, sql_min, writing
+from ibidem.storage.engine import reading, sql_min, valid_rows, writing
 from ibidem.storage.meta import get_meta, set_meta
-from ibidem.storage.tables import MAX_NUMBER, valid_rows
+from ibidem.storage.tables import MAX_NUMBER
 from ibidem.storage.vectors import delete_vectors
 from ibidem.types import user_prefix
 

@@ -6,11 +6,11 @@ import random
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,9 +18,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.deadline import DEADLINE_SECONDS, charge, deadline, has_deadline
+from ibidem._util.faults import log
 from ibidem._util.urls import redact_secrets, redact_url
 from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
-from ibidem.storage.tables import decode_text
+
+T = TypeVar("T")
+Row = TypeVar("Row")
 
 CONNECT_SECONDS = 5  # limit for connecting to a database server
 STATEMENT_SECONDS = 30  # limit for its answer to one statement
@@ -31,6 +34,7 @@ EXCLUSIVE_LOCK = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers hardly ever wait
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
 _UNAVAILABLE_CODES = ("57P01", "57P02", "57P03", "53300")
+_warned = False  # of a damaged row
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -104,6 +108,24 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield db
 
 
+def fetch_all(engine: sa.Engine, query: sa.Executable) -> Sequence[Any]:
+    """Return all rows of a query; errors are `StorageError`."""
+    with reading(engine) as db:
+        return db.execute(query).all()
+
+
+def fetch_column(engine: sa.Engine, query: sa.Executable) -> Sequence[Any]:
+    """Return the first column of all rows; errors are `StorageError`."""
+    with reading(engine) as db:
+        return db.scalars(query).all()
+
+
+def fetch_value(engine: sa.Engine, query: sa.Executable) -> Any:
+    """Return the first column of the first row, None if there is none; errors are `StorageError`."""
+    with reading(engine) as db:
+        return db.scalar(query)
+
+
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a transaction, all of it or nothing; errors are `StorageError`."""
@@ -126,6 +148,21 @@ def exclusive(engine: sa.Engine) -> Iterator[sa.Connection]:
 def insert_into(dialect: str) -> Any:
     """Return the dialect's `insert`, which has `ON CONFLICT`."""
     return postgresql.insert if dialect == "postgresql" else sqlite.insert
+
+
+def in_namespace(query: Any, column: sa.ColumnElement[str], namespace: str | None) -> Any:
+    """Restrict a query to a namespace; None stands for all of them."""
+    return query if namespace is None else query.where(column == namespace)
+
+
+def exclude_stores(db: sa.Connection, table: sa.Table) -> None:
+    """Wait for stores under way, and let none begin before this transaction ends.
+
+    On PostgreSQL each store has read the table in its transaction, and so locked it. SQLite has one writer at
+    a time.
+    """
+    if db.dialect.name == "postgresql":
+        db.exec_driver_sql(f"LOCK TABLE {table.name} IN ACCESS EXCLUSIVE MODE")
 
 
 def sql_min(one: Any, other: Any) -> Any:
@@ -188,6 +225,28 @@ def _fetch_from_sqlite(engine: sa.Engine, sql: str, values: list[Any]) -> list[t
     except sa.exc.SQLAlchemyError as error:
         raise StorageUnavailable(str(getattr(error, "orig", None) or error)) from error
     return rows
+
+
+# Damaged rows.
+
+
+def valid_rows(convert: Callable[[Row], T], rows: Iterable[Row]) -> Iterator[T]:
+    """Convert rows and skip the damaged ones; the first one in a process is logged."""
+    for row in rows:
+        try:
+            converted = convert(row)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            _warn_once(error)
+        else:
+            yield converted
+
+
+def _warn_once(error: Exception) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        about = {"event.name": "ibidem.database.damaged_row", "error.type": type(error).__name__}
+        log.warning("Ibidem passed over a damaged row of its database; logged once", extra=about)
 
 
 # Errors.
@@ -305,6 +364,14 @@ def _configure_sqlite(connection: Any, _: object) -> None:
     _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+
+
+def decode_text(raw: bytes) -> str | bytes:
+    """Decode text for SQLite (`text_factory`); invalid UTF-8 stays bytes and raises nothing."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _switch_to_wal(cursor: Any) -> None:

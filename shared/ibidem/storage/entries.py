@@ -12,9 +12,18 @@ import sqlalchemy as sa
 
 from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, RANKINGS, UNBOUNDED, Bounds, cost_of
 from ibidem.storage import tables
-from ibidem.storage.engine import Prepared, insert_into, reading, sql_min, writing
+from ibidem.storage.engine import (
+    Prepared,
+    fetch_all,
+    fetch_value,
+    in_namespace,
+    insert_into,
+    sql_min,
+    valid_rows,
+    writing,
+)
 from ibidem.storage.invalidation import InvalidationTable
-from ibidem.storage.tables import MAX_NUMBER, valid_rows
+from ibidem.storage.tables import MAX_NUMBER
 from ibidem.storage.vectors import delete_vectors, embedder_id, put_vector
 from ibidem.types import Answer, Entry, Source, Vector, to_vector
 
@@ -159,16 +168,13 @@ class EntryTable:
     def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
         """Return whether this namespace and scope has answers to compare by meaning; None if it is empty."""
         query = sa.select(sa.func.max(sa.cast(_e.semantic, sa.Integer)))
-        with reading(self._engine) as db:
-            found = db.scalar(query.where(_e.namespace == namespace, _e.scope == scope))
+        found = fetch_value(self._engine, query.where(_e.namespace == namespace, _e.scope == scope))
         return None if found is None else bool(found)
 
     def newest(self, limit: int = 20, namespace: str | None = None) -> list[Entry]:
         """Return the newest entries, newest first, with their sources."""
         query = sa.select(_entries).order_by(_e.created.desc()).limit(limit)
-        if namespace is not None:
-            query = query.where(_e.namespace == namespace)
-        return self._with_sources(query)
+        return self._with_sources(in_namespace(query, _e.namespace, namespace))
 
     def find(self, prefix: str) -> list[Entry]:
         """Return up to 20 entries whose id begins with `prefix`, with their sources."""
@@ -186,25 +192,21 @@ class EntryTable:
         columns = (_e.namespace, _e.scope, _e.question, _e.documents, _e.answer, _vectors.c.vector)
         mine = sa.and_(_vectors.c.entry_id == _e.id, _vectors.c.embedder == embedder_id(embedder))
         query = sa.select(*columns).outerjoin(_vectors, mine).where(_e.semantic, _e.question.is_not(None))
-        if namespace is not None:
-            query = query.where(_e.namespace == namespace)
-        with reading(self._engine) as db:
-            rows = db.execute(query.order_by(_e.created.desc(), _e.id).limit(limit)).all()
+        query = in_namespace(query, _e.namespace, namespace)
+        rows = fetch_all(self._engine, query.order_by(_e.created.desc(), _e.id).limit(limit))
         return list(valid_rows(_to_question, rows))
 
     def questions(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the questions of these entries by id; those of deleted or exact-only entries are missing."""
         found = {}
-        with reading(self._engine) as db:
-            for start in range(0, len(ids), BATCH):
-                some = _e.id.in_(ids[start : start + BATCH])
-                rows = db.execute(sa.select(_e.id, _e.question).where(some, _e.question.is_not(None)))
-                found.update({row.id: row.question for row in rows})
+        for start in range(0, len(ids), BATCH):
+            some = _e.id.in_(ids[start : start + BATCH])
+            query = sa.select(_e.id, _e.question).where(some, _e.question.is_not(None))
+            found.update({row.id: row.question for row in fetch_all(self._engine, query)})
         return found
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
-        with reading(self._engine) as db:
-            rows = db.execute(query.with_only_columns(*_ENTRY)).all()
+        rows = fetch_all(self._engine, query.with_only_columns(*_ENTRY))
         sources = self._sources([row[_ID] for row in rows])
         return list(valid_rows(lambda row: to_entry(row, sources.get(row[_ID], ())), rows))
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.examples.example import DocumentRef, Example, ExampleStats
+from ibidem.example import DocumentRef, Example
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.storage import tables
-from ibidem.storage.engine import reading, writing
+from ibidem.storage.engine import fetch_all, fetch_column, fetch_value, in_namespace, valid_rows, writing
 from ibidem.storage.logs import delete_oldest
-from ibidem.storage.tables import valid_rows
 from ibidem.types import Entry, Vector, to_bytes
 
 EXAMPLE_LIMIT = 100_000  # examples kept; the oldest are deleted
@@ -39,6 +39,47 @@ class EmbeddedExample:
     vector: Vector | None = field(default=None, repr=False, compare=False)
     embedder: str = ""
     told: float = field(default=math.inf, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleStats:
+    """Counts of the example log.
+
+    `namespaces` and `models` hold counts by name, `good` and `bad` count feedback; `input_tokens` and
+    `output_tokens` are sums, where known.
+    """
+
+    total: int = 0
+    namespaces: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, int] = field(default_factory=dict)
+    good: int = 0
+    bad: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def unknown(self) -> int:
+        """Examples without feedback."""
+        return self.total - self.good - self.bad
+
+    @classmethod
+    def of(cls, groups: Iterable[tuple[str, str, bool | None, int, int, int]]) -> ExampleStats:
+        """Sum up groups: namespace, model, feedback, count, input tokens, output tokens."""
+        rows = list(groups)
+        namespaces, models, feedbacks = Counter[str](), Counter[str](), Counter[bool | None]()
+        for namespace, model, feedback, count, _, _ in rows:
+            namespaces[namespace] += count
+            models[model] += count
+            feedbacks[feedback] += count
+        return cls(
+            feedbacks.total(),
+            dict(namespaces),
+            dict(models),
+            good=feedbacks[True],
+            bad=feedbacks[False],
+            input_tokens=sum(int(row[4] or 0) for row in rows),
+            output_tokens=sum(int(row[5]) for row in rows),
+        )
 
 
 def example_row(example: Example | EmbeddedExample) -> dict[str, Any]:
@@ -106,16 +147,22 @@ class ExampleTable:
 
     def count(self, namespace: str | None = None) -> int:
         """Count the examples; all or those of one namespace."""
-        with reading(self._engine) as db:
-            return db.scalar(_within(sa.select(sa.func.count()).select_from(_examples), namespace)) or 0
+        return (
+            fetch_value(
+                self._engine,
+                _within(sa.select(sa.func.count()).select_from(_examples), namespace),
+            )
+            or 0
+        )
 
     def stats(self, namespace: str | None = None) -> ExampleStats:
         """Return counts by namespace, model and feedback; of all or of one namespace."""
         columns = (_c.namespace, _c.model, _c.feedback)
         sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in (_c.input_tokens, _c.output_tokens)]
-        query = _within(sa.select(*columns, sa.func.count(), *sums).group_by(*columns), namespace)
-        with reading(self._engine) as db:
-            return ExampleStats.of(tuple(row) for row in db.execute(query))
+        query = in_namespace(
+            sa.select(*columns, sa.func.count(), *sums).group_by(*columns), _c.namespace, namespace
+        )
+        return ExampleStats.of(tuple(row) for row in fetch_all(self._engine, query))
 
     def set_feedback(self, example_id: int, good: bool | None) -> bool:
         """Set the feedback of an example; return whether there is one of this id."""
@@ -141,13 +188,11 @@ class ExampleTable:
 
     def each(self, namespace: str | None, embedder: str) -> Iterator[tuple[Example, bytes | None]]:
         """Yield the examples there are now, oldest first, read in pages, with vectors of this embedder."""
-        with reading(self._engine) as db:
-            newest = db.scalar(_within(sa.select(sa.func.max(_c.id)), namespace)) or 0
+        newest = fetch_value(self._engine, _within(sa.select(sa.func.max(_c.id)), namespace)) or 0
         query = _within(sa.select(*_EXAMPLE, _c.vector, _c.embedder), namespace).where(_c.id <= newest)
         last = 0
         while last < newest:
-            with reading(self._engine) as db:
-                page = db.execute(query.where(_c.id > last).order_by(_c.id).limit(BATCH)).all()
+            page = fetch_all(self._engine, query.where(_c.id > last).order_by(_c.id).limit(BATCH))
             yield from valid_rows(partial(_with_vector, embedder), page)
             last = page[-1].id if page else newest
 
@@ -162,33 +207,31 @@ class ExampleTable:
             query = query.where(_c.feedback.is_(True))
         for tag in tags:  # as JSON writes it; LIKE finds too many, never too few
             query = query.where(_c.tags.contains(json.dumps(tag), autoescape=True))
-        with reading(self._engine) as db:
-            rows = db.execute(query)
-            if not tags:
-                return {row.id for row in rows}
-            return {id_ for id_, actual in valid_rows(_with_tags, rows) if {*tags} <= actual}
+        rows = fetch_all(self._engine, query)
+        if not tags:
+            return {row.id for row in rows}
+        return {id_ for id_, actual in valid_rows(_with_tags, rows) if {*tags} <= actual}
 
     def vector_range(self, namespace: str, embedder: str) -> tuple[int, int]:
         """Return the lowest and highest id of the embedded examples of a namespace, or 0."""
         # Two queries: together, SQLite would read the index from one end to the other.
-        ends = []
-        with reading(self._engine) as db:
-            for end in (sa.func.min(_c.id), sa.func.max(_c.id)):
-                query = sa.select(end).where(_c.namespace == namespace, _c.embedder == embedder)
-                ends.append(int(db.scalar(query) or 0))
-        return ends[0], ends[1]
+        low, high = (
+            fetch_value(
+                self._engine, sa.select(end).where(_c.namespace == namespace, _c.embedder == embedder)
+            )
+            for end in (sa.func.min(_c.id), sa.func.max(_c.id))
+        )
+        return low or 0, high or 0
 
     def count_vectors(self, namespace: str, embedder: str) -> int:
         """Count the embedded examples of a namespace; reads the index of all of them."""
         query = sa.select(sa.func.count()).where(_c.namespace == namespace, _c.embedder == embedder)
-        with reading(self._engine) as db:
-            return db.scalar(query) or 0
+        return fetch_value(self._engine, query) or 0
 
     def vector_ids(self, namespace: str, embedder: str) -> list[int]:
         """Return ids of the embedded examples of a namespace."""
         query = sa.select(_c.id).where(_c.namespace == namespace, _c.embedder == embedder)
-        with reading(self._engine) as db:
-            return list(db.scalars(query))
+        return list(fetch_column(self._engine, query))
 
     def vectors(
         self, namespace: str, embedder: str, *, after: int = 0, ids: Sequence[int] | None = None
@@ -222,12 +265,14 @@ class ExampleTable:
             db.execute(values, changes)
 
     def _read(self, query: sa.Select[Any]) -> list[Example]:
-        with reading(self._engine) as db:
-            return list(valid_rows(lambda row: to_example(row._mapping), db.execute(query)))
+        return list(valid_rows(lambda row: to_example(row._mapping), fetch_all(self._engine, query)))
 
     def _pairs(self, query: sa.Select[Any]) -> list[tuple[int, Any]]:
-        with reading(self._engine) as db:
-            return [(row[0], row[1]) for row in db.execute(query)]
+        return [(row[0], row[1]) for row in fetch_all(self._engine, query)]
+
+
+def _within(query: Any, namespace: str | None) -> Any:
+    return in_namespace(query, _c.namespace, namespace)
 
 
 def _with_vector(embedder: str, row: Any) -> tuple[Example, bytes | None]:
@@ -236,10 +281,6 @@ def _with_vector(embedder: str, row: Any) -> tuple[Example, bytes | None]:
 
 def _with_tags(row: Any) -> tuple[int, set[str]]:
     return row.id, set(json.loads(row.tags))
-
-
-def _within(query: sa.Select[Any], namespace: str | None) -> sa.Select[Any]:
-    return query if namespace is None else query.where(_c.namespace == namespace)
 
 
 def _without_invalidated(

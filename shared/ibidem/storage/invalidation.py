@@ -16,9 +16,8 @@ import sqlalchemy as sa
 from ibidem.lifecycle.invalidation import Criteria, Tombstones
 from ibidem.storage import tables
 from ibidem.storage.deletion import BATCH, BatchSize, delete_entries
-from ibidem.storage.engine import reading, writing
+from ibidem.storage.engine import exclude_stores, reading, valid_rows, writing
 from ibidem.storage.examples import to_documents
-from ibidem.storage.tables import valid_rows
 from ibidem.types import Entry
 
 _entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
@@ -44,7 +43,7 @@ class InvalidationTable:
 
     def rejects(self, db: sa.Connection, entry: Entry, requested: float) -> bool:
         """Return whether a tombstone rejects an answer requested at this time; first in its transaction."""
-        # PostgreSQL locks the table for reading until the end of the transaction: see `_exclude_stores`.
+        # PostgreSQL locks the table for reading until the end of the transaction: see `exclude_stores`.
         rows = db.execute(_NEWER, {"last": self._tombstones.last}).all()
         if rows:
             self._tombstones.add((row.id, row.at, row.criteria) for row in rows)
@@ -60,7 +59,7 @@ class InvalidationTable:
         """
         c = _entries.c
         with writing(self._engine) as db:
-            _exclude_stores(db)
+            exclude_stores(db, _invalidations)
             tombstone = {"at": clock(), "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))
         with reading(self._engine) as db:  # what is stored from now on does not match; this locks nothing
@@ -145,13 +144,6 @@ def _possible_examples(criteria: Criteria) -> list[sa.ColumnElement[bool]]:
 def _same_values(table: sa.Table, criteria: Criteria) -> list[sa.ColumnElement[bool]]:
     wanted = ((table.c.namespace, criteria.namespace), (table.c.model, criteria.model))
     return [column == value for column, value in wanted if value is not None]
-
-
-def _exclude_stores(db: sa.Connection) -> None:
-    """Wait for stores under way, and let none begin before this transaction ends."""
-    if db.dialect.name == "postgresql":  # a store has read the table in its transaction, and so locked it
-        db.exec_driver_sql(f"LOCK TABLE {_invalidations.name} IN ACCESS EXCLUSIVE MODE")
-    # SQLite has one writer at a time.
 
 
 def _delete(db: sa.Connection, some: dict[str, float], with_examples: bool) -> tuple[list[str], int]:

@@ -14,7 +14,7 @@ from ibidem.errors import StorageUnavailable
 from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
 from ibidem.lifecycle.rules import Lifetime
 from ibidem.storage import tables
-from ibidem.storage.engine import reading, sql_min, writing
+from ibidem.storage.engine import fetch_all, fetch_value, in_namespace, reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.types import Hit, Miss, Request, is_in_namespace, storable
@@ -136,16 +136,14 @@ class LookupTable:
     def recent(self, limit: int = 20) -> list[LookupRow]:
         """Return the last lookups, newest first."""
         columns = [_lookups.c[name] for name in LookupRow.__slots__]
-        with reading(self._engine) as db:
-            rows = db.execute(sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit)).all()
+        rows = fetch_all(self._engine, sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit))
         return [LookupRow(*row) for row in rows]
 
     def counts(self) -> LookupCounts:
         """Count the lookups that are still in the log."""
         outcome = (_lookups.c.tier, _lookups.c.reason)
-        with reading(self._engine) as db:
-            rows = db.execute(sa.select(*outcome, sa.func.count()).group_by(*outcome)).all()
-            saved = db.scalar(sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
+        rows = fetch_all(self._engine, sa.select(*outcome, sa.func.count()).group_by(*outcome))
+        saved = fetch_value(self._engine, sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
         hits = {tier: n for tier, _, n in rows if tier}
         misses = {reason: n for tier, reason, n in rows if not tier}
         return LookupCounts(hits, misses, int(saved))
@@ -233,31 +231,26 @@ class JudgementTable:
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
         """Return the last judgements, newest first; all or those of one namespace."""
         query = sa.select(*self._columns).order_by(_judgements.c.id.desc()).limit(limit)
-        if namespace is not None:
-            query = query.where(_judgements.c.namespace == namespace)
-        with reading(self._engine) as db:
-            return [JudgementRow(*row) for row in db.execute(query)]
+        query = in_namespace(query, _judgements.c.namespace, namespace)
+        return [JudgementRow(*row) for row in fetch_all(self._engine, query)]
 
     def newest(self, limit: int, namespace: str, scorer: str) -> list[tuple[int, JudgementRow]]:
         """Return the last audits of a namespace scored by this scorer, with ids, oldest first."""
         c = _judgements.c
         query = sa.select(c.id, *self._columns).where(c.namespace == namespace, c.scorer == scorer, _AUDITED)
-        with reading(self._engine) as db:
-            rows = db.execute(query.order_by(c.id.desc()).limit(limit)).all()
+        rows = fetch_all(self._engine, query.order_by(c.id.desc()).limit(limit))
         return [(row[0], JudgementRow(*row[1:])) for row in reversed(rows)]
 
     def after(self, last: int, limit: int, scorer: str) -> list[tuple[int, JudgementRow]]:
         """Return judgements with an id above `last` scored by this scorer, with ids, oldest first."""
         c = _judgements.c
         query = sa.select(c.id, *self._columns).where(c.id > last, c.scorer == scorer)
-        with reading(self._engine) as db:
-            rows = db.execute(query.order_by(c.id).limit(limit)).all()
+        rows = fetch_all(self._engine, query.order_by(c.id).limit(limit))
         return [(row[0], JudgementRow(*row[1:])) for row in rows]
 
     def last_id(self) -> int:
         """Return the id of the newest judgement, 0 if there is none."""
-        with reading(self._engine) as db:
-            return db.scalar(sa.select(sa.func.max(_judgements.c.id))) or 0
+        return fetch_value(self._engine, sa.select(sa.func.max(_judgements.c.id))) or 0
 
     def corrected(self) -> str:
         """Return a mark that changes when a person corrects an audit."""
@@ -275,19 +268,16 @@ class JudgementTable:
         audited = sa.select(sa.func.max(c.id).label("id")).where(_AUDITED)
         if scorers is not None:
             audited = audited.where(c.scorer.in_(list(scorers)))
-        if namespace is not None:
-            audited = audited.where(c.namespace == namespace)
-        newest = audited.group_by(c.namespace).subquery()
+        newest = in_namespace(audited, c.namespace, namespace).group_by(c.namespace).subquery()
         query = sa.select(c.namespace, c.scorer).join(newest, c.id == newest.c.id)
-        with reading(self._engine) as db:
-            rows = db.execute(query.order_by(c.id.desc()).limit(limit)).all()
+        rows = fetch_all(self._engine, query.order_by(c.id.desc()).limit(limit))
         return [(namespace, scorer) for namespace, scorer in rows]
 
     def audits(self) -> tuple[int, int]:
         """Return how many judgements come from audits, and how many of these were wrong."""
         query = sa.select(_judgements.c.right, sa.func.count()).where(_judgements.c.source == "audit")
-        with reading(self._engine) as db:
-            counts: dict[bool, int] = dict(db.execute(query.group_by(_judgements.c.right)).all())
+        rows = fetch_all(self._engine, query.group_by(_judgements.c.right))
+        counts = {bool(right): int(count) for right, count in rows}
         return sum(counts.values()), counts.get(False, 0)
 
 

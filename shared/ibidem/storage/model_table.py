@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ibidem.storage.engine import insert_into, reading, writing
+from ibidem.storage.engine import fetch_column, insert_into, reading, writing
 from ibidem.storage.tables import model_files as _files
 
 PIECE_BYTES = 2**20  # in one row
@@ -35,8 +35,9 @@ class ModelFilesTable:
 
     def names(self, model: str) -> set[str]:
         """Return the names of the files stored for a model."""
-        with reading(self._engine) as db:
-            return set(db.scalars(sa.select(_files.c.file).where(_files.c.model == model).distinct()))
+        return set(
+            fetch_column(self._engine, sa.select(_files.c.file).where(_files.c.model == model).distinct())
+        )
 
     def pieces(self, model: str, file: str) -> Iterator[bytes]:
         """Yield the content of one file."""

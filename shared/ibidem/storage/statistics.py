@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.engine import reading
+from ibidem.storage.engine import fetch_all
 
 # Tokens of a prompt up to which prices are known to be flat; some models charge more for longer ones.
 LONG_PROMPT = 128_000
@@ -128,7 +128,7 @@ class Statistics:
     def extent(self, logs: LogFilter) -> tuple[int, float, float]:
         """Count the lookups, and return the times of the first and the last."""
         query = sa.select(sa.func.count(), sa.func.min(_l.at), sa.func.max(_l.at))
-        count, first, last = self._rows(query.where(*_matching(_lookups, logs)))[0]
+        count, first, last = fetch_all(self._engine, query.where(*_matching(_lookups, logs)))[0]
         return count, first or 0.0, last or 0.0
 
     def lookups(self, logs: LogFilter) -> list[LookupSums]:
@@ -165,13 +165,13 @@ class Statistics:
             _sum(sa.case((timed, 1), else_=0)),
             sa.func.sum(sa.case((timed, c.model_seconds - c.seconds), else_=0.0)),
         ).group_by(c.key, c.tier, model)
-        return [LookupSums(*row) for row in self._rows(query.order_by(c.key, c.tier, model))]
+        return [LookupSums(*row) for row in fetch_all(self._engine, query.order_by(c.key, c.tier, model))]
 
     def miss_reasons(self, logs: LogFilter) -> dict[str, int]:
         """Count the misses by reason, the most common first."""
         count = sa.func.count()
         query = sa.select(_l.reason, count).where(~_HIT, *_matching(_lookups, logs)).group_by(_l.reason)
-        return dict(map(tuple, self._rows(query.order_by(count.desc(), _l.reason))))
+        return dict(map(tuple, fetch_all(self._engine, query.order_by(count.desc(), _l.reason))))
 
     def near_misses(self, logs: LogFilter, reasons: Sequence[str], limit: int) -> list[QuestionMatch]:
         """Return for each reason the questions that most often missed near a stored answer."""
@@ -206,7 +206,7 @@ class Statistics:
         r = ranked.c
         stored = sa.select(r.reason, r.question, r.entry_id, _e.question, r.similarity, r.count)
         best = stored.outerjoin_from(ranked, _entries, _e.id == r.entry_id).where(r.rank <= limit)
-        return [QuestionMatch(*row) for row in self._rows(best.order_by(r.reason, r.rank))]
+        return [QuestionMatch(*row) for row in fetch_all(self._engine, best.order_by(r.reason, r.rank))]
 
     def similarity_histogram(self, logs: LogFilter) -> list[tuple[int, str, str, int]]:
         """Count lookups by meaning by the similarity of the nearest question: bin, tier, reason, count."""
@@ -218,7 +218,7 @@ class Statistics:
         c = lookups.subquery().c
         group = (c.bin, c.tier, c.reason)
         query = sa.select(*group, sa.func.count()).group_by(*group).order_by(*group)
-        return [(min(int(bin_), BINS - 1), *rest) for bin_, *rest in self._rows(query)]
+        return [(min(int(bin_), BINS - 1), *rest) for bin_, *rest in fetch_all(self._engine, query)]
 
     def top_entries(self, logs: LogFilter, limit: int) -> list[TopEntry]:
         """Return the entries that saved most: how often they were served, times what they cost."""
@@ -227,7 +227,7 @@ class Statistics:
         c = served.group_by(_l.entry_id).subquery().c
         columns = (_e.id, _e.namespace, _e.question, _e.model, c.count, c.tokens)
         query = sa.select(*columns, _e.input_tokens, _e.output_tokens).where(_e.id == c.entry_id)
-        rows = self._rows(query.order_by((c.count * _e.cost).desc(), _e.id).limit(limit))
+        rows = fetch_all(self._engine, query.order_by((c.count * _e.cost).desc(), _e.id).limit(limit))
         return [TopEntry(*row) for row in rows]
 
     def disputed_entries(self, logs: LogFilter, limit: int) -> list[DisputedEntry]:
@@ -239,7 +239,9 @@ class Statistics:
         wrong = sa.select(_j.entry_id, *texts, audits, feedback).where(*where).group_by(_j.entry_id)
         most = wrong.order_by(sa.func.count().desc(), _j.entry_id).limit(limit).subquery()
         query = sa.select(most, _e.id.is_not(None)).outerjoin_from(most, _entries, _e.id == most.c.entry_id)
-        rows = self._rows(query.order_by((most.c.audits + most.c.feedback).desc(), most.c.entry_id))
+        rows = fetch_all(
+            self._engine, query.order_by((most.c.audits + most.c.feedback).desc(), most.c.entry_id)
+        )
         return [DisputedEntry(*row) for row in rows]
 
     def entry_totals(self, namespace: str | None, limit: int) -> EntryTotals:
@@ -247,8 +249,8 @@ class Statistics:
         mine, count = _of_namespace(namespace), sa.func.count()
         sums = sa.select(count, sa.func.sum(_e.size), _UNUSED, sa.func.min(_e.created)).where(mine)
         models = sa.select(_e.model, count).where(mine).group_by(_e.model)
-        entries, size, unused, oldest = self._rows(sums)[0]
-        found = self._rows(models.order_by(count.desc(), _e.model).limit(limit))
+        entries, size, unused, oldest = fetch_all(self._engine, sums)[0]
+        found = fetch_all(self._engine, models.order_by(count.desc(), _e.model).limit(limit))
         by_model = {row[0]: int(row[1]) for row in found}
         return EntryTotals(entries, int(size or 0), int(unused or 0), oldest or 0.0, by_model)
 
@@ -263,7 +265,7 @@ class Statistics:
         age = sa.case(*steps, else_=len(edges) - 1)
         mine = sa.select(age.label("age"), _e.hits).where(_of_namespace(namespace)).subquery()
         unused = sa.func.sum(sa.case((mine.c.hits == 0, 1), else_=0))
-        rows = self._rows(sa.select(mine.c.age, sa.func.count(), unused).group_by(mine.c.age))
+        rows = fetch_all(self._engine, sa.select(mine.c.age, sa.func.count(), unused).group_by(mine.c.age))
         counts = {row[0]: (int(row[1]), int(row[2])) for row in rows}
         return [counts.get(number, (0, 0)) for number in range(len(edges))]
 
@@ -275,12 +277,8 @@ class Statistics:
         joined = _entries.outerjoin(by_entry, by_entry.c.entry_id == _e.id)
         counts = (sa.func.count(), sa.func.count(by_entry.c.best), sa.func.sum(by_entry.c.best))
         query = sa.select(_e.namespace, *counts).select_from(joined).where(_of_namespace(namespace))
-        rows = self._rows(query.group_by(_e.namespace))
+        rows = fetch_all(self._engine, query.group_by(_e.namespace))
         return {row[0]: Support(row[1], row[2], int(row[3] or 0)) for row in rows}
-
-    def _rows(self, query: sa.Executable) -> list[Any]:
-        with reading(self._engine) as db:
-            return list(db.execute(query).all())
 
 
 def _matching(table: sa.Table, logs: LogFilter) -> list[sa.ColumnElement[bool]]:

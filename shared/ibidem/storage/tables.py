@@ -2,27 +2,21 @@
 
 SQLite keeps any value in any column: a disk, a tool or a crash may leave text where a number belongs. Read as
 it is, one such value would end the reading of all rows. These types read it as None, zero or empty text, and
-`valid_rows` skips the rows that cannot be used even so: one bad row costs one row.
+`ibidem.storage.engine.valid_rows` skips the rows that cannot be used even so: one bad row costs one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem._util.faults import log
 from ibidem.types import to_vector
-
-T = TypeVar("T")
-Row = TypeVar("Row")
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
 SCHEMA_VERSION = 5
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
-_warned = False
 
 metadata = sa.MetaData()
 
@@ -123,33 +117,6 @@ class UnitVector(LargeBinary):
             return super().is_valid(value) and len(to_vector(value)) > 0
         except ValueError:
             return False
-
-
-def decode_text(raw: bytes) -> str | bytes:
-    """Decode text for SQLite (`text_factory`); what is not valid UTF-8 stays bytes and raises nothing."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
-def valid_rows(convert: Callable[[Row], T], rows: Iterable[Row]) -> Iterator[T]:
-    """Convert rows and skip the damaged ones; the first one in a process is logged."""
-    for row in rows:
-        try:
-            converted = convert(row)
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            _warn_once(error)
-        else:
-            yield converted
-
-
-def _warn_once(error: Exception) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        about = {"event.name": "ibidem.database.damaged_row", "error.type": type(error).__name__}
-        log.warning("Ibidem passed over a damaged row of its database; logged once", extra=about)
 
 
 def _row_id() -> sa.Column[int]:

@@ -14,9 +14,17 @@ import sqlalchemy as sa
 
 from ibidem.errors import StorageUnavailable
 from ibidem.storage import tables
-from ibidem.storage.engine import insert_into, reading, writing
+from ibidem.storage.engine import (
+    exclude_stores,
+    fetch_all,
+    fetch_column,
+    fetch_value,
+    insert_into,
+    reading,
+    valid_rows,
+    writing,
+)
 from ibidem.storage.meta import set_meta
-from ibidem.storage.tables import valid_rows
 from ibidem.types import Entry, Vector, digest, point_of, to_bytes, to_vector
 
 # Values of entry_vectors.indexed_in: the vector waits for indexing; it is missing. By any collation the first
@@ -168,8 +176,7 @@ class VectorTable:
         e = _entries.c
         query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector, _vectors.c.point)
         query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
-        with reading(self._engine) as db:
-            rows = db.execute(query.limit(limit)).all()
+        rows = fetch_all(self._engine, query.limit(limit))
         return list(valid_rows(to_stored_vector, rows))
 
     def count(self, limit: int | None = None) -> int:
@@ -196,15 +203,16 @@ class VectorTable:
         return self._count(sa.select(_dead.c.point).where(_dead.c.embedder == self.embedder))
 
     def _count(self, query: sa.Select[Any]) -> int:
-        with reading(self._engine) as db:
-            return db.scalar(sa.select(sa.func.count()).select_from(query.subquery())) or 0
+        return fetch_value(self._engine, sa.select(sa.func.count()).select_from(query.subquery())) or 0
 
     def points(self, after: str, limit: int) -> list[tuple[str, str]]:
         """Return points after this one, in order, each with the generation that should hold it."""
         c = _vectors.c
         query = sa.select(c.point, c.indexed_in).where(self._mine, c.point > after)
-        with reading(self._engine) as db:
-            return [(row.point, row.indexed_in) for row in db.execute(query.order_by(c.point).limit(limit))]
+        return [
+            (row.point, row.indexed_in)
+            for row in fetch_all(self._engine, query.order_by(c.point).limit(limit))
+        ]
 
     def set_vectors(self, rows: Sequence[StoredVector]) -> None:
         """Store vectors of entries that lack them; they wait for indexing."""
@@ -256,9 +264,8 @@ class VectorTable:
 
     def dead_points(self, limit: int) -> list[str]:
         """Return points that deleted entries left in the index."""
-        with reading(self._engine) as db:
-            dead = sa.select(_dead.c.point).where(_dead.c.embedder == self.embedder)
-            return list(db.scalars(dead.limit(limit)))
+        dead = sa.select(_dead.c.point).where(_dead.c.embedder == self.embedder)
+        return list(fetch_column(self._engine, dead.limit(limit)))
 
     def delete_dead(self, points: Sequence[str]) -> None:
         """Delete the record of these dead points: the index has deleted them."""
@@ -281,8 +288,7 @@ class EmbedderTable:
         """Keep the vectors of this embedder at least so long; for a new one, enqueue all its vectors."""
         c, until = _embedders.c, time.time() + seconds
         mine = c.id == embedder_id(fingerprint)
-        with reading(self._engine) as db:
-            kept = db.scalar(sa.select(c.until).where(mine, c.state == "used"))
+        kept = fetch_value(self._engine, sa.select(c.until).where(mine, c.state == "used"))
         if kept is None:
             self._add(fingerprint, until)
         elif kept < until - seconds / 2:
@@ -297,12 +303,11 @@ class EmbedderTable:
         insert = insert_into(self._engine.dialect.name)(_embedders).values(row)
         changes = {"until": until, "state": "new"}
         with writing(self._engine) as db:
-            _exclude_stores(db)
+            exclude_stores(db, _embedders)
             db.execute(insert.on_conflict_do_update(index_elements=[c.id], set_=changes))
             db.execute(sa.delete(tables.meta).where(tables.meta.c.key == RETIRED_KEY + digest(fingerprint)))
-        with reading(self._engine) as db:
-            some = sa.select(_entries.c.id).limit(SMALL + 1).subquery()
-            small = (db.scalar(sa.select(sa.func.count()).select_from(some)) or 0) <= SMALL
+        some = sa.select(_entries.c.id).limit(SMALL + 1).subquery()
+        small = fetch_value(self._engine, sa.select(sa.func.count()).select_from(some)) <= SMALL
         for first in ("",) if small else "0123456789abcdef":  # in parts, so that stores do not wait long
             with writing(self._engine) as db:
                 enqueue_missing(db, number, first)
@@ -312,8 +317,9 @@ class EmbedderTable:
     def registered(self) -> dict[str, float]:
         """Return the fingerprints of all embedders, and until when each is kept."""
         c = _embedders.c
-        with reading(self._engine) as db:
-            return {row.fingerprint: row.until for row in db.execute(sa.select(c.fingerprint, c.until))}
+        return {
+            row.fingerprint: row.until for row in fetch_all(self._engine, sa.select(c.fingerprint, c.until))
+        }
 
     def delete_unused(self, keep: Collection[str]) -> bool:
         """Delete a batch of the vectors of unused embedders; return whether there may be more.
@@ -347,19 +353,12 @@ class EmbedderTable:
         """Return the id of an unused embedder; from now on no vectors are enqueued for it."""
         c = _embedders.c
         unused = c.fingerprint.not_in(list(keep)) & ((c.state == "retired") | (c.until < time.time()))
-        with reading(self._engine) as db:
-            row = db.execute(sa.select(c.id, c.state).where(unused).limit(1)).first()
-        if row is None or row.state == "retired":
-            return None if row is None else int(row.id)
+        rows = fetch_all(self._engine, sa.select(c.id, c.state).where(unused).limit(1))
+        if not rows or rows[0].state == "retired":
+            return int(rows[0].id) if rows else None
+        number = int(rows[0].id)
         with writing(self._engine) as db:
-            _exclude_stores(db)
-            change = sa.update(_embedders).where(c.id == row.id, c.until < time.time())
+            exclude_stores(db, _embedders)
+            change = sa.update(_embedders).where(c.id == number, c.until < time.time())
             done = db.execute(change.values(state="retired"))
-        return int(row.id) if done.rowcount else None
-
-
-def _exclude_stores(db: sa.Connection) -> None:
-    """Wait for stores under way, and let none begin before this transaction ends."""
-    if db.dialect.name == "postgresql":  # a store has read the table in its transaction, and so locked it
-        db.exec_driver_sql(f"LOCK TABLE {_embedders.name} IN ACCESS EXCLUSIVE MODE")
-    # SQLite has one writer at a time.
+        return number if done.rowcount else None

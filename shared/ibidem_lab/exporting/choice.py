@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import Example
+from ibidem.example import Example
 from ibidem.types import require_name
 from ibidem_lab.exporting.formats import FORMATS, Format
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import DocumentRef
+from ibidem.example import DocumentRef
 from ibidem.scope import effective_namespace
 from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
 from ibidem_lab.exporting.folder import Manifest

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from ibidem.errors import InvalidInput
-from ibidem.examples.example import DocumentRef, Example
+from ibidem.example import DocumentRef, Example
 from ibidem.types import Document, digest, normalise
 from ibidem_lab.exporting.choice import Choice
 from ibidem_lab.exporting.formats import line

@@ -12,7 +12,7 @@ from ibidem.types import digest_of, key_of, normalise, to_vector
 from ibidem_lab.labelling.pairs import QuestionPair
 
 if TYPE_CHECKING:
-    from ibidem.examples.example import Example
+    from ibidem.example import Example
     from ibidem.storage.logs import JudgementRow, LookupRow
     from ibidem.storage.store import Store
     from ibidem.types import Vector

@@ -21,7 +21,7 @@ from ibidem_lab.report.intents import Intent, intents
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import CheckedEmbedder
-    from ibidem.examples.example import Example
+    from ibidem.example import Example
     from ibidem.storage.statistics import Support
     from ibidem.storage.store import Store
 

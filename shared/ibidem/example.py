@@ -1,15 +1,14 @@
-"""The example log: answered questions, kept for few-shot prompts and fine-tuning.
+"""Examples: answered questions, kept for few-shot prompts and fine-tuning.
 
-It is separate from the stored answers: an example may come from a streamed answer or from a model that is not
-cached, and it outlives the entry that holds it. Questions and answers are kept in clear; of the documents
+They are separate from the stored answers: an example may come from a streamed answer or from a model that is
+not cached, and it outlives the entry that holds it. Questions and answers are kept in clear; of the documents
 only ids and digests.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ibidem.errors import InvalidInput
@@ -20,7 +19,7 @@ _SCOPE = re.compile("(?:[0-9a-f]{32})?")
 
 @dataclass(frozen=True, slots=True)
 class DocumentRef:
-    """A document that the model saw, by its id and the digest of its content; the text is not kept.
+    """A document in the prompt, by its id and the digest of its content; the text is not kept.
 
     `source` is what it was cut from, if known.
     """
@@ -32,11 +31,11 @@ class DocumentRef:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question that was answered.
+    """A question with its answer.
 
     Args:
         question: The user's question alone. It is kept in clear: leave out what must not be.
-        answer: The answer as a reader sees it, whole.
+        answer: The whole answer as a reader sees it.
         at: When it was given, in seconds since the epoch; 0 stands for when it is added.
         namespace: Tenant, user or application, as in `Request`; clearing it deletes its examples.
         model: Name of the model that answered.
@@ -45,10 +44,10 @@ class Example:
         input_tokens: Prompt tokens, if known.
         output_tokens: Completion tokens, if known.
         seconds: How long the answer took, if known.
-        streamed: Whether it came in pieces.
+        streamed: Whether it was streamed.
         entry_id: The entry of the cache that holds the answer; None if none does.
         scope: Digest of everything else the model saw (`Request.scope_digest`), empty if unknown.
-        feedback: True if somebody called the answer good, False if bad; None if nobody said.
+        feedback: True for a good answer, False for a bad one; None without feedback.
         tags: Names by which it can be selected.
         id: Its number in the log, if it was read from there; ids grow in the order of adding. Not compared.
 
@@ -103,49 +102,8 @@ def _require_number(name: str, value: object) -> None:
 
 
 def _refs(given: object) -> tuple[DocumentRef, ...]:
-    """What may be any iterable of documents, without their texts."""
+    """Convert any iterable of documents to references, without their texts."""
     found = tuple(given) if isinstance(given, Iterable) else (None,)
     if not all(isinstance(document, (Document, DocumentRef)) for document in found):
         raise InvalidInput("Example.documents must be a sequence of ibidem.Document")
     return tuple(DocumentRef(document.id, document.digest, document.source) for document in found)
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleStats:
-    """Counts of the example log.
-
-    `namespaces` and `models` hold counts by name, `good` and `bad` count what somebody said so of; `tokens`
-    are those of prompts and of answers, where known.
-    """
-
-    total: int = 0
-    namespaces: Mapping[str, int] = field(default_factory=dict)
-    models: Mapping[str, int] = field(default_factory=dict)
-    good: int = 0
-    bad: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-    @property
-    def unknown(self) -> int:
-        """Of how many nobody has said whether they are good."""
-        return self.total - self.good - self.bad
-
-    @classmethod
-    def of(cls, groups: Iterable[tuple[str, str, bool | None, int, int, int]]) -> ExampleStats:
-        """The sum of groups: namespace, model, feedback, count, prompt tokens, tokens of answers."""
-        rows = list(groups)
-        namespaces, models, said = Counter[str](), Counter[str](), Counter[bool | None]()
-        for namespace, model, feedback, count, _, _ in rows:
-            namespaces[namespace] += count
-            models[model] += count
-            said[feedback] += count
-        return cls(
-            said.total(),
-            dict(namespaces),
-            dict(models),
-            good=said[True],
-            bad=said[False],
-            input_tokens=sum(int(row[4] or 0) for row in rows),
-            output_tokens=sum(int(row[5]) for row in rows),
-        )
