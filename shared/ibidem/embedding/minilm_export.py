@@ -1,4 +1,4 @@
-"""The ONNX graph of all-MiniLM-L6-v2, written straight from its weights: no torch, no tracing.
+"""Export of all-MiniLM-L6-v2 to ONNX, directly from its weights: no torch, no tracing.
 
 Architecture (`config.json` of sentence-transformers/all-MiniLM-L6-v2): BERT, hidden 384, 12 heads, 6 layers,
 intermediate 1536, erf-GELU, LayerNorm eps 1e-12; mean over the unmasked tokens, then unit length.
@@ -41,15 +41,16 @@ Array = NDArray[Any]
 
 
 def quantise_columns(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Signed 8-bit codes and one scale per column of `weight[in, out]`: weight ~ codes * scale."""
+    """Quantise `weight[in, out]` to signed 8-bit codes, one scale per column: weight ~ codes * scale."""
     scale = np.maximum(np.abs(weight).max(axis=0) / WEIGHT_MAX, np.finfo(np.float32).tiny)
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
 class Graph:
-    """Collects nodes and constants; each operator method returns the name of its output.
+    """Builder of an ONNX graph; each operator method returns the name of its output.
 
-    `epsilon` is that of the layer norms.
+    Args:
+        epsilon: Of the layer norms.
     """
 
     def __init__(self, epsilon: float = LAYER_NORM_EPS) -> None:
@@ -67,22 +68,22 @@ class Graph:
         return output
 
     def output(self, kind: str, inputs: list[str], name: str) -> None:
-        """Append an operator whose result is the output `name` of the model."""
+        """Append an operator whose result is the model output `name`."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, inputs, [name]))
 
     def constant(self, value: Array | float) -> str:
-        """Keep a constant."""
+        """Add a constant."""
         array = np.asarray(value, np.float32) if isinstance(value, float) else np.asarray(value)
         name = f"c{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(array)
         return name
 
     def dense(self, x: str, weight: Array, bias: Array, int8: bool, digits: int = 2) -> str:
-        """The layer x @ weight + bias for `x[n, t, in]` and `weight[in, out]`.
+        """Append a dense layer, x @ weight + bias for `x[n, t, in]` and `weight[in, out]`.
 
-        With `int8`, an activation is one or two `digits`: half the work, or 14 bits.
+        With `int8`, an activation has one digit (half the work) or two (14 bits).
         """
         if not int8:
             return self.op("Add", self.op("MatMul", x, weight), bias)
@@ -101,25 +102,25 @@ class Graph:
         return self.op("Add", self.op("Mul", self.op("Mul", total, column_scale), row_scale), bias)
 
     def one_digit(self, x: str) -> tuple[str, str]:
-        """A uint8 code and a scale per token: x ~ (code - MIDDLE) * scale."""
+        """Quantise to a uint8 code and a scale per token: x ~ (code - MIDDLE) * scale."""
         shifted, scale = self._shifted(x)
         return self.op("Cast", self.op("Add", shifted, 0.5), to=UINT8), scale
 
     def _shifted(self, x: str) -> tuple[str, str]:
-        """The values in steps of their token's scale, from 1 to 127; and the scale."""
+        """Express values in steps of their token's scale, from 1 to 127; also return the scale."""
         peak = self.op("ReduceMax", self.op("Abs", x), axes=[-1], keepdims=1)
         scale = self.op("Mul", self.op("Max", peak, 1e-12), 1 / (MIDDLE - 1))
         return self.op("Add", self.op("Div", x, scale), float(MIDDLE)), scale
 
     def two_digits(self, x: str) -> tuple[str, str, str]:
-        """Two uint8 codes and a scale per token: x ~ (high + low / LOW_MAX - MIDDLE) * scale."""
+        """Quantise to two uint8 codes and a scale per token: x ~ (high + low / LOW_MAX - MIDDLE) * scale."""
         shifted, scale = self._shifted(x)
         high = self.op("Cast", shifted, to=UINT8)  # cuts off the fraction
         rest = self.op("Mul", self.op("Sub", shifted, self.op("Cast", high, to=FLOAT)), float(LOW_MAX))
         return high, self.op("Cast", self.op("Add", rest, 0.5), to=UINT8), scale
 
     def halves(self, x: str) -> tuple[str, str]:
-        """The two halves along the first axis."""
+        """Split into halves along the first axis."""
         from onnx import helper
 
         names = f"{x}_high", f"{x}_low"
@@ -127,11 +128,11 @@ class Graph:
         return names
 
     def layer_norm(self, x: str, weight: Array, bias: Array) -> str:
-        """Normalised over the last axis."""
+        """Normalise over the last axis."""
         return self.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=self.epsilon)
 
     def embeddings(self, words: Array, positions: Array, int8: bool) -> str:
-        """Word + position of each of the `input_ids`: [n, t, hidden]."""
+        """Embed the `input_ids`, word + position: [n, t, hidden]."""
         if int8:
             codes, scale = quantise_columns(words.T)
             row = self.op("Cast", self.op("Gather", codes.T, "input_ids"), to=FLOAT)
@@ -143,13 +144,13 @@ class Graph:
         return self.op("Add", word, position)
 
     def attention(self, joined: str, bias: str, heads: int, hidden: int) -> str:
-        """What each token takes from the others: [n, t, 3 * hidden] to [n, t, hidden].
+        """Append multi-head attention: [n, t, 3 * hidden] to [n, t, hidden].
 
         Args:
-            joined: Queries, keys and values of all heads side by side; the queries are scaled.
+            joined: Queries, keys and values of all heads concatenated; the queries are scaled.
             bias: Added to the scores.
-            heads: How many.
-            hidden: Of all heads together.
+            heads: Number of heads.
+            hidden: Width of all heads together.
         """
         split = self.op("Reshape", joined, np.array([0, 0, 3 * heads, hidden // heads], np.int64))
         split = self.op("Transpose", split, perm=[0, 2, 1, 3])
@@ -164,12 +165,12 @@ class Graph:
         return self.op("Reshape", mixed, np.array([0, 0, hidden], np.int64))
 
     def gelu(self, x: str) -> str:
-        """The exact form, with the error function."""
+        """Append the exact GELU, with the error function."""
         erf = self.op("Erf", self.op("Div", x, float(np.sqrt(2.0))))
         return self.op("Mul", self.op("Mul", x, self.op("Add", erf, 1.0)), 0.5)
 
     def model(self, output: str, shape: list[str | int], name: str) -> ModelProto:
-        """The whole as a model that takes `input_ids` and `attention_mask` and gives float32 `output`."""
+        """Build a model from `input_ids` and `attention_mask` to the float32 `output`."""
         from onnx import TensorProto, helper, numpy_helper
 
         inputs = [
@@ -233,14 +234,14 @@ def _pooled(graph: Graph, x: str, mask: str) -> None:
 
 
 def build_model(weights: Mapping[str, Array], *, int8: bool) -> ModelProto:
-    """The graph as an ONNX model.
+    """Build the ONNX model.
 
     Inputs `input_ids` and `attention_mask`, int64[n, t] with t <= 512; output `embedding`, float32[n, 384] of
     unit length.
 
     Args:
         weights: Arrays by their names in the published `model.safetensors`.
-        int8: Quantise the dense layers and the word embeddings (23 MB instead of 90).
+        int8: Whether to quantise dense layers and word embeddings (23 MB instead of 90).
 
     Raises:
         KeyError: A weight is missing.

