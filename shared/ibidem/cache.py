@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.concurrency import ForkSafeLock, in_thread
 from ibidem._util.deadline import deadline
-from ibidem.answering import Answering
+from ibidem.answering import Asking
 from ibidem.audits.auditor import Auditor
 from ibidem.costs import Prices, read_prices
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
@@ -17,6 +18,7 @@ from ibidem.examples.log import ExampleLog
 from ibidem.lifecycle.correcting import Correcting
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.policy import Policy
+from ibidem.pending import PendingRequest
 from ibidem.pipeline import Finder, Keeper
 from ibidem.provenance import opened
 from ibidem.runtime import Runtime, release
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
-class SemanticCache(Answering, Correcting):
+class SemanticCache(Correcting):
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -117,7 +119,7 @@ class SemanticCache(Answering, Correcting):
         asked = bind_scope(request)
         with self.telemetry.start_lookup(asked) as span:
             result = span.set_result(self._search(asked, max_age))
-        self._note(asked, result)
+        self._log(asked, result)
         return result
 
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
@@ -193,6 +195,45 @@ class SemanticCache(Answering, Correcting):
             self._admission.give_back(request.namespace)
             return self._reject("error")
         return self._reject(reason) if reason else Stored(request.key, self._runtime.cache_id)
+
+    def answer(self, request: Request, ask: Callable[[Request], Answer]) -> Answer:
+        """Return the stored answer, or that of `ask`, which is then stored.
+
+        Of identical requests that come meanwhile, from threads or tasks, only one calls `ask`; the others
+        wait for its answer, at most `single_flight` seconds.
+
+        Raises:
+            InvalidInput: `request` is not a `Request`, or `ask` did not return an `Answer`.
+            CacheClosed: The cache was closed.
+            Exception: What `ask` raises. One of those who wait tries for itself.
+        """
+        pending = PendingRequest(self, request)
+        while (hit := pending.lookup()) is None and pending.wait():
+            pass
+        if hit is not None:
+            return hit.answer
+        with pending:
+            answer = ask(request)
+            with suppress(CacheClosed):
+                pending.store(answer)
+        return answer
+
+    async def aanswer(self, request: Request, ask: Callable[[Request], Awaitable[Answer]]) -> Answer:
+        """As `answer`, for async code: the cache is asked in a thread, and waiting needs none."""
+        pending = PendingRequest(self, request)
+        while (hit := await in_thread(pending.lookup)) is None and await pending.await_():
+            pass
+        if hit is not None:
+            return hit.answer
+        with pending:
+            answer = await ask(request)
+            with suppress(CacheClosed):
+                await in_thread(pending.store, answer)
+        return answer
+
+    def asking(self, request: Request) -> Asking:
+        """The request on its way; for adapters."""
+        return Asking(self, request)
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all answers, or those of one namespace and its users; returns how many answers.
@@ -273,7 +314,7 @@ class SemanticCache(Answering, Correcting):
                 raise InvalidInput(f"expected an ibidem.Request, not {type(request).__name__}")
         self._runtime.check_process()
 
-    def _note(self, request: Request, result: Hit | Miss) -> None:
+    def _log(self, request: Request, result: Hit | Miss) -> None:
         self.telemetry.record_lookup(request, result)
         if is_bypassed(request):
             return

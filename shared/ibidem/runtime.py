@@ -35,7 +35,7 @@ from ibidem.maintenance import Housekeeping
 from ibidem.matching.fitted import adopted, warn_of_old_score
 from ibidem.matching.policy import scorer_for
 from ibidem.settings import Settings
-from ibidem.single_flight import Flights
+from ibidem.single_flight import SingleFlight
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
 from ibidem.storage.entries import entry_size
 from ibidem.storage.examples import EmbeddedExample
@@ -62,7 +62,7 @@ class Runtime:
     def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
         self.key, self.users, self.settings = key, 0, settings
         self.cache_id = digest(settings.database or str(settings.path.resolve()))  # contains no password
-        self.faults, self.flights = Faults(), Flights()
+        self.faults, self.flights = Faults(), SingleFlight()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.store = open_store(settings)
         self.housekeeping = Housekeeping(

@@ -1,12 +1,13 @@
 """Single flight: of identical requests that nobody has answered yet, one asks the model, the others wait.
 
-The first to miss takes the lead and asks. Those who miss the same key meanwhile get a place in the queue: a
-future, which threads wait for and tasks await. What can go wrong never costs more than a bounded wait:
+The first to miss a key becomes its leader and asks. Those who miss it meanwhile get a future, which threads
+wait for and tasks await. What can go wrong never costs more than a bounded wait:
 
-* Who leads one flight waits for no other, in whatever thread or task it goes on: no circle of waiting.
-* The lead is passed on when its call fails, to one waiter; when its answer may not be kept, to none: the same
-  request would be refused again, so all ask at once, as without single flight, and for a while nobody waits.
-* A lead that nobody ends is taken over after its time, and nobody waits longer than that in all.
+* A leader waits for no other, in whatever thread or task it goes on: no circle of waiting.
+* When a leader's call fails, all who wait join again: the first becomes the leader, the others wait for it.
+* When its answer may not be stored, all ask at once, as without single flight, since the answer to the same
+  request would be rejected again; and for a while nobody waits for this key.
+* A leader that never ends is taken over after its time, and nobody waits longer than that in all.
 """
 
 from __future__ import annotations
@@ -22,40 +23,33 @@ from threading import Lock
 
 from ibidem._util.concurrency import BoundedDict
 
-LEADS = 10_000  # calls of models that can be under way at once; others go on without single flight
-REMEMBERED = 4096  # keys that were answered or refused lately
+MAX_LEADERS = 10_000  # calls of models that can be under way at once; others go on without single flight
+REMEMBERED = 4096  # keys that were answered or rejected lately
 
-# What is led here, inherited by the threads and tasks that are given a copy of the context.
-_leading: ContextVar[tuple[Lead, ...]] = ContextVar("ibidem_leading", default=())
-
-
-class Turn(Enum):
-    """What a waiter does next, if it is not given the lead."""
-
-    LOOK = "look up again"
-    ASK = "ask the model"
+# The leaders of the running code, inherited by the threads and tasks that are given a copy of the context.
+_leading: ContextVar[tuple[Leader, ...]] = ContextVar("ibidem_leading", default=())
 
 
 class Outcome(Enum):
     """How a flight ended."""
 
     STORED = "stored"
-    REFUSED = "refused"  # the answer may not be kept
+    REJECTED = "rejected"  # the answer may not be stored
     FAILED = "failed"
 
 
-Place = Future["Lead | Turn"]
+Waiter = Future[Outcome]
 
 
-class Lead:
+class Leader:
     """The right to ask for one key while the others wait. Ended once; what comes later does nothing."""
 
-    __slots__ = ("_flights", "ended", "expires", "key", "patience", "waiting")
+    __slots__ = ("_flights", "ended", "expires", "key", "timeout", "waiters")
 
-    def __init__(self, flights: Flights, key: str, patience: float, waiting: deque[Place]) -> None:
-        self._flights, self.key, self.patience = flights, key, patience
-        self.waiting = waiting
-        self.expires = time.monotonic() + patience
+    def __init__(self, flights: SingleFlight, key: str, timeout: float, waiters: deque[Waiter]) -> None:
+        self._flights, self.key, self.timeout = flights, key, timeout
+        self.waiters = waiters
+        self.expires = time.monotonic() + timeout
         self.ended = False
 
     @property
@@ -66,111 +60,99 @@ class Lead:
     def end(self, outcome: Outcome = Outcome.FAILED) -> None:
         """Tell the waiters. Never blocks, so that destructors of streams may call it."""
         if not self.ended:
-            self._flights.settle(self.key, outcome, self)
+            self._flights.end(self.key, outcome, self)
 
 
-def take(lead: Lead) -> None:
-    """The caller's context leads from now on."""
-    _leading.set((*(one for one in _leading.get() if one.live), lead))
+def set_leading(leader: Leader) -> None:
+    """Add the leader to those of the running code."""
+    _leading.set((*(other for other in _leading.get() if other.live), leader))
 
 
-def leads() -> bool:
-    """Whether the caller's context leads a flight of any cache."""
-    return any(lead.live for lead in _leading.get())
+def is_leading() -> bool:
+    """Whether the running code leads a flight of any cache."""
+    return any(leader.live for leader in _leading.get())
 
 
-class Flights:
-    """Who asks for what, in one place; thread-safe. Only misses and ends of flights come here."""
+class SingleFlight:
+    """The flights of one cache location; thread-safe. Only misses and ends of flights come here."""
 
     def __init__(self) -> None:
         self.after_fork()
 
     def after_fork(self) -> None:
         """Start afresh in a forked child: the parent's calls are not its own."""
-        self.landings = 0  # read without the lock: before a lookup, to tell what was stored during it
+        self.completed = 0  # read without the lock before a lookup, to detect what is stored during it
         self._lock = Lock()
         self._closed = False
-        self._leads: dict[str, Lead] = {}  # by key, the oldest first
-        self._landed: BoundedDict[str, int] = BoundedDict(REMEMBERED)
-        self._refused: BoundedDict[str, float] = BoundedDict(REMEMBERED)
+        self._leaders: dict[str, Leader] = {}  # by key, the oldest first
+        self._completed: BoundedDict[str, int] = BoundedDict(REMEMBERED)
+        self._rejected: BoundedDict[str, float] = BoundedDict(REMEMBERED)
         self._waits: dict[str, int] = {}
-        # A destructor can end a lead in the middle of anything, also while its own thread holds the lock.
-        self._endings: deque[tuple[str, Outcome, Lead | None]] = deque()
+        # A destructor can end a leader in the middle of anything, also while its own thread holds the lock.
+        self._endings: deque[tuple[str, Outcome, Leader | None]] = deque()
 
-    def enter(self, key: str, since: int, patience: float, *, may_wait: bool) -> Lead | Place | Turn:
-        """After a miss: the lead, a place in the queue, or what to do at once.
+    def join(self, key: str, since: int, timeout: float, *, may_wait: bool) -> Leader | Waiter | Outcome:
+        """After a miss, return the leader if the caller is to ask, or a future of the leader's outcome.
+
+        An `Outcome` says what to do at once: look up again (`STORED`), or ask without leading (`REJECTED`).
 
         Args:
             key: That of the request.
-            since: `landings` as it was before the lookup that missed.
-            patience: Seconds after which the lead may be taken over.
+            since: `completed` as it was before the lookup that missed.
+            timeout: Seconds after which the leader may be taken over.
             may_wait: False for those who must not wait: they ask if somebody else leads.
         """
-        with self._table():
-            if (self._landed.get(key) or 0) > since:
-                return Turn.LOOK
-            lead = self._leads.get(key)
-            if lead is not None and lead.live:
+        with self._locked():
+            if (self._completed.get(key) or 0) > since:
+                return Outcome.STORED
+            leader = self._leaders.get(key)
+            if leader is not None and leader.live:
                 if not may_wait:
-                    return Turn.ASK
-                place: Place = Future()
-                lead.waiting.append(place)
-                return place
-            if self._closed or time.monotonic() < (self._refused.get(key) or 0.0):
-                return Turn.ASK
-            return self._lead(key, patience, lead) or Turn.ASK
-
-    def leave(self, key: str, place: Place, patience: float) -> Lead | Turn:
-        """The end of waiting: what came, or after the waiter's time the lead, if that is overdue too."""
-        with self._table():
-            if place.done():
-                return place.result()
-            place.cancel()
-            lead = self._leads.get(key)
-            return Turn.ASK if lead is None or lead.live else self._lead(key, patience, lead) or Turn.ASK
-
-    def give_up(self, place: Place) -> None:
-        """The waiter is gone, by an exception. If it was given the lead meanwhile, the next one gets it."""
-        if not place.cancel() and isinstance(given := place.result(), Lead):
-            given.end()
+                    return Outcome.REJECTED
+                waiter = Waiter()
+                leader.waiters.append(waiter)
+                return waiter
+            if self._closed or time.monotonic() < (self._rejected.get(key) or 0.0):
+                return Outcome.REJECTED
+            return self._new_leader(key, timeout, leader) or Outcome.REJECTED
 
     def stored(self, key: str) -> None:
-        """There is an answer to the key now, whoever stored it."""
-        if key in self._leads:
-            self.settle(key, Outcome.STORED)
+        """End the flight of the key: there is an answer now, whoever stored it."""
+        if key in self._leaders:
+            self.end(key, Outcome.STORED)
 
-    def settle(self, key: str, outcome: Outcome, lead: Lead | None = None) -> None:
-        """End the flight of the key, if it is still that of `lead` or an answer is there. Never blocks."""
-        self._endings.append((key, outcome, lead))
-        self._settle()
+    def end(self, key: str, outcome: Outcome, leader: Leader | None = None) -> None:
+        """End the flight of the key, if it is still that of `leader` or an answer is stored. Never blocks."""
+        self._endings.append((key, outcome, leader))
+        self._run_endings()
 
-    def count(self, outcome: str) -> None:
-        """Somebody has waited, with this outcome."""
-        with self._table():
+    def count_wait(self, outcome: str) -> None:
+        """Count a request that has waited, by what came of it."""
+        with self._locked():
             self._waits[outcome] = self._waits.get(outcome, 0) + 1
 
     def waits(self) -> dict[str, int]:
         """How many requests have waited for another, by what came of it."""
-        with self._table():
+        with self._locked():
             return dict(self._waits)
 
     def close(self) -> None:
-        """Nobody waits any more."""
-        with self._table():
+        """End all flights; nobody waits any more."""
+        with self._locked():
             self._closed = True
-            for lead in tuple(self._leads.values()):
-                self._end(lead.key, Outcome.REFUSED, lead)
+            for leader in tuple(self._leaders.values()):
+                self._end(leader.key, Outcome.REJECTED, leader)
 
     @contextmanager
-    def _table(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         try:
             with self._lock:
                 yield
         finally:
-            self._settle()
+            self._run_endings()
 
-    def _settle(self) -> None:
-        """Carry out the endings; if somebody holds the lock, they do it when they release it."""
+    def _run_endings(self) -> None:
+        """Carry out the endings; if another thread holds the lock, it does so when it releases it."""
         while self._endings and self._lock.acquire(blocking=False):
             try:
                 while self._endings:
@@ -178,42 +160,33 @@ class Flights:
             finally:
                 self._lock.release()
 
-    def _end(self, key: str, outcome: Outcome, by: Lead | None) -> None:
+    def _end(self, key: str, outcome: Outcome, by: Leader | None) -> None:
         """Under the lock."""
         if by is not None:
             by.ended = True
-        lead = self._leads.get(key)
-        if lead is None or (lead is not by and outcome is not Outcome.STORED):
+        leader = self._leaders.get(key)
+        if leader is None or (leader is not by and outcome is not Outcome.STORED):
             return  # it was taken over, and goes on
-        del self._leads[key]
-        lead.ended = True
-        if outcome is Outcome.FAILED:
-            self._pass_on(lead)
-            return
+        del self._leaders[key]
+        leader.ended = True
         if outcome is Outcome.STORED:
-            self.landings += 1
-            self._landed.put(key, self.landings)
-            self._refused.pop(key)
-        elif not self._closed:
-            self._refused.put(key, time.monotonic() + lead.patience)
-        for place in lead.waiting:
-            if place.set_running_or_notify_cancel():
-                place.set_result(Turn.LOOK if outcome is Outcome.STORED else Turn.ASK)
+            self.completed += 1
+            self._completed.put(key, self.completed)
+            self._rejected.pop(key)
+        elif outcome is Outcome.REJECTED and not self._closed:
+            self._rejected.put(key, time.monotonic() + leader.timeout)
+        for waiter in leader.waiters:
+            if waiter.set_running_or_notify_cancel():
+                waiter.set_result(outcome)
 
-    def _pass_on(self, lead: Lead) -> None:
-        while lead.waiting:
-            place = lead.waiting.popleft()
-            if place.set_running_or_notify_cancel():
-                place.set_result(self._lead(lead.key, lead.patience, lead) or Turn.ASK)
-                return
-
-    def _lead(self, key: str, patience: float, before: Lead | None) -> Lead | None:
-        """A new lead with the waiters of the one before; None if there are too many. Under the lock."""
-        self._leads.pop(key, None)
-        if len(self._leads) >= LEADS:
-            oldest = next(iter(self._leads.values()))
+    def _new_leader(self, key: str, timeout: float, before: Leader | None) -> Leader | None:
+        """A leader with the waiters of the one before; None if there are too many. Under the lock."""
+        self._leaders.pop(key, None)
+        if len(self._leaders) >= MAX_LEADERS:
+            oldest = next(iter(self._leaders.values()))
             if oldest.live:
                 return None
-            self._end(oldest.key, Outcome.REFUSED, oldest)
-        lead = self._leads[key] = Lead(self, key, patience, before.waiting if before else deque())
-        return lead
+            self._end(oldest.key, Outcome.REJECTED, oldest)
+        waiters = before.waiters if before else deque()
+        leader = self._leaders[key] = Leader(self, key, timeout, waiters)
+        return leader

@@ -15,7 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import PrivateAttr
 
 import ibidem
-from ibidem.answering import Answering
+from ibidem.answering import Asking
 
 COUNTRIES = (
     "France Peru Japan Kenya Chile Ghana India Italy Spain Egypt Qatar Nepal Tonga Samoa Malta Libya Sudan "
@@ -29,7 +29,7 @@ RAG = ChatPromptTemplate.from_messages(
 )
 
 
-class Recording(Answering):
+class Recording:
     """Passes everything on to a core and remembers the requests that were looked up and stored."""
 
     def __init__(self, core: ibidem.cache.SemanticCache) -> None:
@@ -47,8 +47,11 @@ class Recording(Answering):
             self.hits.append(found)
         return found
 
-    def _note(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
-        self.core._note(request, result)
+    def asking(self, request: ibidem.Request) -> Asking:
+        return Asking(self, request)
+
+    def _log(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
+        self.core._log(request, result)
 
     def store(self, request: ibidem.Request, answer: ibidem.Answer) -> ibidem.Stored | ibidem.Rejected:
         self.stored.append(request)

@@ -38,7 +38,7 @@ from openai import APIError
 from pydantic import BaseModel, Field, create_model
 
 import ibidem
-from ibidem.answering import Answering
+from ibidem.answering import Asking
 from ibidem.cache import SemanticCache
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
@@ -139,7 +139,7 @@ def engine_of(synthesizer: BaseSynthesizer, **edition: str) -> RetrieverQueryEng
     return RetrieverQueryEngine(Library(shelves(**edition)), synthesizer)
 
 
-class Watched(Answering):
+class Watched:
     """The cache that all tests share, since opening one takes long; and what one test does with it."""
 
     def __init__(self, core: SemanticCache) -> None:
@@ -153,8 +153,11 @@ class Watched(Answering):
         self.asked.append(request.question)
         return self.core._search(request)
 
-    def _note(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
-        self.core._note(request, result)
+    def asking(self, request: ibidem.Request) -> Asking:
+        return Asking(self, request)
+
+    def _log(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
+        self.core._log(request, result)
 
     def store(self, request: ibidem.Request, answer: ibidem.Answer) -> ibidem.Stored | ibidem.Rejected:
         outcome = self.core.store(request, answer)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import Answer, Hit, InvalidInput, Miss, Rejected, Request, Stored
 from ibidem.cache import SemanticCache
+from ibidem.pending import PendingRequest
 from ibidem.scope import current
 from ibidem.types import tenant_of
 from tests.conftest import OpenCache
@@ -190,14 +191,14 @@ async def test_tasks_are_in_the_scope_they_were_begun_in(cache: SemanticCache) -
 def test_an_answer_is_stored_where_it_was_looked_up(cache: SemanticCache) -> None:
     """A stream may be read outside of the block, or in another tenant's."""
     with ibidem.scope(namespace="acme"):
-        inside = cache.asking(ASKED)
-        assert inside.look() is None
+        inside = PendingRequest(cache, ASKED)
+        assert inside.lookup() is None
         assert not inside.wait()
-    outside = cache.asking(Request("How large is Paris?"))
-    assert outside.look() is None
+    outside = PendingRequest(cache, Request("How large is Paris?"))
+    assert outside.lookup() is None
     with ibidem.scope(namespace="globex"):
-        assert inside.keep(PARIS)
-        assert outside.keep(Answer("105 km2."))
+        assert inside.store(PARIS)
+        assert outside.store(Answer("105 km2."))
         assert found(cache) is None
         assert found(cache, Request("How large is Paris?")) is None
     with ibidem.scope(namespace="acme"):
@@ -210,19 +211,19 @@ def test_an_answer_is_stored_where_it_was_looked_up(cache: SemanticCache) -> Non
 def test_a_bypass_looks_up_stores_logs_and_waits_for_nothing(open_cache: OpenCache) -> None:
     told: list[Any] = []
     cache = open_cache(on_lookup=lambda *what: told.append(what))
-    lead = cache.asking(ASKED)
-    assert lead.look() is None
-    assert not lead.wait()
+    leader = PendingRequest(cache, ASKED)
+    assert leader.lookup() is None
+    assert not leader.wait()
     del told[:]
     with ibidem.scope(bypass=True):
-        assert cache.answer(ASKED, lambda _: PARIS) == PARIS, "does not wait for the lead"
+        assert cache.answer(ASKED, lambda _: PARIS) == PARIS, "does not wait for the leader"
         assert cache.lookup(ASKED) == Miss("bypassed")
         assert cache.store(ASKED, PARIS) == Rejected("bypassed")
         assert not cache.examples.add(ibidem.Example("Why?", "So."))
-        begun = cache.asking(ASKED)
-        assert begun.look() is None
-    assert begun.keep(PARIS) == Rejected("bypassed"), "though it ends outside"
-    lead.end()
+        begun = PendingRequest(cache, ASKED)
+        assert begun.lookup() is None
+    assert begun.store(PARIS) == Rejected("bypassed"), "though it ends outside"
+    leader.abort()
     assert (told, cache.stats().entries, cache.stats().misses) == ([], 0, {"empty": 1})
 
 
@@ -303,9 +304,9 @@ async def test_forgetting_in_async_code(cache: SemanticCache) -> None:
 
 def test_a_hit_that_the_program_cannot_use_is_a_miss(cache: SemanticCache) -> None:
     cache.store(ASKED, PARIS)
-    asking = cache.asking(ASKED)
-    assert asking.look(lambda hit: "answer_invalid" if hit.answer.text == "Paris." else "") is None
-    assert not asking.wait()
-    asking.keep(Answer("Lutetia."))
+    pending = PendingRequest(cache, ASKED)
+    assert pending.lookup(lambda hit: "answer_invalid" if hit.answer.text == "Paris." else "") is None
+    assert not pending.wait()
+    pending.store(Answer("Lutetia."))
     assert [row.reason for row in cache.recent()] == ["answer_invalid"]
     assert found(cache) == "Lutetia."

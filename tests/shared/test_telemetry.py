@@ -25,6 +25,7 @@ from ibidem import Answer, Document, Hit, Miss, Rejected, Request
 from ibidem.cache import SemanticCache
 from ibidem.errors import IndexUnavailable, StorageUnavailable
 from ibidem.index import chroma
+from ibidem.pending import PendingRequest
 from ibidem.telemetry import metrics
 from ibidem.telemetry.metrics import MAX_VALUES, OTHER
 from ibidem.telemetry.telemetry import NOOP_SPAN, has_meter_provider
@@ -184,8 +185,8 @@ def test_an_objection_of_an_adapter_is_the_outcome(sdk: Sdk, cache: SemanticCach
     async def objecting(hit: Hit) -> str:
         return "answer_invalid"
 
-    cache.asking(ASKED).look(lambda hit: "answer_invalid")
-    asyncio.run(cache.asking(ASKED).alook(objecting))
+    PendingRequest(cache, ASKED).lookup(lambda hit: "answer_invalid")
+    asyncio.run(PendingRequest(cache, ASKED).alookup(objecting))
 
     assert [one.attributes["ibidem.reason"] for one in sdk.spans("ibidem.lookup") if one.attributes] == [
         "answer_invalid",
@@ -249,7 +250,7 @@ def test_a_closed_cache_raises_and_its_span_ends(sdk: Sdk, cache: SemanticCache)
     """The program's own mistake is its error."""
     cache.close()
     with pytest.raises(ibidem.CacheClosed):
-        cache.asking(ASKED).look()
+        PendingRequest(cache, ASKED).lookup()
 
     assert sdk.span() == {"error.type": "CacheClosed"}
     assert sdk.spans("ibidem.lookup")[-1].status.status_code is StatusCode.ERROR

@@ -27,6 +27,7 @@ from ibidem.adapter.options import open_or_use
 from ibidem.adapter.stream_scope import keep_scope
 from ibidem.answering import Asking
 from ibidem.errors import NotCacheable
+from ibidem.pending import PendingRequest
 from ibidem.provenance import remember
 from ibidem.types import Answer, Hit, Request, Stored
 
@@ -145,7 +146,7 @@ class CachedCall(Generic[Found]):
     ) -> None:
         self._adapter, self._build_request, self._read_hit = adapter, build_request, read_hit
         self._objection, self._aobjection = objection, aobjection
-        self._pending: Asking | None = None
+        self._pending: PendingRequest | None = None
         self._built = False
         self._asked_at = time.perf_counter()
         self._stream: ref[Any] | None = None
@@ -192,12 +193,12 @@ class CachedCall(Generic[Found]):
     def reject(self) -> None:
         """End the call: there is an answer that is not stored, nor will that to an identical call be."""
         if self._pending is not None:
-            self._pending.refuse()
+            self._pending.reject()
 
     def abort(self) -> None:
         """End the call: it failed. One of the identical calls that wait asks its model."""
         if self._pending is not None:
-            self._pending.end()
+            self._pending.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -260,21 +261,21 @@ class CachedCall(Generic[Found]):
     def _attempt(self, doing: str, work: Callable[[], T]) -> T | None:
         return self._adapter.faults.attempt(doing, work)
 
-    def _begun(self, doing: str) -> Asking | None:
+    def _begun(self, doing: str) -> PendingRequest | None:
         if not self._built:
             self._built = True
             self._pending = self._attempt(doing, self._build)
         return self._pending
 
-    def _build(self) -> Asking | None:
+    def _build(self) -> PendingRequest | None:
         request = self._build_request()
-        return self._adapter.cache.asking(request) if request is not None else None
+        return PendingRequest(self._adapter.cache, request) if request is not None else None
 
     def _look(self) -> Found | None:
         pending = self._begun(self._adapter.looking_up)
         if pending is None:
             return None
-        return self._read(self._attempt(self._adapter.looking_up, partial(pending.look, self._objection)))
+        return self._read(self._attempt(self._adapter.looking_up, partial(pending.lookup, self._objection)))
 
     async def _alook(self) -> Found | None:
         if self._aobjection is None:
@@ -282,7 +283,7 @@ class CachedCall(Generic[Found]):
         pending = await in_thread(self._begun, self._adapter.looking_up)
         if pending is None:
             return None
-        hit = await self._adapter.faults.aattempt(self._adapter.looking_up, pending.alook(self._aobjection))
+        hit = await self._adapter.faults.aattempt(self._adapter.looking_up, pending.alookup(self._aobjection))
         return await in_thread(self._read, hit)
 
     def _read(self, hit: Hit | None) -> Found | None:
@@ -298,7 +299,7 @@ class CachedCall(Generic[Found]):
     async def _await(self) -> bool:
         if self._pending is None:
             return False
-        return bool(await self._adapter.faults.aattempt(self._adapter.looking_up, self._pending.await_turn()))
+        return bool(await self._adapter.faults.aattempt(self._adapter.looking_up, self._pending.await_()))
 
     def _ended_with(self, stream: Stream) -> Stream:
         """Abort when the generator is dropped, if it has not ended by then."""
@@ -367,16 +368,16 @@ class _Recording(Generic[Chunk]):
         return self._accumulator.answer()
 
 
-def _store(pending: Asking, answer: Callable[[], Answer | None]) -> Stored | None:
+def _store(pending: PendingRequest, answer: Callable[[], Answer | None]) -> Stored | None:
     try:
         given = answer()
     except NotCacheable:
-        pending.refuse()
+        pending.reject()
         raise
     if given is None:
-        pending.refuse()
+        pending.reject()
         return None
-    result = pending.keep(given)
+    result = pending.store(given)
     return result if isinstance(result, Stored) else None
 
 
@@ -488,11 +489,11 @@ class Inquiry(Generic[Found]):
             return False
 
 
-def _keep_asking(asking: Asking, answer: Callable[[], Answer]) -> Stored | None:
+def _keep_asking(asking: PendingRequest, answer: Callable[[], Answer]) -> Stored | None:
     try:
         given = answer()
     except NotCacheable:
-        asking.refuse()
+        asking.reject()
         raise
-    kept = asking.keep(given)
+    kept = asking.store(given)
     return kept if isinstance(kept, Stored) else None

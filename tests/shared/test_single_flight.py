@@ -16,9 +16,9 @@ import pytest
 
 import ibidem
 from ibidem import Answer, Request
-from ibidem.answering import Asking
 from ibidem.cache import SemanticCache
-from ibidem.single_flight import Flights, Lead, Outcome, Turn
+from ibidem.pending import PendingRequest
+from ibidem.single_flight import Leader, Outcome, SingleFlight
 from tests.conftest import OpenCache
 from tests.helpers import await_until, wait_until
 
@@ -73,8 +73,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def waiting(cache: SemanticCache, request: Request = ASKED) -> int:
     """How many wait for the answer to the request."""
-    lead = cache.flights._leads.get(request.key)
-    return sum(not place.done() for place in lead.waiting) if lead else 0
+    leader = cache.flights._leaders.get(request.key)
+    return sum(not waiter.done() for waiter in leader.waiters) if leader else 0
 
 
 def in_flight(
@@ -179,7 +179,7 @@ def test_caches_of_one_place_share(open_cache: OpenCache, model: Model, pool: Th
     assert texts(calls) == ["answer 1"] * 2
 
 
-def test_a_failed_call_leaves_the_lead_to_one(
+def test_after_a_failed_call_one_waiter_asks(
     cache: SemanticCache, model: Model, pool: ThreadPoolExecutor
 ) -> None:
     """The first gets its error as it was; one waiter asks again, and the others get that answer."""
@@ -237,23 +237,23 @@ def test_who_waits_too_long_takes_over(open_cache: OpenCache, model: Model, pool
     model.go.set()
     assert hanging.result(10).text == "answer 1"
     assert (model.calls, second.calls) == (1, 1)
-    assert not cache.flights._leads
+    assert not cache.flights._leaders
 
 
 def test_nobody_waits_longer_than_the_setting_in_all(
     open_cache: OpenCache, model: Model, pool: ThreadPoolExecutor
 ) -> None:
-    """However often the lead is passed on."""
+    """However long the leader may take."""
     cache = open_cache(single_flight=0.2)
-    lead = cache.flights.enter(ASKED.key, 0, 3600, may_wait=True)
+    leader = cache.flights.join(ASKED.key, 0, 3600, may_wait=True)
     call = pool.submit(cache.answer, ASKED, lambda request: Answer("mine"))
-    assert isinstance(lead, Lead)
+    assert isinstance(leader, Leader)
 
-    assert call.result(10).text == "mine"  # though the lead has an hour
+    assert call.result(10).text == "mine"  # though the leader has an hour
     assert cache.stats().waits == {"timeout": 1}
 
 
-async def test_a_cancelled_lead_is_passed_on(cache: SemanticCache, model: Model) -> None:
+async def test_after_a_cancelled_call_one_waiter_asks(cache: SemanticCache, model: Model) -> None:
     """The next task asks at once."""
     first = asyncio.create_task(cache.aanswer(ASKED, model.later))
     await await_until(model.asked.is_set)
@@ -268,9 +268,9 @@ async def test_a_cancelled_lead_is_passed_on(cache: SemanticCache, model: Model)
 
 
 async def test_a_cancelled_waiter_holds_nobody_up(cache: SemanticCache, model: Model) -> None:
-    """Nor does one that is cancelled in the moment when it is given the lead."""
-    lead = cache.flights.enter(ASKED.key, 0, 30, may_wait=True)
-    assert isinstance(lead, Lead)
+    """Nor does one that is cancelled when it might have led."""
+    leader = cache.flights.join(ASKED.key, 0, 30, may_wait=True)
+    assert isinstance(leader, Leader)
     tasks = []
     for number in range(1, 4):  # in this order
         tasks.append(asyncio.create_task(cache.aanswer(ASKED, model.later)))
@@ -278,7 +278,7 @@ async def test_a_cancelled_waiter_holds_nobody_up(cache: SemanticCache, model: M
     early, given, last = tasks
     early.cancel()
     await asyncio.sleep(0)
-    lead.end()  # `given` has it, but has not run yet
+    leader.end()  # `given` is next, but has not run yet
     given.cancel()
     model.go.set()
 
@@ -338,7 +338,7 @@ def test_a_question_inside_itself_is_asked(cache: SemanticCache) -> None:
 
 
 async def test_a_thread_with_an_event_loop_does_not_wait(cache: SemanticCache, model: Model) -> None:
-    """The lead may be a task of that loop: it could not go on."""
+    """The leader may be a task of that loop: it could not go on."""
     task = asyncio.create_task(cache.aanswer(ASKED, model.later))
     await await_until(model.asked.is_set)
 
@@ -377,15 +377,15 @@ def test_a_forked_child_waits_for_nobody(
 
 
 def test_an_answer_stored_during_the_lookup_is_found(cache: SemanticCache) -> None:
-    """Between a lookup that misses and the lead, the answer may have come: it is not asked for again."""
-    leading, late = Asking(cache, ASKED), Asking(cache, ASKED)
-    assert late.look() is None
-    assert leading.look() is None
+    """Between a lookup that misses and the leader, the answer may have come: it is not asked for again."""
+    leading, late = PendingRequest(cache, ASKED), PendingRequest(cache, ASKED)
+    assert late.lookup() is None
+    assert leading.lookup() is None
     assert not leading.wait()
-    leading.keep(Answer("just stored"))
+    leading.store(Answer("just stored"))
 
     assert late.wait()
-    assert late.look().answer.text == "just stored"  # type: ignore[union-attr]
+    assert late.lookup().answer.text == "just stored"  # type: ignore[union-attr]
     assert cache.stats().misses == {"empty": 1}
 
 
@@ -393,53 +393,53 @@ def test_hits_do_not_touch_the_table(cache: SemanticCache, monkeypatch: pytest.M
     """They cost what they did."""
     cache.store(ASKED, Answer("known"))
     with monkeypatch.context() as patched:
-        patched.setattr(Flights, "enter", None)
-        patched.setattr(Flights, "_table", None)
+        patched.setattr(SingleFlight, "join", None)
+        patched.setattr(SingleFlight, "_locked", None)
 
         assert cache.answer(ASKED, lambda request: Answer("new")).text == "known"
 
 
 def test_a_destructor_may_end_a_lead_anywhere() -> None:
     """Also in the thread that holds the table: it would wait for itself."""
-    flights = Flights()
-    lead = flights.enter("a", 0, 30, may_wait=True)
-    place = flights.enter("a", 0, 30, may_wait=True)
-    assert isinstance(lead, Lead)
-    assert isinstance(place, Future)
-    with flights._table():
-        lead.end()
-        assert not place.done()
+    flights = SingleFlight()
+    leader = flights.join("a", 0, 30, may_wait=True)
+    waiter = flights.join("a", 0, 30, may_wait=True)
+    assert isinstance(leader, Leader)
+    assert isinstance(waiter, Future)
+    with flights._locked():
+        leader.end()
+        assert not waiter.done()
 
-    assert isinstance(place.result(1), Lead)
+    assert waiter.result(1) is Outcome.FAILED
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leads that nobody ends make room when their time is over; before, newcomers just ask."""
-    monkeypatch.setattr("ibidem.single_flight.LEADS", 3)
-    flights = Flights()
+    """Leaders that never end make room when their time is over; before, newcomers just ask."""
+    monkeypatch.setattr("ibidem.single_flight.MAX_LEADERS", 3)
+    flights = SingleFlight()
     for name in "abc":
-        assert isinstance(flights.enter(name, 0, 0.0 if name == "a" else 30, may_wait=True), Lead)
+        assert isinstance(flights.join(name, 0, 0.0 if name == "a" else 30, may_wait=True), Leader)
 
-    assert isinstance(flights.enter("d", 0, 30, may_wait=True), Lead)
-    assert flights.enter("e", 0, 30, may_wait=True) is Turn.ASK
-    assert list(flights._leads) == ["b", "c", "d"]
+    assert isinstance(flights.join("d", 0, 30, may_wait=True), Leader)
+    assert flights.join("e", 0, 30, may_wait=True) is Outcome.REJECTED
+    assert list(flights._leaders) == ["b", "c", "d"]
 
 
 def test_an_overdue_lead_that_ends_late_disturbs_nobody() -> None:
     """It was taken over: its failure is not that of the other; its answer serves all."""
-    flights = Flights()
-    old = flights.enter("a", 0, 0.0, may_wait=True)
-    new = flights.enter("a", 0, 30, may_wait=True)
-    place = flights.enter("a", 0, 30, may_wait=True)
-    assert isinstance(old, Lead)
-    assert isinstance(new, Lead)
-    assert isinstance(place, Future)
+    flights = SingleFlight()
+    old = flights.join("a", 0, 0.0, may_wait=True)
+    new = flights.join("a", 0, 30, may_wait=True)
+    waiter = flights.join("a", 0, 30, may_wait=True)
+    assert isinstance(old, Leader)
+    assert isinstance(new, Leader)
+    assert isinstance(waiter, Future)
     old.end()
-    assert not place.done()
+    assert not waiter.done()
     old.ended = False
     old.end(Outcome.STORED)
 
-    assert place.result(1) is Turn.LOOK
+    assert waiter.result(1) is Outcome.STORED
 
 
 @pytest.mark.parametrize("wrong", [-1, math.inf, math.nan, True, "soon"])
@@ -474,7 +474,7 @@ def test_on_lookup_is_told_once_per_request(
 def test_a_hit_that_is_objected_to_is_a_miss_for_that_reason(
     open_cache: OpenCache, single_flight: float, call: str
 ) -> None:
-    """In the log too, and the fresh answer takes its place."""
+    """In the log too, and the fresh answer takes its waiter."""
     cache = open_cache(single_flight=single_flight)
     cache.store(ASKED, Answer("old"))
 
@@ -482,18 +482,18 @@ def test_a_hit_that_is_objected_to_is_a_miss_for_that_reason(
         return "documents_changed"
 
     async def look() -> None:
-        with cache.asking(ASKED) as asking:
-            assert await asking.alook(away) is None
-            assert not await asking.await_turn()
-            asking.keep(Answer("new"))
+        with PendingRequest(cache, ASKED) as pending:
+            assert await pending.alookup(away) is None
+            assert not await pending.await_()
+            pending.store(Answer("new"))
 
     if call == "async":
         asyncio.run(look())
     else:
-        with cache.asking(ASKED) as asking:
-            assert asking.look(lambda hit: "documents_changed") is None
-            assert not asking.wait()
-            asking.keep(Answer("new"))
+        with PendingRequest(cache, ASKED) as pending:
+            assert pending.lookup(lambda hit: "documents_changed") is None
+            assert not pending.wait()
+            pending.store(Answer("new"))
 
-    assert cache.asking(ASKED).look(lambda hit: "").answer.text == "new"
+    assert PendingRequest(cache, ASKED).lookup(lambda hit: "").answer.text == "new"
     assert cache.stats().misses == {"documents_changed": 1}
