@@ -251,8 +251,8 @@ def _many_shown(place: Place, documents: list[Document], order: int = 1, separat
     text = f"Answer from these.\n{separator.join(d.text for d in documents[::order])}\nQuestion: {QUESTION}"
     adapter = place.model.cache
     prompt = f"{text}"
-    call = adapter._requests.read(prompt, "[('model_name', 'm')]")  # type: ignore[union-attr]
-    request = adapter._requests.request(call, known)  # type: ignore[union-attr]
+    told = "[('model_name', 'm')]"
+    request = adapter._requests.build(prompt, told, documents=known)  # type: ignore[union-attr]
     assert len(request.documents) == len(documents)
 
 
@@ -320,7 +320,7 @@ def test_expression(name: str) -> None:
 
 def test_expressions_are_found() -> None:
     """At the top of a module, within functions, put together of names."""
-    for known in ("ibidem_lab.redaction._EMAIL", "langchain_ibidem.keys._STRUCTURED"):
+    for known in ("ibidem_lab.redaction._EMAIL", "langchain_ibidem.cache._STRUCTURED"):
         assert known in EXPRESSIONS
     written_in_place = [one for name, one in EXPRESSIONS.items() if name.startswith("ibidem_lab.redaction:")]
     assert any("\u00a0" in one.pattern.pattern for one in written_in_place)

@@ -37,7 +37,7 @@ from llama_index.core.schema import NodeWithScore
 
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
-from langchain_ibidem.tracker import install as tracker
+from langchain_ibidem.tracking import tracker
 from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler
 from tests.contracts.langchain import RAG, Library, join
 from tests.contracts.llama_index import CountingFunctionCalling, nodes_about, shelves
@@ -203,7 +203,7 @@ CHAINS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def used(cache: SemanticCache) -> Iterator[IbidemCache]:
-    tracker().memory.forget()
+    tracker().history.clear()
     made = IbidemCache(cache)
     set_llm_cache(made)
     yield made

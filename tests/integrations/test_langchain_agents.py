@@ -19,7 +19,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
-from langchain_ibidem.prompt import of_messages
+from langchain_ibidem.messages import of_messages
 from tests.contracts.agents import ASKED, BlockChat, Shop, ToolChat, final
 from tests.openai_server import running_openai
 

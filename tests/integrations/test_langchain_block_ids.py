@@ -34,7 +34,7 @@ from langchain_core.messages.content import (
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 
 from langchain_ibidem import install, uninstall
-from langchain_ibidem.prompt import of_messages, parse
+from langchain_ibidem.messages import of_messages, parse
 from tests.conftest import OpenCache
 
 Made = Callable[[], Any]

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import ibidem
 from ibidem.errors import NotCacheable
-from langchain_ibidem.codec import decode, encode
+from langchain_ibidem.messages import decode, encode
 
 USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
 

@@ -20,7 +20,7 @@ import ibidem
 from ibidem import Example, InvalidInput, StorageError
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache, IbidemExampleSelector
-from langchain_ibidem.tracker import install
+from langchain_ibidem.tracking import tracker
 from tests.contracts.langchain import CountingChat, CountingCompletion
 from tests.embedders import BagOfWords
 
@@ -38,7 +38,7 @@ LATER = ("How do I return my boots?", "How do I return my scarf?")
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[SemanticCache]:
     """A cache with four examples, which all models use; answers are no examples here."""
-    install().memory.forget()
+    tracker().history.clear()
     with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
         learn(opened, *FIRST)
         set_llm_cache(IbidemCache(opened, namespace="answers"))

@@ -26,7 +26,7 @@ import ibidem
 import langchain_ibidem
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
-from langchain_ibidem.tracker import install
+from langchain_ibidem.tracking import tracker
 from tests.contracts.agents import BlockChat, ToolChat
 from tests.contracts.langchain import COUNTRIES, CountingCompletion, shelves
 from tests.contracts.langchain_matrix import COLUMNS, World, call
@@ -94,7 +94,7 @@ OTHERS = [f"What is the capital of {country}?" for country in COUNTRIES[2:4]]
 
 @pytest.fixture
 def world(cache: SemanticCache) -> Iterator[World]:
-    install().memory.forget()
+    tracker().history.clear()
     langchain_ibidem.install(cache)
     yield World(cache)
     langchain_ibidem.uninstall()
@@ -235,7 +235,7 @@ def _is_of(tenant: tuple[str, str], answer: Any) -> bool:
 
 def test_no_tenant_gets_anothers_answer(cache: SemanticCache) -> None:
     """Many calls with the same questions, by the same models, in every column, by scope and metadata."""
-    install().memory.forget()
+    tracker().history.clear()
     hammer = Hammer(cache)
     langchain_ibidem.install(hammer.adapter)
     set_llm_cache(None)  # only the streams of models with a cache of their own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -22,8 +21,8 @@ from langgraph.graph import END, START, StateGraph
 
 import ibidem
 from ibidem.errors import InvalidInput
-from langchain_ibidem import IbidemCache, callers
-from langchain_ibidem.callers import Caller, caller_of
+from langchain_ibidem import IbidemCache
+from langchain_ibidem.call import HOOKS, ModelCall, pending_calls
 from tests.conftest import OpenCache
 from tests.contracts.langchain import CountingChat, CountingCompletion, Recording
 from tests.helpers import Clock
@@ -236,7 +235,7 @@ def test_what_cannot_be_meant_is_not_cached(
     """A tenant that is not understood must not share with those that name none."""
     model = MODELS[kind]()
     assert text(model.invoke(ASKED, by(**said))) != text(asyncio.run(model.ainvoke(ASKED, by(**said))))
-    assert (core.looked_up, core.stored, cache.faults()) == ([], [], {cause: 4})
+    assert (core.looked_up, core.stored, cache.faults()) == ([], [], {cause: 2})
     assert len(caplog.records) == 1
 
 
@@ -250,10 +249,10 @@ def test_two_names_for_one_call_are_served_neither(cache: IbidemCache, core: Rec
         assert text(model.invoke(ASKED, by(**{name: "globex"}))) == "answer 3"
         assert text(model.invoke(ASKED, by(**{name: "acme"}))) == "answer 1"
         assert text(asyncio.run(model.ainvoke(ASKED, by(**{name: "globex"})))) == "answer 4"
-    assert cache.faults() == {"namespace_conflict": 4}
+    assert cache.faults() == {"namespace_conflict": 2}
     own = CountingChat(metadata=by(**{name: "acme"})["metadata"])
     own.invoke(ASKED, by(**{name: "globex"}))
-    assert cache.faults() == {"namespace_conflict": 6}
+    assert cache.faults() == {"namespace_conflict": 3}
     assert len(core.stored) == 2
 
 
@@ -264,7 +263,7 @@ def test_without_a_namespace_nothing_is_cached_if_one_is_required(
     model = MODELS[kind]()
     for config in (None, by(user="ann"), {"metadata": {"tenant": "acme"}}):
         assert text(model.invoke(ASKED, config)) != text(asyncio.run(model.ainvoke(ASKED, config)))
-    assert (core.looked_up, core.stored, strict.faults()) == ([], [], {"no_namespace": 12})
+    assert (core.looked_up, core.stored, strict.faults()) == ([], [], {"no_namespace": 6})
     (warning,) = caplog.records
     assert "ibidem.scope(namespace=" in warning.getMessage()
     with ibidem.scope(namespace="acme"):
@@ -311,7 +310,7 @@ def test_tenants_are_known_through_a_cache_around_ours(
 
 
 def test_a_direct_call_has_no_caller(cache: IbidemCache, core: Recording) -> None:
-    assert caller_of(ASKED, "m") is None
+    assert pending_calls() is None
     assert cache.lookup(ASKED, "m") is None
     with ibidem.scope(namespace="acme"):
         cache.lookup(ASKED, "m")
@@ -319,46 +318,36 @@ def test_a_direct_call_has_no_caller(cache: IbidemCache, core: Recording) -> Non
 
 
 def test_who_has_the_model_at_hand_says_so(cache: IbidemCache) -> None:
-    caller = Caller.of(CountingChat(), None, {"n": 2}, ["."])
-    assert (caller.parameters, caller.stop, caller.metadata, caller.completes) == ({"n": 2}, ["."], {}, False)
-    told = Caller(caller.model, metadata=by(namespace="acme")["metadata"])
+    call = ModelCall.of(CountingChat(), None, {"n": 2}, ["."])
+    assert (call.parameters, call.stop, call.metadata, call.completes) == ({"n": 2}, ["."], {}, False)
+    told = ModelCall(call.model, metadata=by(namespace="acme")["metadata"])
     assert cache._requests.build(ASKED, "m", told).namespace == "acme"
 
 
-def test_langchains_frames_hold_what_is_read_from_them() -> None:
-    """If this fails, LangChain has moved what tells tenants apart."""
-    from langchain_core.language_models import BaseChatModel, BaseLLM, llms
-
-    chat = {"self", "prompt", "llm_string", "run_manager", "kwargs", "stop"}
-    above = {"self", "callback_managers", "kwargs", "stop"}
-    for function, read in [
-        (BaseChatModel._generate_with_cache, chat),
-        (BaseChatModel._agenerate_with_cache, chat),
-        (llms.get_prompts, {"i", "prompt", "llm_string"}),
-        (llms.aget_prompts, {"i", "prompt", "llm_string"}),
-        (llms.update_cache, {"i", "prompt", "llm_string", "missing_prompt_idxs"}),
-        (llms.aupdate_cache, {"i", "prompt", "llm_string", "missing_prompt_idxs"}),
-        (BaseLLM.generate, above),
-        (BaseLLM.agenerate, above),
-    ]:
-        code = inspect.unwrap(function).__code__
-        assert read <= {*code.co_varnames, *code.co_cellvars}, function
-    assert len(callers._READERS) == 6
-    assert all(code is not None for code, _ in callers._READERS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_without_the_hook_the_caller_is_unknown(core: Recording, kind: str) -> None:
+    """Then only the strings and the scope count; a tenant named by metadata is not known."""
+    model = MODELS[kind](cache=IbidemCache(core))
+    HOOKS.calls.restore()
+    try:
+        with ibidem.scope(namespace="acme"):
+            first, again = (text(model.invoke(ASKED, by(user="ann"))) for _ in range(2))
+    finally:
+        HOOKS.calls.apply()
+    assert first == again
+    assert set(names(core)) == {"acme"}
+    assert not core.core.flights._leads
 
 
-def test_a_langchain_that_cannot_be_read_is_not_cached(
-    cache: IbidemCache, core: Recording, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whose call it is would not be known: a miss, counted, and no error."""
-
-    def moved(held: Any, above: Any) -> Caller:
-        return Caller.of(held["nowhere"])
-
-    monkeypatch.setattr(callers, "_READERS", tuple((code, moved) for code, _ in callers._READERS))
-    model = CountingChat()
-    assert text(model.invoke(ASKED)) != text(asyncio.run(model.ainvoke(ASKED)))
-    assert (core.looked_up, cache.faults()) == ([], {"caller_unreadable": 4})
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_batch_of_several_tenants_through_a_cache_around_ours(core: Recording, kind: str) -> None:
+    """The same words of two tenants: a completion model's calls cannot be told apart there."""
+    inner = IbidemCache(core)
+    model = MODELS[kind](cache=Around(inner))
+    told = model.batch([ASKED, ASKED], [by(namespace="acme"), by(namespace="globex")])
+    assert text(told[0]) != text(told[1])
+    assert names(core) in (["acme", "globex"], [])
+    assert inner.faults() in ({}, {"caller_unreadable": 2})
 
 
 # many tenants at once ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.globals import set_llm_cache
+from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -24,10 +26,11 @@ import ibidem
 from ibidem.cache import SemanticCache
 from ibidem.types import Request
 from langchain_ibidem import IbidemCache, IbidemMiddleware, install, uninstall
-from langchain_ibidem.tracker import install as tracker
+from langchain_ibidem.call import pending_calls
+from langchain_ibidem.tracking import tracker
 from tests.contracts.agents import ASKED as ASKED_AGENT
 from tests.contracts.agents import Shop, ToolChat, ask, final
-from tests.contracts.langchain import CountingChat, Recording
+from tests.contracts.langchain import CountingChat, CountingCompletion, Recording
 from tests.contracts.langchain_streams import (
     BY_MEANING,
     AsyncStreamingChat,
@@ -51,14 +54,14 @@ def core(cache: SemanticCache) -> Recording:
 
 @pytest.fixture
 def used(core: Recording) -> Iterator[IbidemCache]:
-    tracker().memory.forget()
+    tracker().history.clear()
     yield install(IbidemCache(core))  # type: ignore[arg-type]
     uninstall()
 
 
 @pytest.fixture
 def strict(core: Recording) -> Iterator[IbidemCache]:
-    tracker().memory.forget()
+    tracker().history.clear()
     yield install(IbidemCache(core, require_namespace=True))  # type: ignore[arg-type]
     uninstall()
 
@@ -69,6 +72,97 @@ def by(**said: Any) -> RunnableConfig:
 
 def names(requests: list[Request]) -> set[str]:
     return {request.namespace for request in requests}
+
+
+# the hook ---------------------------------------------------------------------------------------------
+
+GENERATE = {"prompts", "stop", "callbacks", "tags", "metadata", "run_name", "kwargs"}
+HOOKED: dict[tuple[type, str], set[str]] = {
+    (BaseChatModel, "_generate_with_cache"): {"messages", "stop", "run_manager", "kwargs"},
+    (BaseChatModel, "_agenerate_with_cache"): {"messages", "stop", "run_manager", "kwargs"},
+    (BaseLLM, "generate"): GENERATE,
+    (BaseLLM, "agenerate"): GENERATE,
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), HOOKED)
+def test_langchains_methods_take_what_the_hook_reads(kind: type, name: str) -> None:
+    """If this fails, LangChain has moved what tells tenants apart."""
+    method = inspect.unwrap(vars(kind)[name])
+    assert HOOKED[kind, name] <= set(inspect.signature(method).parameters)
+    assert inspect.iscoroutinefunction(method) == ("agenerate" in name)
+
+
+CALLS: dict[str, Callable[[Any, Any], Any]] = {
+    "invoke": lambda model, config: model.invoke(ASKED, config, stop=["."], n=2),
+    "ainvoke": lambda model, config: asyncio.run(model.ainvoke(ASKED, config, stop=["."], n=2)),
+    "batch": lambda model, config: model.batch([ASKED], config, stop=["."], n=2),
+    "abatch": lambda model, config: asyncio.run(model.abatch([ASKED], config, stop=["."], n=2)),
+    "in a chain": lambda model, config: (RunnableLambda(str) | model.bind(stop=["."], n=2)).invoke(
+        ASKED, config
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [CountingChat, CountingCompletion])
+@pytest.mark.parametrize("how", CALLS)
+def test_the_hook_knows_model_arguments_and_metadata(
+    how: str, kind: type[Any], used: IbidemCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    build = used._requests.build
+
+    def watched(prompt: str, llm_string: str, call: Any, *others: Any) -> Request:
+        seen.append(call)
+        return build(prompt, llm_string, call, *others)
+
+    monkeypatch.setattr(used._requests, "build", watched)
+    model = kind(metadata={"mine": 1})
+    CALLS[how](model, by(namespace="acme"))
+    (call,) = seen
+    assert (call.model, dict(call.parameters), call.stop) == (model, {"n": 2}, ["."])
+    assert call.metadata["ibidem_namespace"] == call.inherited["ibidem_namespace"] == "acme"
+    assert call.metadata["mine"] == 1
+    assert "mine" not in call.inherited
+    assert pending_calls() is None
+
+
+@pytest.mark.parametrize("kind", [CountingChat, CountingCompletion])
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch", "abatch"])
+def test_the_hook_ends_a_call_that_fails(
+    how: str, kind: type[Any], used: IbidemCache, core: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("the provider is down")
+
+    async def afail(*args: Any, **kwargs: Any) -> Any:
+        fail()
+
+    model = kind()
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "_generate", fail)
+        patched.setattr(kind, "_agenerate", afail)
+        with pytest.raises(OSError, match="the provider is down"):
+            CALLS[how](model, {})
+    assert len(core.looked_up) == 1
+    assert not core.core.flights._leads
+    assert pending_calls() is None
+
+
+def test_a_cache_asked_within_a_call_is_asked_by_nobody(used: IbidemCache, core: Recording) -> None:
+    """What a model itself looks up while it answers is not what LangChain looks up for it."""
+
+    class Asking(CountingChat):
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            used.lookup("What else is there?", "[('model', 'another')]")
+            return super()._generate(*args, **kwargs)
+
+    model = Asking()
+    with ibidem.scope(namespace="acme"):
+        first = model.invoke(ASKED, by(user="ann"))
+    assert names(core.looked_up) == {"acme/user=ann", "acme"}
+    assert model.invoke(ASKED, by(namespace="acme", user="ann")).text == first.text
+    assert not core.core.flights._leads
 
 
 # tenants and streams ----------------------------------------------------------------------------------
@@ -426,7 +520,7 @@ def test_an_agent_without_its_configuration_is_not_cached(agents: Agents, core: 
 
     from langchain_ibidem import agent_steps
 
-    inherited = agent_steps.caller_of
+    inherited = agent_steps.model_call_of
 
     def lost(request: Any, given: Any) -> Any:
         context = contextvars.copy_context()
@@ -434,7 +528,7 @@ def test_an_agent_without_its_configuration_is_not_cached(agents: Agents, core: 
         return context.run(inherited, request, given)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(agent_steps, "caller_of", lost)
+        patched.setattr(agent_steps, "model_call_of", lost)
         assert ask(agents.agent, ASKED_AGENT, **by(namespace="acme")).text == "answer 2"
         assert ask(agents.agent, ASKED_AGENT, **by(namespace="globex")).text == "answer 4"
     assert (core.looked_up, agents.middleware.faults()) == ([], {"caller_unreadable": 4})

@@ -23,7 +23,7 @@ from langgraph.graph import END, START, StateGraph
 
 import ibidem
 from langchain_ibidem import IbidemCache
-from langchain_ibidem.tracker import install
+from langchain_ibidem.tracking import tracker
 from tests.contracts.langchain import (
     COUNTRIES,
     RAG,
@@ -362,7 +362,7 @@ async def _last_event(program: Any, asked: str) -> Any:
 def core(tmp_path: Path) -> Iterator[Recording]:
     with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
         recording = Recording(opened)
-        install().memory.forget()
+        tracker().history.clear()
         set_llm_cache(IbidemCache(recording))
         yield recording
         set_llm_cache(None)

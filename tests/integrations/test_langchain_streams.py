@@ -30,9 +30,9 @@ from pydantic import PrivateAttr
 
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache, install, uninstall
-from langchain_ibidem.replaying import chat_chunks
-from langchain_ibidem.streams import through_cache
-from langchain_ibidem.tracker import install as tracker
+from langchain_ibidem.replay import chat_chunks
+from langchain_ibidem.streaming import cached_model
+from langchain_ibidem.tracking import tracker
 from tests.conftest import OpenCache
 from tests.contracts.langchain import RAG, Calls, Library, Recording, join, shelves
 from tests.contracts.langchain_streams import (
@@ -71,7 +71,7 @@ def core(cache: SemanticCache) -> Recording:
 @pytest.fixture(autouse=True)
 def used(core: Recording) -> Iterator[IbidemCache]:
     """All models are cached, and their streams."""
-    tracker().memory.forget()
+    tracker().history.clear()
     yield install(IbidemCache(core))  # type: ignore[arg-type]
     uninstall()
 
@@ -476,7 +476,7 @@ def test_a_task_that_stops(end: str, core: Recording) -> None:
 
 def test_a_stream_dropped_with_its_event_loop(core: Recording) -> None:
     """There is no loop left that could end it."""
-    asked = through_cache(AsyncStreamingChat(), {}, in_async=True)
+    asked = cached_model(AsyncStreamingChat(), None, {}, in_async=True)
     loop = asyncio.new_event_loop()
     run = AsyncCallbackManagerForLLMRun.get_noop_manager()
     read = asked._astream([HumanMessage(ASKED)], run_manager=run)

@@ -28,13 +28,13 @@ from langchain_core.messages import HumanMessage
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 
-from langchain_ibidem.callers import Caller
-from langchain_ibidem.keys import RequestBuilder
-from langchain_ibidem.tracker import Tracker
+from langchain_ibidem.cache import RequestBuilder
+from langchain_ibidem.call import ModelCall
+from langchain_ibidem.tracking import Tracker
 from llama_index_ibidem.identity import identity
 
 ASKED = "What is the capital of France?"
-BUILDER = RequestBuilder(Tracker().memory, "", ())
+BUILDER = RequestBuilder(Tracker().history)
 Json = dict[str, Any]
 
 
@@ -129,7 +129,7 @@ def key(model: Any, stop: list[str] | None = None, **parameters: Any) -> str:
     """As the adapter asks for it."""
     if isinstance(model, LLM):
         return identity(model)
-    caller = Caller.of(model, None, parameters, stop)
+    caller = ModelCall.of(model, None, parameters, stop)
     if isinstance(model, BaseChatModel):
         shown = model._get_llm_string(stop=stop, **parameters)
         return BUILDER.build(dumps([HumanMessage(ASKED)]), shown, caller).key

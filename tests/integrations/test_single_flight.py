@@ -11,7 +11,6 @@ from typing import Any
 
 import openai
 import pytest
-from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as CompletionOpenAI
 from llama_index.core.llms import ChatMessage
@@ -22,7 +21,6 @@ from llama_index.llms.openai import OpenAI as LlamaOpenAI
 import langchain_ibidem
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache
-from langchain_ibidem.tracker import install
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import Library as Nodes
@@ -398,36 +396,6 @@ async def test_streams_that_langchain_does_not_look_up_neither_wait_nor_are_wait
     results_of(calls)
 
     assert cache.stats().waits == {}
-
-
-class Listened(BaseRateLimiter):
-    """Asked between the lookup and the request: whether the tracker follows the model just then."""
-
-    def __init__(self) -> None:
-        self.seen: list[bool] = []
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        self.seen.append(not install().ignore_llm)
-        return True
-
-    async def aacquire(self, *, blocking: bool = True) -> bool:
-        return self.acquire()
-
-
-async def test_the_tracker_listens_only_while_it_must(
-    server: OpenAIServer, cache: SemanticCache, pool: ThreadPoolExecutor
-) -> None:
-    """Else it would be called with each token of each stream; in async code the end of a task tells more."""
-    server.gate.set()
-    limiter = Listened()
-    model = chat(server, cache)
-    model.rate_limiter = limiter
-    await asyncio.wrap_future(pool.submit(model.invoke, ASKED))
-    await model.ainvoke(OTHER)
-    await asyncio.wrap_future(pool.submit(lambda: list(model.stream(ASKED))))
-
-    assert limiter.seen == [True, False, False]
-    assert install().ignore_llm
 
 
 # LlamaIndex -------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ except ModuleNotFoundError as error:
 from typing import TYPE_CHECKING, Any
 
 from langchain_ibidem.cache import IbidemCache
-from langchain_ibidem.installing import install, uninstall
-from langchain_ibidem.invalidating import invalidating
-from langchain_ibidem.selector import IbidemExampleSelector
+from langchain_ibidem.few_shot import IbidemExampleSelector
+from langchain_ibidem.indexing import invalidating
+from langchain_ibidem.install import install, uninstall
 
 if TYPE_CHECKING:
     from langchain_ibidem.middleware import IbidemMiddleware

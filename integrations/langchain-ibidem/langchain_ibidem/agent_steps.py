@@ -18,10 +18,10 @@ from pydantic import SkipValidation
 
 from ibidem.errors import NotCacheable
 from ibidem.prompts.documents import Retrieved
-from langchain_ibidem.callers import Caller
-from langchain_ibidem.form_names import is_made_up
-from langchain_ibidem.memory import retrieved
-from langchain_ibidem.replaying import chat_chunks
+from langchain_ibidem.call import ModelCall
+from langchain_ibidem.replay import chat_chunks
+from langchain_ibidem.response_format import ResponseFormat, is_made_up
+from langchain_ibidem.tracking import retrieved
 
 # Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
 _SAYING = frozenset("text output_text refusal reasoning thinking redacted_thinking".split())
@@ -47,7 +47,7 @@ def parameters(request: ModelRequest[Any]) -> dict[str, Any]:
     return given
 
 
-def caller_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> Caller:
+def model_call_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> ModelCall:
     """Whose call it is, as LangChain will tell the model: by the run around it and the model's own metadata.
 
     Args:
@@ -65,7 +65,7 @@ def caller_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> Caller:
     own = getattr(request.model, "metadata", None) or {}
     metadata = {**(getattr(around, "metadata", None) or {}), **told, **own}
     parameters = {name: value for name, value in given.items() if name != "stop"}
-    return Caller(request.model, parameters, given.get("stop"), metadata, inherited)
+    return ModelCall(request.model, parameters, given.get("stop"), metadata, inherited)
 
 
 def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
@@ -122,9 +122,10 @@ def require_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -
     return response
 
 
-def form_names(form: Any) -> tuple[str, ...]:
-    """The names that LangChain made up for the forms that an answer must have."""
-    return tuple(one.name for one in getattr(form, "schema_specs", ()) if is_made_up(one.name))
+def form_of(request: ModelRequest[Any]) -> ResponseFormat:
+    """Return the form that the answer must have, by the names that LangChain made up for it."""
+    specs = getattr(request.response_format, "schema_specs", ())
+    return ResponseFormat(names=tuple(one.name for one in specs if is_made_up(one.name)))
 
 
 def said(response: ModelResponse[Any]) -> AIMessage:

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import sys
-import time
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
-from pydantic import BaseModel
 
-from ibidem._util.concurrency import BoundedDict, ForkSafeLock, in_thread
-from ibidem._util.faults import Faults
-from ibidem.adapter.call import Desk, Inquiry
-from ibidem.adapter.options import open_or_use
-from ibidem.answering import Asking
+from ibidem._util.concurrency import in_thread
+from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.prompts.documents import Retrieved
+from ibidem.prompts.key import build_request
 from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.question import PromptContext, QuestionFinder
 from ibidem.scope import current, use_scope
-from ibidem.types import Request, Scope, Stored, require_bool, require_name, require_text
-from langchain_ibidem import calls
-from langchain_ibidem.callers import Caller, caller_of
-from langchain_ibidem.codec import decode, encode
-from langchain_ibidem.form_names import to_repeat, to_store
-from langchain_ibidem.forms import objection_to, require_form
-from langchain_ibidem.implicit import UNFINISHED, is_unfinished
-from langchain_ibidem.keys import Call, RequestBuilder
-from langchain_ibidem.origins import remember
-from langchain_ibidem.stream_scopes import STREAMS
-from langchain_ibidem.tokens import Telling, telling_of
-from langchain_ibidem.tracker import memory
+from ibidem.types import Answer, Hit, Request, Scope
+from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, pending_calls
+from langchain_ibidem.messages import attach_source, finish_reason_of, parse
+from langchain_ibidem.model_identity import describe, scope_for
+from langchain_ibidem.replay import TokenEvents, token_events
+from langchain_ibidem.response_format import ResponseFormat
+from langchain_ibidem.tracking import RenderedPrompt, RunHistory, run_history
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
 T = TypeVar("T")
 
-_PENDING = 1024
-_LOOK_UP, _STORE = "look up an answer for LangChain", "store an answer of LangChain"
+UNFINISHED = (
+    "a stream ended without a finish reason, so it may have been cut off; let the model's last chunk have "
+    "one, or chunk_position='last'"
+)
 _TELL = "tell a repeated answer in pieces"
+# An answer in a given form is data for a program: "almost the same question" is not good enough for it.
+_STRUCTURED = re.compile(
+    r"""['"](response_format|response_schema|response_json_schema|output_format|output_config)['"]"""
+    r"""|\('format', [{']|"format": [{"]"""
+)
 
 
 class IbidemCache(BaseCache):
@@ -81,49 +80,35 @@ class IbidemCache(BaseCache):
         require_namespace: bool = False,
         **options: Any,
     ) -> None:
-        require_bool("require_namespace", require_namespace)
         if namespace and require_namespace:
             raise InvalidInput("with require_namespace each call names its own: leave out namespace")
-        if isinstance(question_keys, str):
-            question_keys = (question_keys,)
-        self.cache = open_or_use(cache, options, type(self).__name__)
-        self.namespace = require_name("namespace", namespace)
-        self._owned = cache is None
-        self._requests = RequestBuilder(
-            memory(),
-            namespace,
-            question_keys,
-            model_id=require_text("model_id", model_id),
-            semantic=semantic,
+        settings = AdapterOptions(
+            namespace=namespace,
+            question_keys=question_keys,
+            model_id=model_id,
             any_message=any_message,
+            semantic=semantic,
             require_namespace=require_namespace,
         )
-        self._faults = Faults()
-        self._desk = Desk(self.cache, "LangChain", self._faults)
-        self._lock = ForkSafeLock()
-        self._pending: BoundedDict[str, tuple[Request, float]] = BoundedDict(_PENDING)
-        STREAMS.hold(self)
+        self._adapter = AdapterCache.of(cache, "LangChain", owner=type(self).__name__, options=options)
+        self._requests = RequestBuilder(run_history(), settings)
+        self.cache, self.namespace = self._adapter.cache, namespace
+        HOOKS.hold(self)
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """The stored answer to this call, or None."""
-        # LangChain only takes a real list, and fails on an empty one.
-        try:
-            call = self._faults.attempt(_LOOK_UP, lambda: self._call(prompt, llm_string))
-            found = self._faults.attempt(_LOOK_UP, partial(self._find, call)) if call else None
-            if call and found and (telling := self._telling(call, found, in_async=False)):
-                telling.tell()
-            return found
-        except BaseException:  # interrupted: so are other prompts of this batch
-            calls.failed()
-            raise
+        lookup = self._begin(prompt, llm_string)
+        if lookup is None:
+            return None
+        found = lookup.call.lookup()
+        if events := self._settle(lookup, found, in_async=False):
+            events.send()
+        return found
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
-        frame = sys._getframe(1)
-        self._faults.attempt(
-            _STORE,
-            lambda: self._keep(self._call(prompt, llm_string), return_val, self._is_half(return_val, frame)),
-        )
+        if (lookup := self._resume(prompt, llm_string)) is not None:
+            lookup.store(return_val)
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
@@ -137,44 +122,57 @@ class IbidemCache(BaseCache):
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """As `lookup`, in a thread; while it waits for an identical call it needs none."""
-        try:
-            call = self._faults.attempt(_LOOK_UP, lambda: self._call(prompt, llm_string))
-            found = await self._afind(call) if call else None
-            if call and found and (telling := self._telling(call, found, in_async=True)):
-                await telling.atell()
-            return found
-        except BaseException:  # cancelled
-            calls.failed()
-            raise
+        lookup = self._begin(prompt, llm_string)
+        if lookup is None:
+            return None
+        found = await lookup.call.alookup()
+        if events := self._settle(lookup, found, in_async=True):
+            await events.asend()
+        return found
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
-        half = self._is_half(return_val, sys._getframe(1))
-        call = self._faults.attempt(_STORE, lambda: self._call(prompt, llm_string))
-        if call is not None:
-            await in_thread(self._faults.attempt, _STORE, lambda: self._keep(call, return_val, half))
+        if (lookup := self._resume(prompt, llm_string)) is not None:
+            await in_thread(lookup.store, return_val)
 
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
         await in_thread(partial(self.clear, **kwargs))
 
-    def request(self, prompt: Prompt, documents: Sequence[Retrieved], caller: Caller) -> Request:
+    def request(self, prompt: Prompt, documents: Sequence[Retrieved], call: ModelCall) -> Request:
         """Build the request for a call that somebody else answers (`IbidemMiddleware`).
 
         Raises:
             NotCacheable: The call must not be cached.
         """
-        return self._requests.request(self._requests.read(prompt, "", caller), documents)
+        return self._requests.build(prompt, "", call, documents)
+
+    def cached_stream(
+        self,
+        describe_call: Callable[[], tuple[str, str, ModelCall]],
+        read_hit: Callable[[Hit], T | None],
+        form: ResponseFormat,
+        scope: Scope,
+    ) -> CachedCall[T]:
+        """Make the cached call of a stream, asked for in `scope`, whoever reads the stream.
+
+        `describe_call` returns what `lookup` would be given, and the model call.
+        """
+
+        def request() -> Request:
+            with use_scope(scope):
+                return self._requests.build(*describe_call())
+
+        return CachedCall(self._adapter, request, read_hit, form.objection)
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""
-        return self._faults.counts()
+        return self._adapter.faults.counts()
 
     def close(self) -> None:
         """Close the cache that was opened here; one that was passed in stays open."""
-        if self._owned:
-            self.cache.close()
-            STREAMS.release(self)
+        if self._adapter.close():
+            HOOKS.release(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(namespace={self.namespace!r})"
@@ -185,12 +183,9 @@ class IbidemCache(BaseCache):
     def __deepcopy__(self, memo: dict[int, Any]) -> IbidemCache:
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pending": BoundedDict(_PENDING)}  # what is under way stays here
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        STREAMS.hold(self)
+        HOOKS.hold(self)
 
     def __enter__(self) -> IbidemCache:
         return self
@@ -198,98 +193,152 @@ class IbidemCache(BaseCache):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _inquiry(
+    def _begin(self, prompt: str, llm_string: str) -> _Lookup | None:
+        """Begin a lookup. The calls under way end what it begins: they know if the model fails."""
+        calls = pending_calls()
+        lookup = self._attempt(self._adapter.looking_up, partial(self._lookup, prompt, llm_string))
+        if calls is not None:
+            calls.add(self, (prompt, llm_string), lookup)
+        return lookup
+
+    def _lookup(self, prompt: str, llm_string: str) -> _Lookup:
+        calls = pending_calls()
+        call = None if calls is None else calls.model_call(self, prompt, llm_string)
+        return _Lookup(self._adapter, self._requests, prompt, llm_string, call)
+
+    def _settle(
+        self, lookup: _Lookup, found: list[Generation] | None, *, in_async: bool
+    ) -> TokenEvents | None:
+        """Prepare what follows a lookup: token events of a hit, or the model's answer."""
+        calls = pending_calls()
+        if calls is None:
+            lookup.abort()  # nobody would tell that the model failed
+        elif found is not None:
+            calls.remove(lookup)
+        else:
+            self._attempt(self._adapter.looking_up, partial(lookup.watch_stream, in_async=in_async))
+        if found is None or lookup.model_call is None:
+            return None
+        return self._attempt(_TELL, partial(token_events, lookup.model_call, found, in_async=in_async))
+
+    def _resume(self, prompt: str, llm_string: str) -> _Lookup | None:
+        """The lookup that is answered now; a new one if none was made. None if it could not be made."""
+        calls = pending_calls()
+        known, lookup = (False, None) if calls is None else calls.take(self, (prompt, llm_string))
+        if known:
+            return lookup
+        return self._attempt(self._adapter.storing, partial(self._lookup, prompt, llm_string))
+
+    def _attempt(self, doing: str, work: Callable[[], T]) -> T | None:
+        return self._adapter.faults.attempt(doing, work)
+
+
+class _Lookup:
+    """One prompt that LangChain looks up, and stores the answer to."""
+
+    def __init__(
         self,
-        described: Callable[[], tuple[str, str, Caller]],
-        read: Callable[[list[Generation]], T | None],
-        form: type[BaseModel] | None,
-        names: Sequence[str],
-        scope: Scope,
-    ) -> Inquiry[T]:
-        """A stream's request, which ends with it; `described` is what `lookup` is given, and who asks.
-
-        It is asked in `scope`, whoever reads the stream.
-        """
-
-        def request() -> Request:
-            with use_scope(scope):
-                return self._requests.build(*described())
-
-        return Inquiry(
-            self._desk, request, lambda hit: read(decode(to_repeat(hit, names))), objection_to(form)
+        adapter: AdapterCache,
+        requests: RequestBuilder,
+        prompt: str,
+        llm_string: str,
+        model_call: ModelCall | None,
+    ) -> None:
+        self.model_call = model_call
+        self._faults, self._storing = adapter.faults, adapter.storing
+        self._form = ResponseFormat() if model_call is None else ResponseFormat.of(model_call.parameters)
+        self._watcher: ChunkWatcher | None = None
+        self._streams = self._watched = False
+        self.call: CachedCall[list[Generation]] = CachedCall(
+            adapter,
+            partial(requests.build, prompt, llm_string, model_call),
+            self._read,
+            self._form.objection,
         )
 
-    def _call(self, prompt: str, llm_string: str, caller: Caller | None = None) -> Call:
-        """The call that is under way. Of an async one the caller is found in its own coroutine only."""
-        return self._requests.read(prompt, llm_string, caller or caller_of(prompt, llm_string))
+    def watch_stream(self, *, in_async: bool) -> None:
+        """See to it that half a stream is told from a whole answer, where LangChain streams in `invoke`."""
+        self._watched = True  # it is about to be asked for here
+        call = self.model_call
+        if call is None or call.run is None or not call.streams_in_invoke(in_async=in_async):
+            return
+        self._streams = True
+        if not call.streams_by_events(in_async=in_async):
+            self._watcher = call.watch()
 
-    def _find(self, call: Call) -> list[Generation] | None:
-        asking = self.cache.asking(self._begin(call))
-        while (found := _repeated(asking, call)) is None and asking.wait():
-            pass
-        calls.begin(asking, of_chat=call.of_chat)
-        return found
+    def store(self, generations: Sequence[Generation]) -> None:
+        """Store what the model answered: at once, as the program may change these objects."""
+        if stored := self.call.store(partial(self._answer, generations)):
+            self._faults.attempt(self._storing, partial(attach_source, generations, stored))
 
-    async def _afind(self, call: Call) -> list[Generation] | None:
-        try:
-            asking, found = await in_thread(self._first, call)
-            if asking is None:
-                return None
-            while found is None and await asking.await_turn():
-                found = await in_thread(self._faults.attempt, _LOOK_UP, partial(_repeated, asking, call))
-        except Exception as error:
-            self._faults.note(_LOOK_UP, error)
-            return None
-        calls.begin(asking, of_chat=call.of_chat)
-        return found
+    def abort(self) -> None:
+        """The model has failed."""
+        self.call.abort()
 
-    def _first(self, call: Call) -> tuple[Asking | None, list[Generation] | None]:
-        asking = self._faults.attempt(_LOOK_UP, lambda: self.cache.asking(self._begin(call)))
-        if asking is None:
-            return None, None
-        return asking, self._faults.attempt(_LOOK_UP, partial(_repeated, asking, call))
+    def _read(self, hit: Hit) -> list[Generation] | None:
+        generations = self._form.to_generations(hit)
+        attach_source(generations, hit)
+        return generations or None  # LangChain only takes a real list, and fails on an empty one
 
-    def _telling(self, call: Call, found: list[Generation], *, in_async: bool) -> Telling | None:
-        return self._faults.attempt(_TELL, partial(telling_of, call.caller, found, in_async=in_async))
-
-    def _is_half(self, generations: RETURN_VAL_TYPE, frame: FrameType) -> bool:
-        return self._faults.attempt(_STORE, partial(is_unfinished, frame, generations)) is not False
-
-    def _keep(self, call: Call, generations: RETURN_VAL_TYPE, half: bool) -> None:
-        # Encoded at once: these are the objects that the program gets, and may change.
-        request, started = self._resume(call)
-        asking = calls.answered(self.cache, request.key) or self.cache.asking(request)
-        with asking:
-            try:
-                if half:
-                    raise NotCacheable("unfinished_stream", UNFINISHED)
-                require_form(call.model.form, generations)
-                answer = encode(generations, seconds=time.monotonic() - started)
-                answer = to_store(answer, call.model.form_names)
-            except NotCacheable:
-                asking.refuse()
-                raise
-            stored = asking.keep(answer)
-            if isinstance(stored, Stored):
-                remember(generations, stored)
-
-    def _begin(self, call: Call) -> Request:
-        request = self._requests.request(call)
-        with self._lock:
-            self._pending.put(call.mark, (request, time.monotonic()))
-        return request
-
-    def _resume(self, call: Call) -> tuple[Request, float]:
-        """The request of the lookup: built anew it could differ, as the tracker forgets."""
-        with self._lock:
-            known = self._pending.get(call.mark)
-        return known or (self._begin(call), time.monotonic())
+    def _answer(self, generations: Sequence[Generation]) -> Answer:
+        saw_last = self._watcher is not None and self._watcher.saw_last
+        if self._streams and not saw_last and not finish_reason_of(generations):
+            raise NotCacheable("unfinished_stream", UNFINISHED)
+        return self._form.to_answer(generations, self.call.seconds if self._watched else None)
 
 
-def _repeated(asking: Asking, call: Call) -> list[Generation] | None:
-    hit = asking.look(objection_to(call.model.form))
-    if hit is None:
-        return None
-    generations = decode(to_repeat(hit, call.model.form_names))
-    remember(generations, hit)
-    return generations or None
+class RequestBuilder:
+    """Builds the requests of one cache. Stateless but for the history of runs."""
+
+    def __init__(self, history: RunHistory, options: AdapterOptions | None = None) -> None:
+        self._history, self._options = history, options or AdapterOptions()
+        self._questions = QuestionFinder(self._options.question_keys, any_message=self._options.any_message)
+
+    def build(
+        self,
+        prompt: str | Prompt,
+        llm_string: str,
+        call: ModelCall | None = None,
+        documents: Sequence[Retrieved] = (),
+    ) -> Request:
+        """Build the request for a call of the model that `llm_string` describes.
+
+        Args:
+            prompt: As LangChain hands it to a cache, or parsed.
+            llm_string: As LangChain hands it to a cache.
+            call: The call; None if it is not known.
+            documents: Documents that are known to stand in the prompt.
+
+        Raises:
+            NotCacheable: They do not say all that the answer depends on, or not whose call it is.
+        """
+        options = self._options
+        scope = scope_for(call, required=options.require_namespace)
+        model = describe(llm_string, call, named=bool(options.model_id))
+        parsed = parse(prompt) if isinstance(prompt, str) else prompt
+        evaluates = call is not None and self._history.is_evaluating(call.parent)
+        structured = any(map(_STRUCTURED.search, (llm_string, *model.texts)))
+        return build_request(
+            parsed,
+            self._context(self._history.rendered_prompt(parsed.fingerprint), documents),
+            self._questions,
+            model=("langchain/1", options.model_id, *model.texts),
+            scope=scope,
+            namespace=options.namespace,
+            exact=not options.semantic or evaluates or structured,
+            temperature=model.temperature,
+            example=not evaluates,
+        )
+
+    def _context(self, rendered: RenderedPrompt | None, documents: Sequence[Retrieved]) -> PromptContext:
+        retrievals = self._history.retrievals
+        if rendered is None:
+            return PromptContext(documents=documents, recent=retrievals.recent)
+        return PromptContext(
+            rendered.variables,
+            rendered.texts,
+            rendered.run_input,
+            documents=[*documents, *rendered.documents, *retrievals.of_run(rendered.run)],
+            recent=retrievals.recent,
+            few_shot=rendered.few_shot,
+        )

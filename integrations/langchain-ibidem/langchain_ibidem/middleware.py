@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,16 +19,15 @@ from langchain_core.outputs import ChatGeneration
 
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
-from ibidem.adapter.call import Desk, Inquiry
+from ibidem.adapter.call import AdapterCache, CachedCall
 from ibidem.errors import NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import bypassing
 from ibidem.types import Answer, Hit, require_text
 from langchain_ibidem import agent_steps as steps
 from langchain_ibidem.cache import IbidemCache
-from langchain_ibidem.codec import decode, encode
-from langchain_ibidem.form_names import is_made_up, to_repeat, to_store
-from langchain_ibidem.prompt import of_messages
+from langchain_ibidem.messages import of_messages
+from langchain_ibidem.response_format import is_made_up
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -46,11 +44,10 @@ _MODEL_ITSELF = "create_agent.<locals>."  # what calls it, and not a middleware 
 
 @dataclass(slots=True)
 class _Step:
-    """One model call of an agent: the request, its way through the cache, and when it began."""
+    """One model call of an agent, and its way through the cache."""
 
     request: Request
-    inquiry: Inquiry[Request]
-    started: float
+    call: CachedCall[Request]
 
 
 class IbidemMiddleware(Middleware):
@@ -93,7 +90,7 @@ class IbidemMiddleware(Middleware):
         self._owned = not isinstance(cache, IbidemCache)
         self.cache = cache if isinstance(cache, IbidemCache) else IbidemCache(cache, **options)
         self._faults = Faults()
-        self._desk = Desk(self.cache.cache, "an agent", self._faults)
+        self._adapter = AdapterCache(self.cache.cache, "an agent", self._faults)
 
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response:
         """Return the stored answer to this step; else call the model and store what it says."""
@@ -103,8 +100,8 @@ class IbidemMiddleware(Middleware):
         step = self._faults.attempt(_LOOK_UP, partial(self._step, request, handler))
         if step is None:
             return handler(request)
-        repeating = step.inquiry.find()
-        with step.inquiry:
+        repeating = step.call.lookup()
+        with step.call:
             if repeating is not None:
                 served = self._faults.attempt(
                     _REPEAT, lambda: steps.require_complete(request, handler(repeating))
@@ -126,8 +123,8 @@ class IbidemMiddleware(Middleware):
         step = await in_thread(self._faults.attempt, _LOOK_UP, partial(self._step, request, handler))
         if step is None:
             return await handler(request)
-        repeating = await step.inquiry.afind()
-        with step.inquiry:
+        repeating = await step.call.alookup()
+        with step.call:
             if repeating is not None:
                 served = await self._aserved(request, handler(repeating))
                 if served is not None:
@@ -171,10 +168,9 @@ class IbidemMiddleware(Middleware):
                 "put IbidemMiddleware last in create_agent(middleware=[...])",
             )
         messages = steps.messages_of(request)
-        caller = steps.caller_of(request, steps.parameters(request))
-        asked = self.cache.request(of_messages(messages), steps.documents_in(messages), caller)
-        inquiry = Inquiry(self._desk, lambda: asked, partial(_repeating, request))
-        return _Step(request, inquiry, time.monotonic())
+        call = steps.model_call_of(request, steps.parameters(request))
+        asked = self.cache.request(of_messages(messages), steps.documents_in(messages), call)
+        return _Step(request, CachedCall(self._adapter, lambda: asked, partial(_repeating, request)))
 
     async def _aserved(self, request: Request, repeated: Awaitable[Response]) -> Response | None:
         try:
@@ -185,8 +181,7 @@ class IbidemMiddleware(Middleware):
 
     def _store(self, step: _Step, response: Response) -> None:
         """Store what the model said; `ibidem.forget` finds it by the message and its id."""
-        step.inquiry.keep(partial(self._answer, step, response))
-        if stored := step.inquiry.stored:
+        if stored := step.call.store(partial(self._answer, step, response)):
             message = steps.said(response)
             remember(message, stored, names=[message.id])
 
@@ -197,9 +192,9 @@ class IbidemMiddleware(Middleware):
             NotCacheable: The response must not be repeated.
         """
         message = steps.said(steps.require_complete(step.request, response))
-        answer = encode([ChatGeneration(message=message)], seconds=time.monotonic() - step.started)
-        answer = to_store(answer, names := steps.form_names(step.request.response_format))
-        if any(is_made_up(call["name"]) and call["name"] not in names for call in message.tool_calls):
+        form = steps.form_of(step.request)
+        answer = form.to_answer([ChatGeneration(message=message)], step.call.seconds)
+        if any(is_made_up(call["name"]) and call["name"] not in form.names for call in message.tool_calls):
             raise NotCacheable("form_untitled", "give the JSON schema of response_format a title")
         elsewhere = steps.used_at_the_provider(message)
         if self._are_volatile(step.request, elsewhere):
@@ -221,7 +216,7 @@ class IbidemMiddleware(Middleware):
 
 def _repeating(request: Request, hit: Hit) -> Request:
     """The request with a model that repeats the stored answer."""
-    (generation,) = decode(to_repeat(hit, steps.form_names(request.response_format)))
+    (generation,) = steps.form_of(request).to_generations(hit)
     if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
         raise TypeError("the stored answer is not a message")
     return steps.repeating(request, generation.message)

@@ -1,4 +1,9 @@
-"""Which model answers and how it was asked, beside the prompt: what of it counts, as a stable text."""
+"""Describe the model of a call and its parameters as a stable text, and the scope of the call.
+
+`model.invoke(question, config={"metadata": {"ibidem_namespace": "acme"}})` says for one call what
+`ibidem.scope` says for a block. Where the two name different tenants, nothing is cached: metadata can come
+from a client.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel
-
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.adapter.model_state import Rules, state_of, values_of
-from ibidem.errors import NotCacheable
-from langchain_ibidem.callers import Caller
-from langchain_ibidem.form_names import made_up_in, numbered
-from langchain_ibidem.forms import form_of
+from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.scope import EMPTY_SCOPE, current, require_namespace, scope_of
+from ibidem.types import Scope
+from langchain_ibidem.call import ModelCall
+from langchain_ibidem.response_format import ResponseFormat
 
 # Parameters that tell one model from another.
 _NAMING = re.compile(r"model|deployment|engine|repo|endpoint|responses")
@@ -52,48 +56,45 @@ _TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+
 # Before Python 3.13 threads that parse at the same time can get a SystemError (CPython issue 106905).
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, SystemError)
 _reading = ForkSafeLock()
+_PREFIX = "ibidem_"
+_TERMS = frozenset(("namespace", "user", "bypass", "max_age", "ttl", "tags"))
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class ModelDescription:
     """A model with the parameters of one call.
 
-    `texts` is what is compared; `form` the class that the answer must fit, if that is known, `form_names`
-    what LangChain made up for forms without a name. The texts may hold secrets: only ever hash them.
+    `texts` are compared; they may hold secrets: only ever hash them.
     """
 
     texts: tuple[str, ...]
     temperature: float | None
-    form: type[BaseModel] | None = None
-    form_names: tuple[str, ...] = ()
 
 
-def describe(llm_string: str, caller: Caller | None, *, named: bool = False) -> Described:
-    """The model and the parameters of the call: the living objects, or `llm_string` where they are unknown.
+def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) -> ModelDescription:
+    """Describe the living model and its parameters; by `llm_string` where the call is unknown.
 
     Args:
         llm_string: LangChain's description of the model and the call. It is made once for a model, whatever
             is changed later, and leaves out fields and what is bound to a completion model.
-        caller: The call itself; None if it is not known.
+        call: The call itself; None if it is not known.
         named: Whether somebody else says which model it is, and vouches for what cannot be compared.
 
     Raises:
-        NotCacheable: Something that the answer depends on cannot be told.
+        NotCacheable: Something that the answer depends on cannot be described.
     """
-    if caller is None or caller.model is None:
-        return Described((_by_description(llm_string, named),), temperature_of(llm_string))
-    model = caller.model
-    names = made_up_in(caller.parameters)
-    parameters = numbered(caller.parameters, names) if names else caller.parameters
+    if call is None or call.model is None:
+        return ModelDescription((_by_description(llm_string, named),), temperature_of(llm_string))
+    parameters = ResponseFormat.of(call.parameters).numbered(call.parameters)
     given = {name: value for name, value in sorted(parameters.items()) if name not in OPERATIONAL}
-    if caller.stop is not None:
-        given["stop"] = caller.stop
+    if call.stop is not None:
+        given["stop"] = call.stop
     texts = (
-        state_of(model, _RULES, lenient=named),
+        state_of(call.model, _RULES, lenient=named),
         json.dumps(values_of(given)) if given else "{}",
     )
     temperatures = [told for text in texts if (told := temperature_of(text)) is not None]
-    return Described(texts, max(temperatures, default=None), form_of(caller.parameters), names)
+    return ModelDescription(texts, max(temperatures, default=None))
 
 
 @lru_cache(256)
@@ -165,3 +166,65 @@ def _read(shown: str) -> Any:
     """What was shown with `str`; raises one of `_UNREADABLE`."""
     with _reading:
         return ast.literal_eval(shown)
+
+
+def scope_for(call: ModelCall | None, *, required: bool) -> Scope:
+    """The scope of a call.
+
+    Args:
+        call: The call; None if it is not known. Then only `ibidem.scope` counts.
+        required: Whether the call must say its namespace.
+
+    Raises:
+        NotCacheable: It does not; or it says what contradicts itself or cannot be used.
+    """
+    here = current()
+    told = _from_metadata(call) if call is not None else EMPTY_SCOPE
+    if told is not EMPTY_SCOPE:
+        here = _joined(here, told)
+    if required:
+        require_namespace(here, f', or give the metadata "{_PREFIX}namespace"')
+    return here
+
+
+def _from_metadata(call: ModelCall) -> Scope:
+    """What the metadata of the run says."""
+    given = {key: value for key, value in call.metadata.items() if key.startswith(_PREFIX)}
+    if not given:
+        return EMPTY_SCOPE
+    for key, value in given.items():
+        if call.inherited.get(key, value) != value:  # the model's own metadata against that of the call
+            raise _conflict(key)
+    terms: dict[str, Any] = {key.removeprefix(_PREFIX): value for key, value in given.items()}
+    if unknown := sorted(terms.keys() - _TERMS):
+        raise NotCacheable("metadata_invalid", f"there is no metadata {_PREFIX}{unknown[0]}")
+    if (nothing := next((name for name, value in terms.items() if value is None), None)) is not None:
+        raise NotCacheable("metadata_invalid", f"metadata {_PREFIX}{nothing} is None")
+    try:
+        return scope_of(**terms)
+    except InvalidInput as error:
+        raise NotCacheable("metadata_invalid", f"metadata: {_PREFIX}{error}") from None
+
+
+def _joined(here: Scope, told: Scope) -> Scope:
+    """Both; of two limits the narrower one."""
+    for name in ("namespace", "user"):
+        one, other = getattr(here, name), getattr(told, name)
+        if one and other and one != other:
+            raise _conflict(_PREFIX + name)
+    return Scope(
+        namespace=here.namespace or told.namespace,
+        user=here.user or told.user,
+        bypass=here.bypass or told.bypass,
+        max_age=_least(here.max_age, told.max_age),
+        ttl=_least(here.ttl, told.ttl),
+        tags=tuple(dict.fromkeys((*here.tags, *told.tags))),
+    )
+
+
+def _conflict(key: str) -> NotCacheable:
+    return NotCacheable("namespace_conflict", f"two places name different values for {key}")
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)

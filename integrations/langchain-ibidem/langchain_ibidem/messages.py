@@ -1,8 +1,12 @@
-"""The prompt as the model sees it.
+"""Convert LangChain's messages: the prompt that a model sees, and answers to what is stored and back.
 
-LangChain hands a cache the JSON dump of the messages, bookkeeping included: response metadata, token counts,
-random call ids. The same conversation would then be a different key each time, so those are dropped or
-replaced by ordinals, and nothing else is.
+A prompt is compared without its bookkeeping. LangChain hands a cache the JSON dump of the messages, response
+metadata, token counts and random call ids included. The same conversation would then be a different key each
+time, so those are dropped or replaced by ordinals, and nothing else is.
+
+An answer is stored in an envelope of our own around LangChain's message dictionaries: `langchain_core.load`
+instantiates classes by name, which stored rows must not be able to ask for, and pydantic's JSON loses tool
+calls. What does not survive the way there and back unchanged is not stored.
 """
 
 from __future__ import annotations
@@ -12,12 +16,18 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, message_to_dict, messages_from_dict
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompt_values import PromptValue
 from langchain_core.utils.utils import LC_AUTO_PREFIX
 
+from ibidem.errors import NotCacheable
+from ibidem.lifecycle.rules import COMPLETE
 from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
+from ibidem.provenance import MARKER, remember
+from ibidem.types import Answer, Hit, Stored
 
 _ROLES = {
     "human": "human",
@@ -60,6 +70,15 @@ _MADE_ID = re.compile(
 # What a model gives to a tool: there an id is whatever the tool takes it for.
 _ARGUMENTS = frozenset("args arguments input partial_json".split())
 
+_AI_MESSAGES = frozenset(("ai", "AIMessageChunk"))
+# As providers call it; `status` is that of OpenAI's Responses.
+_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "finishReason", "status")
+_MODEL_KEYS = ("model_name", "model")
+# Of one HTTP response; sent back to the provider, an old id names something that may be gone.
+_PROVIDER_IDS = frozenset(("id", "request_id", "response_id", "previous_response_id", "headers", MARKER))
+_USAGE_KEYS = frozenset(("token_usage", "usage", "usage_metadata"))
+_NO_USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+
 
 def parse(prompt: str) -> Prompt:
     """Take apart the prompt string LangChain gives to a cache: a dump of messages, or plain text."""
@@ -68,10 +87,10 @@ def parse(prompt: str) -> Prompt:
     try:
         dumped = json.loads(prompt)
         if not all(message["type"] == "constructor" for message in dumped):
-            return _unknown(prompt)
+            return _opaque(prompt)
         return _assemble([message["kwargs"] for message in dumped])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return _unknown(prompt)
+        return _opaque(prompt)
 
 
 def is_dump(prompt: str) -> bool:
@@ -114,7 +133,7 @@ def without_made_ids(value: Any, ordinals: Ordinals | None = None) -> Any:
     return kept
 
 
-def _unknown(prompt: str) -> Prompt:
+def _opaque(prompt: str) -> Prompt:
     return Prompt(prompt, (), known=False)
 
 
@@ -194,3 +213,137 @@ def _as_if_not_streamed(block: dict[str, Any]) -> None:
         with suppress(ValueError):
             block["input"] = json.loads(arguments or "{}")
             del block["partial_json"]
+
+
+# Answers ------------------------------------------------------------------------------------------------
+
+
+def encode(generations: Sequence[Generation], seconds: float | None = None) -> Answer:
+    """The answer to store for what a model returned.
+
+    Raises:
+        NotCacheable: An answer that must not be repeated, or that cannot be restored exactly.
+    """
+    if not generations:
+        raise NotCacheable("no_generations", "the model returned nothing")
+    first = generations[0]
+    usage = _ai_message(first).usage_metadata if isinstance(first, ChatGeneration) else None
+    return Answer(
+        first.text,
+        payload=_to_json([_pack(generation) for generation in generations]),
+        model=_first_text(_provider_info(first), _MODEL_KEYS),
+        input_tokens=usage["input_tokens"] if usage else None,
+        output_tokens=usage["output_tokens"] if usage else None,
+        finish_reason=finish_reason_of(generations),
+        seconds=seconds,
+        semantic=not any(map(_is_for_programs, generations)),
+    )
+
+
+def decode(hit: Hit) -> list[Generation]:
+    """New generations that say what the stored ones said, and that they are repeated.
+
+    Raises:
+        Exception: The stored text is not one of ours. It comes from disk: anything may be wrong with it.
+    """
+    packed = json.loads(hit.answer.payload)
+    return [_unpack(item, hit, number) for number, item in enumerate(packed)]
+
+
+def _to_json(packed: list[dict[str, Any]]) -> str:
+    try:
+        text = json.dumps(packed, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotCacheable("not_json", f"the answer is not JSON ({type(error).__name__})") from None
+    if json.loads(text) != packed:
+        raise NotCacheable("not_json", "the answer holds what JSON changes (tuples, keys that are not text)")
+    return text
+
+
+def _pack(generation: Generation) -> dict[str, Any]:
+    if not isinstance(generation, ChatGeneration):
+        return {"kind": "text", "text": generation.text, "info": generation.generation_info}
+    message = _ai_message(generation)
+    if message.invalid_tool_calls:
+        raise NotCacheable("invalid_tool_calls", "the model called a tool with arguments that do not parse")
+    return {"kind": "chat", "message": message_to_dict(message), "info": generation.generation_info}
+
+
+def _ai_message(generation: ChatGeneration) -> AIMessage:
+    if not isinstance(generation.message, AIMessage):
+        kind = type(generation.message).__name__
+        raise NotCacheable("message_kind", f"the model answered with a {kind}; only AIMessage is cached")
+    return generation.message
+
+
+def _unpack(item: dict[str, Any], hit: Hit, number: int) -> Generation:
+    info = item["info"]
+    if item["kind"] == "text":
+        return Generation(text=item["text"], generation_info=info)
+    if item["kind"] != "chat" or item["message"]["type"] not in _AI_MESSAGES:
+        raise ValueError("unexpected kind of stored answer")
+    (message,) = messages_from_dict([item["message"]])
+    if not isinstance(message, AIMessage):
+        raise TypeError("the stored answer is not an AIMessage")
+    repeated = message.model_copy(
+        update={
+            # A repeated id would make LangGraph replace the earlier message instead of adding this one.
+            "id": f"lc_run--{uuid4()}-{number}",
+            "usage_metadata": dict(_NO_USAGE),  # nothing was spent; LangChain itself adds total_cost 0
+            "response_metadata": {**_as_repeated(message.response_metadata), MARKER: hit.provenance()},
+        }
+    )
+    return ChatGeneration(message=repeated, generation_info=info and _as_repeated(info))
+
+
+def _as_repeated(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the provider told, without what was only true of that one call."""
+    kept = {key: value for key, value in metadata.items() if key not in _PROVIDER_IDS}
+    return {key: _zeroed(value) if key in _USAGE_KEYS else value for key, value in kept.items()}
+
+
+def _zeroed(usage: Any) -> Any:
+    """The same shape with every number 0, for programs that add tokens up."""
+    if isinstance(usage, dict):
+        return {key: _zeroed(value) for key, value in usage.items()}
+    return 0 if isinstance(usage, (int, float)) else usage
+
+
+def _provider_info(generation: Generation) -> dict[str, Any]:
+    """What the provider told about the answer, wherever LangChain put it."""
+    info = generation.generation_info or {}
+    if isinstance(generation, ChatGeneration):
+        return {**info, **generation.message.response_metadata}
+    return info
+
+
+def _first_text(about: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return next((value for key in keys if isinstance(value := about.get(key), str)), "")
+
+
+def finish_reason_of(generations: Sequence[Generation]) -> str:
+    """Why the model stopped, "" if unknown; of several answers, one that was cut off speaks for all."""
+    reasons = [_first_text(_provider_info(generation), _FINISH_KEYS) for generation in generations]
+    return next((reason for reason in reasons if reason.lower() not in COMPLETE), reasons[0])
+
+
+def _is_for_programs(generation: Generation) -> bool:
+    """Tool calls and parsed values are acted upon: they are only right for the very same request."""
+    if not isinstance(generation, ChatGeneration):
+        return False
+    message = _ai_message(generation)
+    extras = message.additional_kwargs
+    return bool(message.tool_calls) or any(map(extras.get, ("function_call", "tool_calls", "parsed")))
+
+
+def attach_source(generations: Sequence[Generation], source: Hit | Stored) -> None:
+    """Let `ibidem.forget` find the stored answer behind what LangChain was given or has stored.
+
+    A message is known by its id, since LangChain copies it; a repeated one says it itself.
+    """
+    for generation in generations:
+        if not isinstance(generation, ChatGeneration):
+            remember(generation, source)
+        elif isinstance(source, Stored):
+            remember(generation, source)
+            remember(generation.message, source, names=[generation.message.id])

@@ -17,8 +17,8 @@ from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current
 from ibidem.types import require_bool, require_name, require_text
 from langchain_ibidem.cache import IbidemCache
-from langchain_ibidem.stream_scopes import STREAMS
-from langchain_ibidem.tracker import memory
+from langchain_ibidem.call import HOOKS
+from langchain_ibidem.tracking import run_history
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -69,8 +69,8 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._options["namespace"] = self._namespace = require_name("namespace", namespace)
         self._settings = settings_of(k, **self._options)
         self._faults = Faults()
-        self._memory = memory()
-        STREAMS.hold(self)
+        self._history = run_history()
+        HOOKS.hold(self)
         try:
             self.cache.examples.check(k, **self._options)
         except TypeError as error:
@@ -125,7 +125,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
             given = frozenset(text for text in variables.values() if isinstance(text, str))
-            self._memory.selected(run.int, FewShotBlock(self._settings, pairs, other_texts=given))
+            self._history.examples_selected(run.int, FewShotBlock(self._settings, pairs, other_texts=given))
 
     def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
         question, answer = self._names

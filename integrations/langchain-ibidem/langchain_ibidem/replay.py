@@ -1,20 +1,25 @@
-"""A stored answer as a stream of it: what its chunks add up to is what `invoke` gives for a hit.
+"""Repeat a stored answer in chunks: as a stream, and as token events of `invoke`.
 
-LangChain adds chunks up by joining all texts in their metadata, so the last chunk alone brings them.
+What the chunks add up to is what `invoke` gives for a hit. LangChain adds chunks up by joining all texts in
+their metadata, so the last chunk alone brings them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGenerationChunk, Generation, GenerationChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, GenerationChunk, LLMResult
+from langchain_core.utils.utils import LC_ID_PREFIX
 
 from ibidem.adapter.chunks import split_text
+from langchain_ibidem.call import ModelCall
 
+Chunk = GenerationChunk | ChatGenerationChunk
 Content = str | list[Any]
 _ADDED_UP_ONCE = ("output_version", "model_provider")  # texts that LangChain does not join if they are equal
 
@@ -98,3 +103,77 @@ def _parts(block: Any) -> Iterator[Any]:
 
 def _joins(number: Any) -> bool:
     return isinstance(number, int) or (isinstance(number, str) and number.startswith("lc_"))
+
+
+def run_message_id(run: Any) -> str | None:
+    """Return the id that LangChain gives a message of this run which has none."""
+    return f"{LC_ID_PREFIX}-{run.run_id}" if hasattr(run, "run_id") else None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvents:
+    """The events that handlers get of a hit. What the handlers raise is raised, as on a miss.
+
+    Whoever follows an `invoke` token by token (`astream_events`, LangGraph's messages, handlers of a model
+    with `streaming=True`) gets a miss in pieces, but of a hit of any cache LangChain tells the start and the
+    end alone. So the cache sends the pieces to the handlers of the run before it returns the hit.
+    """
+
+    call: ModelCall
+    found: list[Generation]
+    chunks: list[Chunk]
+
+    def send(self) -> None:
+        """Send them to the handlers of a sync call."""
+        begin = self.call.begin
+        run = begin() if begin else self.call.run
+        for chunk in self.chunks:
+            run.on_llm_new_token(_token(chunk), chunk=chunk)
+        if begin:
+            run.on_llm_end(LLMResult(generations=[[*self.found]]))
+
+    async def asend(self) -> None:
+        """Send them to the handlers of an async call."""
+        begin = self.call.begin
+        run = await begin() if begin else self.call.run
+        for chunk in self.chunks:
+            await run.on_llm_new_token(_token(chunk), chunk=chunk)
+        if begin:
+            await run.on_llm_end(LLMResult(generations=[[*self.found]]))
+
+
+def token_events(call: ModelCall, found: Sequence[Generation], *, in_async: bool) -> TokenEvents | None:
+    """Return the events of a hit; None where a miss would send no tokens.
+
+    A message that is sent in pieces gets the id of these: LangGraph would show it once more.
+
+    Raises:
+        Exception: What was found is not the answer of such a model.
+    """
+    if call.model is None or call.run is None or len(found) != 1:
+        return None
+    (generation,) = found
+    if call.completes:
+        streams = _streams_by_itself(call)
+        return TokenEvents(call, [*found], [*completion_chunks(generation)]) if streams else None
+    if not isinstance(generation, ChatGeneration):
+        return None
+    if call.streams_by_events(in_async=in_async):  # LangChain sends a hit itself
+        generation.message.id = run_message_id(call.run)
+        return None
+    if not (call.streams_in_invoke(in_async=in_async) or _streams_by_itself(call)):
+        return None
+    generation.message.id = run_message_id(call.run)
+    chunks = [*chat_chunks(generation)]
+    for chunk in chunks:
+        chunk.message.id = generation.message.id
+    return TokenEvents(call, [*found], [*chunks])
+
+
+def _streams_by_itself(call: ModelCall) -> bool:
+    """Whether the model streams although it is asked for the whole answer."""
+    return call.parameters.get("stream", getattr(call.model, "streaming", None)) is True
+
+
+def _token(chunk: Chunk) -> Any:
+    return chunk.message.content if isinstance(chunk, ChatGenerationChunk) else chunk.text
