@@ -44,9 +44,9 @@ from ibidem_lab.redaction import secrets
 from ibidem_lab.review.showing import marked, readable
 from langchain_ibidem import IbidemCache, IbidemExampleSelector
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
-from llama_index_ibidem.facts import shown_as
-from llama_index_ibidem.reading import is_for_programs
-from llama_index_ibidem.replay import in_pieces
+from llama_index_ibidem.facts import documents_shown
+from llama_index_ibidem.replay import chunks_of
+from llama_index_ibidem.response_metadata import is_for_programs
 from tests.embedders import BagOfWords
 from tests.growth import Call, growth_of, modules_of, patterns_of, seconds_of, texts_for
 
@@ -176,7 +176,7 @@ def _json(place: Place, text: str) -> None:
 
 
 def _streamed(place: Place, text: str) -> None:
-    for _ in in_pieces(CompletionResponse(text=text)):
+    for _ in chunks_of(CompletionResponse(text=text)):
         pass
 
 
@@ -258,8 +258,8 @@ def _many_shown(place: Place, documents: list[Document], order: int = 1, separat
 
 def _many_nodes(place: Place, documents: list[Document]) -> None:
     nodes = [Retrieved(d.id, d.text) for d in documents]
-    assert len(shown_as([d.text for d in documents], nodes)) == len(documents)
-    assert len(shown_as(["\n\n".join(d.text for d in documents)], nodes)) == len(documents)
+    assert len(documents_shown([d.text for d in documents], nodes)) == len(documents)
+    assert len(documents_shown(["\n\n".join(d.text for d in documents)], nodes)) == len(documents)
 
 
 MANY: dict[str, Callable[[Place, list[Document]], object]] = {

@@ -372,7 +372,7 @@ def test_a_model_that_cannot_be_wrapped_is_told(model: CountingFunctionCalling, 
         install(cache)
     assert Settings._llm is structured
     assert Settings._callback_manager is None
-    assert install.__module__ == "llama_index_ibidem.installing"
+    assert install.__module__ == "llama_index_ibidem.install"
 
 
 def test_a_mock_is_a_model_too(cache: SemanticCache) -> None:

@@ -58,6 +58,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai import OpenAI, OpenAIResponses
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from ibidem.adapter.options import AdapterOptions
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.types import Hit, Request
@@ -67,11 +68,10 @@ from llama_index_ibidem import (
     IbidemCallbackHandler,
     spans,
 )
-from llama_index_ibidem.codec import decode, encode
 from llama_index_ibidem.identity import identity, parameters
-from llama_index_ibidem.prompt import of_messages, of_text
-from llama_index_ibidem.reading import Told
-from llama_index_ibidem.requests import RequestBuilder
+from llama_index_ibidem.messages import chat_prompt, completion_prompt, decode, encode
+from llama_index_ibidem.request import RequestBuilder
+from llama_index_ibidem.response_metadata import ResponseMetadata
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import CountingCompletion, CountingFunctionCalling
 from tests.openai_server import OpenAIServer
@@ -105,7 +105,7 @@ def made_of(*blocks: ContentBlock, role: str = "user", **extras: Any) -> ChatMes
 
 
 def request_of(messages: Messages, llm: LLM | None = None, **arguments: Any) -> Request:
-    return RequestBuilder("", ()).of_chat(llm or CountingFunctionCalling(), messages, arguments)
+    return RequestBuilder(AdapterOptions()).of_chat(llm or CountingFunctionCalling(), messages, arguments)
 
 
 class Plain(CustomLLM):
@@ -329,11 +329,12 @@ def test_an_identity_tells_no_secret(options: dict[str, Any]) -> None:
 KEYS_OF_ANOTHER_PROCESS = """
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai import OpenAI
-from llama_index_ibidem.requests import RequestBuilder
+from ibidem.adapter.options import AdapterOptions
+from llama_index_ibidem.request import RequestBuilder
 llm = OpenAI(model="gpt-4o", api_key="k", additional_kwargs={"b": 1, "a": {"x": 1, "y": 2}})
 arguments = {"allowed": {"one", "two", "three", "four"}, "options": {"z": 1, "y": [1]}}
 for text in ("What is the capital of France?", "Translate: a cat"):
-    print(RequestBuilder("n", ()).of_chat(llm, [ChatMessage(text)], arguments).key)
+    print(RequestBuilder(AdapterOptions("n")).of_chat(llm, [ChatMessage(text)], arguments).key)
 """
 
 
@@ -473,7 +474,7 @@ CHATS: list[Messages] = [
 
 def test_everything_in_a_message_counts() -> None:
     """No two of these chats share a fingerprint or a key."""
-    assert len({of_messages(chat).fingerprint for chat in CHATS}) == len(CHATS)
+    assert len({chat_prompt(chat).fingerprint for chat in CHATS}) == len(CHATS)
     assert len({request_of(chat).key for chat in CHATS}) == len(CHATS)
 
 
@@ -489,21 +490,21 @@ def test_random_ids_and_bookkeeping_do_not_count() -> None:
             said("r", "tool", tool_call_id=id_),
         ]
 
-    assert of_messages(chat("call_1", 5)) == of_messages(chat("call_2", 7))
+    assert chat_prompt(chat("call_1", 5)) == chat_prompt(chat("call_2", 7))
 
 
 def test_a_copy_of_the_tool_calls_beside_the_blocks_does_not_count() -> None:
     """Restored messages hold it as mappings, those that come from the model as objects."""
     plain = [made_of(called(a=1), role="assistant")]
     copied = [made_of(called(a=1), role="assistant", tool_calls=[{"id": "x"}])]
-    assert of_messages(plain) == of_messages(copied)
+    assert chat_prompt(plain) == chat_prompt(copied)
 
 
 def test_completions_and_chats_are_different_calls() -> None:
     fingerprints = {
-        of_text(ASKED, formatted=False).fingerprint,
-        of_text(ASKED, formatted=True).fingerprint,
-        of_messages([said(ASKED)]).fingerprint,
+        completion_prompt(ASKED, formatted=False).fingerprint,
+        completion_prompt(ASKED, formatted=True).fingerprint,
+        chat_prompt([said(ASKED)]).fingerprint,
     }
     assert len(fingerprints) == 3
 
@@ -527,7 +528,7 @@ def test_a_file_counts_with_what_is_in_it(kind: Any, tmp_path: Path) -> None:
     keys = set()
     for content in (b"one", b"two", b"one"):
         path.write_bytes(content)
-        keys.add(of_messages([made_of(kind(path=path))]).fingerprint)
+        keys.add(chat_prompt([made_of(kind(path=path))]).fingerprint)
     assert len(keys) == 2
 
 
@@ -538,7 +539,7 @@ def test_a_file_within_a_citable_block_counts_with_what_is_in_it(kind: Any, tmp_
     for content in (b"one", b"two"):
         path.write_bytes(content)
         block = CitableBlock(title="T", source="S", content=[kind(path=path)])
-        keys.add(of_messages([made_of(block)]).fingerprint)
+        keys.add(chat_prompt([made_of(block)]).fingerprint)
     assert len(keys) == 2
 
 
@@ -555,7 +556,7 @@ def test_a_file_within_a_citable_block_counts_with_what_is_in_it(kind: Any, tmp_
 )
 def test_open_and_unreadable_files_are_not_cached(block: ContentBlock) -> None:
     with pytest.raises(NotCacheable):
-        of_messages([made_of(block)])
+        chat_prompt([made_of(block)])
 
 
 class Tagged(ChatMessage):
@@ -566,7 +567,7 @@ class Tagged(ChatMessage):
 
 def test_fields_of_a_message_class_count() -> None:
     one, other = (Tagged(ASKED, persona=persona) for persona in ("poet", "pirate"))
-    assert of_messages([one]) != of_messages([other])
+    assert chat_prompt([one]) != chat_prompt([other])
 
 
 # the surroundings -------------------------------------------------------------------------------------
@@ -725,7 +726,7 @@ def test_a_fact_that_others_retrieved_is_no_document(watched: SemanticCache, loo
 
 
 def there_and_back(response: Any) -> Any:
-    answer = encode(response, Told.of(response), model="m", seconds=0.0)
+    answer = encode(response, ResponseMetadata.of(response), model="m", seconds=0.0)
     return decode(Hit(answer, "id", "exact", 1.0, None, 0.0), type(response))
 
 
@@ -900,7 +901,7 @@ def test_a_synthesizer_is_copied_and_travels(watched: SemanticCache) -> None:
     synthesizer = CachedSynthesizer(get_response_synthesizer(llm=Plain()), watched, namespace="acme")
     for copied in (copy.copy(synthesizer), copy.deepcopy(synthesizer)):
         assert type(copied) is CachedSynthesizer
-        assert (copied.cache, copied._namespace) == (watched, "acme")
+        assert (copied.cache, copied._options.namespace) == (watched, "acme")
     assert copy.deepcopy(synthesizer)._synthesizer is not synthesizer._synthesizer
     assert type(pickle.loads(pickle.dumps(synthesizer))) is type(synthesizer._synthesizer)
 

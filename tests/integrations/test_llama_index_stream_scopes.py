@@ -33,7 +33,7 @@ from ibidem.cache import SemanticCache
 from ibidem.scope import EMPTY_SCOPE, current, scope_of
 from ibidem.types import Scope
 from llama_index_ibidem import CachedLLM, CachedSynthesizer, few_shot, install, uninstall
-from llama_index_ibidem.stream_scopes import STREAMS
+from llama_index_ibidem.spans import STREAMS
 from tests.contracts.langchain import Recording
 from tests.contracts.llama_index import CountingFunctionCalling, Library, Script, shelves
 from tests.embedders import BagOfWords
@@ -391,7 +391,7 @@ def test_the_methods_are_put_back(core: Recording) -> None:
     before = everything()
     llm = CachedLLM(CountingFunctionCalling(), core)  # type: ignore[arg-type]
     assert everything() != before
-    STREAMS.release(llm._desk)
+    STREAMS.release(llm._adapter)
     assert everything() == before
 
 

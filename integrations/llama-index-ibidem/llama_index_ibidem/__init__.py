@@ -11,9 +11,9 @@ except ModuleNotFoundError as error:
     raise MissingExtra("llama_index_ibidem", "llama-index") from error
 
 from llama_index_ibidem.few_shot import few_shot
-from llama_index_ibidem.handler import IbidemCallbackHandler
-from llama_index_ibidem.installing import install, uninstall
-from llama_index_ibidem.invalidating import invalidating
+from llama_index_ibidem.handlers import IbidemCallbackHandler
+from llama_index_ibidem.indexing import invalidating
+from llama_index_ibidem.install import install, uninstall
 from llama_index_ibidem.llm import CachedLLM
 from llama_index_ibidem.synthesizer import CachedSynthesizer
 

@@ -1,4 +1,4 @@
-"""What a span of LlamaIndex tells of the calls within it, as facts that are kept while it is open."""
+"""Read the facts about a model call that a span of LlamaIndex holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llama_index_instrumentation import dispatcher
 
 from ibidem.prompts.documents import Retrieved, find_positions
 from ibidem.types import Document, digest, renamed
-from llama_index_ibidem.wrapping import WrappingLLM
+from llama_index_ibidem.delegation import DelegatingLLM
 
 _BETWEEN = "\0"  # two texts that are searched at once
 _UUID = 37  # characters after the name in a span's id: "-" and the uuid
@@ -41,8 +41,8 @@ _ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """A template that is being filled, its variables, and whether the answer must have a given form."""
+class FilledTemplate:
+    """A template that is being filled, its variables, and whether the answer is structured output."""
 
     template: BasePromptTemplate
     variables: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Synthesis:
-    """A question that is being answered from nodes; `documents` are those nodes as a model sees them."""
+    """A question that is being answered from nodes, which are the documents as a model sees them."""
 
     id: str
     question: str
@@ -60,19 +60,19 @@ class Synthesis:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A model that is being asked, other than a `CachedLLM`."""
+    """A call of a model other than a `CachedLLM`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Nodes are being judged or ordered: what a model says here is no answer."""
+    """Nodes are being judged or ordered: the response of a model is not an answer."""
 
 
-Fact = Filled | Synthesis | Endpoint | Step | str  # a text is what an engine was asked
+Fact = FilledTemplate | Synthesis | Endpoint | Step | str  # a text is the input of an engine
 
 
 def as_documents(nodes: Sequence[NodeWithScore]) -> tuple[Retrieved, ...]:
-    """The nodes as models see them: with metadata, as synthesizers show them; and bare, as programs do."""
+    """Convert nodes to documents: with metadata, as synthesizers show them, and bare, as programs do."""
     found = []
     for scored in nodes:
         source = scored.node.source_node.node_id if scored.node.source_node else ""
@@ -83,10 +83,10 @@ def as_documents(nodes: Sequence[NodeWithScore]) -> tuple[Retrieved, ...]:
     return tuple(found)
 
 
-def shown_as(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document, ...]:
-    """The texts that a synthesizer is given, each under the names of the nodes that it shows.
+def documents_shown(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document, ...]:
+    """Convert the texts of a synthesizer to documents, with the ids of the nodes that each text shows.
 
-    It may put several into one; a text in which none is found may show any of them.
+    A synthesizer may join several nodes; a text in which none is found may show any of them.
     """
     found = []
     given, of_text = [text.strip() for text in texts], dict[str, list[Retrieved]]()
@@ -102,7 +102,7 @@ def shown_as(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document
 
 
 def nodes_in(texts: Sequence[str], nodes: Sequence[Retrieved]) -> Iterator[list[Retrieved]]:
-    """For each of the texts the nodes that stand in it."""
+    """Yield the nodes that occur in each of the texts."""
     whole = _BETWEEN.join(texts)
     begins = [0, *accumulate(len(text) + len(_BETWEEN) for text in texts)]
     places = find_positions(whole, (node.text for node in nodes))
@@ -119,18 +119,18 @@ def nodes_in(texts: Sequence[str], nodes: Sequence[Retrieved]) -> Iterator[list[
 
 
 def method_of(id_: str) -> str:
-    """The method that a span is of: `"OpenAI.chat-<uuid>"` -> `"chat"`."""
+    """Return the method of a span: `"OpenAI.chat-<uuid>"` -> `"chat"`."""
     return id_[:-_UUID].rpartition(".")[2]
 
 
 def fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | None:
-    """What the beginning span tells, if anything."""
+    """Return the fact of a span that begins, if it has one."""
     method = method_of(id_)
     if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
-        return None if isinstance(instance, WrappingLLM) else Endpoint()
+        return None if isinstance(instance, DelegatingLLM) else Endpoint()
     if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
         variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}
-        return Filled(prompt, variables, structured="structured" in method)
+        return FilledTemplate(prompt, variables, structured="structured" in method)
     if method in _SYNTHESIZE:
         question, nodes = _text_of(arguments.get("query")), arguments.get("nodes") or ()
         return Synthesis(id_, question, as_documents(nodes)) if question else None
@@ -140,9 +140,9 @@ def fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> Fact | Non
 
 
 def is_evaluating() -> bool:
-    """Whether an evaluator has just opened a span: what a model says in it is a verdict, and no answer.
+    """Return whether an evaluator has just opened a span: a model's response in it is a verdict.
 
-    It opens none of its own, so it is looked for among the callers, up to the span around this one.
+    Evaluators open no span of their own, so the callers are searched, up to the span around this one.
     """
     if (known := sys.modules.get(_EVALUATORS)) is None:
         return False
@@ -153,7 +153,7 @@ def is_evaluating() -> bool:
         if code.co_filename != ours:
             left = opened
         elif left:
-            return False  # the span around it has been looked at
+            return False  # the span around it was checked when it began
         else:
             opened = True
         if code.co_name in _EVALUATE and isinstance(frame.f_locals.get("self"), known.BaseEvaluator):
@@ -163,7 +163,7 @@ def is_evaluating() -> bool:
 
 
 def asked_of(arguments: Mapping[str, Any]) -> str | None:
-    """What an engine was asked, by the arguments of its method."""
+    """Return the input of an engine, from the arguments of its method."""
     return next((text for name in _ASKED if (text := _text_of(arguments.get(name)))), None)
 
 

@@ -1,4 +1,4 @@
-"""Few-shot examples from the example log, for the `function_mappings` of LlamaIndex's templates."""
+"""Put few-shot examples from the example log into LlamaIndex's templates (`function_mappings`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current
 from ibidem.types import require_bool, require_text
 from llama_index_ibidem import spans
-from llama_index_ibidem.stream_scopes import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -35,33 +34,33 @@ def few_shot(
     in_key: bool = False,
     **options: Any,
 ) -> Callable[..., str]:
-    """A function that gives a template the examples for its question, as one text.
+    """Return a function that selects the examples for the question of a template, as one text.
 
     `PromptTemplate("... {examples} ...", function_mappings={"examples": few_shot(cache)})`. It never raises:
     without the cache or its embedder there are no examples, and the text is empty.
 
-    By default the examples are no part of the cache key, of `CachedLLM` or `CachedSynthesizer`: prompts that
-    differ in them alone share their answers, so a growing log ends no hits.
+    By default the examples are not part of the cache key of `CachedLLM` and `CachedSynthesizer`: prompts that
+    differ only in them share their answers, so a growing log costs no hits.
 
-    LlamaIndex also fills templates with empty texts, to see how much room is left for documents; then the
-    text is as long as the examples may be.
+    LlamaIndex also fills templates with empty texts, to measure how much room is left for documents; then the
+    text is as long as the examples may become.
 
     Args:
         cache: An open `ibidem.SemanticCache`.
-        k: How many examples at most.
+        k: The maximum number of examples.
         question_key: The variable that holds the question; else the usual ones.
-        example: How one example looks.
-        separator: What stands between two.
-        max_tokens: Tokens that questions and answers may have together.
-        in_key: True to compare the examples as any other part of the prompt.
-        **options: For `cache.examples.select`: `namespace` (`ibidem.scope` takes its place), `diversity`,
+        example: The format of one example.
+        separator: The text between two examples.
+        max_tokens: The maximum number of tokens of all questions and answers together.
+        in_key: True to compare the examples like any other part of the prompt.
+        **options: For `cache.examples.select`: `namespace` (`ibidem.scope` overrides it), `diversity`,
             `min_feedback`, `tags`, `model`, `count_tokens`.
 
     Raises:
         InvalidInput: An argument cannot be used.
     """
     require_bool("in_key", in_key)
-    _check_form(require_text("example", example), require_text("separator", separator))
+    _check_format(require_text("example", example), require_text("separator", separator))
     options = {**options, "max_tokens": max_tokens}
     try:
         cache.examples.check(k, **options)
@@ -76,7 +75,7 @@ def few_shot(
         found = cache.examples.select(question, k, **{**options, "namespace": namespace})
         text = separator.join(map(partial(_filled, example), found))
         if text and not in_key:
-            spans.were_selected(FewShotBlock(settings, text=text))
+            spans.record_few_shot(FewShotBlock(settings, text=text))
         return text
 
     # A closure: LlamaIndex copies templates with the objects of methods, which hold locks.
@@ -87,12 +86,12 @@ def few_shot(
         return " x" * (max_tokens + _LABELS * k) if _is_measure(variables) else ""
 
     setattr(examples, _SETTINGS, None if in_key else settings)
-    STREAMS.hold(examples)
+    spans.STREAMS.hold(examples)
     return examples
 
 
 def selected_by(function: Callable[..., Any]) -> str | None:
-    """The settings of `few_shot`, if the function comes from there and its text is no part of the key."""
+    """Return the settings of a `few_shot` function whose text is not part of the key; None for any other."""
     settings = getattr(function, _SETTINGS, None)
     return settings if isinstance(settings, str) else None
 
@@ -106,14 +105,14 @@ def _is_measure(variables: Mapping[str, Any]) -> bool:
     return not any(isinstance(value, str) and value.strip() for value in variables.values())
 
 
-def _filled(form: str, example: Example) -> str:
-    return form.format(question=example.question, answer=example.answer)
+def _filled(format_: str, example: Example) -> str:
+    return format_.format(question=example.question, answer=example.answer)
 
 
-def _check_form(form: str, separator: str) -> None:
+def _check_format(format_: str, separator: str) -> None:
     try:
-        said = form.format(question="\0", answer="\1")
+        filled = format_.format(question="\0", answer="\1")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise InvalidInput(f"example must be a text with {{question}} and {{answer}}: {error!r}") from None
-    if "\0" not in said or "\1" not in said or not separator:
+        raise InvalidInput(f"example must be a string with {{question}} and {{answer}}: {error!r}") from None
+    if "\0" not in filled or "\1" not in filled or not separator:
         raise InvalidInput("example must hold {question} and {answer}, and separator must not be empty")

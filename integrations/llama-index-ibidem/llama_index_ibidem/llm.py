@@ -1,36 +1,33 @@
-"""`CachedLLM`: any LlamaIndex model, answered from the cache where that is right."""
+"""`CachedLLM`: answer the calls of any LlamaIndex model from the cache."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.base.llms.types import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-)
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.llms.llm import LLM
 from pydantic import PrivateAttr
 
-from ibidem.adapter.call import Desk
-from ibidem.adapter.options import open_or_use
-from ibidem.types import Request, require_bool, require_name, require_text
-from llama_index_ibidem.calls import watch
-from llama_index_ibidem.exchange import Exchange
+from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.options import AdapterOptions, open_or_use
+from ibidem.types import Answer
+from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.identity import identity
+from llama_index_ibidem.llm_calls import watch
+from llama_index_ibidem.messages import Response, ResponseAccumulator, decode, encode
 from llama_index_ibidem.replay import Replay
-from llama_index_ibidem.requests import RequestBuilder
-from llama_index_ibidem.stream_scopes import STREAMS
-from llama_index_ibidem.wrapping import WrappingLLM
+from llama_index_ibidem.request import RequestBuilder
+from llama_index_ibidem.response_metadata import ResponseMetadata
+from llama_index_ibidem.spans import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
 
-class CachedLLM(WrappingLLM):
-    """A model that is only asked what it has not answered before.
+class CachedLLM(DelegatingLLM):
+    """Asks a model only what it has not answered before.
 
     `Settings.llm = CachedLLM(OpenAI(...))`; to engines, agents and handlers it is the model it wraps. A
     failure of the cache never reaches the program: the model is asked, as without a cache.
@@ -39,14 +36,14 @@ class CachedLLM(WrappingLLM):
         llm: The model. For structured output wrap the model, not the structured one:
             `CachedLLM(llm).as_structured_llm(Form)`.
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
-        namespace: Tenant or application: what one has stored is never served in another (`ibidem.scope`).
+        namespace: Tenant or application: answers stored in one are never served in another (`ibidem.scope`).
         question_keys: Names of template variables that hold the question, before the usual ones ("query_str",
             "question", ...).
-        model_id: Names the model and its settings, where its fields do not (the log says so).
+        model_id: Identifies the model and its settings, where its fields do not (the log says so).
         any_message: True to take every line of the user for a question, as in a support chat ("I lost my
             card"). By default a line without a template must ask something.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
-        require_namespace: True to cache only what is asked within `ibidem.scope(namespace=...)`.
+        require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
@@ -54,7 +51,7 @@ class CachedLLM(WrappingLLM):
         IbidemError: The cache cannot be opened.
     """
 
-    _desk: Desk = PrivateAttr()
+    _adapter: AdapterCache = PrivateAttr()
     _requests: RequestBuilder = PrivateAttr()
     _owned: bool = PrivateAttr(default=False)
 
@@ -72,122 +69,116 @@ class CachedLLM(WrappingLLM):
         **options: Any,
     ) -> None:
         super().__init__(llm)
-        require_bool("require_namespace", require_namespace)
-        if isinstance(question_keys, str):
-            question_keys = (question_keys,)
         self._requests = RequestBuilder(
-            require_name("namespace", namespace),
-            question_keys,
-            model_id=require_text("model_id", model_id),
-            any_message=any_message,
-            semantic=semantic,
-            require_namespace=require_namespace,
+            AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
         )
         self._owned = cache is None
-        self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
+        self._adapter = AdapterCache(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
         watch()
-        STREAMS.hold(self._desk)
+        STREAMS.hold(self._adapter)
 
     @classmethod
     def class_name(cls) -> str:
-        """How LlamaIndex names the class."""
+        """Return the name under which LlamaIndex serialises the class."""
         return "CachedLLM"
 
     @property
     def cache(self) -> SemanticCache:
-        """The cache that is asked."""
-        return self._desk.cache
+        """The cache in use."""
+        return self._adapter.cache
 
     def identity(self, model_id: str = "") -> str:
-        """A digest of the model with the prompt settings of this wrapper, which may have been changed here.
+        """Hash the model with the prompt settings of this wrapper, which may differ from the model's own.
 
         Raises:
-            NotCacheable: The model holds what cannot be compared, and neither it nor `model_id` names it.
+            NotCacheable: The model holds something that cannot be compared, and no `model_id` replaces it.
         """
-        return identity(self._as_prompted(), model_id or self._requests.model_id)
+        return identity(self._as_prompted(), model_id or self._requests.options.model_id)
 
     def faults(self) -> dict[str, int]:
-        """How often a call was not cached or a failure was swallowed, by cause."""
-        return self._desk.faults.counts()
+        """Count the calls that were not cached and the failures that were swallowed, by cause."""
+        return self._adapter.faults.counts()
 
     def close(self) -> None:
-        """Close the cache that was opened here; one that was passed in stays open."""
+        """Close the cache if it was opened here; one that was passed in stays open."""
         if self._owned:
             self.cache.close()
-            STREAMS.release(self._desk)
+            STREAMS.release(self._adapter)
 
-    # The endpoints. They are not decorated: on a miss the model itself tells LlamaIndex's handlers.
+    # The endpoints. They are not decorated: on a miss the model itself notifies LlamaIndex's handlers.
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """The stored answer to these messages, or the model's."""
-        exchange = self._chat_exchange(messages, kwargs)
-        if (found := exchange.find()) is not None:
-            return Replay(self, found).chat(messages, **kwargs)
-        with exchange:
-            return exchange.keep(self._model.chat(messages, **kwargs))
+        """Return the stored answer to these messages, or ask the model."""
+        call = self._chat_call(messages, kwargs)
+        if (found := call.lookup()) is not None:
+            return self._replay(found).chat(messages, **kwargs)
+        with call:
+            return self._store(call, self._model.chat(messages, **kwargs))
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As `chat`; the cache is asked in a thread."""
-        exchange = self._chat_exchange(messages, kwargs)
-        if (found := await exchange.afind()) is not None:
-            return await Replay(self, found).achat(messages, **kwargs)
-        with exchange:
-            return await exchange.akeep(await self._model.achat(messages, **kwargs))
+        """As `chat`; the cache works in a thread."""
+        call = self._chat_call(messages, kwargs)
+        if (found := await call.alookup()) is not None:
+            return await self._replay(found).achat(messages, **kwargs)
+        with call:
+            return await self._astore(call, await self._model.achat(messages, **kwargs))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:  # type: ignore[override]
-        """As `chat`, in pieces. The model's answer is stored when the last piece was taken."""
-        exchange = self._chat_exchange(messages, kwargs)
-        if (found := exchange.find()) is not None:
-            return exchange.repeated(Replay(self, found).stream_chat(messages, **kwargs))
-        with exchange:
-            return exchange.pass_on(self._model.stream_chat(messages, **kwargs))
+        """As `chat`, streamed. The model's answer is stored when its last chunk was read."""
+        call = self._chat_call(messages, kwargs)
+        if (found := call.lookup()) is not None:
+            return call.replay(self._replay(found).stream_chat(messages, **kwargs))
+        with call:
+            return call.record(self._model.stream_chat(messages, **kwargs), self._accumulator(call))
 
     async def astream_chat(  # type: ignore[override]
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
-        """As `stream_chat`; the cache is asked in a thread."""
-        exchange = self._chat_exchange(messages, kwargs)
-        if (found := await exchange.afind()) is not None:
-            return exchange.repeated(await Replay(self, found).astream_chat(messages, **kwargs))
-        with exchange:
-            return exchange.apass_on(await self._model.astream_chat(messages, **kwargs))
+        """As `stream_chat`; the cache works in a thread."""
+        call = self._chat_call(messages, kwargs)
+        if (found := await call.alookup()) is not None:
+            return call.replay(await self._replay(found).astream_chat(messages, **kwargs))
+        with call:
+            return call.arecord(await self._model.astream_chat(messages, **kwargs), self._accumulator(call))
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """The stored answer to this prompt, or the model's."""
-        exchange = self._completion_exchange(prompt, formatted, kwargs)
-        if (found := exchange.find()) is not None:
-            return Replay(self, found).complete(prompt, **kwargs)
-        with exchange:
-            return exchange.keep(self._model.complete(prompt, **_form(formatted), **kwargs))
+        """Return the stored answer to this prompt, or ask the model."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        if (found := call.lookup()) is not None:
+            return self._replay(found).complete(prompt, **kwargs)
+        with call:
+            return self._store(call, self._model.complete(prompt, **_if_set(formatted), **kwargs))
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """As `complete`; the cache is asked in a thread."""
-        exchange = self._completion_exchange(prompt, formatted, kwargs)
-        if (found := await exchange.afind()) is not None:
-            return await Replay(self, found).acomplete(prompt, **kwargs)
-        with exchange:
-            return await exchange.akeep(await self._model.acomplete(prompt, **_form(formatted), **kwargs))
+        """As `complete`; the cache works in a thread."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        if (found := await call.alookup()) is not None:
+            return await self._replay(found).acomplete(prompt, **kwargs)
+        with call:
+            response = await self._model.acomplete(prompt, **_if_set(formatted), **kwargs)
+            return await self._astore(call, response)
 
     def stream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> Iterator[CompletionResponse]:
-        """As `complete`, in pieces. The model's answer is stored when the last piece was taken."""
-        exchange = self._completion_exchange(prompt, formatted, kwargs)
-        if (found := exchange.find()) is not None:
-            return exchange.repeated(Replay(self, found).stream_complete(prompt, **kwargs))
-        with exchange:
-            return exchange.pass_on(self._model.stream_complete(prompt, **_form(formatted), **kwargs))
+        """As `complete`, streamed. The model's answer is stored when its last chunk was read."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        if (found := call.lookup()) is not None:
+            return call.replay(self._replay(found).stream_complete(prompt, **kwargs))
+        with call:
+            stream = self._model.stream_complete(prompt, **_if_set(formatted), **kwargs)
+            return call.record(stream, self._accumulator(call))
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
-        """As `stream_complete`; the cache is asked in a thread."""
-        exchange = self._completion_exchange(prompt, formatted, kwargs)
-        if (found := await exchange.afind()) is not None:
-            return exchange.repeated(await Replay(self, found).astream_complete(prompt, **kwargs))
-        with exchange:
-            stream = await self._model.astream_complete(prompt, **_form(formatted), **kwargs)
-            return exchange.apass_on(stream)
+        """As `stream_complete`; the cache works in a thread."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        if (found := await call.alookup()) is not None:
+            return call.replay(await self._replay(found).astream_complete(prompt, **kwargs))
+        with call:
+            stream = await self._model.astream_complete(prompt, **_if_set(formatted), **kwargs)
+            return call.arecord(stream, self._accumulator(call))
 
     def __enter__(self) -> CachedLLM:
         return self
@@ -196,25 +187,43 @@ class CachedLLM(WrappingLLM):
         self.close()
 
     def __repr__(self) -> str:
-        return f"CachedLLM({type(self.llm).__name__}, namespace={self._requests.namespace!r})"
+        return f"CachedLLM({type(self.llm).__name__}, namespace={self._requests.options.namespace!r})"
 
     __str__ = __repr__
 
-    def _chat_exchange(
-        self, messages: Sequence[ChatMessage], given: dict[str, Any]
-    ) -> Exchange[ChatResponse]:
-        return self._exchange(ChatResponse, partial(self._requests.of_chat, self.llm, messages, given))
+    def _chat_call(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> CachedCall[ChatResponse]:
+        build = partial(self._requests.of_chat, self.llm, messages, given)
+        return CachedCall(self._adapter, build, lambda hit: decode(hit, ChatResponse))
 
-    def _completion_exchange(
+    def _completion_call(
         self, prompt: str, formatted: bool, given: dict[str, Any]
-    ) -> Exchange[CompletionResponse]:
+    ) -> CachedCall[CompletionResponse]:
         build = partial(self._requests.of_completion, self.llm, prompt, formatted, given)
-        return self._exchange(CompletionResponse, build)
+        return CachedCall(self._adapter, build, lambda hit: decode(hit, CompletionResponse))
 
-    def _exchange(self, kind: Any, build: Callable[[], Request]) -> Exchange[Any]:
-        return Exchange(self._desk, kind, self.llm, build)
+    def _replay(self, response: Response) -> Replay[Response]:
+        return Replay(self.callback_manager, self.llm, response)
+
+    def _store(self, call: CachedCall[Response], response: Response) -> Response:
+        call.store(partial(self._answer, response, call.seconds), response)
+        return response
+
+    async def _astore(self, call: CachedCall[Response], response: Response) -> Response:
+        await call.astore(partial(self._answer, response, call.seconds), response)
+        return response
+
+    def _answer(self, response: ChatResponse | CompletionResponse, seconds: float) -> Answer:
+        metadata = ResponseMetadata.of(response).finalize()
+        return encode(response, metadata, model=self.llm.metadata.model_name, seconds=seconds)
+
+    def _accumulator(self, call: CachedCall[Response]) -> ResponseAccumulator[Response]:
+        # Whole responses hold logprobs, streams may not.
+        complete = not getattr(self.llm, "logprobs", None)
+        return ResponseAccumulator(
+            lambda: self.llm.metadata.model_name, lambda: call.seconds, complete=complete
+        )
 
 
-def _form(formatted: bool) -> dict[str, bool]:
-    """The argument, where it is not the default: models need not know it."""
+def _if_set(formatted: bool) -> dict[str, bool]:
+    """Return the argument unless it has its default value: models need not know it."""
     return {"formatted": True} if formatted else {}

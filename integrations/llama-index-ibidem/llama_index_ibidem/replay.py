@@ -1,54 +1,56 @@
-"""A stored response as the model would have given it: at once or in pieces, with the same events."""
+"""Repeat a stored response as the model would have given it: whole or streamed, with the same events."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic
-from weakref import WeakKeyDictionary
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from typing import Any, Generic
 
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import LLM
 
 from ibidem.adapter.chunks import split_text
 from ibidem.adapter.stream_scope import keep_scope
-from llama_index_ibidem.codec import Response, text_of
-
-if TYPE_CHECKING:
-    from llama_index_ibidem.llm import CachedLLM
+from llama_index_ibidem.messages import Response, text_of
 
 
-class _Nothing(int):
-    """A count of 0 that says so. `TokenCountingHandler` takes a 0 for "unknown" and estimates instead."""
+class _Zero(int):
+    """A zero that is true. `TokenCountingHandler` takes a false count for unknown, and estimates instead."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Nothing)
+        return isinstance(other, _Zero)
 
     __hash__ = int.__hash__
 
 
-_COUNTED = {"prompt_tokens": _Nothing(), "completion_tokens": _Nothing(), "total_tokens": _Nothing()}
+_NO_TOKENS = {"prompt_tokens": _Zero(), "completion_tokens": _Zero(), "total_tokens": _Zero()}
 
 
 class Replay(Generic[Response]):
-    """One hit. LlamaIndex's own decorators fire the events, as they do for the model.
+    """Repeats one hit. LlamaIndex's own decorators fire the events, as they do for the model.
 
-    Handlers are told of no tokens in a form that they believe; the caller gets plain zeros.
+    Handlers see token counts of zero that they do not take for unknown; the caller gets plain zeros.
+
+    Args:
+        callback_manager: The callback manager of the model.
+        model: The model that events name.
+        response: The stored response.
     """
 
-    rate_limiter = None  # nothing is sent to anybody
+    rate_limiter = None  # no request is sent
 
-    def __init__(self, llm: CachedLLM, response: Response) -> None:
-        self.callback_manager = llm.callback_manager
-        self._llm = llm
+    def __init__(self, callback_manager: CallbackManager, model: LLM, response: Response) -> None:
+        self.callback_manager, self._model = callback_manager, model
         self._response: Response = response
 
     def to_payload(self) -> dict[str, Any]:
-        """What events tell of the model."""
-        return self._llm.to_payload()
+        """Describe the model for events."""
+        return self._model.to_payload()
 
     def to_dict(self) -> dict[str, Any]:
-        """What events told of it before LlamaIndex 0.14.23."""
-        return self._llm.llm.to_dict()
+        """Describe the model for events of LlamaIndex before 0.14.23."""
+        return self._model.to_dict()
 
     def chat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
         """As the model's `chat`."""
@@ -88,45 +90,45 @@ class Replay(Generic[Response]):
 
     @llm_chat_callback()
     def _chat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
-        return self._counted(self._response)
+        return self._with_counts(self._response)
 
     @llm_chat_callback()
     async def _achat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
-        return self._counted(self._response)
+        return self._with_counts(self._response)
 
     @llm_chat_callback()
     def _stream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> Iterator[Response]:
-        return self._pieces()
+        return self._chunks()
 
     @llm_chat_callback()
     async def _astream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> AsyncIterator[Response]:
-        return self._apieces()
+        return self._achunks()
 
     @llm_completion_callback()
     def _complete(self, prompt: str, **given: Any) -> Response:
-        return self._counted(self._response)
+        return self._with_counts(self._response)
 
     @llm_completion_callback()
     async def _acomplete(self, prompt: str, **given: Any) -> Response:
-        return self._counted(self._response)
+        return self._with_counts(self._response)
 
     @llm_completion_callback()
     def _stream_complete(self, prompt: str, **given: Any) -> Iterator[Response]:
-        return self._pieces()
+        return self._chunks()
 
     @llm_completion_callback()
     async def _astream_complete(self, prompt: str, **given: Any) -> AsyncIterator[Response]:
-        return self._apieces()
+        return self._achunks()
 
-    def _pieces(self) -> Iterator[Response]:
-        yield from map(self._counted, in_pieces(self._response))
+    def _chunks(self) -> Iterator[Response]:
+        yield from map(self._with_counts, chunks_of(self._response))
 
-    async def _apieces(self) -> AsyncIterator[Response]:
-        for chunk in in_pieces(self._response):
-            yield self._counted(chunk)
+    async def _achunks(self) -> AsyncIterator[Response]:
+        for chunk in chunks_of(self._response):
+            yield self._with_counts(chunk)
 
-    def _counted(self, response: Response) -> Response:
-        return response.model_copy(update={"raw": {**(response.raw or {}), "usage": dict(_COUNTED)}})
+    def _with_counts(self, response: Response) -> Response:
+        return response.model_copy(update={"raw": {**(response.raw or {}), "usage": dict(_NO_TOKENS)}})
 
     def _plain(self, stream: Iterator[Response]) -> Iterator[Response]:
         for chunk in stream:
@@ -137,49 +139,23 @@ class Replay(Generic[Response]):
             yield chunk.model_copy(update={"raw": self._response.raw})
 
 
-_readers: WeakKeyDictionary[Any, list[Callable[[str], None]]] = WeakKeyDictionary()
-
-
 def stream_of(text: str) -> Generator[str, None, None]:
-    """A stored text as a stream; `when_read` tells who wants to know that all of it was read."""
-    readers = list[Callable[[str], None]]()
-
-    def pieces() -> Generator[str, None, None]:
-        yield from split_text(text)
-        for reader in readers:
-            reader(text)
-
-    _readers[stream := keep_scope(pieces())] = readers
-    return stream
+    """Stream a stored text in the scope in force now."""
+    return keep_scope(piece for piece in split_text(text))
 
 
 def astream_of(text: str) -> AsyncGenerator[str, None]:
-    """The same for async code."""
-    readers = list[Callable[[str], None]]()
+    """As `stream_of`, for async code."""
 
     async def pieces() -> AsyncGenerator[str, None]:
         for piece in split_text(text):
             yield piece
-        for reader in readers:
-            reader(text)
 
-    _readers[stream := keep_scope(pieces())] = readers
-    return stream
+    return keep_scope(pieces())
 
 
-def when_read(stream: object, tell: Callable[[str], None]) -> bool:
-    """Tell the text of a stream of `stream_of` when it was read to its end. False for any other stream."""
-    try:
-        readers = _readers.get(stream)
-    except TypeError:  # not every object can be remembered weakly
-        return False
-    if readers is not None:
-        readers.append(tell)
-    return readers is not None
-
-
-def in_pieces(response: Response) -> Iterator[Response]:
-    """The response as a stream of it: some words at a time; the last chunk is the whole response."""
+def chunks_of(response: Response) -> Iterator[Response]:
+    """Split a response into the chunks of a stream, some words each; the last chunk is the whole response."""
     *pieces, last = split_text(text_of(response)) or [""]
     said = ""
     for piece in pieces:

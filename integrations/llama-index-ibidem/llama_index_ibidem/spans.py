@@ -1,11 +1,11 @@
-"""What LlamaIndex's instrumentation tells of the call a model is just asked for.
+"""Follow LlamaIndex's spans, to know the context of each call of a model.
 
 Every public method of LlamaIndex opens a span, and spans know their parents in threads, tasks and streams. So
-from the span of a model call upwards stand, in this order: the template and its variables, the question and
-the nodes of the synthesizer, what the engine was asked. What retrievers returned lately is kept as well, for
-prompts that a program or a workflow puts together by hand.
+above the span of a model call stand, in this order: the template and its variables, the question and the
+nodes of the synthesizer, the input of the engine. Documents that retrievers returned lately are kept as well,
+for prompts that a program or a workflow composes by hand.
 
-A clue is only believed if it stands in the prompt. So a wrong join can cost a hit and never cause one.
+A text from here only counts if it occurs in the prompt. So a wrong parent can cost a hit and never cause one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.chat_engine.types import StreamingAgentChatResponse
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore
+from llama_index.core.types import BasePydanticProgram
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span import BaseSpan, active_span_id
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
@@ -24,15 +31,16 @@ from pydantic import PrivateAttr
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.prompts.documents import Retrieved
+from ibidem.adapter.stream_scope import StreamMethods, keep_scope
+from ibidem.prompts.documents import CONTEXT_KEYS, Retrieved
 from ibidem.prompts.few_shot import FewShotBlock
-from llama_index_ibidem.deferred import Deferred
+from ibidem.prompts.key import RetrievalLog
 from llama_index_ibidem.facts import (
     POSTPROCESS,
     SEARCH,
     Endpoint,
     Fact,
-    Filled,
+    FilledTemplate,
     Step,
     Synthesis,
     as_documents,
@@ -40,61 +48,88 @@ from llama_index_ibidem.facts import (
     fact_of,
     is_evaluating,
     method_of,
+    nodes_in,
 )
-from llama_index_ibidem.stream_scopes import keep_scope_of
+from llama_index_ibidem.response_metadata import MARKER
 
-RECENT_DOCUMENTS = 256
 _SPANS = 8192
+_RUNS = 256
+_STREAMS = 256  # streams that were handed out; some are never read
 _DEPTH = 64  # spans between a call and its root; deeper is a loop
-_QUERIES_PER_DOCUMENT = 32
-_Key = tuple[str, str]
+_NODES = 256  # documents of one retrieval that are kept
+
+# Methods whose streams may ask the model with their first step, in the context of their reader. Chat engines
+# and workflows read theirs in threads and tasks of the asker.
+STREAMS = StreamMethods(
+    {
+        BaseSynthesizer: (
+            "get_response",
+            "aget_response",
+            "get_response_from_messages",
+            "aget_response_from_messages",
+        ),
+        StructuredLLM: ("stream_chat", "astream_chat"),
+        CustomLLM: ("astream_chat", "astream_complete"),  # of the program, around a cached model
+        BasePydanticProgram: ("stream_call", "astream_call"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What surrounds a model call; `run` is the id of its outermost span.
+class SpanContext:
+    """The context of a model call, by the spans above it.
 
-    It is a `step` if nodes are being judged or ordered: what a model says then is no answer. So it is if an
-    evaluator asks, which judges answers (`judged`). `shown` are the examples that were last selected for its
-    prompt.
+    Attributes:
+        template: The template that is being filled.
+        synthesis: The question that is being answered from nodes.
+        asked: The input of the engine.
+        run: The id of the outermost span.
+        step: Whether nodes are being judged or ordered, or an answer is being judged: the response of the
+            model is not an answer.
+        judged: Whether an evaluator asks.
+        few_shot: The examples that were last selected for the prompt.
     """
 
-    filled: Filled | None = None
+    template: FilledTemplate | None = None
     synthesis: Synthesis | None = None
     asked: str | None = None
     run: str | None = None
     step: bool = False
     judged: bool = False
-    shown: FewShotBlock | None = None
+    few_shot: FewShotBlock | None = None
+
+    @property
+    def synthesis_id(self) -> str | None:
+        """The id of the synthesis; None outside of one."""
+        return self.synthesis.id if self.synthesis is not None else None
 
 
-def surroundings(span: str | None = None) -> Surroundings:
-    """What surrounds the span, by default that of the running call."""
-    return _watcher.surroundings(span or active_span_id.get())
+def span_context(span: str | None = None) -> SpanContext:
+    """Return the context of a span, by default of the active one."""
+    return _watcher.context(span or active_span_id.get())
 
 
-def answer_of(span: str) -> str:
-    """The answer that a call in `span` is a part of: the synthesis above it, else the call itself."""
-    synthesis = _watcher.surroundings(span).synthesis
-    return synthesis.id if synthesis else span
+def synthesis_id(span: str) -> str | None:
+    """Return the id of the synthesis that a span is part of."""
+    return _watcher.synthesis_id(span)
 
 
 def endpoints_above(span: str) -> list[str]:
-    """The spans of the endpoints of one model that stand above each other, from above `span` upwards.
+    """Return the spans of endpoints of the same model directly above `span`: `achat` calls `chat`.
 
-    A call that reaches the model through `CachedLLM` has none above; spans of the way there do not count.
+    A call that reaches the model through `CachedLLM` has none above it.
     """
     return _watcher.endpoints_above(span)
 
 
-def were_selected(shown: FewShotBlock) -> None:
-    """These examples go into a prompt that is made within the running span."""
-    _watcher.were_selected(active_span_id.get(), shown)
+def record_few_shot(examples: FewShotBlock) -> None:
+    """Record the examples that were selected for a prompt of the active span."""
+    _watcher.record_few_shot(active_span_id.get(), examples)
 
 
 @contextmanager
-def within(span: str | None) -> Iterator[None]:
-    """What is done inside belongs to the span, even if that has ended."""
+def attached_to(span: str | None) -> Iterator[None]:
+    """Make a span the active one, even if it has ended."""
     token = active_span_id.set(span or active_span_id.get())
     try:
         yield
@@ -102,46 +137,56 @@ def within(span: str | None) -> Iterator[None]:
         active_span_id.reset(token)
 
 
-def was_read(answer: str) -> None:
-    """The last model call for a synthesis has ended."""
-    _watcher.was_read(answer)
+def stream_consumed(answer: str) -> None:
+    """Record that the last model call of a synthesis has ended."""
+    _watcher.stream_consumed(answer)
 
 
 def documents_of(run: str | None) -> list[Retrieved]:
-    """What retrievers and postprocessors returned within the outermost span `run`."""
-    return _watcher.documents_of(run)
+    """Return what retrievers and postprocessors returned within the outermost span `run`."""
+    return _watcher.retrieved.of_run(run)
 
 
 def recent_documents() -> list[Retrieved]:
-    """What retrievers and postprocessors returned lately, in any run."""
-    return _watcher.recent_documents()
+    """Return what retrievers and postprocessors returned lately, in any run."""
+    return _watcher.retrieved.recent()
 
 
 def watch() -> None:
-    """Begin to watch, once per process."""
+    """Add the handler to LlamaIndex's root dispatcher, once per process."""
     root = get_dispatcher()
     if _watcher not in root.span_handlers:
         root.add_span_handler(_watcher)
 
 
-class SpanWatcher(BaseSpanHandler[BaseSpan]):
-    """Remembers, bounded and thread-safe, what open spans were given and what retrievers returned."""
+@dataclass(slots=True)
+class _Span:
+    """A span, which is remembered after its end: calls can outlive it (streams, threads)."""
 
-    _parents: BoundedDict[str, str | None] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
-    _facts: BoundedDict[str, Fact] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
-    # Documents by id and text: several may have the same text, and one may have changed.
-    _found: BoundedDict[str, dict[_Key, Retrieved]] = PrivateAttr(default_factory=lambda: BoundedDict(256))
-    _recent: BoundedDict[_Key, Retrieved] = PrivateAttr(default_factory=lambda: BoundedDict(RECENT_DOCUMENTS))
-    _shown: BoundedDict[str, FewShotBlock] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
-    _judged: BoundedDict[str, bool] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
-    _deferred: Deferred = PrivateAttr(default_factory=Deferred)
+    parent: str | None = None
+    fact: Fact | None = None  # while it is open
+    judged: bool = False
+    few_shot: FewShotBlock | None = None
+
+
+class SpanWatcher(BaseSpanHandler[BaseSpan]):
+    """Remembers the facts of open spans and what retrievers returned. Bounded and thread-safe."""
+
+    _spans: BoundedDict[str, _Span] = PrivateAttr(default_factory=lambda: BoundedDict(_SPANS))
+    _retrieved: RetrievalLog[str] = PrivateAttr(default_factory=lambda: RetrievalLog(_RUNS))
+    _deferred: DeferredStreams = PrivateAttr(default_factory=lambda: DeferredStreams())
     _guard: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
     _faults: Faults = PrivateAttr(default_factory=Faults)
 
     @classmethod
     def class_name(cls) -> str:
-        """How LlamaIndex names the handler."""
+        """Return the name under which LlamaIndex serialises the handler."""
         return "IbidemSpanWatcher"
+
+    @property
+    def retrieved(self) -> RetrievalLog[str]:
+        """The documents that retrievers and postprocessors returned."""
+        return self._retrieved
 
     def span_enter(
         self,
@@ -152,24 +197,20 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         tags: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A span begins."""
+        """Remember a span that begins."""
         try:
             fact, judged = fact_of(id_, bound_args.arguments, instance), is_evaluating()
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand a span of LlamaIndex", error)
             fact, judged = None, False
         with self._guard:
-            if judged:
-                self._judged.put(id_, True)
-            parent_id = self._begun_by(id_, fact, parent_id, bound_args.arguments, instance)
+            parent_id = self._parent_of(id_, fact, parent_id, bound_args.arguments, instance)
             if isinstance(fact, Synthesis):
                 # A class that overrides `synthesize` and calls `super()`: one synthesis, two spans.
-                above = self._facts.get(parent_id or "")
+                above = self._fact(parent_id or "")
                 if isinstance(above, Synthesis) and above.question == fact.question:
                     fact = replace(fact, id=above.id)
-            self._parents.put(id_, parent_id)
-            if fact is not None:
-                self._facts.put(id_, fact)
+            self._spans.put(id_, _Span(parent_id, fact, judged))
 
     def span_exit(
         self,
@@ -179,17 +220,17 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         result: Any | None = None,
         **kwargs: Any,
     ) -> None:
-        """A span ended; its place in the tree stays known for calls that outlive it (streams, threads)."""
+        """Record what a retriever returned, and the stream that a synthesis handed out."""
         try:
             method = method_of(id_)
             if method in SEARCH or method in POSTPROCESS:
                 query = asked_of(bound_args.arguments) if method in SEARCH else None
-                self._returned(id_, result, query)
+                self._record_retrieval(id_, result, query)
         except Exception as error:
             self._faults.note("understand what a retriever returned", error)
-        keep_scope_of(result)
+        _keep_scope_of(result)
         with self._guard:
-            fact = self._facts.pop(id_)
+            fact = self._end(id_)
             if isinstance(fact, Synthesis) and fact.id == id_:
                 self._deferred.handed_out(fact, result)
 
@@ -201,12 +242,12 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         err: BaseException | None = None,
         **kwargs: Any,
     ) -> None:
-        """A span ended with an error."""
+        """Forget the facts of a span that failed."""
         with self._guard:
-            self._facts.pop(id_)
+            self._end(id_)
 
     def new_span(self, *args: Any, **kwargs: Any) -> None:
-        """Not used: spans are kept in `_facts`."""
+        """Not used: spans are kept in `_spans`."""
 
     def prepare_to_exit_span(self, *args: Any, **kwargs: Any) -> None:
         """Not used."""
@@ -214,94 +255,175 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> None:
         """Not used."""
 
-    def surroundings(self, span: str | None) -> Surroundings:
-        """What stands above `span`, the nearest of each kind."""
-        found = Surroundings()
+    def context(self, span: str | None) -> SpanContext:
+        """Collect the nearest fact of each kind from `span` upwards."""
+        template = synthesis = asked = run = few_shot = None
+        step = judged = False
         with self._guard:
-            for id_ in self._upwards(span):
-                fact = self._facts.get(id_) or self._deferred.synthesis(id_)
-                if isinstance(fact, Filled) and found.filled is None:
-                    found = replace(found, filled=fact)
-                elif isinstance(fact, Synthesis) and found.synthesis is None:
-                    found = replace(found, synthesis=fact)
-                elif isinstance(fact, str) and found.asked is None:
-                    found = replace(found, asked=fact)
-                elif isinstance(fact, Step) and found.synthesis is None:
-                    found = replace(found, step=True)
-                if self._judged.get(id_):
-                    found = replace(found, step=True, judged=True)
-                found = replace(found, run=id_, shown=found.shown or self._shown.get(id_))
-        return found
+            for run, found in self._upwards(span):
+                fact = found.fact or self._deferred.synthesis(run)
+                if isinstance(fact, FilledTemplate):
+                    template = template or fact
+                elif isinstance(fact, Synthesis):
+                    synthesis = synthesis or fact
+                elif isinstance(fact, str):
+                    asked = asked if asked is not None else fact
+                elif isinstance(fact, Step):
+                    step = step or synthesis is None
+                judged = judged or found.judged
+                few_shot = few_shot or found.few_shot
+        return SpanContext(template, synthesis, asked, run, step or judged, judged, few_shot)
 
-    def were_selected(self, span: str | None, shown: FewShotBlock) -> None:
-        """These examples go into a prompt that is made within the span."""
-        if span is not None:
-            with self._guard:
-                self._shown.put(span, shown)
-
-    def documents_of(self, run: str | None) -> list[Retrieved]:
-        """What was found within `run`."""
+    def synthesis_id(self, span: str | None) -> str | None:
+        """Return the id of the nearest synthesis from `span` upwards."""
         with self._guard:
-            return list((self._found.get(run) or {}).values()) if run else []
-
-    def recent_documents(self) -> list[Retrieved]:
-        """What was found lately."""
-        with self._guard:
-            return list(self._recent)
-
-    def was_read(self, answer: str) -> None:
-        """No other call will be made for the synthesis."""
-        with self._guard:
-            self._deferred.read(answer)
+            return next((fact.id for fact in self._facts(span) if isinstance(fact, Synthesis)), None)
 
     def endpoints_above(self, span: str) -> list[str]:
-        """The spans of endpoints of one model above `span`."""
+        """Return the spans of endpoints directly above `span`."""
         found = list[str]()
         with self._guard:
-            for id_ in self._upwards(span):
-                if not isinstance(self._facts.get(id_), Endpoint):
+            for id_, each in self._upwards(span):
+                if not isinstance(each.fact, Endpoint):
                     break
                 found.append(id_)
         return found[1:]  # without itself
 
-    def _begun_by(
+    def record_few_shot(self, span: str | None, examples: FewShotBlock) -> None:
+        """Record the examples that were selected for a prompt of the span."""
+        if span is not None:
+            with self._guard:
+                found = self._spans.get(span) or _Span()
+                found.few_shot = examples
+                self._spans.put(span, found)
+
+    def stream_consumed(self, answer: str) -> None:
+        """Record that no other call will be made for a synthesis."""
+        with self._guard:
+            self._deferred.consumed(answer)
+
+    def _parent_of(
         self, id_: str, fact: Fact | None, parent: str | None, arguments: Mapping[str, Any], instance: Any
     ) -> str | None:
-        """The span that a beginning one belongs to: its parent, or the one whose stream is being read."""
-        if isinstance(fact, Filled) and self._synthesis_above(parent) is None:
+        """Return the span that a new one belongs to: its parent, or the one whose stream is being read."""
+        if isinstance(fact, FilledTemplate) and not any(
+            isinstance(above, Synthesis) for above in self._facts(parent)
+        ):
             return self._deferred.synthesis_for(fact) or parent
         if isinstance(fact, Endpoint):
             call = self._deferred.call_for(id_, method_of(id_), arguments, instance)
             if call is not None:
-                self._facts.put(call, fact)  # its span has ended, but the call goes on
+                self._spans.put(call, replace(self._spans.get(call) or _Span(), fact=fact))  # it goes on
                 return call
         return parent
 
-    def _synthesis_above(self, span: str | None) -> Synthesis | None:
-        facts = (self._facts.get(id_) or self._deferred.synthesis(id_) for id_ in self._upwards(span))
-        return next((fact for fact in facts if isinstance(fact, Synthesis)), None)
+    def _end(self, id_: str) -> Fact | None:
+        if (span := self._spans.get(id_)) is None:
+            return None
+        fact, span.fact = span.fact, None
+        return fact
 
-    def _upwards(self, span: str | None) -> Iterator[str]:
+    def _fact(self, id_: str) -> Fact | None:
+        span = self._spans.get(id_)
+        return span.fact if span is not None else None
+
+    def _facts(self, span: str | None) -> Iterator[Fact]:
+        for id_, each in self._upwards(span):
+            if fact := each.fact or self._deferred.synthesis(id_):
+                yield fact
+
+    def _upwards(self, span: str | None) -> Iterator[tuple[str, _Span]]:
         for _ in range(_DEPTH):
             if span is None:
                 return
-            yield span
-            span = self._parents.get(span)
+            found = self._spans.get(span) or _UNKNOWN
+            yield span, found
+            span = found.parent
 
-    def _returned(self, id_: str, result: Any, query: str | None) -> None:
+    def _record_retrieval(self, id_: str, result: Any, query: str | None) -> None:
         nodes = [node for node in result or () if isinstance(node, NodeWithScore)]
         with self._guard:
-            *_, run = self._upwards(id_)
-            mine = self._found.get(run) or {}
-            for document in as_documents(nodes[:RECENT_DOCUMENTS]):
-                key = (document.id, document.text)
-                known = self._recent.get(key) or document
-                if query and query not in known.queries:
-                    known = replace(known, queries=(*known.queries, query)[-_QUERIES_PER_DOCUMENT:])
-                self._recent.put(key, known)
-                if len(mine) < RECENT_DOCUMENTS:
-                    mine[key] = known
-            self._found.put(run, mine)
+            *_, (run, _) = self._upwards(id_)
+        self._retrieved.add(as_documents(nodes[:_NODES]), run=run, query=query)
 
 
+class DeferredStreams:
+    """Streams that ask a model when they are read, after the span that they belong to has ended.
+
+    A `compact` or `refine` stream does so, and so do the async streams of a `CustomLLM`. The parent that
+    LlamaIndex gives such a call is whatever span its reader is in; here is the one that it belongs to. Not
+    thread-safe: the owner holds a lock.
+    """
+
+    def __init__(self) -> None:
+        self._syntheses: BoundedDict[str, Synthesis] = BoundedDict(_STREAMS)
+        self._unread: BoundedDict[str, tuple[Synthesis, ref[Any]]] = BoundedDict(_STREAMS)
+        self._calls: BoundedDict[tuple[int, int], tuple[str, Any, Any]] = BoundedDict(_STREAMS)
+
+    def synthesis(self, id_: str) -> Synthesis | None:
+        """Return a synthesis that has ended with a stream."""
+        return self._syntheses.get(id_)
+
+    def handed_out(self, synthesis: Synthesis, result: Any) -> None:
+        """Remember a synthesis that has ended, if reading its result may ask a model."""
+        streams = isinstance(result, (StreamingResponse, AsyncStreamingResponse))
+        if streams and MARKER not in (result.metadata or {}):
+            self._syntheses.put(synthesis.id, synthesis)
+            self._unread.put(synthesis.id, (synthesis, ref(result.response_gen)))
+
+    def consumed(self, synthesis: str) -> None:
+        """Forget a stream whose last model call has ended."""
+        self._unread.pop(synthesis)
+
+    def synthesis_for(self, template: FilledTemplate) -> str | None:
+        """Return the synthesis whose stream is now being read, if the template is filled for one."""
+        for synthesis, stream in self._unread:
+            if _is_being_read(stream()) and _shows(template, synthesis):
+                self._unread.pop(synthesis.id)
+                return synthesis.id
+        return None
+
+    def call_for(self, id_: str, method: str, arguments: Mapping[str, Any], instance: Any) -> str | None:
+        """Return the span of a `CustomLLM`'s async stream, if this call of its sync one reads it."""
+        asked = arguments.get("messages" if method.endswith("chat") else "prompt")
+        key = id(instance), id(asked)
+        if _streams_later(method, instance):
+            self._calls.put(key, (id_, instance, asked))  # kept alive, so that their ids stay theirs
+        elif method in ("stream_chat", "stream_complete") and (call := self._calls.pop(key)) is not None:
+            return call[0]
+        return None
+
+
+def _is_being_read(stream: Any) -> bool:
+    """Return whether somebody waits for the next item of a generator, just now."""
+    return bool(getattr(stream, "gi_running", False) or getattr(stream, "ag_running", False))
+
+
+def _streams_later(method: str, instance: Any) -> bool:
+    if method not in ("astream_chat", "astream_complete") or not isinstance(instance, CustomLLM):
+        return False
+    return inspect.getattr_static(type(instance), method) is vars(CustomLLM)[method]
+
+
+def _shows(template: FilledTemplate, synthesis: Synthesis) -> bool:
+    """Return whether a template is filled with the question of a synthesis and some of its documents."""
+    given = {name: value for name, value in template.variables.items() if isinstance(value, str)}
+    if synthesis.question not in given.values():
+        return False
+    shown = [value.strip() for name, value in given.items() if name in CONTEXT_KEYS and value.strip()]
+    if any(value in document.text for document in synthesis.documents for value in shown):
+        return True
+    return any(map(any, nodes_in(shown, synthesis.documents)))
+
+
+def _keep_scope_of(response: object) -> None:
+    """Let the streams of a response keep the scope in force now; for engines of the program."""
+    if isinstance(response, (StreamingResponse, AsyncStreamingResponse)):
+        response.response_gen = keep_scope(response.response_gen)
+    elif isinstance(response, StreamingAgentChatResponse):
+        response.chat_stream = keep_scope(response.chat_stream)
+        response.achat_stream = keep_scope(response.achat_stream)
+
+
+_UNKNOWN = _Span()
 _watcher = SpanWatcher()

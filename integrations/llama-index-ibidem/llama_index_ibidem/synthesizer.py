@@ -1,13 +1,12 @@
-"""`CachedSynthesizer`: one stored answer per question, however many calls of the model it took."""
+"""`CachedSynthesizer`: store one answer per question, however many calls of the model it took."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from copy import copy, deepcopy
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,70 +20,66 @@ from llama_index.core.schema import NodeWithScore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
-from ibidem._util.concurrency import in_thread
-from ibidem.adapter.call import Desk, Inquiry
-from ibidem.adapter.options import open_or_use
+from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.provenance import remember
 from ibidem.scope import require_scope
-from ibidem.types import Answer, Hit, Request, require_bool, require_name, require_text
-from llama_index_ibidem import calls, spans
-from llama_index_ibidem.description import asks_no_model, description, is_for_programs
-from llama_index_ibidem.facts import shown_as
-from llama_index_ibidem.origin import comes_from, tell
+from ibidem.types import Answer, Hit, Request, Stored
+from llama_index_ibidem import llm_calls, spans
+from llama_index_ibidem.delegation import unpickle
+from llama_index_ibidem.facts import documents_shown
+from llama_index_ibidem.identity import calls_no_model, has_output_parser, synthesizer_identity
 from llama_index_ibidem.replay import astream_of, stream_of
-from llama_index_ibidem.stream_scopes import STREAMS
-from llama_index_ibidem.streams import apassed_on, passed_on
-from llama_index_ibidem.wrapping import itself
+from llama_index_ibidem.response_metadata import MARKER
+from llama_index_ibidem.spans import SpanContext
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
-_OF_THE_BASE = (
+_BASE_SETTINGS = (
     "_prompt_helper",
     "_chat_prompt_helper",
     "_streaming",
     "_output_cls",
     "_empty_response",
     "_multimodal",
-)  # What a synthesizer's own `synthesize` calls.
-_OURS = (
+)
+# Methods that a synthesizer's own `synthesize` calls.
+_CACHED_METHODS = (
     "get_response",
     "aget_response",
     "get_response_from_messages",
     "aget_response_from_messages",
     "_prepare_response_output",
 )
-_FORM, _TEXT = "form", "text"  # synthesizers that are given a form may still answer in words
+_FORM, _TEXT = "form", "text"  # synthesizers with an output class may still answer in words
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One question on its way, and the id of its synthesis."""
-
-    inquiry: Inquiry[str | BaseModel]
-    synthesis: str | None
-    started: float
+# What gave the text of the running synthesis: LlamaIndex builds its response from the text alone.
+_source: ContextVar[Hit | Stored | None] = ContextVar("ibidem_source", default=None)
 
 
 class CachedSynthesizer(BaseSynthesizer):
-    """A response synthesizer that only synthesises what it has not answered before.
+    """Synthesises only what it has not answered before.
 
-    It compares the question by meaning, and exactly: the model, the kind of synthesizer, its templates and
-    settings. The nodes count by the cache's context rule. So `refine` over ten nodes is one entry, not ten.
+    The question is compared by meaning, the nodes by the cache's document policy, and the rest exactly: the
+    model, the class of the synthesizer, its templates and settings. So `refine` over ten nodes is one entry,
+    not ten.
 
     `CachedSynthesizer(get_response_synthesizer(), cache)` goes where the synthesizer went.
 
     Args:
         synthesizer: The synthesizer.
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
-        namespace: Tenant or application: what one has stored is never served in another (`ibidem.scope`).
-        model_id: Names the model and its settings, where its fields do not (the log says so).
+        namespace: Tenant or application: answers stored in one are never served in another (`ibidem.scope`).
+        model_id: Identifies the model and its settings, where its fields do not (the log says so).
         semantic: False to repeat answers to identical questions only.
-        require_namespace: True to cache only what is asked within `ibidem.scope(namespace=...)`.
+        require_namespace: True to cache only questions within `ibidem.scope(namespace=...)`.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
-        InvalidInput: `synthesizer` is none, or an option does not exist.
+        InvalidInput: `synthesizer` is not a response synthesizer, or an option does not exist.
         IbidemError: The cache cannot be opened.
     """
 
@@ -104,34 +99,33 @@ class CachedSynthesizer(BaseSynthesizer):
             raise InvalidInput(f"synthesizer must be a LlamaIndex response synthesizer, not {kind}")
         if isinstance(synthesizer, CachedSynthesizer):
             raise InvalidInput("this synthesizer is cached already")
-        # Some of them came with later versions of LlamaIndex.
-        known = [name for name in _OF_THE_BASE if hasattr(synthesizer, name)]
+        # Later versions of LlamaIndex added some of them.
+        known = [name for name in _BASE_SETTINGS if hasattr(synthesizer, name)]
         shared = {name.lstrip("_"): getattr(synthesizer, name) for name in known}
         self._synthesizer = synthesizer
         super().__init__(llm=synthesizer._llm, callback_manager=synthesizer.callback_manager, **shared)
-        self._namespace, self._semantic = require_name("namespace", namespace), semantic
-        require_bool("require_namespace", require_namespace)
-        self._required = require_namespace
-        self._model_id = require_text("model_id", model_id)
+        self._options = AdapterOptions(
+            namespace, model_id=model_id, semantic=semantic, require_namespace=require_namespace
+        )
         self._owned = cache is None
-        self._desk = Desk(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
-        calls.watch()
-        STREAMS.hold(self._desk)
+        self._adapter = AdapterCache(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
+        llm_calls.watch()
+        spans.STREAMS.hold(self._adapter)
 
     @property
     def cache(self) -> SemanticCache:
-        """The cache that is asked."""
-        return self._desk.cache
+        """The cache in use."""
+        return self._adapter.cache
 
     def faults(self) -> dict[str, int]:
-        """How often a question was not cached or a failure was swallowed, by cause."""
-        return self._desk.faults.counts()
+        """Count the questions that were not cached and the failures that were swallowed, by cause."""
+        return self._adapter.faults.counts()
 
     def close(self) -> None:
-        """Close the cache that was opened here; one that was passed in stays open."""
+        """Close the cache if it was opened here; one that was passed in stays open."""
         if self._owned:
             self.cache.close()
-            STREAMS.release(self._desk)
+            spans.STREAMS.release(self._adapter)
 
     def __copy__(self) -> CachedSynthesizer:
         return _with_state(self, vars(self))
@@ -140,11 +134,11 @@ class CachedSynthesizer(BaseSynthesizer):
         return _with_state(self, deepcopy(vars(self), memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, it is the synthesizer alone: an open cache does not travel."""
-        return itself, (self._synthesizer,)
+        """Pickle the synthesizer alone: an open cache cannot be pickled."""
+        return unpickle, (self._synthesizer,)
 
     def synthesize(self, *args: Any, **given: Any) -> RESPONSE_TYPE:
-        """As the synthesizer does: some, like `generation`, have a way of their own."""
+        """Synthesise as the synthesizer does: some, like `generation`, override this method."""
         if not _overrides(self._synthesizer, "synthesize"):
             return super().synthesize(*args, **given)
         return self._view().synthesize(*args, **given)
@@ -158,61 +152,65 @@ class CachedSynthesizer(BaseSynthesizer):
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """The stored answer to this question over these texts, or the synthesizer's."""
-        asked = self._ask(spans.surroundings(), query_str, text_chunks, response_kwargs)
-        if (found := _serve(asked, asked.inquiry.find())) is not None:
+        """Return the stored answer to this question over these texts, or ask the synthesizer."""
+        context = spans.span_context()
+        call = self._call(context, query_str, text_chunks, response_kwargs)
+        found = call.lookup()
+        _source.set(call.hit)
+        if found is not None:
             return stream_of(found) if self._streaming and isinstance(found, str) else found
-        with asked.inquiry:
+        with call:
             answer = self._synthesizer.get_response(query_str, text_chunks, **response_kwargs)
             if isinstance(answer, (str, BaseModel)):
-                self._keep(asked, answer)
-                comes_from(asked.inquiry.stored)
+                _source.set(call.store(partial(self._answer, context, call, answer)))
                 return answer
-            stream = cast("Iterator[str]", answer)
-            return passed_on(stream, asked.synthesis, asked.inquiry, partial(self._keep, asked))
+            stream = _attached(cast("Iterator[str]", answer), context.synthesis_id)
+            return call.record(stream, TextAccumulator(partial(self._answer, context, call)))
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """As `get_response`; the cache is asked in a thread."""
-        asked = self._ask(spans.surroundings(), query_str, text_chunks, response_kwargs)
-        if (found := _serve(asked, await asked.inquiry.afind())) is not None:
+        """As `get_response`; the cache works in a thread."""
+        context = spans.span_context()
+        call = self._call(context, query_str, text_chunks, response_kwargs)
+        found = await call.alookup()
+        _source.set(call.hit)
+        if found is not None:
             return astream_of(found) if self._streaming and isinstance(found, str) else found
-        with asked.inquiry:
+        with call:
             answer = await self._synthesizer.aget_response(query_str, text_chunks, **response_kwargs)
             if isinstance(answer, (str, BaseModel)):
-                await in_thread(self._keep, asked, answer)
-                comes_from(asked.inquiry.stored)
+                _source.set(await call.astore(partial(self._answer, context, call, answer)))
                 return answer
-            stream = cast("AsyncIterator[str]", answer)
-            return apassed_on(stream, asked.synthesis, asked.inquiry, partial(self._keep, asked))
+            stream = _aattached(cast("AsyncIterator[str]", answer), context.synthesis_id)
+            return call.arecord(stream, TextAccumulator(partial(self._answer, context, call)))
 
     def get_response_from_messages(
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """The synthesizer's: images and the like are not compared here, but by `CachedLLM`."""
-        comes_from(None)
+        """Call the synthesizer: images and the like are compared by `CachedLLM`, not here."""
+        _source.set(None)
         return self._synthesizer.get_response_from_messages(query_str, message_chunks, **response_kwargs)
 
     async def aget_response_from_messages(
         self, query_str: str, message_chunks: Sequence[ChatMessage], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """As `get_response_from_messages`."""
-        comes_from(None)
+        _source.set(None)
         return await self._synthesizer.aget_response_from_messages(
             query_str, message_chunks, **response_kwargs
         )
 
     @property
     def callback_manager(self) -> CallbackManager:
-        """Whom to tell what happens."""
+        """The callback manager of the synthesizer."""
         return self._callback_manager
 
     @callback_manager.setter
     def callback_manager(self, callback_manager: CallbackManager) -> None:
         self._callback_manager = self._synthesizer.callback_manager = callback_manager
 
-    # LlamaIndex's chat engines switch it.
+    # LlamaIndex's chat engines set it.
 
     @property
     def _streaming(self) -> bool:
@@ -223,9 +221,9 @@ class CachedSynthesizer(BaseSynthesizer):
         self._synthesizer._streaming = streaming
 
     def _view(self) -> BaseSynthesizer:
-        """The synthesizer as it is, but for the text: that is asked of us."""
+        """Return a copy of the synthesizer whose texts come from this object."""
         view = copy(self._synthesizer)
-        for name in _OURS:
+        for name in _CACHED_METHODS:
             setattr(view, name, getattr(self, name))
         return view
 
@@ -241,16 +239,37 @@ class CachedSynthesizer(BaseSynthesizer):
     def _prepare_response_output(
         self, response_str: RESPONSE_TEXT_TYPE | None, source_nodes: list[NodeWithScore]
     ) -> RESPONSE_TYPE:
-        """LlamaIndex's response; a repeated one says so in `metadata["ibidem"]`."""
-        return tell(super()._prepare_response_output(response_str, source_nodes))
+        """Build the response; `metadata["ibidem"]` says that it is repeated."""
+        return _with_source(super()._prepare_response_output(response_str, source_nodes))
 
-    def _ask(
-        self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
-    ) -> _Asked:
-        build = partial(self._request, around, question, texts, given)
-        read = partial(self._desk.faults.attempt, "read a stored answer")
-        inquiry = Inquiry[str | BaseModel](self._desk, build, lambda hit: read(lambda: self._read(hit)))
-        return _Asked(inquiry, around.synthesis.id if around.synthesis else None, time.perf_counter())
+    def _call(
+        self, context: SpanContext, question: str, texts: Sequence[str], given: dict[str, Any]
+    ) -> CachedCall[str | BaseModel]:
+        build = partial(self._request, context, question, texts, given)
+        attempt = partial(self._adapter.faults.attempt, "read a stored answer")
+        return CachedCall(self._adapter, build, lambda hit: attempt(lambda: self._read(hit)))
+
+    def _request(
+        self, context: SpanContext, question: str, texts: Sequence[str], given: dict[str, Any]
+    ) -> Request | None:
+        if calls_no_model(self._synthesizer):
+            return None
+        if not question.strip():
+            raise NotCacheable("no_question", "the question is empty")
+        if context.synthesis is None:
+            raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
+        options, scope = self._options, require_scope(required=self._options.require_namespace)
+        identity = synthesizer_identity(self._synthesizer, options.model_id, given)
+        return Request(
+            question,
+            scope=json.dumps(["llama_index/1", "synthesizer", identity]),
+            namespace=scope.name(options.namespace),
+            scope_context=scope,
+            documents=documents_shown(texts, context.synthesis.documents),
+            semantic=options.semantic and not has_output_parser(self._synthesizer) and not context.judged,
+            example=not context.judged,
+            temperature=getattr(self._llm, "temperature", None),
+        )
 
     def _read(self, hit: Hit) -> str | BaseModel:
         text = hit.answer.text
@@ -258,54 +277,87 @@ class CachedSynthesizer(BaseSynthesizer):
             return text
         return self._output_cls.model_validate_json(text)
 
-    def _keep(self, asked: _Asked, answer: str | BaseModel) -> None:
-        """Store it; not under a new wording what a `CachedLLM` repeated for another: it would drift away."""
-        behind = calls.behind(asked.synthesis or "")
-        if behind.by_meaning:
-            asked.inquiry.refuse()
-        else:
-            asked.inquiry.keep(partial(self._answer, asked, answer, behind))
+    def _answer(
+        self, context: SpanContext, call: CachedCall[str | BaseModel], given: str | BaseModel
+    ) -> Answer | None:
+        """Build the answer to store; None if a `CachedLLM` repeated a part of it for another wording.
 
-    def _answer(self, asked: _Asked, given: str | BaseModel, behind: calls.Calls) -> Answer:
-        form = isinstance(given, BaseModel) or isinstance(self._llm, StructuredLLM)
+        Stored under a second wording, such an answer would drift away from its question.
+        """
+        stats = llm_calls.stats_of(context.synthesis_id or "")
+        if stats.by_meaning:
+            return None
+        structured = isinstance(given, BaseModel)
         return Answer(
             given.model_dump_json() if isinstance(given, BaseModel) else given,
-            payload=_FORM if isinstance(given, BaseModel) else _TEXT,
-            model=behind.model,
-            input_tokens=behind.input_tokens,
-            output_tokens=behind.output_tokens,
-            finish_reason=behind.cut,
-            seconds=time.perf_counter() - asked.started,
-            semantic=not form,
-        )
-
-    def _request(
-        self, around: spans.Surroundings, question: str, texts: Sequence[str], given: dict[str, Any]
-    ) -> Request | None:
-        if asks_no_model(self._synthesizer):
-            return None
-        if not question.strip():
-            raise NotCacheable("no_question", "the question is empty")
-        if around.synthesis is None:
-            raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
-        scope = require_scope(required=self._required)
-        described = ["llama_index/1", "synthesizer", description(self._synthesizer, self._model_id, given)]
-        return Request(
-            question,
-            scope=json.dumps(described),
-            namespace=scope.name(self._namespace),
-            scope_context=scope,
-            documents=shown_as(texts, around.synthesis.documents),
-            semantic=self._semantic and not is_for_programs(self._synthesizer) and not around.judged,
-            example=not around.judged,
-            temperature=getattr(self._llm, "temperature", None),
+            payload=_FORM if structured else _TEXT,
+            model=stats.model,
+            input_tokens=stats.input_tokens,
+            output_tokens=stats.output_tokens,
+            finish_reason=stats.cut,
+            seconds=call.seconds,
+            semantic=not structured and not isinstance(self._llm, StructuredLLM),
         )
 
 
-def _serve(asked: _Asked, found: str | BaseModel | None) -> str | BaseModel | None:
-    """What was found; LlamaIndex's response will tell of the hit."""
-    comes_from(asked.inquiry.hit if found is not None else None)
-    return found
+class TextAccumulator:
+    """Joins the pieces of a streamed text, as `ibidem.adapter.call.StreamAccumulator`."""
+
+    def __init__(self, answer: Callable[[str], Answer | None]) -> None:
+        self._answer = answer
+        self._pieces: list[str] = []
+
+    def add(self, chunk: str) -> None:
+        """Take one piece."""
+        self._pieces.append(chunk)
+
+    def answer(self) -> Answer | None:
+        """Build the answer to store."""
+        return self._answer("".join(self._pieces))
+
+
+# A stream may call the model when it is read: such a call belongs to the synthesis, and what the reader does
+# between two pieces does not.
+
+
+def _attached(stream: Iterator[str], synthesis: str | None) -> Iterator[str]:
+    try:
+        while (piece := _next(stream, synthesis)) is not None:
+            yield piece
+    finally:
+        if close := getattr(stream, "close", None):
+            close()
+
+
+async def _aattached(stream: AsyncIterator[str], synthesis: str | None) -> AsyncIterator[str]:
+    try:
+        while (piece := await _anext(stream, synthesis)) is not None:
+            yield piece
+    finally:
+        if close := getattr(stream, "aclose", None):
+            await close()
+
+
+def _next(stream: Iterator[str], synthesis: str | None) -> str | None:
+    with spans.attached_to(synthesis):
+        return next(stream, None)
+
+
+async def _anext(stream: AsyncIterator[str], synthesis: str | None) -> str | None:
+    with spans.attached_to(synthesis):
+        return await anext(stream, None)
+
+
+def _with_source(response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+    """Mark a response that is repeated; let `ibidem.forget` know one that was stored."""
+    source = _source.get()
+    _source.set(None)
+    if isinstance(source, Hit):
+        marker = {**source.provenance(), "model": source.answer.model}
+        response.metadata = {**(response.metadata or {}), MARKER: marker}
+    elif source is not None:
+        remember(response, source)
+    return response
 
 
 def _with_state(synthesizer: CachedSynthesizer, state: dict[str, Any]) -> CachedSynthesizer:

@@ -1,4 +1,4 @@
-"""What rests on a document is forgotten when the document is indexed anew, or deleted."""
+"""Invalidate answers when a document is indexed anew or deleted."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def invalidating(docstore: BaseDocumentStore, cache: SemanticCache) -> Iterator[None]:
-    """Invalidate in the cache, at the end of the block, what rests on documents that changed inside.
+    """Invalidate the answers that rest on documents which change within the block, also if the block fails.
 
     `with invalidating(index.docstore, cache): index.refresh_ref_docs(documents)`, or around
     `pipeline.run(...)`. A document has changed if the document store has another hash for its id, or none:
-    `delete_ref_doc` only removes that with `delete_from_docstore=True`. Also if the block fails half way.
+    `delete_ref_doc` only removes the hash with `delete_from_docstore=True`.
 
     Args:
-        docstore: Where LlamaIndex keeps what it has indexed.
-        cache: The cache, the same as the program's or another on the same database.
+        docstore: The document store of the index.
+        cache: The program's cache, or another one of the same database.
 
     Raises:
-        IbidemError: The cache could not be changed; what is in it may be out of date.
+        IbidemError: The cache could not be changed; its answers may be out of date.
     """
     before = docstore.get_all_document_hashes()  # ids by hash
     try:

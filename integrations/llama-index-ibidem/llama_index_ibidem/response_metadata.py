@@ -1,4 +1,4 @@
-"""What a response says beside its text: why the model stopped, what it cost, who acts upon it."""
+"""Read what a response says beside its text: finish reason, token usage, and whether it is for a program."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse, CompletionResponse, ToolCallBlock
 
-_INPUT_KEYS = ("prompt_tokens", "input_tokens", "prompt_token_count", "prompt_eval_count", "inputTokens")
-_OUTPUT_KEYS = ("completion_tokens", "output_tokens", "candidates_token_count", "eval_count", "outputTokens")
-_TOTAL_KEYS = ("total_tokens", "total_token_count", "totalTokens")
-_USAGE = ("usage", "usage_metadata", "token_usage")
-USAGE_KEYS = frozenset((*_USAGE, *_INPUT_KEYS, *_OUTPUT_KEYS, *_TOTAL_KEYS))
-_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason")
-_ANSWERS = ("choices", "candidates")
-UNFINISHED = "unfinished"  # the provider says why it stops, and did not
+from ibidem.adapter.provider_fields import (
+    FINISH_REASON_KEYS,
+    INPUT_TOKEN_KEYS,
+    OUTPUT_TOKEN_KEYS,
+    USAGE_KEYS,
+)
 
-# Text that a program acts upon: a ReAct step, code to run, SQL, Cypher. It fits the very same prompt only.
-# Atomic groups and blanks of one line keep the search linear.
+_ANSWERS = ("choices", "candidates")
+UNFINISHED = "unfinished"  # the provider has a field for the finish reason, and it is empty
+MARKER = "ibidem"  # in `raw` of a repeated response, and in `metadata` of a repeated synthesis
+
+ModelResponse = ChatResponse | CompletionResponse
+
+# Text for a program: a ReAct step, code to run, SQL, Cypher. It is only right for exactly the same prompt.
+# Atomic groups, and blanks that stay within a line, keep the search linear.
 _ACTS = re.compile(
     r"(?ms)\A(?>.*?^[^\S\n]*Action\s*:).*^[^\S\n]*Action Input\s*:|<execute>|"
     r"\A\s*(?:```\w*\s*)?(?:SQLQuery\s*:|SELECT\b|"
@@ -31,35 +35,43 @@ _FENCE = re.compile(r"\A```\w*\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the provider told of an answer; None where it told nothing."""
+class ResponseMetadata:
+    """Finish reason and token counts of a response; None where the provider gives none."""
 
     finish_reason: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
 
     @classmethod
-    def of(cls, response: ChatResponse | CompletionResponse) -> Told:
-        """What a response tells, wherever its provider puts it."""
+    def of(cls, response: ModelResponse) -> ResponseMetadata:
+        """Read the metadata of a response, wherever its provider puts them."""
         usages = list(_usages(response))
-        return cls(_finish_reason(response), _count(usages, _INPUT_KEYS), _count(usages, _OUTPUT_KEYS))
+        return cls(
+            _finish_reason(response), _count(usages, INPUT_TOKEN_KEYS), _count(usages, OUTPUT_TOKEN_KEYS)
+        )
 
-    def of_whole(self) -> Told:
-        """The same of a response that did not come in pieces: it is whole, whatever its provider left out."""
+    def finalize(self) -> ResponseMetadata:
+        """Return the metadata of a response that was not streamed: it is complete, whatever is left out."""
         return replace(self, finish_reason=None) if self.finish_reason == UNFINISHED else self
 
-    def then(self, later: Told) -> Told:
-        """What is known when `later` is told as well, as the chunks of a stream do."""
+    def merge(self, later: ResponseMetadata) -> ResponseMetadata:
+        """Return the metadata of a stream after one more chunk."""
         pairs = zip(
             (later.finish_reason, later.input_tokens, later.output_tokens),
             (self.finish_reason, self.input_tokens, self.output_tokens),
             strict=True,
         )
-        return Told(*(new if new not in (None, UNFINISHED) else old or new for new, old in pairs))  # type: ignore[arg-type]
+        return ResponseMetadata(*(new if new not in (None, UNFINISHED) else old or new for new, old in pairs))  # type: ignore[arg-type]
 
 
-def is_for_programs(response: ChatResponse | CompletionResponse) -> bool:
-    """Whether the answer is acted upon rather than read: tool calls, code, queries, JSON."""
+def marker_of(response: ModelResponse) -> Mapping[str, Any]:
+    """Return the marker of a response that was repeated from the cache; empty if a model gave it."""
+    marker = response.raw.get(MARKER) if isinstance(response.raw, dict) else None
+    return marker if isinstance(marker, dict) else {}
+
+
+def is_for_programs(response: ModelResponse) -> bool:
+    """Return whether a program acts upon the answer: tool calls, code, queries, JSON."""
     if isinstance(response, CompletionResponse):
         return _acts(response.text)
     message = response.message
@@ -81,22 +93,22 @@ def _acts(text: str) -> bool:
     return True
 
 
-def _finish_reason(response: ChatResponse | CompletionResponse) -> str | None:
-    """As the provider says it; `UNFINISHED` if it has a place for it that is empty."""
-    place = False
+def _finish_reason(response: ModelResponse) -> str | None:
+    """Return the finish reason in the provider's words; `UNFINISHED` if its field is empty."""
+    has_field = False
     for part in _parts(response):
-        for key in _FINISH_KEYS:
+        for key in FINISH_REASON_KEYS:
             value = _get(part, key, missing := object())
             if isinstance(value, Enum):
                 value = value.name
             if isinstance(value, str) and value:
                 return value
-            place = place or value is not missing
-    return UNFINISHED if place else None
+            has_field = has_field or value is not missing
+    return UNFINISHED if has_field else None
 
 
-def _parts(response: ChatResponse | CompletionResponse) -> Iterator[Any]:
-    """Where providers tell why they stopped."""
+def _parts(response: ModelResponse) -> Iterator[Any]:
+    """Yield the parts of a response in which providers put the finish reason."""
     raw = response.raw
     whole = _get(raw, "response", raw)  # an event of OpenAI's Responses API holds the response
     if _get(whole, "incomplete_details") is not None:
@@ -110,8 +122,10 @@ def _parts(response: ChatResponse | CompletionResponse) -> Iterator[Any]:
         yield response.message.additional_kwargs
 
 
-def _usages(response: ChatResponse | CompletionResponse) -> Iterator[Any]:
-    yield from (_get(holder, key) for holder in (response.raw, response.additional_kwargs) for key in _USAGE)
+def _usages(response: ModelResponse) -> Iterator[Any]:
+    yield from (
+        _get(holder, key) for holder in (response.raw, response.additional_kwargs) for key in USAGE_KEYS
+    )
     yield from (response.raw, response.additional_kwargs)
 
 
@@ -121,7 +135,7 @@ def _count(usages: Sequence[Any], keys: Sequence[str]) -> int | None:
 
 
 def _get(holder: Any, key: str, default: Any = None) -> Any:
-    """The value of a key of a mapping or of an attribute of an object; providers use both."""
+    """Return the value of a key of a mapping, or of an attribute of an object: providers use both."""
     if isinstance(holder, Mapping):
         return holder.get(key, default)
     return default if holder is None else getattr(holder, key, default)

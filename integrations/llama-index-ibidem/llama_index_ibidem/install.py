@@ -1,9 +1,9 @@
-"""`install()`: LlamaIndex's global settings on the cache, and back."""
+"""`install()` puts LlamaIndex's global settings on the cache; `uninstall()` undoes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core import Settings
@@ -11,11 +11,11 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.llm import LLM
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem.adapter.options import open_or_use
+from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import ConfigurationError
-from llama_index_ibidem.handler import IbidemCallbackHandler
+from llama_index_ibidem.handlers import IbidemCallbackHandler
 from llama_index_ibidem.llm import CachedLLM
-from llama_index_ibidem.stream_scopes import STREAMS
+from llama_index_ibidem.spans import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Installed:
-    """What was installed, and what was there before. `llm` is None if `Settings.llm` was cached already.
+    """What was installed, and what it replaced.
 
-    `own` is the manager that the model had for itself, whose handlers are carried over.
+    Attributes:
+        given: The arguments of `install`.
+        handler: The logging handler.
+        llm: The cached model; None if `Settings.llm` was one already.
+        manager: The callback manager that has the handler.
+        manager_before: The global callback manager; None if there was none.
+        model: The model that was set.
+        own: The callback manager of the model, whose handlers are carried over.
     """
 
     given: tuple[Any, ...]
@@ -52,19 +59,19 @@ def install(
     require_namespace: bool = False,
     **options: Any,
 ) -> IbidemCallbackHandler:
-    """Put `Settings.llm` on the cache, and a logging handler into `Settings.callback_manager`; returns it.
+    """Wrap `Settings.llm`, add a logging handler to `Settings.callback_manager`, and return the handler.
 
     Call it after `Settings.llm` was set and before engines are built: they keep the model they find. Called
-    again, it puts a model that was set since on the same cache, and changes nothing else.
+    again, it wraps a model that was set since, with the same cache, and changes nothing else.
 
     Args:
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
-        namespace: As for `CachedLLM`; so are the other arguments.
+        namespace: As for `CachedLLM`, like the other arguments.
         question_keys: Template variables that hold the question.
-        model_id: Names the model where its fields do not.
-        any_message: Take every line of the user for a question.
+        model_id: Identifies the model where its fields do not.
+        any_message: True to take every line of the user for a question.
         semantic: False to repeat answers to identical prompts only.
-        require_namespace: True to cache only what is asked within `ibidem.scope(namespace=...)`.
+        require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
         **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
 
     Raises:
@@ -74,38 +81,21 @@ def install(
         IbidemError: The cache cannot be opened.
     """
     global _installed
-    asking: dict[str, Any] = {
-        "namespace": namespace,
-        "question_keys": (question_keys,) if isinstance(question_keys, str) else tuple(question_keys),
-        "model_id": model_id,
-        "any_message": any_message,
-        "semantic": semantic,
-        "require_namespace": require_namespace,
-    }
-    given = (cache, asking, options)
+    settings = AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
+    given = (cache, settings, options)
     with _lock:
         model = _model()
         if _installed is None:
             _installed = _install(model, given)
-        elif given not in ((None, _NOTHING_ASKED, {}), _installed.given):
+        elif given not in ((None, AdapterOptions(), {}), _installed.given):
             raise ConfigurationError("install() was called before, with other arguments: uninstall() first")
         elif not isinstance(model, CachedLLM):
-            Settings.llm = _installed.llm = CachedLLM(model, _installed.handler.cache, **_installed.given[1])
+            Settings.llm = _installed.llm = _cached(model, _installed.handler.cache, _installed.given[1])
         return _installed.handler
 
 
-_NOTHING_ASKED = {
-    "namespace": "",
-    "question_keys": (),
-    "model_id": "",
-    "any_message": False,
-    "semantic": True,
-    "require_namespace": False,
-}
-
-
 def uninstall() -> None:
-    """Undo `install()`; without one, nothing happens. A cache that was opened by it is closed."""
+    """Undo `install()`, if there was one, and close the cache if that opened it."""
     global _installed
     with _lock:
         if _installed is None:
@@ -123,30 +113,34 @@ def uninstall() -> None:
         if done.given[0] is None:
             done.handler.cache.close()
             if done.llm is not None:
-                STREAMS.release(done.llm._desk)
+                STREAMS.release(done.llm._adapter)
 
 
 def _install(model: LLM, given: tuple[Any, ...]) -> _Installed:
-    cache, asking, options = given
+    cache, settings, options = given
     opened = open_or_use(cache, options, "install()")
     try:
         handler = IbidemCallbackHandler(
-            opened, namespace=asking["namespace"], any_message=asking["any_message"]
+            opened, namespace=settings.namespace, any_message=settings.any_message
         )
-        ours = None if isinstance(model, CachedLLM) else CachedLLM(model, opened, **asking)
+        ours = None if isinstance(model, CachedLLM) else _cached(model, opened, settings)
     except Exception:
         if cache is None:
             opened.close()
         raise
     own = model.callback_manager
     before, manager = Settings._callback_manager, Settings.callback_manager
-    if before is None:  # LlamaIndex will put the new manager in the place of the model's own
+    if before is None:  # LlamaIndex replaces the model's own manager by the new one
         for each in own.handlers:
             if each not in manager.handlers:
                 manager.add_handler(each)
     manager.add_handler(handler)
     Settings.llm = ours or model
     return _Installed(given, handler, ours, manager, before, model, own)
+
+
+def _cached(model: LLM, cache: SemanticCache, settings: AdapterOptions) -> CachedLLM:
+    return CachedLLM(model, cache, **asdict(settings))
 
 
 def _model() -> LLM:
