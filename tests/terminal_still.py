@@ -22,8 +22,8 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 import langchain_ibidem
-from ibidem.cli.common import out
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
+from ibidem.cli.output import out
 
 FILE = Path(__file__).parent.parent / "docs" / "img" / "terminal.svg"
 WIDTH = 104

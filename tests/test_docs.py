@@ -75,7 +75,7 @@ def test_the_readme_names_the_commands_that_exist() -> None:
     import typer
     from typer.main import get_command
 
-    from ibidem.cli.main import app
+    from ibidem.cli.commands import app
 
     group = get_command(app)
     commands = set(group.list_commands(typer.Context(group)))

@@ -14,7 +14,7 @@ import ibidem
 
 OURS = Path(ibidem.__file__).parent
 OPENED = "import ibidem; ibidem.open('c').close()"
-DOCTOR = "from ibidem.cli.main import main; main()"
+DOCTOR = "from ibidem.cli import main; main()"
 
 
 def run(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

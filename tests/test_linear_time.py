@@ -32,8 +32,8 @@ from ibidem.adapter.chunks import split_text
 from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli import tables
-from ibidem.cli.console import plain
 from ibidem.cli.formatting import shown
+from ibidem.cli.output import plain
 from ibidem.lifecycle.rules import _texts
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import shipped, supporting

@@ -17,12 +17,13 @@ from packaging.version import Version
 
 from tests.test_docs import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = PROJECT["project"]["optional-dependencies"]
+FOLDERS = (ROOT, ROOT / "integrations/langchain-ibidem", ROOT / "integrations/llama-index-ibidem")
+FILES = [tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")) for folder in FOLDERS]
+PROJECTS = {file["project"]["name"]: file["project"] for file in FILES}
 PYTHONS = ("3.11.9", "3.12.9", "3.13.5", "3.14.1")
 MACHINES = (("linux", "Linux", "x86_64"), ("darwin", "Darwin", "arm64"), ("win32", "Windows", "AMD64"))
-# pip and what a virtual environment of CPython 3.11 brings along; and this project.
-NOT_LOCKED = {"pip", "setuptools", "ibidem-cache"}
+# pip and what a virtual environment of CPython 3.11 brings along; and our own.
+NOT_LOCKED = {"pip", "setuptools", *PROJECTS}
 
 
 def pins(path: Path) -> list[Requirement]:
@@ -55,13 +56,14 @@ def version_of(pin: Requirement) -> Version:
 
 
 def wanted(environment: dict[str, str], lines: list[str]) -> Iterator[Requirement]:
-    """What the project asks for by itself there, extras of its own taken apart."""
+    """What our distributions ask for there, of each other too: extras are taken apart."""
     for requirement in map(Requirement, lines):
         if requirement.marker and not requirement.marker.evaluate({**environment, "extra": ""}):
             continue
-        if requirement.name == PROJECT["project"]["name"]:
-            for extra in requirement.extras:
-                yield from wanted(environment, EXTRAS[extra])
+        if project := PROJECTS.get(requirement.name):
+            extras = [project["optional-dependencies"][extra] for extra in requirement.extras]
+            for needed in (project["dependencies"], *extras):
+                yield from wanted(environment, needed)
         else:
             yield requirement
 
@@ -85,8 +87,12 @@ def test_what_the_project_asks_for_is_locked_in_one_version(environment: dict[st
     for pin in LOCK:
         if pin.marker is None or pin.marker.evaluate({**environment, "extra": ""}):
             locked.setdefault(canonicalize_name(pin.name), []).append(version_of(pin))
-    extras = chain.from_iterable(EXTRAS.values())
-    asked = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["weights"], *extras]
+    extras = [one.get("optional-dependencies", {}).values() for one in PROJECTS.values()]
+    asked = [
+        *chain.from_iterable(one["dependencies"] for one in PROJECTS.values()),
+        *FILES[0]["dependency-groups"]["weights"],
+        *chain.from_iterable(chain.from_iterable(extras)),
+    ]
     wrong = {
         str(requirement): locked.get(canonicalize_name(requirement.name))
         for requirement in wanted(environment, asked)

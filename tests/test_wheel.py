@@ -1,73 +1,135 @@
-"""The wheel that a user installs: all that the packages need is in it, and nothing beside them."""
+"""The three wheels that users install: each holds its packages and nothing beside them, and works alone."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+import venv
 import zipfile
+from collections.abc import Mapping
+from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.test_docs import ROOT
 
 pytestmark = pytest.mark.slow
-PACKAGES = {
-    "ibidem": ROOT / "shared/ibidem",
-    "ibidem_lab": ROOT / "shared/ibidem_lab",
-    "langchain_ibidem": ROOT / "integrations/langchain-ibidem/langchain_ibidem",
-    "llama_index_ibidem": ROOT / "integrations/llama-index-ibidem/llama_index_ibidem",
+# Distribution: its folder, and its packages within.
+PROJECTS = {
+    "ibidem_cache": (ROOT, ("shared/ibidem", "shared/ibidem_lab")),
+    "langchain_ibidem": (ROOT / "integrations/langchain-ibidem", ("langchain_ibidem",)),
+    "llama_index_ibidem": (ROOT / "integrations/llama-index-ibidem", ("llama_index_ibidem",)),
 }
-DATA = {f"{package}/py.typed" for package in PACKAGES} | {
-    "ibidem/matching/scorer.json",
-    "ibidem/prices.json",
-    "ibidem_lab/report/page.css",
-    "ibidem_lab/report/page.html",
+ADAPTERS = [name for name in PROJECTS if name != "ibidem_cache"]
+DATA = {
+    "ibidem_cache": {
+        "ibidem/matching/scorer.json",
+        "ibidem/prices.json",
+        "ibidem_lab/report/page.css",
+        "ibidem_lab/report/page.html",
+    }
+}
+PROGRAMS = {
+    "ibidem_cache": """
+import ibidem, ibidem_lab, importlib.util
+from ibidem.costs import read_prices
+from ibidem.matching.policy import shipped
+shipped()
+assert read_prices().cost("gpt-4o-mini-2024-07-18", 1_000_000, 0)
+assert not importlib.util.find_spec("langchain_ibidem")
+assert not importlib.util.find_spec("llama_index_ibidem")
+assert ibidem_lab.pairs and ibidem_lab.fit
+from ibidem.cli import main
+import sys
+sys.argv = ["ibidem", "--help"]
+main()
+""",
+    "langchain_ibidem": "import langchain_ibidem; langchain_ibidem.IbidemCache",
+    "llama_index_ibidem": "import llama_index_ibidem; llama_index_ibidem.CachedLLM",
 }
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Built as for PyPI, with what is installed here."""
-    place = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = place.glob("*.whl")
-    return found
+    place = tmp_path_factory.mktemp("wheels")
+    for folder, _ in PROJECTS.values():
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return {name: next(place.glob(f"{name}-*.whl")) for name in PROJECTS}
 
 
-def test_the_wheel_has_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:
+@pytest.mark.parametrize("project", PROJECTS)
+def test_a_wheel_has_every_file_of_its_packages_and_nothing_else(
+    wheels: Mapping[str, Path], project: str
+) -> None:
     """Data files too; `tests` or `examples` at the top level would meet those of other distributions."""
+    folder, packages = PROJECTS[project]
+    tops = [folder / package for package in packages]
     own = {
-        (package / file.relative_to(folder)).as_posix()
-        for package, folder in ((Path(name), folder) for name, folder in PACKAGES.items())
-        for file in folder.rglob("*")
+        file.relative_to(top.parent).as_posix()
+        for top in tops
+        for file in top.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    with zipfile.ZipFile(wheel) as opened:
+    with zipfile.ZipFile(wheels[project]) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
 
     assert names == own
-    assert names >= DATA
+    assert names >= DATA.get(project, set()) | {f"{top.name}/py.typed" for top in tops}
 
 
-def test_the_wheel_works_where_only_it_is(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked without the repository: data is found by the code, and the command is there."""
-    with zipfile.ZipFile(wheel) as opened:
-        opened.extractall(tmp_path / "there")
-    program = """
-import ibidem, langchain_ibidem, llama_index_ibidem
-from ibidem.cli.main import main
-from ibidem.matching.policy import shipped
-from ibidem.costs import read_prices
-assert ibidem.__file__.startswith(WHERE), ibidem.__file__
-shipped()
-assert read_prices().cost("gpt-4o-mini-2024-07-18", 1_000_000, 0)
-"""
-    program = program.replace("WHERE", repr(str(tmp_path)))
-    alone = {"PYTHONPATH": str(tmp_path / "there"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("project", PROJECTS)
+def test_a_wheel_works_where_only_it_is(wheels: Mapping[str, Path], project: str, tmp_path: Path) -> None:
+    """In an environment with what it requires, and no other package of ours."""
+    wanted = dict.fromkeys(("ibidem_cache", project))
+    python = environment(tmp_path / "venv")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps"]
+    install += ["--quiet", "--find-links", str(wheels[project].parent), "--ignore-installed", *wanted]
+    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "IBIDEM_PATH": str(tmp_path / "cache")}
+    program = f"import ibidem; assert ibidem.__file__.startswith({str(tmp_path)!r}), ibidem.__file__\n"
+    command = [str(python), "-W", "error", "-c", program + PROGRAMS[project]]
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=240)
 
     assert done.returncode == 0, done.stderr
+    if project == "ibidem_cache":
+        assert all(command in done.stdout for command in ("stats", "doctor", "teach", "report", "promote"))
+
+
+def environment(folder: Path) -> Path:
+    """A new environment that also finds the packages installed here, but not our own: these are editable."""
+    venv.create(folder, with_pip=False, symlinks=sys.platform != "win32")
+    (packages,) = folder.glob("Lib/site-packages" if sys.platform == "win32" else "lib/*/site-packages")
+    here = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "here.pth").write_text("\n".join(here), encoding="utf-8")
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+@pytest.mark.parametrize("project", ADAPTERS)
+def test_an_adapter_requires_the_core_of_its_minor_version(wheels: Mapping[str, Path], project: str) -> None:
+    """Both are released together."""
+    version = wheels["ibidem_cache"].name.split("-")[1]
+    with zipfile.ZipFile(wheels[project]) as opened:
+        (name,) = [name for name in opened.namelist() if name.endswith("/METADATA")]
+        metadata = message_from_string(opened.read(name).decode("utf-8"))
+    core = next(
+        one for one in map(Requirement, metadata.get_all("Requires-Dist", [])) if one.name == "ibidem-cache"
+    )
+    major, minor, _ = map(int, version.split("."))
+
+    assert metadata["Version"] == version
+    assert f"{major}.{minor}.99" in core.specifier
+    assert f"{major}.{minor + 1}.0" not in core.specifier
+    assert f"{major}.{minor}.0" in core.specifier
+    root = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = root["project"]["optional-dependencies"]
+    conveniences = [one for lines in extras.values() for one in map(Requirement, lines)]
+    assert {str(one.specifier) for one in conveniences if one.name == metadata["Name"]} == {
+        str(core.specifier)
+    }

@@ -20,7 +20,7 @@ import langchain_ibidem
 import llama_index_ibidem
 from ibidem import Answer, Document, Example, InvalidInput, Rejected, Request
 from ibidem.cache import SemanticCache
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 
 DRAW = random.Random(8)
 LETTERS = "ab/=% é東\N{GRINNING FACE}"

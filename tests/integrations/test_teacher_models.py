@@ -17,7 +17,7 @@ from llama_index.llms.openai import OpenAI
 from typer.testing import CliRunner
 
 from ibidem import ConfigurationError, InvalidInput, MissingExtra
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.errors import TeacherUnavailable
 from ibidem_lab.labelling import asking
 from ibidem_lab.labelling.labelling import teach

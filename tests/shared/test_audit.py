@@ -16,7 +16,7 @@ from ibidem import Answer, ConfigurationError, InvalidInput, Request
 from ibidem.audits.budget import scorer_name
 from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy
 from ibidem.settings import AUDIT_FLOOR, read_settings

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer, Document, Example, Request, __version__
-from ibidem.cli.console import Console
-from ibidem.cli.main import app
+from ibidem.cli import plugins
+from ibidem.cli.commands import app
+from ibidem.cli.output import Console
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 
@@ -75,8 +78,8 @@ def test_stats_are_watched_until_ctrl_c(filled: str, cache, monkeypatch: pytest.
             raise KeyboardInterrupt
         cache.store(Request("one more"), Answer("yes"))
 
-    monkeypatch.setattr("ibidem.cli.stats.pause", pause)
-    monkeypatch.setattr("ibidem.cli.common.out", Console(width=200, force_terminal=True, color_system=None))
+    monkeypatch.setattr("ibidem.cli.commands.pause", pause)
+    monkeypatch.setattr("ibidem.cli.commands.out", Console(width=200, force_terminal=True, color_system=None))
     first, _, last = run("stats", "--watch", "7", "--path", filled).rpartition("change")
 
     assert pauses == [7.0, 7.0]
@@ -101,7 +104,7 @@ def test_watched_stats_survive_a_database_that_is_away(filled: str, monkeypatch:
         if len(pauses) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ibidem.cli.stats.pause", pause)
+    monkeypatch.setattr("ibidem.cli.commands.pause", pause)
     lines = list(map(json.loads, run("stats", "--watch", "--json", "--path", filled).splitlines()))
 
     assert [line.get("entries") for line in lines] == [2, None, 2]
@@ -319,6 +322,17 @@ def test_version_and_help() -> None:
     """What a new user types first."""
     assert run("--version").strip() == f"ibidem {__version__}"
     assert "answer cache" in run("--help")
+
+
+def test_a_plugin_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the list of commands, and when it is called; the other commands go on."""
+    missing = EntryPoint("grow", "tests.needs_more:grow", plugins.GROUP)
+    monkeypatch.setattr(plugins, "_plugins", lambda: {"grow": missing})
+    monkeypatch.setitem(sys.modules, "tests.needs_more", None)
+
+    assert re.search(r"grow +Not installed: import of tests.needs_more halted", run("--help"))
+    assert "error: import of tests.needs_more halted" in run("grow", "--fast", "much", code=2)
+    assert "No such command" in run("shrink", code=2)
 
 
 def test_errors_are_sentences(monkeypatch) -> None:

@@ -23,10 +23,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ibidem
+import ibidem_lab.cli
 from ibidem import Answer, Document, Example, Request
-from ibidem.cli import common, console
-from ibidem.cli.console import Console, json_text, plain
-from ibidem.cli.main import main
+from ibidem.cli import main, output
+from ibidem.cli.output import Console, json_text, plain
 from ibidem.doctor import Finding
 from ibidem.types import normalise
 from tests.embedders import BagOfWords
@@ -123,14 +123,16 @@ def test_joiners_of_scripts_and_emoji_are_no_controls() -> None:
 
 def test_all_commands_print_through_the_console() -> None:
     """No other console, no markup, nothing printed past it: what is written tomorrow is harmless too."""
-    for path in Path(console.__file__).parent.glob("*.py"):
+    folders = [Path(one.__file__).parent for one in (output, ibidem_lab.cli)]
+    for path in [path for folder in folders for path in folder.glob("*.py")]:
         source = path.read_text(encoding="utf-8")
         assert not re.search(r"\[/?(red|green|yellow|bold|dim)\]|\[/\]", source), f"markup in {path}"
         assert not re.search(r"(?<![\w.])print\(", source), f"a bare print in {path}"
-        assert "rich.console" not in source.replace(
-            "rich.console import RenderableType", ""
-        ) or path.name in ("console.py"), f"another console in {path}"
-        assert not re.search(r"typer\.(confirm|prompt|secho)\(", source) or path.name == "common.py", path
+        assert (
+            "rich.console" not in source.replace("rich.console import RenderableType", "")
+            or path.name == "output.py"
+        ), f"another console in {path}"
+        assert not re.search(r"typer\.(confirm|prompt|secho)\(", source) or path.name == "output.py", path
 
 
 # every command ------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ class Ran:
 def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Runs the command's entry point in this process, with streams of an encoding."""
     monkeypatch.setenv("IBIDEM_PATH", str(place.path))
-    for one in (common.out, common.err):  # made when the first test imported them
+    for one in (output.out, output.err):  # made when the first test imported them
         monkeypatch.setattr(one, "_width", 600)
     monkeypatch.setattr("typer.main.get_command", command_of)
     for module in ("ibidem_lab.cli.fit", "ibidem_lab.cli.export", "ibidem.cli.examples"):
@@ -256,7 +258,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     for module in ("tune", "replay"):
         monkeypatch.setattr(f"ibidem_lab.cli.{module}.resolve_embedder", lambda name: place.embedder)
     finding = Finding("database", False, hostile(random.Random(3), "finding"))
-    monkeypatch.setattr("ibidem.cli.main.examine", lambda settings: [finding])
+    monkeypatch.setattr("ibidem.cli.commands.examine", lambda settings: [finding])
     teacher = (lambda prompt: "yes", "[/x]\x1b[31m")
     monkeypatch.setattr("ibidem_lab.labelling.labelling.resolve_teacher", lambda name: teacher)
 
@@ -325,7 +327,7 @@ def environment(place: Place, **more: str) -> dict[str, str]:
 
 def started(place: Place, command: str, **options: Any) -> subprocess.Popen[bytes]:
     """The command as a process of its own."""
-    program = f"exec {sys.executable} -c 'from ibidem.cli.main import main; main()'"
+    program = f"exec {sys.executable} -c 'from ibidem.cli import main; main()'"
     options = {"stdout": subprocess.PIPE, **options, "env": environment(place, **options.get("env", {}))}
     return subprocess.Popen(f"{program} {command}", shell=True, cwd=ROOT, stderr=subprocess.PIPE, **options)
 

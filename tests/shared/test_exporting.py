@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import ibidem
 import ibidem_lab
 from ibidem import CacheClosed, Document, Example, InvalidInput
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.storage.store import Store
 from ibidem_lab.exporting.choice import Choice

@@ -17,7 +17,7 @@ from ibidem._util.faults import Faults
 from ibidem.audits.budget import Terms, scorer_name
 from ibidem.audits.ledger import Ledger
 from ibidem.cache import SemanticCache
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.doctor import examine
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of, old_key_of

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import ibidem_lab
 from ibidem import Answer, Document, EmbedderUnavailable, Example, InvalidInput, Request
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.storage.logs import LookupRow
 from ibidem.storage.store import Store

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import ibidem_lab
 from ibidem import Answer, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.matching.guards import failed_guard
 from ibidem_lab.fitting.labels import Label, read_labels
 from ibidem_lab.labelling.comparing import compared, stock_answers

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ibidem import Answer, Request
 from ibidem._util.files import append_private, lock_file, private_opener, write_private
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.errors import InvalidInput
 from ibidem_lab.labelling.labelling import Lesson, teach
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs

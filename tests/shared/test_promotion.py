@@ -16,7 +16,7 @@ import sqlalchemy
 from typer.testing import CliRunner
 
 import ibidem
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.matching.fitted import Calibration, Level, to_json
 from ibidem_lab import promote, rollback
 from tests.contracts.promotion import PromotionContract, ask, fill, models, right  # noqa: F401 (models: a fixture)

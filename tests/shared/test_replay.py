@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ibidem import Answer, Request
 from ibidem._util.intervals import clopper_pearson
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.matching.policy import CosineScorer, Policy
 from ibidem_lab.replay import (
     Judged,

@@ -18,8 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer
+from ibidem.cli.commands import app
 from ibidem.cli.formatting import amount, duration, money, shown, size
-from ibidem.cli.main import app
 from ibidem.costs import read_prices, savings
 from ibidem.settings import read_settings
 from ibidem.stats import AuditStats

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import ibidem_lab
 from ibidem import Answer, Request
 from ibidem.audits.auditor import report_of
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.errors import InvalidInput, StorageError
 from ibidem.settings import read_settings
 from ibidem.storage.browsing import ReviewPair
@@ -634,7 +634,7 @@ def test_a_database_that_fails_is_said_on_a_page(store: Store, monkeypatch: pyte
 
 SERVED = """
 import sys
-from ibidem.cli.main import main
+from ibidem.cli import main
 sys.argv = ["ibidem", "review", "--no-open", "--path", sys.argv[1]]
 main()
 """

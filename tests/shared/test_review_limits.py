@@ -23,7 +23,7 @@ PATIENCE, CONNECTIONS = 0.6, 20
 # The command itself, with limits that a test can wait for.
 REVIEW = f"""
 import sys
-from ibidem.cli.main import main
+from ibidem.cli import main
 from ibidem_lab.review import serving
 
 serving.PATIENCE, serving.CONNECTIONS = {PATIENCE}, {CONNECTIONS}

@@ -17,7 +17,7 @@ import ibidem
 import langchain_ibidem
 import llama_index_ibidem
 from ibidem import ConfigurationError, InvalidInput, renamed
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.embedding.minilm_files import CACHE_VARIABLE
 from ibidem.opening import parts_of
 from ibidem.settings import ELSEWHERE, Settings, checked_settings, read_settings
@@ -216,7 +216,7 @@ def test_all_variables_in_the_code_are_known() -> None:
 def test_an_import_never_fails_and_an_opening_says_what_is_wrong(tmp_path: Path, monkeypatch) -> None:
     """Where a cache is opened, by a program or a command; help and a version can always be had."""
     monkeypatch.setenv("IBIDEM_TRESHOLD", "0.9")
-    with Child("import ibidem.cli.main, ibidem_lab.review.app; print('imported')") as child:
+    with Child("import ibidem.cli.commands, ibidem_lab.review.app; print('imported')") as child:
         assert child.line() == "imported"
     for make in (ibidem.open, langchain_ibidem.IbidemCache, langchain_ibidem.install):
         with pytest.raises(ConfigurationError, match="mean IBIDEM_THRESHOLD?"):

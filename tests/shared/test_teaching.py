@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import ibidem_lab
 from ibidem import Answer, Example, InvalidInput, Rejected, Request
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.errors import TeacherUnavailable
 from ibidem_lab.fitting.labels import read_labels
 from ibidem_lab.labelling import asking

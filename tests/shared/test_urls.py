@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem._util.urls import redact_secrets, redact_url
-from ibidem.cli.main import app
+from ibidem.cli.commands import app
 from ibidem.errors import ConfigurationError, IbidemError, StorageError
 from ibidem.settings import Settings, read_settings
 from tests.embedders import BagOfWords

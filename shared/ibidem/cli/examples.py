@@ -9,7 +9,7 @@ import typer
 
 from ibidem.active_model import checked_active_embedder
 from ibidem.cli import tables
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
     LimitOption,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ibidem.cli import tables
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     IdArgument,
     JsonOption,

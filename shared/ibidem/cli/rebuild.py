@@ -9,7 +9,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ibidem._util.faults import Faults
 from ibidem.active_model import active_embedder
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     PathOption,
     err,

@@ -9,13 +9,14 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ibidem.cli.console import styled
 from ibidem.cli.formatting import duration, named, saved_money
+from ibidem.cli.output import styled
 from ibidem.costs import Prices, Savings
 from ibidem.doctor import Finding
 from ibidem.example import Example
+from ibidem.stats import AuditStats
 from ibidem.storage.examples import ExampleStats
-from ibidem.storage.logs import LookupRow
+from ibidem.storage.logs import JudgementRow, LookupRow
 from ibidem.storage.store import Totals
 from ibidem.types import Entry
 
@@ -186,3 +187,47 @@ def _age(one: Entry) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} d"
+
+
+def audit_estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table:
+    """Wrong answers per hit by meaning, a line for each namespace."""
+    columns = (
+        "namespace",
+        "audits",
+        "wrong",
+        "wrong per hit",
+        "95 % interval",
+        "probes",
+        "serves from",
+        "alarms",
+    )
+    table = Table(
+        *columns, title=f"Audits of the last 1,500 judgements; budget {max_error_rate:.1%} of the hits"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in found:
+        known = one.wrong_per_hit is not None
+        cells = (
+            one.namespace or "-",
+            f"{one.audits:,}",
+            f"{one.wrong:,}",
+            f"{one.wrong_per_hit:.1%}" if known else "-",
+            f"{one.interval[0]:.1%} to {one.interval[1]:.1%}" if known else "-",
+            f"{one.probes:,}",
+            "nothing yet" if one.threshold is None else f"score {one.threshold:.3f}",
+            f"{one.alarms:,}",
+        )
+        table.add_row(*cells)
+    return table
+
+
+def audit_judgements(rows: Iterable[JudgementRow]) -> Table:
+    """What was compared, and what the judge said, a line each."""
+    table = Table("at", "from", "score", "answer", "asked", "stored", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        at = time.strftime("%m-%d %H:%M", time.localtime(row.at))
+        cells = (at, row.source, f"{row.score:.3f}", "right" if row.right else "wrong")
+        table.add_row(*cells, short(row.asked), short(row.stored))
+    return table

@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from ibidem.active_model import checked_active_embedder
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
     NamespaceOption,

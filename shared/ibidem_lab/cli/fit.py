@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from ibidem.active_model import checked_active_embedder
-from ibidem.cli.common import DatabaseOption, PathOption, err, existing_store, out, settings_of
+from ibidem.cli.output import DatabaseOption, PathOption, err, existing_store, out, settings_of
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
 from ibidem.settings import Settings

@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 import ibidem
 from ibidem.active_model import read_promotion
 from ibidem.cache import SemanticCache
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
     PathOption,

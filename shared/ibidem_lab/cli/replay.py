@@ -14,7 +14,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.common import err, fail, out
+from ibidem.cli.output import err, fail, out
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IbidemError, InvalidInput

@@ -13,7 +13,7 @@ import typer
 from ibidem import __version__
 from ibidem._util.files import write_private
 from ibidem.active_model import checked_active_embedder
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     NamespaceOption,
     PathOption,
@@ -24,8 +24,8 @@ from ibidem.cli.common import (
     moment,
     out,
     settings_of,
+    styled,
 )
-from ibidem.cli.console import styled
 from ibidem.cli.tables import short
 from ibidem.costs import read_prices
 from ibidem.errors import EmbedderUnavailable

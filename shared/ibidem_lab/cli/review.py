@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ibidem.cli.common import DatabaseOption, NamespaceOption, PathOption, existing_store, out, settings_of
+from ibidem.cli.output import DatabaseOption, NamespaceOption, PathOption, existing_store, out, settings_of
 
 
 def review_pairs(

@@ -12,7 +12,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.common import (
+from ibidem.cli.output import (
     DatabaseOption,
     NamespaceOption,
     PathOption,

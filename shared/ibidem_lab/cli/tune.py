@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.common import JsonOption, err, out, print_json, sentences, text_option
+from ibidem.cli.output import JsonOption, err, out, print_json, sentences, text_option
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput

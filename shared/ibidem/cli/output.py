@@ -1,9 +1,16 @@
-"""What the commands of the command line share: options, the cache they look into, how they speak."""
+"""The console of the command line: options that commands share, and how they print.
+
+Whatever text is shown, rich and the terminal obey no part of it.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+import rich.console
 import typer
 from rich.highlighter import JSONHighlighter
 from rich.table import Table
 from rich.text import Text
 
-from ibidem.cli.console import Console, json_text, styled
 from ibidem.errors import IbidemError, InvalidInput
 from ibidem.runtime import open_store
 from ibidem.settings import Settings, read_settings
@@ -27,6 +34,72 @@ Row = TypeVar("Row")
 
 _AGO = re.compile(r"([0-9]{1,9})([mhdw])")
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_SUSPECT = re.compile(r"[^\n\t\x20-\x7e\u200c\u200d]")
+# A joiner stays where it has an effect: within emoji, or within words of a script that needs it.
+_LONE_JOINER = re.compile(
+    r"(?<![^\x00-\x7f\u200c\u200d])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\u200c\u200d])"
+)
+_NO_ASCII = re.compile(r"[^\n\x20-\x7e]")
+
+
+def plain(text: str) -> str:
+    r"""The text as a terminal may get it: what controls one, or is not seen, as an escape such as `\x1b`."""
+    if text.isprintable():
+        return text
+    shown = _SUSPECT.sub(lambda found: _visible(found[0]), text.replace("\r\n", "\n"))
+    return _LONE_JOINER.sub(lambda found: _visible(found[0]), shown)
+
+
+def _visible(char: str) -> str:
+    if char.isprintable() or unicodedata.category(char) == "Zs":
+        return char
+    return char.encode("unicode_escape").decode("ascii")
+
+
+class Console(rich.console.Console):
+    """A console to which every `str` is text: no markup, no `:emoji:` names, nothing for the terminal.
+
+    What is styled is passed as a `rich.text.Text`, made by `styled`.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's; every `str` that is printed goes through here, in cells and titles too."""
+        return super().render_str(self.shown(text), **{**options, "markup": False, "emoji": False})
+
+    def shown(self, text: str) -> str:
+        """The text as it is written; not left to the stream, as a table must know how wide it becomes."""
+        text = plain(text).expandtabs()
+        if is_unicode(self.encoding):
+            return text
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+
+def styled(text: str, style: str) -> Text:
+    """Any text, in a style of rich."""
+    return Text(plain(text).expandtabs(), style)
+
+
+def is_unicode(encoding: str) -> bool:
+    """Whether the encoding has all characters."""
+    return encoding.lower().startswith("utf")
+
+
+def json_text(value: Any, encoding: str) -> str:
+    """As JSON: within its strings what controls a terminal, or what the encoding lacks, is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=not is_unicode(encoding))
+    return _NO_ASCII.sub(lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
+
+
+def _escaped(char: str) -> str:
+    return json.dumps(char)[1:-1]
+
+
+def accept_any_encoding() -> None:
+    """From now on no stream fails: what it cannot encode, or decode, becomes an escape."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 
 out = Console()
 err = Console(stderr=True)

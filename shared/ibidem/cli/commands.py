@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.live import Live
 
 from ibidem import __version__
-from ibidem.cli import audit as cli_audit
+from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.cli import tables
-from ibidem.cli.common import (
+from ibidem.cli.examples import examples_app
+from ibidem.cli.invalidate import give_feedback, invalidate
+from ibidem.cli.output import (
     DatabaseOption,
     IdArgument,
     JsonOption,
     LimitOption,
     NamespaceOption,
     PathOption,
+    PricesOption,
     YesOption,
+    accept_any_encoding,
     confirmed,
     entry_of,
     existing_store,
+    fail,
     out,
     print_json,
     print_list,
     require_cache,
     sentences,
     settings_of,
+    styled,
     text_option,
 )
-from ibidem.cli.console import Commands, accept_any_encoding
-from ibidem.cli.examples import examples_app
-from ibidem.cli.invalidate import give_feedback, invalidate
+from ibidem.cli.plugins import Commands
 from ibidem.cli.rebuild import rebuild_index
-from ibidem.cli.stats import show_stats
+from ibidem.costs import Prices, Savings, read_prices, savings
 from ibidem.doctor import examine
+from ibidem.errors import StorageError
+from ibidem.storage.statistics import LogFilter
+from ibidem.storage.store import Store, Totals
+
+EVERY = 2.0  # seconds
+pause = time.sleep
 
 app = typer.Typer(
     name="ibidem",
@@ -98,12 +113,13 @@ def audit(
     """Show how often hits by meaning are wrong, by the answers that were compared, and the last of these."""
     with existing_store(path, database) as store:
         settings = settings_of(path, database)
-        found = cli_audit.report(store, settings, namespace)
+        rate = settings.audit_rate or ASSUMED_RATE
+        found = report_of(store, settings.max_error_rate, rate, namespace)
         rows = store.judgements.recent(limit, namespace)
     if as_json:
         print_json({"namespaces": list(map(asdict, found)), "judgements": list(map(asdict, rows))})
     elif rows:
-        out.print(cli_audit.estimates(found, settings.max_error_rate), cli_audit.judgements(rows))
+        out.print(tables.audit_estimates(found, settings.max_error_rate), tables.audit_judgements(rows))
     else:
         out.print("No audits yet; open the cache with audit_rate above 0 to have some.")
 
@@ -161,14 +177,80 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("stats")
+def show_stats(
+    seconds: Annotated[
+        float | None, typer.Argument(metavar="SECONDS", min=0.1, help="How often, with --watch.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show them again every 2 SECONDS; Ctrl-C ends it.")
+    ] = False,
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    prices: PricesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count entries, hits, misses and examples, and what hits saved; the lookups are the last 100,000."""
+    if seconds is not None and not watch:
+        fail("SECONDS are for --watch")
+    with existing_store(path, database) as store:
+        known = read_prices(prices or settings_of(path, database).prices)
+        if watch:
+            with suppress(KeyboardInterrupt):
+                (_print_lines if as_json else _show)(store, known, seconds or EVERY)
+        elif as_json:
+            print_json(_plain(*_read(store, known), known))
+        else:
+            rows = tables.figures(*_read(store, known), known)
+            out.print(tables.totals(rows, f"Ibidem cache {store.url}"))
+
+
+def _show(store: Store, known: Prices, seconds: float) -> None:
+    first: dict[str, int | str] | None = None
+    with Live(console=out, auto_refresh=False) as live:
+        for found in _watched(store, known, seconds):
+            if isinstance(found, StorageError):
+                live.console.print(styled("error:", "red"), str(found), soft_wrap=True)
+                continue
+            rows = tables.figures(*found, known)
+            first = rows if first is None else first
+            table = tables.totals(rows, f"Ibidem cache {store.url}", first)
+            table.caption = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends it"
+            live.update(table, refresh=True)
+
+
+def _print_lines(store: Store, known: Prices, seconds: float) -> None:
+    for found in _watched(store, known, seconds):
+        told = {"error": str(found)} if isinstance(found, StorageError) else _plain(*found, known)
+        typer.echo(json.dumps({"at": time.time(), **told}))
+
+
+def _watched(store: Store, known: Prices, seconds: float) -> Iterator[tuple[Totals, Savings] | StorageError]:
+    """The figures, now and then for ever; a database that is away may come back."""
+    while True:
+        try:
+            yield _read(store, known)
+        except StorageError as error:
+            yield error
+        pause(seconds)
+
+
+def _read(store: Store, known: Prices) -> tuple[Totals, Savings]:
+    return store.totals(), savings(store.statistics.lookups(LogFilter()), known)
+
+
+def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
+    told = {**asdict(saved), "currency": known.currency, "prices_as_of": known.as_of or None}
+    return {**asdict(counted), "hit_rate": counted.hit_rate, "saved": told}
+
+
 app.add_typer(examples_app)
-app.command("stats")(show_stats)
 app.command("rebuild")(rebuild_index)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
 
 
-def main() -> None:
-    """Entry point of the `ibidem` command."""
+def run() -> None:
+    """Run the command that the process was started with."""
     accept_any_encoding()
     app()

@@ -1,0 +1,80 @@
+"""Commands from elsewhere: entry points of the group `ibidem.commands`, such as those of `ibidem_lab`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import typer
+import typer.core
+import typer.main
+
+from ibidem.cli.output import fail, plain
+from ibidem.renamed import ARGUMENTS
+
+GROUP = "ibidem.commands"
+_UsageError: Any = typer.BadParameter.__base__
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Mistakes on the command line quote it, and are printed by typer."""
+    try:
+        yield
+    except _UsageError as error:
+        option = getattr(error, "option_name", "") or ""
+        if renamed := ARGUMENTS.get(option.removeprefix("--").replace("-", "_")):
+            error.message = f"{option} is called --{renamed.replace('_', '-')} since version 0.2"
+            error.possibilities = None
+        error.message = plain(error.message)
+        raise
+
+
+class Commands(typer.core.TyperGroup):
+    """Our commands, then those of plugins; mistakes are told as plainly as all else.
+
+    A plugin is an entry point of the group `ibidem.commands`: a function for `typer`, loaded when its command
+    is called, or `--help` lists all.
+    """
+
+    def list_commands(self, context: Any) -> list[str]:
+        """Names in the order in which they are shown."""
+        return [*super().list_commands(context), *sorted(_plugins())]
+
+    def get_command(self, context: Any, name: str) -> Any:
+        """Find a command by its name; None if there is none."""
+        found = super().get_command(context, name)
+        return _load(_plugins()[name]) if found is None and name in _plugins() else found
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """See click; it reads the arguments of this group."""
+        with _told_plainly():
+            return super().make_context(*args, **options)
+
+    def invoke(self, context: Any) -> Any:
+        """See click; it reads the arguments of a command, and runs it."""
+        with _told_plainly():
+            return super().invoke(context)
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    return {one.name: one for one in entry_points(group=GROUP)}
+
+
+@cache
+def _load(plugin: EntryPoint) -> Any:
+    """Make a plugin's command; where it cannot be imported, one that says why."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    try:
+        app.command(plugin.name)(plugin.load())
+    except ImportError as error:
+        reason = str(error)
+        any_arguments = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(plugin.name, help=f"Not installed: {reason}", context_settings=any_arguments)(
+            lambda: fail(reason)
+        )
+    return typer.main.get_command(app)
