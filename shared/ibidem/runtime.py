@@ -155,7 +155,9 @@ class Runtime:
             return False
         if entry.vector is not None:
             index.vectors.add(entry.namespace, entry.scope, entry.vector)
-            self.active.embed_for_next(entry, index)
+            # `next` first: it may become the current one at any moment.
+            if self.active.next is not None or self.active.current.embedder is not index.embedder:
+                self.active.embed_for_next(entry, index)
         house.grown(entry_size(entry))
         self._background.wake()
         self.flights.stored(entry.id)

@@ -30,7 +30,7 @@ import ibidem
 from ibidem import Answer, Request
 from ibidem.embedding import resolve_embedder
 from ibidem.index import search as vectors
-from ibidem.index.base import with_scope_code
+from ibidem.index.memory import with_scope_code
 from ibidem.pipeline import NEIGHBOURS
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings, read_settings

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, IndexUnavailable, Request
 from ibidem.index import chroma as chroma_server
-from ibidem.index.base import scope_code, with_scope_code
-from ibidem.index.memory import VectorBuffer
+from ibidem.index.memory import VectorBuffer, scope_code, with_scope_code
 from tests.embedders import BagOfWords, DenseWords
 
 unit = np.eye(8, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The protocols of a vector index, and the vector that is indexed.
+"""The protocols of a vector index.
 
 An index makes finding cheap and decides nothing: what it returns is confirmed by the database, from which
 it can be rebuilt at any time.
@@ -7,32 +7,12 @@ it can be rebuilt at any time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.types import Vector
-
-
-@lru_cache(maxsize=4096)
-def scope_code(namespace: str, scope: str) -> Vector:
-    """A unit vector drawn from namespace and scope, shape (32,), the same on every machine.
-
-    Appended to a question's vector with weight 1 it moves other scopes away, so that one unfiltered search
-    finds the entries of this one (Chroma's own filter costs 65-280 ms at 100,000 entries).
-    """
-    hashed = blake2b(namespace.encode("utf-8", "surrogatepass"), digest_size=64, key=scope.encode()[:64])
-    spread = np.frombuffer(hashed.digest(), dtype="<u2").astype(np.float32) - 32767.5
-    return np.asarray(spread / np.linalg.norm(spread), dtype=np.float32)
-
-
-def with_scope_code(vector: Vector, namespace: str, scope: str) -> Vector:
-    """The vector that is indexed: question and scope code, unit length, shape (d + 32,)."""
-    both = np.concatenate([vector, scope_code(namespace, scope)])
-    return np.asarray(both / np.sqrt(2.0), dtype=np.float32)
 
 
 class VectorIndex(Protocol):

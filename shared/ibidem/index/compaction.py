@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.index.base import Compactable, VectorIndex, generation_of, with_scope_code
-from ibidem.index.memory import InMemoryIndex, VectorBuffer
+from ibidem.index.base import Compactable, VectorIndex, generation_of
+from ibidem.index.memory import InMemoryIndex, VectorBuffer, with_scope_code
 from ibidem.storage.engine import valid_rows
 from ibidem.storage.store import Store
 from ibidem.storage.vectors import RETIRED_KEY, VectorTable

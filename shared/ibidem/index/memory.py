@@ -1,10 +1,12 @@
-"""Vectors held in memory, searched exactly."""
+"""The vector that is indexed, and vectors held in memory, searched exactly."""
 
 from __future__ import annotations
 
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,24 @@ from ibidem._util.concurrency import keep_alive_after_fork
 from ibidem.index.base import VectorIndex
 from ibidem.index.chroma_lock import DirectoryLock
 from ibidem.types import Vector
+
+
+@lru_cache(maxsize=4096)
+def scope_code(namespace: str, scope: str) -> Vector:
+    """A unit vector drawn from namespace and scope, shape (32,), the same on every machine.
+
+    Appended to a question's vector with weight 1 it moves other scopes away, so that one unfiltered search
+    finds the entries of this one (Chroma's own filter costs 65-280 ms at 100,000 entries).
+    """
+    hashed = blake2b(namespace.encode("utf-8", "surrogatepass"), digest_size=64, key=scope.encode()[:64])
+    spread = np.frombuffer(hashed.digest(), dtype="<u2").astype(np.float32) - 32767.5
+    return np.asarray(spread / np.linalg.norm(spread), dtype=np.float32)
+
+
+def with_scope_code(vector: Vector, namespace: str, scope: str) -> Vector:
+    """The vector that is indexed: question and scope code, unit length, shape (d + 32,)."""
+    both = np.concatenate([vector, scope_code(namespace, scope)])
+    return np.asarray(both / np.sqrt(2.0), dtype=np.float32)
 
 
 class VectorBuffer:

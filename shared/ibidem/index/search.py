@@ -13,9 +13,9 @@ from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IndexUnavailable
-from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of, with_scope_code
+from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
-from ibidem.index.memory import InMemoryIndex, VectorBuffer
+from ibidem.index.memory import InMemoryIndex, VectorBuffer, with_scope_code
 from ibidem.matching.fitted import Calibration
 from ibidem.matching.policy import Scorer
 from ibidem.storage.store import Store

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 import ibidem
 from ibidem import Answer, Request
-from ibidem.index.base import VectorIndex, with_scope_code
+from ibidem.index.base import VectorIndex, generation_of
+from ibidem.index.memory import with_scope_code
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import read_settings
 from ibidem.storage.engine import open_engine, sqlite_url
@@ -50,7 +51,7 @@ def fill(folder: Path, batches: Iterable[Batch], *, indexed: bool) -> None:
                 if one.vector is not None
             }
             index.upsert(list(points), np.stack(list(points.values())))
-            rows = [{**row, "indexed_in": index.generation} for row in rows]
+            rows = [{**row, "indexed_in": generation_of(index)} for row in rows]
         with engine.begin() as db:
             db.execute(entries_table.insert().prefix_with("OR IGNORE"), list(map(entry_row, entries)))
             db.execute(entry_vectors.insert().prefix_with("OR IGNORE"), rows)
