@@ -1,4 +1,4 @@
-"""Deleting much at once: in short transactions, in one moment, and never what was refreshed meanwhile."""
+"""Clearing and deleting many entries: in short transactions, and never what was refreshed meanwhile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.servers import running_postgres
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """At most seven entries a transaction; how many each deleted."""
+    """Delete at most seven entries in a transaction, and list how many each deleted."""
     monkeypatch.setattr(deletion, "BATCH", 7)
     monkeypatch.setattr(deletion, "MIN_BATCH", 7)
     monkeypatch.setattr(deletion, "MAX_BATCH", 7)
@@ -51,30 +51,30 @@ def fill(cache: ibidem.SemanticCache, count: int, namespace: str) -> None:
 
 @contextmanager
 def between(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> Iterator[None]:
-    """Do something before each search of a clear, in a thread of its own."""
+    """Call `do` before each search of a clear, in another thread."""
     reading = deletion.reading
 
-    def searched(engine: Any) -> Any:
+    def search(engine: Any) -> Any:
         thread = threading.Thread(target=do)
         thread.start()
         thread.join(20)
         assert not thread.is_alive()
         return reading(engine)
 
-    monkeypatch.setattr(deletion, "reading", searched)
+    monkeypatch.setattr(deletion, "reading", search)
     yield
     monkeypatch.setattr(deletion, "reading", reading)
 
 
 @pytest.mark.parametrize("namespace", [None, "acme"])
-def test_others_store_between_the_batches_of_a_clear(
+def test_stores_between_the_batches_of_a_clear(
     open_cache,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     small_batches: list[int],
     namespace: str | None,
 ) -> None:
-    """What they stored before the end is gone with the rest, what they store later stays."""
+    """What is stored before it ends is deleted too, what is stored later stays."""
     cache = open_cache()
     fill(cache, 40, "acme")
     fill(cache, 10, "other")
@@ -102,10 +102,10 @@ def test_others_store_between_the_batches_of_a_clear(
     )
 
 
-def test_a_clear_that_failed_is_called_again(
+def test_a_failed_clear_can_be_repeated(
     open_cache, monkeypatch: pytest.MonkeyPatch, small_batches: list[int]
 ) -> None:
-    """A part is deleted, the rest answers as before."""
+    """A part is deleted, the rest is still served."""
     cache = open_cache()
     fill(cache, 30, "acme")
 
@@ -126,8 +126,8 @@ def test_a_clear_that_failed_is_called_again(
     assert not cache.lookup(Request("question 29", namespace="acme"))
 
 
-def test_a_namespace_is_cleared_with_its_users_and_no_other(open_cache) -> None:
-    """Whatever the names are like."""
+def test_clear_deletes_a_namespace_and_its_users_only(open_cache) -> None:
+    """Also if other names begin with its name."""
     cache = open_cache()
     names = ["a", "a/user=x", "a/user=~", "a/user", "a/user>", "ab", "A", "a/users=x", ""]
     for name in names:
@@ -157,14 +157,14 @@ RACES: dict[str, tuple[Callable[[Store], object], dict[str, float]]] = {
 
 @pytest.mark.parametrize(("delete", "refresh"), RACES.values(), ids=RACES.keys())
 @pytest.mark.parametrize("commits", [True, False], ids=["refreshed", "rolled back"])
-def test_what_is_refreshed_in_the_same_moment_stays(
+def test_entries_refreshed_meanwhile_stay(
     postgres: str,
     tmp_path: Path,
     delete: Callable[[Store], object],
     refresh: dict[str, float],
     commits: bool,
 ) -> None:
-    """The refresh has changed the row and not committed when the other looks for what is to be deleted."""
+    """The refresh is not committed yet when another process looks for entries to delete."""
     with ibidem.open(tmp_path, database=postgres, embedder=BagOfWords()) as cache:
         cache.clear()
         cache.store(

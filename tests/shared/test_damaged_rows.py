@@ -1,4 +1,4 @@
-"""One damaged row costs one row: of every table, in every column, with all that SQLite can hold there."""
+"""One damaged row costs one row: in every table and column, for any value that SQLite can hold there."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DAMAGE = {
     "huge": "9223372036854775807",
     "empty": "''",
 }
-# Of `meta`: what each says is known from somewhere else, or is made again.
-NOTES = (
+# Keys of `meta` whose values are known from elsewhere, or are made again.
+KEYS = (
     "schema_version",
     "dimension:",
     "promotion",
@@ -55,10 +55,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("damaged") / "cache"
     with open_cache(path) as cache:
         for n in range(MANY):
-            told = ibidem.Answer(
+            stored = ibidem.Answer(
                 answer(n), payload="{}", model="m", input_tokens=3, output_tokens=4, seconds=1.0
             )
-            cache.store(request(n), told, tags=[f"t{n}"])
+            cache.store(request(n), stored, tags=[f"t{n}"])
             cache.lookup(request(n))
         judged = ("asked", "stored", 0.9, 0.9, "scorer", True, "audit")
         rows = [JudgementRow(float(n), "", "s", f"e{n}", *judged) for n in range(MANY)]  # type: ignore[arg-type]
@@ -70,8 +70,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damage(path: Path, value: str) -> dict[str, int]:
-    """In each table, one row for each column; returns how many of the first rows that are, by table."""
-    spoilt = {}
+    """Damage one row for each column of each table; return how many rows from the first, by table."""
+    damaged = {}
     with contextlib.closing(sqlite3.connect(path / "ibidem.sqlite3")) as db:
         for table in tables.metadata.sorted_tables:
             if table.name == "meta":
@@ -82,25 +82,25 @@ def damage(path: Path, value: str) -> dict[str, int]:
                     continue  # after the largest id there is none for SQLite to give
                 with contextlib.suppress(sqlite3.IntegrityError):  # of ids, which hold numbers only
                     db.execute(f'UPDATE {table.name} SET "{column.name}" = {value} WHERE rowid = ?', (row,))
-            spoilt[table.name] = min(len(rows), len(table.c))
+            damaged[table.name] = min(len(rows), len(table.c))
         db.commit()
-    return spoilt
+    return damaged
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_all_other_rows_are_there(filled: Path, tmp_path: Path, kind: str) -> None:
-    """Answers are found as before, exactly and by meaning; logs are read; what is new is kept."""
+def test_other_rows_survive(filled: Path, tmp_path: Path, kind: str) -> None:
+    """Other answers are found, exactly and by meaning; logs are read; new answers are stored."""
     path = tmp_path / "cache"
     shutil.copytree(filled, path)
-    spoilt = damage(path, DAMAGE[kind])
+    damaged = damage(path, DAMAGE[kind])
     with open_cache(path) as cache:
-        whole = range(spoilt["entries"], MANY)
+        whole = range(damaged["entries"], MANY)
         assert [n for n in whole if not isinstance(cache.lookup(request(n)), Hit)] == []
         near = [cache.lookup(ibidem.Request(reworded(n), documents=request(n).documents)) for n in whole]
         assert [one.answer.text if one else None for one in near] == [answer(n) for n in whole]
         texts = {one.question for one in cache.examples.recent(1000)}
-        assert {question(n) for n in range(spoilt["examples"], MANY)} <= texts
-        assert len(cache.recent(1000)) >= MANY - spoilt["lookups"]
+        assert {question(n) for n in range(damaged["examples"], MANY)} <= texts
+        assert len(cache.recent(1000)) >= MANY - damaged["lookups"]
         cache.judgements(1000)
         cache.examples.select(question(MANY - 1), 3)
         ibidem_lab.pairs(cache)
@@ -117,14 +117,14 @@ def test_all_other_rows_are_there(filled: Path, tmp_path: Path, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", [*DAMAGE, "{", "[]", '{"current": 1, "previous": 2, "at": "x"}', "nan", "0"])
-def test_a_damaged_note_is_made_anew(filled: Path, tmp_path: Path, kind: str) -> None:
-    """All of them at once, as after a disk's fault."""
+def test_damaged_meta_values_are_restored(filled: Path, tmp_path: Path, kind: str) -> None:
+    """All of them at once, as after a disk failure."""
     path = tmp_path / "cache"
     shutil.copytree(filled, path)
     value = DAMAGE.get(kind) or f"'{kind}'"
     with contextlib.closing(sqlite3.connect(path / "ibidem.sqlite3")) as db:
         held = {row[0] for row in db.execute("SELECT key FROM meta")}
-        keys = {key for key in held if key.startswith(NOTES)} | {note for note in NOTES if note[-1] != ":"}
+        keys = {key for key in held if key.startswith(KEYS)} | {key for key in KEYS if key[-1] != ":"}
         for key in keys | {"index:ibidem-x"}:
             db.execute(f"INSERT OR REPLACE INTO meta VALUES (?, {value})", (key,))
         db.commit()
@@ -140,8 +140,8 @@ def test_a_damaged_note_is_made_anew(filled: Path, tmp_path: Path, kind: str) ->
             assert cache.stats().faults == {}
 
 
-def test_a_version_that_cannot_be_read_over_other_tables(filled: Path, tmp_path: Path) -> None:
-    """Is refused: it may be a newer one, and nothing is written to that."""
+def test_an_unreadable_version_of_other_tables_is_rejected(filled: Path, tmp_path: Path) -> None:
+    """It may be a newer schema, to which nothing is written."""
     path = tmp_path / "cache"
     shutil.copytree(filled, path)
     with contextlib.closing(sqlite3.connect(path / "ibidem.sqlite3")) as db:
@@ -153,13 +153,13 @@ def test_a_version_that_cannot_be_read_over_other_tables(filled: Path, tmp_path:
 
 
 @pytest.mark.parametrize("raw", [b"\0" * 512, b"\xff" * 512, b"\x00\x7c" * 256, b"x", b"\0\x3c" * 2, b""])
-def test_bytes_that_are_no_vector_are_refused(raw: bytes) -> None:
+def test_damaged_vectors_are_rejected(raw: bytes) -> None:
     """A NaN would pass for a similarity of 1."""
     with pytest.raises(ValueError, match="unit vector|multiple"):
         to_vector(raw)
 
 
-def test_a_vector_is_read_as_it_was_written() -> None:
+def test_vector_round_trip() -> None:
     """In half precision."""
     vector = BagOfWords().embed([question(1)])[0]
     assert abs(to_vector(to_bytes(vector)) - vector).max() < 1e-3

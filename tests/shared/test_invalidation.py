@@ -1,4 +1,4 @@
-"""Criteria and tombstones; the promises of the cache are in the contract."""
+"""Criteria and tombstones; the contract holds the promises of the cache."""
 
 from __future__ import annotations
 
@@ -59,43 +59,43 @@ some_criteria = st.builds(
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A database that the examples of a property share, one after another."""
-    made = Store(f"sqlite:///{tmp_path_factory.mktemp('store') / 'x.sqlite3'}")
-    yield made
-    made.close()
+    """A store that the examples of a property share, one after another."""
+    opened = Store(f"sqlite:///{tmp_path_factory.mktemp('store') / 'x.sqlite3'}")
+    yield opened
+    opened.close()
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300, deadline=None)
 @given(
     stored=st.lists(entries, max_size=8, unique_by=lambda entry: entry.id),
     criteria=some_criteria,
-    one=st.data(),
+    data=st.data(),
 )
-def test_sql_deletes_what_the_criteria_say(store: Store, stored, criteria, one) -> None:
-    """Exactly that, whatever is stored and asked for; a dry run foretells it."""
+def test_sql_and_criteria_agree(store: Store, stored, criteria, data) -> None:
+    """Exactly the matching entries are deleted; a dry run counts them."""
     store.clear()
     with store._engine.begin() as db:
         db.exec_driver_sql("DELETE FROM invalidations")
     store.invalidations._tombstones = Tombstones()
-    if stored and one.draw(st.booleans()):
-        criteria = replace(criteria, entry=one.draw(st.sampled_from(stored)).id)
+    if stored and data.draw(st.booleans()):
+        criteria = replace(criteria, entry=data.draw(st.sampled_from(stored)).id)
     for entry in stored:
         store.entries.put(entry, "e")
-    concerned = {entry.id for entry in stored if criteria.matches_entry(entry)}
+    matching = {entry.id for entry in stored if criteria.matches_entry(entry)}
     count, newest = store.invalidations.preview(criteria, 100)
     gone, _ = store.invalidations.invalidate(criteria, lambda: 0.0)
 
-    assert (count, set(newest), set(gone)) == (len(concerned), concerned, concerned)
-    assert {entry.id for entry in store.entries.newest(100)} == {entry.id for entry in stored} - concerned
+    assert (count, set(newest), set(gone)) == (len(matching), matching, matching)
+    assert {entry.id for entry in store.entries.newest(100)} == {entry.id for entry in stored} - matching
     with store._engine.connect() as db:
         left = db.exec_driver_sql(
             "SELECT entry_id FROM entry_documents UNION SELECT entry_id FROM entry_tags"
         )
-        assert not concerned & {row[0] for row in left}
+        assert not matching & {row[0] for row in left}
 
 
 @given(criteria=some_criteria)
-def test_criteria_survive_the_database(criteria: Criteria) -> None:
+def test_criteria_round_trip(criteria: Criteria) -> None:
     """As text and back."""
     assert Criteria.read(criteria.as_json()) == (None if criteria == Criteria() else criteria)
 
@@ -103,8 +103,8 @@ def test_criteria_survive_the_database(criteria: Criteria) -> None:
 @given(
     st.recursive(st.none() | st.integers() | st.text() | st.booleans(), st.lists).map(json.dumps) | st.text()
 )
-def test_what_is_no_criteria_is_read_as_none(text: str) -> None:
-    """A row may come from a newer Ibidem, or from anybody."""
+def test_other_text_is_read_as_none(text: str) -> None:
+    """A row may come from a newer version, or be damaged."""
     assert Criteria.read(text) is None
 
 
@@ -128,51 +128,53 @@ def test_damaged_criteria_are_read_as_none(text: str) -> None:
 
 
 def entry(**given) -> Entry:
-    """An entry that rests on `guide`."""
+    """An entry with the source `guide`."""
     sources = (Source("guide#1", digest("old"), True, "guide"),)
-    made = Entry("1" * 32, "", "s", "q", "d", True, Answer("a"), created=1000.0, sources=sources)
-    return replace(made, **given)
+    default = Entry("1" * 32, "", "s", "q", "d", True, Answer("a"), created=1000.0, sources=sources)
+    return replace(default, **given)
 
 
-def test_tombstones_refuse_what_was_asked_before() -> None:
-    """Under any name of a document; what is not concerned is stored."""
-    known = Tombstones()
-    known.add([(1, 500.0, Criteria(documents=("guide",)).as_json())])
+def test_tombstones_reject_earlier_requests() -> None:
+    """By any name of a document; other answers are stored."""
+    tombstones = Tombstones()
+    tombstones.add([(1, 500.0, Criteria(documents=("guide",)).as_json())])
 
-    assert [known.refuse(entry(), made) for made in (499.0, 500.0, 500.1)] == [True, True, False]
-    assert not known.refuse(entry(sources=()), 499.0)
-    known.add([(2, 600.0, Criteria(entry="1" * 32).as_json()), (3, 700.0, Criteria(model="m").as_json())])
-    assert [known.refuse(entry(sources=()), made) for made in (600.0, 600.1)] == [True, False]
-    assert known.refuse(entry(answer=Answer("a", model="m")), 650.0)
-    assert known.last == 3
+    assert [tombstones.refuse(entry(), made) for made in (499.0, 500.0, 500.1)] == [True, True, False]
+    assert not tombstones.refuse(entry(sources=()), 499.0)
+    tombstones.add(
+        [(2, 600.0, Criteria(entry="1" * 32).as_json()), (3, 700.0, Criteria(model="m").as_json())]
+    )
+    assert [tombstones.refuse(entry(sources=()), made) for made in (600.0, 600.1)] == [True, False]
+    assert tombstones.refuse(entry(answer=Answer("a", model="m")), 650.0)
+    assert tombstones.last == 3
 
 
-def test_tombstones_are_forgotten_in_time() -> None:
-    """Also those of dead content."""
-    known = Tombstones()
+def test_tombstones_expire() -> None:
+    """Also those with current content."""
+    tombstones = Tombstones()
     dead = Criteria(documents=("guide",), current=frozenset({digest("new")}))
-    known.add([(1, 500.0, dead.as_json())])
+    tombstones.add([(1, 500.0, dead.as_json())])
 
-    assert known.refuse(entry(created=500.0 + KEPT_SECONDS), 1e9)
-    assert not known.refuse(entry(created=501.0 + KEPT_SECONDS), 1e9)
-
-
-def test_what_cannot_be_read_refuses_all_that_was_asked_before() -> None:
-    """Nobody knows what it was about."""
-    known = Tombstones()
-    known.add([(1, 500.0, "?")])
-
-    assert [known.refuse(entry(sources=()), made) for made in (499.0, 501.0)] == [True, False]
+    assert tombstones.refuse(entry(created=500.0 + KEPT_SECONDS), 1e9)
+    assert not tombstones.refuse(entry(created=501.0 + KEPT_SECONDS), 1e9)
 
 
-def test_of_too_many_tombstones_the_time_is_remembered(monkeypatch) -> None:
-    """It costs hits and never causes one."""
+def test_unreadable_tombstones_reject_all_earlier_requests() -> None:
+    """They may have matched anything."""
+    tombstones = Tombstones()
+    tombstones.add([(1, 500.0, "?")])
+
+    assert [tombstones.refuse(entry(sources=()), made) for made in (499.0, 501.0)] == [True, False]
+
+
+def test_dropped_tombstones_reject_all_earlier_requests(monkeypatch) -> None:
+    """Beyond the limit: that costs hits and never causes one."""
     monkeypatch.setattr("ibidem.lifecycle.invalidation.LIMIT", 10)
-    known = Tombstones()
-    known.add((n, float(n), Criteria(documents=(f"d{n}",)).as_json()) for n in range(1, 21))
+    tombstones = Tombstones()
+    tombstones.add((n, float(n), Criteria(documents=(f"d{n}",)).as_json()) for n in range(1, 21))
 
-    assert known.refuse(entry(), 10.0)
-    assert not known.refuse(entry(), 11.0)
+    assert tombstones.refuse(entry(), 10.0)
+    assert not tombstones.refuse(entry(), 11.0)
 
 
 def test_a_long_list_of_documents_is_split() -> None:
@@ -186,8 +188,8 @@ def test_a_long_list_of_documents_is_split() -> None:
     assert list(Criteria(tag="t").parts()) == [Criteria(tag="t")]
 
 
-def test_old_tombstones_leave_the_database(open_cache, tmp_path: Path) -> None:
-    """But for the newest: its number must not be given again."""
+def test_old_tombstones_are_deleted(open_cache, tmp_path: Path) -> None:
+    """Except the newest: its id must not be given again."""
     cache = open_cache()
     clock = Clock(cache)
     for _ in range(3):
@@ -204,8 +206,8 @@ def test_old_tombstones_leave_the_database(open_cache, tmp_path: Path) -> None:
     assert cache.store(asked, Answer("a"), tags=["t"]) == Rejected("invalidated")
 
 
-def test_two_documents_of_one_text_are_both_behind_the_answer(open_cache) -> None:
-    """Either of them invalidates it."""
+def test_documents_with_the_same_text_are_told_apart(open_cache) -> None:
+    """Either of them invalidates the answer."""
     cache = open_cache()
     for gone in ("a", "b"):
         twins = (Document("a", "the same text"), Document("b", "the same text"))
@@ -213,7 +215,7 @@ def test_two_documents_of_one_text_are_both_behind_the_answer(open_cache) -> Non
         assert cache.invalidate(document=gone).count == 1
 
 
-def test_audits_of_what_was_invalidated_are_not_made(open_cache) -> None:
+def test_invalidated_answers_are_not_audited(open_cache) -> None:
     """Another answer is no proof against the old one: its document has changed."""
     judged = []
     cache = open_cache(audit_rate=1.0, compare=lambda *texts: judged.append(texts) or True)
@@ -254,12 +256,12 @@ def test_feedback_is_redacted(open_cache) -> None:
     assert cache.judgements()[0].asked == "how does [name] reset it"
 
 
-def test_no_query_reads_a_whole_table(store: Store) -> None:
-    """Neither that of a store nor those by document, tag or entry."""
-    asked: list[tuple[str, object]] = []
+def test_invalidation_uses_indexes(store: Store) -> None:
+    """Neither a store nor a query by document, tag or entry scans a table."""
+    statements: list[tuple[str, object]] = []
 
     def note(_connection, _cursor, statement, parameters, *_rest) -> None:
-        asked.append((statement, parameters))
+        statements.append((statement, parameters))
 
     store.entries.put(entry(), "e")
     sqlalchemy.event.listen(store._engine, "before_cursor_execute", note)
@@ -278,7 +280,7 @@ def test_no_query_reads_a_whole_table(store: Store) -> None:
     with store._engine.connect() as db:
         plans = [
             " ".join(row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
-            for statement, parameters in asked
+            for statement, parameters in statements
             if statement.startswith("SELECT")
         ]
 
@@ -286,8 +288,8 @@ def test_no_query_reads_a_whole_table(store: Store) -> None:
     assert [plan for plan in plans if "SCAN" in plan] == []
 
 
-def test_hits_that_are_counted_meanwhile_do_not_deadlock() -> None:
-    """On a server, where each locks many rows: in one order."""
+def test_counting_hits_and_invalidating_do_not_deadlock() -> None:
+    """On a server, where each locks many rows, in the same order."""
     numbers = range(100)
     with running_postgres() as url, closing(Store(url)) as store, ThreadPoolExecutor(3) as pool:
         stop = threading.Event()

@@ -1,4 +1,4 @@
-"""A database that an older Ibidem made is brought up to date when it is opened."""
+"""A database of an older version is migrated when it is opened."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ DOCUMENT = Document("d1", "Goods can be returned within 30 days of delivery.")
 
 
 def old_database(file: Path) -> None:
-    """Write one of schema 1, with an answer to a question, an exact one, a lookup and an example."""
+    """Write a database of schema 1: a semantic and an exact entry, a lookup and an example."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(file)) as db:
         db.executescript(SCHEMA_1)
 
 
 def columns(file: Path) -> dict[str, set[str]]:
-    """The columns of each table."""
+    """Return the columns of each table."""
     with closing(sqlite3.connect(file)) as db:
         names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         found = {name: {row[1] for row in db.execute(f"PRAGMA table_info({name})")} for name in names}
     return {name: columns for name, columns in found.items() if not name.startswith("sqlite_")}
 
 
-def test_everything_is_still_there(tmp_path: Path) -> None:
+def test_nothing_is_lost(tmp_path: Path) -> None:
     """Answers with their documents, hits and vectors; logs and examples."""
     old_database(tmp_path / "ibidem.sqlite3")
     with ibidem.open(tmp_path, embedder=BagOfWords(16), threshold=0.5, ttl=1e9) as cache:
@@ -69,8 +69,8 @@ def test_everything_is_still_there(tmp_path: Path) -> None:
         assert stats.bytes > 2000
 
 
-def test_the_tables_are_those_of_a_new_database(tmp_path: Path) -> None:
-    """Column by column, and the indexes too."""
+def test_the_migrated_schema_equals_a_new_one(tmp_path: Path) -> None:
+    """Columns, indexes and version."""
     old, new = tmp_path / "old" / "ibidem.sqlite3", tmp_path / "new" / "ibidem.sqlite3"
     old_database(old)
     new.parent.mkdir()
@@ -86,8 +86,8 @@ def test_the_tables_are_those_of_a_new_database(tmp_path: Path) -> None:
     assert found[0][2] == (str(tables.SCHEMA_VERSION),)
 
 
-def test_several_threads_may_come_at_once(tmp_path: Path) -> None:
-    """One changes the tables, the others wait for it."""
+def test_threads_migrate_once(tmp_path: Path) -> None:
+    """One migrates, the others wait for it."""
     file = tmp_path / "ibidem.sqlite3"
     old_database(file)
     failures: list[BaseException] = []
@@ -107,7 +107,7 @@ def test_several_threads_may_come_at_once(tmp_path: Path) -> None:
     assert failures == []
 
 
-def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_migration_changes_nothing(tmp_path: Path, monkeypatch) -> None:
     """Neither columns nor version; the next opening tries again."""
     file = tmp_path / "ibidem.sqlite3"
     old_database(file)
@@ -126,8 +126,8 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch) -> 
     assert "rank" in columns(file)["entries"]
 
 
-def test_postgresql_is_brought_up_to_date_too() -> None:
-    """By the same steps, also if several processes come at once."""
+def test_postgresql_is_migrated() -> None:
+    """By the same steps, also if several processes open it at once."""
     with running_postgres() as url:
         engine = sqlalchemy.create_engine(url)
         Store(url).close()
@@ -168,8 +168,8 @@ def test_postgresql_is_brought_up_to_date_too() -> None:
     assert kept == [Example("a new one", "a", tags=("t",)), Example("an old question", "a", at=1.0)]
 
 
-def test_an_example_keeps_its_number_and_no_number_comes_back(tmp_path: Path) -> None:
-    """Of an old log: what another process read of it stays right when the newest example is deleted."""
+def test_ids_of_examples_are_not_reused(tmp_path: Path) -> None:
+    """Another process may have read the newest example before it was deleted."""
     file = tmp_path / "ibidem.sqlite3"
     old_database(file)
     store = Store(f"sqlite:///{file}")
@@ -181,14 +181,14 @@ def test_an_example_keeps_its_number_and_no_number_comes_back(tmp_path: Path) ->
     store.close()
 
 
-def test_every_version_has_its_step() -> None:
+def test_every_version_has_a_migration() -> None:
     """A new schema version without a migration would strand its users."""
     assert sorted(migrations._MIGRATIONS) == list(range(2, tables.SCHEMA_VERSION + 1))
     assert "rank" in str(CreateTable(tables.entries))
 
 
-def test_a_connection_in_use_while_all_are_closed_is_closed_after_it() -> None:
-    """It goes back to a pool that nobody empties any more: a server would keep it until it is collected."""
+def test_a_connection_in_use_is_closed_after_use() -> None:
+    """It returns to a closed pool: else the server would keep it until it is garbage-collected."""
     with running_postgres() as url, ThreadPoolExecutor(1) as pool:
         store, held, closed = Store(url), threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The database: what goes in comes out, on disk, once."""
+"""The store: entries, logs and vectors survive the round trip to the database."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ documents = st.lists(st.builds(Document, text, text), max_size=3, unique_by=lamb
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An empty database."""
-    made = Store(f"sqlite:///{tmp_path / 'store.sqlite3'}")
-    yield made
-    made.close()
+    opened = Store(f"sqlite:///{tmp_path / 'store.sqlite3'}")
+    yield opened
+    opened.close()
 
 
 def entry(
@@ -65,8 +65,8 @@ def entry(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(answer=answers, docs=documents, namespace=text, semantic=st.booleans())
-def test_an_entry_comes_back_as_it_went_in(store: Store, answer, docs, namespace, semantic) -> None:
-    """Every field, for any text a database can hold."""
+def test_entry_round_trip(store: Store, answer, docs, namespace, semantic) -> None:
+    """Every field comes back as stored, for any text a database can hold."""
     answer = replace(answer, semantic=semantic)
     sources = tuple(Source(d.id, d.digest, n == 0) for n, d in enumerate(docs))
     stored = replace(entry(namespace=namespace), answer=answer, semantic=semantic, sources=sources)
@@ -80,14 +80,14 @@ def test_an_entry_comes_back_as_it_went_in(store: Store, answer, docs, namespace
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=50).filter(lambda row: np.linalg.norm(row) > 0.1))
 def test_half_precision_keeps_cosines(row: list[float]) -> None:
-    """To one part in a thousand, the rounding the decision allows for."""
+    """To one part in a thousand, the rounding that the matching allows for."""
     vector = np.asarray(row, dtype=np.float32) / np.float32(np.linalg.norm(row))
 
     assert float(to_vector(to_bytes(vector)) @ vector) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_near_confirms_namespace_scope_and_embedder(store: Store) -> None:
-    """A point that the index returns counts for nothing if the database says otherwise."""
+    """A point from the index is no hit unless the database confirms it."""
     mine = entry()
     store.entries.put(mine, "e")
     right = {"namespace": "", "scope": mine.scope, "embedder": "e", "documents": mine.documents}
@@ -98,8 +98,8 @@ def test_near_confirms_namespace_scope_and_embedder(store: Store) -> None:
     assert store.entries.near([], **right) == []
 
 
-def test_a_replaced_answer_keeps_its_place_in_the_index(store: Store) -> None:
-    """The question is the same, so is its vector: nothing to index again."""
+def test_a_replaced_answer_keeps_its_vector(store: Store) -> None:
+    """The question is the same, so there is nothing to index again."""
     store.entries.put(entry(answer="old"), "e")
     store.vectors("e").mark_indexed([entry().point], "g")
     store.entries.put(entry(answer="new"), "e")
@@ -109,8 +109,8 @@ def test_a_replaced_answer_keeps_its_place_in_the_index(store: Store) -> None:
     assert (vectors.unindexed("g", 10), vectors.missing(10), vectors.count_indexed("g")) == ([], [], 1)
 
 
-def test_what_another_generation_holds_is_unindexed(store: Store) -> None:
-    """A rebuilt or deleted index is filled again without touching a row first."""
+def test_points_of_another_generation_are_unindexed(store: Store) -> None:
+    """A rebuilt or deleted index is filled without changing a row first."""
     for n in range(3):
         store.entries.put(entry(f"question {n}", created=n), "e")
     vectors = store.vectors("e")
@@ -127,8 +127,8 @@ def test_exact_only_entries_are_never_indexed(store: Store) -> None:
     assert store.vectors("e").count() == 0
 
 
-def test_clear_takes_the_documents_and_the_logs_along(store: Store) -> None:
-    """Nothing of a namespace stays behind."""
+def test_clear_deletes_documents_and_logs(store: Store) -> None:
+    """Nothing of a cleared namespace is left."""
     for namespace in ("a", "b"):
         sources = (Source("d", namespace, True),)
         store.entries.put(replace(entry(namespace=namespace), sources=sources), "e")
@@ -143,8 +143,8 @@ def test_clear_takes_the_documents_and_the_logs_along(store: Store) -> None:
     assert (store.totals().entries, store.totals().examples) == (0, 0)
 
 
-def test_the_log_counts_hits_and_forgets_the_oldest(store: Store, monkeypatch) -> None:
-    """The log is bounded; the counters of the entries stay."""
+def test_the_lookup_log_is_bounded(store: Store, monkeypatch) -> None:
+    """The oldest lookups are deleted; the hits of the entries are still counted."""
     monkeypatch.setattr("ibidem.storage.logs.LOG_LIMIT", 10)
     stored = entry()
     store.entries.put(stored, "e")
@@ -156,8 +156,8 @@ def test_the_log_counts_hits_and_forgets_the_oldest(store: Store, monkeypatch) -
     assert store.totals().tokens_saved == 50
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """Rather than damaged."""
+def test_a_newer_schema_is_rejected(tmp_path: Path) -> None:
+    """An older version does not write to it."""
     url = f"sqlite:///{tmp_path / 'x.sqlite3'}"
     Store(url).close()
     with sqlite3.connect(tmp_path / "x.sqlite3") as db:
@@ -169,16 +169,16 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "no url", "sqlite:////proc/nowhere/x.sqlite3"])
-def test_an_unusable_database_is_named_without_its_password(url: str) -> None:
-    """The message says what is wrong with which database."""
+def test_errors_name_the_database_without_its_password(url: str) -> None:
+    """For a database that cannot be opened."""
     with pytest.raises(StorageError) as raised:
         Store(url)
 
     assert "secret" not in str(raised.value)
 
 
-def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
-    """Moved aside with all its bytes."""
+def test_a_damaged_database_file_is_set_aside(tmp_path: Path) -> None:
+    """It is renamed, with all its bytes."""
     file = tmp_path / "ibidem.sqlite3"
     file.write_bytes(b"something else entirely")
     aside = set_aside_if_damaged(file)
@@ -189,8 +189,8 @@ def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
     assert set_aside_if_damaged(file) is None
 
 
-def test_threads_write_in_turn(store: Store, monkeypatch) -> None:
-    """More than there are connections; who waits too long is told, and nobody waits longer for it."""
+def test_one_thread_writes_at_a_time(store: Store, monkeypatch) -> None:
+    """A thread that waits too long for the lock gets an error, and holds up no other."""
 
     def write(n: int) -> None:
         with deadline():
@@ -208,12 +208,12 @@ def test_threads_write_in_turn(store: Store, monkeypatch) -> None:
         pool.submit(write, 0).result(5)
 
 
-def test_the_question_lookup_uses_an_index(store: Store, tmp_path: Path) -> None:
-    """No query of a request scans a table."""
-    asked: list[str] = []
+def test_lookups_use_indexes(store: Store, tmp_path: Path) -> None:
+    """No query of a lookup scans a table."""
+    statements: list[str] = []
 
     def listen(connection, *_rest) -> None:
-        connection.set_trace_callback(asked.append)
+        connection.set_trace_callback(statements.append)
 
     sqlalchemy.event.listen(store._engine, "checkout", listen)
     store.entries.get("x")
@@ -223,7 +223,7 @@ def test_the_question_lookup_uses_an_index(store: Store, tmp_path: Path) -> None
     with sqlite3.connect(tmp_path / "store.sqlite3") as db:
         plans = [
             " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}"))
-            for statement in asked
+            for statement in statements
             if statement.startswith("SELECT")
         ]
     db.close()

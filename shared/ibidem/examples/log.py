@@ -89,7 +89,7 @@ class ExampleLog:
             answer=answer,
             namespace=example.namespace or current().name(),
         )
-        return self._runtime.log_example(EmbeddedExample(shown, told=now))
+        return self._runtime.log_example(EmbeddedExample(shown, submitted=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
         """Keep what was just stored as an example too, if people read it and the question is known.
@@ -113,7 +113,7 @@ class ExampleLog:
             tags=entry.tags,
         )
         if _fits(example):
-            given = EmbeddedExample(example, entry.vector, embedder, told=entry.created)
+            given = EmbeddedExample(example, entry.vector, embedder, submitted=entry.created)
             self._runtime.log_example(given, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
@@ -369,5 +369,5 @@ def _joined(first: EmbeddedExample, then: EmbeddedExample) -> EmbeddedExample:
     known = {name: getattr(other, name) for name in names if getattr(one, name) in _UNKNOWN}
     tags = tuple(dict.fromkeys((*one.tags, *other.tags)))
     example = replace(one, **known, tags=tags, streamed=one.streamed or other.streamed)
-    told = min(first.told, then.told)
-    return replace(first if first.vector is not None else then, example=example, told=told)
+    submitted = min(first.submitted, then.submitted)
+    return replace(first if first.vector is not None else then, example=example, submitted=submitted)

@@ -32,13 +32,13 @@ _EXAMPLE = [column for column in _c if column.name not in ("vector", "embedder")
 class EmbeddedExample:
     """An example with the vector of its question, if `embedder` has made it already.
 
-    `told` is when it was handed over, in seconds since the epoch; if invalidated since, it is not stored.
+    `submitted` is when it was added, in seconds since the epoch; if invalidated since, it is not stored.
     """
 
     example: Example
     vector: Vector | None = field(default=None, repr=False, compare=False)
     embedder: str = ""
-    told: float = field(default=math.inf, compare=False)
+    submitted: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class ExampleTable:
         self._engine = engine
 
     def add(self, examples: Sequence[Example | EmbeddedExample]) -> None:
-        """Append examples, except for those that were invalidated since they were handed over."""
+        """Append examples, except for those that were invalidated since they were submitted."""
         rows = [(one, example_row(one)) for one in examples]
         with writing(self._engine) as db:
             kept = set(map(id, _without_invalidated(db, examples)))
@@ -286,8 +286,8 @@ def _with_tags(row: Any) -> tuple[int, set[str]]:
 def _without_invalidated(
     db: sa.Connection, examples: Sequence[Example | EmbeddedExample]
 ) -> list[Example | EmbeddedExample]:
-    """Drop the examples invalidated since they were handed over; first in its transaction."""
-    oldest = min((one.told for one in examples if isinstance(one, EmbeddedExample)), default=math.inf)
+    """Drop the examples invalidated since they were submitted; first in its transaction."""
+    oldest = min((one.submitted for one in examples if isinstance(one, EmbeddedExample)), default=math.inf)
     if math.isinf(oldest):
         return list(examples)
     c = tables.invalidations.c
@@ -301,6 +301,6 @@ def _without_invalidated(
 def _invalidated(embedded: EmbeddedExample, tombstones: Iterable[tuple[float, Criteria | None]]) -> bool:
     """Return whether a later tombstone matches; None, criteria of a newer version, matches everything."""
     return any(
-        embedded.told <= at and (criteria is None or criteria.matches_example(embedded.example))
+        embedded.submitted <= at and (criteria is None or criteria.matches_example(embedded.example))
         for at, criteria in tombstones
     )

@@ -24,9 +24,8 @@ from ibidem.storage.invalidation import InvalidationTable
 from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable
 from ibidem.storage.meta import MetaTable
 from ibidem.storage.migrations import migrate
-from ibidem.storage.model_table import ModelFilesTable
 from ibidem.storage.statistics import Statistics
-from ibidem.storage.vectors import EmbedderTable, VectorTable
+from ibidem.storage.vectors import EmbedderTable, ModelFilesTable, VectorTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +63,15 @@ class Store:
 
     def __init__(self, url: str) -> None:
         engine = self._engine = open_engine(url)
-        self.meta, self.embedders = MetaTable(engine), EmbedderTable(engine)
+        self.meta = MetaTable(engine)
         self.invalidations = InvalidationTable(engine)
         self.entries = EntryTable(engine, self.invalidations)
+        self.embedders, self.model_files = EmbedderTable(engine), ModelFilesTable(engine)
+        self.lookups, self.judgements = LookupTable(engine), JudgementTable(engine)
+        self.examples = ExampleTable(engine)
         self.evictor = Evictor(engine)
-        self.lookups, self.judgements, self.examples = (
-            LookupTable(engine),
-            JudgementTable(engine),
-            ExampleTable(engine),
-        )
-        self.statistics, self.browser, self.reviews = (
-            Statistics(engine),
-            EntryBrowser(engine),
-            ReviewTable(engine),
-        )
-        self.model_files = ModelFilesTable(engine)
+        self.statistics = Statistics(engine)
+        self.browser, self.reviews = EntryBrowser(engine), ReviewTable(engine)
         try:
             migrate(engine)
         except Exception as error:  # also of drivers, for options of the URL that they do not take

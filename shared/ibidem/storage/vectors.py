@@ -1,13 +1,14 @@
-"""The tables `embedders`, `entry_vectors` and `dead_points`: all that the vector index is built from."""
+"""The embedders of a database, their model files and vectors: all that the vector index is built from."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,15 +33,12 @@ from ibidem.types import Entry, Vector, digest, point_of, to_bytes, to_vector
 PENDING, MISSING = "", "zz"
 RETENTION_SECONDS = 86_400.0  # how long the vectors of an embedder are kept after it was last used
 SMALL = 5_000  # entries whose missing vectors are enqueued in one transaction
+PIECE_BYTES = 2**20  # of a model file, in one row
 BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for the lock
 RETIRED_KEY = "forgotten:"  # prefix of the meta keys of embedders whose index collections are to be deleted
 
-_entries, _vectors, _dead, _embedders = (
-    tables.entries,
-    tables.entry_vectors,
-    tables.dead_points,
-    tables.embedders,
-)
+_entries, _vectors, _dead = tables.entries, tables.entry_vectors, tables.dead_points
+_embedders, _model_files = tables.embedders, tables.model_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +342,7 @@ class EmbedderTable:
             if len(found) == BATCH:
                 return True
             db.execute(sa.delete(_dead).where(_dead.c.embedder == number))
-            db.execute(sa.delete(tables.model_files).where(tables.model_files.c.model == digest(fingerprint)))
+            db.execute(sa.delete(_model_files).where(_model_files.c.model == digest(fingerprint)))
             db.execute(sa.delete(_embedders).where(_embedders.c.id == number))
             set_meta(db, RETIRED_KEY + digest(fingerprint), "")
         return True
@@ -362,3 +360,47 @@ class EmbedderTable:
             change = sa.update(_embedders).where(c.id == number, c.until < time.time())
             done = db.execute(change.values(state="retired"))
         return number if done.rowcount else None
+
+
+class ModelFilesTable:
+    """The table `model_model_files`. Every method raises `StorageError` when the database fails."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def put(self, model: str, file: Path) -> None:
+        """Store one file of a model, replacing what is stored of it."""
+        insert, pieces = insert_into(self._engine.dialect.name)(_model_files), 0
+        with file.open("rb") as content:
+            while data := content.read(PIECE_BYTES):
+                row = insert.values(model=model, file=file.name, part=pieces, data=data)
+                key = [_model_files.c.model, _model_files.c.file, _model_files.c.part]
+                with writing(self._engine) as db:
+                    db.execute(row.on_conflict_do_update(index_elements=key, set_={"data": data}))
+                pieces += 1
+        longer = sa.delete(_model_files).where(_of_file(model, file.name), _model_files.c.part >= pieces)
+        with writing(self._engine) as db:
+            db.execute(longer)
+
+    def names(self, model: str) -> set[str]:
+        """Return the names of the files stored for a model."""
+        return set(
+            fetch_column(
+                self._engine, sa.select(_model_files.c.file).where(_model_files.c.model == model).distinct()
+            )
+        )
+
+    def pieces(self, model: str, file: str) -> Iterator[bytes]:
+        """Yield the content of one file."""
+        query = sa.select(_model_files.c.data).where(
+            _of_file(model, file), _model_files.c.part == sa.bindparam("part")
+        )
+        with reading(self._engine) as db:
+            part = 0
+            while (data := db.scalar(query, {"part": part})) is not None:
+                yield data
+                part += 1
+
+
+def _of_file(model: str, file: str) -> sa.ColumnElement[bool]:
+    return sa.and_(_model_files.c.model == model, _model_files.c.file == file)

@@ -1,4 +1,4 @@
-"""Figures summed up in SQL, against the same sums over lists, on both databases."""
+"""Sums in SQL equal the same sums over lists, on both databases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STORED = logged.entries(60)
 LOOKUPS = logged.lookups(1_500, STORED)
 EXAMPLES = logged.examples(STORED)
 JUDGEMENTS = logged.judgements(200, STORED)
-SPANS = (
+FILTERS = (
     LogFilter(),
     LogFilter(since=NOW - WEEKS / 3),
     LogFilter(namespace="acme"),
@@ -35,38 +35,38 @@ SPANS = (
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A database that holds the log."""
+    """A store with the logs."""
     if request.param == "postgresql":
         with running_postgres() as url:
             yield from filled(url)
     else:
-        yield from filled(f"sqlite:///{tmp_path_factory.mktemp('figures') / 'store.sqlite3'}")
+        yield from filled(f"sqlite:///{tmp_path_factory.mktemp('statistics') / 'store.sqlite3'}")
 
 
 def filled(url: str) -> Iterator[Store]:
-    """The store of a database with the log."""
-    made = Store(url)
-    logged.fill(made, lookups_=len(LOOKUPS), entries_=len(STORED), judgements_=len(JUDGEMENTS))
-    yield made
-    made.close()
+    """Fill the database and open its store."""
+    opened = Store(url)
+    logged.fill(opened, lookups_=len(LOOKUPS), entries_=len(STORED), judgements_=len(JUDGEMENTS))
+    yield opened
+    opened.close()
 
 
-def asked(span: LogFilter) -> list[LookupRow]:
-    """The lookups of a span."""
-    return [row for row in LOOKUPS if within(row, span)]
+def matching(logs: LogFilter) -> list[LookupRow]:
+    """Return the lookups that match a filter."""
+    return [row for row in LOOKUPS if matches(row, logs)]
 
 
-def within(row: LookupRow | JudgementRow, span: LogFilter) -> bool:
-    """Whether it is in the span."""
-    return row.at >= (span.since or 0) and span.namespace in (None, row.namespace)
+def matches(row: LookupRow | JudgementRow, logs: LogFilter) -> bool:
+    """Return whether a row matches a filter."""
+    return row.at >= (logs.since or 0) and logs.namespace in (None, row.namespace)
 
 
 BY_ID = {one.id: one for one in STORED}
 GONE = {one.entry_id: one for one in EXAMPLES}
 
 
-def told_of(row: LookupRow) -> tuple[str, int | None, int | None, float | None]:
-    """Model, tokens and seconds of the answer served, if they are still known."""
+def served_answer(row: LookupRow) -> tuple[str, int | None, int | None, float | None]:
+    """Return model, tokens and seconds of the served answer, as far as they are still known."""
     entry: Entry | None = BY_ID.get(row.entry_id or "")
     if row.tier and entry is not None and entry.created <= row.at:
         one = entry.answer
@@ -80,10 +80,10 @@ def told_of(row: LookupRow) -> tuple[str, int | None, int | None, float | None]:
 
 
 def expected(rows: list[LookupRow], key) -> dict[tuple, list[float]]:
-    """What `LookupSums` rows say, by key, tier and model."""
+    """Sum up rows by key, tier and model, as `LookupSums` does."""
     found: dict[tuple, list[float]] = {}
     for row in rows:
-        model, read, said, took = told_of(row)
+        model, read, said, took = served_answer(row)
         priced = read is not None and said is not None and read <= LONG_PROMPT
         one = found.setdefault((key(row), row.tier, model), [0, 0, 0, 0, 0, 0, 0.0])
         values = (1, row.tokens_saved, priced, priced and read, priced and said, took is not None)
@@ -92,8 +92,8 @@ def expected(rows: list[LookupRow], key) -> dict[tuple, list[float]]:
     return found
 
 
-def figures(rows: list[LookupSums]) -> dict[tuple, list[float]]:
-    """The rows in the form of the oracle."""
+def as_lists(rows: list[LookupSums]) -> dict[tuple, list[float]]:
+    """Convert sums to the form of `expected`."""
     return {
         (row.key, row.tier, row.model): [
             row.count,
@@ -108,52 +108,52 @@ def figures(rows: list[LookupSums]) -> dict[tuple, list[float]]:
     }
 
 
-def test_the_log_holds_all_that_matters() -> None:
-    """Else the oracle proves nothing: answers unknown, too long, replaced, gone, gone and another."""
+def test_the_logs_hold_every_case() -> None:
+    """Served answers that are unknown, too long, replaced, deleted, deleted and logged otherwise."""
     hits = [row for row in LOOKUPS if row.tier]
-    known = [told_of(row) for row in hits]
+    known = [served_answer(row) for row in hits]
 
-    assert {True, False} == {told_of(row)[1] is not None for row in hits if row.entry_id in GONE}
+    assert {True, False} == {served_answer(row)[1] is not None for row in hits if row.entry_id in GONE}
     assert any(row.entry_id in BY_ID and BY_ID[row.entry_id].created > row.at for row in hits)
     assert {None, True, False} == {None if one[1] is None else one[1] > LONG_PROMPT for one in known}
     assert any(one[3] is None for one in known)
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_what_was_served(store: Store, span: LogFilter) -> None:
-    """All at once, over time, by namespace."""
-    rows = asked(span)
-    count, first, last = store.statistics.extent(span)
+@pytest.mark.parametrize("logs", FILTERS)
+def test_lookups(store: Store, logs: LogFilter) -> None:
+    """In all, over time, by namespace."""
+    rows = matching(logs)
+    count, first, last = store.statistics.extent(logs)
 
     assert (count, first, last) == (len(rows), rows[0].at, rows[-1].at)
-    assert figures(store.statistics.lookups(span)) == expected(rows, lambda row: "")
-    by_day = figures(store.statistics.lookups_over_time(span, DAY))
+    assert as_lists(store.statistics.lookups(logs)) == expected(rows, lambda row: "")
+    by_day = as_lists(store.statistics.lookups_over_time(logs, DAY))
     assert by_day == expected(rows, lambda row: math.floor(row.at / DAY))
     top = [name for name, _ in Counter(sorted(row.namespace for row in rows)).most_common(2)]
     of_two = expected([row for row in rows if row.namespace in top], lambda row: row.namespace)
-    assert figures(store.statistics.lookups_by_namespace(span, 2)) == of_two
+    assert as_lists(store.statistics.lookups_by_namespace(logs, 2)) == of_two
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_what_was_missed(store: Store, span: LogFilter) -> None:
-    """By reason, with examples; by how near the stored question was."""
-    rows = asked(span)
+@pytest.mark.parametrize("logs", FILTERS)
+def test_misses(store: Store, logs: LogFilter) -> None:
+    """By reason, with examples, and by similarity of the nearest question."""
+    rows = matching(logs)
     reasons = Counter(row.reason for row in rows if not row.tier)
 
-    assert store.statistics.miss_reasons(span) == reasons
-    assert list(store.statistics.miss_reasons(span).values()) == sorted(reasons.values(), reverse=True)
+    assert store.statistics.miss_reasons(logs) == reasons
+    assert list(store.statistics.miss_reasons(logs).values()) == sorted(reasons.values(), reverse=True)
     found = Counter()
     for row in rows:
         if row.similarity is not None and row.tier != "exact":
             place = (row.similarity - MIN_SIMILARITY) / ((1.0 - MIN_SIMILARITY) / BINS)
             found[min(max(0, math.floor(place)), BINS - 1), row.tier, row.reason] += 1
-    assert {tuple(one[:3]): one[3] for one in store.statistics.similarity_histogram(span)} == found
+    assert {tuple(one[:3]): one[3] for one in store.statistics.similarity_histogram(logs)} == found
     met = Counter(
         (row.reason, row.question, row.entry_id)
         for row in rows
         if not row.tier and row.question and row.entry_id and row.similarity is not None
     )
-    near = store.statistics.near_misses(span, list(reasons), 3)
+    near = store.statistics.near_misses(logs, list(reasons), 3)
     for reason, some in itertools.groupby(near, lambda one: one.reason):
         best = sorted((n for (why, *_), n in met.items() if why == reason), reverse=True)[:3]
         assert [one.count for one in some] == best
@@ -162,24 +162,24 @@ def test_what_was_missed(store: Store, span: LogFilter) -> None:
         assert one.stored == BY_ID[one.entry_id].question
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_which_answers_matter(store: Store, span: LogFilter) -> None:
-    """The most valuable, the least alike, those called wrong."""
-    rows = asked(span)
+@pytest.mark.parametrize("logs", FILTERS)
+def test_notable_entries(store: Store, logs: LogFilter) -> None:
+    """Those that saved most, those least similar, those called wrong."""
+    rows = matching(logs)
     hits = Counter(row.entry_id for row in rows if row.tier and row.entry_id in BY_ID)
     worth = {id_: n * cost_of(BY_ID[id_].answer) for id_, n in hits.items()}
-    valuable = store.statistics.top_entries(span, 5)
+    valuable = store.statistics.top_entries(logs, 5)
 
     assert [worth[one.entry_id] for one in valuable] == sorted(worth.values(), reverse=True)[:5]
     assert [one.count for one in valuable] == [hits[one.entry_id] for one in valuable]
-    unsure = store.statistics.least_similar_hits(span, 5)
+    unsure = store.statistics.least_similar_hits(logs, 5)
     least = sorted(row.similarity for row in rows if row.tier == "semantic" and row.entry_id)
     assert [one.similarity for one in unsure] == least[:5]
     wrong: dict[str, Counter[str]] = {}
     for one in JUDGEMENTS:
-        if within(one, span) and not one.right and one.source != "probe":
+        if matches(one, logs) and not one.right and one.source != "probe":
             wrong.setdefault(one.entry_id, Counter())[one.source] += 1
-    doubted = store.statistics.disputed_entries(span, 100)
+    doubted = store.statistics.disputed_entries(logs, 100)
     found = {one.entry_id: Counter(audit=one.audits, feedback=one.feedback) for one in doubted}
     assert found == wrong
     assert [one.audits + one.feedback for one in doubted] == sorted(
@@ -189,8 +189,8 @@ def test_which_answers_matter(store: Store, span: LogFilter) -> None:
 
 
 @pytest.mark.parametrize("namespace", [None, "acme", "nobody"])
-def test_what_is_held(store: Store, namespace: str | None) -> None:
-    """How much, how old, never served, of which models."""
+def test_entry_totals_and_ages(store: Store, namespace: str | None) -> None:
+    """How many, how old, never served, of which models."""
     mine = [one for one in STORED if namespace in (None, one.namespace)]
     served = {row.entry_id for row in LOOKUPS if row.tier}
     held = store.statistics.entry_totals(namespace, 20)
@@ -218,18 +218,18 @@ def test_savings_are_sums_over_hits_with_a_price() -> None:
 
 
 def test_an_empty_log(tmp_path: Path) -> None:
-    """Zeros and nothing, no errors."""
+    """Sums are zero, lists empty."""
     store = Store(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
-    figures_ = store.statistics
+    statistics = store.statistics
 
-    assert figures_.extent(LogFilter()) == (0, 0.0, 0.0)
+    assert statistics.extent(LogFilter()) == (0, 0.0, 0.0)
     assert (
-        figures_.lookups(LogFilter())
-        == figures_.lookups_over_time(LogFilter(), DAY)
-        == figures_.lookups_by_namespace(LogFilter(), 5)
+        statistics.lookups(LogFilter())
+        == statistics.lookups_over_time(LogFilter(), DAY)
+        == statistics.lookups_by_namespace(LogFilter(), 5)
         == []
     )
-    assert figures_.near_misses(LogFilter(), [], 3) == figures_.least_similar_hits(LogFilter(), 3) == []
-    assert figures_.top_entries(LogFilter(), 3) == figures_.disputed_entries(LogFilter(), 3) == []
-    assert store.statistics.entry_totals(None, 5).entries == 0
+    assert statistics.near_misses(LogFilter(), [], 3) == statistics.least_similar_hits(LogFilter(), 3) == []
+    assert statistics.top_entries(LogFilter(), 3) == statistics.disputed_entries(LogFilter(), 3) == []
+    assert statistics.entry_totals(None, 5).entries == 0
     store.close()
