@@ -66,12 +66,12 @@ from llama_index_ibidem import (
     CachedLLM,
     CachedSynthesizer,
     IbidemCallbackHandler,
-    spans,
 )
 from llama_index_ibidem.identity import identity, parameters
 from llama_index_ibidem.messages import chat_prompt, completion_prompt, decode, encode
 from llama_index_ibidem.request import RequestBuilder
 from llama_index_ibidem.response_metadata import ResponseMetadata
+from llama_index_ibidem.spans import span_watcher
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import CountingCompletion, CountingFunctionCalling
 from tests.openai_server import OpenAIServer
@@ -699,7 +699,7 @@ def test_a_call_within_a_template_is_not_made_by_it(watched: SemanticCache, look
 
 
 def test_what_others_retrieve_does_not_change_an_exact_request() -> None:
-    spans.watch()
+    span_watcher.watch()
     chat = [said("Summarise: Goods can be returned within thirty days, says the law.")]
     before = request_of(chat)
     assert not before.semantic

@@ -13,7 +13,7 @@ from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current
 from ibidem.types import require_bool, require_text
-from llama_index_ibidem import spans
+from llama_index_ibidem.spans import STREAMS, span_watcher
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -75,7 +75,7 @@ def few_shot(
         found = cache.examples.select(question, k, **{**options, "namespace": namespace})
         text = separator.join(map(partial(_filled, example), found))
         if text and not in_key:
-            spans.record_few_shot(FewShotBlock(settings, text=text))
+            span_watcher.record_few_shot(FewShotBlock(settings, text=text))
         return text
 
     # A closure: LlamaIndex copies templates with the objects of methods, which hold locks.
@@ -86,7 +86,7 @@ def few_shot(
         return " x" * (max_tokens + _LABELS * k) if _is_measure(variables) else ""
 
     setattr(examples, _SETTINGS, None if in_key else settings)
-    spans.STREAMS.hold(examples)
+    STREAMS.hold(examples)
     return examples
 
 

@@ -33,9 +33,8 @@ from ibidem.example import Example
 from ibidem.prompts.prompt import Prompt
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope
-from llama_index_ibidem import llm_calls
 from llama_index_ibidem.facts import as_documents
-from llama_index_ibidem.llm_calls import LLMCallStats
+from llama_index_ibidem.llm_calls import LLMCallStats, call_watcher
 from llama_index_ibidem.messages import chat_prompt, completion_prompt, text_of
 from llama_index_ibidem.request import RequestBuilder, answers_user
 from llama_index_ibidem.response_metadata import (
@@ -45,7 +44,7 @@ from llama_index_ibidem.response_metadata import (
     is_for_programs,
     marker_of,
 )
-from llama_index_ibidem.spans import SpanContext, span_context
+from llama_index_ibidem.spans import SpanContext, span_watcher
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -88,7 +87,7 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         self._owned = cache is None
         self.cache = open_or_use(cache, options, type(self).__name__)
         self._faults = Faults()
-        llm_calls.watch()
+        call_watcher.watch()
         requests = RequestBuilder(AdapterOptions(namespace, any_message=any_message))
         self._recorder = Recorder(self.cache, requests)
 
@@ -207,19 +206,19 @@ class Recorder:
 
     def start_synthesis(self, span: str | None) -> None:
         """Note the question of the synthesis that `span` is part of."""
-        context = span_context(span)
+        context = span_watcher.context(span)
         if context.synthesis is not None and not context.judged:
             with self._lock:
                 self._questions.put(context.synthesis.id, _Question(context.synthesis.question))
 
     def end_synthesis(self, span: str | None, response: object) -> None:
         """Log the answer of a synthesis; of a stream, the last model call ends it."""
-        synthesis = span_context(span).synthesis
+        synthesis = span_watcher.synthesis_id(span) if span is not None else None
         if synthesis is None:
             return
         repeated = _is_repeated(response)
         with self._lock:
-            question = self._questions.get(synthesis.id)
+            question = self._questions.get(synthesis)
             if question is None:
                 return
             question.documents = _documents(getattr(response, "source_nodes", ()))
@@ -227,13 +226,13 @@ class Recorder:
                 question.streamed = True
                 question.pause()
                 return
-            self._questions.pop(synthesis.id)
+            self._questions.pop(synthesis)
         if not repeated:
-            self._log(question, _text(response), llm_calls.stats_of(synthesis.id))
+            self._log(question, _text(response), call_watcher.stats_of(synthesis))
 
     def start_call(self, call: str, span: str | None, prompt: Sequence[ChatMessage] | str) -> None:
         """Note a model call; one within another belongs to that."""
-        answer = llm_calls.answer_of(span) if span is not None else None
+        answer = call_watcher.answer_of(span) if span is not None else None
         if span is None or answer is None:
             return
         with self._lock:
@@ -242,7 +241,7 @@ class Recorder:
                 question.resume(call)
                 self._calls.put(call, _Call(answer))
         if question is None and answer == span:
-            noted = _Call(answer, _copied(prompt), span_context(span))
+            noted = _Call(answer, _copied(prompt), span_watcher.context(span))
             with self._lock:
                 self._calls.put(call, noted)
 
@@ -261,13 +260,13 @@ class Recorder:
         if response is None:  # it failed
             return
         if question is not None:
-            self._log(question, text_of(response), llm_calls.stats_of(ended.answer))
+            self._log(question, text_of(response), call_watcher.stats_of(ended.answer))
         elif ended.prompt is not None and "entry_id" not in marker_of(response):
             self._log_direct(ended, ended.prompt, response)
 
     def _log_direct(self, call: _Call, asked: list[ChatMessage] | str, response: ModelResponse) -> None:
         text = None if is_for_programs(response) else _conclusion(text_of(response))
-        stats = llm_calls.stats_of(call.answer)
+        stats = call_watcher.stats_of(call.answer)
         if stats.output_tokens is None:  # its end comes later
             stats = stats.add(ResponseMetadata.of(response).finalize())
         prompt = completion_prompt(asked, formatted=True) if isinstance(asked, str) else chat_prompt(asked)

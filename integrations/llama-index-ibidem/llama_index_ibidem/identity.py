@@ -16,19 +16,14 @@ from llama_index.core.response_synthesizers.context_only import ContextOnly
 from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.types import BaseOutputParser
 
-from ibidem.adapter.model_state import Rules, state_of, values_of
+from ibidem.adapter.model_state import OPERATIONAL, Rules, state_of, values_of
 from ibidem.errors import NotCacheable
 from ibidem.types import digest
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.few_shot import selected_by
 
 # Settings that do not change what an answer says, but when it comes or who pays for it.
-_OPERATIONAL = frozenset(
-    (
-        "max_retries timeout request_timeout reuse_client num_workers verbose rate_limiter "
-        "callback_manager callbacks show_progress cache tags metadata custom_get_token_ids"
-    ).split()
-)
+_OPERATIONAL = OPERATIONAL | frozenset("reuse_client num_workers show_progress".split())
 # The effect of these is seen in the prompt, or on a sample of it.
 _BY_EFFECT = frozenset("messages_to_prompt completion_to_prompt output_parser query_wrapper_prompt".split())
 _RULES = Rules(

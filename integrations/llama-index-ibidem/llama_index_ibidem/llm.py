@@ -15,7 +15,7 @@ from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.types import Answer
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.identity import identity
-from llama_index_ibidem.llm_calls import watch
+from llama_index_ibidem.llm_calls import call_watcher
 from llama_index_ibidem.messages import Response, ResponseAccumulator, decode, encode
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.request import RequestBuilder
@@ -74,7 +74,7 @@ class CachedLLM(DelegatingLLM):
         )
         self._owned = cache is None
         self._adapter = AdapterCache(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
-        watch()
+        call_watcher.watch()
         STREAMS.hold(self._adapter)
 
     @classmethod

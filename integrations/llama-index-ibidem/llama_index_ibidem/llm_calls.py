@@ -28,8 +28,8 @@ from pydantic import PrivateAttr
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.lifecycle.rules import COMPLETE
-from llama_index_ibidem import spans
 from llama_index_ibidem.response_metadata import ResponseMetadata, marker_of
+from llama_index_ibidem.spans import span_watcher
 
 _OPEN = 1024  # answers and calls in flight; older ones were abandoned
 _FAILED = "failed"  # in place of a finish reason
@@ -99,6 +99,13 @@ class LLMCallWatcher(BaseEventHandler):
         """Return the name under which LlamaIndex serialises the handler."""
         return "IbidemLLMCallWatcher"
 
+    def watch(self) -> None:
+        """Add this handler and that of spans to LlamaIndex's root dispatcher, once per process."""
+        span_watcher.watch()
+        root = get_dispatcher()
+        if self not in root.event_handlers:
+            root.add_event_handler(self)
+
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
         """Follow an event of LlamaIndex."""
         try:
@@ -134,8 +141,8 @@ class LLMCallWatcher(BaseEventHandler):
         span = event.span_id
         if span is None:
             return
-        above = spans.endpoints_above(span)  # `achat` calls `chat` calls `complete`: one call
-        answer = spans.synthesis_id(span) or span
+        above = span_watcher.endpoints_above(span)  # `achat` calls `chat` calls `complete`: one call
+        answer = span_watcher.synthesis_id(span) or span
         with self._lock:
             # A method that only calls `super()` has no call of its own.
             if any(self._calls.get(each) is not None for each in above):
@@ -168,7 +175,7 @@ class LLMCallWatcher(BaseEventHandler):
                     metadata = ResponseMetadata.of(event.response).finalize()
                 known = self._answers.get(call.answer) or LLMCallStats()
                 self._answers.put(call.answer, known.add(metadata, marker))
-        spans.stream_consumed(call.answer)
+        span_watcher.stream_consumed(call.answer)
 
     def _broke(self, event: ExceptionEvent) -> None:
         """A stream broke; it is not a failure if its reader only stopped reading."""
@@ -184,7 +191,7 @@ class LLMCallWatcher(BaseEventHandler):
             return
         with self._lock:
             call = self._calls.pop(span)
-        answer = call.answer if call else spans.synthesis_id(span)
+        answer = call.answer if call else span_watcher.synthesis_id(span)
         if answer is None:
             return
         with self._lock:
@@ -192,26 +199,8 @@ class LLMCallWatcher(BaseEventHandler):
             self._answers.put(answer, replace(known, cut=known.cut or _FAILED))
 
 
-def answer_of(span: str) -> str | None:
-    """Return the id of the answer that a call under way belongs to; None for one within another."""
-    return _watcher.answer_of(span)
-
-
-def stats_of(answer: str) -> LLMCallStats:
-    """Return the calls behind an answer."""
-    return _watcher.stats_of(answer)
-
-
-def watch() -> None:
-    """Begin to follow spans and calls, once per process."""
-    spans.watch()
-    root = get_dispatcher()
-    if _watcher not in root.event_handlers:
-        root.add_event_handler(_watcher)
-
-
 def _sum(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
 
 
-_watcher = LLMCallWatcher()
+call_watcher = LLMCallWatcher()  # of the process

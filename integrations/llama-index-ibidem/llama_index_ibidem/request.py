@@ -21,7 +21,7 @@ from ibidem.types import Document, Request
 from llama_index_ibidem.facts import FilledTemplate
 from llama_index_ibidem.identity import asks_for_format, identity, parameters
 from llama_index_ibidem.messages import chat_prompt, completion_prompt
-from llama_index_ibidem.spans import SpanContext, documents_of, recent_documents, span_context
+from llama_index_ibidem.spans import SpanContext, span_watcher
 
 # Evaluators ask for a verdict on a statement: "answer with either YES or NO".
 _VERDICT = re.compile(r"(?s)\A(?>.*?\bYES\b).*\bNO\b")
@@ -85,7 +85,7 @@ class RequestBuilder:
         options, scope = self.options, require_scope(required=self.options.require_namespace)
         exact = not options.semantic or llm.output_parser is not None or asks_for_format(llm, given)
         described = ("llama_index/1", identity(llm, options.model_id), parameters(given))
-        context = span_context()
+        context = span_watcher.context()
         template = _template_of(prompt, context)
         return build_request(
             prompt,
@@ -172,8 +172,8 @@ def _prompt_context(context: SpanContext, template: FilledTemplate | None) -> Pr
         frozenset((named or {}).values()),
         context.asked,
         questions=(synthesis.question,) if synthesis else (),
-        documents=[*(synthesis.documents if synthesis else ()), *documents_of(context.run)],
-        recent=recent_documents,
+        documents=[*(synthesis.documents if synthesis else ()), *span_watcher.retrieved.of_run(context.run)],
+        recent=span_watcher.retrieved.recent,
         values=context.template.variables if context.template else None,
         few_shot=context.few_shot,
     )

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 from weakref import ref
 
@@ -32,7 +33,7 @@ from pydantic import PrivateAttr
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.adapter.stream_scope import StreamMethods, keep_scope
-from ibidem.prompts.documents import CONTEXT_KEYS, Retrieved
+from ibidem.prompts.documents import CONTEXT_KEYS
 from ibidem.prompts.few_shot import FewShotBlock
 from ibidem.prompts.key import RetrievalLog
 from llama_index_ibidem.facts import (
@@ -104,29 +105,6 @@ class SpanContext:
         return self.synthesis.id if self.synthesis is not None else None
 
 
-def span_context(span: str | None = None) -> SpanContext:
-    """Return the context of a span, by default of the active one."""
-    return _watcher.context(span or active_span_id.get())
-
-
-def synthesis_id(span: str) -> str | None:
-    """Return the id of the synthesis that a span is part of."""
-    return _watcher.synthesis_id(span)
-
-
-def endpoints_above(span: str) -> list[str]:
-    """Return the spans of endpoints of the same model directly above `span`: `achat` calls `chat`.
-
-    A call that reaches the model through `CachedLLM` has none above it.
-    """
-    return _watcher.endpoints_above(span)
-
-
-def record_few_shot(examples: FewShotBlock) -> None:
-    """Record the examples that were selected for a prompt of the active span."""
-    _watcher.record_few_shot(active_span_id.get(), examples)
-
-
 @contextmanager
 def attached_to(span: str | None) -> Iterator[None]:
     """Make a span the active one, even if it has ended."""
@@ -135,28 +113,6 @@ def attached_to(span: str | None) -> Iterator[None]:
         yield
     finally:
         active_span_id.reset(token)
-
-
-def stream_consumed(answer: str) -> None:
-    """Record that the last model call of a synthesis has ended."""
-    _watcher.stream_consumed(answer)
-
-
-def documents_of(run: str | None) -> list[Retrieved]:
-    """Return what retrievers and postprocessors returned within the outermost span `run`."""
-    return _watcher.retrieved.of_run(run)
-
-
-def recent_documents() -> list[Retrieved]:
-    """Return what retrievers and postprocessors returned lately, in any run."""
-    return _watcher.retrieved.recent()
-
-
-def watch() -> None:
-    """Add the handler to LlamaIndex's root dispatcher, once per process."""
-    root = get_dispatcher()
-    if _watcher not in root.span_handlers:
-        root.add_span_handler(_watcher)
 
 
 @dataclass(slots=True)
@@ -187,6 +143,12 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     def retrieved(self) -> RetrievalLog[str]:
         """The documents that retrievers and postprocessors returned."""
         return self._retrieved
+
+    def watch(self) -> None:
+        """Add this handler to LlamaIndex's root dispatcher, once per process."""
+        root = get_dispatcher()
+        if self not in root.span_handlers:
+            root.add_span_handler(self)
 
     def span_enter(
         self,
@@ -255,12 +217,12 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> None:
         """Not used."""
 
-    def context(self, span: str | None) -> SpanContext:
-        """Collect the nearest fact of each kind from `span` upwards."""
+    def context(self, span: str | None = None) -> SpanContext:
+        """Collect the nearest fact of each kind from a span upwards, by default from the active one."""
         template = synthesis = asked = run = few_shot = None
         step = judged = False
         with self._guard:
-            for run, found in self._upwards(span):
+            for run, found in self._upwards(span or active_span_id.get()):
                 fact = found.fact or self._deferred.synthesis(run)
                 if isinstance(fact, FilledTemplate):
                     template = template or fact
@@ -274,31 +236,31 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                 few_shot = few_shot or found.few_shot
         return SpanContext(template, synthesis, asked, run, step or judged, judged, few_shot)
 
-    def synthesis_id(self, span: str | None) -> str | None:
-        """Return the id of the nearest synthesis from `span` upwards."""
+    def synthesis_id(self, span: str) -> str | None:
+        """Return the id of the synthesis that a span is part of."""
         with self._guard:
-            return next((fact.id for fact in self._facts(span) if isinstance(fact, Synthesis)), None)
+            synthesis = self._synthesis_above(span)
+        return synthesis.id if synthesis is not None else None
 
     def endpoints_above(self, span: str) -> list[str]:
-        """Return the spans of endpoints directly above `span`."""
-        found = list[str]()
-        with self._guard:
-            for id_, each in self._upwards(span):
-                if not isinstance(each.fact, Endpoint):
-                    break
-                found.append(id_)
-        return found[1:]  # without itself
+        """Return the spans of endpoints of the same model directly above a span: `achat` calls `chat`.
 
-    def record_few_shot(self, span: str | None, examples: FewShotBlock) -> None:
-        """Record the examples that were selected for a prompt of the span."""
-        if span is not None:
+        A call that reaches the model through `CachedLLM` has none above it.
+        """
+        with self._guard:
+            above = takewhile(lambda each: isinstance(each[1].fact, Endpoint), self._upwards(span))
+            return [id_ for id_, _ in above][1:]  # without itself
+
+    def record_few_shot(self, examples: FewShotBlock) -> None:
+        """Record the examples that were selected for a prompt of the active span."""
+        if (span := active_span_id.get()) is not None:
             with self._guard:
                 found = self._spans.get(span) or _Span()
                 found.few_shot = examples
                 self._spans.put(span, found)
 
     def stream_consumed(self, answer: str) -> None:
-        """Record that no other call will be made for a synthesis."""
+        """Record that the last model call of a synthesis has ended."""
         with self._guard:
             self._deferred.consumed(answer)
 
@@ -306,9 +268,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         self, id_: str, fact: Fact | None, parent: str | None, arguments: Mapping[str, Any], instance: Any
     ) -> str | None:
         """Return the span that a new one belongs to: its parent, or the one whose stream is being read."""
-        if isinstance(fact, FilledTemplate) and not any(
-            isinstance(above, Synthesis) for above in self._facts(parent)
-        ):
+        if isinstance(fact, FilledTemplate) and self._synthesis_above(parent) is None:
             return self._deferred.synthesis_for(fact) or parent
         if isinstance(fact, Endpoint):
             call = self._deferred.call_for(id_, method_of(id_), arguments, instance)
@@ -327,23 +287,24 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         span = self._spans.get(id_)
         return span.fact if span is not None else None
 
-    def _facts(self, span: str | None) -> Iterator[Fact]:
+    def _synthesis_above(self, span: str | None) -> Synthesis | None:
         for id_, each in self._upwards(span):
-            if fact := each.fact or self._deferred.synthesis(id_):
-                yield fact
+            fact = each.fact or self._deferred.synthesis(id_)
+            if isinstance(fact, Synthesis):
+                return fact
+        return None
 
-    def _upwards(self, span: str | None) -> Iterator[tuple[str, _Span]]:
-        for _ in range(_DEPTH):
-            if span is None:
-                return
-            found = self._spans.get(span) or _UNKNOWN
-            yield span, found
-            span = found.parent
+    def _upwards(self, span: str | None) -> list[tuple[str, _Span]]:
+        found = list[tuple[str, _Span]]()
+        while span is not None and len(found) < _DEPTH:
+            found.append((span, self._spans.get(span) or _UNKNOWN))
+            span = found[-1][1].parent
+        return found
 
     def _record_retrieval(self, id_: str, result: Any, query: str | None) -> None:
         nodes = [node for node in result or () if isinstance(node, NodeWithScore)]
         with self._guard:
-            *_, (run, _) = self._upwards(id_)
+            run, _ = self._upwards(id_)[-1]
         self._retrieved.add(as_documents(nodes[:_NODES]), run=run, query=query)
 
 
@@ -426,4 +387,4 @@ def _keep_scope_of(response: object) -> None:
 
 
 _UNKNOWN = _Span()
-_watcher = SpanWatcher()
+span_watcher = SpanWatcher()  # of the process

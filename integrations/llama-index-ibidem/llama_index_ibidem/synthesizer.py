@@ -26,13 +26,13 @@ from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
 from ibidem.types import Answer, Hit, Request, Stored
-from llama_index_ibidem import llm_calls, spans
 from llama_index_ibidem.delegation import unpickle
 from llama_index_ibidem.facts import documents_shown
 from llama_index_ibidem.identity import calls_no_model, has_output_parser, synthesizer_identity
+from llama_index_ibidem.llm_calls import call_watcher
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.response_metadata import MARKER
-from llama_index_ibidem.spans import SpanContext
+from llama_index_ibidem.spans import STREAMS, SpanContext, attached_to, span_watcher
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -109,8 +109,8 @@ class CachedSynthesizer(BaseSynthesizer):
         )
         self._owned = cache is None
         self._adapter = AdapterCache(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
-        llm_calls.watch()
-        spans.STREAMS.hold(self._adapter)
+        call_watcher.watch()
+        STREAMS.hold(self._adapter)
 
     @property
     def cache(self) -> SemanticCache:
@@ -125,7 +125,7 @@ class CachedSynthesizer(BaseSynthesizer):
         """Close the cache if it was opened here; one that was passed in stays open."""
         if self._owned:
             self.cache.close()
-            spans.STREAMS.release(self._adapter)
+            STREAMS.release(self._adapter)
 
     def __copy__(self) -> CachedSynthesizer:
         return _with_state(self, vars(self))
@@ -153,7 +153,7 @@ class CachedSynthesizer(BaseSynthesizer):
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """Return the stored answer to this question over these texts, or ask the synthesizer."""
-        context = spans.span_context()
+        context = span_watcher.context()
         call = self._call(context, query_str, text_chunks, response_kwargs)
         found = call.lookup()
         _source.set(call.hit)
@@ -171,7 +171,7 @@ class CachedSynthesizer(BaseSynthesizer):
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """As `get_response`; the cache works in a thread."""
-        context = spans.span_context()
+        context = span_watcher.context()
         call = self._call(context, query_str, text_chunks, response_kwargs)
         found = await call.alookup()
         _source.set(call.hit)
@@ -284,7 +284,7 @@ class CachedSynthesizer(BaseSynthesizer):
 
         Stored under a second wording, such an answer would drift away from its question.
         """
-        stats = llm_calls.stats_of(context.synthesis_id or "")
+        stats = call_watcher.stats_of(context.synthesis_id or "")
         if stats.by_meaning:
             return None
         structured = isinstance(given, BaseModel)
@@ -339,12 +339,12 @@ async def _aattached(stream: AsyncIterator[str], synthesis: str | None) -> Async
 
 
 def _next(stream: Iterator[str], synthesis: str | None) -> str | None:
-    with spans.attached_to(synthesis):
+    with attached_to(synthesis):
         return next(stream, None)
 
 
 async def _anext(stream: AsyncIterator[str], synthesis: str | None) -> str | None:
-    with spans.attached_to(synthesis):
+    with attached_to(synthesis):
         return await anext(stream, None)
 
 
