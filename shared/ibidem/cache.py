@@ -189,7 +189,7 @@ class SemanticCache(Correcting):
             if not reason:
                 self._finder.refreshed(request.key)
             if self._auditor is not None:
-                self._auditor.compare(request, None if reason else answer)
+                self._auditor.record_answer(request, None if reason else answer)
         except Exception as error:
             self._runtime.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
@@ -277,7 +277,7 @@ class SemanticCache(Correcting):
     def flush(self) -> bool:
         """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
         self._ready()
-        return self._runtime.flush() and self._runtime.ledger.flush()
+        return self._runtime.flush() and self._runtime.judgement_log.flush()
 
     def close(self) -> None:
         """Write what is left and release files. A second call does nothing."""

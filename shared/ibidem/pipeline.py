@@ -63,7 +63,7 @@ class Finder:
         candidates, scorer = self._candidates(index, request, now, max_age), index.scorer
         verdict = decide(request, candidates, index.calibration.applied(self._policy), scorer)
         if (best := verdict.chosen) is not None:
-            ruling = "serve" if self._auditor is None else self._auditor.rule(request, best, scorer, now)
+            ruling = "serve" if self._auditor is None else self._auditor.decide(request, best, scorer, now)
             if ruling != "serve":
                 return _missed("audit" if ruling == "audit" else "below_budget", best)
             return self._served(best, "semantic", now, max_age) or _missed("expired", best)

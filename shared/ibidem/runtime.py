@@ -19,7 +19,7 @@ from ibidem._util.deadline import deadline
 from ibidem._util.faults import Faults, log
 from ibidem.active_model import ActiveIndex, active_embedder
 from ibidem.audits.budget import scorer_name
-from ibidem.audits.ledger import Ledger
+from ibidem.audits.ledger import JudgementLog
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
 from ibidem.errors import StorageError, StorageUnavailable
@@ -74,8 +74,13 @@ class Runtime:
             self.store.close()
             raise
         self.active = ActiveIndex(index, settings, self.store, self._build, self._adopt, self.faults)
-        judged = partial(record_audit, self.cache_id)
-        self.ledger = Ledger(self.store.judgements, index.scorer, index.scorer_name, self.faults, judged)
+        self.judgement_log = JudgementLog(
+            self.store.judgements,
+            index.scorer,
+            index.scorer_name,
+            self.faults,
+            partial(record_audit, self.cache_id),
+        )
         self._lookups = LookupQueue(self.store.lookups, self.faults)
         self._examples, self.selector = ExampleQueue(), Selector(self.store.examples, index.embedder)
         self._masking = collections.deque[LogRedactor]()
@@ -108,7 +113,7 @@ class Runtime:
 
     def _adopt(self, index: SemanticIndex) -> None:
         """Follow a swap of the semantic index."""
-        self.ledger.adopt(index.scorer, index.scorer_name)
+        self.judgement_log.set_scorer(index.scorer, index.scorer_name)
         self.selector = Selector(self.store.examples, index.embedder)
         self.wake()
 
@@ -134,7 +139,7 @@ class Runtime:
             self.store.after_fork()
             self.active.after_fork()
             self._background.after_fork()
-            self.ledger.after_fork()
+            self.judgement_log.after_fork()
             self.flights.after_fork()
             self._lookups.drop()
             self._examples.drop()
@@ -230,7 +235,7 @@ class Runtime:
     def clear(self, namespace: str | None) -> int:
         """Delete all answers, or those of a namespace, with what waits to be written; returns how many."""
         with self._writing:
-            count = self.ledger.clear(namespace, partial(self.store.clear, namespace))
+            count = self.judgement_log.clear(namespace, partial(self.store.clear, namespace))
             self._lookups.drop(namespace)
             self._examples.drop(namespace)
         if namespace is None:
@@ -244,7 +249,7 @@ class Runtime:
     def flush(self) -> bool:
         """Wait until all that is known now is indexed and logged; False if that took too long.
 
-        Audits may take longer, as a judge may ask a model: `ledger.flush` waits for them.
+        Audits may take longer, as a judge may ask a model: `judgement_log.flush` waits for them.
         """
         return self._background.flush()
 
@@ -260,7 +265,7 @@ class Runtime:
         return {
             "lookups": len(self._lookups),
             "examples": len(self._examples),
-            "audits": self.ledger.waiting(),
+            "audits": self.judgement_log.waiting(),
         }
 
     def close(self) -> None:
@@ -272,7 +277,7 @@ class Runtime:
         if left := len(self._lookups) + len(self._examples):
             message = f"dropped {left:,} rows of its logs at closing"
             self.faults.count("write the logs: closed before", message)
-        self.ledger.close()
+        self.judgement_log.close()
         self.active.close()
         self.store.close()
 

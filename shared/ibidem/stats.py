@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ibidem._util.intervals import clopper_pearson
+from ibidem.audits.ledger import AuditStats
 from ibidem.costs import Prices, savings
 from ibidem.storage.statistics import LogFilter
 
 if TYPE_CHECKING:
     from ibidem.audits.auditor import Auditor
     from ibidem.runtime import Runtime
-    from ibidem.storage.logs import JudgementRow
-
-
-@dataclass(frozen=True, slots=True)
-class AuditStats:
-    """What the last 1,500 judgements say of one namespace.
-
-    `audits` of answers that would have been served, `wrong` of them wrong; `probes` are those of answers that
-    would not have been served, and the labels of a fit. `wrong_per_hit` estimates how many of the hits by
-    meaning are wrong (None before the first audit), `interval` is its Clopper-Pearson 95 % interval.
-    `threshold` is the least score that is served now, None while nothing is served by meaning; `alarms`
-    counts how often the evidence was dropped because served answers went wrong or the traffic changed.
-    """
-
-    namespace: str
-    audits: int
-    wrong: int
-    probes: int
-    wrong_per_hit: float | None
-    interval: tuple[float, float]
-    threshold: float | None
-    alarms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +75,4 @@ def stats_of(runtime: Runtime, auditor: Auditor | None, prices: Prices, rejected
         currency=prices.currency,
         prices_as_of=prices.as_of,
         unpriced=saved.unpriced,
-    )
-
-
-def audit_stats(namespace: str, rows: Sequence[JudgementRow], threshold: float, alarms: int) -> AuditStats:
-    """Sums over judgements of one namespace; `threshold` and `alarms` are those of its budget."""
-    audits = [row for row in rows if row.source == "audit"]
-    wrong = sum(not row.right for row in audits)
-    return AuditStats(
-        namespace=namespace,
-        audits=len(audits),
-        wrong=wrong,
-        probes=len(rows) - len(audits),
-        wrong_per_hit=wrong / len(audits) if audits else None,
-        interval=clopper_pearson(wrong, len(audits)),
-        threshold=threshold if math.isfinite(threshold) else None,
-        alarms=alarms,
     )

@@ -260,7 +260,7 @@ def test_answers_that_are_not_kept_are_not_judged(audited) -> None:
 
 def test_an_answer_that_never_comes_is_forgotten(audited, monkeypatch) -> None:
     """Not at once, but when many others are awaited."""
-    monkeypatch.setattr("ibidem.audits.ledger.PENDING", 2)
+    monkeypatch.setattr("ibidem.audits.ledger.MAX_PENDING", 2)
     cache = audited()
     fill(cache, 3)
     for n in range(3):
@@ -274,7 +274,7 @@ def test_an_answer_that_never_comes_is_forgotten(audited, monkeypatch) -> None:
 
 def test_more_than_the_judge_can_do_is_dropped(audited, monkeypatch) -> None:
     """And counted."""
-    monkeypatch.setattr("ibidem.audits.ledger.WAITING", 1)
+    monkeypatch.setattr("ibidem.audits.ledger.MAX_WAITING", 1)
     begun, released = threading.Event(), threading.Event()
     cache = audited(compare=lambda *_: begun.set() or released.wait(30))
     fill(cache, 4)
@@ -306,7 +306,7 @@ def test_another_process_is_learned_from(open_cache, tmp_path: Path) -> None:
     assert cache.lookup(Request(reworded(0))).reason == "below_budget"
     code = f"""
 import sys
-from ibidem.storage.entries import Store
+from ibidem.storage.store import Store
 from tests.shared.test_audit import judged
 store = Store(sys.argv[1])
 print(len(store.judgements.recent()))
@@ -328,7 +328,7 @@ def test_judgements_are_learned_once(open_cache, past) -> None:
     past([judged() for _ in range(30)])
     cache.flush()
     cache.flush()
-    (kept,) = cache._runtime.ledger._budgets
+    (kept,) = cache._runtime.judgement_log._budgets
 
     assert len(kept.budget.evidence) == 70
 
@@ -344,7 +344,7 @@ def test_a_database_that_takes_no_judgement_does_not_blind_the_budget(audited, m
     fill(cache, 1)
     ask(cache, 0)
     cache.flush()
-    (kept,) = cache._runtime.ledger._budgets
+    (kept,) = cache._runtime.judgement_log._budgets
 
     assert len(kept.budget.evidence) == 1
     assert cache.stats().faults == {"write judgements: StorageError": 1}
@@ -362,7 +362,7 @@ def test_judgements_wait_for_a_database_that_is_away(audited, monkeypatch) -> No
         fill(cache, 2)
         ask(cache, 0)
         assert not cache.flush()
-        (kept,) = cache._runtime.ledger._budgets
+        (kept,) = cache._runtime.judgement_log._budgets
         assert len(kept.budget.evidence) == 1
         assert cache.judgements() == []
     ask(cache, 1)
@@ -371,7 +371,7 @@ def test_judgements_wait_for_a_database_that_is_away(audited, monkeypatch) -> No
 
     assert len(cache.judgements()) == 2
     cache.stats()  # asks for the budget again
-    (kept,) = cache._runtime.ledger._budgets
+    (kept,) = cache._runtime.judgement_log._budgets
     assert len(kept.budget.evidence) == 2
 
 
@@ -502,7 +502,7 @@ def test_without_audits_the_threshold_decides(open_cache) -> None:
     cache.flush()
 
     assert (cache.judgements(), cache.stats().audits) == ([], ())
-    assert not cache._runtime.ledger._budgets
+    assert not cache._runtime.judgement_log._budgets
 
 
 @pytest.mark.parametrize(

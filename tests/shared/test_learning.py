@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import ibidem_lab
 from ibidem import Answer, InvalidInput, Request
 from ibidem._util.faults import Faults
-from ibidem.audits.budget import Terms, scorer_name
-from ibidem.audits.ledger import Ledger
+from ibidem.audits.budget import AuditPolicy, scorer_name
+from ibidem.audits.ledger import JudgementLog
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
 from ibidem.doctor import examine
@@ -107,7 +107,7 @@ def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
     assert hit
     assert hit.score == hit.similarity
     assert cache._runtime.semantic_index.scorer is scorer
-    assert cache._runtime.ledger.scorer == scorer_name(FINGERPRINT, CosineScorer())
+    assert cache._runtime.judgement_log.scorer == scorer_name(FINGERPRINT, CosineScorer())
 
 
 def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
@@ -271,7 +271,7 @@ def old_place(fit_cache, tmp_path: Path) -> Path:
     """A place as a fit of version 0.1 left it: its score, and judgements of that score."""
     with fit_cache() as cache:
         cache.store(Request(STORED_IN_0_1), Answer("a topic"))
-        name = cache._runtime.ledger.scorer
+        name = cache._runtime.judgement_log.scorer
     store = store_of(tmp_path)
     store.meta.set(old_key_of(FINGERPRINT), SCORE_OF_0_1)
     store.judgements.add([judgement(label, scorer=name, score=0.95) for label in TOLD[:30]])
@@ -314,9 +314,9 @@ def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path,
     (told,) = cache.stats().audits
     assert (told.audits, told.probes) == (0, 30)
     assert "30" in run_command("audit", "--path", old_place)
-    terms = Terms("", 0.05, 0.1)
-    cache._runtime.ledger.rule(terms, 0.9, cache._runtime.semantic_index.scorer)
-    assert len(cache._runtime.ledger._kept(terms).budget.evidence) == 30
+    policy = AuditPolicy("", 0.05, 0.1)
+    cache._runtime.judgement_log.decide(policy, 0.9, cache._runtime.semantic_index.scorer)
+    assert len(cache._runtime.judgement_log._state(policy).budget.evidence) == 30
 
 
 # audits -----------------------------------------------------------------------------------------------
@@ -371,14 +371,14 @@ def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
     """A lookup that began before the exchange is refused, and not counted."""
     store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
     old, new = CosineScorer(), CosineScorer()
-    ledger = Ledger(store.judgements, old, "old", Faults())
-    terms = Terms("", 0.02, 1.0)
+    log = JudgementLog(store.judgements, old, "old", Faults())
+    policy = AuditPolicy("", 0.02, 1.0)
 
-    assert ledger.rule(terms, 0.9, old) == "probe"
-    ledger.adopt(new, "new")
-    assert ledger.rule(terms, 0.9, old) == "refuse"
-    assert ledger.rule(terms, 0.9, new) == "probe"
-    ledger.close()
+    assert log.decide(policy, 0.9, old) == "probe"
+    log.set_scorer(new, "new")
+    assert log.decide(policy, 0.9, old) == "refuse"
+    assert log.decide(policy, 0.9, new) == "probe"
+    log.close()
     store.close()
 
 
@@ -386,15 +386,15 @@ def test_a_judgement_of_the_score_before_is_not_learned(tmp_path: Path) -> None:
     """Even where it cannot be written and only this process hears of it."""
     store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
     old, new = CosineScorer(), CosineScorer()
-    ledger = Ledger(store.judgements, old, "old", Faults())
-    terms = Terms("", 0.02, 1.0)
-    ledger.adopt(new, "new")
-    ledger.rule(terms, 0.9, new)
+    log = JudgementLog(store.judgements, old, "old", Faults())
+    policy = AuditPolicy("", 0.02, 1.0)
+    log.set_scorer(new, "new")
+    log.decide(policy, 0.9, new)
     for name in ("old", "new"):
-        ledger._tell(judgement(TOLD[0], scorer=name), None)
+        log._add_to_budgets(judgement(TOLD[0], scorer=name), None)
 
-    assert len(ledger._kept(terms).budget.evidence) == 1
-    ledger.close()
+    assert len(log._state(policy).budget.evidence) == 1
+    log.close()
     store.close()
 
 

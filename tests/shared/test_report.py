@@ -18,11 +18,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer
+from ibidem.audits.ledger import AuditStats
 from ibidem.cli.commands import app
 from ibidem.cli.formatting import amount, duration, money, shown, size
 from ibidem.costs import read_prices, savings
 from ibidem.settings import read_settings
-from ibidem.stats import AuditStats
 from ibidem.storage.statistics import LogFilter
 from ibidem.storage.store import Store
 from ibidem.types import digest

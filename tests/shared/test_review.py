@@ -229,7 +229,7 @@ def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> N
         for met in found:
             if not met.right:
                 elsewhere.reviews.judge(met, True, 2.0)
-        assert cache._runtime.ledger.flush()
+        assert cache._runtime.judgement_log.flush()
         (told,) = cache.stats().audits
 
     assert told.threshold is not None

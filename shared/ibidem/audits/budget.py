@@ -1,22 +1,22 @@
-"""Keep wrong answers per hit within a budget, from a trickle of judgements. Pure: no clock, no I/O.
+"""Error budget: which scores may be served so that few hits are wrong. Pure: no clock, no I/O.
 
     budget = Budget(max_error_rate=0.02, audit_rate=0.05, random=random.Random(7).random)
     budget.decide(score)                  # "serve", "audit", "probe" or "refuse"
     budget.record(score, right, audited)  # an audit (or a probe) was compared with the model's answer
 
-"audit": it would be served, but the model is asked and the answers are compared. "probe": it would be
-refused, so the model answers anyway, and comparing costs no hit. Without evidence nothing is served.
+"audit": the answer would be served, but the model is asked and the answers are compared. "probe": it would
+be refused, so the model is asked anyway, and comparing costs no hit. Without evidence nothing is served.
 
-The estimate. Scores fall into bins whose edges are quantiles of the recent scores; in a bin, w of n
+Estimate. Scores fall into bins whose edges are quantiles of the recent scores; in a bin, w of n
 judgements are wrong. Above an edge, wrong per hit is the mean of w / n weighted by the bin's share of recent
 traffic, as audits and probes are drawn at different rates. A one-sided 98 % Poisson bound of it must keep the
 budget; the lowest edge for which it does is the threshold.
 
-The watch. A CUSUM of the audits notices that served answers went wrong; a comparison of shares, which needs
-no judgement, that the traffic has changed. Either drops the evidence, and serving stops until there is new.
+Alarms. A CUSUM of the audits notices that served answers went wrong; a comparison of shares, which needs
+no judgement, that the traffic has changed. Either drops the evidence; then nothing is served for a while.
 
-What it cannot do: it looks at many edges again and again, and opens when one looks good. Where the true rate
-above every edge is about `max_error_rate`, it opens by luck: on banking77 with a budget of 2 %, 1 of 12 runs
+Limits: many edges are tested again and again, and serving starts when one looks good. Where the true rate
+above every edge is about `max_error_rate`, it starts by luck: on banking77 with a budget of 2 %, 1 of 12 runs
 ended above it (8 of 12 with a 90 % bound: hence the 98). Where there is room (banking77 at 5 %, clinc150 at
 2 and 5 %) all runs kept it (`tests/benchmarks/budget.py`). Posterior means and invented judgements to start
 from overran it.
@@ -36,47 +36,47 @@ from ibidem.storage.logs import JudgementRow
 from ibidem.types import Answer, digest
 
 if TYPE_CHECKING:
-    from ibidem.audits.judge import Judge
+    from ibidem.audits.judge import Compare
     from ibidem.matching.policy import Scorer
 
 
-Ruling = Literal["serve", "audit", "probe", "refuse"]
-Judged = tuple[float, bool, bool]  # score; whether the answer was right; whether it was an audit
+Decision = Literal["serve", "audit", "probe", "refuse"]
+Judged = tuple[float, bool, bool]  # score, right, audited (else probed)
 
-WINDOW = 1500  # judgements that count; all that a budget lasts on
+WINDOW = 1500  # the newest judgements, which are all that count
 SCORES = 1000  # recent scores that stand for the traffic
 SHARES = (0.02, 0.04, 0.07, *(k / 20 for k in range(2, 21)))  # of the recent traffic above each edge
-LEAST = 20  # judgements in a stratum; a bin with fewer is joined to the next lower one
+MIN_JUDGED = 20  # judgements in a stratum; a bin with fewer is joined to the next lower one
 BOUND = 2.05  # standard deviations of a one-sided 98 % bound
 
-ENOUGH = 600  # judgements until which everything is compared while nothing is served
+FULL_RATE_UNTIL = 600  # judgements; up to here everything is compared while nothing is served
 SHADOW_RATE = 0.5  # of comparisons after that, while nothing is served
 PROBE_RATE = 0.2  # of comparisons of what is refused while something is served
 
-TIMES_WORSE = 5.0  # the CUSUM weighs `max_error_rate` against so many times of it
-ALARM = 4.0  # where it gives alarm, in nats: likelihood ratio e^4
-AUDITS_MORE = 4.0  # by so much the audit rate rises with the CUSUM, per nat
+TIMES_WORSE = 5.0  # the CUSUM tests `max_error_rate` against this multiple of it
+ALARM = 4.0  # threshold of the CUSUM in nats: likelihood ratio e^4
+AUDIT_GAIN = 4.0  # how much the audit rate rises with the CUSUM, per nat
 
 SHARE_WINDOW = 150  # scores whose share above the threshold is compared with the usual one
 SHARE_PACE = 300  # scores over which the usual share follows
-SHARE_DEVIATIONS = 5.0  # below the usual share that is an alarm, if it is also less than half of it
+SHARE_DEVIATIONS = 5.0  # so far below the usual share, and below half of it, is an alarm
 
-REBIN_FIRST, REBIN_LEAST, REBIN_MOST = 50, 50, 500  # scores until the edges are drawn anew
+REBIN_FIRST, REBIN_MIN, REBIN_MAX = 50, 50, 500  # scores until the edges are computed again
 
 
 def poisson_upper(wrong: float, judged: float) -> float:
-    """A 98 % upper bound of a small rate of which `wrong` of `judged` were seen (Wilson-Hilferty)."""
+    """Compute a 98 % upper bound of a small rate from `wrong` of `judged` (Wilson-Hilferty)."""
     v = 2.0 * wrong + 2.0
     return v / 2.0 * (1.0 - 2.0 / (9.0 * v) + BOUND * math.sqrt(2.0 / (9.0 * v))) ** 3 / judged
 
 
 class Budget:
-    """Says which scores may be served. Not thread-safe: its owner holds the lock.
+    """Decides which scores may be served. Not thread-safe: its owner holds the lock.
 
     Args:
-        max_error_rate: Wrong answers per hit that are accepted, between 0 and 1.
-        audit_rate: Share of the hits that are audited instead, between 0 and 1.
-        random: Numbers from 0 to 1; with those of a seed, decisions are reproducible.
+        max_error_rate: Accepted share of wrong hits, between 0 and 1.
+        audit_rate: Share of the hits that are audited, between 0 and 1.
+        random: Returns numbers from 0 to 1; seeded, decisions are reproducible.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class Budget:
         audit_rate: float,
         random: Callable[[], float] = system_random.random,
     ) -> Budget:
-        """A budget that goes on where these judgements, oldest first, ended.
+        """Restore a budget from its judgements, oldest first.
 
-        Evidence, CUSUM and the alarms it gave are the same as if it had never stopped. Of the traffic it
-        knows only the judged scores until new ones have come; low ones are over-represented among them, which
-        errs on the safe side. What the comparison of shares had noticed is forgotten.
+        Evidence, CUSUM and number of alarms are the same as without the interruption. The traffic is
+        estimated from the judged scores until new ones come; low ones are over-represented among them, which
+        errs on the safe side. The comparison of shares starts afresh.
         """
         budget = cls(max_error_rate=max_error_rate, audit_rate=audit_rate, random=random)
         for score, right, audited in judgements:
@@ -123,24 +123,24 @@ class Budget:
 
     @property
     def evidence(self) -> tuple[tuple[float, bool], ...]:
-        """The judgements that count now, score and whether it was right, oldest first."""
+        """The judgements that count now: score and whether right, oldest first."""
         return tuple(self._judged)
 
     @property
     def current_audit_rate(self) -> float:
-        """Raised while the last audits look worse than promised."""
-        return min(1.0, self.audit_rate * (1.0 + AUDITS_MORE * self._audits.raised))
+        """The audit rate, raised while the last audits look worse than `max_error_rate`."""
+        return min(1.0, self.audit_rate * (1.0 + AUDIT_GAIN * self._audits.raised))
 
-    def decide(self, score: float) -> Ruling:
-        """What to do with a candidate of this score."""
+    def decide(self, score: float) -> Decision:
+        """Decide about a candidate of this score."""
         self._recent.append(score)
         self._asked += 1
         if self._asked >= self._rebin_at:
-            self._rebin_at = self._asked + max(REBIN_LEAST, min(REBIN_MOST, self._asked // 4))
+            self._rebin_at = self._asked + max(REBIN_MIN, min(REBIN_MAX, self._asked // 4))
             self._rebin()
         serving = self.threshold < math.inf
-        if serving and self._shares.fallen(score >= self.threshold):
-            self._forget(0)
+        if serving and self._shares.has_fallen(score >= self.threshold):
+            self._alarm(0)
         elif not serving:
             self._shares = _Shares()
         if score >= self.threshold:
@@ -148,7 +148,7 @@ class Budget:
         return "probe" if self._random() < self._comparison_rate() else "refuse"
 
     def record(self, score: float, right: bool, audited: bool) -> None:
-        """Learn a judgement; `audited` unless it was a probe."""
+        """Add a judgement; `audited` unless it was a probe."""
         oldest = self._judged[0] if len(self._judged) == WINDOW else None
         self._judged.append((score, right))
         if self._bins.edges:
@@ -159,19 +159,19 @@ class Budget:
         else:
             self._rebin()
         if audited and (keep := self._audits.watch(right)) is not None:
-            self._forget(keep)
+            self._alarm(keep)
 
     def _comparison_rate(self) -> float:
         if self.threshold < math.inf:
             return PROBE_RATE
-        return 1.0 if len(self._judged) < ENOUGH else SHADOW_RATE
+        return 1.0 if len(self._judged) < FULL_RATE_UNTIL else SHADOW_RATE
 
-    def _forget(self, keep: int) -> None:
+    def _alarm(self, keep: int) -> None:
         self._drop(keep)
         self._rebin()
 
     def _drop(self, keep: int) -> None:
-        """Alarm: what was learned before the last `keep` judgements counts no more."""
+        """Raise an alarm: drop all judgements but the last `keep`."""
         self._judged = deque(list(self._judged)[len(self._judged) - keep :], maxlen=WINDOW)
         self._recent = deque(list(self._recent)[-SHARE_WINDOW:], maxlen=SCORES)
         self._audits, self._shares = _Cusum(self.max_error_rate), _Shares()
@@ -197,15 +197,15 @@ class _Bins:
             self.count(score, right)
 
     def count(self, score: float, right: bool, times: int = 1) -> None:
-        """Add a judgement, or take it away with -1."""
+        """Add a judgement, or remove it with `times=-1`."""
         at = bisect_right(self.edges, score)
         self._judged[at] += times
         self._wrong[at] += 0 if right else times
 
     def threshold(self, max_error_rate: float) -> float:
-        """The lowest edge above which the bound keeps the budget; infinite if there is none."""
+        """Find the lowest edge above which the bound keeps the budget; infinite if there is none."""
         lowest = math.inf
-        traffic = judged = wrong = 0  # of the stratum that is still thin
+        traffic = judged = wrong = 0  # of the stratum with too few judgements so far
         variance = expected = 0.0  # sums over the full strata: v^2 / n and v * w / n
         all_traffic = all_judged = all_wrong = 0
         for at in range(len(self.edges), 0, -1):
@@ -217,7 +217,7 @@ class _Bins:
                 thus_far = variance, expected
             else:
                 thus_far = variance + traffic * traffic / judged, expected + traffic * wrong / judged
-            if judged >= LEAST:
+            if judged >= MIN_JUDGED:
                 (variance, expected), traffic, judged, wrong = thus_far, 0, 0, 0
             known = all_traffic and thus_far[0]
             if known and _bound(all_traffic, *thus_far, all_judged, all_wrong) <= max_error_rate:
@@ -226,7 +226,7 @@ class _Bins:
 
 
 def _bound(traffic: int, variance: float, expected: float, judged: int, wrong: int) -> float:
-    """Of wrong per hit: by strata, or unweighted.
+    """Bound the error rate: by strata, or unweighted if that is lower.
 
     The latter errs on the safe side too, since low scores are judged at least as often as high ones.
     """
@@ -235,7 +235,7 @@ def _bound(traffic: int, variance: float, expected: float, judged: int, wrong: i
 
 
 class _Cusum:
-    """Tells whether the wrong rate of what is served rose from `max_error_rate` to `TIMES_WORSE` as much."""
+    """Detects that the error rate of served answers rose from `max_error_rate` to `TIMES_WORSE` as much."""
 
     def __init__(self, max_error_rate: float) -> None:
         worse = min(0.9, TIMES_WORSE * max_error_rate)
@@ -243,26 +243,26 @@ class _Cusum:
             math.log(worse / max_error_rate),
             math.log((1 - worse) / (1 - max_error_rate)),
         )
-        self.raised = 0.0  # evidence for it, in nats
+        self.raised = 0.0  # evidence for a rise, in nats
         self._since = 0
 
     def watch(self, right: bool) -> int | None:
-        """Learn an audit; on alarm the number of judgements since the evidence began to rise, else None."""
+        """Add an audit; on alarm return the number of audits since the evidence began to rise, else None."""
         self._since = self._since + 1 if self.raised > 0.0 else 1
         self.raised = max(0.0, self.raised + (self._if_right if right else self._if_wrong))
         return self._since if self.raised >= ALARM else None
 
 
 class _Shares:
-    """Tells whether far less of the traffic scores above the threshold than usual: it is another traffic."""
+    """Detects a change of traffic: far fewer scores above the threshold than usual."""
 
     def __init__(self) -> None:
         self._last: deque[bool] = deque(maxlen=SHARE_WINDOW)
         self._above = 0
         self._usual = 0.0
 
-    def fallen(self, above: bool) -> bool:
-        """Learn whether the next score is above the threshold; whether the share has fallen."""
+    def has_fallen(self, above: bool) -> bool:
+        """Add a score, above the threshold or not; return whether the share has fallen."""
         self._above += above - (self._last[0] if len(self._last) == SHARE_WINDOW else 0)
         self._last.append(above)
         if len(self._last) < SHARE_WINDOW:
@@ -279,8 +279,8 @@ SOURCES = ("audit", "probe")  # judgements that a budget learns from
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What a budget is kept to; caches of one place that differ in it have budgets of their own."""
+class AuditPolicy:
+    """Parameters of a budget; caches of one location that differ in them have budgets of their own."""
 
     namespace: str
     max_error_rate: float
@@ -288,41 +288,41 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A question that was given to the model although an answer was stored; `row.right` is not known yet."""
+class PendingAudit:
+    """An audit whose fresh answer is awaited; `row.right` is not known yet."""
 
     key: str
     row: JudgementRow
-    cached: str
-    judge: Judge
+    stored: str
+    compare: Compare
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A question that was given to the model, and its answer."""
+    """An audit with its fresh answer."""
 
-    asked: Pending
+    audit: PendingAudit
     fresh: Answer
 
     def is_right(self) -> bool:
-        """Whether the stored answer would have been right; raises what the judge raises."""
-        if not self.fresh.semantic:  # the model called a tool, or the like; a text is no substitute
+        """Compare the answers; raises what `compare` raises."""
+        if not self.fresh.semantic:  # such as a tool call, for which a text is no substitute
             return False
-        return bool(self.asked.judge(self.asked.row.asked, self.asked.cached, self.fresh.text))
+        return bool(self.audit.compare(self.audit.row.asked, self.audit.stored, self.fresh.text))
 
 
 def scorer_name(embedder: str, scorer: Scorer) -> str:
-    """A name for what gives the scores: the embedder of this fingerprint and the scorer with its weights."""
+    """Name the source of scores: the embedder of this fingerprint and the scorer with its weights."""
     kind = type(scorer).__name__
     return digest(embedder, kind, repr(scorer) if is_dataclass(scorer) else "")
 
 
-def resumed(terms: Terms, rows: Iterable[JudgementRow]) -> Budget:
-    """The budget that follows from these judgements, oldest first."""
-    known = (judged(row) for row in rows if row.source in SOURCES)
-    return Budget.resumed(known, max_error_rate=terms.max_error_rate, audit_rate=terms.audit_rate)
+def restore_budget(policy: AuditPolicy, rows: Iterable[JudgementRow]) -> Budget:
+    """Restore the budget of a policy from judgements, oldest first."""
+    known = (to_judged(row) for row in rows if row.source in SOURCES)
+    return Budget.resumed(known, max_error_rate=policy.max_error_rate, audit_rate=policy.audit_rate)
 
 
-def judged(row: JudgementRow) -> Judged:
-    """A judgement as a budget records it."""
+def to_judged(row: JudgementRow) -> Judged:
+    """Convert a judgement for a budget."""
     return row.score, row.right, row.source == "audit"

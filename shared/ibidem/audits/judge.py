@@ -1,8 +1,8 @@
-"""Do two answers to one question say the same? The judge that audits use unless the user gives one.
+"""The default judge of audits, which decides whether two answers to one question say the same.
 
-A stand-in: it compares wording and embeddings, knows nothing of the subject, and takes what it is not sure of
-for wrong. So it can make a cache serve less than it could; replace it where answers are long or free, by a
-model that is asked, or by a comparison of what counts in your answers.
+A stand-in: it compares wording and embeddings, knows nothing of the subject, and counts unclear cases as
+wrong. So the cache may serve less than it could; where answers are long or free, replace it by a model, or by
+a comparison of the parts of your answers that matter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from ibidem.embedding.base import Embedder
 
 
-Judge = Callable[[str, str, str], bool]  # question, cached answer, fresh answer -> may the first be given?
+# Question, stored answer, fresh answer -> whether the stored one would have been right.
+Compare = Callable[[str, str, str], bool]
 
-# Least cosine of two answers that say the same. Of 21 pairs written for it, the default model gives 7 of 8
+# Minimum cosine of two answers that say the same. Of 21 pairs written for it, the default model gives 7 of 8
 # right ones 0.94 to 0.99, the wrong ones at most 0.93. Another embedder may need another number.
-LEAST_COSINE = 0.94
+MIN_COSINE = 0.94
 
 _WORD = re.compile(r"\w+")
 _SIGN = re.compile(r"[^\w\s.,;:!?'\"()`*_…“”‘’-]")
@@ -33,31 +34,31 @@ _YES_NO = frozenset(("yes", "no"))
 class AnswerJudge:
     """Right if the answers are the same but for blanks, capitals and punctuation, or near in meaning.
 
-    Near in meaning: the cosine of their embeddings is at least `LEAST_COSINE`, and numbers, units, dates,
+    Near in meaning: the cosine of their embeddings is at least `MIN_COSINE`, and numbers, units, dates,
     number of negations, names, code, and a leading yes or no agree. Of answers longer than the embedder's
     window the beginning is embedded; the rest counts only by these.
 
     Args:
         embedder: What embeds the answers; that of the cache.
-        least: Least cosine.
+        least: Minimum cosine.
     """
 
-    def __init__(self, embedder: Embedder, least: float = LEAST_COSINE) -> None:
-        self._embedder, self._least = embedder, least
+    def __init__(self, embedder: Embedder, least: float = MIN_COSINE) -> None:
+        self._embedder, self._min_cosine = embedder, least
 
-    def __call__(self, question: str, cached: str, fresh: str) -> bool:
-        """Whether `cached` may be given in place of `fresh`; raises what the embedder raises."""
-        if not cached.strip() or not fresh.strip():
+    def __call__(self, question: str, stored: str, fresh: str) -> bool:
+        """Return whether `stored` may replace `fresh`; raises what the embedder raises."""
+        if not stored.strip() or not fresh.strip():
             return False
-        if bare(cached) == bare(fresh):
+        if words_and_signs(stored) == words_and_signs(fresh):
             return True
-        if contradict(cached, fresh):
+        if contradict(stored, fresh):
             return False
-        here, there = self._embedder.embed([self._window(cached), self._window(fresh)])
-        return float(here @ there) >= self._least
+        here, there = self._embedder.embed([self._window(stored), self._window(fresh)])
+        return float(here @ there) >= self._min_cosine
 
     def _window(self, text: str) -> str:
-        """The beginning of the text that the embedder sees whole."""
+        """Return the beginning of the text that fits the embedder's window."""
         most, fits, longer = self._embedder.max_tokens, 1, len(text)
         if self._embedder.count_tokens(text) <= most:
             return text
@@ -71,7 +72,7 @@ class AnswerJudge:
 
 
 def contradict(one: str, other: str) -> bool:
-    """Whether numbers, units, dates, negations, opposites, names, code or a leading yes or no differ."""
+    """Return whether numbers, dates, negations, opposites, names, code or a leading yes or no differ."""
     parse = parse_question.__wrapped__  # not cached: answers are long
     here, there = parse(one), parse(other)
     parts = [
@@ -82,19 +83,19 @@ def contradict(one: str, other: str) -> bool:
     return differ or not (_names(one) <= _capitalised(other) and _names(other) <= _capitalised(one))
 
 
-def bare(text: str) -> tuple[list[str], list[str]]:
-    """Words and signs other than punctuation ("-5" is not "5", nor "1.5" "15"), without case."""
+def words_and_signs(text: str) -> tuple[list[str], list[str]]:
+    """Return words and signs other than punctuation ("-5" is not "5", nor "1.5" "15"), case-folded."""
     folded = text.casefold()
     return _WORD.findall(folded), _SIGN.findall(folded) + re.findall(r"[-−]\d", folded)
 
 
 def _names(text: str) -> set[str]:
-    """Capitalised words within sentences."""
+    """Return capitalised words within sentences."""
     return set(_NAME.findall(text))
 
 
 def _capitalised(text: str) -> set[str]:
-    """Capitalised words, also those that begin a sentence: they may be names."""
+    """Return capitalised words, also at the beginning of a sentence: they may be names."""
     return {word for word in _WORD.findall(text) if word[0].isupper()} | {"I"}
 
 

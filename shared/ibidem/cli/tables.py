@@ -9,12 +9,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ibidem.audits.ledger import AuditStats
 from ibidem.cli.formatting import duration, named, saved_money
 from ibidem.cli.output import styled
 from ibidem.costs import Prices, Savings
 from ibidem.doctor import Finding
 from ibidem.example import Example
-from ibidem.stats import AuditStats
 from ibidem.storage.examples import ExampleStats
 from ibidem.storage.logs import JudgementRow, LookupRow
 from ibidem.storage.store import Totals

@@ -129,7 +129,9 @@ class Correcting(ABC):
             self._invalidated(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
         row = _judgement(found[0], good, shown if storable(shown) else "", told)
-        store.judgements.add([replace(row, at=self._runtime.clock(), scorer=self._runtime.ledger.scorer)])
+        store.judgements.add(
+            [replace(row, at=self._runtime.clock(), scorer=self._runtime.judgement_log.scorer)]
+        )
         return True
 
     def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
@@ -143,7 +145,7 @@ class Correcting(ABC):
 
     def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
         ids, gone = run(self._runtime.store, criteria, self._runtime.clock, examples=examples)
-        self._runtime.ledger.forget(set(ids))
+        self._runtime.judgement_log.forget(set(ids))
         self._runtime.forget_told()
         return Invalidated(len(ids), examples=gone)
 

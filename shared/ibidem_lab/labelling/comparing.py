@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from ibidem.audits.judge import bare, contradict
+from ibidem.audits.judge import contradict, words_and_signs
 from ibidem.matching.words_en import COMMON_WORDS
 from ibidem.types import Vector
 from ibidem_lab.labelling.gathering import Kept
@@ -65,17 +65,17 @@ def compared(one: Kept, other: Kept, stock: frozenset[Answers]) -> tuple[bool | 
 
 
 def _said(answer: str) -> str:
-    words, signs = bare(answer)
+    words, signs = words_and_signs(answer)
     return " ".join((*words, *signs))
 
 
 def _telling(answer: str) -> bool:
-    words = bare(answer)[0]
+    words = words_and_signs(answer)[0]
     return bool(words) and words[0] not in _VERDICTS and bool(_TELLING.search(answer)) and words != ["no"]
 
 
 def _differ(one: str, other: str) -> bool:
-    here, there = bare(one)[0], bare(other)[0]
+    here, there = words_and_signs(one)[0], words_and_signs(other)[0]
     if not here or not there or max(len(here), len(there)) > SHORT:
         return False
     shared = (set(here) & set(there)) - COMMON_WORDS

@@ -22,8 +22,8 @@ from ibidem.storage.statistics import (
 )
 
 if TYPE_CHECKING:
+    from ibidem.audits.ledger import AuditStats
     from ibidem.settings import Settings
-    from ibidem.stats import AuditStats
     from ibidem.storage.statistics import EntryTotals
     from ibidem.storage.store import Store
 
