@@ -336,7 +336,7 @@ def test_without_the_hook_the_caller_is_unknown(core: Recording, kind: str) -> N
         HOOKS.calls.apply()
     assert first == again
     assert set(names(core)) == {"acme"}
-    assert not core.core.flights._leads
+    assert not core.core.flights._leaders
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -346,8 +346,8 @@ def test_one_batch_of_several_tenants_through_a_cache_around_ours(core: Recordin
     model = MODELS[kind](cache=Around(inner))
     told = model.batch([ASKED, ASKED], [by(namespace="acme"), by(namespace="globex")])
     assert text(told[0]) != text(told[1])
-    assert names(core) in (["acme", "globex"], [])
-    assert inner.faults() in ({}, {"caller_unreadable": 2})
+    assert sorted(names(core)) == (["acme", "globex"] if kind == "chat" else [])
+    assert inner.faults() == ({} if kind == "chat" else {"caller_unreadable": 2})
 
 
 # many tenants at once ---------------------------------------------------------------------------------

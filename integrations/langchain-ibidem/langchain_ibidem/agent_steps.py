@@ -1,4 +1,4 @@
-"""An agent's call of its model as LangChain's middleware shows it, in the words that a cache compares."""
+"""Read an agent's model call from the request and response of LangChain's middleware."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from langchain_ibidem.replay import chat_chunks
 from langchain_ibidem.response_format import ResponseFormat, is_made_up
 from langchain_ibidem.tracking import retrieved
 
-# Of an answer's content blocks those that only say something. Others tell of tools at the provider's.
+# Content blocks of an answer that only say something. Others are about tools of the provider.
 _SAYING = frozenset("text output_text refusal reasoning thinking redacted_thinking".split())
 
 
 def parameters(request: ModelRequest[Any]) -> dict[str, Any]:
-    """What the model of a step is given beside messages.
+    """Return the parameters that the model is given beside messages.
 
     Raises:
         NotCacheable: The model cannot be described.
@@ -48,28 +48,24 @@ def parameters(request: ModelRequest[Any]) -> dict[str, Any]:
 
 
 def model_call_of(request: ModelRequest[Any], given: Mapping[str, Any]) -> ModelCall:
-    """Whose call it is, as LangChain will tell the model: by the run around it and the model's own metadata.
+    """Describe the model call by the run around the step, as LangChain will begin it.
 
     Args:
         request: The step.
         given: Its parameters.
 
     Raises:
-        NotCacheable: The run is not known: its context variable was lost, as in a thread of somebody's own.
+        NotCacheable: The run is unknown: its context variable was lost, as in a thread without the context.
     """
     config = var_child_runnable_config.get()
     if config is None:
         raise NotCacheable("caller_unreadable", "nothing says whose run the step belongs to")
-    around, told = config.get("callbacks"), config.get("metadata") or {}
-    inherited = {**(getattr(around, "inheritable_metadata", None) or {}), **told}
-    own = getattr(request.model, "metadata", None) or {}
-    metadata = {**(getattr(around, "metadata", None) or {}), **told, **own}
     parameters = {name: value for name, value in given.items() if name != "stop"}
-    return ModelCall(request.model, parameters, given.get("stop"), metadata, inherited)
+    return ModelCall.in_config(request.model, config, parameters, given.get("stop"))
 
 
 def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
-    """What the model is shown, the system prompt first."""
+    """Return the messages that the model is shown, the system prompt first."""
     system = getattr(request, "system_message", None)
     if system is None and request.system_prompt:  # of LangChain 1.0
         system = SystemMessage(request.system_prompt)
@@ -77,13 +73,13 @@ def messages_of(request: ModelRequest[Any]) -> list[BaseMessage]:
 
 
 def since_question(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
-    """What the agent did since the user's last message: nothing if this is its first step."""
+    """Return the messages since the user's last one: none if this is the agent's first step."""
     last = max((n for n, message in enumerate(messages) if isinstance(message, HumanMessage)), default=-1)
     return messages[last + 1 :]
 
 
 def documents_in(messages: Sequence[BaseMessage]) -> list[Retrieved]:
-    """The documents that tools returned beside their text."""
+    """Return the documents that tools returned beside their text."""
     artifacts = [message.artifact for message in messages if isinstance(message, ToolMessage)]
     lists = [a if isinstance(a, (list, tuple)) else [a] for a in artifacts]
     found = [retrieved(one) for given in lists for one in given if isinstance(one, Document)]
@@ -91,12 +87,12 @@ def documents_in(messages: Sequence[BaseMessage]) -> list[Retrieved]:
 
 
 def tools_of(request: ModelRequest[Any]) -> dict[str, BaseTool]:
-    """The tools that the agent itself calls, by name."""
+    """Return the tools that the agent itself calls, by name."""
     return {tool.name: tool for tool in request.tools if isinstance(tool, BaseTool)}
 
 
 def used_at_the_provider(message: AIMessage) -> set[str]:
-    """Names of the tools that the provider itself used for this answer."""
+    """Return the names of the tools that the provider itself used for this answer."""
     blocks = message.content if isinstance(message.content, list) else []
     acts = [block for block in blocks if isinstance(block, dict) and block.get("type") not in _SAYING]
     outputs = message.additional_kwargs.get("tool_outputs") or ()  # where OpenAI's Responses API puts them
@@ -116,7 +112,7 @@ def is_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> boo
 
 
 def require_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
-    """The response; raises `NotCacheable` if it is not complete."""
+    """Return the response; raise `NotCacheable` if it is not complete."""
     if not is_complete(request, response):
         raise NotCacheable("not_in_form", "the answer has not the form that the agent must answer in")
     return response
@@ -129,16 +125,16 @@ def form_of(request: ModelRequest[Any]) -> ResponseFormat:
 
 
 def said(response: ModelResponse[Any]) -> AIMessage:
-    """What the model said in a response that is complete."""
+    """Return the model's message of a complete response."""
     message = response.result[0]
     assert isinstance(message, AIMessage)  # noqa: S101 - `require_complete` has looked
     return message
 
 
 class Repeated(BaseChatModel):
-    """In the place of the agent's model: says again what that said, so the agent treats it as it did then.
+    """Repeats an answer in the place of the agent's model, so that the agent treats it as that.
 
-    In pieces where the agent's model would stream, called with the parameters in `given`.
+    In chunks where the agent's model would stream, called with the parameters in `given`.
     """
 
     message: AIMessage
@@ -170,7 +166,7 @@ class Repeated(BaseChatModel):
 
 
 def repeating(request: ModelRequest[Any], message: AIMessage) -> ModelRequest[Any]:
-    """The request as it must be for the agent to take `message` for the answer of its model."""
+    """Return the request with a model that repeats `message`."""
     given, form = {**request.model_settings, "tools": request.tools}, request.response_format
     model = Repeated(message=message, original=request.model, given=given, cache=False)
     if form is None or isinstance(form, (ToolStrategy, ProviderStrategy)) or message.tool_calls:
@@ -187,7 +183,7 @@ def _tool(tool: BaseTool | dict[str, Any]) -> dict[str, Any]:
 
 
 def _form(form: Any) -> list[Any]:
-    """The form an answer must have. A class is its schema: fields that change make it another."""
+    """Describe the form of the answer. A class counts by its schema."""
     if isinstance(form, ProviderStrategy):
         specs = [form.schema_spec]
     else:

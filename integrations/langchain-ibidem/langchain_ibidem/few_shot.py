@@ -77,7 +77,7 @@ class IbidemExampleSelector(BaseExampleSelector):
             raise InvalidInput(f"IbidemExampleSelector: {error}") from None
 
     def add_example(self, example: Mapping[str, str]) -> bool:
-        """Keep an example in the log; whether it was kept. It needs a question and an answer.
+        """Add an example to the log; return whether it was kept. It needs a question and an answer.
 
         Raises:
             InvalidInput: One of them is missing or empty.
@@ -89,13 +89,13 @@ class IbidemExampleSelector(BaseExampleSelector):
         return self.cache.examples.add(Example(question, answer, namespace=current().name(self._namespace)))
 
     async def aadd_example(self, example: Mapping[str, str]) -> bool:
-        """As `add_example`, which only notes what is written later."""
+        """As `add_example`, which only queues the example."""
         return self.add_example(example)
 
     def select_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
-        """Examples for the question among these variables, the nearest first; none without a question."""
+        """Select examples for the question among these variables, nearest first; none without a question."""
         found = self._faults.attempt("select examples", lambda: self._select(input_variables)) or []
-        self._tell(_run(), found, input_variables)
+        self._record(_run(), found, input_variables)
         return self._as_dicts(found)
 
     async def aselect_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -104,7 +104,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         found = await in_thread(
             self._faults.attempt, "select examples", lambda: self._select(input_variables)
         )
-        self._tell(run, found or [], input_variables)
+        self._record(run, found or [], input_variables)
         return self._as_dicts(found or [])
 
     def faults(self) -> dict[str, int]:
@@ -120,8 +120,8 @@ class IbidemExampleSelector(BaseExampleSelector):
         options = {**self._options, "namespace": current().name(self._namespace)}
         return self.cache.examples.select(question, self._k, **options) if question else []
 
-    def _tell(self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]) -> None:
-        """Let the cache know what the prompt that is being made was given."""
+    def _record(self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]) -> None:
+        """Record the examples for the prompt that is being rendered."""
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
             given = frozenset(text for text in variables.values() if isinstance(text, str))
@@ -133,5 +133,5 @@ class IbidemExampleSelector(BaseExampleSelector):
 
 
 def _run() -> Any:
-    """The id of the run that fills a template just now; None outside of one."""
+    """Return the id of the run that fills a template now; None outside of one."""
     return getattr(ensure_config().get("callbacks"), "parent_run_id", None)

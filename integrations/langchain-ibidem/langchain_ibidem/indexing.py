@@ -1,4 +1,4 @@
-"""What rests on a document is forgotten when LangChain's indexing deletes the document."""
+"""Invalidate answers when LangChain's indexing deletes the documents they rest on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def invalidating(record_manager: RecordManager, cache: SemanticCache) -> RecordManager:
-    """The record manager, which also invalidates in the cache what rests on the documents it deletes.
+    """Wrap a record manager: what rests on the documents it deletes is invalidated in the cache.
 
     `index(documents, invalidating(record_manager, cache), vector_store, cleanup="incremental", ...)`: what a
     changed document said before is deleted, and so are the answers that rest on it. The vector store must
@@ -29,7 +29,7 @@ def invalidating(record_manager: RecordManager, cache: SemanticCache) -> RecordM
 
 
 class _Invalidating(RecordManager):
-    """Everything is the other's, but that keys are invalidated before they are deleted.
+    """Delegates to the program's record manager, and invalidates keys before they are deleted.
 
     If that fails `index` can be run again: it still knows of them.
     """

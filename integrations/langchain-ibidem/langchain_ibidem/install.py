@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Installed:
-    """What is installed, the options it was opened with, and the global cache that was there before."""
+    """The installed cache, the options it was opened with, and the global cache before it."""
 
     cache: IbidemCache
     options: dict[str, Any] | None
     before: BaseCache | None
 
     def close(self) -> None:
-        """Close it, unless it was handed in."""
+        """Close the cache, unless it was handed in."""
         if self.options is not None:
             self.cache.close()
             HOOKS.release(self.cache)
@@ -67,7 +67,7 @@ _installed: _Installed | None = None
 def install(
     cache: IbidemCache | SemanticCache | None = None, *, streams: bool = True, **options: Any
 ) -> IbidemCache:
-    """Make an `IbidemCache` LangChain's global cache, and have streams of all models use it too; returns it.
+    """Make an `IbidemCache` LangChain's global cache, also for streams of all models, and return it.
 
     Called again without a cache or options it changes nothing but `streams`; with others it replaces the
     cache. What it opened itself is closed when it is replaced or uninstalled.
@@ -121,7 +121,7 @@ def _means(cache: IbidemCache | SemanticCache | None, options: dict[str, Any], i
 def _replaced(
     former: _Installed | None, cache: IbidemCache | SemanticCache | None, options: dict[str, Any]
 ) -> _Installed:
-    """What is installed from now on."""
+    """Install another cache; the former is closed."""
     before = get_llm_cache() if former is None else former.before
     if isinstance(cache, IbidemCache):
         made = _Installed(cache, None, before)

@@ -23,6 +23,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.prompt_values import PromptValue
 from langchain_core.utils.utils import LC_AUTO_PREFIX
 
+from ibidem.adapter.provider_fields import FINISH_REASON_KEYS, MODEL_KEYS, USAGE_KEYS, zeroed
 from ibidem.errors import NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
 from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
@@ -71,18 +72,15 @@ _MADE_ID = re.compile(
 _ARGUMENTS = frozenset("args arguments input partial_json".split())
 
 _AI_MESSAGES = frozenset(("ai", "AIMessageChunk"))
-# As providers call it; `status` is that of OpenAI's Responses.
-_FINISH_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "finishReason", "status")
-_MODEL_KEYS = ("model_name", "model")
+_FINISH_REASON_KEYS = (*FINISH_REASON_KEYS, "status")  # the last is that of OpenAI's Responses
 # Of one HTTP response; sent back to the provider, an old id names something that may be gone.
 _PROVIDER_IDS = frozenset(("id", "request_id", "response_id", "previous_response_id", "headers", MARKER))
-_USAGE_KEYS = frozenset(("token_usage", "usage", "usage_metadata"))
 _NO_USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 
 
 def parse(prompt: str) -> Prompt:
-    """Take apart the prompt string LangChain gives to a cache: a dump of messages, or plain text."""
-    if not is_dump(prompt):
+    """Parse the prompt that LangChain hands a cache: a dump of messages, or plain text."""
+    if not prompt.startswith('[{"lc":'):
         return plain(prompt)
     try:
         dumped = json.loads(prompt)
@@ -93,13 +91,8 @@ def parse(prompt: str) -> Prompt:
         return _opaque(prompt)
 
 
-def is_dump(prompt: str) -> bool:
-    """Whether it is what a chat model hands to a cache, not a completion model."""
-    return prompt.startswith('[{"lc":')
-
-
 def of_messages(messages: Sequence[BaseMessage]) -> Prompt:
-    """The prompt that a chat model gets for live messages; the same as `parse` of their dump.
+    """Return the prompt that a chat model gets for live messages; the same as `parse` of their dump.
 
     Raises:
         KeyError, TypeError, ValueError: A message is of no known kind, or holds what JSON cannot.
@@ -108,7 +101,7 @@ def of_messages(messages: Sequence[BaseMessage]) -> Prompt:
 
 
 def fingerprints_of(rendered: PromptValue) -> tuple[str, ...]:
-    """How the prompt will look to a completion model and to a chat model."""
+    """Return the fingerprints of the prompt as a completion model and as a chat model gets it."""
     as_text = plain(rendered.to_string()).fingerprint
     try:
         return as_text, of_messages(rendered.to_messages()).fingerprint
@@ -117,7 +110,7 @@ def fingerprints_of(rendered: PromptValue) -> tuple[str, ...]:
 
 
 def without_made_ids(value: Any, ordinals: Ordinals | None = None) -> Any:
-    """JSON without the random ids that LangChain makes; where one refers to a tool call, its ordinal."""
+    """Return JSON without the random ids that LangChain makes; an id of a tool call becomes its ordinal."""
     ordinals = ordinals or Ordinals()
     if isinstance(value, list):
         return [without_made_ids(inner, ordinals) for inner in value]
@@ -145,7 +138,7 @@ def _assemble(messages: Sequence[Mapping[str, Any]]) -> Prompt:
 
 
 def _frame(message: Mapping[str, Any], ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:
-    """Everything the model sees of a message but its texts, which are appended to `segments`."""
+    """Return what the model sees of a message but its texts, which are appended to `segments`."""
     role = _ROLES[message["type"]]
     if role == "chat" and message["role"] in ("user", "human"):
         role = "human"
@@ -173,7 +166,7 @@ def _call(call: Mapping[str, Any], ordinals: Ordinals) -> dict[str, Any]:
 
 
 def _extras(message: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """What `additional_kwargs` adds for the model; raw tool calls are only a copy of the parsed ones."""
+    """Return what `additional_kwargs` adds for the model; raw tool calls only copy the parsed ones."""
     copies = {"tool_calls"} if message.get("tool_calls") or message.get("invalid_tool_calls") else set()
     extras: Mapping[str, Any] = message.get("additional_kwargs") or {}
     dropped = _NOT_SEEN_EXTRAS | copies
@@ -184,7 +177,7 @@ def _extras(message: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 
 def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -> Any:
-    """The canonical form of a content block; the text of a text block goes to `segments`."""
+    """Return the canonical form of a content block; the text of a text block goes to `segments`."""
     if isinstance(block, str):
         segments.append(Segment(role, block))
         return "text"
@@ -207,7 +200,7 @@ def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -
 
 
 def _as_if_not_streamed(block: dict[str, Any]) -> None:
-    """Take out of a block of an answer what only its coming in pieces has left there."""
+    """Remove from a block of an answer what streaming has left there."""
     block.pop("index", None)
     if block.get("input") in ({}, "") and isinstance(arguments := block.get("partial_json"), str):
         with suppress(ValueError):
@@ -219,7 +212,7 @@ def _as_if_not_streamed(block: dict[str, Any]) -> None:
 
 
 def encode(generations: Sequence[Generation], seconds: float | None = None) -> Answer:
-    """The answer to store for what a model returned.
+    """Convert what a model returned to the answer to store.
 
     Raises:
         NotCacheable: An answer that must not be repeated, or that cannot be restored exactly.
@@ -231,7 +224,7 @@ def encode(generations: Sequence[Generation], seconds: float | None = None) -> A
     return Answer(
         first.text,
         payload=_to_json([_pack(generation) for generation in generations]),
-        model=_first_text(_provider_info(first), _MODEL_KEYS),
+        model=_first_text(_provider_info(first), MODEL_KEYS),
         input_tokens=usage["input_tokens"] if usage else None,
         output_tokens=usage["output_tokens"] if usage else None,
         finish_reason=finish_reason_of(generations),
@@ -241,7 +234,7 @@ def encode(generations: Sequence[Generation], seconds: float | None = None) -> A
 
 
 def decode(hit: Hit) -> list[Generation]:
-    """New generations that say what the stored ones said, and that they are repeated.
+    """Return new generations that say what the stored ones said, marked as repeated.
 
     Raises:
         Exception: The stored text is not one of ours. It comes from disk: anything may be wrong with it.
@@ -297,20 +290,13 @@ def _unpack(item: dict[str, Any], hit: Hit, number: int) -> Generation:
 
 
 def _as_repeated(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the provider told, without what was only true of that one call."""
+    """Return the provider's metadata without what was only true of that one call."""
     kept = {key: value for key, value in metadata.items() if key not in _PROVIDER_IDS}
-    return {key: _zeroed(value) if key in _USAGE_KEYS else value for key, value in kept.items()}
-
-
-def _zeroed(usage: Any) -> Any:
-    """The same shape with every number 0, for programs that add tokens up."""
-    if isinstance(usage, dict):
-        return {key: _zeroed(value) for key, value in usage.items()}
-    return 0 if isinstance(usage, (int, float)) else usage
+    return {key: zeroed(value) if key in USAGE_KEYS else value for key, value in kept.items()}
 
 
 def _provider_info(generation: Generation) -> dict[str, Any]:
-    """What the provider told about the answer, wherever LangChain put it."""
+    """Return the provider's metadata of an answer, wherever LangChain put it."""
     info = generation.generation_info or {}
     if isinstance(generation, ChatGeneration):
         return {**info, **generation.message.response_metadata}
@@ -322,13 +308,13 @@ def _first_text(about: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 
 def finish_reason_of(generations: Sequence[Generation]) -> str:
-    """Why the model stopped, "" if unknown; of several answers, one that was cut off speaks for all."""
-    reasons = [_first_text(_provider_info(generation), _FINISH_KEYS) for generation in generations]
+    """Return why the model stopped, "" if unknown; of several answers, that of one that was cut off."""
+    reasons = [_first_text(_provider_info(generation), _FINISH_REASON_KEYS) for generation in generations]
     return next((reason for reason in reasons if reason.lower() not in COMPLETE), reasons[0])
 
 
 def _is_for_programs(generation: Generation) -> bool:
-    """Tool calls and parsed values are acted upon: they are only right for the very same request."""
+    """Whether a program acts upon it, as on tool calls: then it is right for the same request only."""
     if not isinstance(generation, ChatGeneration):
         return False
     message = _ai_message(generation)

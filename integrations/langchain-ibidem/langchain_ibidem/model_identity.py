@@ -99,12 +99,12 @@ def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) ->
 
 @lru_cache(256)
 def temperature_of(described: str) -> float | None:
-    """The temperature at which the model samples, the highest if the call gives another; None if unknown."""
+    """Return the temperature, the highest if the call gives another than the model; None if unknown."""
     return max(map(float, _TEMPERATURE.findall(described)), default=None)
 
 
 def model_identity(llm_string: str) -> str:
-    """`llm_string` without the settings that do not influence the answer."""
+    """Return `llm_string` without the settings that do not influence the answer."""
     if not llm_string.startswith("{"):
         return _pairs(llm_string)
     try:
@@ -136,7 +136,7 @@ def _by_description(llm_string: str, named: bool) -> str:
 
 
 def _pairs(shown: str) -> str:
-    """Shown parameters without the operational ones."""
+    """Return shown parameters without the operational ones."""
     if not _OPERATIONAL_SHOWN.search(shown):
         return shown
     try:
@@ -146,7 +146,7 @@ def _pairs(shown: str) -> str:
 
 
 def _is_secret(value: Any) -> bool:
-    """A key: it pays for the answer. The string masks its value anyway."""
+    """Whether it is a key, which pays for the answer. The string masks its value anyway."""
     return isinstance(value, dict) and value.get("type") == "secret"
 
 
@@ -163,13 +163,13 @@ def _names_its_model(llm_string: str) -> bool:
 
 @lru_cache(128)
 def _read(shown: str) -> Any:
-    """What was shown with `str`; raises one of `_UNREADABLE`."""
+    """Parse what `str` has shown; raises one of `_UNREADABLE`."""
     with _reading:
         return ast.literal_eval(shown)
 
 
 def scope_for(call: ModelCall | None, *, required: bool) -> Scope:
-    """The scope of a call.
+    """Return the scope of a call.
 
     Args:
         call: The call; None if it is not known. Then only `ibidem.scope` counts.
@@ -179,16 +179,16 @@ def scope_for(call: ModelCall | None, *, required: bool) -> Scope:
         NotCacheable: It does not; or it says what contradicts itself or cannot be used.
     """
     here = current()
-    told = _from_metadata(call) if call is not None else EMPTY_SCOPE
-    if told is not EMPTY_SCOPE:
-        here = _joined(here, told)
+    named = _from_metadata(call) if call is not None else EMPTY_SCOPE
+    if named is not EMPTY_SCOPE:
+        here = _joined(here, named)
     if required:
         require_namespace(here, f', or give the metadata "{_PREFIX}namespace"')
     return here
 
 
 def _from_metadata(call: ModelCall) -> Scope:
-    """What the metadata of the run says."""
+    """Return the scope that the metadata of the run name."""
     given = {key: value for key, value in call.metadata.items() if key.startswith(_PREFIX)}
     if not given:
         return EMPTY_SCOPE
@@ -206,19 +206,19 @@ def _from_metadata(call: ModelCall) -> Scope:
         raise NotCacheable("metadata_invalid", f"metadata: {_PREFIX}{error}") from None
 
 
-def _joined(here: Scope, told: Scope) -> Scope:
-    """Both; of two limits the narrower one."""
+def _joined(here: Scope, named: Scope) -> Scope:
+    """Combine both; of two limits the narrower one counts."""
     for name in ("namespace", "user"):
-        one, other = getattr(here, name), getattr(told, name)
+        one, other = getattr(here, name), getattr(named, name)
         if one and other and one != other:
             raise _conflict(_PREFIX + name)
     return Scope(
-        namespace=here.namespace or told.namespace,
-        user=here.user or told.user,
-        bypass=here.bypass or told.bypass,
-        max_age=_least(here.max_age, told.max_age),
-        ttl=_least(here.ttl, told.ttl),
-        tags=tuple(dict.fromkeys((*here.tags, *told.tags))),
+        namespace=here.namespace or named.namespace,
+        user=here.user or named.user,
+        bypass=here.bypass or named.bypass,
+        max_age=_least(here.max_age, named.max_age),
+        ttl=_least(here.ttl, named.ttl),
+        tags=tuple(dict.fromkeys((*here.tags, *named.tags))),
     )
 
 

@@ -25,7 +25,7 @@ _ADDED_UP_ONCE = ("output_version", "model_provider")  # texts that LangChain do
 
 
 def chat_chunks(generation: Generation) -> Iterator[ChatGenerationChunk]:
-    """The chunks of a repeated message: some words at a time, then its tool calls, then what is known of it.
+    """Split a repeated message: a few words at a time, then its tool calls, then its metadata.
 
     Raises:
         TypeError: What was stored is not an answer of a chat model.
@@ -54,7 +54,7 @@ def chat_chunks(generation: Generation) -> Iterator[ChatGenerationChunk]:
 
 
 def completion_chunks(generation: Generation) -> Iterator[GenerationChunk]:
-    """The chunks of a repeated text, some words at a time; the last brings what is known of it."""
+    """Split a repeated text, a few words at a time; the last chunk brings its metadata."""
     *pieces, last = split_text(generation.text) or [""]
     for piece in pieces:
         yield GenerationChunk(text=piece)
@@ -69,7 +69,7 @@ def _chunk(content: Content, about: dict[str, Any], **parts: Any) -> ChatGenerat
 
 
 def _contents(content: Content, *, of_blocks: bool) -> Iterator[Content]:
-    """The content in parts which LangChain joins to the same content."""
+    """Split the content into parts which LangChain joins to the same content."""
     if isinstance(content, str):
         yield from split_text(content)
         return
@@ -83,14 +83,14 @@ def _contents(content: Content, *, of_blocks: bool) -> Iterator[Content]:
 
 
 def _numbered(blocks: list[Any]) -> list[Any]:
-    """The blocks, numbered if they are not: LangChain would number them by type, and join neighbours."""
+    """Number the blocks if they are not: LangChain would number them by type, and join neighbours."""
     if any(not isinstance(block, dict) or "index" in block for block in blocks):
         return blocks
     return [{**block, "index": number} for number, block in enumerate(blocks)]
 
 
 def _parts(block: Any) -> Iterator[Any]:
-    """A block of text in pieces, if it has a number by which LangChain joins them; else the whole block."""
+    """Split a block of text, if it has a number by which LangChain joins its parts."""
     numbered = isinstance(block, dict) and _joins(block.get("index"))
     if not numbered or block.get("type") != "text" or not isinstance(block.get("text"), str):
         yield block
