@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -9,7 +10,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.text import has_hidden
 from ibidem.errors import EmbedderUnavailable, IbidemError, InvalidInput
 from ibidem.types import digest
@@ -88,7 +88,7 @@ class CheckedEmbedder:
     def __init__(self, embedder: Embedder, set_once: Callable[[str, str], str]) -> None:
         self._embedder, self._set_once = embedder, set_once
         self._dimension: int | None = None
-        self._lock = ForkSafeLock()
+        # No lock: each operation on it is atomic, and one held at a fork would stay held in the child.
         self._cached: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self.fingerprint = fingerprint_of(embedder)
 
@@ -109,9 +109,8 @@ class CheckedEmbedder:
         embedder has a method `covers` that returns False: a text that a model cannot read gets the vector of
         another.
         """
-        with self._lock:
-            if text in self._cached:
-                return None
+        if text in self._cached:
+            return None
         if has_hidden(text):
             return "question_hides_text"
         if self.count_tokens(text) > self.max_tokens:
@@ -124,13 +123,12 @@ class CheckedEmbedder:
 
         It is kept in memory, since a miss is followed by a store.
         """
-        with self._lock:
-            known = self._cached.get(question)
+        known = self._cached.get(question)
         if known is not None:
             return known
         vector: NDArray[np.float32] = self.embed([question])[0]
-        with self._lock:
-            self._cached[question] = vector
+        self._cached[question] = vector
+        with contextlib.suppress(KeyError):  # other threads may have made room
             while len(self._cached) > CACHED_VECTORS:
                 self._cached.popitem(last=False)
         return vector
