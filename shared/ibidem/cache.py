@@ -78,7 +78,9 @@ class SemanticCache(Correcting):
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self._finder = Finder(runtime, policy, auditor, lifetime)
         # Answered questions, for later use.
-        self.examples = ExampleLog(runtime, self._ready, admission.redacted, kept=examples)
+        self.examples = ExampleLog(
+            runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples
+        )
         self._keeper = Keeper(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self.prices = prices or read_prices()

@@ -22,10 +22,8 @@ from ibidem.audits.budget import scorer_name
 from ibidem.audits.ledger import JudgementLog
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
-from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.example import Example
-from ibidem.examples.log import ExampleQueue, Forgetting
-from ibidem.examples.selection import Selector, Wanted
+from ibidem.errors import StorageError
+from ibidem.examples.log import SharedExamples
 from ibidem.index.base import VectorIndex
 from ibidem.index.chroma import open_embedded, open_server
 from ibidem.index.compaction import CollectionRegistry, collection_name
@@ -38,7 +36,6 @@ from ibidem.settings import Settings
 from ibidem.single_flight import SingleFlight
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
 from ibidem.storage.entries import entry_size
-from ibidem.storage.examples import EmbeddedExample
 from ibidem.storage.logs import LogRedactor, LookupQueue, LookupRow
 from ibidem.storage.store import Store
 from ibidem.telemetry import metrics
@@ -46,8 +43,6 @@ from ibidem.telemetry.telemetry import record_audit
 from ibidem.types import Entry, digest
 
 POLL_SECONDS = 2.0  # how often to look for entries stored by other processes, while in use
-EXAMPLES_BATCH = 500  # examples written in one transaction
-EXAMPLES_LIMIT = 10_000  # examples that wait to be written, so that a slow database fills no memory
 
 
 class Runtime:
@@ -82,9 +77,15 @@ class Runtime:
             partial(record_audit, self.cache_id),
         )
         self._lookups = LookupQueue(self.store.lookups, self.faults)
-        self._examples, self.selector = ExampleQueue(), Selector(self.store.examples, index.embedder)
         self._masking = collections.deque[LogRedactor]()
-        self.forgetting = Forgetting(self.store.examples, settings.example_ttl, lambda: self.clock())
+        self.examples = SharedExamples(
+            self.store.examples,
+            index.embedder,
+            self.faults,
+            lambda: self.clock(),
+            ttl=settings.example_ttl,
+            wake=self.wake,
+        )
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = self._jobs()
         self._process, self._poll_at = os.getpid(), 0.0
@@ -96,14 +97,14 @@ class Runtime:
                 "index questions": lambda: self.vectors.index_batch(),
                 "write the lookup log": self._write_lookups,
                 "keep examples": self._write_examples,
-                "delete old examples": self.forgetting.work,
+                "delete old examples": self.examples.expiry.work,
                 "delete entries": self.housekeeping.work,
                 "redact the logs": self._mask,
             },
             self.faults,
             idle_jobs={
                 "renew the vector index": lambda: self.vectors.compact(),
-                "embed examples": lambda: self.selector.work(),
+                "embed examples": self.examples.embed,
                 "follow a promotion": self.active.step,
             },
         )
@@ -114,7 +115,7 @@ class Runtime:
     def _adopt(self, index: SemanticIndex) -> None:
         """Follow a swap of the semantic index."""
         self.judgement_log.set_scorer(index.scorer, index.scorer_name)
-        self.selector = Selector(self.store.examples, index.embedder)
+        self.examples.adopt(index.embedder)
         self.wake()
 
     @property
@@ -142,7 +143,7 @@ class Runtime:
             self.judgement_log.after_fork()
             self.flights.after_fork()
             self._lookups.drop()
-            self._examples.drop()
+            self.examples.queue.drop()
 
     def put(self, entry: Entry, created_at: float, index: SemanticIndex) -> bool:
         """Store an entry, and make it findable; raises what the database does.
@@ -182,30 +183,6 @@ class Runtime:
         self._poll_at = now + POLL_SECONDS
         return True
 
-    def log_example(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
-        """Write an example to its log, in the background; False, counted, if too many wait already.
-
-        `stored` if its answer was just stored.
-        """
-        if len(self._examples) >= EXAMPLES_LIMIT:
-            limit = f"{EXAMPLES_LIMIT:,} wait to be written"
-            self.faults.count("keep examples: too many wait", f"dropped an example: {limit}")
-            return False
-        self._examples.put(given, stored=stored)
-        self._background.wake()
-        return True
-
-    def select(self, wanted: Wanted) -> list[Example]:
-        """Select examples for a prompt; raises what the database or the embedder does."""
-        found = self.selector.select(wanted)
-        if self.selector.behind:
-            self._background.wake()
-        return found
-
-    def forget_told(self) -> None:
-        """Examples may have been deleted."""
-        self._examples.forget_told()
-
     def mask(self, redact: Callable[[str], str | None], name: str) -> None:
         """Redact what the logs hold already, in the background, by the function of this name."""
         self._masking.append(self.store.redactor(redact, name))
@@ -223,21 +200,14 @@ class Runtime:
 
     def _write_examples(self) -> bool:
         with self._writing:
-            taken = self._examples.take(EXAMPLES_BATCH)
-            try:
-                if taken:
-                    self.store.examples.add([one for _, one in taken])
-            except StorageUnavailable:
-                self._examples.put_back(taken)
-                raise
-        return len(self._examples) > 0
+            return self.examples.write()
 
     def clear(self, namespace: str | None) -> int:
         """Delete all answers, or those of a namespace, with what waits to be written; returns how many."""
         with self._writing:
             count = self.judgement_log.clear(namespace, partial(self.store.clear, namespace))
             self._lookups.drop(namespace)
-            self._examples.drop(namespace)
+            self.examples.queue.drop(namespace)
         if namespace is None:
             self.vectors.reset()
         return count
@@ -264,7 +234,7 @@ class Runtime:
         """How much waits to be written or judged, by queue."""
         return {
             "lookups": len(self._lookups),
-            "examples": len(self._examples),
+            "examples": len(self.examples.queue),
             "audits": self.judgement_log.waiting(),
         }
 
@@ -274,7 +244,7 @@ class Runtime:
         self.check_process()
         self.flights.close()
         self._background.stop()
-        if left := len(self._lookups) + len(self._examples):
+        if left := len(self._lookups) + len(self.examples.queue):
             message = f"dropped {left:,} rows of its logs at closing"
             self.faults.count("write the logs: closed before", message)
         self.judgement_log.close()
@@ -298,7 +268,7 @@ def acquire(settings: Settings) -> Runtime:
         if runtime is not None:
             runtime.check_process()
             runtime.housekeeping.tighten(settings.bounds, settings.sliding)
-            runtime.forgetting.tighten(settings.example_ttl)
+            runtime.examples.expiry.tighten(settings.example_ttl)
         else:
             runtime = _open[key] = Runtime(key, settings, embedder)
         runtime.users += 1

@@ -122,7 +122,7 @@ def test_the_number_of_examples_may_change_too(cache: SemanticCache) -> None:
         learn(cache, *LATER, model=str(make))
         (template | model).invoke({"input": ASKED})
         assert model.calls == 1
-        cache.examples._runtime.store.examples.delete_before(1e12)
+        cache.examples._shared.table.delete_before(1e12)
         learn(cache, *FIRST)
 
 

@@ -263,7 +263,7 @@ def test_a_database_that_fails_is_counted_not_raised(cache, monkeypatch, caplog)
 
 def test_a_slow_database_fills_no_memory(cache, monkeypatch) -> None:
     """While too many wait, more are refused, and counted."""
-    monkeypatch.setattr("ibidem.runtime.EXAMPLES_LIMIT", 5)
+    monkeypatch.setattr("ibidem.examples.log.QUEUE_LIMIT", 5)
     written, go = cache._runtime.store.examples.add, threading.Event()
     monkeypatch.setattr(cache._runtime.store.examples, "add", lambda rows: go.wait(10) and written(rows))
     added = [cache.examples.add(Example(f"q{n}", "a")) for n in range(50)]

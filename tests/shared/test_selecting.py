@@ -125,8 +125,8 @@ def test_more_than_the_nearest_are_looked_at_if_they_are_bad(cache: SemanticCach
     for example in cache.examples.recent(1000):
         if "number" in example.question:
             cache.examples.feedback(example.id, good=False)
-    while cache.examples.select("warm") and cache._runtime.selector.behind:
-        cache._runtime.selector.work()
+    while cache.examples.select("warm") and cache._runtime.examples.selector.behind:
+        cache._runtime.examples.selector.work()
 
     assert questions(cache.examples.select(ASKED)) == ["how may shoes be sent"]
 
@@ -376,7 +376,7 @@ def test_old_examples_are_deleted(open_cache) -> None:
     cache.examples.add(Example("old", "a", at=5.0))
     cache.examples.add(Example("new", "a"))
     assert len(cache.examples.recent()) == 2
-    cache._runtime.forgetting._next_at = 0.0
+    cache._runtime.examples.expiry._next_at = 0.0
     open_cache(example_ttl=60.0).flush()
 
     assert questions(cache.examples.recent()) == ["new"]

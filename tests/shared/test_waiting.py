@@ -47,7 +47,7 @@ def test_logs_wait_in_their_order(cache, away) -> None:
 def test_too_many_are_dropped_and_counted(cache, away, monkeypatch) -> None:
     """Of lookups the oldest, of examples the newest."""
     monkeypatch.setattr("ibidem.storage.logs.QUEUE_LIMIT", 10)
-    monkeypatch.setattr("ibidem.runtime.EXAMPLES_LIMIT", 10)
+    monkeypatch.setattr("ibidem.examples.log.QUEUE_LIMIT", 10)
     for n in range(15):
         cache.lookup(Request(f"q{n}"))
         cache.examples.add(Example(f"q{n}", "a"))

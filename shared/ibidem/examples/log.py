@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
-from ibidem.errors import InvalidInput
+from ibidem.errors import InvalidInput, StorageUnavailable
 from ibidem.example import DocumentRef, Example
-from ibidem.examples.selection import Wanted
+from ibidem.examples.selection import Selector, Wanted
 from ibidem.scope import current, effective_namespace, is_bypassed
 from ibidem.storage.examples import EmbeddedExample, ExampleStats
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.types import Answer, Entry, digest, is_in_namespace, normalise, require_name, storable
 
 if TYPE_CHECKING:
-    from ibidem.runtime import Runtime
+    from ibidem._util.faults import Faults
+    from ibidem.embedding.base import CheckedEmbedder
     from ibidem.storage.examples import ExampleTable
 
 
@@ -37,21 +38,24 @@ class ExampleLog:
     lookup log is, and counted in `stats().faults`.
 
     Args:
-        runtime: Where the examples are written.
+        shared: The examples of the cache's location.
         ready: Raises if the cache is closed; called before anything else.
         redacted: Returns a text as it may be written, "" if that is not known.
+        flush: Waits until what was added is written.
         kept: Whether examples are kept at all.
     """
 
     def __init__(
         self,
-        runtime: Runtime,
+        shared: SharedExamples,
         ready: Callable[[], None],
         redacted: Callable[[str], str],
+        flush: Callable[[], object],
         *,
         kept: bool = True,
     ) -> None:
-        self._runtime, self._ready, self._redacted, self.kept = runtime, ready, redacted, kept
+        self._flush = flush
+        self._shared, self._ready, self._redacted, self.kept = shared, ready, redacted, kept
 
     def add(self, example: Example) -> bool:
         """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
@@ -74,14 +78,14 @@ class ExampleLog:
         if not self.kept or is_bypassed():
             return False
         if not (_fits(example) and storable(current().name())):
-            self._runtime.faults.count(
+            self._shared.faults.count(
                 "keep examples: invalid", "refused an example with text or numbers that no database holds"
             )
             return False
         question, answer = self._redacted(example.question), self._redacted(example.answer)
         if not question or (example.answer and not answer):
             return False
-        now = self._runtime.clock()
+        now = self._shared.clock()
         shown = replace(
             example,
             at=example.at or now,
@@ -89,7 +93,7 @@ class ExampleLog:
             answer=answer,
             namespace=example.namespace or current().name(),
         )
-        return self._runtime.log_example(EmbeddedExample(shown, submitted=now))
+        return self._shared.add(EmbeddedExample(shown, submitted=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
         """Keep what was just stored as an example too, if people read it and the question is known.
@@ -114,7 +118,7 @@ class ExampleLog:
         )
         if _fits(example):
             given = EmbeddedExample(example, entry.vector, embedder, submitted=entry.created)
-            self._runtime.log_example(given, stored=True)
+            self._shared.add(given, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
         """Note what somebody thinks of an example: one called bad is never selected. None takes it back.
@@ -140,7 +144,7 @@ class ExampleLog:
             raise InvalidInput(f"good must be True, False or None, not {good!r}")
         if not 0 < example_id < _TOO_LARGE:
             return False
-        examples = self._runtime.store.examples
+        examples = self._shared.table
         if not all(current().covers(found.namespace) for found in examples.of_ids([example_id])):
             return False  # ids are counted up, so any may be guessed
         return examples.set_feedback(example_id, good)
@@ -202,7 +206,7 @@ class ExampleLog:
         )
         if not wanted.question or not storable(wanted.question):
             return []
-        return self._runtime.select(wanted)
+        return self._shared.select(wanted)
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """The last `limit` examples added, by any process, the newest first; all or those of one namespace.
@@ -218,13 +222,13 @@ class ExampleLog:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
         namespace = effective_namespace(namespace)
         self._look_up(namespace)
-        return self._runtime.store.examples.recent(limit, namespace)
+        return self._shared.table.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
         """How many examples are kept, in all or of one namespace. Raises as `recent`."""
         namespace = effective_namespace(namespace)
         self._look_up(namespace)
-        return self._runtime.store.examples.count(namespace)
+        return self._shared.table.count(namespace)
 
     def check(self, k: int, **options: Any) -> None:
         """Raise what `select` would with these arguments; for adapters, which are not to fail later.
@@ -239,14 +243,14 @@ class ExampleLog:
         """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
         namespace = effective_namespace(namespace)
         self._look_up(namespace)
-        return self._runtime.store.examples.stats(namespace)
+        return self._shared.table.stats(namespace)
 
     def _look_up(self, namespace: str | None) -> None:
         """Write what waits."""
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
-        self._runtime.flush()
+        self._flush()
 
 
 def _fits(example: Example) -> bool:
@@ -257,6 +261,8 @@ def _fits(example: Example) -> bool:
     return all(map(storable, texts)) and all(0 <= number < MAX_NUMBER for number in numbers)
 
 
+QUEUE_LIMIT = 10_000  # examples that wait to be written, so that a slow database fills no memory
+BATCH = 500  # examples written in one transaction
 TWICE_SECONDS = 10.0  # between the two, at most
 FORGET_SECONDS = 60.0  # how often the old are looked for, while in use
 _REMEMBERED = 4096
@@ -328,6 +334,73 @@ class ExampleQueue:
         """Some of what was written may be deleted: who tells of it now tells of another answer."""
         with self._lock:
             self._told_once.clear()
+
+
+class SharedExamples:
+    """The examples of one location: what waits to be written, and the selector. Thread-safe.
+
+    Args:
+        table: The example log.
+        embedder: Makes the vectors to select by.
+        faults: Counts what is dropped.
+        clock: Seconds since the epoch.
+        ttl: Seconds that an example is kept; infinite for ever.
+        wake: Wakes the background thread, which calls `write`, `embed` and `expiry.work`.
+    """
+
+    def __init__(
+        self,
+        table: ExampleTable,
+        embedder: CheckedEmbedder,
+        faults: Faults,
+        clock: Callable[[], float],
+        *,
+        ttl: float,
+        wake: Callable[[], None],
+    ) -> None:
+        self.table, self.faults, self.clock, self._wake = table, faults, clock, wake
+        self.queue = ExampleQueue()
+        self.adopt(embedder)
+        self.expiry = Forgetting(table, ttl, clock)
+
+    def adopt(self, embedder: CheckedEmbedder) -> None:
+        """Select by the vectors of this embedder from now on."""
+        self.embedder, self.selector = embedder, Selector(self.table, embedder)
+
+    def add(self, given: EmbeddedExample, *, stored: bool = False) -> bool:
+        """Write an example to its log, in the background; False, counted, if too many wait already.
+
+        `stored` if its answer was just stored.
+        """
+        if len(self.queue) >= QUEUE_LIMIT:
+            limit = f"{QUEUE_LIMIT:,} wait to be written"
+            self.faults.count("keep examples: too many wait", f"dropped an example: {limit}")
+            return False
+        self.queue.put(given, stored=stored)
+        self._wake()
+        return True
+
+    def write(self) -> bool:
+        """Write a batch; returns whether there is more. Raises `StorageError`."""
+        taken = self.queue.take(BATCH)
+        try:
+            if taken:
+                self.table.add([one for _, one in taken])
+        except StorageUnavailable:
+            self.queue.put_back(taken)
+            raise
+        return len(self.queue) > 0
+
+    def embed(self) -> bool:
+        """Embed some questions of a namespace that was selected from; returns whether there is more."""
+        return self.selector.work()
+
+    def select(self, wanted: Wanted) -> list[Example]:
+        """Select examples for a prompt; raises what the database or the embedder does."""
+        found = self.selector.select(wanted)
+        if self.selector.behind:
+            self._wake()
+        return found
 
 
 class Forgetting:

@@ -90,9 +90,9 @@ def export(
     log._look_up(namespace)
     from ibidem_lab.exporting.run import Export
 
-    runtime, last = log._runtime, redact or str
+    shared, last = log._shared, redact or str
     both = partial(_both, log._redacted, last)
-    found = Export(runtime.store.examples, runtime.embedder, choice, both, texts)
+    found = Export(shared.table, shared.embedder, choice, both, texts)
     return found.run(Path(os.fspath(out)), force=force)
 
 
