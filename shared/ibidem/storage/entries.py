@@ -154,7 +154,7 @@ class EntryTable:
             if self._invalidations.rejects(db, entry, requested):
                 return False
             db.execute(_upsert(db.dialect.name, bounds.ranking), {**row, "floor": floor})
-            replaced = ((_REPLACE_DOCUMENTS, source_rows(entry)), (_REPLACE_TAGS, tag_rows(entry)))
+            replaced = ((_REPLACE_DOCUMENTS, _source_rows(entry)), (_REPLACE_TAGS, _tag_rows(entry)))
             for (delete, insert), rows in replaced:
                 db.execute(delete, {"of": entry.id})
                 if rows:
@@ -271,7 +271,7 @@ def entry_size(entry: Entry) -> int:
     return OVERHEAD + sum(len(text.encode()) for text in texts) + vector + documents
 
 
-def source_rows(entry: Entry) -> list[dict[str, Any]]:
+def _source_rows(entry: Entry) -> list[dict[str, Any]]:
     """Return the rows of `entry_documents` for an entry; each content of a document once."""
     return [
         {
@@ -285,7 +285,7 @@ def source_rows(entry: Entry) -> list[dict[str, Any]]:
     ]
 
 
-def tag_rows(entry: Entry) -> list[dict[str, str]]:
+def _tag_rows(entry: Entry) -> list[dict[str, str]]:
     """Return the rows of `entry_tags` for an entry."""
     return [{"entry_id": entry.id, "tag": tag} for tag in sorted(set(entry.tags))]
 

@@ -86,20 +86,12 @@ def example_row(example: Example | EmbeddedExample) -> dict[str, Any]:
     """Return the columns of `examples` for an example."""
     embedded = example if isinstance(example, EmbeddedExample) else EmbeddedExample(example)
     plain = embedded.example
+    columns = {name: getattr(plain, name) for name in _FIELDS if name != "id"}  # which the database gives
     return {
+        **columns,
         "at": float(plain.at),
-        "namespace": plain.namespace,
-        "question": plain.question,
-        "answer": plain.answer,
-        "model": plain.model,
-        "documents": json.dumps([(d.id, d.digest, d.source) for d in plain.documents]),
-        "input_tokens": plain.input_tokens,
-        "output_tokens": plain.output_tokens,
         "seconds": None if plain.seconds is None else float(plain.seconds),
-        "streamed": plain.streamed,
-        "entry_id": plain.entry_id,
-        "scope": plain.scope,
-        "feedback": plain.feedback,
+        "documents": json.dumps([(d.id, d.digest, d.source) for d in plain.documents]),
         "tags": json.dumps(plain.tags),
         "embedder": "" if embedded.vector is None else embedded.embedder,
         "vector": None if embedded.vector is None else to_bytes(embedded.vector),

@@ -186,28 +186,28 @@ class LookupQueue:
         return len(self._rows)
 
     def put(self, row: LookupRow) -> None:
-        """Append a lookup; beyond the limit the oldest is dropped, counted."""
+        """Append a lookup; beyond the limit the oldest one is dropped and counted."""
         self._rows.append(row)
         if len(self._rows) <= QUEUE_LIMIT:
             return
-        with contextlib.suppress(IndexError):  # they may be written just now
+        with contextlib.suppress(IndexError):  # the background may have written them all just now
             self._rows.popleft()
             limit = f"{QUEUE_LIMIT:,} wait to be written"
             self._faults.count("write the lookup log: too many wait", f"dropped a lookup: {limit}")
 
     def write(self, bounds: Bounds, floor: float, life: Lifetime) -> bool:
-        """Write a batch; returns whether there is more. Raises `StorageError`."""
+        """Write a batch and return whether there is more; raises `StorageError`."""
         rows = [self._rows.popleft() for _ in range(min(BATCH, len(self._rows)))]
         try:
             if rows:
                 self._table.add(rows, bounds=bounds, floor=floor, life=life)
-        except StorageUnavailable:  # they wait again, in their place
+        except StorageUnavailable:  # put them back in their order
             self._rows.extendleft(reversed(rows))
             raise
         return len(self._rows) > 0
 
     def drop(self, namespace: str | None = None) -> None:
-        """Drop the lookups of a namespace, or all, while others append."""
+        """Drop the lookups of a namespace, or all of them, while others append."""
         for _ in range(len(self._rows)):
             row = self._rows.popleft()
             if namespace is not None and not is_in_namespace(row.namespace, namespace):

@@ -57,7 +57,7 @@ class StoredVector:
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
 
 
-def to_stored_vector(row: Any) -> StoredVector:
+def _to_stored_vector(row: Any) -> StoredVector:
     """Convert a row to its question, with the vector if it has one."""
     vector = None if row.vector is None else to_vector(row.vector)
     if not (row.id and row.scope and isinstance(row.question, str)):
@@ -175,7 +175,7 @@ class VectorTable:
         query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector, _vectors.c.point)
         query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
         rows = fetch_all(self._engine, query.limit(limit))
-        return list(valid_rows(to_stored_vector, rows))
+        return list(valid_rows(_to_stored_vector, rows))
 
     def count(self, limit: int | None = None) -> int:
         """Count the entries that can be found by meaning, with vectors or without; up to the limit."""
