@@ -616,7 +616,7 @@ def cached(case: Row, backend: Backend, heard: CountingInstrumentation, open_cac
 
 
 @on_both(ROWS)
-async def test_the_very_same_question_is_free(
+async def test_an_identical_question_costs_no_call(
     case: Row, backend: Backend, heard: CountingInstrumentation, open_cache: OpenCache
 ) -> None:
     """Cold, all is as without a cache; again, answer and events are the same, and the model is not asked."""

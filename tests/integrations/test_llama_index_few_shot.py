@@ -103,7 +103,7 @@ async def test_examples_reach_the_model(
     assert len(model.script.asked) == (4 if mode == "refine" else 2)
 
 
-async def test_a_growing_log_ends_no_hits(
+async def test_a_growing_log_costs_no_hits(
     make: Make, model: CountingFunctionCalling, log: SemanticCache
 ) -> None:
     """Other examples, the same question, also reworded: one call of the model."""
@@ -126,7 +126,7 @@ def test_in_key_compares_the_examples(model: CountingFunctionCalling, log: Seman
     assert [str(other.query(ASKED)) for _ in range(2)] == ["answer 3", "answer 4"]
 
 
-def test_other_settings_are_another_prompt(
+def test_other_few_shot_settings_are_another_prompt(
     make: Make, model: CountingFunctionCalling, log: SemanticCache
 ) -> None:
     """Number, form and diversity."""
@@ -136,9 +136,7 @@ def test_other_settings_are_another_prompt(
     assert len(model.script.asked) == 4
 
 
-def test_functions_of_the_program_are_still_not_known(
-    model: CountingFunctionCalling, log: SemanticCache
-) -> None:
+def test_other_template_functions_are_not_cached(model: CountingFunctionCalling, log: SemanticCache) -> None:
     """Only what comes from here is."""
     own = PromptTemplate(FORM, function_mappings={"examples": lambda **_: "mine"})
     plain = get_response_synthesizer(llm=model, text_qa_template=own)
@@ -164,7 +162,7 @@ def test_what_the_user_says_always_counts(model: CountingFunctionCalling, log: S
     assert len(model.script.asked) == 9
 
 
-async def test_a_chat_template_can_hold_them(model: CountingFunctionCalling, log: SemanticCache) -> None:
+async def test_a_chat_template_can_hold_examples(model: CountingFunctionCalling, log: SemanticCache) -> None:
     """In a message."""
     llm = CachedLLM(model, log, namespace="answers")
     messages = [ChatMessage("Answer as these:\n{examples}", role="system"), ChatMessage("{query_str}")]
@@ -213,7 +211,7 @@ def test_without_the_cache_there_are_no_examples(log: SemanticCache, monkeypatch
         ({"question_key": None}, "question_key must be a str"),
     ],
 )
-def test_misuse_is_told_at_once(log: SemanticCache, given: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise_at_once(log: SemanticCache, given: dict[str, Any], message: str) -> None:
     """And not in the middle of a query."""
     with pytest.raises(InvalidInput, match=message):
         few_shot(log, **given)

@@ -806,7 +806,7 @@ async def test_condensing_a_follow_up_is_not_logged(quoting: bool, log: Log) -> 
 
 
 @cases([*ENGINES, *CHATS, *BARE])
-async def test_a_cached_model_and_a_handler_tell_of_one_answer(case: Case, open_cache: OpenCache) -> None:
+async def test_a_cached_model_and_a_handler_log_one_example(case: Case, open_cache: OpenCache) -> None:
     """In one namespace it is one example, and steps are none."""
     cache = open_cache()
     handler = IbidemCallbackHandler(cache)
@@ -819,7 +819,7 @@ async def test_a_cached_model_and_a_handler_tell_of_one_answer(case: Case, open_
 
 
 @cases([*ENGINES, *BARE])
-async def test_a_cached_model_alone_tells_of_what_it_is_asked(case: Case, open_cache: OpenCache) -> None:
+async def test_a_cached_model_alone_logs_direct_calls(case: Case, open_cache: OpenCache) -> None:
     """Without a handler: of a synthesis, of which it sees single calls, nothing."""
     cache = open_cache()
     backend = fake()
@@ -830,7 +830,7 @@ async def test_a_cached_model_alone_tells_of_what_it_is_asked(case: Case, open_c
 
 
 @pytest.mark.parametrize("mode", ["compact", "refine"])
-async def test_a_cached_synthesizer_alone_tells_of_its_answer(mode: str, open_cache: OpenCache) -> None:
+async def test_a_cached_synthesizer_alone_logs_its_answer(mode: str, open_cache: OpenCache) -> None:
     """Of a whole answer, once, also around a cached model and beside a handler."""
     cache = open_cache()
     backend = fake()
@@ -911,7 +911,7 @@ async def test_an_abandoned_stream_of_a_hit_is_not_logged(layer: str, read: int,
     assert [example.entry_id for example in log.examples()] == [None]
 
 
-async def test_an_answer_of_which_one_part_was_asked_anew_names_no_entry(log: Log) -> None:
+async def test_an_answer_with_one_new_part_names_no_entry(log: Log) -> None:
     """Only an answer that the model had no part in comes from the cache."""
     backend = fake()
     stage = Stage.of(backend, CachedLLM(backend.model, log.cache, namespace=log.namespace))
@@ -1086,7 +1086,7 @@ async def test_namespaces_are_kept(empty: Log) -> None:
     assert empty.examples() == []
 
 
-def test_wrong_arguments_are_told_at_once(cache: SemanticCache) -> None:
+def test_invalid_arguments_raise_at_once(cache: SemanticCache) -> None:
     """An option that does not exist, a cache and options, a namespace that is no text."""
     with pytest.raises(ibidem.InvalidInput, match="did you mean 'threshold'"):
         IbidemCallbackHandler(treshold=0.9)

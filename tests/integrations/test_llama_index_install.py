@@ -344,7 +344,7 @@ def test_llama_indexs_default_model_is_cached(cache: SemanticCache, monkeypatch:
         ({"threshold": 7.0}, "threshold"),
     ],
 )
-def test_wrong_options_are_told_at_once(
+def test_invalid_options_raise_at_once(
     options: dict[str, Any], told: str, model: CountingFunctionCalling
 ) -> None:
     """With a hint, and nothing is half installed."""
@@ -356,14 +356,14 @@ def test_wrong_options_are_told_at_once(
     assert (query(), query()) == ("answer 1", "answer 1")
 
 
-def test_a_cache_and_options_are_too_much(model: CountingFunctionCalling, cache: SemanticCache) -> None:
+def test_a_cache_with_options_is_an_error(model: CountingFunctionCalling, cache: SemanticCache) -> None:
     """One or the other."""
     with pytest.raises(ibidem.InvalidInput, match="not both"):
         install(cache, threshold=0.9)
     assert Settings._llm is model
 
 
-def test_a_model_that_cannot_be_wrapped_is_told(model: CountingFunctionCalling, cache: SemanticCache) -> None:
+def test_a_model_that_cannot_be_wrapped_raises(model: CountingFunctionCalling, cache: SemanticCache) -> None:
     """A structured model is wrapped inside; nothing is half installed."""
     from pydantic import create_model
 
@@ -552,7 +552,7 @@ def test_without_llama_index_the_error_is_the_command() -> None:
     assert "pip install 'ibidem-cache[llama-index]'" in done.stderr
 
 
-def test_the_form_of_question_keys_does_not_count(
+def test_one_question_key_may_be_given_as_a_string(
     model: CountingFunctionCalling, cache: SemanticCache
 ) -> None:
     """A list, a tuple and a single name ask for the same."""

@@ -1,4 +1,4 @@
-"""What a LlamaIndex call is compared by: model, messages, arguments, surroundings; and how answers return."""
+"""The key of a LlamaIndex call: model, messages, arguments, context; and how answers return."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_every_setting_of_a_model_counts(changed: dict[str, Any]) -> None:
     ],
     ids=lambda changed: "-".join(changed),
 )
-def test_who_pays_and_how_long_it_may_take_do_not_count(changed: dict[str, Any]) -> None:
+def test_operational_settings_do_not_count(changed: dict[str, Any]) -> None:
     before = openai(default_headers={}) if "default_headers" in changed else openai()
     assert identity(openai(**changed)) == identity(before)
 
@@ -322,7 +322,7 @@ def test_a_formatting_function_gets_a_list() -> None:
     ],
     ids=["header", "nested"],
 )
-def test_an_identity_tells_no_secret(options: dict[str, Any]) -> None:
+def test_an_identity_holds_no_secret(options: dict[str, Any]) -> None:
     assert "hush" not in identity(openai(**options))
 
 
@@ -570,7 +570,7 @@ def test_fields_of_a_message_class_count() -> None:
     assert chat_prompt([one]) != chat_prompt([other])
 
 
-# the surroundings -------------------------------------------------------------------------------------
+# the context of the call ------------------------------------------------------------------------------
 
 
 class Shelf(BaseRetriever):
@@ -876,7 +876,7 @@ def test_a_closed_cache_costs_hits_only(open_cache: OpenCache) -> None:
     assert sum(llm.faults().values()) == 2
 
 
-def test_copies_and_travel(watched: SemanticCache) -> None:
+def test_copying_and_pickling(watched: SemanticCache) -> None:
     """A deep copy asks the same cache with a model of its own; sent away, the model travels alone."""
     llm = CachedLLM(Plain(), watched)
     copied = copy.deepcopy(llm)
@@ -886,7 +886,7 @@ def test_copies_and_travel(watched: SemanticCache) -> None:
     assert "sk-1" not in repr(CachedLLM(openai(), watched))
 
 
-def test_a_model_with_a_handler_is_copied_and_travels(watched: SemanticCache) -> None:
+def test_a_model_with_a_handler_is_copied_and_pickled(watched: SemanticCache) -> None:
     """Its handler is copied as it is, and stays behind."""
     handler = IbidemCallbackHandler(watched)
     assert copy.deepcopy(handler) is handler
@@ -897,7 +897,7 @@ def test_a_model_with_a_handler_is_copied_and_travels(watched: SemanticCache) ->
     assert pickle.loads(pickle.dumps(llm)).callback_manager.handlers == []
 
 
-def test_a_synthesizer_is_copied_and_travels(watched: SemanticCache) -> None:
+def test_a_synthesizer_is_copied_and_pickled(watched: SemanticCache) -> None:
     synthesizer = CachedSynthesizer(get_response_synthesizer(llm=Plain()), watched, namespace="acme")
     for copied in (copy.copy(synthesizer), copy.deepcopy(synthesizer)):
         assert type(copied) is CachedSynthesizer
@@ -1066,7 +1066,7 @@ def test_conversations_that_the_provider_keeps_do_not_mix(watched: SemanticCache
 # secrets ----------------------------------------------------------------------------------------------
 
 
-def test_secrets_are_nowhere(
+def test_secrets_are_not_stored_or_logged(
     open_cache: OpenCache, server: OpenAIServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not in the files of the cache, not in the log, not in what is told of failures."""

@@ -102,7 +102,7 @@ def test_a_stream_is_stored_where_it_was_asked(
     assert backend.calls == 2
 
 
-def test_a_bypass_keeps_nothing(llm: CachedLLM, backend: FakeBackend, cache: SemanticCache) -> None:
+def test_a_bypass_stores_nothing(llm: CachedLLM, backend: FakeBackend, cache: SemanticCache) -> None:
     with ibidem.scope(bypass=True):
         stream = llm.stream_chat(MESSAGES)
         llm.chat(MESSAGES)

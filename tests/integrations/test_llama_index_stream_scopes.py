@@ -263,13 +263,15 @@ def test_the_scope_of_the_asker_counts(model: CountingFunctionCalling, core: Rec
 
 @pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
 @pytest.mark.parametrize("way", AWAYS)
-async def test_so_it_does_in_async_code(model: CountingFunctionCalling, core: Recording, way: str) -> None:
+async def test_the_scope_of_the_asker_counts_in_async_code(
+    model: CountingFunctionCalling, core: Recording, way: str
+) -> None:
     llm = CachedLLM(model, core)  # type: ignore[arg-type]
     await aread_in_all_ways(core, lambda question: AWAYS[way](llm, question))
 
 
 @pytest.mark.parametrize("mode", SYNTHESIZED)
-def test_so_it_does_for_a_cached_synthesizer(
+def test_the_scope_of_the_asker_counts_for_a_cached_synthesizer(
     model: CountingFunctionCalling, core: Recording, mode: str
 ) -> None:
     made = engine(model, mode, lambda inner: CachedSynthesizer(inner, core))  # type: ignore[arg-type]
@@ -290,7 +292,9 @@ def settings(monkeypatch: pytest.MonkeyPatch, model: CountingFunctionCalling) ->
 @pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")
 @pytest.mark.filterwarnings("ignore:The `__fields_set__` attribute is deprecated")
 @pytest.mark.filterwarnings("ignore:Accessing the 'model_")
-async def test_so_it_does_for_agents(model: CountingFunctionCalling, core: Recording) -> None:
+async def test_the_scope_of_the_asker_counts_for_agents(
+    model: CountingFunctionCalling, core: Recording
+) -> None:
     """Their runs are tasks, begun when they are asked; events are read outside."""
     llm, since, runs = CachedLLM(model, core), len(core.looked_up), []  # type: ignore[arg-type]
     for said in SCOPES:
@@ -303,7 +307,7 @@ async def test_so_it_does_for_agents(model: CountingFunctionCalling, core: Recor
     assert asked(core, since) == EXPECTED
 
 
-def test_two_tenants_are_told_their_own(
+def test_two_tenants_get_their_own_answers(
     settings: None, model: CountingFunctionCalling, cache: SemanticCache
 ) -> None:
     """With `install`: their answers, each again from the cache, and their examples in the log."""

@@ -247,7 +247,7 @@ def openai(server: OpenAIServer, desk: Desk) -> Desk:
 
 
 @pytest.mark.parametrize(("mode", "way"), ALL)
-async def test_an_answered_question_is_free_in_every_mode(mode: str, way: str, desk: Desk) -> None:
+async def test_an_answered_question_costs_no_call_in_any_mode(mode: str, way: str, desk: Desk) -> None:
     """The same and a reworded question cost no call and get the same answer, and say that it is repeated."""
     engine = desk.engine(mode, way)
     cold = await ask(engine, ASKED, way)
@@ -988,7 +988,7 @@ async def test_messages_are_not_cached(desk: Desk) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
-async def test_it_goes_over_a_cached_model(mode: str, way: str, desk: Desk) -> None:
+async def test_it_wraps_a_synthesizer_with_a_cached_model(mode: str, way: str, desk: Desk) -> None:
     """Over a `CachedLLM` a hit of the synthesizer does not even ask that; both layers keep their entries."""
     engine = desk.engine(mode, way, llm=desk.cached_model())
     cold = await ask(engine, ASKED, way)
