@@ -27,6 +27,7 @@ from pydantic import PrivateAttr
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
+from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.lifecycle.rules import COMPLETE
 from llama_index_ibidem.response_metadata import ResponseMetadata, marker_of
 from llama_index_ibidem.spans import span_watcher
@@ -149,7 +150,7 @@ class LLMCallWatcher(BaseEventHandler):
                 return
             self._calls.put(span, _Call(answer))
             known = self._answers.get(answer) or LLMCallStats()
-            names = (event.model_dict.get(key) for key in ("model_name", "model"))  # "model" until 0.14.22
+            names = (event.model_dict.get(key) for key in MODEL_KEYS)
             model = next((name for name in names if isinstance(name, str) and name), known.model)
             self._answers.put(answer, replace(known, count=known.count + 1, model=model))
 
@@ -157,9 +158,10 @@ class LLMCallWatcher(BaseEventHandler):
         with self._lock:
             if (call := self._calls.get(event.span_id or "")) is not None:
                 call.streamed, call.marker = True, marker_of(event.response)
-                call.metadata = (
-                    _REPEATED if call.marker else call.metadata.merge(ResponseMetadata.of(event.response))
-                )
+                if call.marker:
+                    call.metadata = _REPEATED
+                else:
+                    call.metadata = call.metadata.merge(ResponseMetadata.of(event.response))
 
     def _ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
         with self._lock:
