@@ -21,7 +21,7 @@ from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.policy import scorer_for
 from ibidem_lab import promote, rollback
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.labelling.labelling import teach
+from ibidem_lab.labelling.teach import teach
 from ibidem_lab.replay import Row, curve_rule, hindsight, replay
 from tests.shop import products, stream
 

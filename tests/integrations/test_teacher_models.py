@@ -20,8 +20,8 @@ from ibidem import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.cli.commands import app
 from ibidem.errors import TeacherUnavailable
 from ibidem_lab.labelling import asking
-from ibidem_lab.labelling.labelling import teach
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.labelling.teach import teach
 from ibidem_lab.labelling.teachers import resolve_teacher
 from langchain_ibidem import IbidemCache
 from llama_index_ibidem import CachedLLM, IbidemCallbackHandler

@@ -260,7 +260,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     finding = Finding("database", False, hostile(random.Random(3), "finding"))
     monkeypatch.setattr("ibidem.cli.commands.examine", lambda settings: [finding])
     teacher = (lambda prompt: "yes", "[/x]\x1b[31m")
-    monkeypatch.setattr("ibidem_lab.labelling.labelling.resolve_teacher", lambda name: teacher)
+    monkeypatch.setattr("ibidem_lab.labelling.teach.resolve_teacher", lambda name: teacher)
 
     def ran(arguments: list[object], encoding: str, errors: str = "strict") -> Ran:
         streams = [io.BytesIO(), io.BytesIO()]

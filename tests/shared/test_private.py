@@ -16,8 +16,8 @@ from ibidem import Answer, Request
 from ibidem._util.files import append_private, lock_file, private_opener, write_private
 from ibidem.cli.commands import app
 from ibidem.errors import InvalidInput
-from ibidem_lab.labelling.labelling import Lesson, teach
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.labelling.teach import Lesson, teach
 from tests.helpers import Child, eventually, question, reworded
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
@@ -178,7 +178,7 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
 TEACHING = """
 import sys, time
 from pathlib import Path
-from ibidem_lab.labelling.labelling import teach
+from ibidem_lab.labelling.teach import teach
 from ibidem_lab.labelling.pairs import read_pairs
 
 def slow(prompt):

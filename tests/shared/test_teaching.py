@@ -18,9 +18,9 @@ from ibidem.cli.commands import app
 from ibidem.errors import TeacherUnavailable
 from ibidem_lab.fitting.labels import read_labels
 from ibidem_lab.labelling import asking
-from ibidem_lab.labelling.labelling import Lesson, teach
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
 from ibidem_lab.labelling.prompt import Verdict, prompt_of, verdict_of
+from ibidem_lab.labelling.teach import Lesson, teach
 from tests.helpers import Child, eventually
 from tests.labelled import rows
 
@@ -339,7 +339,7 @@ _SLOW = """
 import json, sys, time
 from pathlib import Path
 from ibidem_lab.labelling.pairs import read_pairs
-from ibidem_lab.labelling.labelling import teach
+from ibidem_lab.labelling.teach import teach
 def slow(prompt):
     sys.stdout.write(json.loads(prompt.split("\\n##########\\n")[1])["new question"] + "\\n")
     time.sleep(0.02)
@@ -463,7 +463,7 @@ def run(*arguments: object, code: int = 0, says: str = "") -> str:
 def test_teach_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost, a question, a table, a file; again, and nothing is left to ask."""
     oracle = Oracle(lambda asked, stored: YES if asked < "asked 2" else NO)
-    monkeypatch.setattr("ibidem_lab.labelling.labelling.resolve_teacher", lambda name: (oracle, name))
+    monkeypatch.setattr("ibidem_lab.labelling.teach.resolve_teacher", lambda name: (oracle, name))
     file = tmp_path / "pairs.jsonl"
     write_pairs(file, [*some(4), QuestionPair("k", "l", False, labelled_by="judgement")])
     at = (file, "--teacher", "openai:some")
@@ -492,7 +492,7 @@ def test_teach_on_the_command_line_says_what_is_wrong(
     assert "PROVIDER:MODEL" in run(file, "--teacher", "gpt", code=2)
     assert "another file" in run(file, "--teacher", "openai:x", "--out", file, code=2)
     monkeypatch.setattr(
-        "ibidem_lab.labelling.labelling.resolve_teacher", lambda name: (lambda prompt: 1 / 0, name)
+        "ibidem_lab.labelling.teach.resolve_teacher", lambda name: (lambda prompt: 1 / 0, name)
     )
     assert "5 pairs in a row" in run(file, "--teacher", "openai:x", "--yes", code=2)
     write_pairs(file, some(1))

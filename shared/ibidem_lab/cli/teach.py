@@ -29,9 +29,9 @@ from ibidem.cli.output import (
 from ibidem.matching.fitted import policy_in_force
 from ibidem.matching.policy import scorer_for
 from ibidem_lab.cli.fit import place_of
-from ibidem_lab.labelling.labelling import CHECKED, PARALLEL, Cost, Lesson, Taught
 from ibidem_lab.labelling.mining import LIMIT, Mined, Miner
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
+from ibidem_lab.labelling.teach import CHECKED, PARALLEL, Cost, Lesson, Taught
 
 Out = Annotated[Path, typer.Option("--out", help="The file to write, JSON lines.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many pairs.")]

@@ -71,7 +71,7 @@ def tune_model(
     seed: SeedOption = 0,
     device: DeviceOption = None,
 ) -> None:
-    """Fine-tune the embedding on labelled pairs; writes a model for `promote`. Needs ibidem-cache[tune]."""
+    """Fine-tune the embedding on labelled pairs; writes a model for `promote`. Needs the extra `tune`."""
     with sentences():
         from ibidem_lab.tuning import tune as tuning
 

@@ -1,4 +1,4 @@
-"""What a model directory says about itself: `metrics.json`, the card `README.md`, the drawing `roc.svg`."""
+"""The figures of a tuned model: `metrics.json` for programs, the model card `README.md` for people."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from typing import Any
 import numpy as np
 
 from ibidem.active_model import CARD_FILE, METRICS_FILE
-from ibidem_lab.tuning.metrics import Array, Bools, PairMetrics, roc
+from ibidem_lab.tuning.metrics import PairMetrics
 
-SIZE, MARGIN = 360, 40
-COLOURS = ("#8a8a8a", "#1f6feb")  # before, after: told apart on light and on dark ground
-MOST_POINTS = 300
-ROC_FILE = "roc.svg"
 FORMAT = 1
 
 
@@ -63,8 +59,6 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         "",
         f"Gain in AUC: {gain['auc']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}).",
         "",
-        f"![ROC curves before and after]({ROC_FILE})",
-        "",
         "## Data",
         "",
         f"{data['train']:,} pairs to learn from, {data['validation']:,} to choose the epoch by, "
@@ -99,39 +93,6 @@ def figure_rows(found: Sequence[PairMetrics]) -> list[tuple[str, list[str]]]:
 def most_hits_at(level: float) -> str:
     """The name of a figure."""
     return f"most hits at {level:.0%} wrong per hit"
-
-
-def write_roc(path: Path, before: Array, after: Array, same: Bools) -> None:
-    """Draw both ROC curves as SVG."""
-    side = SIZE - 2 * MARGIN
-    frame = f'<rect x="{MARGIN}" y="{MARGIN}" width="{side}" height="{side}" fill="none" stroke="#8a8a8a"/>'
-    chance = f"M{MARGIN},{MARGIN + side}L{MARGIN + side},{MARGIN}"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIZE} {SIZE}" font-family="sans-serif" '
-        'font-size="12" fill="#8a8a8a" role="img" aria-label="ROC curves before and after tuning">',
-        frame,
-        f'<path d="{chance}" stroke="#8a8a8a" stroke-dasharray="4" fill="none"/>',
-    ]
-    for at, (name, scores) in enumerate((("before", before), ("after", after))):
-        line = "L".join(
-            f"{MARGIN + x * side:.1f},{MARGIN + (1 - y) * side:.1f}" for x, y in _thinned(*roc(scores, same))
-        )
-        parts.append(f'<path d="M{line}" fill="none" stroke="{COLOURS[at]}" stroke-width="2"/>')
-        x, y = SIZE - MARGIN - 60, SIZE - MARGIN - 30 + 16 * at
-        parts.append(f'<text x="{x}" y="{y}" fill="{COLOURS[at]}">{name}</text>')
-    middle = SIZE // 2
-    parts += [
-        f'<text x="{middle}" y="{SIZE - 12}" text-anchor="middle">wrong pairs taken for right</text>',
-        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
-        "right pairs found</text>",
-        "</svg>",
-    ]
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _thinned(false: Array, true: Array) -> list[tuple[float, float]]:
-    places = np.unique(np.linspace(0, len(false) - 1, min(MOST_POINTS, len(false))).astype(int))
-    return [(float(false[at]), float(true[at])) for at in places]
 
 
 def _known(value: float) -> float | None:

@@ -47,14 +47,6 @@ def auc(scores: Array, same: Bools) -> float:
     return float((_ranks(scores)[same].sum() - right * (right + 1) / 2) / (right * wrong))
 
 
-def roc(scores: Array, same: Bools) -> tuple[Array, Array]:
-    """False and true positive rates of all thresholds, from the strictest, both from 0 to 1."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    true, false = np.cumsum(same[order])[ends], np.cumsum(~same[order])[ends]
-    return np.append(0.0, false / max(1, false[-1])), np.append(0.0, true / max(1, true[-1]))
-
-
 def measure(
     pairs: Sequence[Label], cosines: Array, reference: Array | None = None, seed: int = 0
 ) -> PairMetrics:

@@ -169,14 +169,12 @@ def _write(
     # What is measured is what will be used: the int8 form, not the one that was trained.
     embedder = OnnxEmbedder.from_directory(directory)
     tuned = cosines(embedder.embed, division.test)
-    same = labels_of(division.test)
     before, after = measure(division.test, plain), measure(division.test, tuned, plain)
     gain = _gain(division.test, plain, tuned)
     threshold = _fit_threshold(directory, embedder, [*division.validation, *division.test])
     more = _more(made, trained, division, gain, threshold)
     card.write_metrics(directory, before, after, more)
     card.write_card(directory, before, after, more)
-    card.write_roc(directory / card.ROC_FILE, plain, tuned, same)
     return before, after, gain, threshold["said"]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ibidem.errors import InvalidInput, TeacherUnavailable
 from ibidem.types import digest
 from ibidem_lab.labelling.asking import Answered, Asker
-from ibidem_lab.labelling.lesson_file import TEACHER, TEACHER_SAME, LessonFile, PairId, id_of
+from ibidem_lab.labelling.label_file import TEACHER, TEACHER_SAME, LessonFile, PairId, id_of
 from ibidem_lab.labelling.pairs import QuestionPair
 from ibidem_lab.labelling.prompt import VERSION, prompt_of
 from ibidem_lab.labelling.teachers import resolve_teacher
