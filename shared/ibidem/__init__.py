@@ -6,7 +6,7 @@ this package is cheap: Chroma, the embedding model and the database load when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import Embedder
     from ibidem.lifecycle.eviction import Eviction
-    from ibidem.matching.policy import DocumentPolicy
+    from ibidem.matching.guards import Guard
+    from ibidem.matching.policy import DocumentPolicy, Verifier
 
 __version__ = "0.1.0"
 
@@ -90,6 +91,8 @@ def open(
     examples: bool | None = None,
     example_ttl: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
+    verifier: Verifier | None = None,
+    guards: Sequence[Guard] | None = None,
     prices: str | Path | Mapping[str, Any] | None = None,
     telemetry_namespace: bool | None = None,
 ) -> SemanticCache:
@@ -141,6 +144,10 @@ def open(
             few-shot prompts and fine-tuning (`SemanticCache.examples`). They outlive the stored answers.
         example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
+        verifier: Scores candidates instead of the shipped score (`ibidem.matching.policy.Verifier`); needs
+            `threshold`, on the scale of its scores, or `audit_rate`.
+        guards: Functions of the features of two questions (`ibidem.matching.text.QuestionFeatures`) that
+            return whether one answer must not serve both; they run behind the shipped guards.
         prices: What models cost, before the dated list prices that are shipped: a JSON file, or what it would
             hold (see `ibidem.costs`).
         telemetry_namespace: True to tell OpenTelemetry and the log the namespace too, which may name a person
@@ -148,8 +155,8 @@ def open(
 
     Raises:
         ConfigurationError: A setting is wrong, or another cache that is open on this place contradicts it.
-        InvalidInput: `compare`, `redact` or `should_store` cannot be called, or an argument has another name
-            since 0.2.
+        InvalidInput: `compare`, `redact`, `should_store`, `verifier` or a guard cannot be called, the
+            verifier has no threshold, or an argument has another name since 0.2.
         EmbedderUnavailable: No embedding model was found.
         StorageError: The place cannot be used.
     """

@@ -17,7 +17,8 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
 from ibidem.lifecycle.correcting import Correcting
 from ibidem.lifecycle.rules import Admission, Lifetime
-from ibidem.matching.policy import Policy
+from ibidem.matching.guards import GUARDS, NamedGuard
+from ibidem.matching.policy import Policy, Verifier
 from ibidem.pending import PendingRequest
 from ibidem.pipeline import Finder, Keeper
 from ibidem.provenance import opened
@@ -53,6 +54,8 @@ class SemanticCache(Correcting):
         lifetime: How long answers live.
         admission: What may be stored.
         auditor: Asked which candidates may be served and which are compared; None for no audits.
+        verifier: Scores candidates; None for the scorer of the embedder.
+        guards: Refuse candidates whatever their score.
         single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and what came of it, in the thread that asked.
         examples: Whether what is stored is an example too.
@@ -68,6 +71,8 @@ class SemanticCache(Correcting):
         admission: Admission,
         *,
         auditor: Auditor | None = None,
+        verifier: Verifier | None = None,
+        guards: Sequence[NamedGuard] = GUARDS,
         single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
         examples: bool = True,
@@ -76,7 +81,7 @@ class SemanticCache(Correcting):
     ) -> None:
         self._runtime, self._policy, self.lifetime = runtime, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
-        self._finder = Finder(runtime, policy, auditor, lifetime)
+        self._finder = Finder(runtime, policy, auditor, lifetime, verifier, guards)
         # Answered questions, for later use.
         self.examples = ExampleLog(
             runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples

@@ -10,12 +10,15 @@ from ibidem.cache import SemanticCache
 from ibidem.costs import read_prices
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.rules import Admission
+from ibidem.matching.guards import with_guards
+from ibidem.matching.policy import CheckedVerifier, Verifier
 from ibidem.renamed import require_new_names
 from ibidem.runtime import acquire
 from ibidem.settings import Settings, read_settings
 from ibidem.types import digest
 
 _HOOKS = ("compare", "redact", "should_store", "on_lookup")
+_MATCHING = ("verifier", "guards")
 
 
 def name_of(redact: Callable[[str], str]) -> str:
@@ -32,10 +35,10 @@ def name_of(redact: Callable[[str], str]) -> str:
 
 def open_cache(given: dict[str, Any]) -> SemanticCache:
     """Open a cache with the arguments of `ibidem.open`, None where nothing was given; raises as it does."""
-    hooks = {name: given[name] for name in _HOOKS}
-    for name, hook in hooks.items():
-        if hook is not None and not callable(hook):
-            raise InvalidInput(f"{name} must be callable, not {type(hook).__name__}")
+    hooks = {name: given[name] for name in (*_HOOKS, *_MATCHING)}
+    for name in _HOOKS:
+        if hooks[name] is not None and not callable(hooks[name]):
+            raise InvalidInput(f"{name} must be callable, not {type(hooks[name]).__name__}")
     settings = read_settings(**{name: value for name, value in given.items() if name not in hooks})
     cache = SemanticCache(**parts_of(settings, hooks))
     cache.opened_with = settings, hooks
@@ -46,6 +49,7 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a `SemanticCache` with these settings and hooks; raises as `ibidem.open` does."""
     require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
+    verifier, guards = _verifier_of(settings, hooks.get("verifier")), with_guards(hooks.get("guards") or ())
     shared = acquire(settings)
     admission = Admission(
         shared.faults,
@@ -68,9 +72,26 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
             log=shared.judgement_log,
             store=shared.store,
             embedder=shared.embedder,
+            verifier=verifier,
         ),
+        "verifier": verifier,
+        "guards": guards,
         "on_lookup": hooks.get("on_lookup"),
         "examples": settings.examples,
         "prices": prices,
         "telemetry_namespace": settings.telemetry_namespace,
     }
+
+
+def _verifier_of(settings: Settings, verifier: Verifier | None) -> CheckedVerifier | None:
+    """Check a verifier; raises `InvalidInput` if it cannot be used, or nothing says which scores suffice."""
+    if verifier is None:
+        return None
+    if not callable(getattr(verifier, "verify", None)) or not getattr(verifier, "name", None):
+        raise InvalidInput(f"verifier must have a name and a method verify, not {type(verifier).__name__}")
+    if settings.threshold is None and not settings.audit_rate:
+        raise InvalidInput(
+            "verifier needs threshold, on the scale of its scores, or audit_rate: what max_error_rate allows "
+            "was measured for the shipped score alone"
+        )
+    return CheckedVerifier(verifier)

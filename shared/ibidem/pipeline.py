@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.lifecycle.rules import Admission, Lifetime
-from ibidem.matching.policy import Candidate, Policy, decide, supporting
+from ibidem.matching.guards import GUARDS, NamedGuard
+from ibidem.matching.policy import Candidate, Policy, Verifier, decide, supporting
 from ibidem.telemetry.telemetry import step
 from ibidem.types import Answer, Entry, Hit, Miss, Request, Source, Tier, Vector, cosine, storable
 
@@ -32,11 +34,21 @@ class Finder:
         policy: How sure the cache must be.
         auditor: Asked which candidates may be served; None for no audits.
         lifetime: How long answers are repeated.
+        verifier: Scores candidates; None for the scorer of the embedder.
+        guards: Refuse candidates whatever their score.
     """
 
-    def __init__(self, runtime: Runtime, policy: Policy, auditor: Auditor | None, lifetime: Lifetime) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        policy: Policy,
+        auditor: Auditor | None,
+        lifetime: Lifetime,
+        verifier: Verifier | None = None,
+        guards: Sequence[NamedGuard] = GUARDS,
+    ) -> None:
         self._runtime, self._policy, self._auditor = runtime, policy, auditor
-        self._lifetime = lifetime
+        self._lifetime, self._verifier, self._guards = lifetime, verifier, guards
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHED)  # until when, by entry
 
@@ -60,10 +72,12 @@ class Finder:
         refused = "question_private" if private else index.embedder.refusal(request.question)
         if refused:
             return Miss(refused)
-        candidates, scorer = self._candidates(index, request, now, max_age), index.scorer
-        verdict = decide(request, candidates, index.calibration.applied(self._policy), scorer)
+        candidates = self._candidates(index, request, now, max_age)
+        policy, verifier = index.calibration.applied(self._policy), self._verifier or index.scorer
+        verdict = decide(request, candidates, policy, verifier, guards=self._guards)
         if (best := verdict.chosen) is not None:
-            ruling = "serve" if self._auditor is None else self._auditor.decide(request, best, scorer, now)
+            auditor = self._auditor
+            ruling = "serve" if auditor is None else auditor.decide(request, best, verifier.name, now)
             if ruling != "serve":
                 return _missed("audit" if ruling == "audit" else "below_budget", best)
             return self._served(best, "semantic", now, max_age) or _missed("expired", best)

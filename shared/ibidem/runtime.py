@@ -18,7 +18,6 @@ from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.deadline import deadline
 from ibidem._util.faults import Faults, log
 from ibidem.active_model import ActiveIndex, active_embedder
-from ibidem.audits.budget import scorer_name
 from ibidem.audits.ledger import JudgementLog
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
@@ -71,8 +70,7 @@ class Runtime:
         self.active = ActiveIndex(index, settings, self.store, self._build, self._adopt, self.faults)
         self.judgement_log = JudgementLog(
             self.store.judgements,
-            index.scorer,
-            index.scorer_name,
+            index.scorer.name,
             self.faults,
             partial(record_audit, self.cache_id),
         )
@@ -114,7 +112,7 @@ class Runtime:
 
     def _adopt(self, index: SemanticIndex) -> None:
         """Follow a swap of the semantic index."""
-        self.judgement_log.set_scorer(index.scorer, index.scorer_name)
+        self.judgement_log.set_scorer(index.scorer.name)
         self.examples.adopt(index.embedder)
         self.wake()
 
@@ -387,6 +385,5 @@ def build_semantic_index(
     opener, alone = index_opener(settings, registry), settings.chroma is None
     vectors = VectorSearch(store, checked, opener, faults, registry, alone=alone, on_open=on_open)
     warn_of_old_score(store, fingerprint)
-    scorer = scorer_for(fingerprint)
     calibration = adopted(store, fingerprint, faults)
-    return SemanticIndex(checked, vectors, scorer, scorer_name(fingerprint, scorer), calibration)
+    return SemanticIndex(checked, vectors, scorer_for(fingerprint), calibration)

@@ -103,7 +103,7 @@ class Outcome:
 
 def by_policy(policy: Policy, scorer: Scorer, least: float | None = None) -> Rule:
     """The cache's own decision; `least` as in `decide`."""
-    return lambda request, near: decide(request, near, policy, scorer, least)
+    return lambda request, near: decide(request, near, policy, scorer, min_cosine=least)
 
 
 def by_cosine(threshold: float) -> Rule:

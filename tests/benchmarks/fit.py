@@ -100,10 +100,10 @@ class Halves:
                 self.fit()
             for name, scorer in self.scorers.items():
                 least = min(CURVE_FROM, scorer.min_cosine(AUDIT_FLOOR))
-                self.note(name, decide(request, near, EVERYTHING, scorer, least))
+                self.note(name, decide(request, near, EVERYTHING, scorer, min_cosine=least))
             self.note("cosine", by_cosine(math.inf)(request, near))
         else:
-            best = decide(request, near, EVERYTHING, self.scorers["shipped"], CURVE_FROM).best
+            best = decide(request, near, EVERYTHING, self.scorers["shipped"], min_cosine=CURVE_FROM).best
             if best is not None and best.score >= AUDIT_FLOOR:
                 self.labels.append(Label(request.question, best.entry.question or "", self.right(best)))
         return Verdict(None, "below_threshold", None)

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem import Answer, ConfigurationError, InvalidInput, Request
-from ibidem.audits.budget import scorer_name
 from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
@@ -22,6 +21,7 @@ from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy
 from ibidem.settings import AUDIT_FLOOR, read_settings
 from ibidem.storage.logs import JudgementRow
 from ibidem.storage.store import Store
+from ibidem.types import digest
 from tests.embedders import BagOfWords, Broken
 from tests.helpers import Child, answer, eventually, question, reworded
 
@@ -39,7 +39,7 @@ def judged(score: float = 0.96, right: bool = True, source: str = "probe", **cha
         "stored": "b",
         "similarity": score,
         "score": score,
-        "scorer": scorer_name(BagOfWords().fingerprint, CosineScorer()),
+        "scorer": CosineScorer(BagOfWords().fingerprint).name,
         "right": right,
         "source": source,
     }
@@ -551,11 +551,19 @@ def test_compare_must_be_callable(tmp_path: Path) -> None:
 def test_a_scorer_has_a_name() -> None:
     """The same for the same embedder and weights, another for others."""
     one, two = LearnedScorer({"a": 1.0}, 0.1), LearnedScorer({"a": 1.0}, 0.2)
-    names = [scorer_name("e", CosineScorer()), scorer_name("f", CosineScorer())]
-    names += [scorer_name("e", one), scorer_name("e", two)]
+    names = [CosineScorer("e").name, CosineScorer("f").name, one.name, two.name]
 
     assert len(set(names)) == 4
-    assert scorer_name("e", LearnedScorer({"a": 1.0}, 0.1)) == names[2]
+    assert LearnedScorer({"a": 1.0}, 0.1).name == names[2]
+    assert LearnedScorer({"a": 1.0}, 0.1, "e").name != names[2]
+
+
+def test_the_names_of_shipped_scorers_never_change() -> None:
+    """Judgements in databases are kept by them, since 0.1."""
+    assert CosineScorer("e").name == digest("e", "CosineScorer", "")
+    assert LearnedScorer({"a": 1.0}, 0.1, "e").name == digest(
+        "e", "LearnedScorer", "LearnedScorer(weights={'a': 1.0}, bias=0.1, embedder='e')"
+    )
 
 
 @pytest.mark.parametrize(

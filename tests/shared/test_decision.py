@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Request
-from ibidem.matching.policy import Candidate, Policy, Vectors, decide, documents_agree
+from ibidem.matching.policy import Candidate, Policy, decide, documents_agree
 from ibidem.types import Entry, Source
 
 ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "three")
@@ -113,15 +114,14 @@ def test_the_same_documents_always_agree(order: list[Document], policy) -> None:
 class ByVectors:
     """Sees the vectors: the score is their dot product."""
 
-    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
-        assert vectors is not None
-        return float(vectors[0] @ vectors[1])
+    name = "dot product"
 
-    def min_cosine(self, threshold: float) -> float:
-        return 0.0
+    def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
+        assert all(one.vectors is not None for one in candidates)
+        return [float(one.vectors[0] @ one.vectors[1]) for one in candidates if one.vectors is not None]
 
 
-def test_a_scorer_sees_the_vectors_and_its_score_decides() -> None:
+def test_a_verifier_sees_the_vectors_and_its_score_decides() -> None:
     """The candidate with the highest score is served, not the nearest."""
     asked = np.float32([1, 0])
     near = Candidate(stored("the x"), 0.99, vectors=(asked, np.float32([0.5, 0])))

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import ibidem_lab
 from ibidem import Answer, InvalidInput, Request
 from ibidem._util.faults import Faults
-from ibidem.audits.budget import AuditPolicy, scorer_name
+from ibidem.audits.budget import AuditPolicy
 from ibidem.audits.ledger import JudgementLog
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
@@ -107,7 +107,7 @@ def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
     assert hit
     assert hit.score == hit.similarity
     assert cache._runtime.semantic_index.scorer is scorer
-    assert cache._runtime.judgement_log.scorer == scorer_name(FINGERPRINT, CosineScorer())
+    assert cache._runtime.judgement_log.scorer == CosineScorer(FINGERPRINT).name
 
 
 def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
@@ -314,8 +314,8 @@ def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path,
     (told,) = cache.stats().audits
     assert (told.audits, told.probes) == (0, 30)
     assert "30" in run_command("audit", "--path", old_place)
-    policy = AuditPolicy("", 0.05, 0.1)
-    cache._runtime.judgement_log.decide(policy, 0.9, cache._runtime.semantic_index.scorer)
+    policy = AuditPolicy("", 0.05, 0.1, cache._runtime.judgement_log.scorer)
+    cache._runtime.judgement_log.decide(policy, 0.9)
     assert len(cache._runtime.judgement_log._state(policy).budget.evidence) == 30
 
 
@@ -370,14 +370,15 @@ def test_of_a_pair_judged_twice_the_later_counts() -> None:
 def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
     """A lookup that began before the exchange is refused, and not counted."""
     store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
-    old, new = CosineScorer(), CosineScorer()
-    log = JudgementLog(store.judgements, old, "old", Faults())
-    policy = AuditPolicy("", 0.02, 1.0)
+    log = JudgementLog(store.judgements, "old", Faults())
+    old, new = AuditPolicy("", 0.02, 1.0, "old"), AuditPolicy("", 0.02, 1.0, "new")
 
-    assert log.decide(policy, 0.9, old) == "probe"
-    log.set_scorer(new, "new")
-    assert log.decide(policy, 0.9, old) == "refuse"
-    assert log.decide(policy, 0.9, new) == "probe"
+    assert log.decide(old, 0.9) == "probe"
+    log.set_scorer("new")
+    assert log.decide(old, 0.9) == "refuse"
+    assert log.decide(new, 0.9) == "probe"
+    log.set_scorer("old")
+    assert log.decide(old, 0.9) == "probe"
     log.close()
     store.close()
 
@@ -385,11 +386,10 @@ def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
 def test_a_judgement_of_the_score_before_is_not_learned(tmp_path: Path) -> None:
     """Even where it cannot be written and only this process hears of it."""
     store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
-    old, new = CosineScorer(), CosineScorer()
-    log = JudgementLog(store.judgements, old, "old", Faults())
-    policy = AuditPolicy("", 0.02, 1.0)
-    log.set_scorer(new, "new")
-    log.decide(policy, 0.9, new)
+    log = JudgementLog(store.judgements, "old", Faults())
+    policy = AuditPolicy("", 0.02, 1.0, "new")
+    log.set_scorer("new")
+    log.decide(policy, 0.9)
     for name in ("old", "new"):
         log._add_to_budgets(judgement(TOLD[0], scorer=name), None)
 

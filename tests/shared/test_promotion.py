@@ -185,7 +185,7 @@ def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> 
         promote(cache, copy)
         assert cache.policy.threshold == 0.875
         assert ask(cache, 3) == right(3)
-        assert cache._runtime.judgement_log.scorer == cache._runtime.semantic_index.scorer_name
+        assert cache._runtime.judgement_log.scorer == cache._runtime.semantic_index.scorer.name
         rollback(cache)
         assert cache.policy == shipped
 

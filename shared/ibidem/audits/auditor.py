@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ibidem.active_model import read_promotion
-from ibidem.audits.budget import WINDOW, AuditPolicy, Decision, PendingAudit, restore_budget, scorer_name
+from ibidem.audits.budget import WINDOW, AuditPolicy, Decision, PendingAudit, restore_budget
 from ibidem.audits.judge import AnswerJudge
 from ibidem.audits.ledger import REPORTED, AuditStats, JudgementLog, audit_stats
 from ibidem.embedding import resolve_embedder
@@ -21,7 +21,7 @@ from ibidem.types import Answer, Request
 if TYPE_CHECKING:
     from ibidem.audits.judge import Compare
     from ibidem.embedding.base import Embedder
-    from ibidem.matching.policy import Candidate, Scorer
+    from ibidem.matching.policy import Candidate, Verifier
     from ibidem.settings import Settings
     from ibidem.storage.store import Store
 
@@ -37,23 +37,30 @@ class Auditor:
         max_error_rate: Accepted share of wrong hits by meaning.
         audit_rate: Share of the hits by meaning that are audited.
         compare: Compares a stored answer with the model's.
+        verifier: Gives the scores; None for the scorer of the embedder in use.
     """
 
-    def __init__(self, log: JudgementLog, max_error_rate: float, audit_rate: float, compare: Compare) -> None:
-        self._log, self._compare = log, compare
+    def __init__(
+        self,
+        log: JudgementLog,
+        max_error_rate: float,
+        audit_rate: float,
+        compare: Compare,
+        verifier: Verifier | None = None,
+    ) -> None:
+        self._log, self._compare, self._verifier = log, compare, verifier
         self._max_error_rate, self._audit_rate = max_error_rate, audit_rate
 
-    def decide(self, request: Request, candidate: Candidate, scorer: Scorer, now: float) -> Decision:
-        """Decide whether to serve a candidate, to which `scorer` gave its score.
+    def decide(self, request: Request, candidate: Candidate, scorer: str, now: float) -> Decision:
+        """Decide whether to serve a candidate, to which the verifier named `scorer` gave its score.
 
         An audit or a probe is pending until `record_answer`.
 
         Raises:
             StorageError: The judgements cannot be read.
         """
-        policy = AuditPolicy(request.namespace, self._max_error_rate, self._audit_rate)
-        name = self._log.scorer
-        decision = self._log.decide(policy, candidate.score, scorer)
+        policy = AuditPolicy(request.namespace, self._max_error_rate, self._audit_rate, scorer)
+        decision = self._log.decide(policy, candidate.score)
         if decision in ("audit", "probe"):
             row = JudgementRow(
                 at=now,
@@ -64,7 +71,7 @@ class Auditor:
                 stored=candidate.entry.question or "",
                 similarity=candidate.similarity,
                 score=candidate.score,
-                scorer=name,
+                scorer=scorer,
                 right=False,
                 source=decision,
             )
@@ -77,17 +84,24 @@ class Auditor:
 
     def report(self) -> tuple[AuditStats, ...]:
         """Return the statistics of the judgements; raises `StorageError`."""
-        return self._log.report(self._max_error_rate, self._audit_rate)
+        scorer = self._log.scorer if self._verifier is None else self._verifier.name
+        return self._log.report(self._max_error_rate, self._audit_rate, scorer)
 
 
 def auditor_for(
-    settings: Settings, compare: Compare | None, *, log: JudgementLog, store: Store, embedder: Embedder
+    settings: Settings,
+    compare: Compare | None,
+    *,
+    log: JudgementLog,
+    store: Store,
+    embedder: Embedder,
+    verifier: Verifier | None = None,
 ) -> Auditor | None:
     """Create the auditor of a cache with these settings; None if they ask for no audits."""
     if not settings.audit_rate:
         return None
     chosen = compare or AnswerJudge(_judging_embedder(settings, store, embedder))
-    return Auditor(log, settings.max_error_rate, settings.audit_rate, chosen)
+    return Auditor(log, settings.max_error_rate, settings.audit_rate, chosen, verifier)
 
 
 def _judging_embedder(settings: Settings, store: Store, embedder: Embedder) -> Embedder:
@@ -111,9 +125,9 @@ def report_of(
         StorageError: The database failed.
     """
     table, found = store.judgements, []
-    scorers = [scorer_name(one, scorer_for(one)) for one in store.embedders.registered()]
+    scorers = [scorer_for(one).name for one in store.embedders.registered()]
     for name, scorer in table.namespaces(REPORTED, namespace, scorers or None):
         rows = [row for _, row in table.newest(WINDOW, name, scorer)]
-        budget = restore_budget(AuditPolicy(name, max_error_rate, audit_rate), rows)
+        budget = restore_budget(AuditPolicy(name, max_error_rate, audit_rate, scorer), rows)
         found.append(audit_stats(name, rows, budget))
     return tuple(found)

@@ -29,15 +29,14 @@ import random as system_random
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ibidem.storage.logs import JudgementRow
-from ibidem.types import Answer, digest
+from ibidem.types import Answer
 
 if TYPE_CHECKING:
     from ibidem.audits.judge import Compare
-    from ibidem.matching.policy import Scorer
 
 
 Decision = Literal["serve", "audit", "probe", "refuse"]
@@ -280,11 +279,15 @@ SOURCES = ("audit", "probe")  # judgements that a budget learns from
 
 @dataclass(frozen=True, slots=True)
 class AuditPolicy:
-    """Parameters of a budget; caches of one location that differ in them have budgets of their own."""
+    """Parameters of a budget; caches of one location that differ in them have budgets of their own.
+
+    `scorer` is the name of the verifier that gives the scores.
+    """
 
     namespace: str
     max_error_rate: float
     audit_rate: float
+    scorer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +312,6 @@ class Comparison:
         if not self.fresh.semantic:  # such as a tool call, for which a text is no substitute
             return False
         return bool(self.audit.compare(self.audit.row.asked, self.audit.stored, self.fresh.text))
-
-
-def scorer_name(embedder: str, scorer: Scorer) -> str:
-    """Name the source of scores: the embedder of this fingerprint and the scorer with its weights."""
-    kind = type(scorer).__name__
-    return digest(embedder, kind, repr(scorer) if is_dataclass(scorer) else "")
 
 
 def restore_budget(policy: AuditPolicy, rows: Iterable[JudgementRow]) -> Budget:

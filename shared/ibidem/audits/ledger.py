@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ibidem._util.background import Background
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
@@ -30,9 +29,6 @@ from ibidem.audits.budget import (
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.storage.logs import JudgementRow, JudgementTable
 from ibidem.types import Answer, is_in_namespace
-
-if TYPE_CHECKING:
-    from ibidem.matching.policy import Scorer
 
 MAX_PENDING = 1_000  # audits whose fresh answer is awaited; the oldest are dropped
 MAX_WAITING = 1_000  # comparisons, and judgements, in a queue
@@ -98,8 +94,7 @@ class JudgementLog:
 
     Args:
         table: The judgements in the database.
-        scorer: The source of the scores.
-        name: Its name; judgements of other scorers are ignored.
+        scorer: Name of the scorer in use.
         faults: Counts failures.
         on_judgement: Called with each judgement of this process.
     """
@@ -107,13 +102,12 @@ class JudgementLog:
     def __init__(
         self,
         table: JudgementTable,
-        scorer: Scorer,
-        name: str,
+        scorer: str,
         faults: Faults,
         on_judgement: Callable[[JudgementRow], None] = lambda row: None,
     ) -> None:
         self._table, self._faults, self._on_judgement = table, faults, on_judgement
-        self._scored_by, self.scorer = scorer, name
+        self.scorer, self._retired = scorer, frozenset[str]()
         self._lock = ForkSafeLock()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
@@ -142,21 +136,22 @@ class JudgementLog:
         self._background.after_fork()
         self._reset()
 
-    def set_scorer(self, scorer: Scorer, name: str) -> None:
+    def set_scorer(self, scorer: str) -> None:
         """Switch to another scorer; budgets are restored from the judgements of its scores."""
         with self._lock:
-            self._scored_by, self.scorer = scorer, name
+            self._retired = (self._retired | {self.scorer}) - {scorer}
+            self.scorer = scorer
             self._pending.clear()
             self._budgets.clear()
 
-    def decide(self, policy: AuditPolicy, score: float, scorer: Scorer) -> Decision:
-        """Decide, by the budget of this policy, about a candidate to which this scorer gave this score.
+    def decide(self, policy: AuditPolicy, score: float) -> Decision:
+        """Decide, by the budget of this policy, about a candidate with this score.
 
         Raises:
             StorageError: The judgements of this namespace cannot be read.
         """
         with self._lock:
-            if scorer is not self._scored_by:  # switched meanwhile: scores of two are not comparable
+            if policy.scorer in self._retired:  # switched meanwhile: scores of two are not comparable
                 return "refuse"
             decision = self._state(policy).budget.decide(score)
             due = time.monotonic() - self._polled > POLL_SECONDS
@@ -173,7 +168,7 @@ class JudgementLog:
             if self._last is None:
                 self._corrected = self._table.corrected()
                 self._last = self._table.last_id()
-            rows = self._table.newest(WINDOW, policy.namespace, self.scorer)
+            rows = self._table.newest(WINDOW, policy.namespace, policy.scorer)
             budget = restore_budget(policy, (row for _, row in rows))
             state = _BudgetState(policy, budget, rows[-1][0] if rows else 0)
             self._budgets.put(policy, state)
@@ -238,17 +233,17 @@ class JudgementLog:
         """Finish queued work; waits for a comparison for at most 20 s."""
         self._background.stop()
 
-    def report(self, max_error_rate: float, audit_rate: float) -> tuple[AuditStats, ...]:
-        """Return the statistics of the namespaces that were judged last.
+    def report(self, max_error_rate: float, audit_rate: float, scorer: str) -> tuple[AuditStats, ...]:
+        """Return the statistics of the namespaces in which scores of this scorer were judged last.
 
         Raises:
             StorageError: The database failed.
         """
         found = []
-        for namespace, _ in self._table.namespaces(REPORTED, scorers=[self.scorer]):
-            rows = [row for _, row in self._table.newest(WINDOW, namespace, self.scorer)]
+        for namespace, _ in self._table.namespaces(REPORTED, scorers=[scorer]):
+            rows = [row for _, row in self._table.newest(WINDOW, namespace, scorer)]
             with self._lock:
-                budget = self._state(AuditPolicy(namespace, max_error_rate, audit_rate)).budget
+                budget = self._state(AuditPolicy(namespace, max_error_rate, audit_rate, scorer)).budget
                 found.append(audit_stats(namespace, rows, budget))
         return tuple(found)
 
@@ -308,7 +303,7 @@ class JudgementLog:
         if last is None:
             return False
         corrected = self._table.corrected()
-        found = self._table.after(last, LEARN_BATCH, self.scorer)
+        found = self._table.after(last, LEARN_BATCH)
         with self._lock:
             if corrected != self._corrected:
                 self._corrected = corrected
@@ -320,10 +315,11 @@ class JudgementLog:
 
     def _add_to_budgets(self, row: JudgementRow, number: int | None) -> None:
         """Add a judgement, whose id is `number`, to the budgets that lack it. The caller holds the lock."""
-        if row.source not in SOURCES or row.scorer != self.scorer:
+        if row.source not in SOURCES:
             return
         for state in self._budgets:
-            if state.policy.namespace == row.namespace and (number is None or number > state.last):
+            same = (state.policy.namespace, state.policy.scorer) == (row.namespace, row.scorer)
+            if same and (number is None or number > state.last):
                 state.budget.record(*to_judged(row))
                 state.last = max(state.last, number or 0)
 

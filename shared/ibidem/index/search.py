@@ -35,13 +35,12 @@ class SemanticIndex:
     """An embedder, the search among its vectors, the scorer of similarities, and the thresholds fitted to it.
 
     A lookup or a store takes one when it begins and keeps to it: vectors and scores of two embedders are
-    never compared, also while another model is promoted. Audits keep judgements under `scorer_name`.
+    never compared, also while another model is promoted.
     """
 
     embedder: CheckedEmbedder
     vectors: VectorSearch
     scorer: Scorer
-    scorer_name: str
     calibration: Calibration
 
     @property

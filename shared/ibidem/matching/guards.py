@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from ibidem.errors import InvalidInput
 from ibidem.matching import identifiers, words_en
 from ibidem.matching.opposites_en import (
     CONTRARY_PREFIXES,
@@ -263,6 +264,27 @@ GUARDS: tuple[NamedGuard, ...] = (
     ("roles", parts_exchanged),
     ("order", order_differs),
 )
+
+
+def with_guards(guards: Sequence[Guard]) -> tuple[NamedGuard, ...]:
+    """Return `GUARDS` and behind them a user's guards, by the names of these functions.
+
+    Raises:
+        InvalidInput: One is not a function with a name of its own.
+    """
+    if not isinstance(guards, (list, tuple)):
+        raise InvalidInput(f"guards must be a list of functions, not {type(guards).__name__}")
+    named = list(GUARDS)
+    for guard in guards:
+        name = getattr(guard, "__name__", "")
+        if not callable(guard) or not name.isidentifier():
+            raise InvalidInput(
+                f"guards must be functions with names, for the reasons of misses, not {guard!r}"
+            )
+        if any(name == known for known, _ in named):
+            raise InvalidInput(f"guards: there is another guard of the name {name!r}")
+        named.append((name, guard))
+    return tuple(named)
 
 
 def failed_guard(asked: str, stored: str, guards: Sequence[NamedGuard] = GUARDS) -> str | None:

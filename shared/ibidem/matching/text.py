@@ -15,12 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
+from typing import Any
 
 from ibidem._util.text import has_hidden, normalize, strip_invisible
 from ibidem.matching import words_en
 from ibidem.matching.identifiers import Identifiers, identifiers
 from ibidem.matching.opposites_en import CONTRARY_PREFIXES, EXCLUSIVE, NEGATIVE_PREFIXES, OPPOSITES
-from ibidem.matching.words_en import COMMON_WORDS, FILLERS, NUMBER_WORDS, PERSONS, SMALL_WORDS
+from ibidem.matching.words_en import (
+    COMMON_WORDS,
+    COMPARISONS,
+    FILLERS,
+    NUMBER_WORDS,
+    PERSONS,
+    QUANTIFIERS,
+    SMALL_WORDS,
+)
 
 ENGLISH_SHARE = 0.3  # least share of known small words in an English question
 
@@ -138,53 +147,65 @@ def parse_question(question: str) -> QuestionFeatures:
     tokens = _WORD.findall(text)
     amounts = _expand_amounts(text)
     written = _split_numbers(tokens if amounts == text else _WORD.findall(amounts))
-    words = list(_normal_words(tokens))
     spelled = amounts if visible.isupper() else visible  # a question in capitals says nothing by them
-    code = _code(visible)
-    plain = [word.removesuffix("'s") for word in written]
-    whole = _join_prefixes(amounts, written)
-    sides = sides_by_word()
-    opposites = frozenset(word for word in plain if word in sides)
-    negations = sum(map(is_negation, written))
-    small = [word for word in words if word in SMALL_WORDS]
     return QuestionFeatures(
         text=question,
         has_hidden=has_hidden(question),
         numbers=_numbers(amounts, written),
-        units=frozenset(words_en.UNITS[word] for word in written if word in words_en.UNITS),
-        dates=_dates(amounts, plain),
-        pointed_at=_pointed_at(written),
         identifiers=identifiers(visible),
-        code=code,
         quotes=tuple("".join(groups) for groups in _QUOTED.findall(visible)),
         spellings=frozenset(_SPELLED.findall(spelled)),
         has_capitals=not spelled.islower() and any(c.isupper() for c in spelled[1:]),
-        # In code, a single letter names something.
-        content=tuple(
-            _singular(word) for word in written if word not in COMMON_WORDS or (code and len(word) == 1)
-        ),
-        ordered=tuple(_ordered(written)),
-        plain_words=frozenset(plain),
-        written_negations=negations,
-        roots=frozenset(map(root, whole)),
-        root_negations=negations if whole is written else sum(map(is_negation, whole)),
-        opposites=opposites,
-        opposite_sides=frozenset(side for word in opposites for side in sides[word]),
-        words=tuple(words),
-        stems=tuple(stem(word) for word in words if word not in SMALL_WORDS),
-        fillers=Counter([word for word in small if word in FILLERS]),
-        prepositions=Counter([word for word in small if word in words_en.PREPOSITIONS]),
-        comparisons=Counter([words_en.COMPARISONS[word] for word in words if word in words_en.COMPARISONS]),
-        asks=_asks(words),
-        mode=_mode(words),
-        modal=_modal(words),
-        quantifiers=frozenset(words_en.QUANTIFIERS[word] for word in words if word in words_en.QUANTIFIERS),
-        negations=sum(word in words_en.NEGATIONS for word in words),
-        roles=_roles(words),
-        phrases=_phrases(words),
-        sorted_words=tuple(sorted(PERSONS.get(word, word) for word in words)),
-        is_english=bool(words) and len(small) / len(words) >= ENGLISH_SHARE,
+        **_written_features(amounts, written, _code(visible)),
+        **_normal_features(list(_normal_words(tokens))),
     )
+
+
+def _written_features(text: str, words: list[str], code: tuple[str, ...]) -> dict[str, Any]:
+    """Return the features of words as they are written, in lower case."""
+    plain = [word.removesuffix("'s") for word in words]
+    negations = sum(map(is_negation, words))
+    whole = _join_prefixes(text, words)
+    sides = sides_by_word()
+    opposites = frozenset(word for word in plain if word in sides)
+    return {
+        "units": frozenset(words_en.UNITS[word] for word in words if word in words_en.UNITS),
+        "dates": _dates(text, plain),
+        "pointed_at": _pointed_at(words),
+        "code": code,
+        # In code, a single letter names something.
+        "content": tuple(
+            _singular(word) for word in words if word not in COMMON_WORDS or (code and len(word) == 1)
+        ),
+        "ordered": tuple(_ordered(words)),
+        "plain_words": frozenset(plain),
+        "written_negations": negations,
+        "roots": frozenset(map(root, whole)),
+        "root_negations": negations if whole is words else sum(map(is_negation, whole)),
+        "opposites": opposites,
+        "opposite_sides": frozenset(side for word in opposites for side in sides[word]),
+    }
+
+
+def _normal_features(words: list[str]) -> dict[str, Any]:
+    """Return the features of words in one spelling."""
+    small = [word for word in words if word in SMALL_WORDS]
+    return {
+        "words": tuple(words),
+        "stems": tuple(stem(word) for word in words if word not in SMALL_WORDS),
+        "fillers": Counter([word for word in small if word in FILLERS]),
+        "prepositions": Counter([word for word in small if word in words_en.PREPOSITIONS]),
+        "comparisons": Counter([COMPARISONS[word] for word in words if word in COMPARISONS]),
+        "asks": _asks(words),
+        "mode": _mode(words),
+        "modal": _modal(words),
+        "quantifiers": frozenset(QUANTIFIERS[word] for word in words if word in QUANTIFIERS),
+        "negations": sum(word in words_en.NEGATIONS for word in words),
+        "roles": _roles(words),
+        "phrases": _phrases(words),
+        "sorted_words": tuple(sorted(PERSONS.get(word, word) for word in words)),
+        "is_english": bool(words) and len(small) / len(words) >= ENGLISH_SHARE,
+    }
 
 
 # words ------------------------------------------------------------------------------------------------

@@ -241,10 +241,10 @@ class JudgementTable:
         rows = fetch_all(self._engine, query.order_by(c.id.desc()).limit(limit))
         return [(row[0], JudgementRow(*row[1:])) for row in reversed(rows)]
 
-    def after(self, last: int, limit: int, scorer: str) -> list[tuple[int, JudgementRow]]:
-        """Return judgements with an id above `last` scored by this scorer, with ids, oldest first."""
+    def after(self, last: int, limit: int) -> list[tuple[int, JudgementRow]]:
+        """Return judgements with an id above `last`, with ids, oldest first."""
         c = _judgements.c
-        query = sa.select(c.id, *self._columns).where(c.id > last, c.scorer == scorer)
+        query = sa.select(c.id, *self._columns).where(c.id > last)
         rows = fetch_all(self._engine, query.order_by(c.id).limit(limit))
         return [(row[0], JudgementRow(*row[1:])) for row in rows]
 
