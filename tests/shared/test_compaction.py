@@ -213,7 +213,7 @@ def test_points_lost_from_the_index_are_indexed_again(open_cache, monkeypatch) -
     vectors._index.delete([row.point])
 
     with writing(store._engine) as db:
-        db.execute(tables.dead_points.insert().values(embedder=vectors.table.number, point=row.point))
+        db.execute(tables.dead_points.insert().values(embedder=vectors.table.embedder, point=row.point))
     assert not finds(cache, 2)
     cache._runtime._background.wake()
     cache.flush()
