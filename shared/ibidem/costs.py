@@ -1,9 +1,9 @@
-"""What models cost, and what answers served from the cache saved.
+"""Prices of models, and the savings of hits.
 
-The table in `prices.json` holds list prices of a day, from the package `genai-prices`
-(`tests/snapshot_prices.py`); a file of the user's goes before it. Nothing is fetched. A model has a price by
-its exact name, also behind that of its provider (`openai:gpt-4o`), or with a date where dates mean the same
-model; every other one is unknown.
+The table in `prices.json` holds list prices of one day, from the package `genai-prices`
+(`tests/snapshot_prices.py`); a file of the user takes precedence. Nothing is fetched. A price is found by the
+exact name of a model, also after that of its provider (`openai:gpt-4o`), or with a date where dated names
+mean the same model; the price of every other model is unknown.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).with_name("prices.json")
 MILLION = 1_000_000
-# A date in the name of a model, at its end or before the version of Bedrock's names.
+# A date in the name of a model, at its end or before the version in Bedrock's names.
 _DATE = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d)(?=$|-v\d)")
 _VERSION = re.compile(r"(?=-v\d+(?::\d+)?$)|$")
-# How LangChain and others name providers, and how the table does.
+# Providers as LangChain and others name them, and as the table does.
 _SELLERS = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -51,10 +51,10 @@ _Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Price(BaseModel):
-    """What a million tokens cost: read, and said.
+    """The price of a million input and output tokens.
 
-    `names` are other names of the same model, and if it is `dated` its name with any date in it is one too;
-    `provider` is who sells it, `source` and `as_of` say who said so, and when.
+    `names` are other names of the same model; if it is `dated`, its name with any date is one too. `provider`
+    sells it, `source` and `as_of` tell where the price is from, and of which day.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -89,9 +89,9 @@ class Prices:
     as_of: str = ""
 
     def of(self, model: str) -> Price | None:
-        """The price of the model of this name; None if it is not known.
+        """Find the price of a model by its name; None if unknown.
 
-        `provider:model` is the model of that provider and of no other.
+        `provider:model` is the model of that provider only.
         """
         if model in self.models:
             return self.models[model]
@@ -102,7 +102,7 @@ class Prices:
         return self._named(model)
 
     def _named(self, model: str) -> Price | None:
-        name = model.removeprefix("models/")  # as Google's API says its models
+        name = model.removeprefix("models/")  # as Google's API names its models
         if (exact := self.models.get(name)) is not None:
             return exact
         found = self.models.get(_DATE.sub("", name, count=1))
@@ -110,20 +110,22 @@ class Prices:
 
     @property
     def dated(self) -> str:
-        """As of when they are, as a reader is told."""
+        """The date of the prices, for display."""
         return f"list prices of {self.as_of}" if self.as_of else "your prices"
 
-    def cost(self, model: str, read: int, said: int) -> float | None:
-        """What so many tokens cost; None if the model has no price."""
+    def cost(self, model: str, input_tokens: int, output_tokens: int) -> float | None:
+        """Compute the cost of tokens; None if the model has no price."""
         price = self.of(model)
-        return None if price is None else (read * price.input + said * price.output) / MILLION
+        if price is None:
+            return None
+        return (input_tokens * price.input + output_tokens * price.output) / MILLION
 
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """What hits saved; of these money is known of `priced` and time of `timed`, the others are left out.
+    """The savings of hits: money is known of `priced` of them, time of `timed`; the others are left out.
 
-    `unpriced` counts those of which money is not known, by model.
+    `unpriced` counts, by model, the hits without a known price.
     """
 
     hits: int = 0
@@ -136,7 +138,7 @@ class Savings:
 
 
 def savings(rows: Iterable[LookupSums], prices: Prices) -> Savings:
-    """The sum over the hits among these rows."""
+    """Sum up the hits among these rows."""
     hits = tokens = priced = timed = 0
     money = seconds = 0.0
     unpriced: dict[str, int] = {}
@@ -154,12 +156,12 @@ def savings(rows: Iterable[LookupSums], prices: Prices) -> Savings:
 
 
 def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:
-    """The shipped prices, and before them those of a file, or of what such a file would hold.
+    """Read the shipped prices, overridden by those of a file, or of a mapping like it.
 
-    Prices in another currency replace the shipped ones, as sums of both would mean nothing.
+    Prices in another currency replace the shipped ones, as sums of both would be meaningless.
 
     Raises:
-        ConfigurationError: The file cannot be read, or is no table of prices; the message says why.
+        ConfigurationError: The file cannot be read, or is not a table of prices; the message says why.
     """
     shipped = _shipped()
     if own is None:
@@ -167,7 +169,7 @@ def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:
     given = _read(own.expanduser()) if isinstance(own, Path) else _checked(own, "prices")
     if given.currency != shipped.currency:
         return given
-    # Who gives a price for a model means the dated names of it as well.
+    # The price of a model is meant for its dated names as well.
     dated = {
         other: price
         for name, price in given.models.items()
@@ -177,7 +179,7 @@ def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:
 
 
 def dated_like(model: str, day: str) -> str:
-    """The model's name with a date, such as `-20251101`, where its provider puts it."""
+    """Insert a date, such as `-20251101`, into a model's name where its provider puts it."""
     return _VERSION.sub(day, model, count=1)
 
 

@@ -1,32 +1,35 @@
-"""Is the cache sound? What `ibidem doctor` looks at."""
+"""The checks of `ibidem doctor`."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ibidem._util.faults import Faults
 from ibidem.active_model import active_embedder, read_promotion
-from ibidem.doctor_index import compare, holder
 from ibidem.embedding.base import fingerprint_of
 from ibidem.embedding.minilm import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.foreign import foreign_package
 from ibidem.index import search as vectors
 from ibidem.index.base import Compactable
+from ibidem.index.compaction import CollectionRegistry
 from ibidem.index.memory import VectorBuffer
 from ibidem.matching import fitted as adoption
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
 from ibidem.storage.store import Store
+from ibidem.storage.vectors import VectorTable
 
-TELEMETRY_SECONDS = 86_400.0  # so long it is told that a process had it on
+TELEMETRY_SECONDS = 86_400.0  # how long a process with telemetry on is reported
+PAGE = 5_000  # points read at once
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The outcome of one check: `ok`, or a `text` that says what is wrong and what to do."""
+    """The result of one check: `ok`, or a `text` that says what is wrong and what to do."""
 
     check: str
     ok: bool
@@ -34,7 +37,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Check place, database, model and index of a cache; opens it as `ibidem.open` would.
+    """Check directory, database, model and index of a cache, opened as `ibidem.open` would.
 
     Raises:
         StorageError: The database cannot be opened at all.
@@ -62,7 +65,7 @@ def _package() -> Iterator[Finding]:
 
 
 def _telemetry(store: Store) -> Iterator[Finding]:
-    """Whether onnxruntime was imported before Ibidem, here or lately in a process that used the cache."""
+    """Check whether onnxruntime was imported before Ibidem, here or recently in a process with this cache."""
     if telemetry_is_on():
         who = "this process"
     elif time.time() - _number(store.meta.get(TELEMETRY_KEY)) < TELEMETRY_SECONDS:
@@ -121,7 +124,7 @@ def _promoted(settings: Settings, store: Store) -> str:
 
 
 def _threshold(settings: Settings, store: Store, fingerprint: str) -> Iterator[Finding]:
-    """What `ibidem fit` has moved, and what a fit of version 0.1 left."""
+    """Report the threshold that `ibidem fit` moved, and a score that version 0.1 fitted."""
     if adoption.has_old_score(store, fingerprint):
         yield Finding("threshold", True, adoption.OLD_SCORE)
     faults = Faults()
@@ -140,7 +143,7 @@ def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Findi
     try:
         index = index_opener(settings, registry)(VectorBuffer() if small else None)
     except IndexInUse:
-        text = f"in use by another process{holder(settings)}, which looks after it"
+        text = f"in use by another process{index_holder(settings)}, which looks after it"
         yield Finding("vector index", True, text)
         return
     except IndexUnavailable as error:
@@ -158,9 +161,67 @@ def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Findi
             started = time.perf_counter()
             index.count()
             yield Finding("Chroma server", True, f"answers in {_ms(started)}")
-        sound, text = compare(index, table, registry)
+        sound, text = compare_index(index, table, registry)
     except IndexUnavailable as error:
         sound, text = False, f"{error}; run `ibidem rebuild`"
     finally:
         index.close()
     yield Finding("vector index", sound, text)
+
+
+def compare_index(index: Compactable, table: VectorTable, registry: CollectionRegistry) -> tuple[bool, str]:
+    """Compare the index with the database; return whether it is sound, and counts and advice as text."""
+    now = registry.read()
+    generations = {index.generation, now.generation} - {""}
+    held = _ids(index)
+    wanted, known = _points(table, generations)
+    missing, orphans = len(wanted - held), len(held - known)
+    waiting = len(table.unindexed(index.generation, 100_000, now.generation))
+    lacking, dead = table.count_missing(), table.count_dead()
+    notes = [
+        (missing, f"{missing:,} vectors are missing"),
+        (orphans, f"{orphans:,} belong to no entry"),
+        (now.dead, f"{now.dead:,} deleted ones are still passed in searches"),
+        (lacking, f"{lacking:,} are still to be made, which happens when the cache is used"),
+        (dead, f"{dead:,} wait to be deleted"),
+        (int(bool(now.next)), "it is being replaced by a fresh one"),
+    ]
+    remarks = "; ".join(note for count, note in notes if count)
+    text = f"{len(held):,} vectors, {waiting:,} waiting to be indexed" + (f"; {remarks}" if remarks else "")
+    return not missing, f"{text}; run `ibidem rebuild`" if missing else text
+
+
+def _ids(index: Compactable) -> set[str]:
+    held: set[str] = set()
+    while page := index.ids(len(held), PAGE):
+        before = len(held)
+        held.update(page)
+        if len(held) == before:
+            break
+    return held
+
+
+def _points(table: VectorTable, generations: set[str]) -> tuple[set[str], set[str]]:
+    """Read the points that an index of these generations should hold, and all points."""
+    wanted: set[str] = set()
+    known: set[str] = set()
+    after = ""
+    while page := table.points(after, PAGE):
+        after = page[-1][0]
+        known.update(point for point, _ in page)
+        wanted.update(point for point, generation in page if generation in generations)
+    return wanted, known
+
+
+def index_holder(settings: Settings) -> str:
+    """Name the process that has the embedded index open, as far as it is known."""
+    try:
+        mark = settings.path / "index.in-use"
+        number = int(mark.read_text("utf-8") if mark.is_file() else "")
+        if os.name == "posix":  # elsewhere signal 0 would end the process
+            os.kill(number, 0)
+    except PermissionError:
+        return f" (process {number}, of another user)"
+    except (OSError, ValueError):
+        return ""
+    return f" (process {number})"

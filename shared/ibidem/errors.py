@@ -1,4 +1,4 @@
-"""Everything Ibidem raises. Each message says what to do about it."""
+"""The exceptions of Ibidem. Each message says what to do about it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ class IbidemError(Exception):
 
 
 class InvalidInput(IbidemError, ValueError):
-    """A value handed to Ibidem has the wrong type or cannot be used."""
+    """An argument has the wrong type or cannot be used."""
 
 
 class ConfigurationError(IbidemError, ValueError):
-    """A setting is wrong; the message names the setting and what it accepts."""
+    """A setting is invalid; the message names it and says what it accepts."""
 
 
 class MissingExtra(IbidemError, ImportError):
@@ -31,7 +31,7 @@ class StorageError(IbidemError):
 
 
 class StorageUnavailable(StorageError):
-    """The database is away, locked or full for now: the same may work later."""
+    """The database is temporarily unavailable, locked or full; retry later."""
 
 
 class IndexUnavailable(IbidemError):
@@ -43,7 +43,7 @@ class IndexInUse(IndexUnavailable):
 
 
 class TeacherUnavailable(IbidemError):
-    """A teacher failed again and again; what it said before is kept."""
+    """A teacher failed repeatedly; earlier labels are kept."""
 
     def __init__(self, cause: Exception, failures: int) -> None:
         super().__init__(
@@ -58,7 +58,7 @@ class CacheClosed(IbidemError):
 
 
 class NotCacheable(IbidemError):
-    """A call that must not be cached; never leaves an adapter. `cause` is counted, `advice` logged."""
+    """A call must not be cached; caught by each adapter. `cause` is counted, `advice` logged."""
 
     def __init__(self, cause: str, advice: str) -> None:
         super().__init__(f"{cause}: {advice}")

@@ -1,7 +1,7 @@
-"""The distribution `ibidem` on PyPI is somebody else's and installs a package of our name.
+"""Detection of the unrelated distribution `ibidem` on PyPI, which installs a package of the same name.
 
-pip notices nothing, and both lie in one folder. Who came last has its `__init__.py` there; that of whom is
-uninstalled takes files of the other with it. This module needs nothing else of ours, as that may not work.
+pip does not notice: both are installed into one folder. The last one overwrites `__init__.py`, and
+uninstalling one removes files of the other. This module imports nothing else of ours, as that may not work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ADVICE = f"run pip uninstall -y {FOREIGN} && pip install --force-reinstall --no-
 
 
 def foreign_package() -> str | None:
-    """What is wrong and what to do if the other one is installed here, or has our place; else None."""
+    """Return what to do if the other package is installed here, or shadows ours; else None."""
     try:
         version = metadata.version(FOREIGN)
     except metadata.PackageNotFoundError:
@@ -32,13 +32,13 @@ def foreign_package() -> str | None:
 
 
 def has_our_place() -> bool:
-    """Whether `import ibidem` gives another package than ours."""
+    """Return whether `import ibidem` imports the other package."""
     import ibidem
 
     return not hasattr(ibidem, "namespace_of")
 
 
 def require_ours() -> None:
-    """Raise an `ImportError` that says what to do if `import ibidem` gives another package than ours."""
+    """Raise an `ImportError` that says what to do if `import ibidem` imports the other package."""
     if has_our_place():
         raise ImportError(foreign_package())

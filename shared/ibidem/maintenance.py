@@ -11,20 +11,20 @@ from ibidem.lifecycle.eviction import Bounds
 from ibidem.lifecycle.rules import Lifetime
 from ibidem.storage.deletion import BATCH, Evictor
 
-PURGE_SECONDS = 60.0  # how often the expired are looked for, while in use
-# So long they stay after they expired: asked again meanwhile, they are replaced and keep their rank.
+PURGE_SECONDS = 60.0  # between two deletions of expired entries, while in use
+# Grace period after expiry, so that an entry that is replaced keeps its eviction rank.
 LATE_SECONDS = 3_600.0
 RECOUNT_SECONDS = 60.0  # how often entries are counted, as other processes store and delete too
-SLACK = 0.01  # of a bound is freed beyond what is too much, so as not to evict at every store
+SLACK = 0.01  # share of a bound that is freed in addition, so as not to evict at every store
 
 
 class Housekeeping:
-    """Bounds and expiry of one place. Thread-safe.
+    """Evicts and expires the entries of one location. Thread-safe.
 
     Args:
         evictor: Deletes entries.
-        bounds: How large the place may grow.
-        lifetime: Whether a life begins anew with every hit, and its `stale_while_revalidate`.
+        bounds: Limits on its size.
+        lifetime: Whether lifetimes restart with every hit, and `stale_while_revalidate`.
         clock: Seconds since the epoch.
     """
 
@@ -42,10 +42,10 @@ class Housekeeping:
         self._purge_at = self._count_at = 0.0
 
     def tighten(self, bounds: Bounds, sliding: bool) -> None:
-        """Another cache is opened on this place: the stricter bounds hold for both.
+        """Apply the stricter bounds when another cache opens this location.
 
         Raises:
-            ConfigurationError: It has another rule of eviction or expiry; one place has one.
+            ConfigurationError: It has another rule of eviction or expiry; a location has one.
         """
         with self._lock:
             if (bounds.eviction, sliding) != (self.bounds.eviction, self.lifetime.sliding):
@@ -82,7 +82,7 @@ class Housekeeping:
             self.floor = self._evictor.rerank(bounds)
             self.ranking = bounds
         if any(self._too_much()) and self._counted != self._stores:
-            self._recount(now)  # what was replaced, cleared or deleted by others is no more
+            self._recount(now)  # others may have replaced, cleared or deleted entries
         entries, size = self._too_much()
         if not entries and not size:
             return False
@@ -96,12 +96,12 @@ class Housekeeping:
         return gone > 0
 
     def _too_much(self) -> tuple[int, int]:
-        """Entries and bytes that must go."""
+        """Return the entries and bytes to evict."""
         bounds = self.bounds
         return _excess(self._entries, bounds.max_entries), _excess(self._bytes, bounds.max_bytes)
 
     def _recount(self, now: float) -> None:
-        self.ranking = self._evictor.ranking()  # another process may have bounds, or other ones
+        self.ranking = self._evictor.ranking()  # another process may have other bounds
         if not self.bounds.limited:
             self._count_at = now + RECOUNT_SECONDS
             return
@@ -110,8 +110,8 @@ class Housekeeping:
         entries, size = self._evictor.size()
         floor = self._evictor.floor()
         with self._lock:
-            # The count may have missed what was stored meanwhile. Taken for twice, it is counted again before
-            # anything is evicted; missed, it would stay beyond the bound until the next count.
+            # The count may have missed what was stored meanwhile. Counted twice, it is corrected before
+            # anything is evicted; missed, it would exceed the bound until the next count.
             self._entries = entries + self._stores - stores
             self._bytes = size + self._stored_bytes - stored_bytes
             self._counted = stores
@@ -120,5 +120,5 @@ class Housekeeping:
 
 
 def _excess(held: int, bound: int | None) -> int:
-    """How much of what is held must go."""
+    """Return how much of what is held to evict."""
     return 0 if bound is None or held <= bound else held - max(1, int(bound * (1.0 - SLACK)))

@@ -23,27 +23,27 @@ from ibidem.matching.policy import DocumentPolicy, Policy, threshold_for
 from ibidem.renamed import ARGUMENTS, VALUES
 from ibidem.types import storable
 
-# Least score of a candidate that an audited cache asks its budget about: of those a little above it (to 0.85)
-# 9 % are wrong on clinc150 and 21 % on banking77; farther ones would only occupy the judge.
+# Least score of a candidate that an audited cache asks its budget about: of those slightly above (to 0.85)
+# 9 % are wrong on clinc150 and 21 % on banking77; lower ones would only occupy the judge.
 AUDIT_FLOOR = 0.8
-LEAST_BYTES = 1_000_000  # a bound below that is a mistake: it would hold a few hundred answers
+MIN_BYTES = 1_000_000  # a lower bound is a mistake: it would hold a few hundred answers
 
-# Longer than most answers take, shorter than the minute after which gateways and users give up: if the call
-# that the others wait for hangs, they can still ask for themselves.
+# Longer than most answers take, shorter than the minute after which gateways and users give up: if the
+# leading call hangs, the waiting ones can still ask the model themselves.
 SINGLE_FLIGHT = 30.0
 
 
 PREFIX = "IBIDEM_"
 IGNORE = "IBIDEM_IGNORE"
 ELSEWHERE = ("IBIDEM_MODEL_CACHE", IGNORE)  # read by no setting
-# What Kubernetes sets in each container for a service whose name begins with ours.
+# Variables that Kubernetes sets in each container for a service whose name begins with ours.
 _OF_A_SERVICE = re.compile(
     r"(?=\w+\Z)IBIDEM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_[A-Z]+)?)?)"
 )
 
 
 def _similarity(value: Any) -> Any:
-    """Refuse what looks like a distance, the usual mistake, with a sentence that says so."""
+    """Refuse a distance, the usual mistake, with a message that says so."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -57,7 +57,7 @@ def _similarity(value: Any) -> Any:
 
 
 def _directory(value: Any) -> Any:
-    """The absolute path, so that a directory has one name however it is written."""
+    """Return the absolute path, so that a directory has one name however it is written."""
     if not isinstance(value, (str, Path)):
         raise ValueError(f"must be a str or Path, not {type(value).__name__}")
     try:
@@ -70,7 +70,7 @@ def _directory(value: Any) -> Any:
 
 
 def _server(value: Any) -> Any:
-    """Refuse what is no URL of a server, before the first lookup does."""
+    """Refuse an invalid URL now, not in the first lookup."""
     try:
         parts = urlsplit(value)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -83,7 +83,7 @@ def _server(value: Any) -> Any:
 
 
 def _headers(value: Any) -> Any:
-    """Refuse what cannot be sent, without quoting it: a token with a line break would end up in the log."""
+    """Refuse invalid headers without quoting them: a token with a line break would end up in the log."""
     sound = isinstance(value, Mapping) and all(
         isinstance(text, str) and text.strip() and text.isascii() and text.isprintable()
         for pair in value.items()
@@ -105,16 +105,16 @@ def _document_policy(value: Any) -> Any:
 
 
 def _prices(value: Any) -> Any:
-    """A file, or a mapping; what is in it is for `ibidem.costs` to judge."""
+    """Accept a file path or a mapping; `ibidem.costs` validates the contents."""
     if value is None or isinstance(value, Mapping):
         return value
     if not isinstance(value, (str, Path)):
-        raise ValueError("must be the path of a file, or a table of prices")
+        raise ValueError("must be a file path or a mapping of prices")
     return Path(value)
 
 
 class Settings(BaseSettings):
-    """How a cache is opened. `ibidem.open` documents each setting."""
+    """The settings of a cache. `ibidem.open` documents each."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -142,14 +142,14 @@ class Settings(BaseSettings):
     sliding: bool = False
     stale_while_revalidate: Annotated[float, Field(ge=0.0)] = 0.0
     max_entries: Annotated[int, Field(ge=1)] | None = None
-    max_bytes: Annotated[int, Field(ge=LEAST_BYTES)] | None = None
+    max_bytes: Annotated[int, Field(ge=MIN_BYTES)] | None = None
     eviction: Eviction = "cost"
     max_temperature: Annotated[float, Field(ge=0.0)] = MAX_TEMPERATURE
     max_writes_per_hour: Annotated[int, Field(ge=1)] | None = None
     single_flight: Annotated[float, Field(ge=0.0, le=3600.0)] = SINGLE_FLIGHT
     examples: bool = True
     example_ttl: Annotated[float, Field(gt=0)] = math.inf
-    prices: Annotated[Any, BeforeValidator(_prices)] = None  # for what tells of money; read by `ibidem.costs`
+    prices: Annotated[Any, BeforeValidator(_prices)] = None  # read by `ibidem.costs`
     telemetry_namespace: bool = False
 
     @field_validator(
@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         mode="before",
     )  # fmt: skip
     @classmethod
-    def _no_switch(cls, value: Any) -> Any:
+    def _refuse_bool(cls, value: Any) -> Any:
         """Refuse `True`, which would be one second, or one entry."""
         if isinstance(value, bool):
             raise ValueError("must be a number, not a bool")
@@ -171,15 +171,15 @@ class Settings(BaseSettings):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What is sent to the Chroma server with each request, in clear."""
+        """The headers of each request to the Chroma server, in clear."""
         return {name: value.get_secret_value() for name, value in (self.chroma_headers or {}).items()}
 
     @property
     def policy(self) -> Policy:
-        """The decision's part of the settings.
+        """The matching policy.
 
         Without audits the threshold is fixed: the one given, else the one measured for `max_error_rate`. With
-        audits it is only where candidates begin that the budget is asked about.
+        audits it is the least score of candidates that the budget decides about.
         """
         if self.threshold is not None:
             threshold = self.threshold
@@ -190,17 +190,17 @@ class Settings(BaseSettings):
 
     @property
     def lifetime(self) -> Lifetime:
-        """How long answers live."""
+        """The lifetime of answers."""
         return Lifetime(self.ttl, self.namespace_ttl, self.jitter, self.sliding, self.stale_while_revalidate)
 
     @property
     def bounds(self) -> Bounds:
-        """How large the cache may grow."""
+        """The limits on the size of the cache."""
         return Bounds(self.max_entries, self.max_bytes, self.eviction)
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from the arguments that are not None, the environment and the defaults.
+    """Read settings from the arguments that are not None, the environment and the defaults.
 
     Raises:
         ConfigurationError: A setting or an `IBIDEM_*` variable is unknown, or out of range; the message names
@@ -211,23 +211,23 @@ def read_settings(**given: Any) -> Settings:
 
 
 def checked_settings(chosen: Mapping[str, Any]) -> Settings:
-    """As `read_settings`, but what is None stays None, whatever the environment says."""
+    """As `read_settings`, but None stays None, whatever the environment says."""
     try:
         settings = Settings(**chosen)
-        settings.policy  # noqa: B018  # a share that no threshold is known for is refused here
+        settings.policy  # noqa: B018  # refuses a share without a known threshold
         return settings
     except InvalidInput as error:
         raise ConfigurationError(f"cannot open the cache: max_error_rate: {error}") from None
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {_said(problem)}" for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc']))}: {_describe(problem)}" for problem in error.errors()
         )
         raise ConfigurationError(f"cannot open the cache: {problems}") from None
     except SettingsError as error:  # names the setting and does not quote what was given
         raise ConfigurationError(f"cannot open the cache: {error}: its variable must be JSON") from None
 
 
-def _said(problem: Any) -> str:
+def _describe(problem: Any) -> str:
     if problem["loc"][0] == "chroma_headers":
         return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
@@ -243,7 +243,7 @@ def _said(problem: Any) -> str:
 
 
 def _require_known_variables() -> None:
-    """Raise `ConfigurationError` if an `IBIDEM_*` variable is none of ours: misspelt, it would say nothing.
+    """Raise `ConfigurationError` for unknown `IBIDEM_*` variables: a misspelt one would be ignored.
 
     Variables that are empty, or named in `IBIDEM_IGNORE`, do not count.
     """
@@ -266,7 +266,7 @@ def _require_known_variables() -> None:
 
 
 def _variables() -> Iterator[str]:
-    """The names of ours, or that look so; their case does not matter, as for the settings themselves."""
+    """List the variables that begin with our prefix, in any case, as the settings are read."""
     ignored = re.split(r"[\s,;]+", os.environ.get(IGNORE, "").upper())
     for name, value in os.environ.items():
         upper = name.upper()

@@ -196,7 +196,7 @@ def test_a_hit_of_unknown_tokens_has_no_known_money(cache: SemanticCache) -> Non
     [
         ({"models": {}}, "currency: Field required"),
         ("nowhere.json", "cannot read the prices"),
-        (7, "prices: must be the path"),
+        (7, "prices: must be a file path"),
     ],
 )
 def test_a_cache_is_not_opened_with_wrong_prices(open_cache, prices: object, said: str) -> None:

@@ -426,7 +426,7 @@ def test_entries_with_one_text_are_two_examples(cache: SemanticCache) -> None:
 
 def test_the_same_answer_later_is_another_example(cache: SemanticCache, monkeypatch) -> None:
     """Told of twice is a matter of moments."""
-    monkeypatch.setattr("ibidem.examples.log.TWICE_SECONDS", 0.0)
+    monkeypatch.setattr("ibidem.examples.log.JOIN_SECONDS", 0.0)
     cache.store(Request("how long"), Answer("30 days"))
     cache.examples.add(Example("how long", "30 days"))
 

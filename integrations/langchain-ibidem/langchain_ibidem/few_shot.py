@@ -13,7 +13,6 @@ from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
-from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.scope import current
 from ibidem.types import require_bool, require_name, require_text
 from langchain_ibidem.cache import IbidemCache
@@ -64,7 +63,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         require_bool("in_key", in_key)
         self.cache = cache.cache if isinstance(cache, IbidemCache) else cache
         self._k, self._in_key, self._options = k, in_key, {**options}
-        self._input_keys = (require_text("input_key", input_key), *QUESTION_KEYS, *GENERAL_KEYS)
+        self._input_key = require_text("input_key", input_key)
         self._names = (require_text("question_key", question_key), require_text("answer_key", answer_key))
         self._options["namespace"] = self._namespace = require_name("namespace", namespace)
         self._settings = settings_of(k, **self._options)
@@ -115,10 +114,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         return f"{type(self).__name__}(k={self._k}, namespace={self._namespace!r})"
 
     def _select(self, variables: Mapping[str, Any]) -> list[Example]:
-        asked = (variables.get(key) for key in self._input_keys)
-        question = next((text for text in asked if isinstance(text, str) and text.strip()), None)
-        options = {**self._options, "namespace": current().name(self._namespace)}
-        return self.cache.examples.select(question, self._k, **options) if question else []
+        return self.cache.examples.select_for(variables, self._k, input_key=self._input_key, **self._options)
 
     def _record(self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]) -> None:
         """Record the examples for the prompt that is being rendered."""

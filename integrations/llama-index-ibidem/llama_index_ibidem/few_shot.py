@@ -10,8 +10,7 @@ from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
-from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
-from ibidem.scope import current
+from ibidem.prompts.question import question_of
 from ibidem.types import require_bool, require_text
 from llama_index_ibidem.spans import STREAMS, span_watcher
 
@@ -67,12 +66,11 @@ def few_shot(
     except TypeError as error:
         raise InvalidInput(f"few_shot: {error}") from None
     settings = settings_of(k, question_key, example, separator, **options)
-    keys = (require_text("question_key", question_key), *QUESTION_KEYS, *GENERAL_KEYS)
+    require_text("question_key", question_key)
     faults = Faults()
 
-    def select(question: str) -> str:
-        namespace = current().name(options.get("namespace", ""))
-        found = cache.examples.select(question, k, **{**options, "namespace": namespace})
+    def select(variables: Mapping[str, Any]) -> str:
+        found = cache.examples.select_for(variables, k, input_key=question_key, **options)
         text = separator.join(map(partial(_filled, example), found))
         if text and not in_key:
             span_watcher.record_few_shot(FewShotBlock(settings, text=text))
@@ -80,9 +78,8 @@ def few_shot(
 
     # A closure: LlamaIndex copies templates with the objects of methods, which hold locks.
     def examples(**variables: Any) -> str:
-        question = _question(variables, keys)
-        if question:
-            return faults.attempt("select examples", partial(select, question)) or ""
+        if question_of(variables, question_key):
+            return faults.attempt("select examples", partial(select, variables)) or ""
         return " x" * (max_tokens + _LABELS * k) if _is_measure(variables) else ""
 
     setattr(examples, _SETTINGS, None if in_key else settings)
@@ -94,11 +91,6 @@ def selected_by(function: Callable[..., Any]) -> str | None:
     """Return the settings of a `few_shot` function whose text is not part of the key; None for any other."""
     settings = getattr(function, _SETTINGS, None)
     return settings if isinstance(settings, str) else None
-
-
-def _question(variables: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    texts = (variables.get(key) for key in keys)
-    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _is_measure(variables: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from ibidem.cli.output import (
     sentences,
     text_option,
 )
-from ibidem.doctor_index import holder
+from ibidem.doctor import index_holder
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
@@ -53,7 +53,7 @@ def rebuild_index(
         try:
             count = _rebuilt(settings)
         except IndexInUse:
-            whose = f"another process{holder(settings)} is using the index in {settings.path}"
+            whose = f"another process{index_holder(settings)} is using the index in {settings.path}"
             fail(f"{whose}; stop it and try again")
     out.print(f"The index holds {count:,} {'vector' if count == 1 else 'vectors'}.")
 

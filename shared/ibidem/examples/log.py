@@ -1,11 +1,11 @@
-"""`cache.examples`: what one cache keeps of answered questions, and finds in it."""
+"""The example log of a cache (`cache.examples`), its write queue and the expiry of examples."""
 
 from __future__ import annotations
 
 import collections
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.errors import InvalidInput, StorageUnavailable
 from ibidem.example import DocumentRef, Example
 from ibidem.examples.selection import Selector, Wanted
+from ibidem.prompts.question import question_of
 from ibidem.scope import current, effective_namespace, is_bypassed
 from ibidem.storage.examples import EmbeddedExample, ExampleStats
 from ibidem.storage.tables import MAX_NUMBER
@@ -28,14 +29,14 @@ _TOO_LARGE = 2**63  # the first number that a BIGINT does not hold; NaN and infi
 
 
 class ExampleLog:
-    """The examples of one cache's database, written behind; reached as `SemanticCache.examples`. Thread-safe.
+    """The examples of a cache (`SemanticCache.examples`), written in the background. Thread-safe.
 
-    Within `ibidem.scope` its namespace is meant where none is given, and no example of another is reached.
+    Within `ibidem.scope` its namespace is the default, and examples of others cannot be reached.
 
     At most the newest 100,000 are kept, whichever process added them. They are written some moments later,
     and at a normal exit; a killed process (kill -9) may lose those of its last moments. While the
-    database is away, locked or full they wait; a batch that it refuses otherwise is dropped, as one of the
-    lookup log is, and counted in `stats().faults`.
+    database is unavailable, locked or full they wait; a batch that it refuses otherwise is dropped, as one
+    of the lookup log is, and counted in `stats().faults`.
 
     Args:
         shared: The examples of the cache's location.
@@ -58,15 +59,15 @@ class ExampleLog:
         self._shared, self._ready, self._redacted, self.kept = shared, ready, redacted, kept
 
     def add(self, example: Example) -> bool:
-        """Keep the example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
+        """Add an example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
 
         It is written as `redact` returns it, and within `ibidem.scope` in its namespace if it names none. It
         cannot be kept where no database holds a text (lone surrogates, NUL) or a number of it, and while
         10,000 wait to be written; nor, uncounted, by a cache that keeps none (`examples=False`). Never raises
         because storage failed.
 
-        If the same answer to the same question was stored in this cache within ten seconds, by this process,
-        it is one example: what either knows more is joined, unless the other was written already.
+        If this process stored the same answer to the same question in this cache within ten seconds, both are
+        one example: it has what either knows, unless the other was written already.
 
         Raises:
             InvalidInput: `example` is not an `Example`.
@@ -121,9 +122,9 @@ class ExampleLog:
             self._shared.add(given, stored=True)
 
     def feedback(self, example_id: int, *, good: bool | None) -> bool:
-        """Note what somebody thinks of an example: one called bad is never selected. None takes it back.
+        """Rate an example: a bad one is never selected. None withdraws the rating.
 
-        `SemanticCache.feedback` does so too, for the examples of an entry.
+        `SemanticCache.feedback` rates the examples of an entry.
 
         Args:
             example_id: `Example.id`, as `recent` and `select` give it.
@@ -162,7 +163,7 @@ class ExampleLog:
         model: str | None = None,
         count_tokens: Callable[[str], int] | None = None,
     ) -> list[Example]:
-        """Examples for a prompt that asks this question: similar to it, and different from each other.
+        """Select examples for a prompt that asks this question: similar to it, and different from each other.
 
         Of the nearest by the cache's embedder (64, or 16 for each of `k` if that is more), those with the
         highest maximal marginal relevance, in the order in which they were picked: the nearest first. One
@@ -208,10 +209,31 @@ class ExampleLog:
             return []
         return self._shared.select(wanted)
 
-    def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
-        """The last `limit` examples added, by any process, the newest first; all or those of one namespace.
+    def select_for(
+        self,
+        variables: Mapping[str, Any],
+        k: int = 4,
+        *,
+        input_key: str = "",
+        namespace: str = "",
+        **options: Any,
+    ) -> list[Example]:
+        """Select examples for the question among the variables of a template; none without a question.
 
-        Within `ibidem.scope` not all are meant, but those of its namespace; so for `count` and `stats`.
+        Args:
+            variables: The values of the template's variables.
+            k: How many at most.
+            input_key: The variable that holds the question; else the usual ones.
+            namespace: Whose examples; `ibidem.scope` takes its place.
+            **options: As of `select`, which raises the same.
+        """
+        question = question_of(variables, input_key)
+        return self.select(question, k, namespace=current().name(namespace), **options) if question else []
+
+    def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
+        """Return the last `limit` examples added by any process, newest first; all or those of one namespace.
+
+        Within `ibidem.scope` its namespace is the default; so for `count` and `stats`.
 
         Raises:
             InvalidInput: An argument has the wrong type, or `limit` is negative.
@@ -221,17 +243,17 @@ class ExampleLog:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise InvalidInput(f"limit must be a whole number of examples, not {limit!r}")
         namespace = effective_namespace(namespace)
-        self._look_up(namespace)
+        self.prepare_read(namespace)
         return self._shared.table.recent(limit, namespace)
 
     def count(self, namespace: str | None = None) -> int:
-        """How many examples are kept, in all or of one namespace. Raises as `recent`."""
+        """Count the examples, all or those of one namespace. Raises as `recent`."""
         namespace = effective_namespace(namespace)
-        self._look_up(namespace)
+        self.prepare_read(namespace)
         return self._shared.table.count(namespace)
 
     def check(self, k: int, **options: Any) -> None:
-        """Raise what `select` would with these arguments; for adapters, which are not to fail later.
+        """Validate arguments of `select`, for adapters: raise now what it would raise later.
 
         Raises:
             InvalidInput: An argument has the wrong type or is out of range.
@@ -240,13 +262,13 @@ class ExampleLog:
         self.select("", k, **options)
 
     def stats(self, namespace: str | None = None) -> ExampleStats:
-        """Counts by namespace, model and feedback, and tokens. Raises as `recent`."""
+        """Count by namespace, model and feedback, and sum up tokens. Raises as `recent`."""
         namespace = effective_namespace(namespace)
-        self._look_up(namespace)
+        self.prepare_read(namespace)
         return self._shared.table.stats(namespace)
 
-    def _look_up(self, namespace: str | None) -> None:
-        """Write what waits."""
+    def prepare_read(self, namespace: str | None) -> None:
+        """Validate the namespace, and write what waits."""
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
@@ -254,7 +276,7 @@ class ExampleLog:
 
 
 def _fits(example: Example) -> bool:
-    """Whether SQL columns hold it."""
+    """Return whether SQL columns hold the example."""
     ids = (example.entry_id or "", *(name for d in example.documents for name in (d.id, d.source)))
     texts = (example.question, example.answer, example.namespace, example.model, *ids, *example.tags)
     numbers = (example.at, example.input_tokens or 0, example.output_tokens or 0, example.seconds or 0)
@@ -263,15 +285,15 @@ def _fits(example: Example) -> bool:
 
 QUEUE_LIMIT = 10_000  # examples that wait to be written, so that a slow database fills no memory
 BATCH = 500  # examples written in one transaction
-TWICE_SECONDS = 10.0  # between the two, at most
-FORGET_SECONDS = 60.0  # how often the old are looked for, while in use
+JOIN_SECONDS = 10.0  # between two reports of one answer, at most
+EXPIRY_SECONDS = 60.0  # between two deletions of expired examples, while in use
 _REMEMBERED = 4096
 _UNKNOWN = (None, "", ())
 
 
 @dataclass(slots=True)
-class _Told:
-    """An example that only one of the two has told of yet, and its number in the queue."""
+class _Report:
+    """One report of an answer, waiting for the other: `number` is its place in the queue."""
 
     number: int
     stored: bool
@@ -280,60 +302,64 @@ class _Told:
 
 
 class ExampleQueue:
-    """What waits to be written. Thread-safe."""
+    """Examples that wait to be written. Thread-safe.
+
+    An answer can be reported twice: by the cache that stored it, and by an adapter that followed the program.
+    The second report only adds what the first one lacks.
+    """
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
         self._waiting: collections.OrderedDict[int, EmbeddedExample] = collections.OrderedDict()
-        self._told_once: BoundedDict[str, list[_Told]] = BoundedDict(_REMEMBERED)
+        self._reports: BoundedDict[str, list[_Report]] = BoundedDict(_REMEMBERED)
         self._next = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, given: EmbeddedExample, *, stored: bool) -> None:
-        """Append an example; one that the other has told of as well only adds what it knows more.
+        """Queue an example, or join it to the other report of its answer.
 
-        `stored` if a cache tells of it that has stored the answer, else somebody who followed the program.
+        `stored` if the cache that stored the answer reports it.
         """
         key, example, now = _key(given.example), given.example, time.monotonic()
         with self._lock:
-            told = [one for one in self._told_once.get(key) or () if now - one.at < TWICE_SECONDS]
-            other = next((one for one in told if _is_same(one, example.entry_id, stored)), None)
+            reports = [one for one in self._reports.get(key) or () if now - one.at < JOIN_SECONDS]
+            other = next((one for one in reports if _is_other_report(one, example.entry_id, stored)), None)
             if other is None:
                 self._next += 1
                 self._waiting[self._next] = given
-                told.append(_Told(self._next, stored, example.entry_id, now))
+                reports.append(_Report(self._next, stored, example.entry_id, now))
             else:
-                told.remove(other)
+                reports.remove(other)
                 if (first := self._waiting.get(other.number)) is not None:
-                    self._waiting[other.number] = _joined(first, given)
-            self._told_once.put(key, told)
+                    self._waiting[other.number] = _join(first, given)
+            self._reports.put(key, reports)
 
     def take(self, limit: int) -> list[tuple[int, EmbeddedExample]]:
-        """The first that wait, which then do not any more, with their numbers."""
+        """Remove and return up to `limit` queued examples with their queue numbers."""
         with self._lock:
             return [self._waiting.popitem(last=False) for _ in range(min(limit, len(self._waiting)))]
 
     def put_back(self, taken: Sequence[tuple[int, EmbeddedExample]]) -> None:
-        """Let them wait again, in their place."""
+        """Return examples to their places in the queue."""
         with self._lock:
             for number, one in reversed(taken):
                 self._waiting[number] = one
                 self._waiting.move_to_end(number, last=False)
 
     def drop(self, namespace: str | None = None) -> None:
-        """Forget those of a namespace, or all."""
+        """Drop the examples of a namespace, or all."""
         with self._lock:
-            self._told_once.clear()
+            self._reports.clear()
             for number, one in tuple(self._waiting.items()):
                 if namespace is None or is_in_namespace(one.example.namespace, namespace):
                     del self._waiting[number]
 
-    def forget_told(self) -> None:
-        """Some of what was written may be deleted: who tells of it now tells of another answer."""
+    def forget_reports(self) -> None:
+        """Expect no second reports: examples were deleted, so a new report is of a new answer."""
         with self._lock:
-            self._told_once.clear()
+            self._reports.clear()
 
 
 class SharedExamples:
@@ -361,7 +387,7 @@ class SharedExamples:
         self.table, self.faults, self.clock, self._wake = table, faults, clock, wake
         self.queue = ExampleQueue()
         self.adopt(embedder)
-        self.expiry = Forgetting(table, ttl, clock)
+        self.expiry = ExampleExpiry(table, ttl, clock)
 
     def adopt(self, embedder: CheckedEmbedder) -> None:
         """Select by the vectors of this embedder from now on."""
@@ -403,8 +429,8 @@ class SharedExamples:
         return found
 
 
-class Forgetting:
-    """Deletes examples that are older than they may be.
+class ExampleExpiry:
+    """Deletes expired examples.
 
     Args:
         table: The example log.
@@ -416,14 +442,14 @@ class Forgetting:
         self._table, self._ttl, self._clock, self._next_at = table, ttl, clock, 0.0
 
     def tighten(self, ttl: float) -> None:
-        """Another cache is opened on this place: the shorter time holds for both."""
+        """Apply the shorter `ttl`, when another cache opens this location."""
         self._ttl = min(self._ttl, ttl)
 
     def work(self) -> bool:
-        """Delete what is too old; False, as nothing is left then."""
+        """Delete expired examples; return False, as nothing is left then."""
         if math.isfinite(self._ttl) and time.monotonic() >= self._next_at:
             self._table.delete_before(self._clock() - self._ttl)
-            self._next_at = time.monotonic() + FORGET_SECONDS
+            self._next_at = time.monotonic() + EXPIRY_SECONDS
         return False
 
 
@@ -431,16 +457,16 @@ def _key(example: Example) -> str:
     return digest(example.namespace, normalise(example.question), example.answer)
 
 
-def _is_same(one: _Told, entry_id: str | None, stored: bool) -> bool:
+def _is_other_report(one: _Report, entry_id: str | None, stored: bool) -> bool:
     return one.stored != stored and (None in (one.entry_id, entry_id) or one.entry_id == entry_id)
 
 
-def _joined(first: EmbeddedExample, then: EmbeddedExample) -> EmbeddedExample:
-    """What both say; where they differ, the first."""
-    one, other = first.example, then.example
+def _join(first: EmbeddedExample, second: EmbeddedExample) -> EmbeddedExample:
+    """Join two reports of one answer; where they differ, the first counts."""
+    one, other = first.example, second.example
     names = "model documents input_tokens output_tokens seconds entry_id scope feedback".split()
     known = {name: getattr(other, name) for name in names if getattr(one, name) in _UNKNOWN}
     tags = tuple(dict.fromkeys((*one.tags, *other.tags)))
     example = replace(one, **known, tags=tags, streamed=one.streamed or other.streamed)
-    submitted = min(first.submitted, then.submitted)
-    return replace(first if first.vector is not None else then, example=example, submitted=submitted)
+    submitted = min(first.submitted, second.submitted)
+    return replace(first if first.vector is not None else second, example=example, submitted=submitted)

@@ -1,4 +1,4 @@
-"""Finding the examples nearest to a question. Their vectors are held in memory while selections are made."""
+"""Selection of examples near a question by maximal marginal relevance; their vectors are held in memory."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from ibidem.storage.examples import ExampleTable
 
 
-NAMESPACES = 256  # whose vectors are held; those unused the longest are read again when they are needed
-AT_ONCE = 64  # questions without a vector that a selection embeds itself, the newest; the rest come later
-COUNT_SECONDS = 1.0  # between two counts of the vectors; what was added is seen at once
-_POOL, _POOL_PER_EXAMPLE = 64, 16  # how many of the nearest a selection chooses from, at least
-_WIDER = 4  # times as many, if too few of them can be used
+NAMESPACES = 256  # with vectors in memory; the least recently used are read again when needed
+AT_ONCE = 64  # newest questions without a vector that a selection embeds; the rest in the background
+COUNT_SECONDS = 1.0  # between two counts of the vectors; additions are seen at once
+_POOL, _POOL_PER_EXAMPLE = 64, 16  # minimum number of nearest examples to choose from
+_WIDER = 4  # factor if too few of them are usable
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be selected; see `ExampleLog.select`."""
+    """The criteria of a selection; see `ExampleLog.select`."""
 
     question: str
     k: int
@@ -44,7 +44,7 @@ class Wanted:
 
     @classmethod
     def checked(cls, question: object, k: object, **given: Any) -> Wanted:
-        """The same from what a user gave.
+        """Validate the arguments of a user.
 
         Raises:
             InvalidInput: Something has the wrong type or is out of range.
@@ -66,7 +66,7 @@ class Wanted:
 
     @property
     def filtered(self) -> bool:
-        """Whether not every example of the namespace will do."""
+        """Whether only some examples of the namespace qualify."""
         return self.good or bool(self.tags) or self.model is not None
 
 
@@ -83,7 +83,7 @@ class Selector:
         self._behind: set[str] = set()  # namespaces with questions left to embed
 
     def select(self, wanted: Wanted) -> list[Example]:
-        """The examples; none for a question that the embedder cannot read."""
+        """Select examples; none for a question that the embedder cannot read."""
         if not wanted.k or self._embedder.refusal(wanted.question) is not None:
             return []
         vector = self._embedder.vector_of(wanted.question)
@@ -100,14 +100,14 @@ class Selector:
         return pick(left, wanted.k, diversity=diversity, max_tokens=budget, count=wanted.count_tokens)
 
     def work(self) -> bool:
-        """Embed some of what is left, of a namespace that was selected from; whether there is more."""
+        """Embed some questions of a namespace that was selected from; return whether there are more."""
         for namespace in tuple(self._behind):
             self.embed_some(namespace)
             break
         return bool(self._behind)
 
     def embed_some(self, namespace: str, limit: int = AT_ONCE) -> bool:
-        """Embed the newest questions that have no vector of this embedder; whether there may be more."""
+        """Embed the newest questions without a vector of this embedder; return whether there may be more."""
         rows = self._table.without_vectors(namespace, self._embedder.fingerprint, limit)
         if rows:
             readable = [(id_, text) for id_, text in rows if self._embedder.refusal(text) is None]
@@ -140,18 +140,18 @@ class Selector:
     def _nearest(
         self, namespace: str, vector: Vector, count: int, allowed: NDArray[np.int64] | None
     ) -> tuple[list[Candidate], bool]:
-        """The nearest examples that are still there, and whether there are no others."""
+        """Find the nearest existing examples, and whether there are no others."""
         with self._lock:
             matrix = self._fresh(namespace)
             near = matrix.nearest(vector, count, allowed)
-        # A restored database may have given an id again.
+        # A restored database may have reused an id.
         there = (one for one in self._table.of_ids([id_ for id_, _, _ in near]) if one.namespace == namespace)
         found = {example.id: example for example in there}
         here = [Candidate(found[id_], row, cosine) for id_, cosine, row in near if id_ in found]
         return here, len(near) < count
 
     def _fresh(self, namespace: str) -> _Matrix:
-        """The vectors of a namespace as the database has them now; only what changed is read."""
+        """Return the vectors of a namespace as in the database; only changes are read."""
         fingerprint, table = self._embedder.fingerprint, self._table
         matrix = self._held.get(namespace) or _Matrix()
         self._held.put(namespace, matrix)
@@ -167,7 +167,7 @@ class Selector:
 
 
 class _Matrix:
-    """Vectors by id: rows of a matrix that has room to grow."""
+    """Vectors by id: rows of a matrix with spare capacity."""
 
     def __init__(self) -> None:
         self._ids = np.zeros(0, dtype=np.int64)
@@ -180,7 +180,7 @@ class _Matrix:
         self.due_at = 0.0  # when they are counted again
 
     def is_due(self) -> bool:
-        """Whether to look for what was deleted, and for what came behind later ones; now and then."""
+        """Return, now and then, whether to look for deleted vectors, and for those embedded late."""
         due = time.monotonic() >= self.due_at
         if due:
             self.due_at = time.monotonic() + COUNT_SECONDS
@@ -210,7 +210,7 @@ class _Matrix:
         self._drop(self._ids[: self._count] < first)
 
     def keep(self, ids: Iterable[int]) -> list[int]:
-        """Drop all but these; returns those of them that are not here."""
+        """Drop all but these; return those that are missing."""
         wanted = np.fromiter(ids, dtype=np.int64)
         held = self._ids[: self._count]
         self._drop(~np.isin(held, wanted))
@@ -219,7 +219,7 @@ class _Matrix:
     def nearest(
         self, vector: Vector, count: int, allowed: NDArray[np.int64] | None
     ) -> list[tuple[int, float, Vector]]:
-        """Ids, cosines and vectors of the nearest, the nearest first; of one cosine the newer."""
+        """Find ids, cosines and vectors of the nearest, nearest first, ties by age, newest first."""
         if not self._rows.shape[1]:
             return []
         ids, cosines = self._ids[: self._count], self._rows[: self._count] @ vector
@@ -271,8 +271,8 @@ def _only_good(value: object) -> bool:
     return value is True
 
 
-# So much nearer counts an example that somebody called good: enough to break ties. By 0.2 answers get worse,
-# by less there is no difference beyond chance (tests/benchmarks/few_shot.py).
+# How much nearer an example counts that was rated good: enough to break ties. By 0.2 answers get worse, by
+# less there is no difference beyond chance (tests/benchmarks/few_shot.py).
 GOOD_BONUS = 0.05
 
 
@@ -286,24 +286,24 @@ class Candidate:
 
     @property
     def relevance(self) -> float:
-        """The cosine, and a little more if somebody called the example good."""
+        """The cosine, slightly more if the example was rated good."""
         return self.cosine + (GOOD_BONUS if self.example.feedback else 0.0)
 
 
 def tokens_of(example: Example, count: Callable[[str], int] | None = None) -> int:
-    """Tokens of question and answer, by default as `estimate_tokens` bounds them from above.
+    """Count the tokens of question and answer, by default as `estimate_tokens` bounds them from above.
 
-    Its bound has 8 to spare for each example, which is room for a label before question and answer.
+    Its bound has 8 to spare for each example, room for labels before question and answer.
     """
     count = count or estimate_tokens
     return count(example.question) + count(example.answer)
 
 
 def usable(candidates: Sequence[Candidate], question: str) -> list[Candidate]:
-    """Without the bad, the question itself and repeated questions; the most relevant first.
+    """Filter out bad examples, the question itself and repeated questions; sort by relevance.
 
-    An answer to the question itself is no example: a model would copy it, also when it is out of date. Of
-    examples with one question only one is left, that called good if there is one, else the newest.
+    An answer to the question itself is not an example: a model would copy it, even if outdated. Of examples
+    with one question only one stays: one rated good if there is one, else the newest.
     """
     good = [c for c in candidates if c.example.feedback is not False]
     ordered = sorted(good, key=lambda c: (-round(c.relevance, 6), -(c.example.id or 0)))
@@ -323,7 +323,7 @@ def pick(
     max_tokens: int | None = None,
     count: Callable[[str], int] | None = None,
 ) -> list[Example]:
-    """At most `k` of the candidates, by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+    """Pick up to `k` candidates by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     Each time the one with the highest (1 - diversity) * relevance - diversity * s, where s is its cosine to
     the nearest of those picked before; one that the token budget has no room for is passed over.

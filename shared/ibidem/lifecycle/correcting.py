@@ -146,7 +146,7 @@ class Correcting(ABC):
     def _invalidated(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
         ids, gone = run(self._runtime.store, criteria, self._runtime.clock, examples=examples)
         self._runtime.judgement_log.forget(set(ids))
-        self._runtime.examples.queue.forget_told()
+        self._runtime.examples.queue.forget_reports()
         return Invalidated(len(ids), examples=gone)
 
 

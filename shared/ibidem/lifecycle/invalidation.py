@@ -1,4 +1,4 @@
-"""What is to be forgotten: criteria that answers fulfil or not. Pure."""
+"""Invalidation criteria and tombstones. Pure."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from ibidem.types import Entry, Source
 
 
-NAMES = 5_000  # documents of one criterion in the database, each asked for twice
-CONTENTS = 10_000  # of which a document may consist now
+NAMES = 5_000  # documents of one query, each compared twice
+CONTENTS = 10_000  # parts of one document in `current=`
 
 
 @dataclass(frozen=True, slots=True)
 class Invalidated:
-    """How many answers were deleted, or would be: then `entries` are the newest of them.
+    """The number of deleted answers; of a dry run, what would be deleted, with the newest as `entries`.
 
-    `examples` is how many examples went with them; a dry run does not count them.
+    `examples` is the number of deleted examples; a dry run does not count them.
     """
 
     count: int
@@ -40,9 +40,9 @@ class Invalidated:
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """Which answers are meant: those that fulfil all that is given. Made by `criteria_of`.
+    """Criteria of answers to invalidate; an answer must meet all that are given. Made by `criteria_of`.
 
-    `documents` are ids of documents or of their sources, `current` the digests of what they consist of now,
+    `documents` are ids of documents or of their sources, `current` the digests of their present contents,
     `before` is in seconds since the epoch.
     """
 
@@ -100,12 +100,12 @@ class Criteria:
         return named and (self.current is None or document.digest not in self.current)
 
     def parts(self) -> Iterator[Criteria]:
-        """The same in parts that a database takes."""
+        """Split into criteria small enough for a database."""
         for start in range(0, max(1, len(self.documents)), NAMES):
             yield replace(self, documents=self.documents[start : start + NAMES])
 
     def as_json(self) -> str:
-        """For `read`."""
+        """Serialize for `read`."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.current is not None:
             given["current"] = sorted(self.current)
@@ -113,7 +113,7 @@ class Criteria:
 
     @classmethod
     def read(cls, text: str) -> Criteria | None:
-        """What `as_json` wrote; None if it is nothing that this version understands."""
+        """Deserialize the output of `as_json`; None if this version does not understand it."""
         try:
             given = json.loads(text)
             for name in given.keys() & {"documents", "current"}:
@@ -130,7 +130,7 @@ class Criteria:
 
 
 def criteria_of(*, document: object, current: object, before: object, **texts: object) -> Criteria:
-    """The criteria of the arguments of `invalidate`.
+    """Create criteria from the arguments of `invalidate`.
 
     Raises:
         InvalidInput: None is given, or one cannot be used.
@@ -177,7 +177,7 @@ def _documents(name: str, given: object) -> list[str | Document]:
 
 
 def _digests(contents: Iterable[str | Document]) -> Iterator[str]:
-    """Integrations record texts without blanks around them, so these count as the same content."""
+    """Digest contents with and without surrounding blanks, as adapters record texts without them."""
     for content in contents:
         text = content.text if isinstance(content, Document) else content
         yield from (digest(text), digest(text.strip()))
@@ -208,18 +208,18 @@ def _texts(values: object) -> tuple[str, ...]:
 
 
 KEPT_SECONDS = 3_600.0  # longer than any model takes for an answer: clients give up after 10 minutes
-LIMIT = 100_000  # documents and entries that are remembered; of older ones only how old they are
+LIMIT = 100_000  # documents and entries in memory; of older tombstones only the time
 
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """One invalidation; None for criteria that a newer version wrote stands for any answer."""
+    """One invalidation; `criteria` is None if a newer version wrote them: then it applies to any answer."""
 
     at: float
     criteria: Criteria | None
 
     def names(self) -> Iterator[str]:
-        """Under which it is found; "" if it may concern any answer."""
+        """List the keys of the tombstone; "" if it may apply to any answer."""
         if self.criteria is not None and self.criteria.documents:
             yield from (f"document {name}" for name in self.criteria.documents)
         elif self.criteria is not None and self.criteria.entry is not None:
@@ -228,7 +228,7 @@ class Tombstone:
             yield ""
 
     def refuses(self, entry: Entry, made: float) -> bool:
-        """Whether the answer, asked for at `made`, must not be stored."""
+        """Return whether the answer to a request made at `made` must not be stored."""
         if self.criteria is None:
             return made <= self.at
         if made > self.at and self.criteria.current is None:
@@ -248,10 +248,10 @@ class Tombstones:
         self._oldest_first: collections.deque[Tombstone] = collections.deque()
         self._by_key: dict[str, collections.deque[Tombstone]] = {}
         self._count = 0
-        self._forgotten = 0.0  # what was made until then may have been invalidated
+        self._forgotten = 0.0  # requests made until then may have been invalidated
 
     def add(self, rows: Iterable[tuple[int, float, str]]) -> None:
-        """Learn of more: number, time and criteria of each, by number."""
+        """Add tombstones: number, time and criteria of each, ordered by number."""
         with self._lock:
             for number, at, criteria in rows:
                 if number <= self.last:  # another thread read it too

@@ -1,4 +1,7 @@
-"""Is an answer worth keeping? Truncated, filtered and empty answers are not: a cache makes them permanent."""
+"""Admission and lifetime: which answers are stored, and for how long.
+
+Truncated, filtered and empty answers are not stored: a cache would make them permanent.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.types import Answer, Entry, Request, storable, tenant_of
 
-# What providers call a complete answer (OpenAI, Anthropic, Google, Mistral, Ollama, Cohere, Bedrock).
+# Finish reasons of a complete answer (OpenAI, Anthropic, Google, Mistral, Ollama, Cohere, Bedrock).
 COMPLETE = frozenset(
     (
         "stop end_turn stop_sequence eos eos_token complete completed finished done "
@@ -24,18 +27,18 @@ COMPLETE = frozenset(
 # Providers sample at 1 unless told otherwise, so up to there nobody has asked for variety; above it somebody
 # has, and a repeated answer would take it away.
 MAX_TEMPERATURE = 1.0
-QUOTA_SECONDS = 3600.0  # for which a write quota is
-NAMESPACES = 10_000  # whose writes are counted; the longest unused are forgotten
+QUOTA_SECONDS = 3600.0  # the period of the write limit
+NAMESPACES = 10_000  # with a count of writes; the least recently used are forgotten
 
 Redact = Callable[[str], str]
 ShouldStore = Callable[[Request, Answer], bool]
 
 
 class Admission:
-    """What one cache may store. Thread-safe.
+    """Decides what one cache may store. Thread-safe.
 
     Args:
-        faults: Where failures of the callables are counted.
+        faults: Counts failures of the callables.
         redact: Returns a text without what must not be stored; `str` in, `str` out.
         should_store: Returns whether an answer may be stored.
         max_temperature: Answers sampled at a higher temperature are not stored.
@@ -57,7 +60,7 @@ class Admission:
         self._written: BoundedDict[str, tuple[float, float]] = BoundedDict(NAMESPACES)
 
     def refusal(self, request: Request, answer: Answer) -> str | None:
-        """Why the answer must not be stored, or None. Reasons as in `Rejected`."""
+        """Return why the answer must not be stored, or None. Reasons as in `Rejected`."""
         if reason := _unfit(request, answer):
             return reason
         if isinstance(request.temperature, (int, float)) and request.temperature > self._max_temperature:
@@ -70,21 +73,21 @@ class Admission:
         return "write_quota" if limited else None
 
     def is_private(self, text: str) -> bool:
-        """Whether `redact` would change the text, or fails on it."""
+        """Return whether `redact` changes the text, or fails on it."""
         return self._redact is not None and self.redacted(text) != text
 
     def _holds_private(self, payload: str) -> bool:
-        """As `is_private`; in JSON a name may be escaped, so its texts are also read as they are meant."""
+        """As `is_private`, for JSON: names may be escaped in it, so its texts are also checked decoded."""
         if self._redact is None:
             return False
         return self.is_private(payload) or self.is_private("\n".join(_texts(payload)))
 
     def redacted(self, text: str) -> str:
-        """The text as it may be written to a log; empty if `redact` fails on it."""
+        """Redact a text for a log; empty if `redact` fails on it."""
         return self.attempted(text) or ""
 
     def attempted(self, text: str) -> str | None:
-        """The text as it may be written to a log; None if `redact` fails on it."""
+        """Redact a text for a log; None if `redact` fails on it."""
         if self._redact is None:
             return text
         try:
@@ -104,13 +107,13 @@ class Admission:
             return False
 
     def give_back(self, namespace: str) -> None:
-        """A write that was counted has failed."""
+        """Return a counted write that failed."""
         with self._lock:
             if self._max_writes_per_hour is not None and (known := self._written.get(namespace)):
                 self._written.put(namespace, (known[0], known[1] + 1.0))
 
     def _spent(self, namespace: str) -> bool:
-        """Count a write; whether the quota was used up before. It comes back evenly over the hour."""
+        """Count a write; return whether the limit was reached. It recovers evenly over the hour."""
         now, quota = time.monotonic(), float(self._max_writes_per_hour or 0)
         with self._lock:
             since, left = self._written.get(namespace) or (now, quota)
@@ -120,7 +123,7 @@ class Admission:
 
 
 def _unfit(request: Request, answer: Answer) -> str | None:
-    """What no cache stores."""
+    """Return why no cache stores the answer, or None."""
     if answer.finish_reason.lower() not in COMPLETE:
         return f"finish_reason:{answer.finish_reason}"
     if answer.semantic and not answer.text.strip():
@@ -131,7 +134,7 @@ def _unfit(request: Request, answer: Answer) -> str | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON, or in a text that is JSON, such as the arguments of a tool call."""
+    """List all texts in a JSON value, or in a text that is JSON, such as the arguments of a tool call."""
     left = [value]  # the next one last
     while left:
         value = left.pop()
@@ -147,8 +150,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 DAYS = 86_400.0
-# Entries from further in the future than this are not believed: the clock was set back since, and they would
-# outlive their time.
+# Entries from further in the future are expired: the clock was set back since, and they would outlive their
+# time.
 CLOCK_SKEW = 3_600.0
 _IDS = float(2**32)
 
@@ -157,14 +160,14 @@ State = Literal["alive", "stale", "expired"]
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """The rules of one cache. An entry lives the shortest of what its storing and its reading caches say.
+    """The lifetime rules of one cache. The shortest lifetime of the storing and the reading cache counts.
 
     Args:
-        ttl: Seconds an answer lives.
+        ttl: Lifetime of an answer in seconds.
         namespace_ttl: The same for single namespaces, and for the users in them.
-        jitter: Share of its life (0 to 1) by which an answer may die earlier, by its id, so that those
-            stored together do not expire together.
-        sliding: Whether the life begins anew whenever the answer is served.
+        jitter: Share of its lifetime (0 to 1) by which an answer may expire earlier, by its id, so that
+            answers stored together do not expire together.
+        sliding: Whether the lifetime restarts whenever the answer is served.
         stale_while_revalidate: Seconds after its life in which an answer is still served, except to one
             caller at a time, whose miss refreshes it.
     """
@@ -176,17 +179,17 @@ class Lifetime:
     stale_while_revalidate: float = 0.0
 
     def of(self, namespace: str, ttl: float | None = None) -> float:
-        """Seconds that an answer lives here; `ttl` is what its storing call asks for."""
+        """Return the lifetime of an answer in seconds; `ttl` is that of the storing call."""
         rules = self.namespace_ttl
         own = rules[namespace] if namespace in rules else rules.get(tenant_of(namespace), self.ttl)
         return own if ttl is None else min(own, ttl)
 
     def expires(self, life: float, now: float) -> float | None:
-        """When an entry of this life that is stored or served now can be deleted, None for never."""
+        """Return when an entry that is stored or served now can be deleted, None for never."""
         return None if math.isinf(life) else now + life + self.stale_while_revalidate
 
     def state(self, entry: Entry, now: float, max_age: float | None = None) -> State:
-        """Whether the entry may be served at `now`; none is that is older than `max_age` seconds."""
+        """Return the state of an entry at `now`; it is expired if older than `max_age` seconds."""
         age = now - entry.created
         if age < -CLOCK_SKEW or (max_age is not None and age > max_age):
             return "expired"

@@ -133,6 +133,15 @@ class QuestionFinder:
             yield prompt.last_human
 
 
+def question_of(variables: Mapping[str, Any], input_key: str = "") -> str:
+    """Return the question among the variables of a template, "" if there is none.
+
+    It is in the variable `input_key`, else in one of the usual ones.
+    """
+    texts = (variables.get(key) for key in (input_key, *QUESTION_KEYS, *GENERAL_KEYS))
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
 def one_line(text: str) -> bool:
     """Return whether a text of unknown origin can be a question: several lines are somebody's template."""
     return bool(text.strip()) and "\n" not in text.strip()

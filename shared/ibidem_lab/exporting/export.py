@@ -87,7 +87,7 @@ def export(
     for name, given in (("redact", redact), ("texts", texts)):
         if given is not None and not callable(given):
             raise InvalidInput(f"{name} must be a function, not {type(given).__name__}")
-    log._look_up(namespace)
+    log.prepare_read(namespace)
     from ibidem_lab.exporting.run import Export
 
     shared, last = log._shared, redact or str
