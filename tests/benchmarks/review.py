@@ -24,9 +24,9 @@ from ibidem.storage.engine import writing
 from ibidem.storage.entries import entry_row
 from ibidem.storage.store import Store
 from ibidem_lab.review.app import Pages
-from ibidem_lab.review.desk import Desk
 from ibidem_lab.review.gate import Gate
 from ibidem_lab.review.queue import sieve_of
+from ibidem_lab.review.session import ReviewSession
 from tests import logged
 
 ENTRIES = LOOKUPS = 100_000
@@ -52,7 +52,7 @@ def client_of(store: Store) -> TestClient:
     """A browser that was given the token."""
     sieve = sieve_of(store, read_settings(), None)
     address = f"http://127.0.0.1:{PORT}"
-    client = TestClient(Gate(Pages(store, Desk(sieve)).app(), "token", PORT), base_url=address)
+    client = TestClient(Gate(Pages(store, ReviewSession(sieve)).app(), "token", PORT), base_url=address)
     client.get("/?token=token")
     return client
 

@@ -1,4 +1,4 @@
-"""The review in a real browser: keys, hostile texts, two reviewers at once, light and dark."""
+"""The review in a real browser: keys, hostile texts, light and dark."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from ibidem.settings import read_settings
 from ibidem.storage.store import Store
 from ibidem_lab.review.app import Pages
-from ibidem_lab.review.desk import Desk
 from ibidem_lab.review.gate import Gate
 from ibidem_lab.review.queue import sieve_of
 from ibidem_lab.review.serving import listening, server
+from ibidem_lab.review.session import ReviewSession
 from tests import reviewed
 
 pytestmark = pytest.mark.slow
@@ -54,8 +54,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     port = listener.getsockname()[1]
     with closing(Store(f"sqlite:///{tmp_path / 'ibidem.sqlite3'}")) as store:
         reviewed.fill(store)
-        desk = Desk(sieve_of(store, read_settings(), None))
-        serving = server(Gate(Pages(store, desk).app(), "secret", port))
+        session = ReviewSession(sieve_of(store, read_settings(), None))
+        serving = server(Gate(Pages(store, session).app(), "secret", port))
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listener]})
         thread.start()
         yield Place(store, f"http://127.0.0.1:{port}/")
@@ -150,24 +150,6 @@ def test_a_wrong_hit_is_deleted_with_d(browser: Any, place: Place) -> None:
 
         assert "The answer was deleted." in str(tab.page.locator(".notice").text_content())
         assert place.store.entries.of_ids([entry]) == []
-
-
-def test_two_reviewers_judge_at_once(browser: Any, place: Place) -> None:
-    """Each pair is shown to one of them; at the end all are judged, each once."""
-    count = len(sieve_of(place.store, read_settings(), None).pairs())
-    seen: list[str] = []
-    with Tab(browser, place) as one, Tab(browser, place) as other:
-        while one.pair() or other.pair():
-            assert one.pair() != other.pair()
-            for tab, key in ((one, "y"), (other, "n")):
-                if tab.pair():
-                    seen.append(tab.pair())
-                    tab.press(key)
-                else:
-                    tab.page.reload()
-
-    assert len(seen) == len(set(seen)) == count
-    assert len(place.said()) == count
 
 
 def test_another_site_cannot_judge(browser: Any, place: Place) -> None:

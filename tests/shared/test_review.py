@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -28,10 +28,10 @@ from ibidem.storage.store import Store
 from ibidem_lab.fitting.labels import of_judgements
 from ibidem_lab.labelling.gathering import gather
 from ibidem_lab.review.app import PAGE, Pages
-from ibidem_lab.review.desk import LEASE_SECONDS, Desk, Reviewer
 from ibidem_lab.review.gate import Gate
 from ibidem_lab.review.queue import sieve_of
 from ibidem_lab.review.serving import listening
+from ibidem_lab.review.session import ReviewSession
 from ibidem_lab.review.showing import COMPARED, LONGEST, marked, readable, show
 from tests import reviewed
 from tests.helpers import Child, question, reworded
@@ -71,9 +71,9 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield found
 
 
-def desk_of(store: Store, clock: Callable[[], float] = lambda: 0.0, namespace: str | None = None) -> Desk:
-    """A desk with the pairs of this place."""
-    return Desk(sieve_of(store, read_settings(), namespace), clock)
+def session_of(store: Store, namespace: str | None = None) -> ReviewSession:
+    """A session with the pairs of this place."""
+    return ReviewSession(sieve_of(store, read_settings(), namespace), lambda: 0.0)
 
 
 def pairs(store: Store) -> list[tuple[str, str]]:
@@ -94,7 +94,7 @@ def browser(store: Store, gate: Gate | None = None) -> TestClient:
 
 
 def gate_of(store: Store) -> Gate:
-    return Gate(Pages(store, desk_of(store)).app(), "secret", PORT)
+    return Gate(Pages(store, session_of(store)).app(), "secret", PORT)
 
 
 def pair_on(page: str) -> str:
@@ -144,7 +144,7 @@ def test_what_met_often_is_one_pair(store: Store) -> None:
 
 def test_a_namespace_can_be_chosen(store: Store) -> None:
     """Its pairs only."""
-    found = desk_of(store, namespace="acme").sieve.pairs()
+    found = session_of(store, namespace="acme").sieve.pairs()
 
     assert [met.asked for met in found] == ["Where is my invoice?"]
 
@@ -252,90 +252,47 @@ def test_one_pair_is_judged_once_whoever_is_faster(either: Store) -> None:
     assert len([row for row in either.judgements.recent() if row.source == "review"]) == 1
 
 
-# The desk
+# The session
 
 
-def judge_all(desk: Desk, who: Reviewer) -> list[str]:
-    """Judge until nothing is left; the ids of the pairs."""
-    found = []
-    while (given := desk.next(who)) is not None:
-        found.append(given[0].id)
-        said = desk.judge(who, given[0].id, True)
-        assert said is not None
-        assert not said.again
-    return found
-
-
-def test_two_reviewers_share_the_pairs(store: Store) -> None:
-    """At the same time, from two threads: no pair is lost, none judged twice."""
-    everything = {met.id for met in sieve_of(store, read_settings(), None).pairs()}
-    desk = desk_of(store)
-
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda name: judge_all(desk, Reviewer(name)), "ab")
-
-    assert len(one) + len(other) == len(everything)
-    assert {*one, *other} == everything
-
-
-def test_the_second_reviewer_gets_the_next_pair_until_the_lease_ends(store: Store) -> None:
-    """A page that is loaded again shows the same pair; who is late is told so."""
-    now = [0.0]
-    desk = desk_of(store, lambda: now[0])
-    one, other = Reviewer("a"), Reviewer("b")
-    first = desk.next(one)
-    assert first is not None
-    assert desk.next(one) == first
-    second = desk.next(other)
-    assert second is not None
-    assert second[0].id != first[0].id
-    desk.skip(other, second[0].id)
-
-    now[0] += LEASE_SECONDS + 1
-    assert desk.next(other) == first
-    assert desk.judge(other, first[0].id, False)
-    assert desk.judge(one, first[0].id, True) is None
-    assert "somebody judged it" in one.told()[0]
-
-
-def test_what_another_process_judged_is_not_shown(store: Store) -> None:
+def test_what_another_session_judged_is_not_shown(store: Store) -> None:
     """And who has it on the screen already is told what was said."""
-    here, there = desk_of(store), desk_of(store)
-    one, other = Reviewer("a"), Reviewer("b")
-    mine, theirs = here.next(one), there.next(other)
+    here, there = session_of(store), session_of(store)
+    mine = here.next()
     assert mine is not None
-    assert mine == theirs
-    there.judge(other, mine[0].id, False)
-
-    said = here.judge(one, mine[0].id, True)
+    assert mine == there.next()
+    there.judge(mine[0].id, False)
+    said = here.judge(mine[0].id, True)
 
     assert said is not None
     assert said.again
-    assert one.told()[0] == "Another reviewer had judged that pair: not the same answer."
-    nobody = Reviewer("c")
-    shown = desk_of(store).next(nobody)
+    assert here.take_notice()[0] == "That pair was judged elsewhere: not the same answer."
+    assert here.judge(mine[0].id, True) is None
+    assert "not waiting any more" in here.take_notice()[0]
+    shown = session_of(store).next()
     assert shown is not None
     assert shown[0].id != mine[0].id
 
 
 def test_skip_and_undo(store: Store) -> None:
-    """What was skipped is not shown again, but to others; undo goes back one by one."""
-    desk, one = desk_of(store), Reviewer("a")
-    first = desk.next(one)
+    """What was skipped is not shown again; undo goes back one by one."""
+    session = session_of(store)
+    first = session.next()
     assert first is not None
-    desk.skip(one, first[0].id)
-    second = desk.next(one)
+    assert session.next() == first
+    session.skip(first[0].id)
+    second = session.next()
     assert second is not None
     assert second[0].id != first[0].id
-    assert desk.next(Reviewer("b")) == first
-    desk.judge(one, second[0].id, True)
+    session.judge(second[0].id, True)
 
-    desk.undo(one)
-    assert desk.next(one) == second
+    session.undo()
+    assert session.next() == second
     assert pairs(store)[1] == (second[0].asked, second[0].stored)
-    desk.undo(one)
-    desk.undo(one)
-    assert one.told()[0] == "There is nothing to undo."
+    session.undo()
+    assert session.next() == first
+    session.undo()
+    assert session.take_notice()[0] == "There is nothing to undo."
 
 
 # What is shown

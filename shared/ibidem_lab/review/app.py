@@ -12,8 +12,8 @@ from ibidem.errors import MissingExtra, StorageError
 from ibidem.lifecycle.correcting import judge, run
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.types import storable
-from ibidem_lab.review.desk import Desk, Reviewer
 from ibidem_lab.review.queue import KINDS
+from ibidem_lab.review.session import ReviewSession
 from ibidem_lab.review.showing import readable, show
 
 try:
@@ -50,16 +50,16 @@ class Pages:
 
     Args:
         store: The database of the location.
-        desk: Hands out what is to be judged.
+        session: Holds what is to be judged.
     """
 
-    def __init__(self, store: Store, desk: Desk) -> None:
-        self._store, self._desk = store, desk
+    def __init__(self, store: Store, session: ReviewSession) -> None:
+        self._store, self._session = store, session
         self._templates = environment(_HERE)
         self._templates.filters["readable"] = readable
 
     def app(self) -> Starlette:
-        """The application; it takes everybody for a reviewer who comes with one: see `gate.Gate`."""
+        """The application; it lets everybody in: see `gate.Gate`."""
         routes = [
             Route("/", _in_thread(self.judging)),
             Route("/judge", _form(self.judge), methods=["POST"]),
@@ -75,36 +75,36 @@ class Pages:
     def judging(self, request: Request) -> Response:
         """The next pair."""
         kind = request.query_params.get("kind", "")
-        who = _reviewer(request)
-        found = self._desk.next(who, kind if kind in KINDS else "")
-        notice, doubted = who.told()
+        session = self._session
+        found = session.next(kind if kind in KINDS else "")
+        notice, doubted = session.take_notice()
         return self._page(
             "judge.html",
             pair=None if found is None else show(self._store, *found),
             kind=kind if kind in KINDS else "",
-            waiting=self._desk.waiting(),
+            waiting=session.waiting(),
             notice=notice,
             doubted=doubted if doubted and self._store.entries.of_ids([doubted]) else "",
-            done=sum(said is not None for _, said in who.done),
-            undoable=bool(who.done),
-            skipped=len(who.skipped),
-            boundary=self._desk.sieve.boundary,
+            done=sum(said is not None for _, said in session.done),
+            undoable=bool(session.done),
+            skipped=len(session.skipped),
+            boundary=session.sieve.boundary,
         )
 
     def judge(self, request: Request, form: dict[str, str]) -> Response:
         """Note a judgement, and go on with the next pair."""
-        who, pair, verdict = _reviewer(request), form.get("pair", ""), form.get("verdict", "")
+        pair, verdict = form.get("pair", ""), form.get("verdict", "")
         if verdict == "skip":
-            self._desk.skip(who, pair)
+            self._session.skip(pair)
         elif verdict in ("yes", "no"):
-            self._desk.judge(who, pair, verdict == "yes")
+            self._session.judge(pair, verdict == "yes")
         else:
             raise HTTPException(400, "A verdict is yes, no or skip.")
         return _back_to_judging(form)
 
     def undo(self, request: Request, form: dict[str, str]) -> Response:
         """Take the last judgement back."""
-        self._desk.undo(_reviewer(request))
+        self._session.undo()
         return _back_to_judging({})
 
     def entries(self, request: Request) -> Response:
@@ -118,7 +118,7 @@ class Pages:
         found = browsing.page(PAGE + 1, before=before, namespace=namespace, text=text)
         rows, wanted = found[:PAGE], {name: value for name, value in (("q", text), ("in", within)) if value}
         last = f"{rows[-1].created!r},{rows[-1].id}" if len(found) > PAGE else ""
-        notice, _ = _reviewer(request).told()
+        notice, _ = self._session.take_notice()
         return self._page(
             "entries.html",
             rows=rows,
@@ -136,7 +136,7 @@ class Pages:
         """All about one entry."""
         found = self._entry(request)
         browsing = self._store.browser
-        notice, _ = _reviewer(request).told()
+        notice, _ = self._session.take_notice()
         return self._page(
             "entry.html",
             entry=found,
@@ -149,13 +149,13 @@ class Pages:
 
     def change(self, request: Request, form: dict[str, str]) -> Response:
         """Feedback on an entry, or its end; with its examples, unless the page of judging asks for it."""
-        found, who, action = self._entry(request), _reviewer(request), form.get("action", "")
+        found, action = self._entry(request), form.get("action", "")
         if action in ("good", "bad"):
             judge(self._store, found, action == "good")
-            who.notice = "Noted." if action == "good" else "Noted as wrong; the answer was deleted."
+            self._session.notice = "Noted." if action == "good" else "Noted as wrong; the answer was deleted."
         elif action == "delete":
             run(self._store, Criteria(entry=found.id), time.time, examples=form.get("examples") != "keep")
-            who.notice = "The answer was deleted."
+            self._session.notice = "The answer was deleted."
         else:
             raise HTTPException(400, "An entry can be called good or bad, or be deleted.")
         if form.get("back") == "judging":
@@ -209,12 +209,6 @@ async def _static(request: Request) -> Response:
     if file is None:
         raise HTTPException(404, "There is no such file.")
     return FileResponse(file)
-
-
-def _reviewer(request: Request) -> Reviewer:
-    found = request.scope["reviewer"]
-    assert isinstance(found, Reviewer)  # noqa: S101 - the gate lets in nobody else
-    return found
 
 
 def _back_to_judging(form: dict[str, str]) -> Response:

@@ -9,15 +9,11 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
-from ibidem._util.concurrency import BoundedDict
-from ibidem_lab.review.desk import Reviewer
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-REVIEWERS = 100  # browsers known at a time
 # Of a request with its address. Browsers send the cookies of all that is served on 127.0.0.1, at any port.
 HEADER_BYTES = 32_768
 HEADER_COUNT = 100
@@ -51,8 +47,8 @@ WELCOME = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>I
 class Gate:
     """An ASGI application before another: checks host, origin and cookie, sets the headers of all answers.
 
-    The token in the query of any address is exchanged for a cookie. Who has it is a reviewer, in
-    `scope["reviewer"]`; whatever else comes is answered with 403.
+    The token in the query of any address is exchanged for a cookie; a request without it is answered with
+    403.
 
     Args:
         app: What is behind.
@@ -64,7 +60,7 @@ class Gate:
         self._app, self._token = app, token.encode()
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._cookie = f"ibidem_review_{port}"  # cookies do not tell ports apart
-        self._reviewers: BoundedDict[str, Reviewer] = BoundedDict(REVIEWERS)
+        self._session = secrets.token_urlsafe(32)  # the value of the cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let in, or refuse."""
@@ -79,13 +75,13 @@ class Gate:
             return
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
         if given and hmac.compare_digest(given[0].encode("utf-8", "replace"), self._token):
-            await self._welcome(send, headers)
+            await self._welcome(send)
             return
-        reviewer = self._reviewers.get(self._session(headers))
-        if reviewer is None:
+        if not hmac.compare_digest(
+            self._cookie_of(headers).encode("utf-8", "replace"), self._session.encode()
+        ):
             await _answer(send, 403, "Open the address that ibidem review has printed, with its token.")
             return
-        scope["reviewer"] = reviewer
         await self._app(scope, receive, _with_headers(send))
 
     def _refusal(self, method: str, headers: dict[str, str]) -> str:
@@ -97,20 +93,16 @@ class Gate:
             return "That came from another page."
         return ""
 
-    def _session(self, headers: dict[str, str]) -> str:
+    def _cookie_of(self, headers: dict[str, str]) -> str:
         try:
             found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
         except CookieError:
             return ""
         return "" if found is None else found.value
 
-    async def _welcome(self, send: Send, headers: dict[str, str]) -> None:
-        """Give a browser its cookie; one that has one keeps it."""
-        session = self._session(headers)
-        if self._reviewers.get(session) is None:
-            session = secrets.token_urlsafe(32)
-            self._reviewers.put(session, Reviewer(session))
-        cookie = f"{self._cookie}={session}; HttpOnly; SameSite=Strict; Path=/"
+    async def _welcome(self, send: Send) -> None:
+        """Give a browser the cookie."""
+        cookie = f"{self._cookie}={self._session}; HttpOnly; SameSite=Strict; Path=/"
         await _answer(send, 200, WELCOME, "text/html", ("set-cookie", cookie))
 
 

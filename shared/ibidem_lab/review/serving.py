@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ibidem.errors import InvalidInput, MissingExtra
 from ibidem_lab.review.app import Pages
-from ibidem_lab.review.desk import Desk
 from ibidem_lab.review.gate import HEADER_BYTES, Gate
+from ibidem_lab.review.session import ReviewSession
 
 try:
     import h11
@@ -47,7 +47,7 @@ def serve(sieve: Sieve, port: int, tell: Callable[[str], None], *, show: bool) -
     with listening(port) as listener:
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(32)
-        gate = Gate(Pages(sieve.store, Desk(sieve)).app(), token, port)
+        gate = Gate(Pages(sieve.store, ReviewSession(sieve)).app(), token, port)
         url = f"http://{HOST}:{port}/?token={token}"
         tell(url)
         if show:  # in a thread, as a browser in the terminal returns when it is closed
