@@ -1,4 +1,4 @@
-"""The thresholds that `ibidem fit` proved for a deployment: read, applied, kept in the database.
+"""Read, apply and keep the thresholds that `ibidem fit` proved for a deployment.
 
 A fit moves the threshold and nothing else: the score of a pair is the one that is shipped, so what labels say
 of near pairs cannot lift far ones. A threshold is lowered where the labels prove the lower one, raised where
@@ -8,24 +8,20 @@ they disprove the shipped one, and never set below `FLOOR`, as nobody judges pai
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ibidem._util.faults import Faults, log
 from ibidem.errors import InvalidInput
 from ibidem.matching.policy import Policy, threshold_for
 from ibidem.types import digest
 
-if TYPE_CHECKING:
-    from ibidem.settings import Settings
-    from ibidem.storage.store import Store
-
-
 FLOOR = 0.8  # where audits end: `ibidem.settings.AUDIT_FLOOR`
 NEVER = 2.0  # a threshold above all scores: nothing is served by meaning
 FORMAT = 1
-LONGEST, MOST = 10_000, 100  # characters and levels of a text that is read: rows are untrusted
+MAX_CHARACTERS, MAX_LEVELS = 10_000, 100  # of a text that is read: rows are untrusted
 
 
 class Level(NamedTuple):
@@ -44,11 +40,11 @@ class Calibration:
 
     @property
     def moved(self) -> bool:
-        """Whether any threshold is another than the shipped one."""
+        """Return whether any threshold differs from the shipped one."""
         return any(level.threshold is not None for level in self.levels)
 
     def threshold(self, max_error_rate: float) -> float:
-        """The threshold for a share: that of the greatest level that is no more.
+        """Return the threshold for a share: that of the greatest level that does not exceed it.
 
         Below all levels nothing was judged: the shipped one, or that of the least level if it is stricter.
         """
@@ -60,7 +56,7 @@ class Calibration:
         return shipped if least is None else max(shipped, least)
 
     def applied(self, policy: Policy) -> Policy:
-        """The policy with the threshold moved, unless that was given or a budget decides."""
+        """Return the policy with the threshold moved, unless it was given or a budget decides."""
         if policy.max_error_rate is None or not self.levels:
             return policy
         return Policy(self.threshold(policy.max_error_rate), policy.document_policy, policy.max_error_rate)
@@ -73,27 +69,27 @@ SHIPPED = Calibration((), 0)  # nothing was fitted
 
 
 def to_json(calibration: Calibration) -> str:
-    """One line that `from_json` reads."""
+    """Write the calibration as one line that `from_json` reads."""
     return json.dumps(
         {"format": FORMAT, "labels": calibration.labels, "levels": calibration.levels}, allow_nan=False
     )
 
 
 def from_json(text: str) -> Calibration:
-    """The calibration that `to_json` wrote; nothing in the text is trusted.
+    """Read the calibration that `to_json` wrote; nothing in the text is trusted.
 
     Raises:
         InvalidInput: It is damaged, or of another version.
     """
     try:
-        if len(text) > LONGEST:
+        if len(text) > MAX_CHARACTERS:
             raise ValueError("it is too long")
         held = json.loads(text)
         if held["format"] != FORMAT:
             raise ValueError("it was written by another version of Ibidem")
         levels = tuple(Level(_number(share), _threshold_of(value)) for share, value in held["levels"])
         rising = all(a.max_error_rate < b.max_error_rate for a, b in pairwise(levels))
-        if not 0 < len(levels) <= MOST or not rising or not levels[0].max_error_rate > 0.0:
+        if not 0 < len(levels) <= MAX_LEVELS or not rising or not levels[0].max_error_rate > 0.0:
             raise ValueError("its shares do not rise")
         return Calibration(levels, int(_number(held["labels"])))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -102,7 +98,7 @@ def from_json(text: str) -> Calibration:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     return value
 
 
@@ -110,6 +106,48 @@ def _threshold_of(value: Any) -> float | None:
     if value is not None and _number(value) < FLOOR:
         raise ValueError(f"{value!r} is below {FLOOR}, where nothing is judged")
     return value  # type: ignore[no-any-return]
+
+
+# in the database --------------------------------------------------------------------------------------
+
+
+class Meta(Protocol):
+    """Values of a database by key."""
+
+    def get(self, key: str) -> str | None:
+        """Return the value of a key, None if there is none."""
+        ...
+
+    def set(self, key: str, value: str | None) -> None:
+        """Set the value of a key; None deletes it."""
+        ...
+
+
+class Embedders(Protocol):
+    """The embedders that a database knows."""
+
+    def registered(self) -> Mapping[str, float]:
+        """Return their fingerprints, and when each was used last."""
+        ...
+
+
+class Database(Protocol):
+    """What a fit needs of the database (`ibidem.storage.store.Store`)."""
+
+    @property
+    def url(self) -> str:
+        """Its URL without a password."""
+        ...
+
+    @property
+    def meta(self) -> Meta:
+        """Its values by key."""
+        ...
+
+    @property
+    def embedders(self) -> Embedders:
+        """Its embedders."""
+        ...
 
 
 OLD_SCORE = (
@@ -120,28 +158,28 @@ OLD_SCORE = (
 
 
 def key_of(fingerprint: str) -> str:
-    """Where the fitted threshold for this embedder stands in the table `meta`."""
+    """Return the key of the fitted threshold for this embedder in the table `meta`."""
     return f"threshold:{digest(fingerprint)}"
 
 
 def old_key_of(fingerprint: str) -> str:
-    """Where version 0.1 kept a fitted score for this embedder."""
+    """Return the key under which version 0.1 kept a fitted score for this embedder."""
     return f"scorer:{digest(fingerprint)}"
 
 
-def has_old_score(store: Store, fingerprint: str) -> bool:
-    """Whether version 0.1 has fitted a score here, which is not used any more; raises `StorageError`."""
+def has_old_score(store: Database, fingerprint: str) -> bool:
+    """Return whether version 0.1 fitted a score, which is not used any more; raises `StorageError`."""
     return store.meta.get(old_key_of(fingerprint)) is not None
 
 
-def warn_of_old_score(store: Store, fingerprint: str) -> None:
+def warn_of_old_score(store: Database, fingerprint: str) -> None:
     """Log that such a score is not used any more, if there is one; raises `StorageError`."""
     if has_old_score(store, fingerprint):
         log.warning("%s: %s", store.url, OLD_SCORE, extra={"event.name": "ibidem.fit.old_score"})
 
 
-def adopted(store: Store, fingerprint: str, faults: Faults) -> Calibration:
-    """The thresholds fitted for this embedder; the shipped ones if there are none, or none that can be used.
+def adopted(store: Database, fingerprint: str, faults: Faults) -> Calibration:
+    """Return the thresholds fitted for this embedder; the shipped ones if there are none that can be used.
 
     Raises:
         StorageError: The database cannot be read.
@@ -156,15 +194,16 @@ def adopted(store: Store, fingerprint: str, faults: Faults) -> Calibration:
         return SHIPPED
 
 
-def adopt(store: Store, fingerprint: str, calibration: Calibration) -> None:
-    """Keep it for all who open a cache on this place from now on; raises `StorageError`."""
+def adopt(store: Database, fingerprint: str, calibration: Calibration) -> None:
+    """Keep the thresholds for all caches opened on this location from now on; raises `StorageError`."""
     store.meta.set(key_of(fingerprint), to_json(calibration))
 
 
-def drop(store: Store, fingerprint: str) -> bool:
-    """Return to the threshold that is shipped; whether there was another. Raises `StorageError`.
+def drop(store: Database, fingerprint: str) -> bool:
+    """Delete the fitted thresholds, and a score that version 0.1 fitted; return whether there were any.
 
-    A score that version 0.1 fitted goes too.
+    Raises:
+        StorageError: The database failed.
     """
     keys = [key for key in (key_of(fingerprint), old_key_of(fingerprint)) if store.meta.get(key) is not None]
     for key in keys:
@@ -172,12 +211,12 @@ def drop(store: Store, fingerprint: str) -> bool:
     return bool(keys)
 
 
-def policy_in_force(store: Store, settings: Settings, fingerprint: str | None = None) -> Policy:
-    """The policy of caches that are opened in this place with these settings; no model is loaded.
+def policy_in_force(store: Database, policy: Policy, fingerprint: str | None = None) -> Policy:
+    """Return the policy of caches that are opened on this location; no model is loaded.
 
     Args:
         store: The database of the location.
-        settings: Of the caches.
+        policy: That of the caches' settings.
         fingerprint: Of their embedder; default: the one that was used last.
 
     Raises:
@@ -186,4 +225,4 @@ def policy_in_force(store: Store, settings: Settings, fingerprint: str | None = 
     if fingerprint is None:
         known = store.embedders.registered()
         fingerprint = max(known, key=lambda one: known[one], default="")
-    return adopted(store, fingerprint, Faults()).applied(settings.policy)
+    return adopted(store, fingerprint, Faults()).applied(policy)

@@ -64,7 +64,7 @@ def mine_pairs(
     with existing_store(path, database) as store:
         place = place_of(store, settings_of(path, database))
         fingerprint = place.embedder.fingerprint
-        threshold = policy_in_force(store, place.settings, fingerprint).threshold
+        threshold = policy_in_force(store, place.settings.policy, fingerprint).threshold
         with err.status("Comparing questions; this may take a minute"):
             mined = Miner(store, place.embedder, scorer_for(fingerprint), threshold).mine(namespace, limit)
         if not mined.pairs:

@@ -153,7 +153,7 @@ def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) 
     """
     if settings.audit_rate or any(one.audits for one in audits):
         return min((one.threshold for one in audits if one.threshold is not None), default=None)
-    return policy_in_force(store, settings).threshold
+    return policy_in_force(store, settings.policy).threshold
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:

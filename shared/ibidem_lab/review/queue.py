@@ -79,5 +79,5 @@ def sieve_of(store: Store, settings: Settings, namespace: str | None) -> Sieve:
     audits = report_of(store, settings.max_error_rate, rate, namespace)
     boundary = boundary_of(store, settings, audits)
     if boundary is None:
-        boundary = policy_in_force(store, settings).threshold
+        boundary = policy_in_force(store, settings.policy).threshold
     return Sieve(store, scorer, boundary, namespace)
