@@ -74,7 +74,7 @@ class Rules(NamedTuple):
     late_clients: bool = False
 
 
-def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: type | None = None) -> str:
+def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
     """Class, code of the program's own, fields and other values of a model, without secrets, as JSON.
 
     What was read is read again only where something of it has changed.
@@ -84,17 +84,16 @@ def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False, kind: typ
         rules: What does not count.
         lenient: Whether somebody else vouches for what could only be compared by identity: then it counts by
             its class.
-        kind: The class, if not the model's own.
 
     Raises:
         NotCacheable: It holds itself.
     """
     known = _read.get(id(model))
-    way = (rules, lenient, kind, process())
+    way = (rules, lenient, process())
     if known is not None and known.model() is model and known.way == way and known.watch.is_unchanged():
         return known.text
     walk = _Walk(rules, lenient=lenient)
-    text = json.dumps(walk.model(model, kind))
+    text = json.dumps(walk.model(model))
     if walk.watch.is_whole:
         _read[id(model)] = _Read(weakref.ref(model, partial(_forget, id(model))), way, walk.watch, text)
     return text
@@ -225,9 +224,9 @@ class _Walk:
             return {name: self.named(name, value) for name, value in found.items() if not _is_secret(name)}
         return self.value(client)
 
-    def model(self, model: BaseModel, kind: type | None = None) -> dict[str, Any]:
+    def model(self, model: BaseModel) -> dict[str, Any]:
         """A pydantic object."""
-        kind = kind or type(model)
+        kind = type(model)
         about = _about(kind, self._rules)
         held = model.__dict__
         self._note(model)
