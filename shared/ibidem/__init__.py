@@ -161,6 +161,6 @@ def open(
         StorageError: The place cannot be used.
     """
     given = dict(locals())
-    from ibidem.opening import open_cache
+    from ibidem.cache import open_cache
 
     return open_cache(given)

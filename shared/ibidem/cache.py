@@ -1,51 +1,62 @@
-"""The cache: what happens, in order, when a question is looked up and when an answer is stored."""
+"""The cache: look up, store, answer, take back, count."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from functools import partial
+from typing import Any
 
 from ibidem._util.concurrency import ForkSafeLock, in_thread
 from ibidem._util.deadline import deadline
-from ibidem.answering import Asking
 from ibidem.audits.auditor import Auditor
-from ibidem.costs import Prices, read_prices
+from ibidem.correction import delete_matching, feedback_row, preview
+from ibidem.costs import Prices, read_prices, savings
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
-from ibidem.lifecycle.correcting import Correcting
+from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
+from ibidem.opening import build_parts, read_arguments
 from ibidem.pending import PendingRequest
-from ibidem.pipeline import Finder, Keeper
-from ibidem.provenance import opened
+from ibidem.pickling import Opening
+from ibidem.pipeline import LookupPipeline, StorePipeline
+from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, bind_scope, is_bypassed
-from ibidem.stats import Stats, stats_of
+from ibidem.scope import current as current_scope
+from ibidem.settings import Settings
+from ibidem.stats import Stats
 from ibidem.storage.logs import JudgementRow, LookupRow, lookup_row
+from ibidem.storage.statistics import LogFilter
 from ibidem.telemetry.telemetry import Telemetry
 from ibidem.types import (
     Answer,
+    Document,
     Hit,
     Miss,
     Rejected,
     Request,
     Stored,
+    normalise,
+    require_bool,
     require_name,
     require_seconds,
     require_tags,
+    require_text,
+    storable,
 )
 
-if TYPE_CHECKING:
-    from ibidem.settings import Settings
+REOPEN_SECONDS = 10.0  # for which an unpickled cache that could not be opened is not tried again
 
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
-class SemanticCache(Correcting):
+class SemanticCache:
     """Answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
@@ -81,12 +92,11 @@ class SemanticCache(Correcting):
     ) -> None:
         self._runtime, self._policy, self.lifetime = runtime, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
-        self._finder = Finder(runtime, policy, auditor, lifetime, verifier, guards)
-        # Answered questions, for later use.
         self.examples = ExampleLog(
             runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples
         )
-        self._keeper = Keeper(runtime, admission, lifetime, self.examples)
+        self._lookups = LookupPipeline(runtime, policy, auditor, lifetime, verifier, guards)
+        self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self.prices = prices or read_prices()
         self.telemetry = Telemetry(
@@ -99,7 +109,7 @@ class SemanticCache(Correcting):
         self.flights, self.single_flight = runtime.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
-        opened(self, runtime.cache_id)
+        register(self, runtime.cache_id)
 
     opened_with: tuple[Settings, Mapping[str, Any]] | None = None  # settings and hooks, by `ibidem.open`
 
@@ -129,6 +139,10 @@ class SemanticCache(Correcting):
         self._log(asked, result)
         return result
 
+    async def alookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
+        """As `lookup`, in one of the cache's threads."""
+        return await in_thread(partial(self.lookup, request, max_age=max_age))
+
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
         self._ready(request)
         require_seconds("max_age", max_age)
@@ -141,7 +155,7 @@ class SemanticCache(Correcting):
         result: Hit | Miss
         try:
             with deadline():
-                result = self._finder.find(request, now, max_age, private)
+                result = self._lookups.run(request, now, max_age, private)
         except IndexUnavailable as error:
             self._runtime.faults.note("search by meaning", error)
             result = Miss("no_index")
@@ -183,18 +197,21 @@ class SemanticCache(Correcting):
         self.telemetry.record_store(request, answer, result)
         return result
 
+    async def astore(
+        self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
+    ) -> Stored | Rejected:
+        """As `store`, in one of the cache's threads."""
+        return await in_thread(partial(self.store, request, answer, ttl=ttl, tags=tags))
+
     def _store(
         self, request: Request, answer: Answer, ttl: float | None, labels: tuple[str, ...]
     ) -> Stored | Rejected:
         if is_bypassed(request):
             return Rejected(BYPASSED)
         try:
-            reason = self._admission.refusal(request, answer)
+            reason = self._stores.run(request, answer, self._runtime.clock(), ttl, labels)
             if not reason:
-                with deadline():
-                    reason = self._keeper.keep(request, answer, self._runtime.clock(), ttl, labels)
-            if not reason:
-                self._finder.refreshed(request.key)
+                self._lookups.refreshed(request.key)
             if self._auditor is not None:
                 self._auditor.record_answer(request, None if reason else answer)
         except Exception as error:
@@ -238,9 +255,119 @@ class SemanticCache(Correcting):
                 await in_thread(pending.store, answer)
         return answer
 
-    def asking(self, request: Request) -> Asking:
-        """The request on its way; for adapters."""
-        return Asking(self, request)
+    def invalidate(
+        self,
+        *,
+        document: str | Document | Iterable[str | Document] | None = None,
+        current: str | Document | Iterable[str | Document] | None = None,
+        tag: str | None = None,
+        namespace: str | None = None,
+        model: str | None = None,
+        entry: str | None = None,
+        before: float | datetime | None = None,
+        dry_run: bool = False,
+    ) -> Invalidated:
+        """Delete the answers that fulfil all that is given.
+
+        A lookup that begins after this returned finds none of them, in any process on the same database.
+        An answer that was just being made is not stored (`Rejected("invalidated")`): one to a request that
+        was made before, by the clocks of both hosts. Examples of the example log go with their answers.
+
+        Args:
+            document: Ids of documents, or of their sources: answers that had any of them in their prompt,
+                whether it supports the answer or not. That can only be estimated.
+            current: What the document says now, in one piece or several, none if it is gone: only answers
+                that rest on something else it said. These are refused for an hour, whenever they were asked.
+            tag: One of the names given to `store`.
+            namespace: Tenant, user or application.
+            model: Name of the model that answered.
+            entry: Id of one entry; within `ibidem.scope` of its namespace, unless `namespace` is given.
+            before: Only what was stored before: seconds since the epoch, or a datetime with a time zone.
+            dry_run: True to delete nothing.
+
+        Returns:
+            How many answers; of a dry run also the newest 20.
+
+        Raises:
+            InvalidInput: Nothing is given, or something cannot be used.
+            StorageError: The database failed. Some answers may be left: call it again.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        require_bool("dry_run", dry_run)
+        criteria = criteria_of(
+            document=document,
+            current=current,
+            before=before,
+            tag=tag,
+            namespace=namespace,
+            model=model,
+            entry=entry,
+        )
+        if entry is not None and namespace is None:
+            criteria = self._in_scope(criteria, entry)
+        if dry_run:
+            return preview(self._runtime.store, criteria)
+        return self._invalidate(criteria)
+
+    def feedback(
+        self, answer: str | Hit | Stored | Mapping[str, Any], *, good: bool, question: str | None = None
+    ) -> bool:
+        """Note what somebody thinks of a stored answer, and delete it at once if it is bad.
+
+        A lookup that begins after this returned does not find a bad answer; the model's next one may be
+        stored in its place. Its examples are marked good or bad, and kept. The judgement is kept too
+        (`judgements`, source `feedback`), but no budget learns from it: people judge what annoys them, and
+        not a sample.
+
+        Args:
+            answer: A `Hit`, the id of an entry, or what a framework's message says of itself:
+                `message.response_metadata` in LangChain, `response.metadata` or `response.raw` in LlamaIndex.
+            good: Whether it was right.
+            question: What was asked, if not what the answer was stored for.
+
+        Returns:
+            Whether there is such an entry, within `ibidem.scope` in its namespace; False as well for a
+            message that does not come from the cache.
+
+        Raises:
+            InvalidInput: An argument has the wrong type.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        require_bool("good", good)
+        asked = "" if question is None else normalise(require_text("question", question))
+        entry_id, marker = entry_of(answer)
+        store = self._runtime.store
+        found = store.entries.of_ids([entry_id]) if entry_id and storable(entry_id) else []
+        if not found or not current_scope().covers(found[0].namespace):
+            return False
+        self._runtime.flush()  # also the examples that wait
+        store.examples.set_feedback_of(found[0], good)
+        if not good:
+            self._invalidate(Criteria(entry=entry_id), examples=False)
+        shown = self._admission.redacted(asked)
+        row = feedback_row(found[0], good, shown if storable(shown) else "", marker)
+        scorer = self._runtime.judgement_log.scorer
+        store.judgements.add([replace(row, at=self._runtime.clock(), scorer=scorer)])
+        return True
+
+    def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
+        """Restrict an entry's deletion to the namespace of the current scope: an id proves nothing."""
+        scope = current_scope()
+        if not (scope.namespace or scope.user):
+            return criteria
+        found = self._runtime.store.entries.of_ids([entry_id])
+        covered = [one.namespace for one in found if scope.covers(one.namespace)]
+        return replace(criteria, namespace=covered[0] if covered else scope.name())
+
+    def _invalidate(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
+        runtime = self._runtime
+        ids, deleted = delete_matching(runtime.store, criteria, runtime.clock, examples=examples)
+        runtime.judgement_log.forget(set(ids))
+        runtime.examples.queue.forget_reports()
+        return Invalidated(len(ids), examples=deleted)
 
     def clear(self, namespace: str | None = None) -> int:
         """Delete all answers, or those of one namespace and its users; returns how many answers.
@@ -266,7 +393,30 @@ class SemanticCache(Correcting):
         self._runtime.flush()
         with self._lock:
             rejected = dict(self._rejected)
-        return stats_of(self._runtime, self._auditor, self.prices, rejected)
+        runtime, prices = self._runtime, self.prices
+        totals = runtime.store.totals(runtime.embedder.fingerprint)
+        saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
+        return Stats(
+            entries=totals.entries,
+            semantic_entries=totals.semantic_entries,
+            unindexed=totals.unindexed,
+            hits=totals.hits,
+            misses=totals.misses,
+            tokens_saved=totals.tokens_saved,
+            examples=totals.examples,
+            rejected=rejected,
+            faults=runtime.faults.counts(),
+            index=runtime.vectors.state,
+            waits=runtime.flights.waits(),
+            audits=self._auditor.report() if self._auditor else (),
+            bytes=totals.bytes,
+            evicted=runtime.housekeeping.evicted,
+            expired=runtime.housekeeping.expired,
+            money_saved=saved.money if saved.priced else None,
+            currency=prices.currency,
+            prices_as_of=prices.as_of,
+            unpriced=saved.unpriced,
+        )
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
         """The last lookups in the log with what came of each, newest first; also of other processes."""
@@ -309,9 +459,10 @@ class SemanticCache(Correcting):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from ibidem.pickling import pickled
-
-        return pickled(self)
+        """How to open it where the pickle is loaded; raises as `Opening.of`."""
+        if self.opened_with is None:
+            raise InvalidInput("only a cache that ibidem.open() gave can be pickled")
+        return UnopenedCache, (Opening.of(*self.opened_with),)
 
     def _ready(self, *requests: object) -> None:
         if self._closed:
@@ -337,3 +488,56 @@ class SemanticCache(Correcting):
         with self._lock:
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
         return Rejected(reason)
+
+
+class UnopenedCache(SemanticCache):
+    """A cache that came out of a pickle. With its first use it opens, and is a `SemanticCache` from then on.
+
+    If it cannot be opened, using it raises what `ibidem.open` raises.
+    """
+
+    def __init__(self, opening: Opening | None) -> None:
+        self._opening, self._opening_lock = opening, ForkSafeLock()
+        self._failure: tuple[float, Exception] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnopenedCache, (self._opening,)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copy, inspect and the like ask for
+            raise AttributeError(name)
+        self._open()
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        return "SemanticCache(not opened yet)"
+
+    def close(self) -> None:
+        """Never open it."""
+        self._opening = None
+
+    def _open(self) -> None:
+        with self._opening_lock:
+            if type(self) is not UnopenedCache:
+                return  # another thread has
+            if self._opening is None:
+                raise CacheClosed("this cache was closed; open another with ibidem.open()")
+            if self._failure is not None and time.monotonic() < self._failure[0] + REOPEN_SECONDS:
+                raise self._failure[1].with_traceback(None)
+            try:
+                settings, hooks = self._opening.read(), self._opening.hooks
+                parts = build_parts(settings, hooks)
+            except Exception as error:
+                self._failure = time.monotonic(), error
+                raise
+            super().__init__(**parts)
+            self.opened_with = settings, hooks
+            self.__class__ = SemanticCache  # type: ignore[assignment]
+
+
+def open_cache(given: dict[str, Any]) -> SemanticCache:
+    """Open a cache with the arguments of `ibidem.open`, None where nothing was given; raises as it does."""
+    settings, hooks = read_arguments(given)
+    cache = SemanticCache(**build_parts(settings, hooks))
+    cache.opened_with = settings, hooks
+    return cache

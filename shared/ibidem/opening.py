@@ -1,4 +1,4 @@
-"""Opening a cache: what `ibidem.open` does with its arguments."""
+"""Build the parts of a cache from the arguments of `ibidem.open`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ibidem.audits.auditor import auditor_for
-from ibidem.cache import SemanticCache
 from ibidem.costs import read_prices
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.rules import Admission
@@ -21,47 +20,32 @@ _HOOKS = ("compare", "redact", "should_store", "on_lookup")
 _MATCHING = ("verifier", "guards")
 
 
-def name_of(redact: Callable[[str], str]) -> str:
-    """Names a function with its code, so that one that was changed has another name; "" for other callables.
-
-    A function may depend on what its name does not tell, such as variables around it: "" as well.
-    """
-    code = getattr(redact, "__code__", None)
-    if code is None or getattr(redact, "__closure__", None) or getattr(redact, "__self__", None) is not None:
-        return ""
-    consts = [repr(one) for one in code.co_consts if not hasattr(one, "co_code")]
-    return digest(redact.__module__, redact.__qualname__, code.co_code.hex(), *consts, *code.co_names)
-
-
-def open_cache(given: dict[str, Any]) -> SemanticCache:
-    """Open a cache with the arguments of `ibidem.open`, None where nothing was given; raises as it does."""
+def read_arguments(given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """Return settings and hooks, None where nothing was given; raises as `ibidem.open` does."""
     hooks = {name: given[name] for name in (*_HOOKS, *_MATCHING)}
     for name in _HOOKS:
         if hooks[name] is not None and not callable(hooks[name]):
             raise InvalidInput(f"{name} must be callable, not {type(hooks[name]).__name__}")
-    settings = read_settings(**{name: value for name, value in given.items() if name not in hooks})
-    cache = SemanticCache(**parts_of(settings, hooks))
-    cache.opened_with = settings, hooks
-    return cache
+    return read_settings(**{name: value for name, value in given.items() if name not in hooks}), hooks
 
 
-def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
+def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a `SemanticCache` with these settings and hooks; raises as `ibidem.open` does."""
     require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
     verifier, guards = _verifier_of(settings, hooks.get("verifier")), with_guards(hooks.get("guards") or ())
-    shared = acquire(settings)
+    runtime = acquire(settings)
     admission = Admission(
-        shared.faults,
+        runtime.faults,
         redact=hooks.get("redact"),
         should_store=hooks.get("should_store"),
         max_temperature=settings.max_temperature,
         max_writes_per_hour=settings.max_writes_per_hour,
     )
     if (redact := hooks.get("redact")) is not None:
-        shared.mask(admission.attempted, name_of(redact))
+        runtime.mask(admission.attempted, _code_id(redact))
     return {
-        "runtime": shared,
+        "runtime": runtime,
         "policy": settings.policy,
         "lifetime": settings.lifetime,
         "admission": admission,
@@ -69,9 +53,9 @@ def parts_of(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         "auditor": auditor_for(
             settings,
             hooks.get("compare"),
-            log=shared.judgement_log,
-            store=shared.store,
-            embedder=shared.embedder,
+            log=runtime.judgement_log,
+            store=runtime.store,
+            embedder=runtime.embedder,
             verifier=verifier,
         ),
         "verifier": verifier,
@@ -95,3 +79,16 @@ def _verifier_of(settings: Settings, verifier: Verifier | None) -> CheckedVerifi
             "was measured for the shipped score alone"
         )
     return CheckedVerifier(verifier)
+
+
+def _code_id(function: Callable[[str], str]) -> str:
+    """Identify a function by its code, so that one that was changed has another id; "" for other callables.
+
+    A function may depend on what its code does not show, such as variables around it: "" as well.
+    """
+    code = getattr(function, "__code__", None)
+    bound = getattr(function, "__self__", None) is not None
+    if code is None or bound or getattr(function, "__closure__", None):
+        return ""
+    consts = [repr(const) for const in code.co_consts if not hasattr(const, "co_code")]
+    return digest(function.__module__, function.__qualname__, code.co_code.hex(), *consts, *code.co_names)

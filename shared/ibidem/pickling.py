@@ -1,26 +1,16 @@
-"""Copies and pickles of what holds an open cache.
-
-A copy asks the same cache. A pickle carries how to open it: where it is loaded, it opens with its first use.
-It may lie in a file, so no password is in it.
-"""
+"""How a pickled cache is opened where it is loaded; it may lie in a file, so no password is in it."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.urls import redact_url
-from ibidem.cache import SemanticCache
-from ibidem.errors import CacheClosed, ConfigurationError, InvalidInput
-from ibidem.opening import parts_of
+from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.settings import Settings, checked_settings
-
-HOLD_OFF = 10.0  # seconds for which a cache that could not be opened is not tried again
 
 _PICKLERS = ("pickle", "cloudpickle", "joblib.externals.cloudpickle", "dill")  # the later ones can take more
 _PLAIN = (str, int, float, bool, Path, type(None))
@@ -55,7 +45,7 @@ class Opening:
                     "environment of both processes instead (a database's password can also be left to "
                     "PGPASSWORD), or open the cache in the other process and set it there"
                 )
-        carried = {name: _placed(value) for name, value in values.items() if name not in secret}
+        carried = {name: _absolute(value) for name, value in values.items() if name not in secret}
         carried_hooks = {name: hook for name, hook in hooks.items() if hook is not None}
         for name, value in (*carried.items(), *carried_hooks.items()):
             _require_picklable(name, value)
@@ -72,62 +62,6 @@ class Opening:
                 f"the pickled cache needs {', '.join(missing)} in the environment where it is used"
             )
         return checked_settings(dict(self.settings))
-
-
-def pickled(cache: SemanticCache) -> tuple[Any, ...]:
-    """What `pickle` makes of a cache.
-
-    Raises:
-        ConfigurationError, InvalidInput: As `Opening.of`; or the cache was put together by hand.
-    """
-    if cache.opened_with is None:
-        raise InvalidInput("only a cache that ibidem.open() gave can be pickled")
-    return UnopenedCache, (Opening.of(*cache.opened_with),)
-
-
-class UnopenedCache(SemanticCache):
-    """A cache that came out of a pickle. With its first use it opens, and is a `SemanticCache` from then on.
-
-    If it cannot be opened, using it raises what `ibidem.open` raises.
-    """
-
-    def __init__(self, opening: Opening | None) -> None:
-        self._opening, self._opening_lock = opening, ForkSafeLock()
-        self._failure: tuple[float, Exception] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return UnopenedCache, (self._opening,)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy, inspect and the like ask for
-            raise AttributeError(name)
-        self._open()
-        return getattr(self, name)
-
-    def __repr__(self) -> str:
-        return "SemanticCache(not opened yet)"
-
-    def close(self) -> None:
-        """Never open it."""
-        self._opening = None
-
-    def _open(self) -> None:
-        with self._opening_lock:
-            if type(self) is not UnopenedCache:
-                return  # another thread has
-            if self._opening is None:
-                raise CacheClosed("this cache was closed; open another with ibidem.open()")
-            if self._failure is not None and time.monotonic() < self._failure[0] + HOLD_OFF:
-                raise self._failure[1].with_traceback(None)
-            try:
-                settings, hooks = self._opening.read(), self._opening.hooks
-                parts = parts_of(settings, hooks)
-            except Exception as error:
-                self._failure = time.monotonic(), error
-                raise
-            super().__init__(**parts)
-            self.opened_with = settings, hooks
-            self.__class__ = SemanticCache  # type: ignore[assignment]
 
 
 def _variable(name: str) -> str:
@@ -151,7 +85,7 @@ def _is_secret(name: str, value: Any) -> bool:
     return bool(redact_url(value, user=name == "database") != value)
 
 
-def _placed(value: Any) -> Any:
+def _absolute(value: Any) -> Any:
     """A path by its absolute name: the other process may run elsewhere."""
     if isinstance(value, Path) or (isinstance(value, str) and value and Path(value).is_dir()):
         return type(value)(Path(value).expanduser().absolute())

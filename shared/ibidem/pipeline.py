@@ -1,4 +1,4 @@
-"""Finding the answer to a request: the same one, or one to a question of the same meaning."""
+"""The steps of a lookup and of a store, in order."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.deadline import deadline
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Candidate, Policy, Verifier, decide, supporting
@@ -26,8 +27,8 @@ REFRESH_SECONDS = 60.0  # how long the caller that refreshes a stale answer is w
 REFRESHED = 10_000  # stale answers whose refreshing is remembered
 
 
-class Finder:
-    """Looks up requests for one cache.
+class LookupPipeline:
+    """Finds the answer to a request: that to the identical one, or to a question of the same meaning.
 
     Args:
         runtime: Database and vectors.
@@ -52,8 +53,8 @@ class Finder:
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHED)  # until when, by entry
 
-    def find(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
-        """The answer, or why there is none. What storage, index or embedder raise passes through.
+    def run(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
+        """Return the answer, or why there is none. Exceptions of storage, index and embedder pass through.
 
         Args:
             request: What is asked.
@@ -61,39 +62,70 @@ class Finder:
             max_age: The most seconds since the answer was stored; None for its lifetime.
             private: Whether the question must not be compared by meaning, as it must not be embedded.
         """
+        # 1. The answer to the identical request.
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
-        same = self._runtime.store.entries.get(request.key)
-        if same is not None and (hit := self._served(Candidate(same, 1.0), "exact", now, max_age)):
+        identical = self._runtime.store.entries.get(request.key)
+        if identical and (hit := self._serve(Candidate(identical, 1.0), "exact", now, max_age)):
             return hit
+        # 2. Can the question be compared by meaning?
         if not request.semantic:
-            return Miss("question_unknown" if same is None else "expired")
+            return Miss("question_unknown" if identical is None else "expired")
         index = self._runtime.semantic_index  # once: all that follows is of one embedder
-        refused = "question_private" if private else index.embedder.refusal(request.question)
-        if refused:
-            return Miss(refused)
+        reason = "question_private" if private else index.embedder.refusal(request.question)
+        if reason:
+            return Miss(reason)
+        # 3. Which of the nearest stored questions means the same, over the same documents?
         candidates = self._candidates(index, request, now, max_age)
         policy, verifier = index.calibration.applied(self._policy), self._verifier or index.scorer
         verdict = decide(request, candidates, policy, verifier, guards=self._guards)
+        # 4. May its answer be served, by the error budget and by its age?
         if (best := verdict.chosen) is not None:
             auditor = self._auditor
             ruling = "serve" if auditor is None else auditor.decide(request, best, verifier.name, now)
             if ruling != "serve":
-                return _missed("audit" if ruling == "audit" else "below_budget", best)
-            return self._served(best, "semantic", now, max_age) or _missed("expired", best)
-        if same is not None:
-            return _missed("expired", Candidate(same, 1.0))
+                return _miss("audit" if ruling == "audit" else "below_budget", best)
+            return self._serve(best, "semantic", now, max_age) or _miss("expired", best)
+        # 5. Why not?
+        if identical is not None:
+            return _miss("expired", Candidate(identical, 1.0))
         if verdict.nearest is not None:
-            return _missed(verdict.reason, verdict.nearest)
+            return _miss(verdict.reason, verdict.nearest)
         kind = self._runtime.store.entries.kind_in_scope(request.namespace, request.scope_digest)
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
 
     def refreshed(self, key: str) -> None:
-        """The answer to the request of this key was stored anew."""
+        """Note that the answer to the request of this key was stored anew."""
         with self._lock:
             self._refreshing.pop(key)
 
-    def _served(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
+    def _candidates(
+        self, index: SemanticIndex, request: Request, now: float, max_age: float | None
+    ) -> list[Candidate]:
+        """Embed the question, search the index, and read the entries found from the database."""
+        with step("ibidem.embed"):
+            vector = index.embedder.vector_of(request.question)
+        namespace, scope = request.namespace, request.scope_digest
+        with step("ibidem.search"):
+            points = index.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+        with step("ibidem.confirm"):
+            found = self._runtime.store.entries.near(
+                points,
+                namespace=namespace,
+                scope=scope,
+                embedder=index.fingerprint,
+                documents=request.documents_digest,
+            )
+        return [
+            Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
+            for entry in found
+            if entry.vector is not None
+            and entry.vector.shape == vector.shape
+            and entry.id != request.key  # the identical request was looked at before
+            and self._lifetime.state(entry, now, max_age) != "expired"
+        ]
+
+    def _serve(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
         """The hit, unless the entry is expired, or stale and the caller is the one to refresh it."""
         entry = candidate.entry
         state = self._lifetime.state(entry, now, max_age)
@@ -119,44 +151,19 @@ class Finder:
             self._refreshing.put(entry.id, now + REFRESH_SECONDS)
             return True
 
-    def _candidates(
-        self, index: SemanticIndex, request: Request, now: float, max_age: float | None
-    ) -> list[Candidate]:
-        with step("ibidem.embed"):
-            vector = index.embedder.vector_of(request.question)
-        namespace, scope = request.namespace, request.scope_digest
-        with step("ibidem.search"):
-            points = index.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
-        with step("ibidem.confirm"):
-            found = self._runtime.store.entries.near(
-                points,
-                namespace=namespace,
-                scope=scope,
-                embedder=index.fingerprint,
-                documents=request.documents_digest,
-            )
-        return [
-            Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
-            for entry in found
-            if entry.vector is not None
-            and entry.vector.shape == vector.shape
-            and entry.id != request.key  # it was looked at before
-            and self._lifetime.state(entry, now, max_age) != "expired"
-        ]
 
-
-def _missed(reason: str, candidate: Candidate) -> Miss:
+def _miss(reason: str, candidate: Candidate) -> Miss:
     return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)
 
 
-class Keeper:
-    """Stores answers for one cache.
+class StorePipeline:
+    """Stores the answer to a request.
 
     Args:
         runtime: Database and vectors.
         admission: What may be stored.
         lifetime: How long answers live.
-        examples: Where what was stored is an example too.
+        examples: Logs what is stored as an example too.
     """
 
     def __init__(
@@ -165,13 +172,24 @@ class Keeper:
         self._runtime, self._admission, self._lifetime = runtime, admission, lifetime
         self._examples = examples
 
-    def keep(
+    def run(
         self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
     ) -> str | None:
-        """Store an answer that was admitted, or say why not; what the database raises passes through."""
+        """Return why the answer is not stored, or None if it is. Exceptions of the database pass through."""
+        # 1. May it be stored?
+        if reason := self._admission.refusal(request, answer):
+            return reason
+        with deadline():
+            return self._put(request, answer, now, ttl, tags)
+
+    def _put(
+        self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
+    ) -> str | None:
+        # 2. Can the question be found by meaning?
         readable = request.semantic and not self._admission.is_private(request.question)
         index = self._runtime.semantic_index  # once: the vector is of the embedder that it is stored for
-        semantic, vector = self._meaning(index, request) if readable and answer.semantic else (False, None)
+        semantic, vector = self._embed(index, request) if readable and answer.semantic else (False, None)
+        # 3. Which documents does the answer rest on, and how long does it live?
         evidence = supporting(answer.text, request.question, request.documents)
         life = self._lifetime.of(request.namespace, ttl)
         entry = Entry(
@@ -190,20 +208,21 @@ class Keeper:
             tags=tags,
             vector=vector,
         )
+        # 4. Store it, unless one of its documents was invalidated meanwhile: one transaction.
         if not self._runtime.put(entry, request.made, index):
             return "invalidated"
+        # 5. It is an example, too.
         if request.example:
             self._examples.of_entry(entry, answer, index.fingerprint)
         return None
 
-    def _meaning(self, index: SemanticIndex, request: Request) -> tuple[bool, Vector | None]:
+    def _embed(self, index: SemanticIndex, request: Request) -> tuple[bool, Vector | None]:
         """Whether the question can be found by meaning, and its vector, if it could be made now."""
-        embedder = index.embedder
         try:
-            if embedder.refusal(request.question) is not None:
+            if index.embedder.refusal(request.question) is not None:
                 return False, None
             with step("ibidem.embed"):
-                return True, embedder.vector_of(request.question)
+                return True, index.embedder.vector_of(request.question)
         except Exception as error:  # the answer is worth keeping; its vector is made later
             self._runtime.faults.note("embed a question", error)
             return True, None

@@ -1,4 +1,4 @@
-"""`forget`: the answer behind a response that is of no use, so that asking again reaches the model.
+"""`forget`: delete the stored answer behind a response, so that asking again reaches the model.
 
 A repeated response says itself which entry of which cache it comes from. One that a model has just given does
 not: what was stored for it is remembered for a while, by the object and by the id of its message.
@@ -8,38 +8,46 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ibidem._util.concurrency import BoundedDict, ForkSafeLock
-from ibidem.errors import CacheClosed
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock, in_thread
+from ibidem.errors import CacheClosed, InvalidInput
 from ibidem.types import Hit, Stored
 
 if TYPE_CHECKING:
-    from ibidem.cache import SemanticCache
+    from ibidem.lifecycle.invalidation import Invalidated
 
 
-MARKER = "ibidem"
+MARKER = "ibidem"  # under which a repeated response says which entry of which cache it comes from
 REMEMBERED = 10_000  # responses whose entries are known, by their ids and by the objects
-_TELLING = ("response_metadata", "metadata", "raw")  # where a response keeps its marker
+_MARKED = ("response_metadata", "metadata", "raw")  # where a response keeps its marker
 # What holds a response, or the stream that it came from.
-_HOLDING = ("message", "generations", "response", "response_gen", "chat_stream", "achat_stream")
+_HOLDERS = ("message", "generations", "response", "response_gen", "chat_stream", "achat_stream")
 
-Source = tuple[str, str]  # the place of a cache, and the id of an entry
+Source = tuple[str, str]  # the id of a cache location, and the id of an entry
+
+
+class Invalidator(Protocol):
+    """An open cache, as far as `forget` needs it."""
+
+    def invalidate(self, *, entry: str) -> Invalidated:
+        """Delete an entry."""
+
 
 _lock = ForkSafeLock()
-_open: dict[str, weakref.WeakSet[SemanticCache]] = {}
+_open: dict[str, weakref.WeakSet[Invalidator]] = {}
 _by_name: BoundedDict[str, tuple[Source, ...]] = BoundedDict(REMEMBERED)
 _by_object: BoundedDict[int, tuple[weakref.ref[Any], tuple[Source, ...]]] = BoundedDict(REMEMBERED)
 
 
-def opened(cache: SemanticCache, place: str) -> None:
-    """The cache is open on this place: what comes from there can be forgotten."""
+def register(cache: Invalidator, cache_id: str) -> None:
+    """Let `forget` delete what is stored at this location, while the cache is open."""
     with _lock:
-        _open.setdefault(place, weakref.WeakSet()).add(cache)
+        _open.setdefault(cache_id, weakref.WeakSet()).add(cache)
 
 
 def remember(response: object, *sources: Stored | Hit, names: Iterable[str | None] = ()) -> None:
-    """Which entries are behind a response that does not say so: by the object, and by its unique `names`."""
+    """Note the entries behind a response that does not say so, by the object and by its unique `names`."""
     known = tuple((source.place, source.entry_id) for source in sources)
     with _lock:
         for name in filter(None, names):
@@ -69,19 +77,33 @@ def forget(response: object) -> bool:
         StorageError: The database failed.
     """
     found = dict.fromkeys(_sources(response))
-    return sum(_deleted(place, entry_id) for place, entry_id in found) > 0
+    return sum(_delete(cache_id, entry_id) for cache_id, entry_id in found) > 0
 
 
 async def aforget(response: object) -> bool:
     """As `forget`, in a thread."""
-    from ibidem._util.concurrency import in_thread
-
     return await in_thread(forget, response)
 
 
-def _deleted(place: str, entry_id: str) -> int:
+def entry_of(answer: object) -> tuple[str, Mapping[str, Any]]:
+    """Return the id of the entry that an answer names, "" if it names none, and the rest of its marker."""
+    if isinstance(answer, str):
+        return answer, {}
+    if isinstance(answer, Stored):
+        return answer.entry_id, {}
+    if isinstance(answer, Hit):
+        return answer.entry_id, {"similarity": answer.similarity, "score": answer.score}
+    if not isinstance(answer, Mapping):
+        kind = type(answer).__name__
+        raise InvalidInput(f"answer must be a Hit, the id of an entry or a message's metadata, not {kind}")
+    marker = answer.get(MARKER, answer)
+    entry_id = marker.get("entry_id") if isinstance(marker, Mapping) else None
+    return (entry_id, marker) if isinstance(entry_id, str) else ("", {})
+
+
+def _delete(cache_id: str, entry_id: str) -> int:
     with _lock:
-        caches = list(_open.get(place, ()))
+        caches = list(_open.get(cache_id, ()))
     for cache in caches:
         try:
             return cache.invalidate(entry=entry_id).count
@@ -104,10 +126,10 @@ def _sources(response: object, depth: int = 4) -> Iterator[Source]:
             yield from _sources(each, depth - 1)
     elif not isinstance(response, (str, bytes)) and response is not None:
         yield from _remembered(response)
-        for told in _attributes(response, _TELLING):
+        for told in _attributes(response, _MARKED):
             if isinstance(told, Mapping):
                 yield from _sources(told)
-        for held in _attributes(response, _HOLDING) if depth else ():
+        for held in _attributes(response, _HOLDERS) if depth else ():
             yield from _sources(held, depth - 1)
 
 

@@ -1,17 +1,10 @@
-"""What a cache tells about itself."""
+"""Statistics of a cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ibidem.audits.ledger import AuditStats
-from ibidem.costs import Prices, savings
-from ibidem.storage.statistics import LogFilter
-
-if TYPE_CHECKING:
-    from ibidem.audits.auditor import Auditor
-    from ibidem.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +42,3 @@ class Stats:
     currency: str = ""
     prices_as_of: str = ""
     unpriced: dict[str, int] = field(default_factory=dict)
-
-
-def stats_of(runtime: Runtime, auditor: Auditor | None, prices: Prices, rejected: dict[str, int]) -> Stats:
-    """What there is to tell of a place; raises `StorageError`. `rejected` is what the cache counted."""
-    totals = runtime.store.totals(runtime.embedder.fingerprint)
-    saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
-    return Stats(
-        entries=totals.entries,
-        semantic_entries=totals.semantic_entries,
-        unindexed=totals.unindexed,
-        hits=totals.hits,
-        misses=totals.misses,
-        tokens_saved=totals.tokens_saved,
-        examples=totals.examples,
-        rejected=rejected,
-        faults=runtime.faults.counts(),
-        index=runtime.vectors.state,
-        waits=runtime.flights.waits(),
-        audits=auditor.report() if auditor else (),
-        bytes=totals.bytes,
-        evicted=runtime.housekeeping.evicted,
-        expired=runtime.housekeeping.expired,
-        money_saved=saved.money if saved.priced else None,
-        currency=prices.currency,
-        prices_as_of=prices.as_of,
-        unpriced=saved.unpriced,
-    )

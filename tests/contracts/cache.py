@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import ibidem
 from ibidem import Answer, CacheClosed, Document, Example, Hit, InvalidInput, Miss, Rejected, Request, Stored
 from tests.embedders import BagOfWords, Broken, Constant
 
@@ -31,6 +33,24 @@ class CacheContract:
 
         assert isinstance(stored, Stored)
         assert (hit.answer, hit.entry_id, hit.tier, hit.similarity) == (ANSWER, stored.entry_id, "exact", 1.0)
+
+    async def test_async_code_looks_up_and_stores(self, cache) -> None:
+        """In the cache's own threads, within the scope and on the terms of the caller."""
+        loop = threading.get_ident()
+        threads = []
+        cache._on_lookup = lambda *_: threads.append(threading.get_ident())
+        with ibidem.scope(namespace="acme"):
+            stored = await cache.astore(Request("how do I reset it"), ANSWER, ttl=3600, tags=["reset"])
+            hit = await cache.alookup(Request("how do I reset it"))
+            old = await cache.alookup(Request("how do I reset it"), max_age=1e-9)
+
+        assert (hit.answer, hit.entry_id) == (ANSWER, stored.entry_id)
+        assert old.reason == "expired"
+        assert (await cache.alookup(Request("how do I reset it"))).reason == "empty"
+        assert loop not in threads
+        assert cache.invalidate(tag="reset").count == 1
+        with pytest.raises(InvalidInput, match="max_age"):
+            await cache.alookup(Request("how do I reset it"), max_age="old")
 
     def test_a_reworded_question_is_a_semantic_hit(self, cache) -> None:
         """It says which question it answered, and how near that was; at once and after indexing."""

@@ -15,7 +15,6 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import PrivateAttr
 
 import ibidem
-from ibidem.answering import Asking
 
 COUNTRIES = (
     "France Peru Japan Kenya Chile Ghana India Italy Spain Egypt Qatar Nepal Tonga Samoa Malta Libya Sudan "
@@ -46,9 +45,6 @@ class Recording:
         if isinstance(found, ibidem.Hit):
             self.hits.append(found)
         return found
-
-    def asking(self, request: ibidem.Request) -> Asking:
-        return Asking(self, request)
 
     def _log(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
         self.core._log(request, result)

@@ -38,7 +38,6 @@ from openai import APIError
 from pydantic import BaseModel, Field, create_model
 
 import ibidem
-from ibidem.answering import Asking
 from ibidem.cache import SemanticCache
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.conftest import OpenCache
@@ -152,9 +151,6 @@ class Watched:
     def _search(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
         self.asked.append(request.question)
         return self.core._search(request)
-
-    def asking(self, request: ibidem.Request) -> Asking:
-        return Asking(self, request)
 
     def _log(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
         self.core._log(request, result)

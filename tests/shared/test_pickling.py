@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import ibidem
-from ibidem.cache import SemanticCache
+from ibidem.cache import SemanticCache, UnopenedCache
 from ibidem.errors import CacheClosed, ConfigurationError, InvalidInput, StorageError
-from ibidem.pickling import Opening, UnopenedCache
+from ibidem.pickling import Opening
 from ibidem.settings import read_settings
 from tests.conftest import OpenCache
 from tests.embedders import BagOfWords
@@ -110,14 +110,14 @@ def test_a_place_that_is_gone_is_not_tried_at_each_call(
         tried.append(given)
         raise StorageError("no")
 
-    monkeypatch.setattr("ibidem.pickling.parts_of", refuse)
+    monkeypatch.setattr("ibidem.cache.build_parts", refuse)
     other = pickle.loads(raw)
     for _ in range(3):
         with pytest.raises(StorageError):
             other.lookup(ASKED)
     assert len(tried) == 1
     monkeypatch.undo()
-    monkeypatch.setattr("ibidem.pickling.HOLD_OFF", 0.0)
+    monkeypatch.setattr("ibidem.cache.REOPEN_SECONDS", 0.0)
     assert isinstance(other.lookup(ASKED), ibidem.Miss)
     other.close()
 

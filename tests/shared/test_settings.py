@@ -19,7 +19,7 @@ import llama_index_ibidem
 from ibidem import ConfigurationError, InvalidInput, renamed
 from ibidem.cli.commands import app
 from ibidem.embedding.minilm_files import CACHE_VARIABLE
-from ibidem.opening import parts_of
+from ibidem.opening import build_parts
 from ibidem.settings import ELSEWHERE, Settings, checked_settings, read_settings
 from tests.helpers import ROOT, Child
 
@@ -106,7 +106,7 @@ def test_a_setting_of_an_old_pickle_names_the_new_one(old: str) -> None:
 @pytest.mark.parametrize("hook", sorted(renamed.ARGUMENTS.keys() - OLD_SETTINGS.keys()))
 def test_a_function_of_an_old_pickle_names_the_new_one(hook: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=f"{hook} is called {renamed.ARGUMENTS[hook]} since version 0.2"):
-        parts_of(read_settings(path=tmp_path), {hook: bool})
+        build_parts(read_settings(path=tmp_path), {hook: bool})
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ibidem.cli.output import (
     print_json,
     text_option,
 )
-from ibidem.lifecycle.correcting import judge, preview, run
+from ibidem.correction import delete_matching, preview, record_feedback
 from ibidem.lifecycle.invalidation import Invalidated, criteria_of
 
 Documents = Annotated[
@@ -87,7 +87,7 @@ def invalidate(
             what = f"{_entries(found.count)} and their examples"
             if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
-            ids, examples = run(store, criteria, time.time)
+            ids, examples = delete_matching(store, criteria, time.time)
             found = Invalidated(len(ids), found.entries, examples)
     if as_json:
         newest = [tables.summary(one) for one in found.entries]
@@ -106,7 +106,7 @@ def give_feedback(
     """Note that an answer was right, or wrong: then it is deleted."""
     with existing_store(path, database) as store:
         entry = entry_of(store, entry_id)
-        judge(store, entry, good)
+        record_feedback(store, entry, good)
     out.print("Noted." if good else f"Noted, and deleted entry {entry.id[:8]}.")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
+from ibidem.correction import delete_matching, record_feedback
 from ibidem.errors import MissingExtra, StorageError
-from ibidem.lifecycle.correcting import judge, run
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.types import storable
 from ibidem_lab.review.queue import KINDS
@@ -151,10 +151,11 @@ class Pages:
         """Feedback on an entry, or its end; with its examples, unless the page of judging asks for it."""
         found, action = self._entry(request), form.get("action", "")
         if action in ("good", "bad"):
-            judge(self._store, found, action == "good")
+            record_feedback(self._store, found, action == "good")
             self._session.notice = "Noted." if action == "good" else "Noted as wrong; the answer was deleted."
         elif action == "delete":
-            run(self._store, Criteria(entry=found.id), time.time, examples=form.get("examples") != "keep")
+            examples = form.get("examples") != "keep"
+            delete_matching(self._store, Criteria(entry=found.id), time.time, examples=examples)
             self._session.notice = "The answer was deleted."
         else:
             raise HTTPException(400, "An entry can be called good or bad, or be deleted.")
