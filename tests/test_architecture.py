@@ -19,8 +19,8 @@ DOORS = {
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
     "jinja2": {"shared/ibidem_lab/html.py"},
-    "starlette": {"shared/ibidem_lab/review/app.py"},
-    "uvicorn": {"shared/ibidem_lab/review/serving.py"},
+    "starlette": {"shared/ibidem_lab/review/app.py", "shared/ibidem_lab/review/gate.py"},
+    "uvicorn": {"shared/ibidem_lab/review/server.py"},
     "opentelemetry": {"shared/ibidem/telemetry/"},
     "vl_convert": {"shared/ibidem_lab/report/drawing.py"},
     "torch": {

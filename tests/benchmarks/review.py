@@ -8,12 +8,10 @@ Without a URL on SQLite, in a directory that is deleted. With one: of an empty d
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
 
 import sqlalchemy as sa
 from starlette.testclient import TestClient
@@ -25,15 +23,13 @@ from ibidem.storage.entries import entry_row
 from ibidem.storage.store import Store
 from ibidem_lab.review.app import Pages
 from ibidem_lab.review.gate import Gate
-from ibidem_lab.review.queue import sieve_of
-from ibidem_lab.review.session import ReviewSession
+from ibidem_lab.review.session import ReviewSession, review_queue
 from tests import logged
 
 ENTRIES = LOOKUPS = 100_000
 JUDGEMENTS = 20_000
 TIMES = 5
 PORT = 8_000
-OLDER = re.compile(r'href="/entries\?(?:[^"]*&amp;)?before=([^"&]+)"')
 
 
 def fill(store: Store, entries: int = ENTRIES) -> None:
@@ -50,9 +46,9 @@ def fill(store: Store, entries: int = ENTRIES) -> None:
 
 def client_of(store: Store) -> TestClient:
     """A browser that was given the token."""
-    sieve = sieve_of(store, read_settings(), None)
+    queue = review_queue(store, read_settings(), None)
     address = f"http://127.0.0.1:{PORT}"
-    client = TestClient(Gate(Pages(store, ReviewSession(sieve)).app(), "token", PORT), base_url=address)
+    client = TestClient(Gate(Pages(ReviewSession(queue)).app(), "token", PORT), base_url=address)
     client.get("/?token=token")
     return client
 
@@ -75,24 +71,6 @@ def measure(store: Store) -> None:
     assert client.get("/").status_code == 200
     print(f"judging, the logs read anew   {time.perf_counter() - began:6.3f} s")
     print(f"judging, the next pair        {timed(client, '/')[0]:6.3f} s")
-    spent, text = timed(client, "/entries")
-    print(f"entries, first page           {spent:6.3f} s, {len(text) // 1000} KB")
-    for _ in range(40):
-        found = OLDER.search(text)
-        assert found is not None
-        text = client.get(f"/entries?before={found[1]}").text
-    spent, text = timed(client, f"/entries?before={found[1]}")
-    print(f"entries, page 41              {spent:6.3f} s")
-    last = store.browser.page(1, before=(logged.NOW - 1.75 * logged.WEEKS, "f" * 32))[0]
-    spent, _ = timed(client, f"/entries?before={last.created!r},{last.id}")
-    print(f"entries, near the last page   {spent:6.3f} s (before {unquote(str(last.created))})")
-    for what, query in (
-        ("namespace acme", "in=%3Dacme"),
-        ("text on each page", "q=parcel"),
-        ("no such", "q=zzz"),
-    ):
-        print(f"entries, {what:20} {timed(client, f'/entries?{query}')[0]:6.3f} s")
-    print(f"one entry                     {timed(client, f'/entries/{last.id}')[0]:6.3f} s")
 
 
 def main() -> None:

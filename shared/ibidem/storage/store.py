@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from ibidem.errors import StorageError, StorageUnavailable
 from ibidem.storage import deletion
-from ibidem.storage.browsing import EntryBrowser, ReviewTable
 from ibidem.storage.deletion import Evictor
 from ibidem.storage.engine import (
     breaker_of,
@@ -24,6 +23,7 @@ from ibidem.storage.invalidation import InvalidationTable
 from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable
 from ibidem.storage.meta import MetaTable
 from ibidem.storage.migrations import migrate
+from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
 from ibidem.storage.vectors import EmbedderTable, ModelFilesTable, VectorTable
 
@@ -71,7 +71,7 @@ class Store:
         self.examples = ExampleTable(engine)
         self.evictor = Evictor(engine)
         self.statistics = Statistics(engine)
-        self.browser, self.reviews = EntryBrowser(engine), ReviewTable(engine)
+        self.reviews = ReviewTable(engine)
         try:
             migrate(engine)
         except Exception as error:  # also of drivers, for options of the URL that they do not take

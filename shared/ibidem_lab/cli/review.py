@@ -1,4 +1,4 @@
-"""`ibidem review`: a local page on which people judge what the cache was unsure of."""
+"""`ibidem review`: a local page on which people judge pairs that the cache was unsure of."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def review_pairs(
     ] = 0,
     open_it: Annotated[bool, typer.Option("--open/--no-open", help="Show it in the browser.")] = True,
 ) -> None:
-    """Serve a page to judge near misses, hits and audits, and to look through the entries; Ctrl-C ends it."""
+    """Serve a page to judge near misses, hits and audits; Ctrl-C ends it."""
     with existing_store(path, database) as store:
-        from ibidem_lab.review.queue import sieve_of
-        from ibidem_lab.review.serving import serve  # needs ibidem-cache[review]
+        from ibidem_lab.review.server import serve  # needs ibidem-cache[review]
+        from ibidem_lab.review.session import review_queue
 
-        sieve = sieve_of(store, settings_of(path, database), namespace)
+        queue = review_queue(store, settings_of(path, database), namespace)
         try:
-            serve(sieve, port, _tell, show=open_it)
+            serve(queue, port, _tell, show=open_it)
         except KeyboardInterrupt:
             out.print("Ended.")
 

@@ -1,35 +1,29 @@
-"""Who may come in: only this machine's browsers that were given the token, and only from our own pages."""
+"""Access to the review page: only for browsers of this machine with the token, and our own forms."""
 
 from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
-from typing import Any
-from urllib.parse import parse_qs
+from typing import TYPE_CHECKING
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from ibidem.errors import MissingExtra
+
+try:
+    from starlette.datastructures import MutableHeaders
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, PlainTextResponse
+except ImportError as error:
+    raise MissingExtra("the review page", "review") from error
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Of a request with its address. Browsers send the cookies of all that is served on 127.0.0.1, at any port.
 HEADER_BYTES = 32_768
 HEADER_COUNT = 100
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src data:",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
-)
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -37,6 +31,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Connection": "close",  # so that the server can bound the life of a connection
 }
 # The cookie is not sent along with a redirect that another site began, so the page itself goes on.
 WELCOME = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Ibidem</title>
@@ -45,96 +40,62 @@ WELCOME = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>I
 
 
 class Gate:
-    """An ASGI application before another: checks host, origin and cookie, sets the headers of all answers.
+    """Check host, origin and cookie before an ASGI application, and set the headers of all answers.
 
-    The token in the query of any address is exchanged for a cookie; a request without it is answered with
-    403.
+    The token in the query of any address is exchanged for a cookie; a request without either is answered
+    with 403.
 
     Args:
-        app: What is behind.
+        app: The application behind the gate.
         token: The secret in the address that was printed.
-        port: Where it listens, on 127.0.0.1.
+        port: The port of the server on 127.0.0.1.
     """
 
-    def __init__(self, app: App, token: str, port: int) -> None:
-        self._app, self._token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+        self._app, self._token = app, token
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._cookie = f"ibidem_review_{port}"  # cookies do not tell ports apart
         self._session = secrets.token_urlsafe(32)  # the value of the cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let in, or refuse."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             return
+
+        async def send_locked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self._app_for(scope)(scope, receive, send_locked)
+
+    def _app_for(self, scope: Scope) -> ASGIApp:
+        """Return the application if the request may reach it, else the answer."""
+        request = Request(scope)
+        host = request.headers.get("host", "")
         if _is_too_large(scope):
-            await _answer(send, 431, "That request has too many headers, or too long ones.")
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if refusal := self._refusal(scope["method"], headers):
-            await _answer(send, 403, refusal)
-            return
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        if given and hmac.compare_digest(given[0].encode("utf-8", "replace"), self._token):
-            await self._welcome(send)
-            return
-        if not hmac.compare_digest(
-            self._cookie_of(headers).encode("utf-8", "replace"), self._session.encode()
-        ):
-            await _answer(send, 403, "Open the address that ibidem review has printed, with its token.")
-            return
-        await self._app(scope, receive, _with_headers(send))
-
-    def _refusal(self, method: str, headers: dict[str, str]) -> str:
-        """Why a request is refused whoever sends it; empty if it is not."""
-        host = headers.get("host", "")
+            return PlainTextResponse("That request has too many headers, or too long ones.", 431)
         if host not in self._hosts:  # another name for this machine: rebound by another site
-            return "This page is only served to 127.0.0.1 and localhost, at its own port."
-        if method not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
-            return "That came from another page."
-        return ""
+            return PlainTextResponse(
+                "This page is only served to 127.0.0.1 and localhost, at its own port.", 403
+            )
+        if request.method not in ("GET", "HEAD") and request.headers.get("origin") != f"http://{host}":
+            return PlainTextResponse("That came from another page.", 403)
+        if _is_same(request.query_params.get("token", ""), self._token):
+            welcome = HTMLResponse(WELCOME)
+            welcome.set_cookie(self._cookie, self._session, httponly=True, samesite="strict")
+            return welcome
+        if not _is_same(request.cookies.get(self._cookie, ""), self._session):
+            return PlainTextResponse("Open the address that ibidem review has printed, with its token.", 403)
+        return self._app
 
-    def _cookie_of(self, headers: dict[str, str]) -> str:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
-        except CookieError:
-            return ""
-        return "" if found is None else found.value
 
-    async def _welcome(self, send: Send) -> None:
-        """Give a browser the cookie."""
-        cookie = f"{self._cookie}={self._session}; HttpOnly; SameSite=Strict; Path=/"
-        await _answer(send, 200, WELCOME, "text/html", ("set-cookie", cookie))
+def _is_same(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
 
 
 def _is_too_large(scope: Scope) -> bool:
-    """Whether it is more than a browser sends; h11 only bounds headers that come in pieces."""
+    """Return whether a request is larger than a browser's; h11 only bounds headers that come in pieces."""
     sizes = [len(name) + len(value) for name, value in scope["headers"]]
     address = len(scope["path"]) + len(scope["query_string"])
     return len(sizes) > HEADER_COUNT or sum(sizes) + address > HEADER_BYTES
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            ours = {name.lower() for name in HEADERS}
-            kept = [
-                pair for pair in message.get("headers", ()) if pair[0].decode("latin-1").lower() not in ours
-            ]
-            message["headers"] = [*kept, *_raw(HEADERS.items())]
-        await send(message)
-
-    return sending
-
-
-async def _answer(
-    send: Send, status: int, text: str, kind: str = "text/plain", *more: tuple[str, str]
-) -> None:
-    body = text.encode()
-    told = [("content-type", f"{kind}; charset=utf-8"), ("content-length", str(len(body))), *more]
-    sending = _with_headers(send)
-    await sending({"type": "http.response.start", "status": status, "headers": _raw(told)})
-    await sending({"type": "http.response.body", "body": body})
-
-
-def _raw(headers: Any) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

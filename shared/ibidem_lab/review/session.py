@@ -1,41 +1,105 @@
-"""One reviewer's session: pairs in order, what was said of them, undo. What is said is written at once."""
+"""One reviewer's session: the pairs to judge in order, judgements (written at once), undo."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ibidem.storage.browsing import Review
+from ibidem.audits.auditor import ASSUMED_RATE, report_of
+from ibidem.matching.fitted import policy_in_force
+from ibidem.matching.guards import failed_guard
+from ibidem.matching.policy import scorer_for
+from ibidem.types import normalise
+from ibidem_lab.report.facts import BELOW, boundary_of
 
 if TYPE_CHECKING:
-    from ibidem.storage.browsing import ReviewPair
+    from ibidem.matching.policy import Scorer
+    from ibidem.settings import Settings
+    from ibidem.storage.reviews import Review, ReviewPair
+    from ibidem.storage.store import Store
     from ibidem.types import Entry
-    from ibidem_lab.review.queue import Sieve
 
-FRESH_SECONDS = 60.0  # after so long the logs are read again
+LIMIT = 2_000  # pairs of audits, and of lookups, that are read: the nearest to the boundary
+SCORED = ("", "audit", *BELOW)  # outcomes that the score decided
 _VERDICTS = {True: "the same answer", False: "not the same answer"}
 
 
-class ReviewSession:
-    """The pairs to be judged. Thread-safe; methods raise `StorageError` when the database fails.
-
-    `notice` is to be shown once, `doubted` is the id of an entry that was served and was just called wrong.
+@dataclass(frozen=True, slots=True)
+class ReviewQueue:
+    """Find the pairs that no person has judged.
 
     Args:
-        sieve: Finds the pairs.
-        clock: Seconds, for reading the logs again.
+        store: The database.
+        scorer: Scores pairs as the cache does.
+        boundary: The score from which on answers are served.
+        namespace: Only this one; None for all.
     """
 
-    def __init__(self, sieve: Sieve, clock: Callable[[], float] = time.monotonic) -> None:
-        self.sieve, self._clock = sieve, clock
-        self._store = sieve.store
+    store: Store
+    scorer: Scorer
+    boundary: float
+    namespace: str | None = None
+
+    def pairs(self) -> list[ReviewPair]:
+        """Return each pair once, the most informative first. Raises `StorageError`.
+
+        Audits come first, as budgets rest on them; then hits and near misses by how close their score is to
+        the boundary; last the refusals by a guard or a changed document, which a score cannot change.
+        """
+        reviews, wanted = self.store.reviews, (self.boundary, LIMIT, self.namespace)
+        found: dict[str, ReviewPair] = {}
+        for pair in (*reviews.audited(*wanted), *self._scored(reviews.looked_up(*wanted))):
+            if normalise(pair.asked) != normalise(pair.stored):
+                found.setdefault(pair.id, pair)
+        return sorted(found.values(), key=self._rank)
+
+    def _scored(self, pairs: Iterable[ReviewPair]) -> Iterable[ReviewPair]:
+        """Add the score that pairs have now: the log holds only the cosine."""
+        for pair in pairs:
+            score = self.scorer.score(pair.asked, pair.stored, pair.similarity)
+            guard = failed_guard(pair.asked, pair.stored)
+            reason = f"guard:{guard}" if guard and not pair.reason.startswith("guard:") else pair.reason
+            yield replace(pair, score=score, reason=reason)
+
+    def _rank(self, pair: ReviewPair) -> tuple[int, float, str]:
+        score = pair.similarity if pair.score is None else pair.score
+        last = pair.kind != "audit" and pair.reason not in SCORED
+        return 0 if pair.kind == "audit" else 1 + last, abs(score - self.boundary), pair.id
+
+
+def review_queue(store: Store, settings: Settings, namespace: str | None) -> ReviewQueue:
+    """Return the queue of a database as a cache that is opened now decides there; no model is loaded.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    known = store.embedders.registered()
+    scorer = scorer_for(max(known, key=lambda one: known[one], default=""))
+    rate = settings.audit_rate or ASSUMED_RATE
+    audits = report_of(store, settings.max_error_rate, rate, namespace)
+    boundary = boundary_of(store, settings, audits)
+    if boundary is None:
+        boundary = policy_in_force(store, settings.policy).threshold
+    return ReviewQueue(store, scorer, boundary, namespace)
+
+
+class ReviewSession:
+    """Hold the pairs to be judged. Thread-safe; methods raise `StorageError` when the database fails.
+
+    `notice` is shown once; with it goes the id of an entry that was served and was just called wrong.
+
+    Args:
+        queue: Finds the pairs.
+    """
+
+    def __init__(self, queue: ReviewQueue) -> None:
+        self.queue, self._store = queue, queue.store
         self._lock = threading.Lock()
         self._pairs: dict[str, ReviewPair] = {}  # in order
-        self._read_at = float("-inf")
-        self._first = ""  # the pair to be shown before all others: it was undone
+        self._undone = ""  # the pair to be shown before all others
         self.skipped: set[str] = set()
         self.done: list[tuple[ReviewPair, Review | None]] = []
         self.notice = self._doubted = ""
@@ -46,20 +110,18 @@ class ReviewSession:
         self.notice = self._doubted = ""
         return notice, doubted
 
-    def next(self, kind: str = "") -> tuple[ReviewPair, Entry] | None:
-        """Return the next pair, of one kind or any, with the stored entry; None if all are judged."""
+    def next(self) -> tuple[ReviewPair, Entry] | None:
+        """Return the next pair with the stored entry; None if all are judged, also those met meanwhile."""
         with self._lock:
-            fresh = self._read()
-            found = self._take(kind)
-            if found is None and not fresh:
-                self._read(now=True)
-                found = self._take(kind)
+            if (found := self._first()) is None:
+                self._pairs = {pair.id: pair for pair in self.queue.pairs()}
+                found = self._first()
             return found
 
-    def waiting(self) -> Counter[str]:
-        """Count the pairs that wait, by kind."""
+    def waiting(self) -> int:
+        """Count the pairs that wait."""
         with self._lock:
-            return Counter(pair.kind for pair in self._pairs.values())
+            return len(self._pairs)
 
     def judge(self, pair_id: str, right: bool) -> Review | None:
         """Write a judgement; None if the pair is not known any more."""
@@ -95,27 +157,18 @@ class ReviewSession:
             if review is not None and not self._store.reviews.undo(review):
                 self.notice = "That judgement is not in the log any more."
                 return
-            self.notice, self._first = "Undone.", pair.id
+            self.notice, self._undone = "Undone.", pair.id
             self._pairs = {pair.id: pair, **self._pairs}
 
-    def _take(self, kind: str) -> tuple[ReviewPair, Entry] | None:
-        """Find the first pair that is still stored and was not judged elsewhere. Under the lock."""
-        first, self._first = [self._first] if self._first else [], ""
-        for id_ in [*first, *self._pairs]:
+    def _first(self) -> tuple[ReviewPair, Entry] | None:
+        """Return the first pair that is still stored and was not judged elsewhere. Under the lock."""
+        undone, self._undone = self._undone, ""
+        for id_ in [undone, *self._pairs]:
             pair = self._pairs.get(id_)
-            if pair is None or id_ in self.skipped or (kind and pair.kind != kind):
+            if pair is None or id_ in self.skipped:
                 continue
             stored = self._store.entries.of_ids([pair.entry_id])
-            if not stored or self._store.reviews.verdict(pair) is not None:
-                del self._pairs[id_]
-                continue
-            return pair, stored[0]
+            if stored and self._store.reviews.verdict(pair) is None:
+                return pair, stored[0]
+            del self._pairs[id_]
         return None
-
-    def _read(self, *, now: bool = False) -> bool:
-        """Read the logs if that is due; return whether it was. Under the lock."""
-        if not now and self._clock() - self._read_at < FRESH_SECONDS:
-            return False
-        self._pairs = {pair.id: pair for pair in self.sieve.pairs()}
-        self._read_at = self._clock()
-        return True

@@ -1,10 +1,9 @@
-"""A pair as a reviewer sees it: words that differ, both answers, what became of the documents."""
+"""A pair as a reviewer sees it: different words, both answers, the documents behind them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +11,7 @@ from ibidem._util.text import reveal_invisible
 from ibidem.types import key_of, normalise
 
 if TYPE_CHECKING:
-    from ibidem.storage.browsing import ReviewPair
+    from ibidem.storage.reviews import ReviewPair
     from ibidem.storage.store import Store
     from ibidem.types import Entry, Source
 
@@ -30,8 +29,7 @@ class Piece(NamedTuple):
     differs: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Paper:
+class DocumentState(NamedTuple):
     """A document behind one of two answers or both: `state` is `same`, `changed`, `stored` or `asked`."""
 
     id: str
@@ -40,45 +38,36 @@ class Paper:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """All that is shown of a pair. `fresh` is the answer of the model to the question asked, if it is stored.
+class PairView(NamedTuple):
+    """A pair for the page. `fresh` is the answer of the model to the question asked, if it is stored."""
 
-    `replaced` if the stored answer is younger than what the log tells.
-    """
-
-    met: ReviewPair
+    pair: ReviewPair
     asked: Sequence[Piece]
     stored: Sequence[Piece]
     entry: Entry
     fresh: Entry | None
-    papers: Sequence[Paper]
+    documents: Sequence[DocumentState]
 
     @property
     def replaced(self) -> bool:
         """Whether the answer was stored anew after the question met it."""
-        return self.entry.created > self.met.at
+        return self.entry.created > self.pair.at
 
 
-def show(store: Store, met: ReviewPair, entry: Entry) -> Shown:
-    """What to show; raises `StorageError`."""
-    fresh = _fresh(store, met, entry)
-    asked, stored = marked(readable(met.asked), readable(met.stored))
-    papers = tuple(_papers(entry.sources, None if fresh is None else fresh.sources))
-    return Shown(met, asked, stored, entry, fresh, papers)
-
-
-def _fresh(store: Store, met: ReviewPair, entry: Entry) -> Entry | None:
-    """What was stored for the question asked: what the model said when there was no hit."""
-    asked = normalise(met.asked)
-    found = store.entries.of_ids([key_of(met.namespace, met.scope, asked, entry.documents)])
-    if not found and (other := store.browser.answer_to(met.namespace, met.scope, asked)):
-        found = store.entries.of_ids([other])
-    return found[0] if found and found[0].id != entry.id else None
+def pair_view(store: Store, pair: ReviewPair, entry: Entry) -> PairView:
+    """Return the view of a pair; raises `StorageError`."""
+    question = normalise(pair.asked)
+    ids = [key_of(pair.namespace, pair.scope, question, entry.documents)]
+    ids += filter(None, [store.reviews.answer_to(pair.namespace, pair.scope, question)])
+    found = [one for id_ in ids for one in store.entries.of_ids([id_])]
+    fresh = found[0] if found and found[0].id != entry.id else None
+    asked, stored = marked(readable(pair.asked), readable(pair.stored))
+    documents = tuple(_documents(entry.sources, None if fresh is None else fresh.sources))
+    return PairView(pair, asked, stored, entry, fresh, documents)
 
 
 def readable(text: str) -> str:
-    """A stored text with a sign for each character that nobody would see or that changes more than itself.
+    """Replace each character that nobody would see or that changes more than itself.
 
     Not escaped. Emoji sequences and joiners of Arabic, Persian and Indian scripts stay (`ibidem._util.text`).
     """
@@ -87,15 +76,15 @@ def readable(text: str) -> str:
 
 
 def marked(asked: str, stored: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts in pieces; where their words differ these are marked."""
+    """Cut both texts into pieces and mark those with different words."""
     one, other = _TOKEN.findall(asked), _TOKEN.findall(stored)
     if max(len(one), len(other)) > COMPARED:
         return [Piece(asked, False)], [Piece(stored, False)]
     here: list[Piece] = []
     there: list[Piece] = []
-    for what, i, j, k, end in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        here += _pieces(one[i:j], what != "equal")
-        there += _pieces(other[k:end], what != "equal")
+    for tag, i, j, k, end in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        here += _pieces(one[i:j], tag != "equal")
+        there += _pieces(other[k:end], tag != "equal")
     return here, there
 
 
@@ -106,16 +95,15 @@ def _pieces(tokens: Sequence[str], differs: bool) -> list[Piece]:
     return [piece for piece in (Piece(before, False), Piece(bare, True), Piece(after, False)) if piece.text]
 
 
-def _papers(stored: Sequence[Source], asked: Sequence[Source] | None) -> Iterator[Paper]:
-    """The documents of both answers; those of the stored one alone if the other is not known."""
-    then = {(one.id, one.digest) for one in asked or ()}
-    names = {one.id for one in asked or ()}
-    for one in stored:
-        state = "same" if asked is None or (one.id, one.digest) in then else "stored"
-        yield Paper(
-            one.id, one.source, one.supports, "changed" if state == "stored" and one.id in names else state
-        )
+def _documents(stored: Sequence[Source], asked: Sequence[Source] | None) -> Iterator[DocumentState]:
+    """List the documents of both answers; those of the stored one alone if the other is not known."""
+    contents, names = {(one.id, one.digest) for one in asked or ()}, {one.id for one in asked or ()}
     known = {one.id for one in stored}
+    for one in stored:
+        state = "changed" if one.id in names else "stored"
+        if asked is None or (one.id, one.digest) in contents:
+            state = "same"
+        yield DocumentState(one.id, one.source, one.supports, state)
     for one in asked or ():
         if one.id not in known:
-            yield Paper(one.id, one.source, False, "asked")
+            yield DocumentState(one.id, one.source, False, "asked")

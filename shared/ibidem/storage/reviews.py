@@ -1,4 +1,4 @@
-"""Entries and pairs of questions as people look at them, page by page, and the judgements of reviewers."""
+"""Pairs of questions to review, and the judgements of reviewers."""
 
 from __future__ import annotations
 
@@ -13,115 +13,19 @@ from ibidem.storage import tables
 from ibidem.storage.engine import (
     exclusive,
     fetch_all,
-    fetch_column,
     fetch_value,
     in_namespace,
     reading,
     writing,
 )
-from ibidem.storage.logs import CORRECTED, JUDGEMENT_LIMIT, PEOPLE, REVIEW, JudgementRow, delete_oldest
+from ibidem.storage.logs import CORRECTED, JUDGEMENT_LIMIT, PEOPLE, REVIEW, delete_oldest
 from ibidem.storage.meta import set_meta
 from ibidem.types import digest
-
-PREVIEW_LENGTH = 240  # characters of an answer in a list
 
 _entries, _lookups, _judgements = tables.entries, tables.lookups, tables.judgements
 _e, _l, _j, _t = _entries.c, _lookups.c, _judgements.c, tables.entry_tags.c
 _COMPARED = ("audit", "probe")
 _CORRECTABLE = (*_COMPARED, "fit")  # a fit copies what audits found
-
-
-@dataclass(frozen=True, slots=True)
-class EntrySummary:
-    """An entry in a list, with the beginning of its answer."""
-
-    id: str
-    namespace: str
-    question: str | None
-    answer: str
-    model: str
-    created: float
-    hits: int
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedQuestion:
-    """A question that matched an entry `count` times with this outcome (tier of a hit, reason of a miss)."""
-
-    question: str
-    tier: str
-    reason: str
-    similarity: float | None
-    count: int
-    last: float
-
-
-class EntryBrowser:
-    """The entries of one database. Every method raises `StorageError` when the database fails."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-
-    def page(
-        self,
-        limit: int,
-        *,
-        before: tuple[float, str] | None = None,
-        namespace: str | None = None,
-        text: str = "",
-    ) -> list[EntrySummary]:
-        """Return entries, newest first, after `before`: time and id of the last one of the page before.
-
-        `text` is searched in questions and answers, ignoring the case of ASCII letters, and at the beginning
-        of ids.
-        """
-        preview = sa.func.substr(_e.answer, 1, PREVIEW_LENGTH)
-        query = sa.select(_e.id, _e.namespace, _e.question, preview, _e.model, _e.created, _e.hits)
-        if before is not None:
-            # The first half is for the index; the second for entries of the same moment.
-            at, last = before
-            query = query.where(_e.created <= at, sa.or_(_e.created < at, _e.id < last))
-        query = in_namespace(query, _e.namespace, namespace)
-        if text:
-            found = (_e.question.icontains(text, autoescape=True), _e.answer.icontains(text, autoescape=True))
-            query = query.where(sa.or_(*found, _e.id.startswith(text, autoescape=True)))
-        rows = fetch_all(self._engine, query.order_by(_e.created.desc(), _e.id.desc()).limit(limit))
-        return [EntrySummary(*row) for row in rows]
-
-    def count(self) -> int:
-        """Count the entries."""
-        return int(fetch_value(self._engine, sa.select(sa.func.count()).select_from(_entries)))
-
-    def namespaces(self, limit: int) -> list[str]:
-        """Return the namespaces that have entries, by name."""
-        query = sa.select(_e.namespace).distinct().order_by(_e.namespace).limit(limit)
-        return list(fetch_column(self._engine, query))
-
-    def tags(self, entry_id: str) -> list[str]:
-        """Return the tags of an entry."""
-        query = sa.select(_t.tag).where(_t.entry_id == entry_id)
-        return list(fetch_column(self._engine, query.order_by(_t.tag)))
-
-    def matched(self, entry_id: str, limit: int) -> list[MatchedQuestion]:
-        """Return the questions in the lookup log that matched this entry, the most common first."""
-        group = (_l.question, _l.tier, _l.reason)
-        count = sa.func.count()
-        query = sa.select(*group, sa.func.max(_l.similarity), count, sa.func.max(_l.at))
-        query = query.where(_l.entry_id == entry_id, _l.question.is_not(None)).group_by(*group)
-        rows = fetch_all(self._engine, query.order_by(count.desc(), _l.question).limit(limit))
-        return [MatchedQuestion(*row) for row in rows]
-
-    def judged(self, entry_id: str, limit: int) -> list[JudgementRow]:
-        """Return the last judgements of this entry, newest first."""
-        columns = [_j[name] for name in JudgementRow.__slots__]
-        query = sa.select(*columns).where(_j.entry_id == entry_id).order_by(_j.id.desc()).limit(limit)
-        return [JudgementRow(*row) for row in fetch_all(self._engine, query)]
-
-    def answer_to(self, namespace: str, scope: str, question: str) -> str | None:
-        """Return the id of the newest entry that was stored for this very question in this scope."""
-        query = sa.select(_e.id).where(_e.namespace == namespace, _e.scope == scope, _e.question == question)
-        found: str | None = fetch_value(self._engine, query.order_by(_e.created.desc()).limit(1))
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +101,12 @@ class ReviewTable:
         query = _unreviewed(query, near, _l.namespace, _l.question, _e.question)
         query = in_namespace(query.where(_e.question != _l.question), _l.namespace, namespace)
         return self._pairs(query, sa.func.abs(_l.similarity - boundary), limit)
+
+    def answer_to(self, namespace: str, scope: str, question: str) -> str | None:
+        """Return the id of the newest entry that was stored for this very question in this scope."""
+        query = sa.select(_e.id).where(_e.namespace == namespace, _e.scope == scope, _e.question == question)
+        found: str | None = fetch_value(self._engine, query.order_by(_e.created.desc()).limit(1))
+        return found
 
     def _pairs(self, query: sa.Select[Any], distance: sa.ColumnElement[Any], limit: int) -> list[ReviewPair]:
         return [ReviewPair(*row) for row in fetch_all(self._engine, query.order_by(distance).limit(limit))]
