@@ -30,7 +30,7 @@ from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored,
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import Embedder
-    from ibidem.lifecycle.eviction import Eviction
+    from ibidem.lifecycle.rules import Eviction
     from ibidem.matching.guards import Guard
     from ibidem.matching.policy import DocumentPolicy, Verifier
 

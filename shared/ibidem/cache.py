@@ -10,8 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from ibidem._util.concurrency import ForkSafeLock, in_thread
-from ibidem._util.deadline import deadline
+from ibidem._util.concurrency import ForkSafeLock, deadline, in_thread
 from ibidem.audits.auditor import Auditor
 from ibidem.correction import delete_matching, feedback_row, preview
 from ibidem.costs import Prices, read_prices, savings
@@ -22,9 +21,8 @@ from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
 from ibidem.opening import build_parts, read_arguments
-from ibidem.pending import PendingRequest
 from ibidem.pickling import Opening
-from ibidem.pipeline import LookupPipeline, StorePipeline
+from ibidem.pipeline import LookupPipeline, PendingRequest, StorePipeline
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, bind_scope, is_bypassed

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import ConfigurationError
-from ibidem.lifecycle.eviction import Bounds
-from ibidem.lifecycle.rules import Lifetime
+from ibidem.lifecycle.rules import Bounds, Lifetime
 from ibidem.storage.deletion import BATCH, Evictor
 
 PURGE_SECONDS = 60.0  # between two deletions of expired entries, while in use

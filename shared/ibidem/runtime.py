@@ -13,9 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ibidem._util.background import Background
-from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.deadline import deadline
+from ibidem._util.concurrency import Background, ForkSafeLock, deadline
 from ibidem._util.faults import Faults, log
 from ibidem.active_model import ActiveIndex, active_embedder
 from ibidem.audits.ledger import JudgementLog
@@ -99,7 +97,7 @@ class Runtime:
                 "delete entries": self.housekeeping.work,
                 "redact the logs": self._mask,
             },
-            self.faults,
+            self.faults.note,
             idle_jobs={
                 "renew the vector index": lambda: self.vectors.compact(),
                 "embed examples": self.examples.embed,

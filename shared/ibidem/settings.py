@@ -17,8 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ibidem._util.urls import redact_url
 from ibidem.errors import ConfigurationError, InvalidInput
-from ibidem.lifecycle.eviction import Bounds, Eviction
-from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Lifetime
+from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Bounds, Eviction, Lifetime
 from ibidem.matching.policy import DocumentPolicy, Policy, threshold_for
 from ibidem.renamed import ARGUMENTS, VALUES
 from ibidem.types import storable

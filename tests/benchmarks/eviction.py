@@ -11,7 +11,7 @@ all cost that hits saved, at a capacity of 1, 5 and 10 % of the answers:
 - LFU: least hits since it came;
 - S3-FIFO: a small queue on probation, a main queue, ghosts (Yang et al., SOSP 2023);
 - GDSF: GreedyDual-Size with frequency as published, sizes all 1;
-- Ibidem: `ibidem.lifecycle.eviction`, evicting one by one as it does in batches.
+- Ibidem: `ibidem.lifecycle.rules`, evicting one by one as it does in batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem.lifecycle.eviction import OUTPUT_WEIGHT, UNBOUNDED
+from ibidem.lifecycle.rules import OUTPUT_WEIGHT, UNBOUNDED
 
 SEED = 7
 CAPACITIES = (0.01, 0.05, 0.1)

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy
 
 import ibidem
-from ibidem._util.deadline import DEADLINE_SECONDS
+from ibidem._util.concurrency import DEADLINE_SECONDS
 from tests.e2e.load import Load
 from tests.e2e.test_processes import by_meaning, exact, open_cache, store
 from tests.helpers import answer, eventually, reworded

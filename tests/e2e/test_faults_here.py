@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ibidem
-from ibidem._util.deadline import DEADLINE_SECONDS
+from ibidem._util.concurrency import DEADLINE_SECONDS
 from ibidem.index import search as lacking
 from ibidem.index import search as vectors
 from ibidem.lifecycle.rules import CLOCK_SKEW

@@ -30,7 +30,7 @@ WRITER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
 import ibidem
-from ibidem._util import background
+from ibidem._util import concurrency
 from ibidem.index import chroma
 from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
@@ -39,7 +39,7 @@ from tests.helpers import answer, question, reworded
 path, first, sync, exact = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 chroma._HNSW["sync_threshold"] = sync
 vectors.EXACT_LIMIT = exact
-background.GATHER_SECONDS = 0.02  # as many index writes as a short life allows
+concurrency.GATHER_SECONDS = 0.02  # as many index writes as a short life allows
 vectors.BATCH = 3 if sync == 2 else vectors.BATCH
 cache = ibidem.open(path, embedder=BagOfWords(), threshold=0.9)
 cache.lookup(ibidem.Request(question(10**6)))  # opens the index
@@ -95,11 +95,11 @@ def check_reworded(cache: ibidem.SemanticCache, numbers: list[int]) -> None:
 FORKING = """
 import os, sys
 import chromadb, ibidem
-from ibidem._util import background
+from ibidem._util import concurrency
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
-background.GATHER_SECONDS = 0.02
+concurrency.GATHER_SECONDS = 0.02
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + chr(10)).encode())  # whole or not at all

@@ -36,11 +36,17 @@ from langchain_openai import ChatOpenAI
 import ibidem
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import NotCacheable
-from ibidem.prompts.documents import DocumentMatch, Retrieved, contains, match_documents
-from ibidem.prompts.key import RECENT_DOCUMENTS
-from ibidem.prompts.masking import MaskedPrompt
-from ibidem.prompts.prompt import Prompt, Segment, plain
-from ibidem.prompts.question import GENERAL_KEYS, QUESTION_KEYS
+from ibidem.prompts.documents import (
+    RECENT_DOCUMENTS,
+    DocumentMatch,
+    Prompt,
+    Retrieved,
+    Segment,
+    contains,
+    match_documents,
+    plain,
+)
+from ibidem.prompts.key import GENERAL_KEYS, QUESTION_KEYS, MaskedPrompt
 from langchain_ibidem.cache import RequestBuilder
 from langchain_ibidem.messages import of_messages, parse
 from langchain_ibidem.model_identity import model_identity, temperature_of

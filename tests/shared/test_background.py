@@ -9,8 +9,7 @@ import threading
 
 import pytest
 
-from ibidem._util.background import Background
-from ibidem._util.concurrency import ForkSafeLock
+from ibidem._util.concurrency import Background, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.errors import StorageError, StorageUnavailable
 
@@ -18,7 +17,7 @@ from ibidem.errors import StorageError, StorageUnavailable
 def test_jobs_run_until_nothing_is_left() -> None:
     """Each wake starts them; flush waits for what is known."""
     left = [1, 2, 3]
-    background = Background({"count": lambda: bool(left) and left.pop() > 0}, Faults())
+    background = Background({"count": lambda: bool(left) and left.pop() > 0}, Faults().note)
     assert background.flush(5)
     assert left == []
     background.stop()
@@ -31,7 +30,7 @@ def test_a_failing_job_does_not_stop_the_others() -> None:
     def fail() -> bool:
         raise ValueError("secret prompt")
 
-    background = Background({"fail": fail, "work": lambda: bool(done.append(1))}, faults)
+    background = Background({"fail": fail, "work": lambda: bool(done.append(1))}, faults.note)
     background.flush(5)
     background.stop()
 
@@ -41,7 +40,7 @@ def test_a_failing_job_does_not_stop_the_others() -> None:
 
 def test_a_job_is_retried_by_itself_when_the_database_was_unavailable(monkeypatch) -> None:
     """Without a wake; until then `flush` returns False."""
-    monkeypatch.setattr("ibidem._util.background.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("ibidem._util.concurrency.RETRY_SECONDS", 0.05)
     faults, away, done = Faults(), [True], threading.Event()
 
     def write() -> bool:
@@ -50,7 +49,7 @@ def test_a_job_is_retried_by_itself_when_the_database_was_unavailable(monkeypatc
         done.set()
         return False
 
-    background = Background({"write": write}, faults)
+    background = Background({"write": write}, faults.note)
     assert not background.flush(5)
     away.clear()
     assert done.wait(5)
@@ -75,7 +74,7 @@ def test_a_dead_thread_is_replaced() -> None:
         done.set()
         return False
 
-    background = Background({"job": job}, Faults())
+    background = Background({"job": job}, Faults().note)
     background.wake()
     background._thread.join(5)
     background.wake()

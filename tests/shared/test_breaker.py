@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from ibidem._util import circuit_breaker as breaker
 from ibidem._util.circuit_breaker import CircuitBreaker, CircuitState
-from ibidem._util.deadline import DEADLINE_SECONDS, DEFAULT_SECONDS, MIN_SECONDS, charge, deadline, remaining
+from ibidem._util.concurrency import (
+    DEADLINE_SECONDS,
+    DEFAULT_SECONDS,
+    MIN_SECONDS,
+    charge,
+    deadline,
+    remaining,
+)
 from tests.helpers import eventually
 
 

@@ -34,7 +34,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaced as soon as more is stale than alive, and looked at all the time."""
     monkeypatch.setattr(compaction, "LEAST_STALE", 10)
     monkeypatch.setattr(compaction, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("ibidem._util.background.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("ibidem._util.concurrency.PAUSE_SECONDS", 0.01)
 
 
 def folders(path: Path) -> int:

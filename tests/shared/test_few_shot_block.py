@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibidem.prompts.documents import Prompt, Segment, plain
 from ibidem.prompts.few_shot import FewShotBlock, settings_of, without_examples
-from ibidem.prompts.masking import MaskedPrompt
-from ibidem.prompts.prompt import Prompt, Segment, plain
+from ibidem.prompts.key import MaskedPrompt
 
 PAIRS = (("how long", "30 days"), ("how much", "5 euros"), ("how far", "30 days"))
 BLOCK = FewShotBlock("k=3", PAIRS)

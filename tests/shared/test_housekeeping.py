@@ -10,8 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from ibidem import Answer
-from ibidem.lifecycle.eviction import Bounds
-from ibidem.lifecycle.rules import Lifetime
+from ibidem.lifecycle.rules import Bounds, Lifetime
 from ibidem.maintenance import Housekeeping
 from ibidem.storage import tables
 from ibidem.storage.engine import sqlite_url

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from ibidem.prompts.documents import Retrieved
-from ibidem.prompts.key import RECENT_DOCUMENTS, RetrievalLog, build_request
-from ibidem.prompts.masking import ParsedPrompt
-from ibidem.prompts.prompt import plain
-from ibidem.prompts.question import PromptContext, QuestionFinder
+from ibidem.prompts.documents import RECENT_DOCUMENTS, RetrievalLog, Retrieved, plain
+from ibidem.prompts.key import ParsedPrompt, PromptContext, QuestionFinder, build_request
 from ibidem.scope import EMPTY_SCOPE
 from ibidem.types import Request
 

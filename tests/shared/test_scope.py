@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem import Answer, Hit, InvalidInput, Miss, Rejected, Request, Stored
 from ibidem.cache import SemanticCache
-from ibidem.pending import PendingRequest
+from ibidem.pipeline import PendingRequest
 from ibidem.scope import current
 from ibidem.types import tenant_of
 from tests.conftest import OpenCache

@@ -17,7 +17,7 @@ import pytest
 import ibidem
 from ibidem import Answer, Request
 from ibidem.cache import SemanticCache
-from ibidem.pending import PendingRequest
+from ibidem.pipeline import PendingRequest
 from ibidem.single_flight import Leader, Outcome, SingleFlight
 from tests.conftest import OpenCache
 from tests.helpers import await_until, wait_until

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ibidem.costs import read_prices, savings
-from ibidem.lifecycle.eviction import cost_of
+from ibidem.lifecycle.rules import cost_of
 from ibidem.storage.logs import JudgementRow, LookupRow
 from ibidem.storage.statistics import BINS, LONG_PROMPT, MIN_SIMILARITY, LogFilter, LookupSums
 from ibidem.storage.store import Store

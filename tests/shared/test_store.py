@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Example, Request, StorageError
-from ibidem._util.deadline import deadline
+from ibidem._util.concurrency import deadline
 from ibidem.errors import StorageUnavailable
 from ibidem.storage.engine import set_aside_if_damaged, writing
 from ibidem.storage.logs import LookupRow

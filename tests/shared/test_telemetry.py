@@ -25,7 +25,7 @@ from ibidem import Answer, Document, Hit, Miss, Rejected, Request
 from ibidem.cache import SemanticCache
 from ibidem.errors import IndexUnavailable, StorageUnavailable
 from ibidem.index import chroma
-from ibidem.pending import PendingRequest
+from ibidem.pipeline import PendingRequest
 from ibidem.telemetry import metrics
 from ibidem.telemetry.metrics import MAX_VALUES, OTHER
 from ibidem.telemetry.telemetry import NOOP_SPAN, has_meter_provider

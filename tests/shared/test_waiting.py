@@ -20,7 +20,7 @@ def away(cache, monkeypatch):
 
     for table in (store.lookups, store.examples):
         broken.setattr(table, "add", fail)
-    monkeypatch.setattr("ibidem._util.background.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("ibidem._util.concurrency.RETRY_SECONDS", 0.05)
     yield broken.undo
     broken.undo()
 

@@ -14,10 +14,8 @@ from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import AdapterCache, CachedCall
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput, NotCacheable
-from ibidem.prompts.documents import Retrieved
-from ibidem.prompts.key import build_request
-from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.question import PromptContext, QuestionFinder
+from ibidem.prompts.documents import Prompt, Retrieved
+from ibidem.prompts.key import PromptContext, QuestionFinder, build_request
 from ibidem.scope import current, use_scope
 from ibidem.types import Answer, Hit, Request, Scope
 from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, pending_calls

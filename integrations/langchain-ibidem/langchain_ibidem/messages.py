@@ -26,7 +26,7 @@ from langchain_core.utils.utils import LC_AUTO_PREFIX
 from ibidem.adapter.provider_fields import FINISH_REASON_KEYS, MODEL_KEYS, USAGE_KEYS, zeroed
 from ibidem.errors import NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
-from ibidem.prompts.prompt import Ordinals, Prompt, Segment, plain
+from ibidem.prompts.documents import Ordinals, Prompt, Segment, plain
 from ibidem.provenance import MARKER, remember
 from ibidem.types import Answer, Hit, Stored
 

@@ -30,9 +30,8 @@ from langchain_core.tracers.context import register_configure_hook
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.prompts.documents import Retrieved
+from ibidem.prompts.documents import RetrievalLog, Retrieved
 from ibidem.prompts.few_shot import FewShotBlock
-from ibidem.prompts.key import RetrievalLog
 from ibidem.types import digest
 from langchain_ibidem.messages import fingerprints_of
 

@@ -10,7 +10,7 @@ from ibidem._util.faults import Faults
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
-from ibidem.prompts.question import question_of
+from ibidem.prompts.key import question_of
 from ibidem.types import require_bool, require_text
 from llama_index_ibidem.spans import STREAMS, span_watcher
 

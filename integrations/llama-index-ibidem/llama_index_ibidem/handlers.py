@@ -30,7 +30,7 @@ from ibidem._util.faults import Faults
 from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
-from ibidem.prompts.prompt import Prompt
+from ibidem.prompts.documents import Prompt
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope
 from llama_index_ibidem.facts import as_documents

@@ -34,7 +34,7 @@ from ibidem.adapter.provider_fields import (
     zeroed,
 )
 from ibidem.errors import NotCacheable
-from ibidem.prompts.prompt import Ordinals, Prompt, Segment
+from ibidem.prompts.documents import Ordinals, Prompt, Segment
 from ibidem.types import Answer, Hit
 from llama_index_ibidem.response_metadata import (
     MARKER,

@@ -11,11 +11,8 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
 
 from ibidem.adapter.options import AdapterOptions
-from ibidem.prompts.documents import find_positions, occurs_at
-from ibidem.prompts.key import build_request, parse
-from ibidem.prompts.masking import ParsedPrompt
-from ibidem.prompts.prompt import Prompt
-from ibidem.prompts.question import PromptContext, QuestionFinder
+from ibidem.prompts.documents import Prompt, find_positions, occurs_at
+from ibidem.prompts.key import ParsedPrompt, PromptContext, QuestionFinder, build_request, parse
 from ibidem.scope import require_scope
 from ibidem.types import Document, Request
 from llama_index_ibidem.facts import FilledTemplate

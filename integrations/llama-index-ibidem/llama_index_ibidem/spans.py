@@ -33,9 +33,8 @@ from pydantic import PrivateAttr
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.adapter.stream_scope import StreamMethods, keep_scope
-from ibidem.prompts.documents import CONTEXT_KEYS
+from ibidem.prompts.documents import CONTEXT_KEYS, RetrievalLog
 from ibidem.prompts.few_shot import FewShotBlock
-from ibidem.prompts.key import RetrievalLog
 from llama_index_ibidem.facts import (
     POSTPROCESS,
     SEARCH,

@@ -26,7 +26,7 @@ from ibidem._util.faults import Faults
 from ibidem.adapter.options import open_or_use
 from ibidem.adapter.stream_scope import keep_scope
 from ibidem.errors import NotCacheable
-from ibidem.pending import PendingRequest
+from ibidem.pipeline import PendingRequest
 from ibidem.provenance import remember
 from ibidem.types import Answer, Hit, Request, Stored
 

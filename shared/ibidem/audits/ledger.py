@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from ibidem._util.background import Background
-from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.concurrency import Background, BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem._util.intervals import clopper_pearson
 from ibidem.audits.budget import (
@@ -116,7 +115,7 @@ class JudgementLog:
                 "write judgements": self._write,
                 "learn judgements": self._learn,
             },
-            faults,
+            faults.note,
         )
         self._reset()
 

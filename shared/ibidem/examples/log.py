@@ -13,7 +13,7 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.errors import InvalidInput, StorageUnavailable
 from ibidem.example import DocumentRef, Example
 from ibidem.examples.selection import Selector, Wanted
-from ibidem.prompts.question import question_of
+from ibidem.prompts.key import question_of
 from ibidem.scope import current, effective_namespace, is_bypassed
 from ibidem.storage.examples import EmbeddedExample, ExampleStats
 from ibidem.storage.tables import MAX_NUMBER

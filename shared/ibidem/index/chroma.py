@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.concurrency import keep_alive_after_fork
-from ibidem._util.deadline import DEADLINE_SECONDS, charge, remaining
+from ibidem._util.concurrency import DEADLINE_SECONDS, charge, keep_alive_after_fork, remaining
 from ibidem._util.faults import log
 from ibidem._util.urls import redact_url
 from ibidem.errors import IndexUnavailable

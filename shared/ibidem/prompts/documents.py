@@ -1,19 +1,82 @@
-"""Match documents in a prompt: those that its own run retrieved, else those retrieved lately by any run."""
+"""Represent a prompt, and match documents in it: those that its own run retrieved, else those of any run."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.prompts.prompt import Prompt
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.types import digest
+
+RECENT_DOCUMENTS = 256
+_DOCUMENTS_PER_RUN = 256
+_QUERIES_PER_DOCUMENT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A text of the prompt and the role that says it: human, system, ai, tool or function."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A range of a segment's text that is not compared, and the label that is compared instead."""
+
+    segment: int
+    start: int
+    end: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt split into its texts, in order, and its frame: canonical JSON of everything that is not text.
+
+    `known` is False for a prompt that is neither plain text nor messages of a known kind. `cut` is a range
+    of its text that is left out of the comparison.
+    """
+
+    frame: str
+    segments: tuple[Segment, ...]
+    known: bool = True
+    cut: Cut | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash the prompt: equal for two prompts that look the same to the model."""
+        return digest(self.frame, *(segment.text for segment in self.segments))
+
+    @property
+    def last_human(self) -> str:
+        """Return the last text of the user; empty if there is none."""
+        return next((s.text for s in reversed(self.segments) if s.role == "human"), "")
+
+
+def plain(text: str) -> Prompt:
+    """Build the prompt of a completion model."""
+    return Prompt("text", (Segment("human", text),))
+
+
+class Ordinals:
+    """Numbers random ids of tool calls in order of appearance, the only thing a model can use of them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, call_id: object) -> int:
+        """Return the number of this id, a new one if it was not seen before."""
+        return self._numbers.setdefault(str(call_id), len(self._numbers))
+
 
 # Template variables that hold documents.
 CONTEXT_KEYS = frozenset(
@@ -268,3 +331,103 @@ class _Group:
             else:
                 ends = ends[ends >= 0]
                 yield passage, ends[hashes[ends] == self._heads[at]]
+
+
+_TOKEN = re.compile(r"[^\W\d_]+|\d+")
+_LONGEST_NUMBER = 6
+_NOT_LAYOUT = re.compile(r"[^\w\s\-=_*#\[\](){}.:;,|/<>\"'•·–—]")
+_LABELS = frozenset(
+    (
+        "chunk chunks citation context contexts doc docs document documents excerpt index item nr passage "
+        "passages result results snippet source sources"
+    ).split()
+)
+
+
+@dataclass(slots=True)
+class DocumentBlock:
+    """Neighbouring documents, and their numbering: the number of the first, or None."""
+
+    digests: list[str] = field(default_factory=list)
+    first: int | None = None
+    separator: str | None = None
+    in_template: bool = False
+
+    def continues_after(self, between: str) -> bool:
+        """Return whether `between` only separates one more document: blanks, "---", "[2]", "Source 3:".
+
+        Numbers must count the documents. Others name them ("[17]"), and a name is part of the prompt; so is a
+        sign that marks one ("✗"), and a separator that differs from the others.
+        """
+        pattern = re.sub(r"\d+", "0", between.strip())
+        if _NOT_LAYOUT.search(pattern) or (len(self.digests) > 1 and pattern != self.separator):
+            return False
+        tokens = _TOKEN.findall(between)
+        numbers = [token for token in tokens if token.isdecimal()]
+        if len(numbers) > 1 or not all(t.isdecimal() or t.lower() in _LABELS for t in tokens):
+            return False
+        if any(len(number) > _LONGEST_NUMBER for number in numbers):
+            return False
+        count = len(self.digests)
+        first = int(numbers[0]) - count if numbers else None
+        if count > 1 and first != self.first:
+            return False
+        if first not in (None, 0, 1):
+            return False
+        self.first, self.separator = first, pattern
+        return True
+
+
+Run = TypeVar("Run", bound=Hashable)
+
+
+class RetrievalLog(Generic[Run]):
+    """Remembers retrieved documents with their queries: by run, and the latest of all runs.
+
+    Bounded and thread-safe.
+
+    Args:
+        runs: How many runs are remembered.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self._lock = ForkSafeLock()
+        # Documents by id and text: several may have the same text, and one may have changed.
+        self._of_run: BoundedDict[Run, dict[tuple[str, str], Retrieved]] = BoundedDict(runs)
+        self._recent: BoundedDict[tuple[str, str], Retrieved] = BoundedDict(RECENT_DOCUMENTS)
+
+    def add(self, documents: Iterable[Retrieved], *, run: Run | None, query: str | None = None) -> None:
+        """Record documents that were retrieved within an outermost run, for a query if there was one."""
+        with self._lock:
+            in_run = (self._of_run.get(run) if run is not None else None) or {}
+            for document in documents:
+                key = (document.id, document.text)
+                known = self._recent.get(key) or document
+                if query and query not in known.queries:
+                    known = replace(known, queries=(*known.queries, query)[-_QUERIES_PER_DOCUMENT:])
+                self._recent.put(key, known)
+                if len(in_run) < _DOCUMENTS_PER_RUN:
+                    in_run[key] = known
+            if run is not None:
+                self._of_run.put(run, in_run)
+
+    def of_run(self, run: Run | None) -> list[Retrieved]:
+        """Return what was retrieved within an outermost run, while it is remembered."""
+        with self._lock:
+            return list((self._of_run.get(run) or {}).values()) if run is not None else []
+
+    def recent(self) -> list[Retrieved]:
+        """Return what any run retrieved lately."""
+        with self._lock:
+            return list(self._recent)
+
+    def end_run(self, run: Run) -> None:
+        """Forget the documents of a run; they stay among the recent ones."""
+        with self._lock:
+            self._of_run.pop(run)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._of_run.clear()
+            self._recent.clear()

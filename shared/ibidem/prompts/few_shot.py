@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ibidem.prompts.documents import Positions, find_positions
-from ibidem.prompts.prompt import Cut, Prompt
+from ibidem.prompts.documents import Cut, Positions, Prompt, find_positions
 
 _LONGEST_LABEL = 200  # characters between a question and its answer
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.lifecycle.eviction import RANKINGS, UNBOUNDED, Bounds
 from ibidem.lifecycle.invalidation import KEPT_SECONDS
+from ibidem.lifecycle.rules import RANKINGS, UNBOUNDED, Bounds
 from ibidem.storage import tables
 from ibidem.storage.engine import reading, sql_min, valid_rows, writing
 from ibidem.storage.meta import get_meta, set_meta

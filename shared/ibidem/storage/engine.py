@@ -16,8 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ibidem._util.circuit_breaker import CircuitBreaker
-from ibidem._util.concurrency import ForkSafeLock
-from ibidem._util.deadline import DEADLINE_SECONDS, charge, deadline, has_deadline
+from ibidem._util.concurrency import DEADLINE_SECONDS, ForkSafeLock, charge, deadline, has_deadline
 from ibidem._util.faults import log
 from ibidem._util.urls import redact_secrets, redact_url
 from ibidem.errors import MissingExtra, StorageError, StorageUnavailable

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.lifecycle.eviction import DOCUMENT_BYTES, OVERHEAD, RANKINGS, UNBOUNDED, Bounds, cost_of
+from ibidem.lifecycle.rules import DOCUMENT_BYTES, OVERHEAD, RANKINGS, UNBOUNDED, Bounds, cost_of
 from ibidem.storage import tables
 from ibidem.storage.engine import (
     Prepared,

@@ -11,8 +11,7 @@ import sqlalchemy as sa
 
 from ibidem._util.faults import Faults
 from ibidem.errors import StorageUnavailable
-from ibidem.lifecycle.eviction import UNBOUNDED, Bounds
-from ibidem.lifecycle.rules import Lifetime
+from ibidem.lifecycle.rules import UNBOUNDED, Bounds, Lifetime
 from ibidem.storage import tables
 from ibidem.storage.engine import fetch_all, fetch_value, in_namespace, reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta

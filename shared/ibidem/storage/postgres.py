@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from ibidem._util.deadline import remaining
+from ibidem._util.concurrency import remaining
 
 POLL_SECONDS = 0.1  # between two looks at the clock while nothing arrives; psycopg's own
 
