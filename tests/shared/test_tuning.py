@@ -1,4 +1,4 @@
-"""Pairs, their division, the losses, the figures; and a tuning from pairs to a model directory."""
+"""Pairs, their division, the loss, the figures; and a tuning from pairs to a model directory."""
 
 from __future__ import annotations
 
@@ -127,32 +127,29 @@ def test_the_interval_is_wider_where_pairs_hang_together() -> None:
     assert width(hubs) > 2 * width(lone)
 
 
-# --- losses
+# --- loss
 
 
-def test_the_losses_are_those_of_their_formulas() -> None:
+def test_the_loss_is_binary_cross_entropy() -> None:
     import torch
 
-    from ibidem_lab.tuning.losses import SharedAnswerLoss
+    from ibidem_lab.tuning.loss import SharedAnswerLoss
 
     cosine, same = torch.tensor([0.9, 0.7]), torch.tensor([1.0, 0.0])
     chance = [1 / (1 + math.exp(-(value / 0.1 - 8.0))) for value in (0.9, 0.7)]
-    bce = SharedAnswerLoss(torch.nn.Identity(), "bce", 0.1, 8.0)  # type: ignore[arg-type]
-    sld = SharedAnswerLoss(torch.nn.Identity(), "sld", 0.1, 8.0)  # type: ignore[arg-type]
+    bce = SharedAnswerLoss(torch.nn.Identity(), 0.1, 8.0)  # type: ignore[arg-type]
 
     expected = -(math.log(chance[0]) + math.log(1 - chance[1])) / 2
     assert bce.of(cosine, same).item() == pytest.approx(expected, rel=1e-4)
-    expected = sum((math.log(p) - math.log(y)) ** 2 for p, y in zip(chance, (0.975, 0.025), strict=True)) / 2
-    assert sld.of(cosine, same).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_lambda_and_c_are_learned_unless_given() -> None:
     import torch
 
-    from ibidem_lab.tuning.losses import SharedAnswerLoss
+    from ibidem_lab.tuning.loss import SharedAnswerLoss
 
     learned = SharedAnswerLoss(torch.nn.Identity())  # type: ignore[arg-type]
-    fixed = SharedAnswerLoss(torch.nn.Identity(), "sld", 0.02, 40.0)  # type: ignore[arg-type]
+    fixed = SharedAnswerLoss(torch.nn.Identity(), 0.02, 40.0)  # type: ignore[arg-type]
     learned.of(torch.tensor([0.5]), torch.tensor([1.0])).backward()
 
     assert learned.offset.grad is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,21 +28,22 @@ PairsOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Directory for the model; must be new or empty.")]
 BaseOption = Annotated[
-    str, text_option(help="What to start from: this name, a directory made by tune, or one of its kind.")
+    str,
+    text_option(help="The base model: this name, a directory written by tune, or one of its architecture."),
 ]
-LossOption = Annotated[Literal["bce", "sld"], typer.Option(help="Cross-entropy, or squared log difference.")]
 LambdaOption = Annotated[
     float | None, typer.Option("--lambda", help="In sigmoid(cosine / lambda - c); default: learned.")
 ]
 OffsetOption = Annotated[float | None, typer.Option("--c", help="As above; default: learned.")]
-EpochsOption = Annotated[int, typer.Option(min=1, help="At most; stops when 2 bring nothing.")]
-BatchOption = Annotated[int, typer.Option(min=2, help="Pairs a step.")]
+EpochsOption = Annotated[int, typer.Option(min=1, help="Maximum epochs (early stopping, patience 2).")]
+BatchOption = Annotated[int, typer.Option(min=2, help="Batch size.")]
 RateOption = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Learning rate of the encoder.")]
 BlendOption = Annotated[
-    float, typer.Option(min=0.05, max=1.0, help="How far from the base: less keeps more of what it knows.")
+    float,
+    typer.Option(min=0.05, max=1.0, help="Interpolation from the base weights (0) to the tuned ones (1)."),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of division, order and dropout.")]
-DeviceOption = Annotated[str | None, text_option(help="cpu, cuda, ...; default: the best there is.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of split, order and dropout.")]
+DeviceOption = Annotated[str | None, text_option(help="cpu, cuda, ...; default: the best available.")]
 Workloads = Annotated[
     list[Path],
     typer.Argument(metavar="FILE.jsonl...", help='Pairs of {"a", "b", "same"}, or {"text", "meaning"}.'),
@@ -61,7 +62,6 @@ def tune_model(
     pairs: PairsOption,
     directory: OutOption,
     base: BaseOption = MODEL_NAME,
-    loss: LossOption = "bce",
     temperature: LambdaOption = None,
     offset: OffsetOption = None,
     epochs: EpochsOption = 4,
@@ -77,7 +77,6 @@ def tune_model(
 
         given = [label for path in pairs for label in _pairs_in(path)]
         recipe = tuning.recipe(
-            loss=loss,
             temperature=temperature,
             offset=offset,
             epochs=epochs,

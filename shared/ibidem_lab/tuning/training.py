@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.tuning.losses import LossName, SharedAnswerLoss
+from ibidem_lab.tuning.loss import SharedAnswerLoss
 from ibidem_lab.tuning.metrics import auc, cosines, labels_of
 
 LOSS_RATE = 5e-3  # of the two numbers of the loss, which are far from where they end
@@ -36,25 +36,23 @@ Progress = Callable[[int, int, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train.
+    """Training parameters.
 
     Args:
-        loss: "bce" or "sld".
         temperature: The loss's lambda; None to learn it.
         offset: The loss's c; None to learn it.
-        epochs: At most; the best by validation is kept.
-        patience: Epochs without a better one after which it stops.
-        batch_size: Pairs a step.
-        learning_rate: Of the encoder, after a warm-up of a tenth of the steps; falls to 0 in a straight line.
-        blend: How much of the way from the base to the trained weights the model goes, in (0, 1]. Half of it
+        epochs: Maximum; the best by validation is kept.
+        patience: Epochs without a better one until early stopping.
+        batch_size: Pairs per step.
+        learning_rate: Peak rate of the encoder, after a warm-up of a tenth of the steps; linear decay.
+        blend: Interpolation between the base weights (0) and the trained ones (1), in (0, 1]. Half of the way
             keeps what the base knows of questions unlike the pairs (Wortsman et al. 2022, WiSE-FT,
             arXiv 2109.01903).
         freeze_words: Leave the word embeddings as they are: a small log would only bend those it holds.
-        seed: Of order and dropout.
-        device: "cpu", "cuda", ...; None for the best there is.
+        seed: Seed of order and dropout.
+        device: "cpu", "cuda", ...; None for the best available.
     """
 
-    loss: LossName = "bce"
     temperature: float | None = None
     offset: float | None = None
     epochs: int = 4
@@ -69,7 +67,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of a training: the blended model, in evaluation mode, and the loss's numbers as they ended.
+    """The blended model in evaluation mode, and the final parameters of the loss.
 
     `validation_auc` is that of the best epoch, before blending.
     """
@@ -92,14 +90,14 @@ def train(
 
     Args:
         base: Name or directory of a sentence-transformers model.
-        pairs: To learn from.
-        validation: To choose the epoch by; no question of them should be in `pairs`.
-        recipe: How.
+        pairs: The training pairs.
+        validation: The pairs that choose the epoch; none of their questions should be in `pairs`.
+        recipe: The training parameters.
         progress: Called with steps done, steps in all, and the validation AUC once it is known.
     """
     torch.manual_seed(recipe.seed)
     model = load(base, recipe.device)
-    loss = SharedAnswerLoss(model, recipe.loss, recipe.temperature, recipe.offset)
+    loss = SharedAnswerLoss(model, recipe.temperature, recipe.offset)
     if recipe.freeze_words:
         _words_of(model).requires_grad_(False)
     evaluator = _AucEvaluator(validation)
@@ -164,13 +162,13 @@ def _has_bfloat16(device: str) -> bool:
 
 
 def _silence() -> None:
-    """The bars of the libraries: progress is told to whoever asked."""
+    """Turn off the progress bars of the libraries: `progress` replaces them."""
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load(base: str, device: str | None = None) -> SentenceTransformer:
-    """The model of this name or directory."""
+    """Load the model of this name or directory."""
     _silence()
     model = SentenceTransformer(base, device=device)
     model.max_seq_length = min(model.max_seq_length or WINDOW, WINDOW)
@@ -196,7 +194,7 @@ def _words_of(model: SentenceTransformer) -> torch.nn.Module:
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vectors of questions, float32[n, d]."""
+    """Embed questions as unit vectors, float32[n, d]."""
     found: NDArray[np.float32] = model.encode(
         list(texts), batch_size=EMBEDDED_AT_ONCE, normalize_embeddings=True, show_progress_bar=False
     )
@@ -204,7 +202,7 @@ def embed(model: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float3
 
 
 class _AucEvaluator(BaseEvaluator):
-    """AUC of the cosines on labelled pairs, after each epoch."""
+    """Compute the AUC of the cosines on labelled pairs, after each epoch."""
 
     def __init__(self, pairs: Sequence[Label]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -218,7 +216,7 @@ class _AucEvaluator(BaseEvaluator):
 
 
 class _Reporting(TrainerCallback):
-    """Tells steps and validation AUC to whoever shows them."""
+    """Report steps and validation AUC."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""From labelled pairs to a model directory: divide, train, export, calibrate, measure, describe."""
+"""Fine-tune on labelled pairs and write a model directory: split, train, export, calibrate, measure."""
 
 from __future__ import annotations
 
@@ -31,12 +31,9 @@ from ibidem_lab.tuning.metrics import Array, PairMetrics, auc, cosines, labels_o
 if TYPE_CHECKING:
     from ibidem_lab.tuning.training import Recipe, Trained
 
-LEAST_PAIRS, LEAST_OF_A_KIND = (
-    300,
-    50,
-)  # with fewer, fit the threshold instead: verifier experiments, section 7
+LEAST_PAIRS, LEAST_OF_A_KIND = 300, 50  # with fewer, fit the threshold instead
 SHARES = (0.1, 0.2)
-MAX_ERROR_RATE = 0.02  # that is told about; the thresholds for other shares are fitted as well
+MAX_ERROR_RATE = 0.02  # in the report; the thresholds for other rates are fitted as well
 TORCH_FOLDER = "torch"  # the model in full precision, to tune further from
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -44,7 +41,7 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class TuneReport:
-    """What a tuning brought, on questions it had not seen; `gain` is the AUC's, with its 95 % interval.
+    """Metrics on held-out questions before and after; `gain` in AUC with its 95 % interval.
 
     `threshold` says how the threshold was fitted, or why it was not.
     """
@@ -71,7 +68,7 @@ def tune(
         out: A directory that does not exist, or is empty.
         base: `all-MiniLM-L6-v2`, a directory that `tune` wrote, or one of sentence-transformers with the
             architecture of MiniLM-L6.
-        recipe: How to train; None for the default.
+        recipe: Training parameters; None for the defaults.
         progress: Called with steps done, steps in all, and the validation AUC after each epoch.
 
     Raises:
@@ -102,7 +99,7 @@ def tune(
 
 
 def recipe(**options: Any) -> Recipe:
-    """A `training.Recipe`; raises `MissingExtra` if torch is not installed."""
+    """Make a `training.Recipe`; raises `MissingExtra` if torch is not installed."""
     return cast("Recipe", _training().Recipe(**options))
 
 
@@ -126,13 +123,13 @@ def _require_enough(pairs: Sequence[Label], division: Division) -> None:
     for name in ("train", "validation", "test"):
         if len({pair.right for pair in getattr(division, name)}) < 2:
             raise InvalidInput(
-                f"the questions hang together so much that none are left for the {name} part; give pairs of "
-                "more different questions, or another --seed"
+                f"the pairs form one connected group; no questions are left for the {name} split; give "
+                "pairs of more different questions, or another --seed"
             )
 
 
 def _source(base: str) -> str:
-    """Where sentence-transformers finds the weights."""
+    """Return the name or folder from which sentence-transformers loads the weights."""
     if base in (MODEL_NAME, REPOSITORY):
         return str(published_folder() or REPOSITORY)
     further = Path(base).expanduser() / TORCH_FOLDER
@@ -147,14 +144,14 @@ class _Made:
 
     @property
     def name(self) -> str:
-        """Of the model; part of its fingerprint."""
+        """The name of the model; part of its fingerprint."""
         return f"tuned-{Path(self.base).name}"
 
 
 def _write(
     directory: Path, trained: Trained, division: Division, plain: Array, made: _Made
 ) -> tuple[PairMetrics, PairMetrics, tuple[float, float, float], str]:
-    """All files of the model directory."""
+    """Write all files of the model directory."""
     directory.mkdir(mode=0o700)
     torch_folder = directory / TORCH_FOLDER
     trained.model.save(str(torch_folder), create_model_card=False)
@@ -187,12 +184,12 @@ def _require_architecture(folder: Path) -> None:
         raise ConfigurationError(
             f"the base model is of another architecture ({found[0]}, {found[1]} layers of {found[2]}) than "
             f"{MODEL_NAME}, the only one that is exported to ONNX here; tune it with sentence-transformers "
-            "and ibidem_lab.tuning.losses, and give the cache the result as embedder="
+            "and ibidem_lab.tuning.loss, and give the cache the result as embedder="
         )
 
 
 def _gain(pairs: Sequence[Label], before: Array, after: Array) -> tuple[float, float, float]:
-    """AUC after less AUC before, with its interval: of the same draws, since both saw the same pairs."""
+    """Subtract AUC before from AUC after, with an interval by the same draws: both saw the same pairs."""
     same = labels_of(pairs)
 
     def difference(at: NDArray[np.int64]) -> float:
@@ -203,7 +200,7 @@ def _gain(pairs: Sequence[Label], before: Array, after: Array) -> tuple[float, f
 
 
 def _fit_threshold(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Label]) -> dict[str, Any]:
-    """Fit thresholds to pairs that were not learned from, and write them; why not, if there are too few."""
+    """Fit thresholds to held-out pairs and write them; say why not, if there are too few."""
     checked = CheckedEmbedder(embedder, lambda _, value: value)
     try:
         best = best_of(pairs_of(pairs, checked), scorer_for(checked.fingerprint))
