@@ -30,6 +30,7 @@ from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored,
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import Embedder
+    from ibidem.index.base import VectorIndex
     from ibidem.lifecycle.rules import Eviction
     from ibidem.matching.guards import Guard
     from ibidem.matching.policy import DocumentPolicy, Verifier
@@ -69,6 +70,7 @@ def open(
     database: str | None = None,
     chroma: str | None = None,
     chroma_headers: Mapping[str, str] | None = None,
+    index: Callable[[str], VectorIndex] | None = None,
     embedder: str | Embedder | Any = None,
     threshold: float | None = None,
     document_policy: DocumentPolicy | None = None,
@@ -103,6 +105,8 @@ def open(
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
         chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
         chroma_headers: Sent to it with each request, such as the token that a proxy before it asks for.
+        index: Opens a vector index of your own (`ibidem.index.base.VectorIndex`) instead of Chroma, for the
+            collection of the name that it is given: at the first use, after a failure and in a forked child.
         embedder: What embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.

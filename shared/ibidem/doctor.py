@@ -139,7 +139,7 @@ def _threshold(settings: Settings, store: Store, fingerprint: str) -> Iterator[F
 def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Finding]:
     registry, table = registry_of(settings, fingerprint, store), store.vectors(fingerprint)
     held = table.count(vectors.EXACT_LIMIT + 1)
-    small = settings.chroma is None and held <= vectors.EXACT_LIMIT
+    small = settings.embedded_index and held <= vectors.EXACT_LIMIT
     try:
         index = index_opener(settings, registry)(VectorBuffer() if small else None)
     except IndexInUse:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ibidem.examples.log import SharedExamples
 from ibidem.index.base import VectorIndex
 from ibidem.index.chroma import open_embedded, open_server
 from ibidem.index.compaction import CollectionRegistry, collection_name
+from ibidem.index.external import open_external
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.index.search import IndexOpener, SemanticIndex, VectorSearch
 from ibidem.maintenance import Housekeeping
@@ -51,7 +52,7 @@ class Runtime:
         embedder: The one given to `ibidem.open`; None for the active one.
     """
 
-    def __init__(self, key: tuple[str, ...], settings: Settings, embedder: Embedder | None) -> None:
+    def __init__(self, key: tuple[Hashable, ...], settings: Settings, embedder: Embedder | None) -> None:
         self.key, self.users, self.settings = key, 0, settings
         self.cache_id = digest(settings.database or str(settings.path.resolve()))  # contains no password
         self.faults, self.flights = Faults(), SingleFlight()
@@ -206,6 +207,7 @@ class Runtime:
             self.examples.queue.drop(namespace)
         if namespace is None:
             self.vectors.reset()
+        self.wake()  # an index that cannot be emptied at once deletes in the background
         return count
 
     def wake(self) -> None:
@@ -248,7 +250,7 @@ class Runtime:
         self.store.close()
 
 
-_open: dict[tuple[str, ...], Runtime] = {}
+_open: dict[tuple[Hashable, ...], Runtime] = {}
 _open_lock = ForkSafeLock()
 
 
@@ -258,7 +260,8 @@ def acquire(settings: Settings) -> Runtime:
     chroma = settings.chroma or str(settings.path / "chroma")
     headers = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
     fingerprint = "" if embedder is None else fingerprint_of(embedder)
-    key = (settings.database or str(settings.path), chroma, headers, fingerprint)
+    location = settings.database or str(settings.path)
+    key = (location, chroma, headers, fingerprint, _key_of(settings.index))
     with _open_lock:
         runtime = _open.get(key)
         if runtime is not None:
@@ -269,6 +272,15 @@ def acquire(settings: Settings) -> Runtime:
             runtime = _open[key] = Runtime(key, settings, embedder)
         runtime.users += 1
         return runtime
+
+
+def _key_of(index: object) -> Hashable:
+    """Identify a user's index: two that are equal are one, and one that cannot be hashed equals no other."""
+    try:
+        hash(index)
+    except TypeError:
+        return id(index)
+    return index
 
 
 def release(runtime: Runtime) -> None:
@@ -334,9 +346,10 @@ def _make_private(path: Path) -> None:
 def registry_of(settings: Settings, fingerprint: str, store: Store) -> CollectionRegistry:
     """The registry of the collections with the vectors of the embedder with this fingerprint.
 
-    On a server each database has collections of its own: what one deletes, another may still hold.
+    On a server, or in an index that the user brings, each database has collections of its own: what one
+    deletes, another may still hold.
     """
-    cache_id = "" if settings.chroma is None else store.meta.set_default("place", uuid.uuid4().hex)
+    cache_id = "" if settings.embedded_index else store.meta.set_default("place", uuid.uuid4().hex)
     return CollectionRegistry(store, collection_name(digest(fingerprint), cache_id), cache_id)
 
 
@@ -346,6 +359,8 @@ def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpene
 
     def open_index(buffer: VectorBuffer | None = None) -> VectorIndex:
         name = registry.read().name
+        if settings.index is not None:
+            return open_external(settings.index, name)
         if settings.chroma is not None:
             return open_server(settings.chroma, name, settings.headers)
         if buffer is not None:
@@ -380,7 +395,7 @@ def build_semantic_index(
     except StorageError as error:  # the background tries again
         faults.note("note which embedder is used", error)
     registry = registry_of(settings, fingerprint, store)
-    opener, alone = index_opener(settings, registry), settings.chroma is None
+    opener, alone = index_opener(settings, registry), settings.embedded_index
     vectors = VectorSearch(store, checked, opener, faults, registry, alone=alone, on_open=on_open)
     warn_of_old_score(store, fingerprint)
     calibration = adopted(store, fingerprint, faults)

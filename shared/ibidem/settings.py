@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ibidem._util.urls import redact_url
@@ -103,6 +103,17 @@ def _document_policy(value: Any) -> Any:
     return value
 
 
+def _index(value: Any, info: ValidationInfo) -> Any:
+    """Accept a function of the collection's name, unless a Chroma server was chosen as well."""
+    if value is None:
+        return None
+    if not callable(value):
+        raise ValueError("must be a function that opens the vector index for the name of a collection")
+    if info.data.get("chroma") is not None:
+        raise ValueError("and chroma exclude each other: a cache has one vector index")
+    return value
+
+
 def _prices(value: Any) -> Any:
     """Accept a file path or a mapping; `ibidem.costs` validates the contents."""
     if value is None or isinstance(value, Mapping):
@@ -130,6 +141,7 @@ class Settings(BaseSettings):
     database: str | None = Field(None, repr=False)  # these two may hold passwords
     chroma: Annotated[str, BeforeValidator(_server)] | None = Field(None, repr=False)
     chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None
+    index: Annotated[Any, BeforeValidator(_index)] = None  # opened by `ibidem.index.external`
     embedder: Any = None
     threshold: Annotated[float, BeforeValidator(_similarity)] | None = None
     max_error_rate: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
@@ -167,6 +179,11 @@ class Settings(BaseSettings):
     def database_file(self) -> Path:
         """The SQLite file in `path`; not used if `database` is given."""
         return self.path / "ibidem.sqlite3"
+
+    @property
+    def embedded_index(self) -> bool:
+        """Whether the vector index is an embedded Chroma in `path`, which only one process can use."""
+        return self.chroma is None and self.index is None
 
     @property
     def headers(self) -> dict[str, str]:

@@ -53,18 +53,22 @@ class IndexCompactor:
         self._look_at = self._limit_at = 0.0
 
     def on_open(self, index: VectorIndex) -> None:
-        """Compare an index just opened with the database; empty it, to be refilled, if it lacks points."""
-        if not isinstance(index, Compactable):
+        """Compare an index just opened with the database; refill it if it lacks points."""
+        if isinstance(index, InMemoryIndex):
             return
-        other = self._registry.read().generation
-        before = self._table.count_indexed(index.generation, other)
+        generation, other = generation_of(index), self._registry.read().generation
+        before = self._table.count_indexed(generation, other)
         present = index.count()
         # Counted twice, as others may store and delete meanwhile.
-        wanted = min(before, self._table.count_indexed(index.generation, other))
+        wanted = min(before, self._table.count_indexed(generation, other))
         self._orphans = max(0, present - wanted - self._table.count_dead())
-        if present < wanted:
+        if present >= wanted:
+            return
+        if isinstance(index, Compactable):
             index.reset()
             self.on_reset()
+        else:  # what it holds is put there once more
+            self._table.mark_all_unindexed(generation)
 
     def on_reset(self) -> None:
         """Void what was recorded about the collection that was emptied."""

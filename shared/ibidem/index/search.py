@@ -219,11 +219,11 @@ class VectorSearch:
                 self._buffer.clear()
                 self._complete = False
             try:
-                if isinstance(index, Resettable):  # else its vectors are deleted one by one
+                if isinstance(index, Resettable):  # else its vectors are deleted a batch at a time
                     index.reset()
+                    self._compactor.on_reset()
                 with self._lock:
                     self._complete = self._alone and self._index is index
-                self._compactor.on_reset()
             except IndexUnavailable as error:
                 # What it still holds, the database does not confirm.
                 self._faults.note("empty the vector index", error)

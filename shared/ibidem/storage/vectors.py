@@ -255,6 +255,18 @@ class VectorTable:
         with writing(self._engine) as db:
             db.execute(sa.update(_vectors).where(where).values(indexed_in=PENDING))
 
+    def mark_all_unindexed(self, generation: str) -> None:
+        """Record that the index of this generation holds nothing, a batch at a time."""
+        c = _vectors.c
+        some = sa.select(c.entry_id).where(self._mine, c.indexed_in == generation).limit(BATCH)
+        more = True
+        while more:
+            with writing(self._engine) as db:
+                ids = list(db.scalars(some))
+                where = sa.and_(self._mine, c.entry_id.in_(ids))
+                db.execute(sa.update(_vectors).where(where).values(indexed_in=PENDING))
+            more = len(ids) == BATCH
+
     def live_points(self, points: Sequence[str]) -> set[str]:
         """Return those of these points that some entry still has."""
         with reading(self._engine) as db:
