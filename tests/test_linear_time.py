@@ -39,7 +39,7 @@ from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import shipped, supporting
 from ibidem.prompts.documents import Retrieved
 from ibidem.storage.logs import LookupRow
-from ibidem_lab.labelling.prompt import prompt_of, verdict_of
+from ibidem_lab.labelling.teachers import prompt_of, verdict_of
 from ibidem_lab.redaction import secrets
 from ibidem_lab.review.showing import marked, readable
 from langchain_ibidem import IbidemCache, IbidemExampleSelector

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ibidem import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.cli.commands import app
 from ibidem.errors import TeacherUnavailable
-from ibidem_lab.labelling import asking
+from ibidem_lab.labelling import teachers
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
 from ibidem_lab.labelling.teach import teach
 from ibidem_lab.labelling.teachers import resolve_teacher
@@ -38,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
         asked = body["messages"][-1]["content"]
         return json.dumps({"same": "1999" not in asked, "reason": "So it is."})
 
-    monkeypatch.setattr(asking, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(teachers, "PAUSE_SECONDS", 0.001)
     with running_openai() as running:
         running.say = says
         monkeypatch.setenv("OPENAI_API_KEY", "none")

@@ -439,13 +439,13 @@ GOOD = {"asked": "a", "stored": "b", "right": True}
     ("text", "said"),
     [
         ("", "holds no labels"),
-        ("{", "line 1: no JSON"),
+        ("{", "line 1: invalid JSON"),
         ("[1]", 'line 1: must be {"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'),
         (json.dumps({**GOOD, "right": 1}), '"right" true or false'),
         (json.dumps({**GOOD, "stored": " "}), "must be questions"),
         (json.dumps({"text": "a"}), '"meaning" a text or a whole number'),
         (json.dumps(GOOD) + '\n{"text": "a", "meaning": 1}', "line 2: is of another kind than the first"),
-        (json.dumps(GOOD) + "\n\ud800", "no UTF-8"),
+        (json.dumps(GOOD) + "\n\ud800", "not valid UTF-8"),
     ],
 )
 def test_a_file_that_holds_no_labels_is_refused(tmp_path: Path, text: str, said: str) -> None:

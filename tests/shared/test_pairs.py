@@ -17,9 +17,8 @@ from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
 from ibidem.matching.guards import failed_guard
 from ibidem_lab.fitting.labels import Label, read_labels
-from ibidem_lab.labelling.comparing import compared, stock_answers
 from ibidem_lab.labelling.gathering import DELETED, Kept
-from ibidem_lab.labelling.mining import EACH, VETOED, nearest
+from ibidem_lab.labelling.mining import EACH, VETOED, compared, nearest, stock_answers
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
 from tests.embedders import BagOfWords
 from tests.helpers import eventually, question, reworded
@@ -348,14 +347,14 @@ def test_a_pairs_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "holds no pairs"),
-        ("{", "line 1: no JSON"),
+        ("{", "line 1: invalid JSON"),
         ("[1]", "must be"),
         ('{"a": "x"}', "must be"),
         ('{"a": "x", "b": " "}', "must be questions"),
         ('{"a": "x", "b": "y", "same": 2}', '"same" must be 0, 1 or null'),
         ('{"a": "x", "b": "y", "same": "yes"}', '"same" must be 0, 1 or null'),
         ('{"a": "x", "b": "y", "cosine": "far"}', '"cosine" must be a number'),
-        ('{"a": "x", "b": "y", "source": 3}', "must be texts"),
+        ('{"a": "x", "b": "y", "source": 3}', "must be strings"),
     ],
 )
 def test_a_file_that_holds_no_pairs_is_refused(tmp_path: Path, text: str, said: str) -> None:

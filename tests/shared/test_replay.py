@@ -225,7 +225,7 @@ def test_max_wrong_is_a_threshold(workload: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "no JSON"),
+        ("{", "invalid JSON"),
         ("[]", "must be an object"),
         ('{"meaning": "x"}', '"text" must be'),
         ('{"text": " ", "meaning": "x"}', '"text" must be'),
@@ -252,4 +252,4 @@ def test_bad_files_are_named(workload: Path, tmp_path: Path) -> None:
 
     assert "none.jsonl" in run(tmp_path / "none.jsonl", code=2)
     assert "holds no questions" in run(empty, code=2)
-    assert "no UTF-8" in run(binary, code=2)
+    assert "not valid UTF-8" in run(binary, code=2)

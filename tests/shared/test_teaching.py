@@ -17,10 +17,10 @@ from ibidem import Answer, Example, InvalidInput, Rejected, Request
 from ibidem.cli.commands import app
 from ibidem.errors import TeacherUnavailable
 from ibidem_lab.fitting.labels import read_labels
-from ibidem_lab.labelling import asking
+from ibidem_lab.labelling import teachers
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
-from ibidem_lab.labelling.prompt import Verdict, prompt_of, verdict_of
 from ibidem_lab.labelling.teach import Lesson, teach
+from ibidem_lab.labelling.teachers import Verdict, prompt_of, verdict_of
 from tests.helpers import Child, eventually
 from tests.labelled import rows
 
@@ -29,7 +29,7 @@ YES, NO = '{"same": true, "reason": "The same."}', '{"same": false, "reason": "A
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(teachers, "PAUSE_SECONDS", 0.001)
 
 
 def some(count: int, **changes: object) -> list[QuestionPair]:

@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[Row]:
             if line.strip():
                 rows.append(_row(line, f"{path}, line {number}"))
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is no UTF-8 text: {error}") from None
+        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
     if not rows:
         raise InvalidInput(f"{path} holds no questions")
     return rows
@@ -110,7 +110,7 @@ def _row(line: str, where: str) -> Row:
     try:
         given = json.loads(line)
     except ValueError as error:
-        raise InvalidInput(f"{where}: no JSON: {error}") from None
+        raise InvalidInput(f"{where}: invalid JSON: {error}") from None
     if not isinstance(given, dict):
         raise InvalidInput(f'{where}: must be an object with "text" and "meaning"')
     text, meaning, tokens = given.get("text"), given.get("meaning"), given.get("tokens", 0)

@@ -69,7 +69,7 @@ def read_labels(path: Path) -> list[Label] | list[Row]:
                 if type(found[-1]) is not type(found[0]):
                     raise InvalidInput(f"{path}, line {number}: is of another kind than the first line")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is no UTF-8 text: {error}") from None
+        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
     if not found:
@@ -81,7 +81,7 @@ def _label(line: str, where: str) -> Label | Row | None:
     try:
         given = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: no JSON: {error}") from None
+        raise InvalidInput(f"{where}: invalid JSON: {error}") from None
     if isinstance(given, dict) and "asked" in given:
         asked, stored, right = (given.get(name) for name in Label._fields)
         if _is_question(asked) and _is_question(stored) and isinstance(right, bool):

@@ -1,4 +1,4 @@
-"""What a cache's own life says of pairs of questions: lookups, audits, feedback, stored questions."""
+"""Collect pairs of questions from lookups, audits and feedback, and the questions that are stored."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ibidem.storage.store import Store
     from ibidem.types import Vector
 
-MOST = 10_000  # questions of one kind that are looked at, the newest: all with all of more takes minutes
-# Who says so, by the source of a judgement.
+MOST = 10_000  # newest questions of one kind that are read: comparing all pairs of more takes minutes
+# The label's source, by the source of a judgement.
 _LABELLED_BY = {"audit": "judgement", "probe": "judgement", "feedback": "feedback", REVIEW: REVIEW}
 DELETED = "the stored question is not known any more: its entry was deleted"
 
@@ -34,9 +34,9 @@ class Kept:
 
 @dataclass(slots=True)
 class Gathered:
-    """What was found: pairs of questions that met, and the questions of each namespace, newest first.
+    """Pairs of questions from the logs, and the questions of each namespace, newest first.
 
-    `left_out` counts, by why, what cannot be used.
+    `left_out` counts the unusable ones by reason.
     """
 
     met: list[QuestionPair]
@@ -67,7 +67,7 @@ def gather(store: Store, embedder: str, namespace: str | None = None) -> Gathere
 
 
 def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
-    """What audits, probes and people said, newest first; of one pair a reviewer has the last word."""
+    """Yield the pairs that audits, probes and people judged, newest first; a reviewer has the last word."""
     seen: set[tuple[str, str, str]] = set()
     for row in sorted(rows, key=lambda row: row.source != REVIEW):
         asked, stored = normalise(row.asked), normalise(row.stored)
@@ -86,7 +86,7 @@ def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
 
 
 def _met(row: LookupRow) -> bool:
-    """Whether a stored question of another wording was looked at."""
+    """Return whether a lookup matched a stored question of another wording."""
     return row.question is not None and row.entry_id is not None and row.tier != "exact"
 
 
@@ -96,7 +96,7 @@ def _stored_texts(
     examples: Iterable[Example],
     lookups: Iterable[LookupRow],
 ) -> dict[str, str]:
-    """Stored questions by id of their entry; judgements and examples remember some beyond its life."""
+    """Return stored questions by entry id; judgements and examples hold some whose entry is gone."""
     wanted = dict.fromkeys(row.entry_id for row in lookups if _met(row) and row.entry_id)
     told = {one.entry_id: one.question for one in examples if one.entry_id and _is_its_own(one)}
     remembered = {row.entry_id: row.stored for row in judged if row.entry_id}
@@ -104,7 +104,7 @@ def _stored_texts(
 
 
 def _is_its_own(example: Example) -> bool:
-    """Whether its entry was stored for the very question, and not repeated for another one."""
+    """Return whether the entry was stored for this question, and not reused for another one."""
     documents = digest_of(document.digest for document in example.documents)
     key = key_of(example.namespace, example.scope, normalise(example.question), documents)
     return key == example.entry_id
@@ -113,7 +113,7 @@ def _is_its_own(example: Example) -> bool:
 def _looked_up(
     rows: Iterable[LookupRow], stored: dict[str, str], left_out: Counter[str]
 ) -> Iterable[QuestionPair]:
-    """Near misses, and hits by meaning, newest first."""
+    """Yield near misses and hits by meaning, newest first."""
     count = 0
     for row in rows:
         if not _met(row) or count == MOST:
@@ -135,13 +135,13 @@ def _of(kept: dict[str, dict[str, Kept]], namespace: str, question: str) -> Kept
 def _add_examples(
     kept: dict[str, dict[str, Kept]], examples: Iterable[Example], store: Store, embedder: str
 ) -> None:
-    """Questions of the example log, the newest first, with the vectors that were made for it."""
+    """Add the questions of the example log, newest first, with their stored vectors."""
     lacking: dict[str, dict[int, Kept]] = {}
     for example in examples:
         one = _of(kept, example.namespace, example.question)
         if one.vector is None and example.id is not None:
             lacking.setdefault(example.namespace, {})[example.id] = one
-        # What the cache repeated is the answer to another question, and would say that the two are alike.
+        # A reused answer is that of another question, and would say that the two are alike.
         own = example.entry_id is None or _is_its_own(example)
         if example.scope and own and example.feedback is not False:
             documents = digest_of(document.digest for document in example.documents)
@@ -152,9 +152,9 @@ def _add_examples(
 
 
 def sift(gathered: Gathered, refusal: Callable[[str], str | None]) -> Gathered:
-    """Only what may be compared by meaning; at most the newest `MOST` questions of each namespace.
+    """Keep the questions that may be compared by meaning, at most the newest `MOST` of each namespace.
 
-    `refusal` says why a question may not be, or None; it is asked once for each text.
+    `refusal` returns the reason against a question, or None; it is called once for each text.
     """
     known: dict[str, str | None] = {}
     left_out = Counter(gathered.left_out)

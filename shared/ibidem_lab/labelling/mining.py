@@ -1,24 +1,26 @@
-"""Pairs of questions from a cache's own life, those from which most is learned first.
+"""Mine pairs of questions from a cache's logs, the most informative first.
 
 Labels that are known come first. Of the rest, one half are those that the cache is least sure of (the score
-is close to the threshold), the other half are drawn evenly over the cosine, so that what learns from them
-also sees the easy ones. Nothing is drawn at random: the same cache gives the same pairs.
+is close to the threshold), the other half are drawn evenly over the cosine, so that training also sees
+the easy ones. Nothing is drawn at random: the same cache gives the same pairs.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ibidem.audits.judge import contradict, words_and_signs
 from ibidem.errors import InvalidInput
 from ibidem.matching.guards import failed_guard
+from ibidem.matching.words_en import COMMON_WORDS
 from ibidem.types import Vector, digest, require_name
-from ibidem_lab.labelling.comparing import compared, stock_answers
 from ibidem_lab.labelling.gathering import Gathered, Kept, gather, sift
 from ibidem_lab.labelling.pairs import JUDGED, QuestionPair
 
@@ -36,6 +38,16 @@ EACH = 5  # pairs of one question, so that a frequent one does not fill the set
 _BATCH, _ROWS = 64, 512  # questions embedded, and compared with all, at once
 VETOED = "a guard refuses the pair: it needs no label"
 
+EQUAL, DIFFER = "the stored answers are equal", "the stored answers differ"
+SHORT = 8  # words of an answer up to which a difference is taken for a difference of meaning
+# Least mean cosine of questions with one answer, above that of all questions. With the default model no
+# intent of banking77 is below it and 2 % of clinc150, but 99 % of five questions drawn at random.
+TOGETHER = 0.15
+_TELLING = re.compile(r"[^\W\d_]{3,}")
+_VERDICTS = frozenset(("yes", "true", "false", "none"))
+
+Answers = tuple[str, str]  # scope, and the words of an answer
+
 Private = Callable[[str], bool]
 Vectors = Mapping[str, Vector]
 PairKey = tuple[str, frozenset[str]]
@@ -43,7 +55,7 @@ PairKey = tuple[str, frozenset[str]]
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """Pairs of questions, and how many were left out, by why."""
+    """Pairs of questions, and the number left out by reason."""
 
     pairs: tuple[QuestionPair, ...]
     left_out: Mapping[str, int]
@@ -51,13 +63,13 @@ class Mined:
 
 @dataclass(frozen=True, slots=True)
 class Miner:
-    """Finds pairs in one place.
+    """Mine the pairs of one database.
 
     Args:
-        store: The database of the location.
-        embedder: What the questions are compared by.
-        scorer: What the cache scores pairs with.
-        threshold: The least score that it serves.
+        store: The database.
+        embedder: The embedder that compares the questions.
+        scorer: The scorer of the cache.
+        threshold: The lowest score that the cache serves.
         is_private: Whether `redact` would change a text; such questions are in no pair.
     """
 
@@ -68,7 +80,7 @@ class Miner:
     is_private: Private = lambda text: False
 
     def mine(self, namespace: str | None = None, limit: int = LIMIT) -> Mined:
-        """At most `limit` pairs, of all namespaces or of one; never two questions of different ones.
+        """Return at most `limit` pairs, of all namespaces or of one; never two questions of different ones.
 
         Raises:
             StorageError: The database failed.
@@ -87,7 +99,7 @@ class Miner:
     def _unlabelled(
         self, gathered: Gathered, vectors: Vectors, limit: int
     ) -> list[tuple[QuestionPair, float]]:
-        """What met and was not judged, and neighbours, with their scores; what guards refuse is left out."""
+        """Return unjudged pairs and neighbours with their scores, without those that a guard refuses."""
         judged = {_key(pair) for pair in gathered.met if pair.labelled_by in JUDGED}
         pairs: dict[PairKey, QuestionPair] = {}
         for pair in chain(gathered.met, self._neighbours(gathered, vectors, limit)):
@@ -102,7 +114,7 @@ class Miner:
         return "redact would change the question" if self.is_private(text) else self.embedder.refusal(text)
 
     def _vectors(self, gathered: Gathered) -> Vectors:
-        """Of all questions, by text; those of stored ones are at hand."""
+        """Return the vectors of all questions by text; only those that are not stored are computed."""
         questions = [one for kept in gathered.kept.values() for one in kept.values()]
         found = {one.text: one.vector for one in questions if one.vector is not None}
         texts = (text for pair in gathered.met for text in (pair.a, pair.b))
@@ -117,7 +129,7 @@ class Miner:
         return self.scorer.score(pair.a, pair.b, pair.cosine or 0.0, (vectors[pair.a], vectors[pair.b]))
 
     def _neighbours(self, gathered: Gathered, vectors: Vectors, limit: int) -> Iterator[QuestionPair]:
-        """Questions near one another, at most `limit` of each band of the cosine."""
+        """Yield neighbouring questions, at most `limit` of each band of the cosine."""
         by_band: dict[int, list[QuestionPair]] = {}
         for namespace, kept in gathered.kept.items():
             texts = list(kept)
@@ -135,7 +147,7 @@ def _with_cosine(pair: QuestionPair, vectors: Vectors) -> QuestionPair:
 
 
 def nearest(vectors: Sequence[Vector]) -> Iterator[tuple[int, int, float]]:
-    """The nearest few of each vector as `(lower place, higher place, cosine)`; each pair once."""
+    """Yield the nearest neighbours as `(lower index, higher index, cosine)`, each pair once."""
     if len(vectors) < 2:
         return
     matrix = np.stack(vectors)
@@ -154,7 +166,7 @@ def nearest(vectors: Sequence[Vector]) -> Iterator[tuple[int, int, float]]:
 
 
 def _chosen(found: Iterable[tuple[QuestionPair, float]], threshold: float, limit: int) -> list[QuestionPair]:
-    """At most `limit`: by turns one that the cache is unsure of, and one of the next band of the cosine."""
+    """Select at most `limit`, alternating between uncertain pairs and the next band of the cosine."""
     drawn = sorted(found, key=lambda one: _drawn(one[0]))
     unsure = [pair for pair, _ in sorted(drawn, key=lambda one: abs(one[1] - threshold))]
     bands: dict[int, list[QuestionPair]] = {}
@@ -179,7 +191,7 @@ def _chosen(found: Iterable[tuple[QuestionPair, float]], threshold: float, limit
 def _with_answers(
     pairs: Iterable[QuestionPair], gathered: Gathered, vectors: Vectors
 ) -> Iterator[QuestionPair]:
-    """The pairs, with a label where the stored answers give one."""
+    """Label the pairs where the stored answers do."""
     stock = {name: stock_answers(kept.values(), vectors) for name, kept in gathered.kept.items()}
     nothing: dict[str, Kept] = {}
     for pair in pairs:
@@ -201,12 +213,71 @@ def _band(cosine: float) -> int:
 
 
 def _drawn(pair: QuestionPair) -> str:
-    """An order that has nothing to do with what the pair says, and is always the same."""
+    """Return a sort key that is independent of the content, and stable."""
     return digest(pair.namespace, *sorted((pair.a, pair.b)))
 
 
+def stock_answers(questions: Iterable[Kept], vectors: Mapping[str, Vector]) -> frozenset[Answers]:
+    """Return answers that fit anything ("I do not know."): those of three dissimilar questions or more."""
+    questions = [one for one in questions if one.text in vectors]
+    least = _mean_cosine([one.text for one in questions], vectors) + TOGETHER
+    asked: dict[Answers, set[str]] = {}
+    for one in questions:
+        for (scope, _), answer in one.answers.items():
+            asked.setdefault((scope, _said(answer)), set()).add(one.text)
+    many = ((said, texts) for said, texts in asked.items() if len(texts) > 2)
+    return frozenset(said for said, texts in many if _mean_cosine(texts, vectors) < least)
+
+
+def _mean_cosine(texts: Collection[str], vectors: Mapping[str, Vector]) -> float:
+    """Return the mean over all pairs of different questions; 0 for fewer than two."""
+    count = len(texts)
+    if count < 2:
+        return 0.0
+    total = np.stack([vectors[text] for text in texts]).sum(axis=0, dtype=np.float64)
+    return (float(total @ total) - count) / (count * (count - 1))
+
+
+def compared(one: Kept, other: Kept, stock: frozenset[Answers]) -> tuple[bool | None, str]:
+    """Compare the stored answers: whether one serves both questions, and why; None if that stays open.
+
+    Equal answers of one scope say yes, unless they are a yes or no, a bare number or a stock answer. Short
+    answers that share no word, or contradict one another in a number, a name or the like, say no, if they
+    were given over the same documents. Longer ones may be worded otherwise.
+    """
+    found: tuple[bool | None, str] = (None, "")
+    for (scope, documents), answer in one.answers.items():
+        for (other_scope, others), there in other.answers.items():
+            if scope != other_scope or (scope, _said(answer)) in stock or (scope, _said(there)) in stock:
+                continue
+            if _said(answer) == _said(there):
+                if _telling(answer):
+                    return True, EQUAL
+            elif documents == others and _differ(answer, there):
+                found = (False, DIFFER)
+    return found
+
+
+def _said(answer: str) -> str:
+    words, signs = words_and_signs(answer)
+    return " ".join((*words, *signs))
+
+
+def _telling(answer: str) -> bool:
+    words = words_and_signs(answer)[0]
+    return bool(words) and words[0] not in _VERDICTS and bool(_TELLING.search(answer)) and words != ["no"]
+
+
+def _differ(one: str, other: str) -> bool:
+    here, there = words_and_signs(one)[0], words_and_signs(other)[0]
+    if not here or not there or max(len(here), len(there)) > SHORT:
+        return False
+    shared = (set(here) & set(there)) - COMMON_WORDS
+    return not shared or contradict(one, other)
+
+
 def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LIMIT) -> Mined:
-    """Pairs of questions from this cache's own life, for `ibidem_lab.teach` and what learns from it.
+    """Mine pairs of questions from this cache's logs, for `ibidem_lab.teach` and for training.
 
     They come from near misses, hits by meaning, audits, feedback, and from stored questions and examples
     near one another. Only questions that are compared by meaning, that `redact` leaves as they are, and that
@@ -214,8 +285,8 @@ def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LI
     one kind the newest are looked at. Takes up to a minute; lookups go on meanwhile.
 
     Args:
-        namespace: Only this one; default: all, each for itcache.
-        limit: At most so many: first those with a known label, then by turns those that the cache is least
+        namespace: Only this one; default: all, each by itself.
+        limit: Maximum number: first those with a known label, then alternately those that the cache is least
             sure of and those drawn evenly over the cosine.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pairs of questions, and whether one answer serves both: values, and lines of a file."""
+"""Labelled pairs of questions, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ibidem._util.files import write_private
 from ibidem.errors import InvalidInput
 from ibidem.types import storable
 
-JUDGED = ("judgement", "feedback", "review")  # who labelled: a fresh answer was compared, a person said so
+JUDGED = ("judgement", "feedback", "review")  # labels by a comparison with a fresh answer, or by a person
 # Valid within JSON, but some programs end a line there.
 _BREAKS = {ord(one): json.dumps(one)[1:-1] for one in "\x85\u2028\u2029"}
 SHAPE = '{"a": question, "b": question, "same": 0, 1 or null}'
@@ -22,10 +22,10 @@ SHAPE = '{"a": question, "b": question, "same": 0, 1 or null}'
 class QuestionPair:
     """Two questions of one namespace; `b` is the stored one where one is stored.
 
-    `same` tells whether the answer to `b` serves `a`, None if that is not known, and `labelled_by` who says
-    so: `judgement` (of an audit), `feedback`, `review`, `answers` (the stored answers were compared),
-    `teacher`; empty where a file does not tell. `source` is `audit`, `feedback`, `review`, `near_miss`, `hit`
-    or `neighbour`, `cosine` that of the two embeddings, `extra` what else a line of a file held.
+    `same` is whether the answer to `b` serves `a`, None if that is not known; `labelled_by` the source of
+    the label: `judgement` (of an audit), `feedback`, `review`, `answers` (the stored answers were compared),
+    `teacher`; empty if a file does not say. `source` is `audit`, `feedback`, `review`, `near_miss`, `hit`
+    or `neighbour`, `cosine` that of the two embeddings, `extra` the other keys of a line.
     """
 
     a: str
@@ -39,7 +39,7 @@ class QuestionPair:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def as_line(self) -> str:
-        """The pair as a line of a pairs file, without the line break."""
+        """Format the pair as a line of a pairs file, without the line break."""
         told: dict[str, Any] = {
             "cosine": None if self.cosine is None else round(self.cosine, 4),
             "source": self.source,
@@ -54,7 +54,7 @@ class QuestionPair:
 
 
 def write_pairs(path: Path, pairs: Iterable[QuestionPair]) -> None:
-    """Write a pairs file, for the user only; what was there is replaced when all is written.
+    """Write a pairs file, readable by the user only; an earlier one is replaced when all is written.
 
     Raises:
         InvalidInput: It cannot be written.
@@ -66,7 +66,7 @@ def write_pairs(path: Path, pairs: Iterable[QuestionPair]) -> None:
 
 
 def read_pairs(path: Path) -> list[QuestionPair]:
-    """The pairs of a file, in order.
+    """Read the pairs of a file, in order.
 
     Raises:
         InvalidInput: It cannot be read, holds none, or a line is no pair; the message names it.
@@ -74,7 +74,7 @@ def read_pairs(path: Path) -> list[QuestionPair]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is no UTF-8 text: {error}") from None
+        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
     found = [parsed(line, f"{path}, line {at}") for at, line in enumerate(lines, 1) if line.strip()]
@@ -84,18 +84,18 @@ def read_pairs(path: Path) -> list[QuestionPair]:
 
 
 def parsed(line: str, where: str) -> QuestionPair:
-    """The pair of a line; raises `InvalidInput`, which names `where`."""
+    """Parse a line; raises `InvalidInput`, which names `where`."""
     try:
         given = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: no JSON: {error}") from None
+        raise InvalidInput(f"{where}: invalid JSON: {error}") from None
     if not isinstance(given, dict) or not {"a", "b"} <= given.keys():
         raise InvalidInput(f"{where}: must be {SHAPE}")
     return of_line(given, where)
 
 
 def of_line(given: dict[str, Any], where: str) -> QuestionPair:
-    """The pair of a decoded line; raises `InvalidInput`, which names `where`."""
+    """Make the pair of a decoded line; raises `InvalidInput`, which names `where`."""
     a, b, same, cosine = (given.get(name) for name in ("a", "b", "same", "cosine"))
     if not all(isinstance(text, str) and text.strip() and storable(text) for text in (a, b)):
         raise InvalidInput(f'{where}: "a" and "b" must be questions')
@@ -103,7 +103,7 @@ def of_line(given: dict[str, Any], where: str) -> QuestionPair:
         raise InvalidInput(f'{where}: "same" must be 0, 1 or null')
     texts = {name: given.get(name) or "" for name in ("source", "namespace", "labelled_by", "reason")}
     if not all(isinstance(text, str) for text in texts.values()):
-        raise InvalidInput(f"{where}: {', '.join(texts)} must be texts")
+        raise InvalidInput(f"{where}: {', '.join(texts)} must be strings")
     if cosine is not None and (isinstance(cosine, bool) or not isinstance(cosine, (int, float))):
         raise InvalidInput(f'{where}: "cosine" must be a number')
     known = {"a", "b", "same", "cosine", *texts}

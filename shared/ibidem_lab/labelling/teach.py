@@ -1,34 +1,37 @@
-"""A teacher labels pairs of questions: may one answer serve both? The labels feed `ibidem fit` and `tune`."""
+"""Label pairs of questions by a teacher model: may one answer serve both? For `ibidem fit` and `tune`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ibidem._util.files import append_private, lock_file
 from ibidem.errors import InvalidInput, TeacherUnavailable
 from ibidem.types import digest
-from ibidem_lab.labelling.asking import Answered, Asker
-from ibidem_lab.labelling.label_file import TEACHER, TEACHER_SAME, LessonFile, PairId, id_of
-from ibidem_lab.labelling.pairs import QuestionPair
-from ibidem_lab.labelling.prompt import VERSION, prompt_of
-from ibidem_lab.labelling.teachers import resolve_teacher
+from ibidem_lab.labelling.pairs import QuestionPair, parsed
+from ibidem_lab.labelling.teachers import VERSION, Answered, Asker, prompt_of, resolve_teacher
 from ibidem_lab.replay import Share, share
 
 if TYPE_CHECKING:
     from ibidem_lab.labelling.teachers import Teacher
 
 PARALLEL = 4
-CHECKED = 100  # pairs of known label that the teacher is asked about too
-FAILURES = 5  # pairs in a row that fail, after which it ends
+CHECKED = 100  # pairs of known label that estimate the teacher's error
+FAILURES = 5  # consecutive failed pairs until the run ends
 COMPLETION_TOKENS = 40  # of an answer: the JSON with one sentence; models that think first need more
+TEACHER = "teacher"  # key in the line of a pair that was asked about: the teacher
+TEACHER_SAME = "teacher_same"  # key of its verdict: 0, 1, or null if the answer could not be read
+PairId = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What asking will cost, estimated: four letters of English a token, one of other scripts.
+    """Estimate of the cost: four letters of English a token, one of other scripts.
 
     `price` is in the currency of the prices given, None without them.
     """
@@ -42,7 +45,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far the teacher agrees with labels that audits, people or the file gave: its own error, estimated.
+    """Agreement of the teacher with labels of audits, people or the file: an estimate of its error.
 
     `yes_for_no` pairs it calls the same that are not (they make wrong hits), `no_for_yes` the other way
     round, of `asked` pairs. `error` is the share of both, with a 95 % interval.
@@ -54,13 +57,13 @@ class Agreement:
 
     @property
     def error(self) -> Share:
-        """The share it is wrong about, if the known labels are right."""
+        """The share of wrong verdicts, if the known labels are right."""
         return share(self.yes_for_no + self.no_for_yes, self.asked)
 
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """All pairs, in order, and what came of asking; `unread` got no answer of use, `failed` none at all."""
+    """All pairs, in order, and the counts; `unread` got no usable answer, `failed` none at all."""
 
     pairs: list[QuestionPair]
     same: int
@@ -70,14 +73,120 @@ class Taught:
     agreement: Agreement
 
 
+def id_of(pair: QuestionPair) -> PairId:
+    """Return the identity of a pair; (a, b) and (b, a) differ."""
+    return pair.namespace, pair.a, pair.b
+
+
+class _Torn(InvalidInput):
+    """A line that is not a pair; the last one may be torn by a kill."""
+
+
+class LessonFile:
+    """Append answers to a file, each before the next is taken, so that a killed run can go on.
+
+    A context manager.
+
+    Args:
+        path: The file, created if missing; None to keep nothing.
+        teacher: The teacher's name. Answers of different teachers do not go into one file.
+
+    Raises:
+        InvalidInput: The file cannot be used, or holds something else.
+    """
+
+    def __init__(self, path: Path | None, teacher: str) -> None:
+        self._path, self._teacher = path, teacher
+        self.known: dict[PairId, QuestionPair] = {}
+        with self._held():
+            self._load()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Lock the file against other runs, which would ask, and pay, twice."""
+        try:
+            with nullcontext() if self._path is None else lock_file(self._path):
+                yield
+        except OSError as error:
+            raise InvalidInput(f"cannot use {self._path}: {error.strerror or error}") from None
+
+    def _load(self) -> None:
+        if self._path is not None:
+            self._end = self._read(self._path.read_bytes() if self._path.exists() else b"")
+
+    def _read(self, held: bytes) -> int:
+        """Read the lines; return where the last whole one ends. A kill may leave a torn one behind."""
+        end = 0
+        for number, line in enumerate(held.splitlines(keepends=True), 1):
+            try:
+                self._take_line(line, f"{self._path}, line {number}")
+            except _Torn:
+                if not line.endswith(b"\n"):
+                    break
+                raise
+            end += len(line)
+        return end
+
+    def _take_line(self, line: bytes, where: str) -> None:
+        try:
+            text = line.decode("utf-8")
+            pair = parsed(text, where) if text.strip() else None
+        except UnicodeDecodeError:
+            raise _Torn(f"{where}: not valid UTF-8") from None
+        except InvalidInput as error:
+            raise _Torn(str(error)) from None
+        if pair is not None:
+            self._take(pair)
+
+    def _take(self, pair: QuestionPair) -> None:
+        by = pair.extra.get(TEACHER)
+        if by not in (None, self._teacher):
+            raise InvalidInput(
+                f"{self._path} holds answers of {by}, not of {self._teacher}: give another file with --out"
+            )
+        self.known[id_of(pair)] = pair
+
+    def __enter__(self) -> LessonFile:
+        with ExitStack() as entered:
+            entered.enter_context(self._held())
+            self._load()  # once more: another run may have added to it
+            if self._path is not None:
+                self._file = entered.enter_context(append_private(self._path))
+                self._file.truncate(self._end)
+                self._ended = self._end == 0 or self._path.read_bytes().endswith(b"\n")
+            self._close = entered.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close.close()
+
+    def add(self, pairs: Iterable[QuestionPair]) -> None:
+        """Append the pairs; they survive a kill of the process from now on.
+
+        Raises:
+            InvalidInput: The disk is full, or the like.
+        """
+        for pair in pairs:
+            self.known[id_of(pair)] = pair
+            if self._path is not None:
+                line = f"{pair.as_line()}\n" if self._ended else f"\n{pair.as_line()}\n"
+                self._ended = True
+                try:
+                    self._file.write(line.encode())
+                except OSError as error:
+                    raise InvalidInput(f"cannot write {self._path}: {error.strerror}") from None
+
+
 class Lesson:
-    """Pairs, a teacher, and what of them it still has to be asked.
+    """The pairs that a teacher still has to be asked about.
 
     Args:
         pairs: Those without a label are asked about.
         teacher: See `ibidem_lab.labelling.teachers.ACCEPTED`.
         out: Where answers are appended at once; what it holds is not asked again.
-        both_ways: Ask (a, b) and (b, a), at twice the cost, and keep what agrees.
+        both_ways: Ask (a, b) and (b, a), at twice the cost, and keep verdicts that agree.
         check: So many pairs whose label audits or people gave are asked about too, to estimate the error.
 
     Raises:
@@ -109,7 +218,7 @@ class Lesson:
         return [pair for pair in wanted if not _was_asked(self._file.known, pair)]
 
     def cost(self, price_in: float | None = None, price_out: float | None = None) -> Cost:
-        """What `run` will cost; prices are per million tokens of prompts and of completions."""
+        """Estimate the cost of `run`; prices are per million tokens of prompts and of completions."""
         ways = [(pair.a, pair.b) for pair in self.to_ask]
         if self._both_ways:
             ways += [(b, a) for a, b in ways]
@@ -139,7 +248,7 @@ class Lesson:
             return _taught([file.known.get(id_of(pair), pair) for pair in self.pairs], failed)
 
     def _ask_all(self, file: LessonFile, parallel: int, seen: Callable[[], object]) -> int:
-        """How many failed."""
+        """Ask about all pairs and return the number of failures."""
         asker = Asker(
             self._teacher,
             self.to_ask,
@@ -161,7 +270,7 @@ class Lesson:
         return failed
 
     def _lines(self, answered: Answered) -> list[QuestionPair]:
-        """The pair as it is kept; none if the teacher failed, so that it is asked again."""
+        """Return the pair for the file; none if the teacher failed, so that it is asked again."""
         if answered.error is not None:
             return []
         pair, same = answered.pair, answered.same
@@ -182,16 +291,16 @@ def teach(
     both_ways: bool = False,
     check: int = CHECKED,
 ) -> Taught:
-    """Let a teacher label the pairs that have no label. Costs a call for each pair: see `Lesson.cost`.
+    """Label the unlabelled pairs by a teacher, one call for each: see `Lesson.cost`.
 
     Args:
         pairs: `QuestionPair`s, as `ibidem_lab.pairs` and `ibidem_lab.labelling.pairs.read_pairs` give.
         teacher: See `ibidem_lab.labelling.teachers.ACCEPTED`. Caches of this process do not answer in its
             place.
         out: A file to which each answer is appended at once. Called again with it, after a failure or a
-            kill, only what is lacking is asked.
-        parallel: Calls in flight at most.
-        both_ways: Ask (a, b) and (b, a), and keep what agrees.
+            kill, only the missing ones are asked.
+        parallel: Maximum number of calls in flight.
+        both_ways: Ask (a, b) and (b, a), and keep verdicts that agree.
         check: So many pairs whose label audits or people gave are asked about too, to estimate the error.
 
     Raises:
@@ -205,7 +314,7 @@ def teach(
 
 
 def _sample(pairs: Iterable[QuestionPair], count: int) -> list[QuestionPair]:
-    """Pairs of known label, drawn without regard to what they say; answers that agree are no judgement."""
+    """Sample pairs of known label, whatever they say; labels from equal stored answers do not count."""
     untold = ("answers", "teacher")
     known = [pair for pair in pairs if pair.same is not None and pair.labelled_by not in untold]
     return sorted(known, key=lambda pair: digest(*id_of(pair)))[:count]
@@ -239,5 +348,5 @@ def _taught(pairs: list[QuestionPair], failed: int) -> Taught:
 
 
 def _is_new(pair: QuestionPair) -> bool:
-    """Whether the label is the teacher's."""
+    """Return whether the label is the teacher's."""
     return "teacher_reason" not in pair.extra
