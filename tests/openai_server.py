@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that answers as the OpenAI API does, with answers that a test can foretell.
 
-It speaks `POST /v1/chat/completions` and `POST /v1/completions`, whole and streamed. Any other POST,
-`/v1/responses` too, is a 404.
+It speaks `POST /v1/chat/completions`, `POST /v1/completions` and `POST /v1/responses`, whole and streamed.
+Any other POST is a 404.
 Every answer closes its connection, so that a client that nobody closes leaves no open socket behind.
 """
 
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 Stream = tuple[list[Json], list[Json], list[Json]]
 
 CREATED = 1_700_000_000
-_PATHS = ("/v1/chat/completions", "/v1/completions")
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 
 
@@ -284,6 +284,65 @@ def _chunk(answer: Answer, choices: list[Json]) -> Json:
     return {**common, "model": answer.model, "system_fingerprint": "fp_ibidem", "choices": choices}
 
 
+def _as_chat(body: Json) -> Json:
+    """A request for a response as one for a chat completion."""
+    given = body["input"]
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    results = ("function_call_output", "custom_tool_call_output")
+    messages = [{"role": "tool"} if item.get("type") in results else {"role": None, **item} for item in items]
+    format_ = (body.get("text") or {}).get("format") or {}
+    tools = [{"type": "function", "function": tool} for tool in body.get("tools") or ()]
+    wanted = {"type": format_.get("type"), "json_schema": format_} if "schema" in format_ else format_
+    return {**body, "messages": messages, "tools": tools, "response_format": wanted}
+
+
+def _response(answer: Answer, body: Json) -> Json:
+    """A whole response, which repeats what it was asked with."""
+    item: Json = {"id": f"msg_{answer.number}", "status": "completed", "type": "message", "role": "assistant"}
+    item["content"] = [{"type": "output_text", "text": answer.text, "annotations": []}]
+    if answer.tool is not None:
+        item = {"id": f"fc_{answer.number}", "status": "completed", "type": "function_call"}
+        item |= {"call_id": f"call_{answer.number}", "name": answer.tool, "arguments": answer.text}
+    status = "completed" if answer.finish_reason in ("stop", "tool_calls") else "incomplete"
+    usage = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    told = {name: body.get(name) for name in ("instructions", "metadata", "user", "temperature")}
+    asked = {"tools": body.get("tools") or [], "tool_choice": "auto", "parallel_tool_calls": True, **told}
+    common = {"id": f"resp_{answer.number}", "object": "response", "created_at": CREATED, "status": status}
+    return {**common, "model": answer.model, "output": [item], "usage": {**usage, **details}, **asked}
+
+
+def _response_events(answer: Answer, body: Json) -> Stream:
+    """A streamed response."""
+    whole = _response(answer, body)
+    (item,) = whole["output"]
+    begun = {**whole, "status": "in_progress", "output": [], "usage": None}
+    place = {"output_index": 0, "item_id": item["id"]}
+    if answer.tool is None:
+        place["content_index"] = 0
+        (part,) = item["content"]
+        kind, empty, last = "output_text", {**item, "content": []}, {"text": answer.text, "logprobs": []}
+        added = [("content_part.added", {**place, "part": {**part, "text": ""}})]
+        done = [("content_part.done", {**place, "part": part})]
+    else:
+        kind, empty, added, done = "function_call_arguments", {**item, "arguments": ""}, [], []
+        last = {"arguments": answer.text, "name": answer.tool}
+    head = [("created", {"response": begun}), ("in_progress", {"response": begun})]
+    head += [("output_item.added", {"output_index": 0, "item": empty}), *added]
+    pieces = [(f"{kind}.delta", {**place, "delta": piece, "logprobs": []}) for piece in answer.pieces()]
+    tail = [(f"{kind}.done", {**place, **last}), *done]
+    tail += [("output_item.done", {"output_index": 0, "item": item})]
+    tail += [(whole["status"], {"response": whole})]
+    numbered = iter(range(len(head) + len(pieces) + len(tail)))
+
+    def events(named: list[tuple[str, Json]]) -> list[Json]:
+        return [
+            {"type": f"response.{name}", **event, "sequence_number": next(numbered)} for name, event in named
+        ]
+
+    return events(head), events(pieces), events(tail)
+
+
 class _Listener(ThreadingHTTPServer):
     openai: OpenAIServer
     request_queue_size = 128
@@ -318,6 +377,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send_stream(_text_chunks(whole), broken)
                 else:
                     self._send_json(200, whole)
+                return
+            if "input" in body:
+                answer = openai._answer(number, _as_chat(body))
+                if body.get("stream"):
+                    self._send_stream(_response_events(answer, body), broken)
+                else:
+                    self._send_json(200, _response(answer, body))
                 return
             answer = openai._answer(number, body)
             if body.get("stream"):

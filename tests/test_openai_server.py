@@ -193,11 +193,30 @@ def test_errors_surface(server: OpenAIServer, llm: OpenAI) -> None:
 
 
 def test_other_endpoints_are_not_found(server: OpenAIServer) -> None:
-    """A POST to anything but chat completions is a 404 that is kept but not counted."""
+    """A POST to anything but completions and responses is a 404 that is kept but not counted."""
     client = openai.OpenAI(base_url=server.url, api_key="sk-test", max_retries=0)
     with client, pytest.raises(openai.NotFoundError):
-        client.responses.create(model="gpt-4o-mini", input="Hello")
-    assert (server.count, [request["path"] for request in server.requests]) == (0, ["/v1/responses"])
+        client.embeddings.create(model="text-embedding-3-small", input="Hello")
+    assert (server.count, [request["path"] for request in server.requests]) == (0, ["/v1/embeddings"])
+
+
+def test_responses_are_answered(server: OpenAIServer) -> None:
+    """Whole and streamed: texts, calls of tools, and instances of a form."""
+    tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": None}
+    with openai.OpenAI(base_url=server.url, api_key="sk-test", max_retries=0) as client:
+        whole = client.responses.create(model="m", input="Hello", instructions="Be brief.")
+        events = list(client.responses.create(model="m", input="Hello", stream=True))
+        with client.responses.stream(model="m", input="Hello") as stream:
+            streamed = stream.get_final_response()
+        called = client.responses.create(model="m", input=ASKED, tools=[tool])
+        town = client.responses.parse(model="m", input="Which town?", text_format=Town)
+
+    assert (whole.output_text, whole.instructions, whole.usage.total_tokens) == ("answer 1", "Be brief.", 18)
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert (deltas, events[-1].response.output_text) == (["answer", " 2"], "answer 2")
+    assert streamed.output_text == "answer 3"
+    assert (called.output[0].name, called.output[0].arguments) == ("weather", "{}")
+    assert town.output_parsed.name == "answer 5"
 
 
 def test_a_broken_stream_raises(server: OpenAIServer, llm: OpenAI) -> None:
