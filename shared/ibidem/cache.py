@@ -12,7 +12,6 @@ from typing import Any
 
 from ibidem._util.concurrency import ForkSafeLock, deadline, in_thread
 from ibidem.audits.auditor import Auditor
-from ibidem.correction import delete_matching, feedback_row, preview
 from ibidem.costs import Prices, read_prices, savings
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
@@ -29,7 +28,7 @@ from ibidem.scope import BYPASSED, bind_scope, is_bypassed
 from ibidem.scope import current as current_scope
 from ibidem.settings import Settings
 from ibidem.stats import Stats
-from ibidem.storage.logs import JudgementRow, LookupRow, lookup_row
+from ibidem.storage.logs import JudgementRow, LookupRow, feedback_row, lookup_row
 from ibidem.storage.statistics import LogFilter
 from ibidem.telemetry.telemetry import Telemetry
 from ibidem.types import (
@@ -305,7 +304,7 @@ class SemanticCache:
         if entry is not None and namespace is None:
             criteria = self._in_scope(criteria, entry)
         if dry_run:
-            return preview(self._runtime.store, criteria)
+            return self._runtime.store.preview(criteria)
         return self._invalidate(criteria)
 
     def feedback(
@@ -362,7 +361,7 @@ class SemanticCache:
 
     def _invalidate(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
         runtime = self._runtime
-        ids, deleted = delete_matching(runtime.store, criteria, runtime.clock, examples=examples)
+        ids, deleted = runtime.store.invalidations.invalidate(criteria, runtime.clock, examples=examples)
         runtime.judgement_log.forget(set(ids))
         runtime.examples.queue.forget_reports()
         return Invalidated(len(ids), examples=deleted)

@@ -96,7 +96,8 @@ class LookupPipeline:
             return Miss(reason)
         # 3. Which of the nearest stored questions means the same, over the same documents?
         candidates = self._candidates(index, request, now, max_age)
-        policy, verifier = index.calibration.applied(self._policy), self._verifier or index.scorer
+        fit, verifier = index.calibration, self._verifier or index.scorer
+        policy = fit.applied(self._policy) if fit.levels else self._policy
         verdict = decide(request, candidates, policy, verifier, guards=self._guards)
         # 4. May its answer be served, by the error budget and by its age?
         if (best := verdict.chosen) is not None:

@@ -40,7 +40,8 @@ def normalise(question: str) -> str:
 
     Case, punctuation and blanks within stay: whether they matter is for the decision to say.
     """
-    return normalize("NFC", question).strip()
+    composed = question if question.isascii() else normalize("NFC", question)
+    return composed.strip()
 
 
 def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:

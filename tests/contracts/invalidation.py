@@ -81,7 +81,7 @@ class InvalidationContract:
 
     def test_many_are_deleted_in_batches(self, cache, monkeypatch) -> None:
         """And their documents and examples with them."""
-        monkeypatch.setattr("ibidem.storage.invalidation.BATCH", 7)
+        monkeypatch.setattr("ibidem.storage.deletion.BATCH", 7)
         monkeypatch.setattr("ibidem.storage.deletion.BATCH", 7)
         monkeypatch.setattr("ibidem.storage.deletion.MAX_BATCH", 7)
         for n in range(30):

@@ -25,7 +25,6 @@ from ibidem.cli.output import (
     print_json,
     text_option,
 )
-from ibidem.correction import delete_matching, preview, record_feedback
 from ibidem.lifecycle.invalidation import Invalidated, criteria_of
 
 Documents = Annotated[
@@ -78,7 +77,7 @@ def invalidate(
             model=model,
             entry=None if entry is None else entry_of(store, entry).id,
         )
-        found = preview(store, criteria)
+        found = store.preview(criteria)
         if not as_json:
             out.print(tables.entries(found.entries) if found else "No entries.")
             if found.count > len(found.entries):
@@ -87,7 +86,7 @@ def invalidate(
             what = f"{_entries(found.count)} and their examples"
             if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
-            ids, examples = delete_matching(store, criteria, time.time)
+            ids, examples = store.invalidations.invalidate(criteria, time.time)
             found = Invalidated(len(ids), found.entries, examples)
     if as_json:
         newest = [tables.summary(one) for one in found.entries]
@@ -106,7 +105,7 @@ def give_feedback(
     """Note that an answer was right, or wrong: then it is deleted."""
     with existing_store(path, database) as store:
         entry = entry_of(store, entry_id)
-        record_feedback(store, entry, good)
+        store.record_feedback(entry, good)
     out.print("Noted." if good else f"Noted, and deleted entry {entry.id[:8]}.")
 
 

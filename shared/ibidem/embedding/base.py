@@ -111,7 +111,7 @@ class CheckedEmbedder:
         """
         if text in self._cached:
             return None
-        if has_hidden(text):
+        if not (text.isascii() and text.isprintable()) and has_hidden(text):
             return "question_hides_text"
         if self.count_tokens(text) > self.max_tokens:
             return "question_too_long"

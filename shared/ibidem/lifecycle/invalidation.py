@@ -86,7 +86,7 @@ class Criteria:
         tags: Collection[str],
         documents: Iterable[Source | DocumentRef | Document],
     ) -> bool:
-        """Return whether an answer with these properties is meant; `storage.invalidation` says it in SQL."""
+        """Return whether an answer with these properties is meant; `storage.deletion` says it in SQL."""
         wanted = ((self.namespace, namespace), (self.model, model), (self.entry, entry))
         return (
             all(value in (None, actual) for value, actual in wanted)

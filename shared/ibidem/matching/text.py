@@ -142,7 +142,8 @@ class QuestionFeatures:
 @lru_cache(maxsize=4096)
 def parse_question(question: str) -> QuestionFeatures:
     """Parse a question; about 0.2 ms, cached for the last 4,096 questions."""
-    visible = strip_invisible(question)
+    plain = question.isascii() and question.isprintable()
+    visible = question if plain else strip_invisible(question)
     text = visible.lower().replace("’", "'")
     tokens = _WORD.findall(text)
     amounts = _expand_amounts(text)
@@ -150,7 +151,7 @@ def parse_question(question: str) -> QuestionFeatures:
     spelled = amounts if visible.isupper() else visible  # a question in capitals says nothing by them
     return QuestionFeatures(
         text=question,
-        has_hidden=has_hidden(question),
+        has_hidden=not plain and has_hidden(question),
         numbers=_numbers(amounts, written),
         identifiers=identifiers(visible),
         quotes=tuple("".join(groups) for groups in _QUOTED.findall(visible)),
@@ -213,7 +214,8 @@ def _normal_features(words: list[str]) -> dict[str, Any]:
 
 def words_of(text: str) -> Iterator[str]:
     """Yield the words of a text in one spelling, contractions and abbreviations expanded."""
-    return _normal_words(_WORD.findall(strip_invisible(text).lower().replace("’", "'")))
+    visible = text if text.isascii() and text.isprintable() else strip_invisible(text)
+    return _normal_words(_WORD.findall(visible.lower().replace("’", "'")))
 
 
 def _normal_words(tokens: Sequence[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from ibidem.lifecycle.rules import DOCUMENT_BYTES, OVERHEAD, RANKINGS, UNBOUNDED, Bounds, cost_of
 from ibidem.storage import tables
+from ibidem.storage.deletion import InvalidationTable
 from ibidem.storage.engine import (
     Prepared,
     fetch_all,
@@ -22,7 +23,6 @@ from ibidem.storage.engine import (
     valid_rows,
     writing,
 )
-from ibidem.storage.invalidation import InvalidationTable
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.storage.vectors import delete_vectors, embedder_id, put_vector
 from ibidem.types import Answer, Entry, Source, Vector, to_vector

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -16,7 +18,7 @@ from ibidem.storage import tables
 from ibidem.storage.engine import fetch_all, fetch_value, in_namespace, reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER
-from ibidem.types import Hit, Miss, Request, is_in_namespace, storable
+from ibidem.types import Entry, Hit, Miss, Request, is_in_namespace, storable
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest are deleted
 JUDGEMENT_LIMIT = 100_000  # judgements kept
@@ -102,6 +104,30 @@ def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -
         seconds=result.seconds,
         tokens_saved=result.answer.tokens if isinstance(result, Hit) else 0,
     )
+
+
+def feedback_row(
+    entry: Entry, good: bool, asked: str = "", marker: Mapping[str, Any] | None = None
+) -> JudgementRow:
+    """Build the judgement of feedback; `marker` is the hit's, with its similarity and score."""
+    similarity, score = (_number((marker or {}).get(name)) for name in ("similarity", "score"))
+    return JudgementRow(
+        at=0.0,
+        namespace=entry.namespace,
+        scope=entry.scope,
+        entry_id=entry.id,
+        asked=asked or entry.question or "",
+        stored=entry.question or "",
+        similarity=similarity,
+        score=score,
+        scorer="",
+        right=good,
+        source="feedback",
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 1.0
 
 
 class LookupTable:

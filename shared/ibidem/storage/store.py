@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.storage import deletion
-from ibidem.storage.deletion import Evictor
+from ibidem.storage.deletion import Evictor, InvalidationTable
 from ibidem.storage.engine import (
     breaker_of,
     cause_of,
@@ -19,13 +21,15 @@ from ibidem.storage.engine import (
 )
 from ibidem.storage.entries import EntryTable
 from ibidem.storage.examples import ExampleTable
-from ibidem.storage.invalidation import InvalidationTable
-from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable
+from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable, feedback_row
 from ibidem.storage.meta import MetaTable
 from ibidem.storage.migrations import migrate
 from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
 from ibidem.storage.vectors import EmbedderTable, ModelFilesTable, VectorTable
+from ibidem.types import Entry
+
+SHOWN = 20  # entries that the preview of an invalidation shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,18 @@ class Store:
         In batches: if it fails on the way, a part is deleted; call it again.
         """
         return deletion.clear(self._engine, namespace)
+
+    def preview(self, criteria: Criteria) -> Invalidated:
+        """Return what `invalidations.invalidate` would delete, with the newest entries."""
+        count, ids = self.invalidations.preview(criteria, SHOWN)
+        return Invalidated(count, tuple(self.entries.of_ids(ids)[:SHOWN]))
+
+    def record_feedback(self, entry: Entry, good: bool) -> None:
+        """Record feedback, and delete the entry if it is bad; for tools that open no cache."""
+        self.examples.set_feedback_of(entry, good)
+        if not good:
+            self.invalidations.invalidate(Criteria(entry=entry.id), time.time, examples=False)
+        self.judgements.add([replace(feedback_row(entry, good), at=time.time())])
 
     def totals(self, embedder: str | None = None) -> Totals:
         """Count entries, logged lookups by outcome, examples and audits.

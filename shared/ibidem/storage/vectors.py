@@ -79,6 +79,7 @@ def vector_row(entry: Entry, embedder: int) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=16)
 def embedder_id(fingerprint: str) -> int:
     """Return the id of an embedder: 63 bits, the same in every database."""
     return int.from_bytes(blake2b(fingerprint.encode(), digest_size=8).digest(), "big") >> 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from ibidem.correction import delete_matching
 from ibidem.errors import MissingExtra, StorageError
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem_lab.review.showing import pair_view, readable
@@ -95,7 +94,7 @@ class Pages:
         found = self._store.entries.of_ids([form.get("entry", "")])
         if not found:
             raise HTTPException(404, "There is no such entry; it may have been deleted.")
-        delete_matching(self._store, Criteria(entry=found[0].id), time.time, examples=False)
+        self._store.invalidations.invalidate(Criteria(entry=found[0].id), time.time, examples=False)
         self._session.notice = "The answer was deleted."
 
     def _form(self, action: Callable[[dict[str, str]], None]) -> Callable[[Request], Any]:
