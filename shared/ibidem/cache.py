@@ -24,7 +24,7 @@ from ibidem.pickling import Opening
 from ibidem.pipeline import LookupPipeline, PendingRequest, StorePipeline
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
-from ibidem.scope import BYPASSED, bind_scope, is_bypassed
+from ibidem.scope import BYPASSED, EMPTY_SCOPE, bind_scope
 from ibidem.scope import current as current_scope
 from ibidem.settings import Settings
 from ibidem.stats import Stats
@@ -130,7 +130,7 @@ class SemanticCache:
             CacheClosed: The cache was closed.
         """
         self._ready(request)
-        asked = bind_scope(request)
+        asked = request if current_scope() is EMPTY_SCOPE else bind_scope(request)
         with self.telemetry.start_lookup(asked) as span:
             result = span.set_result(self._search(asked, max_age))
         self._log(asked, result)
@@ -145,7 +145,7 @@ class SemanticCache:
         require_seconds("max_age", max_age)
         if max_age is None and request.scope_context is not None:
             max_age = request.scope_context.max_age
-        if is_bypassed(request):
+        if current_scope().bypass or request.bypassed:
             return Miss(BYPASSED)
         started, now = time.perf_counter(), self._runtime.clock()
         private = request.semantic and self._admission.is_private(request.question)
@@ -186,7 +186,8 @@ class SemanticCache:
         if not isinstance(answer, Answer):
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
         require_seconds("ttl", ttl)
-        labels, request = require_tags(tags), bind_scope(request)
+        labels = require_tags(tags)
+        request = request if current_scope() is EMPTY_SCOPE else bind_scope(request)
         if (scope := request.scope_context) is not None:
             ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
         with self.telemetry.start_store(request, answer) as span:
@@ -203,7 +204,7 @@ class SemanticCache:
     def _store(
         self, request: Request, answer: Answer, ttl: float | None, labels: tuple[str, ...]
     ) -> Stored | Rejected:
-        if is_bypassed(request):
+        if current_scope().bypass or request.bypassed:
             return Rejected(BYPASSED)
         try:
             reason = self._stores.run(request, answer, self._runtime.clock(), ttl, labels)
@@ -471,7 +472,7 @@ class SemanticCache:
 
     def _log(self, request: Request, result: Hit | Miss) -> None:
         self.telemetry.record_lookup(request, result)
-        if is_bypassed(request):
+        if current_scope().bypass or request.bypassed:
             return
         question = self._admission.redacted(request.question)
         self._runtime.log_lookup(lookup_row(request, question, result, self._runtime.clock()))

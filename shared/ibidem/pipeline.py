@@ -15,7 +15,7 @@ from ibidem.errors import CacheClosed
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Candidate, Policy, Verifier, decide, supporting
-from ibidem.scope import freeze_scope, is_bypassed
+from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
 from ibidem.telemetry.telemetry import step
 from ibidem.types import (
@@ -279,7 +279,8 @@ class PendingRequest:
         valid = isinstance(request, Request)  # the lookup refuses others
         self.request = freeze_scope(request) if valid else request
         self._cache = cache
-        self._timeout = 0.0 if valid and is_bypassed(self.request) else cache.single_flight
+        bypassed = valid and (current().bypass or self.request.bypassed)
+        self._timeout = 0.0 if bypassed else cache.single_flight
         self._deadline: float | None = None  # when it has waited enough; None if it did not wait
         self._since = 0
         self._miss: Miss | None = None  # not logged yet

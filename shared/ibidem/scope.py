@@ -26,11 +26,7 @@ from ibidem.types import (
 EMPTY_SCOPE = Scope()
 BYPASSED = "bypassed"  # the reason of a miss, and of a rejected answer
 _current: ContextVar[Scope] = ContextVar("ibidem_scope", default=EMPTY_SCOPE)
-
-
-def current() -> Scope:
-    """Return the scope of the running code."""
-    return _current.get()
+current: Callable[[], Scope] = _current.get  # the scope of the running code
 
 
 def scope_of(
@@ -118,12 +114,6 @@ leave: Callable[[Token[Scope]], None] = _current.reset  # raises ValueError in a
 def bypassing() -> AbstractContextManager[None]:
     """Ask models in this block, and in tasks begun in it, as if there were no cache and no log."""
     return scope(bypass=True)
-
-
-def is_bypassed(request: Request | None = None) -> bool:
-    """Whether caches and logs are bypassed: here, or where the request was made."""
-    bound = request.scope_context if request is not None else None
-    return current().bypass or (bound is not None and bound.bypass)
 
 
 def effective_namespace(namespace: str | None) -> str | None:

@@ -96,8 +96,8 @@ class CodeReader:
         inner = getattr(function, "__wrapped__", None)
         if is_of_framework(function.__globals__.get("__name__", "")):
             return [name_of(function), self.of_function(inner) if inner is not None else None]
-        code, defaults = function.__code__, function.__defaults__
-        self._watch.add(lambda: function.__code__ is code and function.__defaults__ is defaults)
+        self._watch.function(function)
+        code = function.__code__
         changed = _changed(code)
         return [
             name_of(function),

@@ -13,6 +13,7 @@ import secrets
 import weakref
 from collections.abc import Callable, Mapping
 from operator import is_
+from types import FunctionType
 from typing import Any
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
@@ -109,6 +110,11 @@ class Watch:
     def reading(self, read: Callable[[], Any], value: Any) -> None:
         """`read` gave this object."""
         self.add(lambda: read() is value)
+
+    def function(self, function: FunctionType) -> None:
+        """The code of a function and its defaults."""
+        code, defaults = function.__code__, function.__defaults__
+        self.add(lambda: function.__code__ is code and function.__defaults__ is defaults)
 
     def mapping(self, held: Mapping[str, Any]) -> None:
         """A dictionary or the like, such as the attributes of an object."""

@@ -14,7 +14,7 @@ from ibidem.errors import InvalidInput, StorageUnavailable
 from ibidem.example import DocumentRef, Example
 from ibidem.examples.selection import Selector, Wanted
 from ibidem.prompts.key import question_of
-from ibidem.scope import current, effective_namespace, is_bypassed
+from ibidem.scope import current, effective_namespace
 from ibidem.storage.examples import EmbeddedExample, ExampleStats
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.types import Answer, Entry, digest, is_in_namespace, normalise, require_name, storable
@@ -76,7 +76,7 @@ class ExampleLog:
         self._ready()
         if not isinstance(example, Example):
             raise InvalidInput(f"expected an ibidem.Example, not {type(example).__name__}")
-        if not self.kept or is_bypassed():
+        if not self.kept or current().bypass:
             return False
         if not (_fits(example) and storable(current().name())):
             self._shared.faults.count(
