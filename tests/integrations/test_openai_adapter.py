@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ParsedChatCompletion
@@ -18,6 +20,7 @@ from pydantic import BaseModel
 
 import ibidem
 import ibidem.openai
+from ibidem.adapter.testing import AdapterContract, App, Model
 from ibidem.cache import SemanticCache
 from tests.conftest import OpenCache
 from tests.openai_server import OpenAIServer
@@ -31,6 +34,35 @@ class Town(BaseModel):
     """A structured answer."""
 
     name: str
+
+
+class TestAdapter(AdapterContract):
+    """Promises of every adapter."""
+
+    def make_app(self, cache: SemanticCache, model: Model) -> App:
+        """A client with a model in place of the network."""
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            body = json.loads(request.content)
+            text = model(body["messages"][-1]["content"])
+            common = {"id": "chatcmpl-1", "created": 0, "model": "m", "object": "chat.completion"}
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "message": message, "delta": message, "finish_reason": "stop"}
+            whole = {**common, "choices": [choice]}
+            if body.get("stream"):
+                return httpx.Response(200, text=f"data: {json.dumps(whole)}\n\ndata: [DONE]\n\n")
+            return httpx.Response(200, json=whole)
+
+        def ask(question: str) -> Any:
+            try:
+                return chat(client, question)
+            except openai.APIConnectionError as error:
+                raise ConnectionError from error
+
+        http_client = httpx.Client(transport=httpx.MockTransport(answer))
+        plain = openai.OpenAI(api_key="sk-test", http_client=http_client, max_retries=0)
+        client = ibidem.openai.wrap(plain, cache)
+        return App(ask, text_of, lambda question: [text_in(list(chat(client, question, stream=True)))])
 
 
 @pytest.fixture
