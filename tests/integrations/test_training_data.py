@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import ibidem_lab
 from ibidem import Example
-from ibidem_lab.exporting.formats import FORMATS, Format
+from ibidem_lab.exporting.choice import Format
 from tests.conftest import OpenCache
 
 SYSTEM = "Answer in one sentence.\u2028Be brief."
@@ -64,7 +64,7 @@ def loaded(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: list(rows) for name, rows in data.items()}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", get_args(Format))
 def test_datasets_reads_every_form(exported: Callable[..., Path], form: Format) -> None:
     """As many rows as the manifest says, every text as it was, in its place."""
     folder = exported(form)

@@ -7,7 +7,7 @@ import json
 import re
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ from ibidem import CacheClosed, Document, Example, InvalidInput
 from ibidem.cli.commands import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.storage.store import Store
-from ibidem_lab.exporting.choice import Choice
-from ibidem_lab.exporting.formats import FORMATS, line
-from ibidem_lab.exporting.run import Export
+from ibidem_lab.exporting.choice import Choice, Format
+from ibidem_lab.exporting.export import Export
+from ibidem_lab.exporting.rows import line
 from tests.embedders import BagOfWords, Constant
 from tests.helpers import eventually
 
@@ -255,7 +255,7 @@ SECRETS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", get_args(Format))
 def test_planted_secrets_are_in_no_byte(cache, tmp_path: Path, form: str) -> None:
     """In question, answer, documents, namespace, model and tag; in no file of the folder."""
     text = (
@@ -369,7 +369,7 @@ class TestFolder:
         """What the split promises is checked on the result."""
         topics(cache, 20)
         monkeypatch.setattr(
-            "ibidem_lab.exporting.run.split",
+            "ibidem_lab.exporting.export.split",
             lambda ties, *_: (np.arange(len(ties.vectors)) % 2).astype(np.int8),
         )
         with pytest.raises(AssertionError, match="belong together"):
@@ -394,8 +394,8 @@ class TestFolder:
         ({"seed": -1}, "seed must be a whole number"),
         ({"redact": "yes"}, "redact must be a function"),
         ({"texts": "yes"}, "texts must be a function"),
-        ({"feedback": "good"}, "of 1 examples all were left out (1 feedback)"),
-        ({"namespace": "elsewhere"}, "the log holds no examples"),
+        ({"feedback": "good"}, "all examples were left out (1 feedback)"),
+        ({"namespace": "elsewhere"}, "the example log is empty"),
     ],
 )
 def test_a_wrong_choice_is_named(cache, tmp_path: Path, choice: dict[str, Any], says: str) -> None:
@@ -417,7 +417,7 @@ spoken = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
 @given(
-    form=st.sampled_from(FORMATS),
+    form=st.sampled_from(get_args(Format)),
     question=spoken,
     answer=spoken,
     context=st.text("ab\n\u2028"),
@@ -484,7 +484,7 @@ class TestCommand:
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "x").touch()
 
-        assert "the log holds no examples" in self.run(*place, "--out", str(tmp_path / "o"), code=2)
+        assert "the example log is empty" in self.run(*place, "--out", str(tmp_path / "o"), code=2)
         assert "holds files that no" in self.run(*place, "--out", str(tmp_path / "full"), code=2)
         assert "--since must be a time" in self.run(
             *place, "--out", str(tmp_path / "o"), "--since", "x", code=2
@@ -496,7 +496,6 @@ def test_vectors_and_answers_are_not_held_in_memory(tmp_path: Path, monkeypatch:
     """They lie in files: an export takes less than all vectors would, once."""
     count, width = 300, 4_096
     monkeypatch.setattr("ibidem_lab.exporting.clusters.TILE", 64)
-    monkeypatch.setattr("ibidem_lab.exporting.vectors.TILE", 64)
     embedder = CheckedEmbedder(BagOfWords(width), lambda _, value: value)
     store = Store(f"sqlite:///{tmp_path / 'log.sqlite3'}")
     table = store.examples

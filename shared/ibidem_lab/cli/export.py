@@ -27,9 +27,8 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
-from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
+from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, Format, tuple_of
 from ibidem_lab.exporting.folder import Manifest
-from ibidem_lab.exporting.formats import Format
 from ibidem_lab.redaction import secrets
 
 REASONS = {
@@ -109,7 +108,7 @@ def export_examples(
             since=None if since is None else moment("--since", since), tags=tuple_of(tag or ()),
             system=system, documents=documents, near=near, apart=apart, test_share=test_share, seed=seed,
         )  # fmt: skip
-        from ibidem_lab.exporting.run import Export
+        from ibidem_lab.exporting.export import Export
 
         embedder = checked_active_embedder(settings_of(path, database), store)
         with _progress() as progress:

@@ -1,4 +1,4 @@
-"""What is exported, and how: the choices of `ibidem export`, checked."""
+"""The validated options of `ibidem export`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.types import require_name
-from ibidem_lab.exporting.formats import FORMATS, Format
 
+Format = Literal["openai-chat", "prompt-completion", "alpaca", "sharegpt"]
 Feedback = Literal["good", "not-bad", "any"]
 Documents = Literal["keep", "skip", "only"]
 
@@ -23,7 +23,7 @@ TEST_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which examples are exported in which form; `ExampleLog.export` says what each means.
+    """Select the examples and the form of an export; see `ibidem_lab.export` for each option.
 
     Raises:
         InvalidInput: A choice is of the wrong type or out of range; the message names it.
@@ -43,7 +43,7 @@ class Choice:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_one_of("format", self.format, FORMATS)
+        _require_one_of("format", self.format, get_args(Format))
         _require_one_of("feedback", self.feedback, get_args(Feedback))
         if self.documents is not None:
             _require_one_of("documents", self.documents, get_args(Documents))
@@ -60,7 +60,7 @@ class Choice:
             raise InvalidInput(f"seed must be a whole number from 0, not {self.seed!r}")
 
     def refusal(self, example: Example, *, has_texts: bool) -> str:
-        """Why the example is not exported, "" if it may be."""
+        """Return the reason against exporting the example, or ""."""
         wanted = {"good": (True,), "not-bad": (True, None), "any": (True, None, False)}[self.feedback]
         kept = self.documents or ("keep" if has_texts else "skip")
         reasons = {
@@ -93,7 +93,7 @@ def _require_names(name: str, given: Any) -> None:
 
 
 def tuple_of(given: Iterable[str]) -> tuple[str, ...]:
-    """Several names, or a single one, each once and in order; what is neither stays, to be refused."""
+    """Return names, or a single one, as a sorted tuple without repeats; other types stay, to be refused."""
     if isinstance(given, str):
         return (given,)
     return tuple(sorted(set(given), key=str)) if isinstance(given, (list, tuple, set, frozenset)) else given  # type: ignore[return-value]

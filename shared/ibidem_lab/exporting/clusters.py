@@ -1,4 +1,4 @@
-"""Which of many questions are the same, which belong together, and a split that keeps these together.
+"""Find duplicate questions, cluster related ones, and split without cutting a cluster.
 
 All by cosine similarity of unit vectors, in tiles: memory grows with the questions, not with their pairs.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem_lab.exporting.vectors import TILE, Vectors
-
 Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+TILE = 2048  # rows that are in memory at a time
 
 # A product of the same two vectors differs in the last digits from tile to tile.
 ROUNDING = 1e-4
@@ -31,9 +32,54 @@ ROUNDS = 8
 TRAIN, TEST, BORDER = 0, 1, 2
 
 
+class Vectors(Protocol):
+    """Unit vectors, float32[n, d]: an array, or a reader of a file."""
+
+    def __len__(self) -> int:
+        """Count the vectors."""
+        ...
+
+    def __getitem__(self, rows: Numbers, /) -> NDArray[np.float32]:
+        """Return some vectors."""
+        ...
+
+
+class FileVectors:
+    """Read vectors from a file and scale them to unit length.
+
+    Args:
+        file: The vectors one after the other, in little-endian half precision.
+        width: The dimension.
+        rows: The indices of the vectors, in order.
+    """
+
+    def __init__(self, file: BinaryIO, width: int, rows: Numbers) -> None:
+        file.flush()
+        held: NDArray[np.float16] = np.memmap(file, "<f2", "r").reshape(-1, width)
+        norms = np.empty(len(held), np.float32)
+        for at in range(0, len(held), TILE):
+            norms[at : at + TILE] = np.linalg.norm(held[at : at + TILE].astype(np.float32), axis=1)
+        self._held, self._norms, self._rows = held, norms, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Numbers) -> NDArray[np.float32]:
+        some = self._rows[rows]
+        found: NDArray[np.float32] = self._held[some].astype(np.float32)
+        found /= self._norms[some][:, None]
+        return found
+
+    def of(self, rows: Numbers) -> FileVectors:
+        """Return a view of some vectors, in another order; nothing is copied."""
+        other = object.__new__(FileVectors)
+        other._held, other._norms, other._rows = self._held, self._norms, self._rows[rows]
+        return other
+
+
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """When two questions belong together.
+    """Decide whether two questions belong together.
 
     Args:
         vectors: float32[n, d], of unit length.
@@ -46,7 +92,7 @@ class Ties:
     apart: float
 
     def tied(self, some: Numbers, others: Numbers) -> Flags:
-        """Which of `some` (rows) belong to which of `others` (columns)."""
+        """Return a matrix: whether `some` (rows) belong to `others` (columns)."""
         sims = self.vectors[some] @ self.vectors[others].T
         found: Flags = sims >= self.apart - ROUNDING
         one, other = self.answers[some], self.answers[others]

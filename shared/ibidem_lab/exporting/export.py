@@ -1,23 +1,69 @@
-"""`ibidem_lab.export`: the example log as training data."""
+"""`ibidem_lab.export`: write the example log as training data."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem._util.files import private_opener
 from ibidem.errors import InvalidInput
 from ibidem.example import DocumentRef
+from ibidem.matching.guards import failed_guard
+from ibidem.matching.text import parse_question
 from ibidem.scope import effective_namespace
-from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, tuple_of
-from ibidem_lab.exporting.folder import Manifest
-from ibidem_lab.exporting.formats import Format
+from ibidem.types import to_bytes
+from ibidem_lab.exporting.choice import (
+    APART,
+    NEAR,
+    TEST_SHARE,
+    Choice,
+    Documents,
+    Feedback,
+    Format,
+    tuple_of,
+)
+from ibidem_lab.exporting.clusters import (
+    BORDER,
+    TEST,
+    TRAIN,
+    FileVectors,
+    Ties,
+    across,
+    clusters_of,
+    duplicates,
+    split,
+)
+from ibidem_lab.exporting.folder import (
+    DROPPED_FILE,
+    TEST_FILE,
+    TRAIN_FILE,
+    ExportedFile,
+    Manifest,
+    folder_for,
+)
+from ibidem_lab.exporting.rows import Dropped, Reader, Redact, Row, Texts
 from ibidem_lab.redaction import secrets
 
 if TYPE_CHECKING:
+    from ibidem.embedding.base import CheckedEmbedder
     from ibidem.examples.log import ExampleLog
+    from ibidem.storage.examples import ExampleTable
+
+BATCH = 256  # questions embedded at a time
+LINES_FILE = ".lines"
+
+# The stage, the units done, and all units.
+Progress = Callable[[str, int, int], object]
 
 
 def export(
@@ -88,8 +134,6 @@ def export(
         if given is not None and not callable(given):
             raise InvalidInput(f"{name} must be a function, not {type(given).__name__}")
     log.prepare_read(namespace)
-    from ibidem_lab.exporting.run import Export
-
     shared, last = log._shared, redact or str
     both = partial(_both, log._redacted, last)
     found = Export(shared.table, shared.embedder, choice, both, texts)
@@ -101,3 +145,180 @@ def _both(first: Callable[[str], str], then: Callable[[str], str], text: str) ->
     if not isinstance(shown, str):
         raise InvalidInput(f"redact must return a str, not {type(shown).__name__}")
     return shown
+
+
+class Export:
+    """Run one export: read, redact, deduplicate, cluster, split, write.
+
+    Args:
+        examples: The example log.
+        embedder: The embedder that compares questions.
+        choice: The options.
+        redact: Replaces secrets; returns "" where it fails.
+        texts: The texts of documents, if prompts are to be rebuilt.
+        progress: Called now and then.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleTable,
+        embedder: CheckedEmbedder,
+        choice: Choice,
+        redact: Redact,
+        texts: Texts | None = None,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self._examples, self._embedder, self._choice = examples, embedder, choice
+        self._redact, self._texts, self._progress = redact, texts, progress
+        self._dropped = Dropped()
+        self._read = 0
+
+    def run(self, out: Path, *, force: bool = False) -> Manifest:
+        """Write the folder `out`.
+
+        Raises:
+            InvalidInput: Nothing is left to export, or `out` is not free.
+            StorageError: The database failed.
+            EmbedderUnavailable: No embedding model was found.
+            OSError: `out` cannot be written.
+        """
+        with folder_for(out, force=force) as folder:
+            with (folder / LINES_FILE).open("w+b") as lines, tempfile.TemporaryFile(dir=folder) as held:
+                rows, count = self._rows(lines, held)
+                rows, vectors = self._without_repetitions(rows, self._vectors(rows, held, count))
+                ties = Ties(vectors, _numbers(rows), self._choice.apart)
+                labels = clusters_of(ties, lambda done: self._progress("cluster", done, len(rows)))
+                sides = split(ties, labels, self._choice.test_share, self._choice.seed)
+                files = self._write(folder, lines, rows, sides)
+            (folder / LINES_FILE).unlink()
+            manifest = self._manifest(rows, ties, labels, sides, files)
+            manifest.write(folder)
+        return manifest
+
+    def _rows(self, lines: BinaryIO, vectors: BinaryIO) -> tuple[list[Row], int]:
+        """Return the rows, and the number of vectors in their file."""
+        reader = Reader(self._choice, self._redact, self._texts, lines, vectors, self._dropped)
+        given = self._examples.each(self._choice.namespace, self._embedder.fingerprint)
+        rows = reader.rows(given)
+        self._read = reader.read
+        if not rows:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._dropped.counts().items())
+            raise InvalidInput(
+                f"nothing to export: all examples were left out ({reasons}); change the options"
+                if reasons
+                else "nothing to export: the example log is empty; it fills as questions are answered"
+            )
+        return rows, reader.vectors
+
+    def _vectors(self, rows: list[Row], held: BinaryIO, count: int) -> FileVectors:
+        """Return the unit vectors, embedding the missing ones; all are rounded as in the log."""
+        places = np.array([row.vector for row in rows], np.int64)
+        missing = np.flatnonzero(places < 0).tolist()
+        for start in range(0, len(missing), BATCH):
+            some = missing[start : start + BATCH]
+            made = self._embedder.embed([rows[at].question for at in some])
+            for at, vector in zip(some, made, strict=True):
+                held.write(to_bytes(vector))
+                places[at] = count
+                count += 1
+            self._progress("embed", start + len(some), len(missing))
+        return FileVectors(held, held.tell() // (2 * count), places)
+
+    def _without_repetitions(self, rows: list[Row], vectors: FileVectors) -> tuple[list[Row], FileVectors]:
+        """Keep the preferred of two wordings of a question that no guard of the cache keeps apart."""
+        if self._choice.near >= 1.0:
+            return rows, vectors
+        order = sorted(range(len(rows)), key=lambda at: rows[at].preference, reverse=True)
+        comparable = np.array([self._embedder.refusal(rows[at].question) is None for at in order])
+
+        def same(one: int, other: int) -> bool:
+            asked, stored = rows[order[one]].question, rows[order[other]].question
+            is_negated = (
+                parse_question(asked).negations != parse_question(stored).negations
+            )  # embeddings hardly see it
+            return not is_negated and failed_guard(asked, stored) is None
+
+        repeats = duplicates(
+            vectors.of(np.array(order)),
+            self._choice.near,
+            comparable,
+            same,
+            lambda done: self._progress("compare", done, len(rows)),
+        )
+        gone = {order[at]: order[kept] for at, kept in enumerate(repeats.tolist()) if kept >= 0}
+        for at, kept in sorted(gone.items()):
+            self._dropped.add(rows[at].id, "near_duplicate", rows[kept].id)
+        left = [at for at in range(len(rows)) if at not in gone]
+        return [rows[at] for at in left], vectors.of(np.array(left, np.int64))
+
+    def _write(
+        self, folder: Path, lines: BinaryIO, rows: list[Row], sides: NDArray[np.int8]
+    ) -> dict[str, ExportedFile]:
+        for at in np.flatnonzero(sides == BORDER):
+            self._dropped.add(rows[at].id, "between")
+        files = {}
+        for name, side in ((TRAIN_FILE, TRAIN), (TEST_FILE, TEST)):
+            chosen = [rows[at] for at in np.flatnonzero(sides == side)]
+            if chosen:
+                files[name] = _write(folder / name, _lines_of(lines, chosen))
+        if self._dropped.rows:
+            files[DROPPED_FILE] = _write(folder / DROPPED_FILE, self._dropped.lines())
+        return files
+
+    def _manifest(
+        self,
+        rows: list[Row],
+        ties: Ties,
+        labels: NDArray[np.int64],
+        sides: NDArray[np.int8],
+        files: dict[str, ExportedFile],
+    ) -> Manifest:
+        written = [row for row, side in zip(rows, sides.tolist(), strict=True) if side != BORDER]
+        nearest, leaks = across(ties, sides)
+        if leaks:  # would be an error in the split: nobody must measure with such a test
+            raise AssertionError(f"{leaks} pairs of train and test belong together")
+        namespaces, scopes, models = zip(*(row.origin for row in written), strict=True)
+        return Manifest(
+            settings={name: self._named(value) for name, value in asdict(self._choice).items()},
+            embedder=self._embedder.fingerprint,
+            read=self._read,
+            dropped=self._dropped.counts(),
+            redacted=sum(row.redacted for row in written),
+            namespaces=len(set(namespaces)),
+            scopes=len(set(scopes)),
+            models=dict(sorted(Counter(map(self._named, models)).items())),
+            clusters=int(labels.max()) + 1,
+            largest_cluster=int(np.bincount(labels).max()),
+            train=int((sides == TRAIN).sum()),
+            test=int((sides == TEST).sum()),
+            nearest=None if nearest is None else round(nearest, 4),
+            files=files,
+        )
+
+    def _named(self, value: Any) -> Any:
+        """Redact a setting for the manifest: the name of a namespace may be an e-mail address."""
+        if isinstance(value, tuple):
+            return list(map(self._named, value))
+        return self._redact(value) if isinstance(value, str) and value else value
+
+
+def _numbers(rows: list[Row]) -> NDArray[np.int64]:
+    """Number the answers, equal ones alike; -1 for answers too short to identify the question."""
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(row.said[1], len(known)) if row.tells else -1 for row in rows])
+
+
+def _lines_of(lines: BinaryIO, rows: Iterable[Row]) -> Iterator[bytes]:
+    for row in rows:
+        lines.seek(row.start)
+        yield lines.read(row.size)
+
+
+def _write(file: Path, lines: Iterable[bytes]) -> ExportedFile:
+    hashed, size, records = sha256(), 0, 0
+    with open(file, "wb", opener=private_opener) as opened:
+        for written in lines:
+            opened.write(written)
+            hashed.update(written)
+            size, records = size + len(written), records + 1
+    return ExportedFile(sha256=hashed.hexdigest(), bytes=size, records=records)

@@ -1,4 +1,4 @@
-"""The folder of an export: its manifest, and how it comes into place whole."""
+"""The output folder of an export: manifest, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What was exported, and what was not: also as `manifest.json`. The same log gives the same manifest.
+    """The content of `manifest.json`. The same log gives the same manifest.
 
     Args:
-        settings: The choices, defaults included.
-        embedder: Fingerprint of the model by whose vectors questions were compared.
-        read: Examples in the log, of the namespace if one was chosen.
-        dropped: How many were left out, by reason; `dropped.jsonl` says which.
-        redacted: How many of the exported ones had something replaced.
-        namespaces: How many namespaces the exported ones come from.
-        scopes: How many scopes: system prompts, tools and parameters under which they were answered.
-        models: How many exported answers each model gave.
-        clusters: How many clusters the questions make, before the split.
-        largest_cluster: Questions in the largest of them.
+        settings: The options, defaults included.
+        embedder: Fingerprint of the model that compared the questions.
+        read: Number of examples in the log, of the namespace if one was chosen.
+        dropped: Number of omitted examples by reason; `dropped.jsonl` lists them.
+        redacted: Number of exported examples with replacements.
+        namespaces: Number of namespaces of the exported examples.
+        scopes: Number of scopes: system prompts, tools and parameters under which they were answered.
+        models: Number of exported answers by model.
+        clusters: Number of clusters of questions, before the split.
+        largest_cluster: Number of questions in the largest cluster.
         train: Lines of `train.jsonl`.
         test: Lines of `test.jsonl`, which is not written if there are none.
         nearest: The largest cosine similarity of a test question and a training question; None without both.
@@ -69,14 +69,14 @@ class Manifest:
     files: dict[str, ExportedFile]
 
     def write(self, folder: Path) -> None:
-        """As `manifest.json` of the folder."""
+        """Write `manifest.json` into the folder."""
         text = json.dumps({_MARK: VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
         write_private(folder / MANIFEST_FILE, [f"{text}\n".encode()])
 
 
 @contextmanager
 def folder_for(out: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write into, private to the user, that takes the place of `out` when all went well.
+    """Yield a private scratch folder that replaces `out` on success.
 
     A new or empty `out` appears at once and whole. In one that holds an earlier export its files are replaced
     one by one, the manifest last: without a manifest it is not whole. Other files stay.
@@ -106,7 +106,7 @@ def _require_ours(out: Path, force: bool) -> None:
     if out.exists() and any(out.iterdir()) and not force and not _is_export(out):
         raise InvalidInput(
             f"{out} holds files that no export wrote; give another directory, or force (--force) to write "
-            "between them"
+            "among them"
         )
 
 

@@ -1,6 +1,6 @@
-"""The examples of an export, as lines: chosen, redacted, with their documents, each question once.
+"""Turn examples into lines of training data: select, redact, add documents, deduplicate questions.
 
-The lines lie in a file; what is held of each example in memory is its question and some numbers.
+The lines are in a file; only the question and some numbers of each example are held in memory.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ibidem.errors import InvalidInput
 from ibidem.example import DocumentRef, Example
 from ibidem.types import Document, digest, normalise
-from ibidem_lab.exporting.choice import Choice
-from ibidem_lab.exporting.formats import line
+from ibidem_lab.exporting.choice import Choice, Format
 
 Texts = Callable[[DocumentRef], "str | None"]
 Redact = Callable[[str], str]
@@ -23,21 +22,24 @@ Redact = Callable[[str], str]
 # Shorter answers, such as labels or a yes, are those of many questions.
 ANSWER_TELLS = 24
 
+# Legal in JSON, but ends of lines to `str.splitlines`.
+_LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\u0085\u2028\u2029"})
+
 
 class Row(NamedTuple):
     """An example that may be exported.
 
     Args:
-        id: Its number in the log.
-        question: As it is exported.
+        id: The number in the log.
+        question: The exported question.
         key: Digest of the question, and of the documents in its prompt, up to case and blanks.
         said: Digests of question and answer as they were logged, up to case and blanks.
         tells: Whether the answer is long enough to be that of few questions.
-        feedback: As of the example.
-        given: When, in seconds since the epoch.
-        start: Where its line begins in the file of lines.
+        feedback: The feedback of the example.
+        given: The time, in seconds since the epoch.
+        start: Offset of the line in the file of lines.
         size: Bytes of the line.
-        vector: Its place in the file of vectors, -1 if it is not known.
+        vector: Index in the file of vectors, -1 if there is none.
         redacted: Whether something was replaced.
         origin: Namespace, scope and model.
     """
@@ -57,41 +59,41 @@ class Row(NamedTuple):
 
     @property
     def preference(self) -> tuple[int, float, int]:
-        """The greater is kept of two for one question: good before unknown before bad, then newer."""
+        """The sort key of rows with one question: good before unknown before bad, then newer."""
         return {True: 2, None: 1, False: 0}[self.feedback], self.given, self.id
 
 
 @dataclass(slots=True)
 class Dropped:
-    """What is not exported: id, reason, and the id of the example that was kept instead, if there is one."""
+    """Omitted examples: id, reason, and the id of the example that was kept instead, if there is one."""
 
     rows: list[tuple[int, str, int | None]] = field(default_factory=list)
 
     def add(self, id_: int, reason: str, kept: int | None = None) -> None:
-        """Note one."""
+        """Add an omitted example."""
         self.rows.append((id_, reason, kept))
 
     def counts(self) -> dict[str, int]:
-        """How many by reason."""
+        """Count by reason."""
         return dict(sorted(Counter(reason for _, reason, _ in self.rows).items()))
 
     def lines(self) -> Iterator[bytes]:
-        """As lines of JSON, in the order of the log."""
+        """Format as lines of JSON, in the order of the log."""
         for id_, reason, kept in sorted(self.rows, key=lambda row: row[0]):
             yield json.dumps({"id": id_, "reason": reason, "kept": kept}).encode() + b"\n"
 
 
 class Reader:
-    """Turns examples into rows, and writes their lines.
+    """Turn examples into rows, and write their lines.
 
     Args:
-        choice: What is exported, and how.
-        redact: What replaces secrets in questions, answers and documents; returns "" where it fails.
+        choice: The options.
+        redact: Replaces secrets in questions, answers and documents; returns "" where it fails.
         texts: The text of a document as the model saw it, None if it is lost; without it, prompts are the
             question alone.
-        lines: Where the lines are written.
-        vectors: Where the vectors of the questions are written, in half precision.
-        dropped: Where is noted what is left out.
+        lines: The file of lines.
+        vectors: The file of question vectors, in half precision.
+        dropped: Collects the omitted examples.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Reader:
         self.read = 0
 
     def rows(self, examples: Iterable[tuple[Example, bytes | None]]) -> list[Row]:
-        """Those to be exported, in their order, each question once.
+        """Return the rows to export, in order, each question once.
 
         Raises:
             InvalidInput: `texts` returned something else than a str or None.
@@ -127,7 +129,7 @@ class Reader:
         return self._unique(found)
 
     def _row(self, example: Example, vector: bytes | None) -> Row | str:
-        """The row, or why there is none."""
+        """Return the row, or the reason against it."""
         if example.feedback is False:
             self._bad.add(_said(example))
         if refusal := self._choice.refusal(example, has_texts=self._texts is not None):
@@ -160,7 +162,7 @@ class Reader:
         )
 
     def _kept(self, vector: bytes | None) -> int:
-        """The place of the vector in the file."""
+        """Write the vector; return its index in the file."""
         if vector is None:
             return -1
         self._vectors.write(vector)
@@ -168,7 +170,7 @@ class Reader:
         return self.vectors - 1
 
     def _context(self, example: Example) -> tuple[str, str]:
-        """The texts of its documents, or why they cannot be had."""
+        """Return the texts of the documents, or the reason why they are missing."""
         found = []
         for ref in (one for one in example.documents if isinstance(one, DocumentRef)):
             text = self._texts(ref) if self._texts else None
@@ -182,7 +184,7 @@ class Reader:
         return "\n\n".join(found), ""
 
     def _unique(self, rows: list[Row]) -> list[Row]:
-        """Of the rows with one question the preferred; none whose answer somebody called bad elsewhere."""
+        """Keep the preferred row of each question, and none whose answer was called bad elsewhere."""
         best: dict[bytes, Row] = {}
         unspoiled = [row for row in rows if not self._called_bad(row)]
         for row in unspoiled:
@@ -212,3 +214,56 @@ def _digest(*parts: str) -> bytes:
 
 def _folded(text: str) -> str:
     return " ".join(normalise(text).casefold().split())
+
+
+def line(form: Format, question: str, answer: str, context: str = "", system: str = "") -> bytes:
+    """Format an example as one line of JSON in UTF-8, with its newline.
+
+    | form | keys | read by |
+    |---|---|---|
+    | openai-chat | messages: role, content | OpenAI, trl, axolotl, LLaMA-Factory, Unsloth |
+    | prompt-completion | prompt, completion | trl, OpenAI's completion models |
+    | alpaca | instruction, input, output, and system if given | LLaMA-Factory, axolotl, Unsloth |
+    | sharegpt | conversations: from, value | LLaMA-Factory, axolotl, Unsloth |
+
+    Args:
+        form: One of `Format`.
+        question: The user's question.
+        answer: The completion to learn.
+        context: Documents that stand before the question in the prompt.
+        system: The system prompt; it stands first.
+    """
+    record = _RECORDS[form](question, answer, context, system)
+    return json.dumps(record, ensure_ascii=False).translate(_LINE_ENDS).encode() + b"\n"
+
+
+def _chat(question: str, answer: str, context: str, system: str) -> dict[str, Any]:
+    turns = (("system", system), ("user", _joined(context, question)), ("assistant", answer))
+    return {"messages": [{"role": role, "content": text} for role, text in turns if text]}
+
+
+def _completion(question: str, answer: str, context: str, system: str) -> dict[str, Any]:
+    # Trainers put the two together as they are.
+    return {"prompt": _joined(system, context, question) + "\n\n", "completion": answer}
+
+
+def _alpaca(question: str, answer: str, context: str, system: str) -> dict[str, Any]:
+    record = {"instruction": question, "input": context, "output": answer}
+    return {**record, "system": system} if system else record
+
+
+def _sharegpt(question: str, answer: str, context: str, system: str) -> dict[str, Any]:
+    turns = (("system", system), ("human", _joined(context, question)), ("gpt", answer))
+    return {"conversations": [{"from": speaker, "value": text} for speaker, text in turns if text]}
+
+
+_RECORDS = {
+    "openai-chat": _chat,
+    "prompt-completion": _completion,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+}
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
