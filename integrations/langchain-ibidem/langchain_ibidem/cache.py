@@ -11,7 +11,7 @@ from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
 
 from ibidem._util.concurrency import in_thread
-from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.prompts.documents import Prompt, Retrieved
@@ -228,7 +228,7 @@ class IbidemCache(BaseCache):
         return self._attempt(self._adapter.storing, partial(self._lookup, prompt, llm_string))
 
     def _attempt(self, doing: str, work: Callable[[], T]) -> T | None:
-        return self._adapter.faults.attempt(doing, work)
+        return attempt(self._adapter.faults, doing, work)
 
 
 class _Lookup:
@@ -267,7 +267,7 @@ class _Lookup:
     def store(self, generations: Sequence[Generation]) -> None:
         """Store what the model answered: at once, as the program may change these objects."""
         if stored := self.call.store(partial(self._answer, generations)):
-            self._faults.attempt(self._storing, partial(attach_source, generations, stored))
+            attempt(self._faults, self._storing, partial(attach_source, generations, stored))
 
     def abort(self) -> None:
         """The model has failed."""

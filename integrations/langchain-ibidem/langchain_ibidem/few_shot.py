@@ -10,6 +10,7 @@ from langchain_core.runnables import ensure_config
 
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
+from ibidem.adapter.call import attempt
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
@@ -93,7 +94,7 @@ class IbidemExampleSelector(BaseExampleSelector):
 
     def select_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
         """Select examples for the question among these variables, nearest first; none without a question."""
-        found = self._faults.attempt("select examples", lambda: self._select(input_variables)) or []
+        found = attempt(self._faults, "select examples", lambda: self._select(input_variables)) or []
         self._record(_run(), found, input_variables)
         return self._as_dicts(found)
 
@@ -101,7 +102,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         """As `select_examples`, in a thread."""
         run = _run()
         found = await in_thread(
-            self._faults.attempt, "select examples", lambda: self._select(input_variables)
+            attempt, self._faults, "select examples", lambda: self._select(input_variables)
         )
         self._record(run, found or [], input_variables)
         return self._as_dicts(found or [])

@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration
 
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
-from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.errors import NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import bypassing
@@ -97,14 +97,14 @@ class IbidemMiddleware(Middleware):
         if self._calls_volatile_tool(request):
             with bypassing():
                 return handler(request)
-        step = self._faults.attempt(_LOOK_UP, partial(self._step, request, handler))
+        step = attempt(self._faults, _LOOK_UP, partial(self._step, request, handler))
         if step is None:
             return handler(request)
         repeating = step.call.lookup()
         with step.call:
             if repeating is not None:
-                served = self._faults.attempt(
-                    _REPEAT, lambda: steps.require_complete(request, handler(repeating))
+                served = attempt(
+                    self._faults, _REPEAT, lambda: steps.require_complete(request, handler(repeating))
                 )
                 if served is not None:
                     return served
@@ -120,7 +120,7 @@ class IbidemMiddleware(Middleware):
         if self._calls_volatile_tool(request):
             with bypassing():
                 return await handler(request)
-        step = await in_thread(self._faults.attempt, _LOOK_UP, partial(self._step, request, handler))
+        step = await in_thread(attempt, self._faults, _LOOK_UP, partial(self._step, request, handler))
         if step is None:
             return await handler(request)
         repeating = await step.call.alookup()

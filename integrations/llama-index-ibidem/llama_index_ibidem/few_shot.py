@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ibidem._util.faults import Faults
+from ibidem.adapter.call import attempt
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
@@ -79,7 +80,7 @@ def few_shot(
     # A closure: LlamaIndex copies templates with the objects of methods, which hold locks.
     def examples(**variables: Any) -> str:
         if question_of(variables, question_key):
-            return faults.attempt("select examples", partial(select, variables)) or ""
+            return attempt(faults, "select examples", partial(select, variables)) or ""
         return " x" * (max_tokens + _LABELS * k) if _is_measure(variables) else ""
 
     setattr(examples, _SETTINGS, None if in_key else settings)

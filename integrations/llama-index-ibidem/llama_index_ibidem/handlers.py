@@ -27,6 +27,7 @@ from llama_index_instrumentation.span import active_span_id
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
+from ibidem.adapter.call import attempt
 from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
@@ -140,7 +141,7 @@ class IbidemCallbackHandler(BaseCallbackHandler):
             self.cache.close()
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        self._faults.attempt(_LOGGING, work, refused="does not log a question")
+        attempt(self._faults, _LOGGING, work, refused="does not log a question")
 
     def _start(self, kind: CBEventType, payload: dict[str, Any], event: str) -> None:
         span = active_span_id.get()

@@ -20,7 +20,7 @@ from llama_index.core.schema import NodeWithScore
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
-from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.provenance import remember
@@ -246,8 +246,8 @@ class CachedSynthesizer(BaseSynthesizer):
         self, context: SpanContext, question: str, texts: Sequence[str], given: dict[str, Any]
     ) -> CachedCall[str | BaseModel]:
         build = partial(self._request, context, question, texts, given)
-        attempt = partial(self._adapter.faults.attempt, "read a stored answer")
-        return CachedCall(self._adapter, build, lambda hit: attempt(lambda: self._read(hit)))
+        attempted = partial(attempt, self._adapter.faults, "read a stored answer")
+        return CachedCall(self._adapter, build, lambda hit: attempted(lambda: self._read(hit)))
 
     def _request(
         self, context: SpanContext, question: str, texts: Sequence[str], given: dict[str, Any]

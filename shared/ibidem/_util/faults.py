@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import IbidemError, NotCacheable
-
-T = TypeVar("T")
 
 log = logging.getLogger("ibidem")
 _listener: Callable[[str, str], None] | None = None
@@ -47,30 +44,11 @@ class Faults:
         attributes = {"event.name": "ibidem.fault.detail", "ibidem.fault": cause, "error.type": kind}
         log.debug("Ibidem failed to %s", operation, exc_info=error, extra=attributes)
 
-    def attempt(
-        self, operation: str, work: Callable[[], T], *, refused: str = "does not cache a call"
-    ) -> T | None:
-        """Return the result of `work`, or None if it fails: the caller's program goes on without it.
+    def swallow(self, operation: str, error: Exception, refused: str = "does not cache a call") -> None:
+        """Count a failure in an adapter, whose caller goes on without the result.
 
-        For adapters. `NotCacheable` is counted by its cause; the log says what was `refused`.
+        `NotCacheable` is counted by its cause; the log says what was `refused`.
         """
-        try:
-            return work()
-        except Exception as error:
-            self._swallow(operation, error, refused)
-        return None
-
-    async def aattempt(
-        self, operation: str, work: Awaitable[T], *, refused: str = "does not cache a call"
-    ) -> T | None:
-        """As `attempt`, for what is awaited."""
-        try:
-            return await work
-        except Exception as error:
-            self._swallow(operation, error, refused)
-        return None
-
-    def _swallow(self, operation: str, error: Exception, refused: str) -> None:
         if isinstance(error, NotCacheable):
             self.count(error.cause, f"{refused} ({error})")
         else:

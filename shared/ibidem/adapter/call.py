@@ -43,6 +43,29 @@ Chunk_contra = TypeVar("Chunk_contra", contravariant=True)
 _READ_CHUNK, _CLOSE_STREAM = "read a chunk of a stream", "close a stream of the model"
 
 
+def attempt(
+    faults: Faults, operation: str, work: Callable[[], T], *, refused: str = "does not cache a call"
+) -> T | None:
+    """Return the result of `work`, or None if it fails: the caller's program goes on without it.
+
+    A failure is counted in `faults`; the log says what was `refused`.
+    """
+    try:
+        return work()
+    except Exception as error:
+        faults.swallow(operation, error, refused)
+    return None
+
+
+async def aattempt(faults: Faults, operation: str, work: Awaitable[T]) -> T | None:
+    """As `attempt`, for what is awaited."""
+    try:
+        return await work
+    except Exception as error:
+        faults.swallow(operation, error)
+    return None
+
+
 class AdapterCache:
     """A cache as the objects of one framework share it, and the failures that were kept from the program.
 
@@ -258,7 +281,7 @@ class CachedCall(Generic[Found]):
         return time.perf_counter() - self._asked_at
 
     def _attempt(self, doing: str, work: Callable[[], T]) -> T | None:
-        return self._adapter.faults.attempt(doing, work)
+        return attempt(self._adapter.faults, doing, work)
 
     def _begun(self, doing: str) -> PendingRequest | None:
         if not self._built:
@@ -282,7 +305,9 @@ class CachedCall(Generic[Found]):
         pending = await in_thread(self._begun, self._adapter.looking_up)
         if pending is None:
             return None
-        hit = await self._adapter.faults.aattempt(self._adapter.looking_up, pending.alookup(self._aobjection))
+        hit = await aattempt(
+            self._adapter.faults, self._adapter.looking_up, pending.alookup(self._aobjection)
+        )
         return await in_thread(self._read, hit)
 
     def _read(self, hit: Hit | None) -> Found | None:
@@ -298,7 +323,7 @@ class CachedCall(Generic[Found]):
     async def _await(self) -> bool:
         if self._pending is None:
             return False
-        return bool(await self._adapter.faults.aattempt(self._adapter.looking_up, self._pending.await_()))
+        return bool(await aattempt(self._adapter.faults, self._adapter.looking_up, self._pending.await_()))
 
     def _ended_with(self, stream: Stream) -> Stream:
         """Abort when the generator is dropped, if it has not ended by then."""
@@ -336,7 +361,7 @@ class CachedCall(Generic[Found]):
                     yield chunk
             finally:
                 if close := getattr(stream, "aclose", None):
-                    await self._adapter.faults.aattempt(_CLOSE_STREAM, close())
+                    await aattempt(self._adapter.faults, _CLOSE_STREAM, close())
             await in_thread(self._store_recorded, recording, on_stored)
 
     def _store_recorded(self, recording: _Recording[Any], on_stored: Callable[[Stored], None] | None) -> None:

@@ -255,7 +255,7 @@ class InvalidationTable:
         rows = db.execute(_NEWER, {"last": self._tombstones.last}).all()
         if rows:
             self._tombstones.add((row.id, row.at, row.criteria) for row in rows)
-        return self._tombstones.refuse(entry, requested)
+        return self._tombstones.last > 0 and self._tombstones.refuse(entry, requested)
 
     def invalidate(
         self, criteria: Criteria, clock: Callable[[], float], *, examples: bool = True
