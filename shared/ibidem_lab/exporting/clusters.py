@@ -109,7 +109,7 @@ def duplicates(
     same: Callable[[int, int], bool],
     seen: Callable[[int], object],
 ) -> Numbers:
-    """For each row the earlier one that it repeats, -1 if it is kept. Only rows that are kept are repeated.
+    """Return for each row the earlier one that it repeats, -1 if it is kept. Only kept rows are repeated.
 
     Args:
         vectors: float32[n, d], of unit length; what is preferred stands first.
@@ -144,7 +144,7 @@ def _repeated(
 
 
 def clusters_of(ties: Ties, seen: Callable[[int], object]) -> Numbers:
-    """Clusters, int64[n]: rows that belong together, also through others, have the same number."""
+    """Number the clusters, int64[n]: rows that belong together, also through others, share a number."""
     count = len(ties.vectors)
     labels = np.arange(count)
     for begin, end in _tiles(count):
@@ -168,7 +168,7 @@ def _merge(labels: Numbers, given: Numbers) -> None:
 
 
 def split(ties: Ties, labels: Numbers, share: float, seed: int) -> NDArray[np.int8]:
-    """`TRAIN`, `TEST` or `BORDER` for each row; no test row belongs to a training row.
+    """Assign `TRAIN`, `TEST` or `BORDER` to each row; no test row belongs to a training row.
 
     Clusters go to the test as a whole, drawn by chance, while there is room. Of one that is larger than a
     fifth of the room parts can go there (by k-means, Lloyd 1982). The rows outside a part that belong to rows
@@ -203,7 +203,7 @@ def split(ties: Ties, labels: Numbers, share: float, seed: int) -> NDArray[np.in
 def _units(
     vectors: Vectors, labels: Numbers, most: int, draw: np.random.Generator
 ) -> list[tuple[Numbers, Numbers]]:
-    """Clusters, and what can be tested of each: all, or if it is larger than `most` parts."""
+    """List clusters and their units for the test: the whole, or parts if larger than `most`."""
     order = np.argsort(labels, kind="stable")
     clusters = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
     found = []
@@ -214,7 +214,7 @@ def _units(
 
 
 def _parts(vectors: Vectors, cluster: Numbers, most: int, draw: np.random.Generator) -> list[Numbers]:
-    """The cluster in parts of about `most` rows that lie near one another."""
+    """Cut the cluster into parts of about `most` rows that lie near one another."""
     count = -(-len(cluster) // most)
     centres = vectors[np.sort(draw.choice(cluster, count, replace=False))]
     for _ in range(ROUNDS):
@@ -234,7 +234,7 @@ def _nearest(vectors: Vectors, rows: Numbers, centres: NDArray[np.float32]) -> N
 
 
 def _border(ties: Ties, unit: Numbers, around: Numbers) -> Numbers:
-    """The rows of `around` that are not in the unit, but belong to one that is."""
+    """Return the rows of `around` outside the unit that belong to one in it."""
     outside = np.setdiff1d(around, unit)
     pieces = [outside[:0]]
     for start, stop in _tiles(len(outside)):
@@ -246,7 +246,7 @@ def _border(ties: Ties, unit: Numbers, around: Numbers) -> Numbers:
 
 
 def across(ties: Ties, sides: NDArray[np.int8]) -> tuple[float | None, int]:
-    """The largest cosine similarity of a test row and a training row, and how many pairs belong together.
+    """Return the largest cosine of test and training rows, and the number of pairs that belong together.
 
     None and 0 if either side is empty. It is computed afresh, and proves what `split` promises.
     """

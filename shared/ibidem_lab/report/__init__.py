@@ -1,1 +1,1 @@
-"""`ibidem report`: what a cache did, as one HTML page."""
+"""`ibidem report`: the activity of a cache as one HTML page."""

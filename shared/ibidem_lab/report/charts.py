@@ -1,4 +1,4 @@
-"""The charts of a report, in Vega-Lite. They hold figures and names that were made harmless before."""
+"""The charts of a report, in Vega-Lite. Their names must be escaped before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CONFIG: Spec = {
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a chart, in CSS pixels, with all that belongs to it."""
+    """The size of a chart with its axes and legend, in CSS pixels."""
 
     width: int
     height: int
@@ -45,7 +45,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A period of a chart over time, begun at these seconds since the epoch; no value: nothing was asked."""
+    """A period of a chart over time, by its start in seconds since the epoch; None: no lookups."""
 
     at: float
     end: float
@@ -54,7 +54,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A share and how far off it may be."""
+    """A share with its interval."""
 
     name: str
     low: float
@@ -63,7 +63,7 @@ class Interval:
 
 
 def line(moments: Sequence[Moment], size: Size, form: str = ".0%") -> Spec:
-    """A share over time."""
+    """Draw a share over time."""
     values = [{"at": _middle(one), "value": one.value} for one in moments]
     encoding = {"x": _time(moments, size), "y": _amount("value", form)}
     area = {"type": "area", "color": ACCENT, "opacity": 0.12}
@@ -72,7 +72,7 @@ def line(moments: Sequence[Moment], size: Size, form: str = ".0%") -> Spec:
 
 
 def columns(moments: Sequence[Moment], size: Size) -> Spec:
-    """An amount over time."""
+    """Draw an amount over time."""
     values = [{"at": 1000 * one.at, "end": 1000 * one.end, "value": one.value or 0} for one in moments]
     y = {"y": _amount("value"), "y2": {"datum": 0}}
     mark = {"type": "rect", "color": ACCENT, "stroke": "var(--paper)", "strokeWidth": 1}
@@ -80,7 +80,7 @@ def columns(moments: Sequence[Moment], size: Size) -> Spec:
 
 
 def shares(rows: Sequence[tuple[str, float, bool]], width: int) -> Spec:
-    """Shares of a whole, each with its name; those that are marked stand out."""
+    """Draw named shares of a whole; the marked ones stand out."""
     values = [{"name": name, "share": share, "marked": marked} for name, share, marked in rows]
     most = max((share for _, share, _ in rows), default=1.0)
     color = {"condition": {"test": "datum.marked", "value": ACCENT}, "value": MIDDLE}
@@ -98,7 +98,7 @@ def shares(rows: Sequence[tuple[str, float, bool]], width: int) -> Spec:
 
 
 def histogram(bins: Sequence[tuple[float, float, Sequence[int]]], boundary: float | None, size: Size) -> Spec:
-    """Lookups by similarity, from and to, in the three kinds; and from where on answers are served."""
+    """Draw lookups by bins of similarity in three kinds, and the threshold."""
     values = [
         {"from": low, "to": high, "kind": kind, "count": count, "order": order}
         for low, high, counts in bins
@@ -127,7 +127,7 @@ def histogram(bins: Sequence[tuple[float, float, Sequence[int]]], boundary: floa
 
 
 def intervals(found: Sequence[Interval], budget: float, width: int) -> Spec:
-    """Shares with their intervals, and the budget that they are to keep."""
+    """Draw shares with their intervals, and the budget."""
     values = [{"name": one.name, "low": one.low, "value": one.value, "high": one.high} for one in found]
     most = max([budget, *(one.high for one in found)]) * 1.05
     x = {
@@ -145,7 +145,7 @@ def intervals(found: Sequence[Interval], budget: float, width: int) -> Spec:
 
 
 def stacks(rows: Sequence[tuple[str, int, int]], size: Size) -> Spec:
-    """Amounts of the first two kinds, side by side in their order."""
+    """Draw amounts of the first two kinds side by side."""
     values = [
         {"name": name, "kind": kind, "count": count, "order": order}
         for name, *counts in rows
@@ -199,7 +199,7 @@ def _middle(one: Moment) -> float:
 
 
 def _time(moments: Sequence[Moment], size: Size) -> Spec:
-    """An axis of time, in UTC; milliseconds are what Vega counts in."""
+    """Return a time axis in UTC; Vega counts in milliseconds."""
     days = moments[-1].end - moments[0].at >= 3 * 86_400
     axis = {"format": "%-d %b" if days else "%H:%M", "title": None, "tickCount": max(2, size.width // 90)}
     scale = {"type": "utc", "domain": [1000 * moments[0].at, 1000 * moments[-1].end], "nice": False}
@@ -207,7 +207,7 @@ def _time(moments: Sequence[Moment], size: Size) -> Spec:
 
 
 def _line_at(value: float | None, ends: Sequence[float], text: str) -> list[Spec]:
-    """A vertical line, and above it what it means, on the side that has room."""
+    """Draw a vertical line with its label on the side that has room."""
     if value is None:
         return []
     data = {"values": [{"at": value, "text": text.format(value)}]}

@@ -1,4 +1,4 @@
-"""Charts drawn as SVG, by Vega: nothing to load, no script."""
+"""Render charts as SVG by Vega: nothing to load, no script."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ except ImportError as error:
 
 
 def draw(chart: dict[str, Any]) -> str:
-    """The SVG of a chart in Vega-Lite."""
+    """Render a Vega-Lite chart as SVG."""
     return vl_convert.vegalite_to_svg(chart, allowed_base_urls=[])

@@ -1,4 +1,4 @@
-"""What a report tells, gathered once from the database."""
+"""The figures of a report, read once from the database."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BELOW = ("below_threshold", "below_budget")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Lookups of one period, namespace or tier: how many, and what the hits among them saved."""
+    """Lookups of one period, namespace or tier: counts, and savings of the hits."""
 
     key: Any
     lookups: int
@@ -51,7 +51,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that answered: its stored answers, what its hits saved, and whether it has a price."""
+    """A model: its stored answers, the savings of its hits, and whether it has a price."""
 
     name: str
     entries: int
@@ -61,7 +61,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Lookups whose nearest stored question was from `low` on alike: served, scored too low, refused."""
+    """Lookups by cosine of the nearest stored question, from `low` on: served, scored too low, refused."""
 
     low: float
     served: int = 0
@@ -71,7 +71,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that a report tells; times are seconds since the epoch, `width` is that of a period."""
+    """All figures of a report; times are seconds since the epoch, `width` is that of a period."""
 
     place: str
     span: LogFilter
@@ -141,12 +141,12 @@ def gather(store: Store, settings: Settings, prices: Prices, span: LogFilter, no
 
 
 def width_of(seconds: float) -> float:
-    """How long a period is, of a log of so many seconds."""
+    """Return the length of a period for a log of so many seconds."""
     return next((width for width in WIDTHS if seconds <= PERIODS * width), WIDTHS[-1])
 
 
 def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) -> float | None:
-    """From which score on answers are served, somewhere; None while nothing is.
+    """Return the lowest score that is served in any namespace; None while nothing is.
 
     Where hits are audited the budgets decide, each for its namespace; else the threshold of these settings,
     which a fit may have moved. Raises `StorageError`.
@@ -157,7 +157,7 @@ def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) 
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:
-    """The histogram of similarities, each bin as wide as the others."""
+    """Return the histogram of similarities, in bins of equal width."""
     sums = [[0, 0, 0] for _ in range(BINS)]
     for place, tier, reason, count in counted:
         sums[place][0 if tier else 1 if reason in BELOW else 2] += count
@@ -174,13 +174,13 @@ def _tier(row: LookupSums) -> str:
 
 
 def groups(rows: Iterable[LookupSums], prices: Prices, by: Any = _key) -> list[Group]:
-    """The rows, which are in the order of `by`, summed up by it."""
+    """Sum up rows, which are sorted by `by`, by it."""
     found = [(key, list(some)) for key, some in groupby(rows, by)]
     return [Group(key, sum(row.count for row in some), savings(some, prices)) for key, some in found]
 
 
 def _without_gaps(found: Sequence[Group]) -> list[Group]:
-    """Periods without a lookup between the others; but not where most of the time is a gap."""
+    """Insert the periods without a lookup, unless most of the time is a gap."""
     by_key = {group.key: group for group in found}
     first, last = found[0].key, found[-1].key
     if last - first >= 2 * PERIODS:  # of a log with dates far apart
@@ -189,7 +189,7 @@ def _without_gaps(found: Sequence[Group]) -> list[Group]:
 
 
 def _models(served: Sequence[LookupSums], holdings: EntryTotals, prices: Prices) -> list[Model]:
-    """Those that saved most calls, then those with most answers."""
+    """Select those with most saved calls, then those with most answers."""
     hits: dict[str, list[LookupSums]] = {}
     for row in served:
         if row.tier:
@@ -207,7 +207,7 @@ def _models(served: Sequence[LookupSums], holdings: EntryTotals, prices: Prices)
 
 
 def _cost(one: TopEntry, prices: Prices) -> float | None:
-    """What its hits saved, in money, if that is known: of the answer that is stored now."""
+    """Return the money saved by hits, if known, at the price of the answer that is stored now."""
     read, said = one.input_tokens, one.output_tokens
     if read is None or said is None or read > LONG_PROMPT or one.tokens != one.count * (read + said):
         return None

@@ -1,4 +1,4 @@
-"""Which charts a report has, each for a wide and a narrow screen."""
+"""Select the charts of a report, each for a wide and a narrow screen."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Drawn:
 
 
 def figures_of(facts: Facts) -> dict[str, Drawn]:
-    """The charts by name; those that would be empty are missing."""
+    """Return the charts by name, without empty ones."""
     found: dict[str, Drawn] = {}
     if len(facts.periods) > 1:
         found["rate"] = _in_both(lambda size: charts.line(_moments(facts, _rate), size), WIDE, 240)
@@ -53,7 +53,7 @@ def _in_both(chart: Callable[[Size], Spec], width: int, height: int) -> Drawn:
 
 
 def _saved(facts: Facts) -> dict[str, Drawn]:
-    """What was served and saved over time, as far as anything of it is known."""
+    """Draw hits and savings over time, where they are known."""
     total, found = facts.total.saved, {}
     for name, of in _AMOUNTS:
         if of(total) > 0:
@@ -76,7 +76,7 @@ def _rate(group: Group) -> float | None:
 
 
 def _outcomes(facts: Facts, width: int) -> Spec:
-    """Hits by tier, misses by reason; the rarest reasons together."""
+    """Draw hits by tier and misses by reason; the rarest reasons together."""
     hits = [(f"hit: {named(group.key)}", group.lookups, True) for group in facts.tiers]
     misses = list(facts.reasons.items())
     rows = [*hits, *((f"miss: {named(reason)}", n, False) for reason, n in misses[:MOST_BARS])]
@@ -92,7 +92,7 @@ def _histogram(facts: Facts, size: Size) -> Spec:
 
 
 def _wrong(facts: Facts, width: int, longest: int) -> Spec:
-    """The namespaces that were audited, with names of so many characters."""
+    """Draw the audited namespaces, with names of so many characters."""
     found = [
         Interval(shown(named(one.namespace), longest), one.interval[0], one.wrong_per_hit, one.interval[1])
         for one in facts.audits

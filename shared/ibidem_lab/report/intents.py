@@ -1,4 +1,4 @@
-"""Groups of questions by meaning: what is asked again and again, and how often."""
+"""Group questions by meaning and count them."""
 
 from __future__ import annotations
 

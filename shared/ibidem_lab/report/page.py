@@ -1,4 +1,4 @@
-"""A report as one HTML page: no script, nothing to load, all stored text escaped."""
+"""Render a report as one HTML page: no script, nothing to load, all stored text escaped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def page(facts: Facts, version: str, steps: Sequence[NextStep] = ()) -> str:
 
 
 def _svgs(drawn: dict[str, Drawn]) -> dict[str, dict[str, Markup]]:
-    """Both drawings of each figure; ids are made unique, as all are in one document."""
+    """Render both forms of each figure; ids are made unique, as all are in one document."""
     return {
         name: {
             form: Markup(_IDS.sub(rf"\1{name}-{form}-\2", draw(spec)))  # noqa: S704 - Vega escapes what it draws
@@ -75,7 +75,7 @@ def _remarks(facts: Facts) -> dict[str, Remark]:
 
 
 def _by_reason(facts: Facts) -> list[tuple[str, int, list[Any]]]:
-    """Reasons that have examples, with how many misses there were, the commonest first."""
+    """List reasons with examples and their number of misses, the commonest first."""
     found = [
         (reason, n, [one for one in facts.near if one.reason == reason])
         for reason, n in facts.reasons.items()

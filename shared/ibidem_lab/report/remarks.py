@@ -1,4 +1,4 @@
-"""One sentence on what the figures of a section say, and one on what to do. Code is in `backticks`."""
+"""The remarks of a report: for each section a finding and an advice. Code is in `backticks`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOW_RATE = 0.5  # of the hit rate of all, below which a namespace stands out
 
 
 class Remedy(NamedTuple):
-    """Why lookups miss for one reason, and what to do about it."""
+    """The meaning of a miss reason, and the remedy."""
 
     title: str
     action: str
@@ -60,14 +60,14 @@ REMEDIES = {
 
 
 class Remark(NamedTuple):
-    """What the figures say, and what to do."""
+    """A finding, and an advice."""
 
     told: str
     do: str
 
 
 def hit_rate(facts: Facts) -> Remark:
-    """Of all lookups."""
+    """Remark on all lookups."""
     hits, lookups = facts.total.saved.hits, facts.total.lookups
     told = f"The cache answered {hits:,} of {plural(lookups, 'lookup')}: {share(hits, lookups)}."
     return Remark(told, _against_misses(facts))
@@ -87,7 +87,7 @@ def _against_misses(facts: Facts) -> str:
 
 
 def saved(facts: Facts) -> Remark:
-    """Tokens, money, time."""
+    """Remark on tokens, money and time."""
     sums, prices = facts.total.saved, facts.prices
     if not sums.hits:
         return Remark("Nothing was served yet, so nothing was saved.", "See below why lookups missed.")
@@ -120,7 +120,7 @@ def _against_unknown(facts: Facts) -> str:
 
 
 def outcomes(facts: Facts) -> Remark:
-    """Tiers and reasons."""
+    """Remark on tiers and reasons."""
     hits, by_tier = facts.total.saved.hits, {group.key: group.lookups for group in facts.tiers}
     if not hits:
         told = "No lookup was a hit."
@@ -145,7 +145,7 @@ def outcomes(facts: Facts) -> Remark:
 
 
 def similarity(facts: Facts) -> Remark:
-    """How near the questions were."""
+    """Remark on similarities."""
     seen = sum(one.served + one.below + one.refused for one in facts.bins)
     edge = facts.boundary
     if edge is None:
@@ -169,7 +169,7 @@ def similarity(facts: Facts) -> Remark:
 
 
 def wrong(facts: Facts) -> Remark:
-    """What audits found."""
+    """Remark on audits."""
     audits, bad = sum(one.audits for one in facts.audits), sum(one.wrong for one in facts.audits)
     if not audits:
         return Remark(
@@ -185,7 +185,7 @@ def wrong(facts: Facts) -> Remark:
 
 
 def _against_wrong(facts: Facts) -> str:
-    """Each namespace has the budget for itself."""
+    """Remark on budgets; each namespace has its own."""
     over = [
         named(one.namespace) for one in facts.audits if one.audits and one.interval[0] > facts.max_error_rate
     ]
@@ -198,7 +198,7 @@ def _against_wrong(facts: Facts) -> str:
 
 
 def near(facts: Facts) -> Remark:
-    """What almost hit."""
+    """Remark on near misses."""
     reasons = {one.reason for one in facts.near}
     guards = sorted(named(reason) for reason in reasons if reason.startswith("guard:"))
     told = "Questions that met a stored answer and were not served, the commonest first."
@@ -214,7 +214,7 @@ def near(facts: Facts) -> Remark:
 
 
 def valuable(facts: Facts) -> Remark:
-    """What is served most."""
+    """Remark on the entries with most hits."""
     return Remark(
         "The answers that saved most: how often they were served, times what they cost.",
         "Read them (`ibidem show ID`): a mistake in one of these is repeated most often.",
@@ -222,7 +222,7 @@ def valuable(facts: Facts) -> Remark:
 
 
 def suspicious(facts: Facts) -> Remark:
-    """What may be wrong."""
+    """Remark on doubtful answers."""
     if facts.doubted:
         told = "Answers that audits or people called wrong, and what was served with the least similarity."
     else:
@@ -233,7 +233,7 @@ def suspicious(facts: Facts) -> Remark:
 
 
 def namespaces(facts: Facts) -> Remark:
-    """By whom was asked."""
+    """Remark on namespaces."""
     count = len(facts.namespaces)
     told = f"{plural(count, 'namespace')} asked." if count < TOP else f"The {TOP} namespaces that ask most."
     rate = facts.total.rate or 0.0
@@ -249,7 +249,7 @@ def namespaces(facts: Facts) -> Remark:
 
 
 def models(facts: Facts) -> Remark:
-    """By who answered."""
+    """Remark on models."""
     told = "Models by what their stored answers saved; prices are dated list prices, or yours."
     unpriced = [one.name for one in facts.models if not one.priced and one.name]
     if unpriced:
@@ -258,7 +258,7 @@ def models(facts: Facts) -> Remark:
 
 
 def holdings(facts: Facts) -> Remark:
-    """What is stored."""
+    """Remark on the stored entries."""
     held = facts.holdings
     if not held.entries:
         return Remark(

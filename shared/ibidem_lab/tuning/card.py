@@ -1,4 +1,4 @@
-"""The figures of a tuned model: `metrics.json` for programs, the model card `README.md` for people."""
+"""Write the metrics of a tuned model: `metrics.json`, and the model card `README.md`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 def figures(found: PairMetrics) -> dict[str, Any]:
-    """As JSON holds them: shares from 0 to 1, None for what is not known.
+    """Convert metrics for JSON: shares from 0 to 1, None for unknown ones.
 
     `ibidem promote` refuses a model whose `auc` is lower than before, or whose hits are fewer beyond chance.
     """
@@ -32,13 +32,13 @@ def figures(found: PairMetrics) -> dict[str, Any]:
 
 
 def write_metrics(directory: Path, before: PairMetrics, after: PairMetrics, more: Mapping[str, Any]) -> None:
-    """Write `metrics.json`; `more` says how the model was made."""
+    """Write `metrics.json`; `more` describes the training."""
     held = {"format": FORMAT, "before": figures(before), "after": figures(after), **more}
     (directory / METRICS_FILE).write_text(json.dumps(held, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: Mapping[str, Any]) -> None:
-    """Write `README.md`, for people."""
+    """Write the model card `README.md`."""
     training, data, gain = more["training"], more["data"], more["gain"]
     lines = [
         f"# {more['name']}",
@@ -81,7 +81,7 @@ def _but(dropped: int) -> str:
 
 
 def figure_rows(found: Sequence[PairMetrics]) -> list[tuple[str, list[str]]]:
-    """The figures of several models as text: a name, and a cell for each model."""
+    """Format the metrics of several models as rows: a name, and a cell for each model."""
     return [
         ("AUC", [f"{one.auc.value:.3f} ({one.auc.low:.3f}-{one.auc.high:.3f})" for one in found]),
         (f"AUC in the grey zone ({found[0].grey:,} pairs)", [f"{one.grey_auc:.3f}" for one in found]),
@@ -91,7 +91,7 @@ def figure_rows(found: Sequence[PairMetrics]) -> list[tuple[str, list[str]]]:
 
 
 def most_hits_at(level: float) -> str:
-    """The name of a figure."""
+    """Name the metric of a level."""
     return f"most hits at {level:.0%} wrong per hit"
 
 

@@ -1,23 +1,25 @@
-"""Pairs of questions with labels, and how they are divided so that no question is on two sides."""
+"""Split labelled pairs so that no question is on two sides."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ibidem.types import normalise
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.tuning.components import components
 
 LARGE, FEW = 0.05, 20  # a group has at most this share of as many questions as there are pairs; but 20 always
 ROUNDS = 20
 
+Node = TypeVar("Node", bound=Hashable)
+
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Pairs to learn from, to choose by, and to measure with; `dropped` crossed the borders."""
+    """The training, validation and test pairs; `dropped` counts those that crossed the borders."""
 
     train: list[Label]
     validation: list[Label]
@@ -26,7 +28,7 @@ class Division:
 
 
 def distinct(pairs: Iterable[Label]) -> list[Label]:
-    """Each pair of two different questions once, whichever comes first in it; of two labels the later."""
+    """Deduplicate pairs of different questions, in either order; of two labels the later counts."""
     found: dict[tuple[str, str], Label] = {}
     for pair in pairs:
         one, other = sorted((normalise(pair.asked), normalise(pair.stored)))
@@ -36,7 +38,7 @@ def distinct(pairs: Iterable[Label]) -> list[Label]:
 
 
 def divide(pairs: Sequence[Label], shares: tuple[float, float], seed: int) -> Division:
-    """Divide pairs so that no question is on two sides, nor, as far as possible, one that it is paired with.
+    """Split pairs so that no question is on two sides, nor, as far as possible, one that it is paired with.
 
     What hangs together by pairs is dealt out as a whole. Where that is much it is cut into communities, and
     the pairs between these are dropped if they come to lie on two sides.
@@ -62,7 +64,7 @@ def divide(pairs: Sequence[Label], shares: tuple[float, float], seed: int) -> Di
 
 
 def _groups(pairs: Sequence[Label], largest: int, draw: random.Random) -> dict[str, tuple[int, int]]:
-    """Whole components; those of more than `largest` questions cut into communities."""
+    """Return whole components; those of more than `largest` questions are cut into communities."""
     number = components((pair.asked, pair.stored) for pair in pairs)
     sizes = Counter(number.values())
     tied = [pair for pair in pairs if sizes[number[pair.asked]] > largest]
@@ -71,7 +73,7 @@ def _groups(pairs: Sequence[Label], largest: int, draw: random.Random) -> dict[s
 
 
 def communities(pairs: Sequence[Label], largest: int, draw: random.Random) -> dict[str, int]:
-    """The group of each question, of at most `largest` questions.
+    """Assign each question to a group of at most `largest` questions.
 
     By label propagation (Raghavan, Albert, Kumara 2007, Phys. Rev. E 76, 036106): each question joins the
     group that most of its partners are in, until nothing changes; one that has no room is passed over.
@@ -96,3 +98,20 @@ def communities(pairs: Sequence[Label], largest: int, draw: random.Random) -> di
         if not moved:
             break
     return found
+
+
+def components(edges: Iterable[tuple[Node, Node]]) -> dict[Node, int]:
+    """Number the connected component of every node, from 0 in the order of first appearance."""
+    parent: dict[Node, Node] = {}
+
+    def root(node: Node) -> Node:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for one, other in edges:
+        parent[root(other)] = root(one)
+    numbers: dict[Node, int] = {}
+    return {node: numbers.setdefault(root(node), len(numbers)) for node in list(parent)}

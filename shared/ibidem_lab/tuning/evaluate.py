@@ -16,7 +16,7 @@ from ibidem_lab.tuning.metrics import Array, PairMetrics, auc, cosines, measure
 
 @dataclass(frozen=True, slots=True)
 class StreamMetrics:
-    """Of the cosines of one model on a stream of questions, each asked once and stored.
+    """The metrics of one model's cosines on a stream of questions, each asked once and stored.
 
     `auc` of the nearest stored question of each; `hits` as in `PairMetrics`, per request; `perfect` the share
     whose meaning was asked before.
@@ -30,19 +30,19 @@ class StreamMetrics:
 
 
 def compare_on_pairs(pairs: Sequence[Label], models: Sequence[Embedder]) -> list[PairMetrics]:
-    """The figures of each model; the first draws the grey zone. Guards take no part."""
+    """Measure each model; the first draws the grey zone. Guards take no part."""
     found: list[Array] = [cosines(model.embed, pairs) for model in models]
     return [measure(pairs, mine, found[0]) for mine in found]
 
 
 def measure_on_stream(rows: Sequence[Row], model: Embedder) -> StreamMetrics:
-    """Replay a stream by the model's cosine alone; what it cannot read is compared exactly."""
+    """Replay a stream by the model's cosine alone; unreadable questions are compared exactly."""
     checked = CheckedEmbedder(model, lambda _, value: value)
     return stream_figures(rows, vectors_of(rows, checked))
 
 
 def stream_figures(rows: Sequence[Row], vectors: Sequence[Vector | None]) -> StreamMetrics:
-    """As `measure_on_stream`, of vectors that are known."""
+    """Measure as `measure_on_stream`, with given vectors."""
     outcome: Outcome = replay(rows, vectors, curve_rule(None))
     judged = [one for one in outcome.judged if np.isfinite(one.score)]
     scores = np.array([one.score for one in judged])

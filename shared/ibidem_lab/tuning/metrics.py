@@ -1,4 +1,4 @@
-"""How well a score tells whether one answer serves two questions; numpy only."""
+"""Metrics of a score that predicts whether one answer serves two questions; numpy only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.replay import Judged, Share, most_hits, p_chr_auc
-from ibidem_lab.tuning.components import components
+from ibidem_lab.tuning.data import components
 
 GREY = (0.80, 0.97)  # cosines at which a decision is hard, as CacheVerifier (Xin 2026) draws them
 RESAMPLES = 500
@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class PairMetrics:
-    """Of the cosines of one model on labelled pairs.
+    """The metrics of one model's cosines on labelled pairs.
 
     `auc` with its 95 % interval; `grey_auc` of the `grey` pairs whose cosine by the reference model is from
     0.80 to 0.97, NaN if they are all of one kind; `hits` the share of the pairs that could be served at 1, 2
@@ -39,7 +39,7 @@ class PairMetrics:
 
 
 def auc(scores: Array, same: Bools) -> float:
-    """Area under the ROC curve, ties counted half (Mann-Whitney); NaN if all pairs are of one kind."""
+    """Compute the AUC, ties counted half (Mann-Whitney); NaN if all pairs are of one kind."""
     right = int(same.sum())
     wrong = len(same) - right
     if not right or not wrong:
@@ -75,7 +75,7 @@ def measure(
 
 
 def cosines(embed: Callable[[Sequence[str]], NDArray[np.float32]], pairs: Sequence[Label]) -> Array:
-    """The cosine of each pair, float64[n]; each question is embedded once.
+    """Compute the cosine of each pair, float64[n]; each question is embedded once.
 
     Args:
         embed: Unit vectors of texts, shape (n, d).
@@ -87,14 +87,14 @@ def cosines(embed: Callable[[Sequence[str]], NDArray[np.float32]], pairs: Sequen
 
 
 def labels_of(pairs: Sequence[Label]) -> Bools:
-    """Whether one answer serves both, bool[n]."""
+    """Return the labels, bool[n]."""
     return np.array([pair.right for pair in pairs], bool)
 
 
 def resampled(
     pairs: Sequence[Label], figure: Callable[[NDArray[np.int64]], float], seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval of a figure, by the bootstrap over groups of connected questions.
+    """Estimate the 95 % interval of a figure, by the bootstrap over groups of connected questions.
 
     Pairs that share questions are not independent, so they are drawn together. `figure` gets places in the
     pairs; draws for which it is NaN are left out. (NaN, NaN) if all are.
@@ -117,7 +117,7 @@ def resampled(
 
 
 def _ranks(scores: Array) -> Array:
-    """From 1; equal scores share the mean of their ranks."""
+    """Rank scores from 1; equal scores share the mean of their ranks."""
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks: Array = (last - (counts - 1) / 2.0)[inverse]
