@@ -87,7 +87,7 @@ class SemanticCache:
         prices: Prices | None = None,
         telemetry_namespace: bool = False,
     ) -> None:
-        self._runtime, self._policy, self.lifetime = runtime, policy, lifetime
+        self._runtime, self._policy, self._lifetime = runtime, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self.examples = ExampleLog(
             runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples
@@ -95,15 +95,15 @@ class SemanticCache:
         self._lookups = LookupPipeline(runtime, policy, auditor, lifetime, verifier, guards)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
-        self.prices = prices or read_prices()
-        self.telemetry = Telemetry(
+        self._prices = prices or read_prices()
+        self._telemetry = Telemetry(
             runtime.cache_id,
             lambda: self.policy.threshold,
             runtime.faults,
-            self.prices,
+            self._prices,
             namespaced=telemetry_namespace,
         )
-        self.flights, self.single_flight = runtime.flights, single_flight
+        self._flights, self._single_flight = runtime.flights, single_flight
         self._rejected: dict[str, int] = {}
         self._closed = False
         register(self, runtime.cache_id)
@@ -131,7 +131,7 @@ class SemanticCache:
         """
         self._ready(request)
         asked = request if current_scope() is EMPTY_SCOPE else bind_scope(request)
-        with self.telemetry.start_lookup(asked) as span:
+        with self._telemetry.start_lookup(asked) as span:
             result = span.set_result(self._search(asked, max_age))
         self._log(asked, result)
         return result
@@ -190,9 +190,9 @@ class SemanticCache:
         request = request if current_scope() is EMPTY_SCOPE else bind_scope(request)
         if (scope := request.scope_context) is not None:
             ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
-        with self.telemetry.start_store(request, answer) as span:
+        with self._telemetry.start_store(request, answer) as span:
             result = span.set_result(self._store(request, answer, ttl, labels))
-        self.telemetry.record_store(request, answer, result)
+        self._telemetry.record_store(request, answer, result)
         return result
 
     async def astore(
@@ -391,7 +391,7 @@ class SemanticCache:
         self._runtime.flush()
         with self._lock:
             rejected = dict(self._rejected)
-        runtime, prices = self._runtime, self.prices
+        runtime, prices = self._runtime, self._prices
         totals = runtime.store.totals(runtime.embedder.fingerprint)
         saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
         return Stats(
@@ -471,7 +471,7 @@ class SemanticCache:
         self._runtime.check_process()
 
     def _log(self, request: Request, result: Hit | Miss) -> None:
-        self.telemetry.record_lookup(request, result)
+        self._telemetry.record_lookup(request, result)
         if current_scope().bypass or request.bypassed:
             return
         question = self._admission.redacted(request.question)

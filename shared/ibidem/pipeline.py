@@ -251,9 +251,9 @@ class StorePipeline:
 class LookupCache(Protocol):
     """What a pending request needs of a `SemanticCache`: the steps of its `lookup`, and `store`."""
 
-    flights: SingleFlight
-    single_flight: float
-    telemetry: Telemetry
+    _flights: SingleFlight
+    _single_flight: float
+    _telemetry: Telemetry
 
     def _search(self, request: Request) -> Hit | Miss:
         """Look up without a log entry."""
@@ -280,7 +280,7 @@ class PendingRequest:
         self.request = freeze_scope(request) if valid else request
         self._cache = cache
         bypassed = valid and (current().bypass or self.request.bypassed)
-        self._timeout = 0.0 if bypassed else cache.single_flight
+        self._timeout = 0.0 if bypassed else cache._single_flight
         self._deadline: float | None = None  # when it has waited enough; None if it did not wait
         self._since = 0
         self._miss: Miss | None = None  # not logged yet
@@ -295,7 +295,7 @@ class PendingRequest:
         Raises:
             CacheClosed: The cache was closed.
         """
-        with self._cache.telemetry.start_lookup(self.request) as span:
+        with self._cache._telemetry.start_lookup(self.request) as span:
             result = self._search()
             if isinstance(result, Hit) and objection is not None and (reason := objection(result)):
                 result = _refused(result, reason)
@@ -304,7 +304,7 @@ class PendingRequest:
 
     async def alookup(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
         """As `lookup`, for async code: the cache is asked in a thread, and `objection` needs none."""
-        with self._cache.telemetry.start_lookup(self.request) as span:
+        with self._cache._telemetry.start_lookup(self.request) as span:
             result = await in_thread(self._search)
             if isinstance(result, Hit) and (reason := await objection(result)):
                 result = _refused(result, reason)
@@ -391,7 +391,7 @@ class PendingRequest:
 
     def _search(self) -> Hit | Miss | None:
         """The result; None if the cache was closed while this waited: the program goes on without it."""
-        self._since, self._miss = self._cache.flights.completed, None
+        self._since, self._miss = self._cache._flights.completed, None
         try:
             return self._cache._search(self.request)
         except CacheClosed:
@@ -413,7 +413,7 @@ class PendingRequest:
             return Outcome.REJECTED
         now = time.monotonic()
         may_wait = may_wait and not is_leading() and (self._deadline is None or now < self._deadline)
-        turn = self._cache.flights.join(self.request.key, self._since, self._timeout, may_wait=may_wait)
+        turn = self._cache._flights.join(self.request.key, self._since, self._timeout, may_wait=may_wait)
         if self._deadline is None and isinstance(turn, Future):
             self._deadline = now + self._timeout
         return turn
@@ -440,7 +440,7 @@ class PendingRequest:
     def _log(self, result: Hit | Miss, outcome: str) -> None:
         self._miss = None
         if self._deadline is not None:
-            self._cache.flights.count_wait(outcome)
+            self._cache._flights.count_wait(outcome)
         self._cache._log(self.request, result)
 
 

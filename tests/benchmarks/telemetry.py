@@ -52,16 +52,16 @@ class Dropping(SpanExporter):
 
 def medians(cache: SemanticCache, lookups: int) -> tuple[float, float]:
     """Microseconds of a lookup that tells nothing, and of one that tells what it does."""
-    kinds: tuple[Any, Any] = (Nothing(), cache.telemetry)
+    kinds: tuple[Any, Any] = (Nothing(), cache._telemetry)
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(2 * max(1, lookups // TURN) + 2):
-        cache.telemetry = kinds[turn % 2]
+        cache._telemetry = kinds[turn % 2]
         for _ in range(TURN):
             began = time.perf_counter()
             cache.lookup(ASKED)
             times[turn % 2].append(time.perf_counter() - began)
     silent, telling = (statistics.median(one[TURN:]) * 1e6 for one in times)  # the first turn warms up
-    cache.telemetry = kinds[1]
+    cache._telemetry = kinds[1]
     return silent, telling
 
 

@@ -152,7 +152,7 @@ def client(request: pytest.FixtureRequest, server: OpenAIServer, cache: Semantic
 
 def waiting(cache: SemanticCache) -> int:
     """How many wait for the answer to any request."""
-    return sum(not place.done() for lead in cache.flights._leaders.values() for place in lead.waiters)
+    return sum(not place.done() for lead in cache._flights._leaders.values() for place in lead.waiters)
 
 
 def results(calls: list[Future[Any]]) -> set[Any]:
@@ -349,7 +349,7 @@ async def test_duplicates_in_one_generate(server: OpenAIServer, cache: SemanticC
         assert len(result.generations) == 2
 
     assert server.count == 2
-    assert not cache.flights._leaders
+    assert not cache._flights._leaders
 
 
 @pytest.mark.parametrize("way", ["threads", "tasks"])
@@ -366,7 +366,7 @@ async def test_crossed_batches_do_not_wait_for_each_other(
             seen.add(request.key)
             first.wait()
         else:
-            wait_until(lambda: len(cache.flights._leaders) == 2)
+            wait_until(lambda: len(cache._flights._leaders) == 2)
         return search(request)
 
     monkeypatch.setattr(cache, "_search", crossed)
@@ -380,7 +380,7 @@ async def test_crossed_batches_do_not_wait_for_each_other(
     await asyncio.wait_for(asyncio.gather(*calls), 10)
 
     assert cache.stats().waits == {}
-    assert not cache.flights._leaders
+    assert not cache._flights._leaders
 
 
 async def test_streams_that_langchain_does_not_look_up_neither_wait_nor_are_waited_for(

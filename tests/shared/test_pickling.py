@@ -63,7 +63,7 @@ def test_a_pickle_opens_with_its_first_use(open_cache: OpenCache, monkeypatch: p
     assert other.lookup(ASKED).answer.text == "Paris."
     assert opened == [other]
     assert type(other) is SemanticCache
-    assert (other.lifetime, other.policy) == (cache.lifetime, cache.policy)
+    assert (other._lifetime, other.policy) == (cache._lifetime, cache.policy)
     assert isinstance(other.store(ASKED, ibidem.Answer("Lima.")), ibidem.Rejected), "redact came along"
     assert type(sent(other)) is UnopenedCache
     other.close()

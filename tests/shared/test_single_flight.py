@@ -73,7 +73,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def waiting(cache: SemanticCache, request: Request = ASKED) -> int:
     """How many wait for the answer to the request."""
-    leader = cache.flights._leaders.get(request.key)
+    leader = cache._flights._leaders.get(request.key)
     return sum(not waiter.done() for waiter in leader.waiters) if leader else 0
 
 
@@ -237,7 +237,7 @@ def test_who_waits_too_long_takes_over(open_cache: OpenCache, model: Model, pool
     model.go.set()
     assert hanging.result(10).text == "answer 1"
     assert (model.calls, second.calls) == (1, 1)
-    assert not cache.flights._leaders
+    assert not cache._flights._leaders
 
 
 def test_nobody_waits_longer_than_the_setting_in_all(
@@ -245,7 +245,7 @@ def test_nobody_waits_longer_than_the_setting_in_all(
 ) -> None:
     """However long the leader may take."""
     cache = open_cache(single_flight=0.2)
-    leader = cache.flights.join(ASKED.key, 0, 3600, may_wait=True)
+    leader = cache._flights.join(ASKED.key, 0, 3600, may_wait=True)
     call = pool.submit(cache.answer, ASKED, lambda request: Answer("mine"))
     assert isinstance(leader, Leader)
 
@@ -269,7 +269,7 @@ async def test_after_a_cancelled_call_one_waiter_asks(cache: SemanticCache, mode
 
 async def test_a_cancelled_waiter_holds_nobody_up(cache: SemanticCache, model: Model) -> None:
     """Nor does one that is cancelled when it might have led."""
-    leader = cache.flights.join(ASKED.key, 0, 30, may_wait=True)
+    leader = cache._flights.join(ASKED.key, 0, 30, may_wait=True)
     assert isinstance(leader, Leader)
     tasks = []
     for number in range(1, 4):  # in this order
@@ -365,7 +365,7 @@ def test_a_forked_child_waits_for_nobody(
 ) -> None:
     """The thread that leads stayed with the parent, be the table locked or not."""
     calls = in_flight(pool, cache, model, 2)
-    with cache.flights._lock:
+    with cache._flights._lock:
         child = os.fork()
     if child == 0:
         answer = cache.answer(ASKED, lambda request: Answer("child"))
@@ -451,9 +451,9 @@ def test_the_setting_is_a_number_of_seconds(open_cache: OpenCache, wrong: Any) -
 
 def test_the_setting_comes_from_a_variable(open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """As all others do; the default is half a minute."""
-    assert open_cache().single_flight == 30
+    assert open_cache()._single_flight == 30
     monkeypatch.setenv("IBIDEM_SINGLE_FLIGHT", "2.5")
-    assert open_cache().single_flight == 2.5
+    assert open_cache()._single_flight == 2.5
 
 
 def test_on_lookup_is_told_once_per_request(

@@ -124,7 +124,7 @@ def reasons_of(kind: type) -> list[str]:
 @pytest.mark.parametrize("reason", reasons_of(Miss))
 def test_every_reason_of_a_miss_is_counted_by_its_name(sdk: Sdk, cache: SemanticCache, reason: str) -> None:
     """An error is no miss: the cache could not say."""
-    cache.telemetry.record_lookup(ASKED, Miss(reason))
+    cache._telemetry.record_lookup(ASKED, Miss(reason))
     outcome = "error" if reason == "error" else "miss"
 
     assert sdk.points("ibidem.lookups", "ibidem.outcome", "ibidem.reason") == {(outcome, reason): 1}
@@ -133,7 +133,7 @@ def test_every_reason_of_a_miss_is_counted_by_its_name(sdk: Sdk, cache: Semantic
 @pytest.mark.parametrize("tier", get_args(Tier))
 def test_every_tier_is_counted_by_its_name(sdk: Sdk, cache: SemanticCache, tier: Tier) -> None:
     """And timed."""
-    cache.telemetry.record_lookup(ASKED, Hit(Answer("a"), "e", tier, 1.0, None, 0.0, seconds=0.1))
+    cache._telemetry.record_lookup(ASKED, Hit(Answer("a"), "e", tier, 1.0, None, 0.0, seconds=0.1))
 
     assert sdk.points("ibidem.lookups", "ibidem.tier") == {(tier,): 1}
     assert sdk.points("ibidem.lookup.duration", "ibidem.tier") == {(tier,): 1}
@@ -472,11 +472,11 @@ def test_without_providers_nothing_is_made(open_cache: OpenCache, monkeypatch: p
     """No span, no attributes, no measurement."""
     cache = open_cache()
     for name in ("for_counter", "for_histogram"):
-        monkeypatch.setattr(cache.telemetry._labels, name, failing(AssertionError(name)))
+        monkeypatch.setattr(cache._telemetry._labels, name, failing(AssertionError(name)))
     cache.store(ASKED, PRICED)
 
     assert has_meter_provider(metrics.instruments()) is False
-    assert cache.telemetry.start_lookup(ASKED) is NOOP_SPAN
+    assert cache._telemetry.start_lookup(ASKED) is NOOP_SPAN
     assert cache.lookup(ASKED).tier == "exact"
     assert cache.stats().faults == {}
 
