@@ -1,4 +1,4 @@
-"""How long the pages of `ibidem review` take with 100,000 entries, 100,000 lookups and 20,000 judgements.
+"""Time the page of `ibidem review` with 100,000 entries, 100,000 lookups and 20,000 judgements.
 
     python -m tests.benchmarks.review [--database URL]
 
@@ -65,7 +65,7 @@ def timed(client: TestClient, address: str) -> tuple[float, str]:
 
 
 def measure(store: Store) -> None:
-    """Print the times of the pages."""
+    """Print the times of the page."""
     client = client_of(store)
     began = time.perf_counter()
     assert client.get("/").status_code == 200

@@ -1,1 +1,1 @@
-"""A small local page on which people judge what the cache was unsure of; needs ibidem-cache[review]."""
+"""A local page to judge pairs that the cache was unsure of; needs ibidem-cache[review]."""
