@@ -1,4 +1,4 @@
-"""Functions and classes of a program by what they do: their code, and what it refers to beside its arguments.
+"""Describe functions and classes of a program by their code, and by the values that the code refers to.
 
 The code of frameworks, of the standard library and of other installed packages is known by its name: a new
 version of them does not cost a cache. A constant, a default, an enclosed or a global value, a helper function
@@ -32,7 +32,7 @@ _ABSENT: Any = object()
 
 @functools.lru_cache(1024)
 def is_of_framework(module: str) -> bool:
-    """Whether the module belongs to the standard library, a framework or one of a framework's packages."""
+    """Return whether the module belongs to the standard library, a framework or a package of a framework."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names and top != "__main__":
         return True
@@ -41,26 +41,26 @@ def is_of_framework(module: str) -> bool:
 
 
 def name_of(thing: Any) -> str:
-    """Module and name of a class or function."""
+    """Return the module and the name of a class or function."""
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
 def own_classes(kind: type) -> list[type]:
-    """The class and its bases, without those of frameworks."""
+    """Return the class and its bases, without those of frameworks."""
     return [base for base in kind.__mro__ if not is_of_framework(base.__module__)]
 
 
 def counted_in(kind: type) -> frozenset[str]:
-    """Names of attributes in which the program's own code of a class counts."""
+    """Return the names of the attributes that the program's own code of a class uses as counters."""
     members = [unwrapped(value) for base in own_classes(kind) for value in vars(base).values()]
     functions = [function for value in members for function in _functions_in(value)]
     return frozenset().union(*(_counted(function.__code__) for function in functions))
 
 
 class CodeReader:
-    """Reads the code of functions and classes as JSON values, and notes in `watch` what it has read.
+    """Reads the code of functions and classes as JSON values, and notes in `watch` all that it reads.
 
-    `value` and `named` give those of any other object, and of one that has a name.
+    `value` converts any other object, `named` one that has a name.
     """
 
     def __init__(self, value: Callable[[Any], Any], named: Callable[[str, Any], Any], watch: Watch) -> None:
@@ -69,13 +69,13 @@ class CodeReader:
         self._packages: set[str] = set()
 
     def of_class(self, kind: type) -> Any:
-        """A class, with those of its bases that are the program's own."""
+        """Describe a class, with those of its bases that are the program's own."""
         bases = own_classes(kind)
         self._packages |= {_package(base) for base in bases}
         return [name_of(kind), [self._once(base, partial(self._body, base)) for base in bases]]
 
     def of_function(self, function: Any) -> Any:
-        """A function, method or partial."""
+        """Describe a function, method or partial."""
         if isinstance(function, partial):
             return [self.of_function(function.func), self._value([function.args, function.keywords])]
         if isinstance(function, types.MethodType):
@@ -119,7 +119,7 @@ class CodeReader:
                 yield self._referred(name, partial(held.get, name, _ABSENT), changed)
 
     def _referred(self, name: str, now: Callable[[], Any], changed: frozenset[str]) -> Any:
-        """What the code finds under a name, unless the code itself counts or collects there."""
+        """Describe the value under a name in the code, unless the code itself counts or collects there."""
         value = now()
         if value is _ABSENT or _is_tally(name, value, changed):
             return name

@@ -60,7 +60,7 @@ _CLIENT_PARAMETERS = "_client_params"  # of langchain-anthropic and those that b
 
 
 class Rules(NamedTuple):
-    """What of a model does not count.
+    """Parts of a model that do not count.
 
     `operational` are settings that change when an answer comes, how it is sent or who is told of it, not what
     it says; of those that are `ambiguous` only the framework's own, since a model of the program may mean
@@ -75,9 +75,9 @@ class Rules(NamedTuple):
 
 
 def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
-    """Class, code of the program's own, fields and other values of a model, without secrets, as JSON.
+    """Return class, the program's own code, fields and other values of a model, without secrets, as JSON.
 
-    What was read is read again only where something of it has changed.
+    A model is read again only if something of it has changed.
 
     Args:
         model: The model.
@@ -100,7 +100,9 @@ def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
 
 
 def values_of(given: Mapping[str, Any], rules: Rules | None = None, *, lenient: bool = False) -> Any:
-    """Arguments of a call as JSON values. Their order counts, also within: models follow that of a schema.
+    """Convert the arguments of a call to JSON values.
+
+    Their order counts, also within: models follow that of a schema.
 
     `rules` are for models among them.
 

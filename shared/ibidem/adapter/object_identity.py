@@ -1,4 +1,6 @@
-"""Tokens that tell living objects apart: each is given once, and means something in this process only.
+"""Tokens that tell living objects apart, and watches that see whether objects have changed.
+
+Each token is given once and is valid in this process only.
 
 A token is kept with a weak reference, so that an object which gets the address of a dead one gets another
 token. Entries whose key holds a token match nothing in any other process: not in one that is started anew,
@@ -29,7 +31,7 @@ _lock = ForkSafeLock()
 
 
 def token_of(thing: object) -> str:
-    """The token of this very object; the same as long as it lives."""
+    """Return the token of this very object; it stays the same as long as the object lives."""
     number = id(thing)
     if (known := _known.get(number)) is not None and known[0]() is thing:
         return known[1]
@@ -43,7 +45,7 @@ def token_of(thing: object) -> str:
 
 
 def process() -> str:
-    """What tells this process from all others; it changes in a forked child."""
+    """Return the identifier of this process; a forked child has another."""
     return _process
 
 
@@ -78,9 +80,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Watch:
-    """Notes what was read. Objects are compared by identity: an equal number of another type is a change.
+    """Notes objects that were read, to check later whether they have changed.
 
-    A container is noted with what it holds; what is in the containers therein must be noted as well.
+    Objects are compared by identity: an equal number of another type is a change. A container is noted with
+    its items; containers among these must be noted as well.
     """
 
     def __init__(self) -> None:
@@ -89,49 +92,49 @@ class Watch:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was read can be looked at again."""
+        """Whether everything that was read can be checked again."""
         return self._checks is not None
 
     def is_unchanged(self) -> bool:
-        """Whether all that was read is as it was."""
+        """Return whether nothing that was read has changed."""
         if self._checks is None:
             return False
         return all(check() for check in self._checks)
 
     def give_up(self) -> None:
-        """Something was read that cannot be looked at again."""
+        """Note that something was read that cannot be checked again."""
         self._checks = None
 
     def add(self, check: Callable[[], bool]) -> None:
-        """Something was read that is as it was if `check` says so."""
+        """Note something that is unchanged as long as `check` returns True."""
         if self._checks is not None:
             self._checks.append(check)
 
     def reading(self, read: Callable[[], Any], value: Any) -> None:
-        """`read` gave this object."""
+        """Note that `read` returned this object."""
         self.add(lambda: read() is value)
 
     def function(self, function: FunctionType) -> None:
-        """The code of a function and its defaults."""
+        """Note the code and the defaults of a function."""
         code, defaults = function.__code__, function.__defaults__
         self.add(lambda: function.__code__ is code and function.__defaults__ is defaults)
 
     def mapping(self, held: Mapping[str, Any]) -> None:
-        """A dictionary or the like, such as the attributes of an object."""
+        """Note a dictionary or another mapping, such as the attributes of an object."""
         if self._is_noted(held):
             return
         names, values = tuple(held), tuple(held.values())
         self.add(lambda: tuple(held) == names and all(map(is_, held.values(), values)))
 
     def sequence(self, held: list[Any]) -> None:
-        """A list."""
+        """Note a list."""
         if self._is_noted(held):
             return
         items = tuple(held)
         self.add(lambda: len(held) == len(items) and all(map(is_, held, items)))
 
     def members(self, held: set[Any]) -> None:
-        """A set, whose members stay alive in it."""
+        """Note a set, which keeps its members alive."""
         if self._is_noted(held):
             return
         items = tuple(held)
