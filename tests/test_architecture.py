@@ -61,13 +61,6 @@ def test_the_core_knows_no_framework() -> None:
     assert {(name(path), found) for path in core for found in set(imports(path)) & forbidden} == set()
 
 
-def test_the_core_knows_no_lab() -> None:
-    """Training and measuring may be left out of an installation."""
-    core = [path for path in SOURCES if not name(path).startswith("shared/ibidem_lab/")]
-
-    assert [name(path) for path in core if "ibidem_lab" in imports(path)] == []
-
-
 @pytest.mark.parametrize("library", DOORS)
 def test_heavy_libraries_have_one_door(library: str) -> None:
     """Who wants to replace Chroma or SQLAlchemy finds all of it in one place."""

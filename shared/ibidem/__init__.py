@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ibidem.matching.guards import Guard
     from ibidem.matching.policy import DocumentPolicy, Verifier
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Answer",

@@ -135,8 +135,8 @@ def _takes_any_text(parameter: Any) -> bool:
 
 def texts(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """All options and arguments of all commands that take any text, with how they are given."""
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from texts(inner, (*path, name))
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        yield from texts(command.get_command(None, name), (*path, name))
     for parameter in command.params:
         if _takes_any_text(parameter):
             yield path, parameter.opts[0] if parameter.param_type_name == "option" else ""
