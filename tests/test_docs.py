@@ -34,6 +34,20 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_the_modules_that_a_page_names_exist(page: Path) -> None:
+    """By the end of their paths: `matching/guards.py`."""
+    folders = ("shared", "integrations", "tests", "examples")
+    files = [
+        f"/{path.relative_to(ROOT).as_posix()}" for one in folders for path in (ROOT / one).rglob("*.py")
+    ]
+    named = re.findall(r"`([a-z0-9_/]+\.py)`", page.read_text("utf-8"))
+
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+
+
 def test_a_clone_is_five_lines_from_its_first_hit() -> None:
     """Of the README; what they run is in the repository, and hits."""
     readme = (ROOT / "README.md").read_text()
