@@ -33,8 +33,8 @@ class Recording:
 
     def __init__(self, core: ibidem.cache.SemanticCache) -> None:
         self.core = core
-        self.flights, self.single_flight = core.flights, core.single_flight
-        self.telemetry = core.telemetry
+        self._flights, self._single_flight = core._flights, core._single_flight
+        self._telemetry = core._telemetry
         self.looked_up: list[ibidem.Request] = []
         self.stored: list[ibidem.Request] = []
         self.hits: list[ibidem.Hit] = []

@@ -143,7 +143,8 @@ class Watched:
 
     def __init__(self, core: SemanticCache) -> None:
         self.core = core
-        self.flights, self.single_flight, self.telemetry = core.flights, core.single_flight, core.telemetry
+        self._flights, self._single_flight = core._flights, core._single_flight
+        self._telemetry = core._telemetry
         self.asked: list[str] = []
         self.stored: set[str] = set()
         self.rejected: list[str] = []
