@@ -21,7 +21,7 @@ from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
 from ibidem.opening import build_parts, read_arguments
 from ibidem.pickling import Opening
-from ibidem.pipeline import LookupPipeline, PendingRequest, StorePipeline
+from ibidem.pipeline import LookupPipeline, PendingRequest, StorePipeline, is_bypassed
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, EMPTY_SCOPE, bind_scope
@@ -145,7 +145,7 @@ class SemanticCache:
         require_seconds("max_age", max_age)
         if max_age is None and request.scope_context is not None:
             max_age = request.scope_context.max_age
-        if current_scope().bypass or request.bypassed:
+        if is_bypassed(request):
             return Miss(BYPASSED)
         started, now = time.perf_counter(), self._runtime.clock()
         private = request.semantic and self._admission.is_private(request.question)
@@ -204,7 +204,7 @@ class SemanticCache:
     def _store(
         self, request: Request, answer: Answer, ttl: float | None, labels: tuple[str, ...]
     ) -> Stored | Rejected:
-        if current_scope().bypass or request.bypassed:
+        if is_bypassed(request):
             return Rejected(BYPASSED)
         try:
             reason = self._stores.run(request, answer, self._runtime.clock(), ttl, labels)
@@ -472,7 +472,7 @@ class SemanticCache:
 
     def _log(self, request: Request, result: Hit | Miss) -> None:
         self._telemetry.record_lookup(request, result)
-        if current_scope().bypass or request.bypassed:
+        if is_bypassed(request):
             return
         question = self._admission.redacted(request.question)
         self._runtime.log_lookup(lookup_row(request, question, result, self._runtime.clock()))

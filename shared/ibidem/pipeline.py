@@ -265,6 +265,11 @@ class LookupCache(Protocol):
         """Store the answer."""
 
 
+def is_bypassed(request: Request) -> bool:
+    """Return whether the current scope, or that of the request, keeps it from the cache."""
+    return current().bypass or request.bypassed
+
+
 class PendingRequest:
     """A request that is looked up, waits for an identical one, or asks the model for all of them.
 
@@ -279,7 +284,7 @@ class PendingRequest:
         valid = isinstance(request, Request)  # the lookup refuses others
         self.request = freeze_scope(request) if valid else request
         self._cache = cache
-        bypassed = valid and (current().bypass or self.request.bypassed)
+        bypassed = valid and is_bypassed(self.request)
         self._timeout = 0.0 if bypassed else cache._single_flight
         self._deadline: float | None = None  # when it has waited enough; None if it did not wait
         self._since = 0

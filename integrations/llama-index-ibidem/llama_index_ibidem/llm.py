@@ -11,7 +11,7 @@ from llama_index.core.llms.llm import LLM
 from pydantic import PrivateAttr
 
 from ibidem.adapter.call import AdapterCache, CachedCall
-from ibidem.adapter.options import AdapterOptions, open_or_use
+from ibidem.adapter.options import AdapterOptions
 from ibidem.types import Answer
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.identity import identity
@@ -53,7 +53,6 @@ class CachedLLM(DelegatingLLM):
 
     _adapter: AdapterCache = PrivateAttr()
     _requests: RequestBuilder = PrivateAttr()
-    _owned: bool = PrivateAttr(default=False)
 
     def __init__(
         self,
@@ -72,8 +71,7 @@ class CachedLLM(DelegatingLLM):
         self._requests = RequestBuilder(
             AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
         )
-        self._owned = cache is None
-        self._adapter = AdapterCache(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
+        self._adapter = AdapterCache.of(cache, "LlamaIndex", owner=type(self).__name__, options=options)
         call_watcher.watch()
         STREAMS.hold(self._adapter)
 
@@ -101,8 +99,7 @@ class CachedLLM(DelegatingLLM):
 
     def close(self) -> None:
         """Close the cache if it was opened here; one that was passed in stays open."""
-        if self._owned:
-            self.cache.close()
+        if self._adapter.close():
             STREAMS.release(self._adapter)
 
     # The endpoints. They are not decorated: on a miss the model itself notifies LlamaIndex's handlers.

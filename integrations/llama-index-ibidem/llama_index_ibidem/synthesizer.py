@@ -21,7 +21,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from ibidem.adapter.call import AdapterCache, CachedCall, attempt
-from ibidem.adapter.options import AdapterOptions, open_or_use
+from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
@@ -107,8 +107,7 @@ class CachedSynthesizer(BaseSynthesizer):
         self._options = AdapterOptions(
             namespace, model_id=model_id, semantic=semantic, require_namespace=require_namespace
         )
-        self._owned = cache is None
-        self._adapter = AdapterCache(open_or_use(cache, options, type(self).__name__), "LlamaIndex")
+        self._adapter = AdapterCache.of(cache, "LlamaIndex", owner=type(self).__name__, options=options)
         call_watcher.watch()
         STREAMS.hold(self._adapter)
 
@@ -123,8 +122,7 @@ class CachedSynthesizer(BaseSynthesizer):
 
     def close(self) -> None:
         """Close the cache if it was opened here; one that was passed in stays open."""
-        if self._owned:
-            self.cache.close()
+        if self._adapter.close():
             STREAMS.release(self._adapter)
 
     def __copy__(self) -> CachedSynthesizer:
