@@ -53,6 +53,21 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def test_the_random_generator_of_the_program_is_left_alone() -> None:
+    """Who has seeded it expects his own numbers, whatever our threads do meanwhile."""
+    shared = {
+        (name(path), node.attr)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "random"
+        and node.attr not in {"Random", "SystemRandom"}
+    }
+
+    assert not shared, "draw from a random.Random or random.SystemRandom of your own"
+
+
 def test_the_core_knows_no_framework() -> None:
     """Nothing under shared/ imports a framework or an adapter."""
     forbidden = FRAMEWORKS | {"langchain_ibidem", "llama_index_ibidem"}

@@ -25,7 +25,7 @@ PAIRS = [
     for other in COLOURS
     for end in ("please", "never")
 ]
-SCHEDULE = Schedule(examples=3_200, batch=32, rate=3e-3, seed=3)
+SCHEDULE = Schedule(examples=3_200, batch=32, rate=3e-3, seed=3, warmup=6)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,33 @@ def test_a_killed_training_goes_on(tiny: Path, tmp_path: Path) -> None:
     found = network.scores(model, tokens, PAIRS)
     same = np.array([pair.same == 1 for pair in PAIRS])
     assert found[same].min() > found[~same].max()
-    assert list(tmp_path.iterdir()) == [tmp_path / "one.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"one.pt", "one.stable"}
+
+
+def test_a_longer_training_goes_on_before_the_cooldown(tiny: Path, tmp_path: Path) -> None:
+    """And sees what it would have seen from the start."""
+    shorter = replace(SCHEDULE, examples=1_600)
+    said: list[str] = []
+    trained(tiny, tmp_path / "one.pt", print, shorter)
+    model, tokens = trained(tiny, tmp_path / "one.pt", said.append)
+    assert said[0].startswith("step 48 of 100"), "37 are done"
+    whole, _ = trained(tiny, tmp_path / "other.pt")
+    found, expected = (network.scores(one, tokens, PAIRS) for one in (model, whole))
+    same = np.array([pair.same == 1 for pair in PAIRS])
+    assert found[same].min() > found[~same].max()
+    assert np.corrcoef(found, expected)[0, 1] > 0.99
+
+    trained(tiny, tmp_path / "one.pt", said.append, shorter)
+    assert said[-1].startswith("step 50 of 50"), "what is kept is beyond its cooldown"
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    schedule = Schedule(examples=32_000, warmup=10, cooldown=0.25)
+    factors = [schedule.factor(step) for step in range(schedule.steps)]
+    assert factors == sorted(factors[:750]) + sorted(factors[750:], reverse=True)
+    assert factors[0] < 0.1
+    assert set(factors[10:750]) == {1.0}
+    assert 0 < factors[-1] < 0.01
 
 
 def test_a_checkpoint_of_another_training_is_not_used(tiny: Path, tmp_path: Path) -> None:

@@ -69,8 +69,6 @@ def test_no_message_of_a_driver_quotes_it(more: str, url: str) -> None:
     assert SECRET not in redact_secrets(f'invalid sslmode value: "{secret}" in {written}', written)
 
 
-# The thread that tries a server again waits for a random time, perhaps while the next URL is drawn.
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @given(urls())
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_unusable_url_is_a_storage_error_without_its_password(tmp_path: Path, url: str) -> None:

@@ -17,6 +17,8 @@ JITTER = 0.25  # pauses vary by this share, so that processes do not all probe a
 CALM_SECONDS = 10.0  # a server that fails again sooner keeps the pauses that it had reached
 IDLE_SECONDS = 300.0  # without a call for this long, probing stops; the next call resumes it
 
+_draw = random.SystemRandom()  # the module's own generator is the program's, which may have seeded it
+
 
 class CircuitState:
     """Whether calls pass (`closed`), and when the next probe is `due`.
@@ -26,7 +28,7 @@ class CircuitState:
         draw: Returns a random number from 0 to 1.
     """
 
-    def __init__(self, *, closed: bool, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, *, closed: bool, draw: Callable[[], float] = _draw.random) -> None:
         self.closed, self.due = closed, 0.0
         self._draw = draw
         self._failures = 0

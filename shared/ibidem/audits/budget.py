@@ -25,7 +25,7 @@ from overran it.
 from __future__ import annotations
 
 import math
-import random as system_random
+import random
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -62,6 +62,8 @@ SHARE_DEVIATIONS = 5.0  # so far below the usual share, and below half of it, is
 
 REBIN_FIRST, REBIN_MIN, REBIN_MAX = 50, 50, 500  # scores until the edges are computed again
 
+_draw = random.SystemRandom().random  # the module's own generator is the program's, which may have seeded it
+
 
 def poisson_upper(wrong: float, judged: float) -> float:
     """Compute a 98 % upper bound of a small rate from `wrong` of `judged` (Wilson-Hilferty)."""
@@ -83,7 +85,7 @@ class Budget:
         *,
         max_error_rate: float,
         audit_rate: float,
-        random: Callable[[], float] = system_random.random,
+        random: Callable[[], float] = _draw,
     ) -> None:
         self.max_error_rate, self.audit_rate = max_error_rate, audit_rate
         self.threshold = math.inf  # least score that is served; infinite while nothing is
@@ -103,7 +105,7 @@ class Budget:
         *,
         max_error_rate: float,
         audit_rate: float,
-        random: Callable[[], float] = system_random.random,
+        random: Callable[[], float] = _draw,
     ) -> Budget:
         """Restore a budget from its judgements, oldest first.
 

@@ -34,6 +34,7 @@ _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
 _UNAVAILABLE_CODES = ("57P01", "57P02", "57P03", "53300")
 _warned = False  # of a damaged row
+_draw = random.SystemRandom()  # the module's own generator is the program's, which may have seeded it
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -418,7 +419,7 @@ def _begin_immediate(db: sa.Connection) -> None:
             except sa.exc.OperationalError as error:
                 if "locked" not in str(error.orig) or time.monotonic() > until:
                     raise
-            time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - no secret
+            time.sleep(_draw.uniform(0.001, 0.01))
     finally:
         connection.execute(_BUSY_TIMEOUT).close()
 

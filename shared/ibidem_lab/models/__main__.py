@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ibidem_lab.models import base, encoder, teacher, verifier
@@ -47,6 +48,7 @@ class Steps:
         tokens, pairs = Tokens(self._mpnet), labelled_pairs(self.groups, self.workloads)
         say(f"{len(pairs):,} labelled pairs, {np.mean([pair.same for pair in pairs]):.0%} the same")
         for seed in self.seeds:
+            torch.manual_seed(seed)
             model = CrossEncoder(self._mpnet)
             schedule = self._schedule(400_000, 32, 4e-5, seed)
             teacher.train_cross_encoder(
