@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import gc
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import httpx
 import pytest
@@ -304,6 +306,26 @@ def test_a_formatting_function_may_change_what_it_gets() -> None:
 
     llm = Plain(messages_to_prompt=in_tags)
     assert identity(llm) == identity(llm)
+
+
+def test_what_a_formatting_function_refers_to_counts_as_it_is_now() -> None:
+    """It is not read again for every call, but whenever it or its surroundings have changed."""
+    limits = {"words": 10}
+    llm = Plain(completion_to_prompt=lambda prompt: prompt if len(prompt) < 5 else str(limits["words"]))
+    before = identity(llm)
+    assert identity(llm) == before
+    limits["words"] = 20
+    assert identity(llm) != before
+
+
+def test_a_formatting_function_is_not_kept_alive() -> None:
+    """Programs that make models in a loop do not grow."""
+    llm = Plain(messages_to_prompt=lambda messages: f"{len(messages)} messages")
+    living = ref(llm.messages_to_prompt)
+    identity(llm)
+    del llm
+    gc.collect()
+    assert living() is None
 
 
 def test_a_formatting_function_gets_a_list() -> None:

@@ -16,7 +16,7 @@ from llama_index.core.response_synthesizers.context_only import ContextOnly
 from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.types import BaseOutputParser
 
-from ibidem.adapter.model_state import OPERATIONAL, Rules, state_of, values_of
+from ibidem.adapter.model_state import OPERATIONAL, Rules, function_state, state_of, values_of
 from ibidem.errors import NotCacheable
 from ibidem.types import digest
 from llama_index_ibidem.delegation import DelegatingLLM
@@ -95,7 +95,7 @@ def _effect(form: Callable[[Any], str] | None, samples: Callable[[], list[Any]])
             break
         except Exception:  # noqa: S112 - templates of some models allow no system message
             continue
-    return [values_of({"function": form}, lenient=True), made]
+    return [{"function": function_state(form)}, made]
 
 
 def _conversation() -> list[Any]:

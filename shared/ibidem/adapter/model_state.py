@@ -16,13 +16,14 @@ import re
 import threading
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property, lru_cache, partial
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter
@@ -32,6 +33,8 @@ from ibidem.adapter.code_digest import CodeReader, counted_in, name_of, own_clas
 from ibidem.adapter.object_identity import Watch, process, token_of
 from ibidem.errors import NotCacheable
 from ibidem.types import digest
+
+State = TypeVar("State")
 
 #: Settings of models in any framework that change when an answer comes, how often it is tried or who is told
 #: of it, not what it says. Frameworks have more of them.
@@ -88,15 +91,15 @@ def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
     Raises:
         NotCacheable: It holds itself.
     """
-    known = _read.get(id(model))
-    way = (rules, lenient, process())
-    if known is not None and known.model() is model and known.way == way and known.watch.is_unchanged():
-        return known.text
-    walk = _Walk(rules, lenient=lenient)
-    text = json.dumps(walk.model(model))
-    if walk.watch.is_whole:
-        _read[id(model)] = _Read(weakref.ref(model, partial(_forget, id(model))), way, walk.watch, text)
-    return text
+    return _read_once(model, (rules, lenient), lambda walk: json.dumps(walk.model(model)))
+
+
+def function_state(function: Callable[..., Any]) -> Any:
+    """Return the program's own code behind a function as JSON values, read again only if it has changed.
+
+    What could only be compared by identity counts by its class.
+    """
+    return _read_once(function, (None, True), lambda walk: walk.value(function))
 
 
 def values_of(given: Mapping[str, Any], rules: Rules | None = None, *, lenient: bool = False) -> Any:
@@ -113,20 +116,35 @@ def values_of(given: Mapping[str, Any], rules: Rules | None = None, *, lenient: 
 
 
 class _Read(NamedTuple):
-    """A model that was read, and in which way."""
+    """An object that was read, in which way, and what was made of it."""
 
-    model: weakref.ref[BaseModel]
+    thing: weakref.ref[Any]
     way: tuple[Any, ...]
     watch: Watch
-    text: str
+    state: Any
 
 
 _read: dict[int, _Read] = {}
 
 
-def _forget(number: int, gone: weakref.ref[BaseModel]) -> None:
+def _read_once(thing: Any, way: tuple[Rules | None, bool], read: Callable[[_Walk], State]) -> State:
+    """Return what `read` makes of an object, in a walk with these rules, lenient or not."""
+    known, now = _read.get(id(thing)), (*way, process())
+    if known is not None and known.thing() is thing and known.way == now and known.watch.is_unchanged():
+        found: State = known.state
+        return found
+    rules, lenient = way
+    walk = _Walk(rules, lenient=lenient)
+    state = read(walk)
+    if walk.watch.is_whole:
+        with suppress(TypeError):  # an object that cannot be referred to weakly is read every time
+            _read[id(thing)] = _Read(weakref.ref(thing, partial(_forget, id(thing))), now, walk.watch, state)
+    return state
+
+
+def _forget(number: int, gone: weakref.ref[Any]) -> None:
     # Called by the garbage collector, maybe in the midst of anything: no lock is taken here.
-    if (known := _read.get(number)) is not None and known.model is gone:
+    if (known := _read.get(number)) is not None and known.thing is gone:
         _read.pop(number, None)
 
 

@@ -115,9 +115,14 @@ class Watch:
         self.add(lambda: read() is value)
 
     def function(self, function: FunctionType) -> None:
-        """Note the code and the defaults of a function."""
-        code, defaults = function.__code__, function.__defaults__
-        self.add(lambda: function.__code__ is code and function.__defaults__ is defaults)
+        """Note the code and the defaults of a function, which is not kept alive."""
+        living, code, defaults = weakref.ref(function), function.__code__, function.__defaults__
+
+        def is_unchanged() -> bool:
+            known = living()
+            return known is not None and known.__code__ is code and known.__defaults__ is defaults
+
+        self.add(is_unchanged)
 
     def mapping(self, held: Mapping[str, Any]) -> None:
         """Note a dictionary or another mapping, such as the attributes of an object."""
