@@ -106,75 +106,82 @@ class CachedLLM(DelegatingLLM):
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Return the stored answer to these messages, or ask the model."""
-        call = self._chat_call(messages, kwargs)
-        if (found := call.lookup()) is not None:
-            return self._replay(found).chat(messages, **kwargs)
-        with call:
-            return self._store(call, self._model.chat(messages, **kwargs))
+        return self._whole("chat", self._chat_call(messages, kwargs), messages, kwargs)
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`; the cache works in a thread."""
-        call = self._chat_call(messages, kwargs)
-        if (found := await call.alookup()) is not None:
-            return await self._replay(found).achat(messages, **kwargs)
-        with call:
-            return await self._astore(call, await self._model.achat(messages, **kwargs))
+        return await self._awhole("achat", self._chat_call(messages, kwargs), messages, kwargs)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:  # type: ignore[override]
         """As `chat`, streamed. The model's answer is stored when its last chunk was read."""
-        call = self._chat_call(messages, kwargs)
-        if (found := call.lookup()) is not None:
-            return call.replay(self._replay(found).stream_chat(messages, **kwargs))
-        with call:
-            return call.record(self._model.stream_chat(messages, **kwargs), self._accumulator(call))
+        return self._stream("stream_chat", self._chat_call(messages, kwargs), messages, kwargs)
 
     async def astream_chat(  # type: ignore[override]
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
         """As `stream_chat`; the cache works in a thread."""
-        call = self._chat_call(messages, kwargs)
-        if (found := await call.alookup()) is not None:
-            return call.replay(await self._replay(found).astream_chat(messages, **kwargs))
-        with call:
-            return call.arecord(await self._model.astream_chat(messages, **kwargs), self._accumulator(call))
+        return await self._astream("astream_chat", self._chat_call(messages, kwargs), messages, kwargs)
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Return the stored answer to this prompt, or ask the model."""
         call = self._completion_call(prompt, formatted, kwargs)
-        if (found := call.lookup()) is not None:
-            return self._replay(found).complete(prompt, **kwargs)
-        with call:
-            return self._store(call, self._model.complete(prompt, **_if_set(formatted), **kwargs))
+        return self._whole("complete", call, prompt, _with(formatted, kwargs))
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As `complete`; the cache works in a thread."""
         call = self._completion_call(prompt, formatted, kwargs)
-        if (found := await call.alookup()) is not None:
-            return await self._replay(found).acomplete(prompt, **kwargs)
-        with call:
-            response = await self._model.acomplete(prompt, **_if_set(formatted), **kwargs)
-            return await self._astore(call, response)
+        return await self._awhole("acomplete", call, prompt, _with(formatted, kwargs))
 
     def stream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> Iterator[CompletionResponse]:
         """As `complete`, streamed. The model's answer is stored when its last chunk was read."""
         call = self._completion_call(prompt, formatted, kwargs)
-        if (found := call.lookup()) is not None:
-            return call.replay(self._replay(found).stream_complete(prompt, **kwargs))
-        with call:
-            stream = self._model.stream_complete(prompt, **_if_set(formatted), **kwargs)
-            return call.record(stream, self._accumulator(call))
+        return self._stream("stream_complete", call, prompt, _with(formatted, kwargs))
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
         """As `stream_complete`; the cache works in a thread."""
         call = self._completion_call(prompt, formatted, kwargs)
-        if (found := await call.alookup()) is not None:
-            return call.replay(await self._replay(found).astream_complete(prompt, **kwargs))
+        return await self._astream("astream_complete", call, prompt, _with(formatted, kwargs))
+
+    def _whole(
+        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
+    ) -> Response:
+        if (found := call.lookup()) is not None:
+            return self._replay(found).whole(asked, given)
         with call:
-            stream = await self._model.astream_complete(prompt, **_if_set(formatted), **kwargs)
+            response: Response = getattr(self._model, endpoint)(asked, **given)
+            call.store(partial(self._answer, response, call.seconds), response)
+            return response
+
+    async def _awhole(
+        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
+    ) -> Response:
+        if (found := await call.alookup()) is not None:
+            return await self._replay(found).awhole(asked, given)
+        with call:
+            response: Response = await getattr(self._model, endpoint)(asked, **given)
+            await call.astore(partial(self._answer, response, call.seconds), response)
+            return response
+
+    def _stream(
+        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
+    ) -> Iterator[Response]:
+        if (found := call.lookup()) is not None:
+            return call.replay(self._replay(found).stream(asked, given))
+        with call:
+            stream = getattr(self._model, endpoint)(asked, **given)
+            return call.record(stream, self._accumulator(call))
+
+    async def _astream(
+        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
+    ) -> AsyncIterator[Response]:
+        if (found := await call.alookup()) is not None:
+            return call.replay(await self._replay(found).astream(asked, given))
+        with call:
+            stream = await getattr(self._model, endpoint)(asked, **given)
             return call.arecord(stream, self._accumulator(call))
 
     def __enter__(self) -> CachedLLM:
@@ -201,14 +208,6 @@ class CachedLLM(DelegatingLLM):
     def _replay(self, response: Response) -> Replay[Response]:
         return Replay(self.callback_manager, self.llm, response)
 
-    def _store(self, call: CachedCall[Response], response: Response) -> Response:
-        call.store(partial(self._answer, response, call.seconds), response)
-        return response
-
-    async def _astore(self, call: CachedCall[Response], response: Response) -> Response:
-        await call.astore(partial(self._answer, response, call.seconds), response)
-        return response
-
     def _answer(self, response: ChatResponse | CompletionResponse, seconds: float) -> Answer:
         metadata = ResponseMetadata.of(response).finalize()
         return encode(response, metadata, model=self.llm.metadata.model_name, seconds=seconds)
@@ -221,6 +220,6 @@ class CachedLLM(DelegatingLLM):
         )
 
 
-def _if_set(formatted: bool) -> dict[str, bool]:
-    """Return the argument unless it has its default value: models need not know it."""
-    return {"formatted": True} if formatted else {}
+def _with(formatted: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """Add the argument unless it has its default value: models need not know it."""
+    return {"formatted": True, **given} if formatted else given

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import Any, Generic
 
-from llama_index.core.base.llms.types import ChatMessage, CompletionResponse
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
@@ -43,6 +43,8 @@ class Replay(Generic[Response]):
     def __init__(self, callback_manager: CallbackManager, model: LLM, response: Response) -> None:
         self.callback_manager, self._model = callback_manager, model
         self._response: Response = response
+        chat = isinstance(response, ChatResponse)
+        self._decorated = llm_chat_callback() if chat else llm_completion_callback()
 
     def to_payload(self) -> dict[str, Any]:
         """Describe the model for events."""
@@ -52,73 +54,25 @@ class Replay(Generic[Response]):
         """Describe the model for events of LlamaIndex before 0.14.23."""
         return self._model.to_dict()
 
-    def chat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
-        """As the model's `chat`."""
-        self._chat(messages, **given)
+    def whole(self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]) -> Response:
+        """Repeat the response to these messages, or to this prompt, with these arguments."""
+        self._decorated(_returning(self._with_counts(self._response)))(self, asked, **given)
         return self._response
 
-    async def achat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
-        """As the model's `achat`."""
-        await self._achat(messages, **given)
+    async def awhole(self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]) -> Response:
+        """As `whole`."""
+        await self._decorated(_areturning(self._with_counts(self._response)))(self, asked, **given)
         return self._response
 
-    def stream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> Iterator[Response]:
-        """As the model's `stream_chat`."""
-        return self._plain(self._stream_chat(messages, **given))
+    def stream(self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]) -> Iterator[Response]:
+        """As `whole`, streamed."""
+        return self._plain(self._decorated(_returning(self._chunks()))(self, asked, **given))
 
-    async def astream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> AsyncIterator[Response]:
-        """As the model's `astream_chat`."""
-        return self._aplain(await self._astream_chat(messages, **given))
-
-    def complete(self, prompt: str, **given: Any) -> Response:
-        """As the model's `complete`."""
-        self._complete(prompt, **given)
-        return self._response
-
-    async def acomplete(self, prompt: str, **given: Any) -> Response:
-        """As the model's `acomplete`."""
-        await self._acomplete(prompt, **given)
-        return self._response
-
-    def stream_complete(self, prompt: str, **given: Any) -> Iterator[Response]:
-        """As the model's `stream_complete`."""
-        return self._plain(self._stream_complete(prompt, **given))
-
-    async def astream_complete(self, prompt: str, **given: Any) -> AsyncIterator[Response]:
-        """As the model's `astream_complete`."""
-        return self._aplain(await self._astream_complete(prompt, **given))
-
-    @llm_chat_callback()
-    def _chat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
-        return self._with_counts(self._response)
-
-    @llm_chat_callback()
-    async def _achat(self, messages: Sequence[ChatMessage], **given: Any) -> Response:
-        return self._with_counts(self._response)
-
-    @llm_chat_callback()
-    def _stream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> Iterator[Response]:
-        return self._chunks()
-
-    @llm_chat_callback()
-    async def _astream_chat(self, messages: Sequence[ChatMessage], **given: Any) -> AsyncIterator[Response]:
-        return self._achunks()
-
-    @llm_completion_callback()
-    def _complete(self, prompt: str, **given: Any) -> Response:
-        return self._with_counts(self._response)
-
-    @llm_completion_callback()
-    async def _acomplete(self, prompt: str, **given: Any) -> Response:
-        return self._with_counts(self._response)
-
-    @llm_completion_callback()
-    def _stream_complete(self, prompt: str, **given: Any) -> Iterator[Response]:
-        return self._chunks()
-
-    @llm_completion_callback()
-    async def _astream_complete(self, prompt: str, **given: Any) -> AsyncIterator[Response]:
-        return self._achunks()
+    async def astream(
+        self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]
+    ) -> AsyncIterator[Response]:
+        """As `stream`."""
+        return self._aplain(await self._decorated(_areturning(self._achunks()))(self, asked, **given))
 
     def _chunks(self) -> Iterator[Response]:
         yield from map(self._with_counts, chunks_of(self._response))
@@ -137,6 +91,18 @@ class Replay(Generic[Response]):
     async def _aplain(self, stream: AsyncIterator[Response]) -> AsyncIterator[Response]:
         async for chunk in stream:
             yield chunk.model_copy(update={"raw": self._response.raw})
+
+
+def _returning(result: Any) -> Callable[..., Any]:
+    """Return an endpoint that gives this result; `_areturning` an async one."""
+    return lambda *args, **kwargs: result
+
+
+def _areturning(result: Any) -> Callable[..., Any]:
+    async def endpoint(*args: Any, **kwargs: Any) -> Any:
+        return result
+
+    return endpoint
 
 
 def stream_of(text: str) -> Generator[str, None, None]:
