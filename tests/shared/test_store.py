@@ -215,7 +215,8 @@ def test_lookups_use_indexes(store: Store, tmp_path: Path) -> None:
     def listen(connection, *_rest) -> None:
         connection.set_trace_callback(statements.append)
 
-    sqlalchemy.event.listen(store._engine, "checkout", listen)
+    sqlalchemy.event.listen(store._engine, "connect", listen)
+    store._engine.dispose()
     store.entries.get("x")
     store.entries.near(["x", "y"], namespace="", scope="s", embedder="e", documents="d")
     store.entries.kind_in_scope("", "s")

@@ -90,7 +90,10 @@ def _engine_options(url: str) -> dict[str, Any]:
 
 def close_engine(engine: sa.Engine) -> None:
     """Close all connections; those in use are closed when they are returned."""
-    sa.event.listen(engine.pool, "checkin", _close_returned)
+    if isinstance(engine.pool, FilePool):
+        engine.pool.max_idle = 0
+    else:
+        sa.event.listen(engine.pool, "checkin", _close_returned)
     engine.dispose()
 
 
@@ -183,7 +186,7 @@ class _Compiled:
 
 
 class Prepared:
-    """A SELECT that is run with other values each time; on SQLite by its own driver, for speed.
+    """A SELECT that is run with other values each time; on a SQLite file by its driver, for speed.
 
     Args:
         statement: With `bindparam`s, none of them expanding. Its columns must need no conversion but that of
@@ -196,35 +199,23 @@ class Prepared:
 
     def rows(self, engine: sa.Engine, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """Return all rows, columns in the order of the statement; errors are `StorageError`."""
-        if engine.dialect.name != "sqlite":
+        pool = engine.pool
+        if not isinstance(pool, FilePool):
             with reading(engine) as db:
                 return db.execute(self._statement, values).all()
         compiled = self._compiled or self._compile(engine.dialect)
         parameters = {**compiled.fixed, **values}
-        return _fetch_from_sqlite(engine, compiled.sql, [parameters[name] for name in compiled.names])
+        try:
+            return pool.select(compiled.sql, [parameters[name] for name in compiled.names])
+        except sqlite3.OperationalError as error:  # busy, or the disk
+            raise StorageUnavailable(str(error)) from error
+        except sqlite3.Error as error:
+            raise StorageError(str(error)) from error
 
     def _compile(self, dialect: sa.Dialect) -> _Compiled:
         compiled: Any = self._statement.compile(dialect=dialect)
         self._compiled = _Compiled(str(compiled), tuple(compiled.positiontup), dict(compiled.params))
         return self._compiled
-
-
-def _fetch_from_sqlite(engine: sa.Engine, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
-    try:
-        pooled = engine.raw_connection()
-        try:
-            # It is None only after `close`, when the connection was closed under us.
-            execute: Callable[..., Any] = pooled.dbapi_connection.execute  # type: ignore[union-attr]
-            rows: list[tuple[Any, ...]] = execute(sql, values).fetchall()
-        finally:
-            pooled.close()
-    except sqlite3.OperationalError as error:  # busy, or the disk
-        raise StorageUnavailable(str(error)) from error
-    except sqlite3.Error as error:
-        raise StorageError(str(error)) from error
-    except sa.exc.SQLAlchemyError as error:
-        raise StorageUnavailable(str(getattr(error, "orig", None) or error)) from error
-    return rows
 
 
 # Damaged rows.
@@ -319,6 +310,20 @@ class FilePool(sa.Pool):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._free: deque[Any] = deque()  # its `pop` and `append` need no lock
+        self.max_idle = IDLE_CONNECTIONS
+
+    def select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return all rows of a SELECT; errors are the driver's.
+
+        Without SQLAlchemy's checkout, which takes as long as the statement: there is no transaction to roll
+        back.
+        """
+        record = self._do_get()
+        try:
+            rows: list[tuple[Any, ...]] = record.get_connection().execute(sql, values).fetchall()
+        finally:
+            self._do_return_conn(record)
+        return rows
 
     def _do_get(self) -> Any:
         try:
@@ -327,7 +332,7 @@ class FilePool(sa.Pool):
             return self._create_connection()
 
     def _do_return_conn(self, record: Any) -> None:
-        if len(self._free) < IDLE_CONNECTIONS:
+        if len(self._free) < self.max_idle:
             self._free.append(record)
         else:
             record.close()
@@ -335,7 +340,7 @@ class FilePool(sa.Pool):
     def recreate(self) -> FilePool:
         """Return an empty pool with the same settings."""
         self.logger.info("Pool recreating")
-        return type(self)(
+        pool = type(self)(
             self._creator,
             recycle=self._recycle,
             echo=self.echo,
@@ -345,6 +350,8 @@ class FilePool(sa.Pool):
             _dispatch=self.dispatch,
             dialect=self._dialect,
         )
+        pool.max_idle = self.max_idle
+        return pool
 
     def dispose(self) -> None:
         """Close the idle connections."""
