@@ -17,6 +17,7 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.lifecycle.rules import Admission, Lifetime
+from ibidem.matching.decisions import PairDecision, decide_pairs
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
 from ibidem.opening import build_parts, read_arguments
@@ -92,6 +93,7 @@ class SemanticCache:
         self.examples = ExampleLog(
             runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples
         )
+        self._verifier, self._guards = verifier, guards
         self._lookups = LookupPipeline(runtime, policy, auditor, lifetime, verifier, guards)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
@@ -252,6 +254,34 @@ class SemanticCache:
             with suppress(CacheClosed):
                 await in_thread(pending.store, answer)
         return answer
+
+    def decide(self, pairs: Iterable[tuple[str, str]], *, namespace: str = "") -> list[PairDecision]:
+        """Say for each pair of a stored question and one asked whether the answer would be repeated.
+
+        Nothing is stored, logged or learned, and no model is asked: for trying the cache on pairs of your own
+        (`ibidem decide` does it with a file). With audits, the threshold is what the budget of the namespace
+        has come to so far.
+
+        Raises:
+            InvalidInput: One is no pair of questions.
+            EmbedderUnavailable: The embedder does not work.
+            StorageError: The judgements of audits cannot be read.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        index, policy = self._runtime.semantic_index, self.policy
+        verifier = self._verifier or index.scorer
+        if self._auditor is not None:
+            least = max(policy.threshold, self._auditor.threshold(namespace, verifier.name))
+            policy = replace(policy, threshold=least)
+        return decide_pairs(
+            pairs,
+            embedder=index.embedder,
+            policy=policy,
+            verifier=verifier,
+            guards=self._guards,
+            is_private=self._admission.is_private,
+        )
 
     def invalidate(
         self,

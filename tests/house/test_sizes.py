@@ -15,8 +15,8 @@ from tests.house.imports import FOLDERS, ROOT, modules_in
 SIZES = {
     ("ibidem", "modules"): 104,
     ("ibidem", "lines"): 21_846,
-    ("ibidem_lab", "modules"): 68,
-    ("ibidem_lab", "lines"): 9_256,
+    ("ibidem_lab", "modules"): 70,  # two more than before for `ibidem decide`
+    ("ibidem_lab", "lines"): 9_640,
     ("langchain_ibidem", "modules"): 14,
     ("langchain_ibidem", "lines"): 3_221,
     ("llama_index_ibidem", "modules"): 16,

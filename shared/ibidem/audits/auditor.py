@@ -78,6 +78,14 @@ class Auditor:
             self._log.await_answer(PendingAudit(request.key, row, candidate.entry.answer.text, self._compare))
         return decision
 
+    def threshold(self, namespace: str, scorer: str) -> float:
+        """Return the least score that is served in a namespace now, infinity while nothing is.
+
+        Raises:
+            StorageError: The judgements cannot be read.
+        """
+        return self._log.threshold(AuditPolicy(namespace, self._max_error_rate, self._audit_rate, scorer))
+
     def record_answer(self, request: Request, fresh: Answer | None) -> None:
         """Compare a pending audit with the model's answer, in the background; None cancels it."""
         self._log.record_answer(request.key, fresh)

@@ -160,6 +160,15 @@ class JudgementLog:
             self._background.wake()
         return decision
 
+    def threshold(self, policy: AuditPolicy) -> float:
+        """Return the least score that the budget of this policy serves, infinity while it serves none.
+
+        Raises:
+            StorageError: The judgements of this namespace cannot be read.
+        """
+        with self._lock:
+            return self._state(policy).budget.threshold
+
     def _state(self, policy: AuditPolicy) -> _BudgetState:
         """Return the budget of a policy, restored from judgements if needed. The caller holds the lock."""
         state = self._budgets.get(policy)

@@ -1,0 +1,166 @@
+"""`ibidem decide`: what this cache would do with pairs of questions from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import ibidem
+from ibidem.cache import SemanticCache
+from ibidem.cli.output import (
+    DatabaseOption,
+    PathOption,
+    err,
+    out,
+    require_cache,
+    sentences,
+    settings_of,
+    text_option,
+)
+from ibidem.matching.decisions import PairDecision
+from ibidem_lab.decisions import (
+    DecisionReport,
+    LabelledPair,
+    read_labelled_pairs,
+    report_decisions,
+)
+
+REASONS = {
+    "below_threshold": "not sure enough",
+    "question_too_long": "a question is too long to be compared",
+    "question_not_covered": "a question is in letters that the embedder cannot read",
+    "question_hides_text": "a question holds characters that nobody sees",
+    "question_private": "redact would change a question",
+}
+
+Pairs = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PAIRS",
+        help='JSON lines, or .csv with a header: "a" (stored), "b" (asked) and, if known, "same".',
+    ),
+]
+MaxErrorRate = Annotated[
+    float | None,
+    typer.Option("--max-error-rate", help="Instead of the cache's own: the share of hits that may be wrong."),
+]
+Threshold = Annotated[float | None, typer.Option("--threshold", help="Instead: the least score of a hit.")]
+Namespace = Annotated[
+    str, text_option("--namespace", help="Whose audits set the threshold, where there are audits.")
+]
+
+
+def decide_pairs(
+    pairs: Pairs,
+    max_error_rate: MaxErrorRate = None,
+    threshold: Threshold = None,
+    namespace: Namespace = "",
+    path: PathOption = None,
+    database: DatabaseOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each pair.")] = False,
+) -> None:
+    """Say for pairs of questions whether the answer to one would be repeated for the other, and why not.
+
+    With labels also: how many of the same and of the different are served. Without a cache yet, the defaults
+    decide. Nothing is stored.
+    """
+    with sentences():
+        given = read_labelled_pairs(pairs)
+        with (
+            _cache(path, database, max_error_rate=max_error_rate, threshold=threshold) as cache,
+            err.status(f"Comparing {len(given):,} pairs"),
+        ):
+            decisions = cache.decide(((one.stored, one.asked) for one in given), namespace=namespace)
+            allowed = _error_rate(cache, max_error_rate)
+    if as_json:
+        for pair, decision in zip(given, decisions, strict=True):
+            print(_line(pair, decision))  # noqa: T201 - for programs: no wrapping, no colours
+    else:
+        report = report_decisions(decisions, [pair.same for pair in given], allowed)
+        out.print(_table(report, pairs.name))
+        for note in _notes(report):
+            out.print(note)
+
+
+@contextmanager
+def _cache(path: Path | None, database: str | None, **given: float | None) -> Iterator[SemanticCache]:
+    """The cache in this place; if none was named and there is none yet, a new one that is gone afterwards."""
+    settings = settings_of(path, database)
+    if path is not None or database is not None or settings.database or settings.database_file.is_file():
+        require_cache(settings)
+        with ibidem.open(path, database=database, **given) as cache:  # type: ignore[arg-type]
+            yield cache
+    else:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            ibidem.open(folder, **given) as cache,  # type: ignore[arg-type]
+        ):
+            yield cache
+
+
+def _error_rate(cache: SemanticCache, given: float | None) -> float:
+    """The share of wrong hits that the cache allows."""
+    opened = cache.opened_with
+    return given or (opened[0].max_error_rate if opened else 0.02)
+
+
+def _line(pair: LabelledPair, decision: PairDecision) -> str:
+    score, similarity = (
+        None if math.isnan(value) else round(value, 4) for value in (decision.score, decision.similarity)
+    )
+    told: dict[str, Any] = {
+        "a": pair.stored,
+        "b": pair.asked,
+        "same": pair.same,
+        "served": decision.served,
+        "score": score,
+        "similarity": similarity,
+        "reason": decision.reason,
+        **pair.extra,
+    }
+    return json.dumps(told, ensure_ascii=True)
+
+
+def _table(report: DecisionReport, name: str) -> Table:
+    table = Table("", "pairs", "the same", "different", title=f"{report.pairs:,} pairs of {name}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    different = report.labelled - report.same
+    table.add_row("all", *_counts(report.pairs, report.same, different, report.labelled))
+    served = (str(report.served_same), str(report.served_different)) if report.labelled else ("", "")
+    table.add_row("served", f"{report.served:,}", *served)
+    for reason, refused in report.reasons.items():
+        table.add_row(f"  not: {_said(reason)}", *_counts(*refused, report.labelled))
+    return table
+
+
+def _counts(pairs: int, same: int, different: int, labelled: int) -> tuple[str, str, str]:
+    return (f"{pairs:,}", f"{same:,}", f"{different:,}") if labelled else (f"{pairs:,}", "", "")
+
+
+def _notes(report: DecisionReport) -> Iterator[str]:
+    """What else is to be said of labelled pairs."""
+    if not report.labelled:
+        return
+    if report.served:
+        yield f"Wrong per hit, among these pairs: {report.wrong_per_hit}."
+    if not math.isnan(report.auc):
+        yield f"AUC of the score, guards aside: {report.auc:.3f}."
+    wanted = f"at most {report.max_error_rate:.1%} wrong per hit, among these pairs"
+    if report.threshold is None:
+        yield f"No threshold has {wanted}."
+    else:
+        yield f"threshold={report.threshold:.4f} has {wanted}; it serves {report.served_at} of the same."
+
+
+def _said(reason: str) -> str:
+    kind, _, guard = reason.partition(":")
+    return f"guard {guard}" if kind == "guard" else REASONS.get(reason, reason)
