@@ -25,7 +25,7 @@ from ibidem.pickling import Opening
 from ibidem.pipeline import LookupPipeline, PendingRequest, StorePipeline, is_bypassed
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
-from ibidem.scope import BYPASSED, EMPTY_SCOPE, bind_scope
+from ibidem.scope import BYPASSED, EMPTY_SCOPE, freeze_scope
 from ibidem.scope import current as current_scope
 from ibidem.settings import Settings
 from ibidem.stats import Stats
@@ -132,10 +132,12 @@ class SemanticCache:
             CacheClosed: The cache was closed.
         """
         self._ready(request)
-        asked = request if current_scope() is EMPTY_SCOPE else bind_scope(request)
-        with self._telemetry.start_lookup(asked) as span:
-            result = span.set_result(self._search(asked, max_age))
-        self._log(asked, result)
+        require_seconds("max_age", max_age)
+        if current_scope() is not EMPTY_SCOPE:
+            request = freeze_scope(request)
+        with self._telemetry.start_lookup(request) as span:
+            result = span.set_result(self._search(request, max_age))
+        self._log(request, result)
         return result
 
     async def alookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
@@ -143,12 +145,10 @@ class SemanticCache:
         return await in_thread(partial(self.lookup, request, max_age=max_age))
 
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
-        self._ready(request)
-        require_seconds("max_age", max_age)
-        if max_age is None and request.scope_context is not None:
-            max_age = request.scope_context.max_age
         if is_bypassed(request):
             return Miss(BYPASSED)
+        if max_age is None and request.scope_context is not None:
+            max_age = request.scope_context.max_age
         started, now = time.perf_counter(), self._runtime.clock()
         private = request.semantic and self._admission.is_private(request.question)
         result: Hit | Miss
@@ -161,10 +161,8 @@ class SemanticCache:
         except Exception as error:
             self._runtime.faults.note("look up a question", error)
             result = Miss("error")
-        spent = time.perf_counter() - started
-        if isinstance(result, Hit):
-            return replace(result, seconds=spent, place=self._runtime.cache_id)
-        return replace(result, seconds=spent)
+        object.__setattr__(result, "seconds", time.perf_counter() - started)  # nobody else has it yet
+        return result
 
     def store(
         self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
@@ -189,7 +187,8 @@ class SemanticCache:
             raise InvalidInput(f"answer must be an ibidem.Answer, not {type(answer).__name__}")
         require_seconds("ttl", ttl)
         labels = require_tags(tags)
-        request = request if current_scope() is EMPTY_SCOPE else bind_scope(request)
+        if current_scope() is not EMPTY_SCOPE:
+            request = freeze_scope(request)
         if (scope := request.scope_context) is not None:
             ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
         with self._telemetry.start_store(request, answer) as span:

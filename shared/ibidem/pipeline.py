@@ -160,6 +160,7 @@ class LookupPipeline:
             question=entry.question,
             age=max(0.0, now - entry.created),
             stale=state == "stale",
+            place=self._runtime.cache_id,
         )
 
     def _is_to_refresh(self, entry: Entry) -> bool:
@@ -255,6 +256,9 @@ class LookupCache(Protocol):
     _single_flight: float
     _telemetry: Telemetry
 
+    def _ready(self, request: Request) -> None:
+        """Raise if the cache was closed, or this is not a request."""
+
     def _search(self, request: Request) -> Hit | Miss:
         """Look up without a log entry."""
 
@@ -267,7 +271,8 @@ class LookupCache(Protocol):
 
 def is_bypassed(request: Request) -> bool:
     """Return whether the current scope, or that of the request, keeps it from the cache."""
-    return current().bypass or request.bypassed
+    scope = request.scope_context
+    return current().bypass or (scope is not None and scope.bypass)
 
 
 class PendingRequest:
@@ -398,6 +403,7 @@ class PendingRequest:
         """The result; None if the cache was closed while this waited: the program goes on without it."""
         self._since, self._miss = self._cache._flights.completed, None
         try:
+            self._cache._ready(self.request)
             return self._cache._search(self.request)
         except CacheClosed:
             if self._deadline is None:

@@ -140,20 +140,11 @@ def require_namespace(scope: Scope, elsewhere: str = "") -> None:
         )
 
 
-def bind_scope(request: Request) -> Request:
-    """Return the request in the current scope; unchanged if it was bound before, or the scope is empty."""
-    if request.scope_context is not None or (scope := current()) is EMPTY_SCOPE:
-        return request
-    return _bound(request, scope)
-
-
 def freeze_scope(request: Request) -> Request:
-    """Return the request in the current scope, also an empty one: it stays there wherever it is used."""
-    return request if request.scope_context is not None else _bound(request, current())
-
-
-def _bound(request: Request, scope: Scope) -> Request:
-    namespace = request.namespace
+    """Return the request in the current scope, and keep it there; unchanged if it has one."""
+    if request.scope_context is not None:
+        return request
+    scope, namespace = current(), request.namespace
     if scope.user:
         namespace = namespace_of(namespace or scope.namespace, scope.user)
     elif not namespace and scope.namespace:

@@ -266,11 +266,6 @@ class Request:
         set_field(self, "documents_digest", documents_digest)
         set_field(self, "key", key)
 
-    @property
-    def bypassed(self) -> bool:
-        """Whether it was asked where caches are bypassed."""
-        return self.scope_context is not None and self.scope_context.bypass
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
