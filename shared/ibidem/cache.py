@@ -22,7 +22,7 @@ from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
 from ibidem.opening import build_parts, read_arguments
 from ibidem.pickling import Opening
-from ibidem.pipeline import LookupPipeline, PendingRequest, StorePipeline, is_bypassed
+from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, EMPTY_SCOPE, freeze_scope
@@ -105,7 +105,9 @@ class SemanticCache:
             self._prices,
             namespaced=telemetry_namespace,
         )
-        self._flights, self._single_flight = runtime.flights, single_flight
+        self.steps = CacheSteps(
+            self._ready, self._search, self._log, self.store, self._telemetry, runtime.flights, single_flight
+        )
         self._rejected: dict[str, int] = {}
         self._closed = False
         register(self, runtime.cache_id)
@@ -230,7 +232,7 @@ class SemanticCache:
             CacheClosed: The cache was closed.
             Exception: What `ask` raises. One of those who wait tries for itself.
         """
-        pending = PendingRequest(self, request)
+        pending = PendingRequest(self.steps, request)
         while (hit := pending.lookup()) is None and pending.wait():
             pass
         if hit is not None:
@@ -243,7 +245,7 @@ class SemanticCache:
 
     async def aanswer(self, request: Request, ask: Callable[[Request], Awaitable[Answer]]) -> Answer:
         """As `answer`, for async code: the cache is asked in a thread, and waiting needs none."""
-        pending = PendingRequest(self, request)
+        pending = PendingRequest(self.steps, request)
         while (hit := await in_thread(pending.lookup)) is None and await pending.await_():
             pass
         if hit is not None:

@@ -8,7 +8,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock, deadline, in_thread
 from ibidem.errors import CacheClosed
@@ -249,24 +250,27 @@ class StorePipeline:
             return True, None
 
 
-class LookupCache(Protocol):
-    """What a pending request needs of a `SemanticCache`: the steps of its `lookup`, and `store`."""
+@dataclass(frozen=True, slots=True)
+class CacheSteps:
+    """The steps of a cache that a `PendingRequest` takes one by one.
 
-    _flights: SingleFlight
-    _single_flight: float
-    _telemetry: Telemetry
+    Attributes:
+        check: Raises if the cache was closed, or its argument is not a request.
+        search: Looks up; a failure is a miss. Writes no log entry.
+        log: Logs the result of a lookup.
+        store: Stores an answer.
+        telemetry: Starts spans.
+        flights: The requests that others wait for.
+        timeout: Seconds to wait for the answer to an identical request; 0 not to wait.
+    """
 
-    def _ready(self, request: Request) -> None:
-        """Raise if the cache was closed, or this is not a request."""
-
-    def _search(self, request: Request) -> Hit | Miss:
-        """Look up without a log entry."""
-
-    def _log(self, request: Request, result: Hit | Miss) -> None:
-        """Log the result of a lookup."""
-
-    def store(self, request: Request, answer: Answer) -> Stored | Rejected:
-        """Store the answer."""
+    check: Callable[[Request], None]
+    search: Callable[[Request], Hit | Miss]
+    log: Callable[[Request, Hit | Miss], None]
+    store: Callable[[Request, Answer], Stored | Rejected]
+    telemetry: Telemetry
+    flights: SingleFlight
+    timeout: float
 
 
 def is_bypassed(request: Request) -> bool:
@@ -283,14 +287,14 @@ class PendingRequest:
     that the model was asked for. A hit costs no more than a plain lookup.
     """
 
-    __slots__ = ("_cache", "_deadline", "_leader", "_miss", "_since", "_timeout", "request")
+    __slots__ = ("_deadline", "_leader", "_miss", "_since", "_steps", "_timeout", "request")
 
-    def __init__(self, cache: LookupCache, request: Request) -> None:
+    def __init__(self, steps: CacheSteps, request: Request) -> None:
         valid = isinstance(request, Request)  # the lookup refuses others
         self.request = freeze_scope(request) if valid else request
-        self._cache = cache
+        self._steps = steps
         bypassed = valid and is_bypassed(self.request)
-        self._timeout = 0.0 if bypassed else cache._single_flight
+        self._timeout = 0.0 if bypassed else steps.timeout
         self._deadline: float | None = None  # when it has waited enough; None if it did not wait
         self._since = 0
         self._miss: Miss | None = None  # not logged yet
@@ -305,7 +309,7 @@ class PendingRequest:
         Raises:
             CacheClosed: The cache was closed.
         """
-        with self._cache._telemetry.start_lookup(self.request) as span:
+        with self._steps.telemetry.start_lookup(self.request) as span:
             result = self._search()
             if isinstance(result, Hit) and objection is not None and (reason := objection(result)):
                 result = _refused(result, reason)
@@ -314,7 +318,7 @@ class PendingRequest:
 
     async def alookup(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
         """As `lookup`, for async code: the cache is asked in a thread, and `objection` needs none."""
-        with self._cache._telemetry.start_lookup(self.request) as span:
+        with self._steps.telemetry.start_lookup(self.request) as span:
             result = await in_thread(self._search)
             if isinstance(result, Hit) and (reason := await objection(result)):
                 result = _refused(result, reason)
@@ -370,7 +374,7 @@ class PendingRequest:
             CacheClosed: The cache was closed.
         """
         try:
-            result = self._cache.store(self.request, answer)
+            result = self._steps.store(self.request, answer)
         except BaseException:
             self.abort()
             raise
@@ -401,10 +405,10 @@ class PendingRequest:
 
     def _search(self) -> Hit | Miss | None:
         """The result; None if the cache was closed while this waited: the program goes on without it."""
-        self._since, self._miss = self._cache._flights.completed, None
+        self._since, self._miss = self._steps.flights.completed, None
         try:
-            self._cache._ready(self.request)
-            return self._cache._search(self.request)
+            self._steps.check(self.request)
+            return self._steps.search(self.request)
         except CacheClosed:
             if self._deadline is None:
                 raise
@@ -424,7 +428,7 @@ class PendingRequest:
             return Outcome.REJECTED
         now = time.monotonic()
         may_wait = may_wait and not is_leading() and (self._deadline is None or now < self._deadline)
-        turn = self._cache._flights.join(self.request.key, self._since, self._timeout, may_wait=may_wait)
+        turn = self._steps.flights.join(self.request.key, self._since, self._timeout, may_wait=may_wait)
         if self._deadline is None and isinstance(turn, Future):
             self._deadline = now + self._timeout
         return turn
@@ -451,8 +455,8 @@ class PendingRequest:
     def _log(self, result: Hit | Miss, outcome: str) -> None:
         self._miss = None
         if self._deadline is not None:
-            self._cache._flights.count_wait(outcome)
-        self._cache._log(self.request, result)
+            self._steps.flights.count_wait(outcome)
+        self._steps.log(self.request, result)
 
 
 def _refused(hit: Hit, reason: str) -> Miss:

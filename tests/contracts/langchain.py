@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.documents import Document
@@ -33,21 +34,17 @@ class Recording:
 
     def __init__(self, core: ibidem.cache.SemanticCache) -> None:
         self.core = core
-        self._flights, self._single_flight = core._flights, core._single_flight
-        self._telemetry = core._telemetry
+        self.steps = replace(core.steps, search=self._search, store=self.store)
         self.looked_up: list[ibidem.Request] = []
         self.stored: list[ibidem.Request] = []
         self.hits: list[ibidem.Hit] = []
 
     def _search(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
         self.looked_up.append(request)
-        found = self.core._search(request)
+        found = self.core.steps.search(request)
         if isinstance(found, ibidem.Hit):
             self.hits.append(found)
         return found
-
-    def _log(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
-        self.core._log(request, result)
 
     def store(self, request: ibidem.Request, answer: ibidem.Answer) -> ibidem.Stored | ibidem.Rejected:
         self.stored.append(request)

@@ -336,7 +336,7 @@ def test_without_the_hook_the_caller_is_unknown(core: Recording, kind: str) -> N
         HOOKS.calls.apply()
     assert first == again
     assert set(names(core)) == {"acme"}
-    assert not core.core._flights._leaders
+    assert not core.core.steps.flights._leaders
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -145,7 +145,7 @@ def test_the_hook_ends_a_call_that_fails(
         with pytest.raises(OSError, match="the provider is down"):
             CALLS[how](model, {})
     assert len(core.looked_up) == 1
-    assert not core.core._flights._leaders
+    assert not core.core.steps.flights._leaders
     assert pending_calls() is None
 
 
@@ -162,7 +162,7 @@ def test_a_cache_asked_within_a_call_is_asked_by_nobody(used: IbidemCache, core:
         first = model.invoke(ASKED, by(user="ann"))
     assert names(core.looked_up) == {"acme/user=ann", "acme"}
     assert model.invoke(ASKED, by(namespace="acme", user="ann")).text == first.text
-    assert not core.core._flights._leaders
+    assert not core.core.steps.flights._leaders
 
 
 # tenants and streams ----------------------------------------------------------------------------------

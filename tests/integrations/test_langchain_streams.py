@@ -7,6 +7,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -359,7 +360,7 @@ def test_no_tokens_are_counted_for_a_repeated_stream(model: ChatOpenAI) -> None:
 def nothing_is_left(core: Recording) -> bool:
     """Nothing was stored, and nobody is waited for."""
     gc.collect()
-    return not core.core._flights._leaders and not core.core.stats().entries
+    return not core.core.steps.flights._leaders and not core.core.stats().entries
 
 
 @pytest.mark.parametrize("in_async", [False, True])
@@ -481,7 +482,7 @@ def test_a_stream_dropped_with_its_event_loop(core: Recording) -> None:
     run = AsyncCallbackManagerForLLMRun.get_noop_manager()
     read = asked._astream([HumanMessage(ASKED)], run_manager=run)
     loop.run_until_complete(anext(read))  # type: ignore[arg-type]
-    assert core.core._flights._leaders
+    assert core.core.steps.flights._leaders
     loop.close()
     del read
 
@@ -499,7 +500,7 @@ async def test_who_waits_for_a_cancelled_stream_asks(
         return "".join([chunk.text async for chunk in model.astream(ASKED)])
 
     first = asyncio.create_task(read())
-    await await_until(lambda: server.count == 1 and core.core._flights._leaders)
+    await await_until(lambda: server.count == 1 and core.core.steps.flights._leaders)
     others = [asyncio.create_task(read()) for _ in range(3)]
     await await_until(lambda: waiting(core) == 3)
     first.cancel()
@@ -512,7 +513,9 @@ async def test_who_waits_for_a_cancelled_stream_asks(
 
 
 def waiting(core: Recording) -> int:
-    return sum(not place.done() for lead in core.core._flights._leaders.values() for place in lead.waiters)
+    return sum(
+        not place.done() for lead in core.core.steps.flights._leaders.values() for place in lead.waiters
+    )
 
 
 def test_two_threads_make_one_request(server: OpenAIServer, model: ChatOpenAI, core: Recording) -> None:
@@ -548,15 +551,16 @@ def test_a_store_that_fails_costs_no_answer(in_async: bool, used: IbidemCache, c
     def broken(*args: Any) -> Any:
         raise OSError("disk full")
 
-    store, core.store = core.store, broken  # type: ignore[method-assign]
+    steps = core.steps
+    core.steps = replace(steps, store=broken)
     assert way(fake, ASKED) == "answer 1"
-    core.store, core._search = store, broken  # type: ignore[method-assign]
+    core.steps = replace(steps, search=broken)
     assert way(fake, ASKED) == "answer 2"
     assert used.faults() == {
         "store an answer of LangChain: OSError": 1,
         "look up an answer for LangChain: OSError": 1,
     }
-    assert not core.core._flights._leaders
+    assert not core.core.steps.flights._leaders
 
 
 UNSUITABLE: dict[str, tuple[tuple[Any, ...], str]] = {

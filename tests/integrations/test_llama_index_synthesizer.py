@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -143,18 +143,14 @@ class Watched:
 
     def __init__(self, core: SemanticCache) -> None:
         self.core = core
-        self._flights, self._single_flight = core._flights, core._single_flight
-        self._telemetry = core._telemetry
+        self.steps = replace(core.steps, search=self._search, store=self.store)
         self.asked: list[str] = []
         self.stored: set[str] = set()
         self.rejected: list[str] = []
 
     def _search(self, request: ibidem.Request) -> ibidem.Hit | ibidem.Miss:
         self.asked.append(request.question)
-        return self.core._search(request)
-
-    def _log(self, request: ibidem.Request, result: ibidem.Hit | ibidem.Miss) -> None:
-        self.core._log(request, result)
+        return self.core.steps.search(request)
 
     def store(self, request: ibidem.Request, answer: ibidem.Answer) -> ibidem.Stored | ibidem.Rejected:
         outcome = self.core.store(request, answer)
@@ -1115,7 +1111,7 @@ async def test_a_stored_answer_that_cannot_be_read_is_a_miss(
     synthesizer = desk.synthesizer(output_cls=Form)
     engine = engine_of(synthesizer)
     await ask(engine, ASKED)
-    lookup = desk.cache._search
+    lookup = desk.cache.steps.search
 
     def garbled(asked: ibidem.Request) -> Any:
         found = lookup(asked)
@@ -1125,7 +1121,7 @@ async def test_a_stored_answer_that_cannot_be_read_is_a_miss(
             else found
         )
 
-    monkeypatch.setattr(desk.cache, "_search", garbled)
+    monkeypatch.setattr(desk.cache, "steps", replace(desk.cache.steps, search=garbled))
     told = await ask(engine, ASKED)
     assert isinstance(told.text, Form)
     assert told.marker is None

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
@@ -152,7 +152,7 @@ def client(request: pytest.FixtureRequest, server: OpenAIServer, cache: Semantic
 
 def waiting(cache: SemanticCache) -> int:
     """How many wait for the answer to any request."""
-    return sum(not place.done() for lead in cache._flights._leaders.values() for place in lead.waiters)
+    return sum(not place.done() for lead in cache.steps.flights._leaders.values() for place in lead.waiters)
 
 
 def results(calls: list[Future[Any]]) -> set[Any]:
@@ -349,7 +349,7 @@ async def test_duplicates_in_one_generate(server: OpenAIServer, cache: SemanticC
         assert len(result.generations) == 2
 
     assert server.count == 2
-    assert not cache._flights._leaders
+    assert not cache.steps.flights._leaders
 
 
 @pytest.mark.parametrize("way", ["threads", "tasks"])
@@ -357,7 +357,7 @@ async def test_crossed_batches_do_not_wait_for_each_other(
     way: str, server: OpenAIServer, cache: SemanticCache, pool: ThreadPoolExecutor, monkeypatch: Any
 ) -> None:
     """[A, B] and [B, A], each of which has begun its first prompt when it comes to the other's."""
-    model, search = completion(server, cache), cache._search
+    model, search = completion(server, cache), cache.steps.search
     first = threading.Barrier(2, timeout=10)
     seen: set[str] = set()
 
@@ -366,10 +366,10 @@ async def test_crossed_batches_do_not_wait_for_each_other(
             seen.add(request.key)
             first.wait()
         else:
-            wait_until(lambda: len(cache._flights._leaders) == 2)
+            wait_until(lambda: len(cache.steps.flights._leaders) == 2)
         return search(request)
 
-    monkeypatch.setattr(cache, "_search", crossed)
+    monkeypatch.setattr(cache, "steps", replace(cache.steps, search=crossed))
     both = [[ASKED, OTHER], [OTHER, ASKED]]
     if way == "threads":
         calls: list[Any] = [asyncio.wrap_future(pool.submit(model.generate, prompts)) for prompts in both]
@@ -380,7 +380,7 @@ async def test_crossed_batches_do_not_wait_for_each_other(
     await asyncio.wait_for(asyncio.gather(*calls), 10)
 
     assert cache.stats().waits == {}
-    assert not cache._flights._leaders
+    assert not cache.steps.flights._leaders
 
 
 async def test_streams_that_langchain_does_not_look_up_neither_wait_nor_are_waited_for(

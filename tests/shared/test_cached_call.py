@@ -336,7 +336,7 @@ def test_a_waiting_call_gets_the_answer_of_a_stream(adapter: AdapterCache) -> No
     with ThreadPoolExecutor(1) as pool:
         next(stream)
         waits = pool.submit(call_of(adapter).lookup)
-        wait_until(lambda: adapter.cache._flights._leaders[ASKED.key].waiters)
+        wait_until(lambda: adapter.cache.steps.flights._leaders[ASKED.key].waiters)
         list(stream)
 
         assert waits.result(10) == "Within 30 days."

@@ -191,10 +191,10 @@ async def test_tasks_are_in_the_scope_they_were_begun_in(cache: SemanticCache) -
 def test_an_answer_is_stored_where_it_was_looked_up(cache: SemanticCache) -> None:
     """A stream may be read outside of the block, or in another tenant's."""
     with ibidem.scope(namespace="acme"):
-        inside = PendingRequest(cache, ASKED)
+        inside = PendingRequest(cache.steps, ASKED)
         assert inside.lookup() is None
         assert not inside.wait()
-    outside = PendingRequest(cache, Request("How large is Paris?"))
+    outside = PendingRequest(cache.steps, Request("How large is Paris?"))
     assert outside.lookup() is None
     with ibidem.scope(namespace="globex"):
         assert inside.store(PARIS)
@@ -211,7 +211,7 @@ def test_an_answer_is_stored_where_it_was_looked_up(cache: SemanticCache) -> Non
 def test_a_bypass_looks_up_stores_logs_and_waits_for_nothing(open_cache: OpenCache) -> None:
     told: list[Any] = []
     cache = open_cache(on_lookup=lambda *what: told.append(what))
-    leader = PendingRequest(cache, ASKED)
+    leader = PendingRequest(cache.steps, ASKED)
     assert leader.lookup() is None
     assert not leader.wait()
     del told[:]
@@ -220,7 +220,7 @@ def test_a_bypass_looks_up_stores_logs_and_waits_for_nothing(open_cache: OpenCac
         assert cache.lookup(ASKED) == Miss("bypassed")
         assert cache.store(ASKED, PARIS) == Rejected("bypassed")
         assert not cache.examples.add(ibidem.Example("Why?", "So."))
-        begun = PendingRequest(cache, ASKED)
+        begun = PendingRequest(cache.steps, ASKED)
         assert begun.lookup() is None
     assert begun.store(PARIS) == Rejected("bypassed"), "though it ends outside"
     leader.abort()
@@ -304,7 +304,7 @@ async def test_forgetting_in_async_code(cache: SemanticCache) -> None:
 
 def test_a_hit_that_the_program_cannot_use_is_a_miss(cache: SemanticCache) -> None:
     cache.store(ASKED, PARIS)
-    pending = PendingRequest(cache, ASKED)
+    pending = PendingRequest(cache.steps, ASKED)
     assert pending.lookup(lambda hit: "answer_invalid" if hit.answer.text == "Paris." else "") is None
     assert not pending.wait()
     pending.store(Answer("Lutetia."))

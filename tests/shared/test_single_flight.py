@@ -73,7 +73,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def waiting(cache: SemanticCache, request: Request = ASKED) -> int:
     """How many wait for the answer to the request."""
-    leader = cache._flights._leaders.get(request.key)
+    leader = cache.steps.flights._leaders.get(request.key)
     return sum(not waiter.done() for waiter in leader.waiters) if leader else 0
 
 
@@ -237,7 +237,7 @@ def test_who_waits_too_long_takes_over(open_cache: OpenCache, model: Model, pool
     model.go.set()
     assert hanging.result(10).text == "answer 1"
     assert (model.calls, second.calls) == (1, 1)
-    assert not cache._flights._leaders
+    assert not cache.steps.flights._leaders
 
 
 def test_nobody_waits_longer_than_the_setting_in_all(
@@ -245,7 +245,7 @@ def test_nobody_waits_longer_than_the_setting_in_all(
 ) -> None:
     """However long the leader may take."""
     cache = open_cache(single_flight=0.2)
-    leader = cache._flights.join(ASKED.key, 0, 3600, may_wait=True)
+    leader = cache.steps.flights.join(ASKED.key, 0, 3600, may_wait=True)
     call = pool.submit(cache.answer, ASKED, lambda request: Answer("mine"))
     assert isinstance(leader, Leader)
 
@@ -269,7 +269,7 @@ async def test_after_a_cancelled_call_one_waiter_asks(cache: SemanticCache, mode
 
 async def test_a_cancelled_waiter_holds_nobody_up(cache: SemanticCache, model: Model) -> None:
     """Nor does one that is cancelled when it might have led."""
-    leader = cache._flights.join(ASKED.key, 0, 30, may_wait=True)
+    leader = cache.steps.flights.join(ASKED.key, 0, 30, may_wait=True)
     assert isinstance(leader, Leader)
     tasks = []
     for number in range(1, 4):  # in this order
@@ -365,7 +365,7 @@ def test_a_forked_child_waits_for_nobody(
 ) -> None:
     """The thread that leads stayed with the parent, be the table locked or not."""
     calls = in_flight(pool, cache, model, 2)
-    with cache._flights._lock:
+    with cache.steps.flights._lock:
         child = os.fork()
     if child == 0:
         answer = cache.answer(ASKED, lambda request: Answer("child"))
@@ -378,7 +378,7 @@ def test_a_forked_child_waits_for_nobody(
 
 def test_an_answer_stored_during_the_lookup_is_found(cache: SemanticCache) -> None:
     """Between a lookup that misses and the leader, the answer may have come: it is not asked for again."""
-    leading, late = PendingRequest(cache, ASKED), PendingRequest(cache, ASKED)
+    leading, late = PendingRequest(cache.steps, ASKED), PendingRequest(cache.steps, ASKED)
     assert late.lookup() is None
     assert leading.lookup() is None
     assert not leading.wait()
@@ -451,9 +451,9 @@ def test_the_setting_is_a_number_of_seconds(open_cache: OpenCache, wrong: Any) -
 
 def test_the_setting_comes_from_a_variable(open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """As all others do; the default is half a minute."""
-    assert open_cache()._single_flight == 30
+    assert open_cache().steps.timeout == 30
     monkeypatch.setenv("IBIDEM_SINGLE_FLIGHT", "2.5")
-    assert open_cache()._single_flight == 2.5
+    assert open_cache().steps.timeout == 2.5
 
 
 def test_on_lookup_is_told_once_per_request(
@@ -482,7 +482,7 @@ def test_a_hit_that_is_objected_to_is_a_miss_for_that_reason(
         return "documents_changed"
 
     async def look() -> None:
-        with PendingRequest(cache, ASKED) as pending:
+        with PendingRequest(cache.steps, ASKED) as pending:
             assert await pending.alookup(away) is None
             assert not await pending.await_()
             pending.store(Answer("new"))
@@ -490,10 +490,10 @@ def test_a_hit_that_is_objected_to_is_a_miss_for_that_reason(
     if call == "async":
         asyncio.run(look())
     else:
-        with PendingRequest(cache, ASKED) as pending:
+        with PendingRequest(cache.steps, ASKED) as pending:
             assert pending.lookup(lambda hit: "documents_changed") is None
             assert not pending.wait()
             pending.store(Answer("new"))
 
-    assert PendingRequest(cache, ASKED).lookup(lambda hit: "").answer.text == "new"
+    assert PendingRequest(cache.steps, ASKED).lookup(lambda hit: "").answer.text == "new"
     assert cache.stats().misses == {"documents_changed": 1}

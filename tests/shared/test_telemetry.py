@@ -185,8 +185,8 @@ def test_an_objection_of_an_adapter_is_the_outcome(sdk: Sdk, cache: SemanticCach
     async def objecting(hit: Hit) -> str:
         return "answer_invalid"
 
-    PendingRequest(cache, ASKED).lookup(lambda hit: "answer_invalid")
-    asyncio.run(PendingRequest(cache, ASKED).alookup(objecting))
+    PendingRequest(cache.steps, ASKED).lookup(lambda hit: "answer_invalid")
+    asyncio.run(PendingRequest(cache.steps, ASKED).alookup(objecting))
 
     assert [one.attributes["ibidem.reason"] for one in sdk.spans("ibidem.lookup") if one.attributes] == [
         "answer_invalid",
@@ -250,7 +250,7 @@ def test_a_closed_cache_raises_and_its_span_ends(sdk: Sdk, cache: SemanticCache)
     """The program's own mistake is its error."""
     cache.close()
     with pytest.raises(ibidem.CacheClosed):
-        PendingRequest(cache, ASKED).lookup()
+        PendingRequest(cache.steps, ASKED).lookup()
 
     assert sdk.span() == {"error.type": "CacheClosed"}
     assert sdk.spans("ibidem.lookup")[-1].status.status_code is StatusCode.ERROR

@@ -291,7 +291,7 @@ class CachedCall(Generic[Found]):
 
     def _build(self) -> PendingRequest | None:
         request = self._build_request()
-        return PendingRequest(self._adapter.cache, request) if request is not None else None
+        return PendingRequest(self._adapter.cache.steps, request) if request is not None else None
 
     def _look(self) -> Found | None:
         pending = self._begun(self._adapter.looking_up)
