@@ -19,7 +19,7 @@ from typing import Any
 
 from genai_prices import data, types
 
-from ibidem.costs import SHIPPED, dated_like
+from ibidem.costs import SHIPPED
 from ibidem.storage.statistics import LONG_PROMPT
 
 PROVIDERS = (
@@ -36,6 +36,7 @@ PROVIDERS = (
 )
 NOT_TEXT = re.compile("audio|image|realtime|tts|transcribe|embed|sonic|live")  # other prices than these count
 DATES = ("-20310203", "-2031-02-03")
+_VERSION = re.compile(r"(?=-v\d+(?::\d+)?$)|$")
 
 
 def price_of(model: Any, today: date) -> Any:
@@ -68,6 +69,11 @@ def names_of(clause: Any) -> set[str]:
     if isinstance(clause, types.ClauseOr):
         return {name for one in clause.or_ for name in names_of(one)}
     return set()
+
+
+def dated_like(model: str, day: str) -> str:
+    """Insert a date, such as `-20251101`, into a model's name where its provider puts it."""
+    return _VERSION.sub(day, model, count=1)
 
 
 def is_dated(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The cache: look up, store, answer, take back, count."""
+"""The cache: look up, store, answer, invalidate, count."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ from ibidem.types import (
     storable,
 )
 
-REOPEN_SECONDS = 10.0  # for which an unpickled cache that could not be opened is not tried again
+REOPEN_SECONDS = 10.0  # until an unpickled cache that could not be opened is tried again
 
 OnLookup = Callable[[Request, Hit | Miss], None]
 
 
 class SemanticCache:
-    """Answers by question; open one with `ibidem.open`. Thread-safe.
+    """A cache of answers by question; open one with `ibidem.open`. Thread-safe.
 
     Args:
-        runtime: Database, vectors and background work, shared by the caches of one place.
+        runtime: Database, vectors and background work, shared by the caches of one location.
         policy: How sure the cache must be.
         lifetime: How long answers live.
         admission: What may be stored.
-        auditor: Asked which candidates may be served and which are compared; None for no audits.
+        auditor: Decides which candidates are served and which are audited; None for no audits.
         verifier: Scores candidates; None for the scorer of the embedder.
         guards: Refuse candidates whatever their score.
         single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
-        on_lookup: Called with each request and what came of it, in the thread that asked.
-        examples: Whether what is stored is an example too.
-        prices: What models cost; the shipped prices, if None.
-        telemetry_namespace: Whether namespaces may be told to telemetry.
+        on_lookup: Called with each request and its result, in the caller's thread.
+        examples: Whether to keep stored answers as examples too.
+        prices: Prices of models; by default the shipped ones.
+        telemetry_namespace: Whether to report namespaces to telemetry.
     """
 
     def __init__(
@@ -116,18 +116,18 @@ class SemanticCache:
 
     @property
     def policy(self) -> Policy:
-        """How sure the cache must be now: a fit may have moved the threshold."""
+        """The matching policy in force: a fit may have moved the threshold."""
         return self._runtime.semantic_index.calibration.applied(self._policy)
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
-        """The stored answer to this question, or why there is none.
+        """Return the stored answer to this question, or why there is none.
 
         Never raises because storage, index or embedder failed: that is a miss with reason `error` (or
         `no_index`), counted in `stats().faults`.
 
         Args:
-            request: What is asked.
-            max_age: The most seconds since the answer was given; not given, its lifetime decides.
+            request: The question, with everything its answer depends on.
+            max_age: Maximum age of the answer in seconds; by default its lifetime decides.
 
         Raises:
             InvalidInput: `request` is not a `Request`, or `max_age` no such number.
@@ -169,16 +169,16 @@ class SemanticCache:
     def store(
         self, request: Request, answer: Answer, *, ttl: float | None = None, tags: Sequence[str] = ()
     ) -> Stored | Rejected:
-        """Keep the answer, if it is worth keeping; replaces the one to the very same request.
+        """Store the answer if it is worth keeping; replaces the one to the identical request.
 
-        On `Stored` the answer is durable against a killed process and found by the next lookup. Never
+        `Stored` means that the answer survives a killed process and that the next lookup finds it. Never
         raises because something failed inside: that is `Rejected("error")`.
 
         Args:
-            request: What was asked.
-            answer: What the model said.
-            ttl: Seconds this answer lives, at most those of the cache.
-            tags: Names under which it can be invalidated later.
+            request: The request that was answered.
+            answer: The model's answer.
+            ttl: Lifetime of this answer in seconds, at most that of the cache.
+            tags: Names by which it can be invalidated later.
 
         Raises:
             InvalidInput: An argument has the wrong type.
@@ -222,15 +222,15 @@ class SemanticCache:
         return self._reject(reason) if reason else Stored(request.key, self._runtime.cache_id)
 
     def answer(self, request: Request, ask: Callable[[Request], Answer]) -> Answer:
-        """Return the stored answer, or that of `ask`, which is then stored.
+        """Return the stored answer, or call `ask` and store its answer.
 
-        Of identical requests that come meanwhile, from threads or tasks, only one calls `ask`; the others
-        wait for its answer, at most `single_flight` seconds.
+        Of identical concurrent requests, from threads or tasks, only one calls `ask`; the others wait for its
+        answer, at most `single_flight` seconds.
 
         Raises:
             InvalidInput: `request` is not a `Request`, or `ask` did not return an `Answer`.
             CacheClosed: The cache was closed.
-            Exception: What `ask` raises. One of those who wait tries for itself.
+            Exception: Whatever `ask` raises; then one of the waiting callers calls its own.
         """
         pending = PendingRequest(self.steps, request)
         while (hit := pending.lookup()) is None and pending.wait():
@@ -244,7 +244,7 @@ class SemanticCache:
         return answer
 
     async def aanswer(self, request: Request, ask: Callable[[Request], Awaitable[Answer]]) -> Answer:
-        """As `answer`, for async code: the cache is asked in a thread, and waiting needs none."""
+        """As `answer`, for async code: the cache runs in a thread, waiting needs none."""
         pending = PendingRequest(self.steps, request)
         while (hit := await in_thread(pending.lookup)) is None and await pending.await_():
             pass
@@ -296,29 +296,31 @@ class SemanticCache:
         before: float | datetime | None = None,
         dry_run: bool = False,
     ) -> Invalidated:
-        """Delete the answers that fulfil all that is given.
+        """Delete the answers that meet all of the given criteria.
 
-        A lookup that begins after this returned finds none of them, in any process on the same database.
-        An answer that was just being made is not stored (`Rejected("invalidated")`): one to a request that
-        was made before, by the clocks of both hosts. Examples of the example log go with their answers.
+        A lookup that begins after this has returned finds none of them, in any process on the same database.
+        An answer still being generated is not stored either (`Rejected("invalidated")`) if its request was
+        made before, by the clocks of both hosts. The examples made of the answers are deleted with them.
 
         Args:
-            document: Ids of documents, or of their sources: answers that had any of them in their prompt,
-                whether it supports the answer or not. That can only be estimated.
-            current: What the document says now, in one piece or several, none if it is gone: only answers
-                that rest on something else it said. These are refused for an hour, whenever they were asked.
+            document: Ids of documents, or of their sources: answers with any of them in the prompt, whether
+                it supports the answer or not, which can only be estimated.
+            current: The present text of the document, whole or in parts, empty if it was deleted: spares
+                answers that rest on this text. Other versions of it are rejected for an hour, even in
+                requests made later.
             tag: One of the names given to `store`.
             namespace: Tenant, user or application.
             model: Name of the model that answered.
-            entry: Id of one entry; within `ibidem.scope` of its namespace, unless `namespace` is given.
-            before: Only what was stored before: seconds since the epoch, or a datetime with a time zone.
+            entry: Id of one entry; within `ibidem.scope` only of its namespace, unless `namespace` is given.
+            before: Only answers stored before this time: seconds since the epoch, or a datetime with a time
+                zone.
             dry_run: True to delete nothing.
 
         Returns:
-            How many answers; of a dry run also the newest 20.
+            The number of answers; of a dry run also the newest 20.
 
         Raises:
-            InvalidInput: Nothing is given, or something cannot be used.
+            InvalidInput: No criterion is given, or one cannot be used.
             StorageError: The database failed. Some answers may be left: call it again.
             CacheClosed: The cache was closed.
         """
@@ -337,27 +339,26 @@ class SemanticCache:
             criteria = self._in_scope(criteria, entry)
         if dry_run:
             return self._runtime.store.preview(criteria)
-        return self._invalidate(criteria)
+        return self._runtime.invalidate(criteria)
 
     def feedback(
         self, answer: str | Hit | Stored | Mapping[str, Any], *, good: bool, question: str | None = None
     ) -> bool:
-        """Note what somebody thinks of a stored answer, and delete it at once if it is bad.
+        """Record a user's feedback on a stored answer, and delete the answer at once if it is bad.
 
-        A lookup that begins after this returned does not find a bad answer; the model's next one may be
+        A lookup that begins after this has returned does not find a bad answer; the model's next one may be
         stored in its place. Its examples are marked good or bad, and kept. The judgement is kept too
-        (`judgements`, source `feedback`), but no budget learns from it: people judge what annoys them, and
-        not a sample.
+        (`judgements`, source `feedback`), but no error budget learns from it: feedback is no random sample.
 
         Args:
-            answer: A `Hit`, the id of an entry, or what a framework's message says of itself:
+            answer: A `Hit`, the id of an entry, or the metadata of a framework's message:
                 `message.response_metadata` in LangChain, `response.metadata` or `response.raw` in LlamaIndex.
             good: Whether it was right.
-            question: What was asked, if not what the answer was stored for.
+            question: The question asked, if another one than the answer was stored for.
 
         Returns:
-            Whether there is such an entry, within `ibidem.scope` in its namespace; False as well for a
-            message that does not come from the cache.
+            Whether the entry exists (within `ibidem.scope`, in its namespace); False also for a message that
+            does not come from the cache.
 
         Raises:
             InvalidInput: An argument has the wrong type.
@@ -375,7 +376,7 @@ class SemanticCache:
         self._runtime.flush()  # also the examples that wait
         store.examples.set_feedback_of(found[0], good)
         if not good:
-            self._invalidate(Criteria(entry=entry_id), examples=False)
+            self._runtime.invalidate(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
         row = feedback_row(found[0], good, shown if storable(shown) else "", marker)
         scorer = self._runtime.judgement_log.scorer
@@ -383,7 +384,7 @@ class SemanticCache:
         return True
 
     def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
-        """Restrict an entry's deletion to the namespace of the current scope: an id proves nothing."""
+        """Restrict the deletion of an entry to the namespace of the current scope: its id is no secret."""
         scope = current_scope()
         if not (scope.namespace or scope.user):
             return criteria
@@ -391,25 +392,18 @@ class SemanticCache:
         covered = [one.namespace for one in found if scope.covers(one.namespace)]
         return replace(criteria, namespace=covered[0] if covered else scope.name())
 
-    def _invalidate(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
-        runtime = self._runtime
-        ids, deleted = runtime.store.invalidations.invalidate(criteria, runtime.clock, examples=examples)
-        runtime.judgement_log.forget(set(ids))
-        runtime.examples.queue.forget_reports()
-        return Invalidated(len(ids), examples=deleted)
-
     def clear(self, namespace: str | None = None) -> int:
-        """Delete all answers, or those of one namespace and its users; returns how many answers.
+        """Delete all answers, or those of one namespace and its users; return how many.
 
-        Everything else that is kept of it goes too: lookups, examples and judgements of audits, also those
-        that wait to be written. What other processes have not written yet, they still will.
+        The logs are deleted too: lookups, examples and judgements, also those not yet written. Those that
+        other processes have not yet written, they still write.
 
-        It deletes in batches, between which others store. What was stored before it ended is gone when it
-        returns; what is stored after that stays.
+        Deletes in batches, between which others may store. Whatever was stored before it ended is gone when
+        it returns; what is stored afterwards stays.
 
         Raises:
             StorageError: The database failed; a part may be deleted. Call it again.
-            InvalidInput: The namespace is not a str that can be stored.
+            InvalidInput: The namespace is not a str, or cannot be stored.
         """
         self._ready()
         if namespace is not None:
@@ -417,7 +411,7 @@ class SemanticCache:
         return self._runtime.clear(namespace)
 
     def stats(self) -> Stats:
-        """Counts, after writing what is still to be written."""
+        """Return the statistics; first writes what waits to be written."""
         self._ready()
         self._runtime.flush()
         with self._lock:
@@ -448,25 +442,25 @@ class SemanticCache:
         )
 
     def recent(self, limit: int = 20) -> list[LookupRow]:
-        """The last lookups in the log with what came of each, newest first; also of other processes."""
+        """Return the last lookups in the log with their results, newest first; of all processes."""
         self._ready()
         self._runtime.flush()
         return self._runtime.store.lookups.recent(limit)
 
     def judgements(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
-        """The last audits that were judged, newest first; also of other processes. `flush` waits for them."""
+        """Return the last judgements, newest first; of all processes. `flush` waits for those being made."""
         self._ready()
         if namespace is not None:
             require_name("namespace", namespace)
         return self._runtime.store.judgements.recent(limit, namespace)
 
     def flush(self) -> bool:
-        """Wait until all is indexed, logged and judged; False if that took too long (10 s, judges 10 s)."""
+        """Wait until all is indexed, logged and judged; False if that takes too long (10 s and 10 s)."""
         self._ready()
         return self._runtime.flush() and self._runtime.judgement_log.flush()
 
     def close(self) -> None:
-        """Write what is left and release files. A second call does nothing."""
+        """Write what waits to be written and release the files. A second call does nothing."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
@@ -482,15 +476,15 @@ class SemanticCache:
         return f"SemanticCache({self._runtime.store.url!r}, {self.policy})"
 
     def __copy__(self) -> SemanticCache:
-        return self  # a copy of what holds it asks the same cache
+        return self  # a copied owner shares the cache
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SemanticCache:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How to open it where the pickle is loaded; raises as `Opening.of`."""
+        """Pickle how the cache is opened; raises as `Opening.of`."""
         if self.opened_with is None:
-            raise InvalidInput("only a cache that ibidem.open() gave can be pickled")
+            raise InvalidInput("only a cache opened by ibidem.open() can be pickled")
         return UnopenedCache, (Opening.of(*self.opened_with),)
 
     def _ready(self, *requests: object) -> None:
@@ -520,9 +514,9 @@ class SemanticCache:
 
 
 class UnopenedCache(SemanticCache):
-    """A cache that came out of a pickle. With its first use it opens, and is a `SemanticCache` from then on.
+    """An unpickled cache. Its first use opens it and makes it a `SemanticCache`.
 
-    If it cannot be opened, using it raises what `ibidem.open` raises.
+    If it cannot be opened, each use raises what `ibidem.open` raises.
     """
 
     def __init__(self, opening: Opening | None) -> None:
@@ -533,7 +527,7 @@ class UnopenedCache(SemanticCache):
         return UnopenedCache, (self._opening,)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy, inspect and the like ask for
+        if name.startswith("__"):  # copy, inspect and the like ask for these
             raise AttributeError(name)
         self._open()
         return getattr(self, name)
@@ -542,7 +536,7 @@ class UnopenedCache(SemanticCache):
         return "SemanticCache(not opened yet)"
 
     def close(self) -> None:
-        """Never open it."""
+        """Prevent it from being opened."""
         self._opening = None
 
     def _open(self) -> None:
@@ -565,7 +559,7 @@ class UnopenedCache(SemanticCache):
 
 
 def open_cache(given: dict[str, Any]) -> SemanticCache:
-    """Open a cache with the arguments of `ibidem.open`, None where nothing was given; raises as it does."""
+    """Open a cache with the arguments of `ibidem.open`, None for the default; raises as it does."""
     settings, hooks = read_arguments(given)
     cache = SemanticCache(**build_parts(settings, hooks))
     cache.opened_with = settings, hooks

@@ -28,7 +28,6 @@ SHIPPED = Path(__file__).with_name("prices.json")
 MILLION = 1_000_000
 # A date in the name of a model, at its end or before the version in Bedrock's names.
 _DATE = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d)(?=$|-v\d)")
-_VERSION = re.compile(r"(?=-v\d+(?::\d+)?$)|$")
 # Providers as LangChain and others name them, and as the table does.
 _SELLERS = {
     "openai": "openai",
@@ -176,11 +175,6 @@ def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:
         for other in (shipped.models[name].names if name in shipped.models else ())
     }
     return Prices(shipped.currency, {**shipped.models, **dated, **given.models}, shipped.as_of)
-
-
-def dated_like(model: str, day: str) -> str:
-    """Insert a date, such as `-20251101`, into a model's name where its provider puts it."""
-    return _VERSION.sub(day, model, count=1)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The steps of a lookup and of a store, in order, and the wait for an identical request between them."""
+"""The steps of a lookup and of a store, in order, and the wait for an identical request in between."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
     from ibidem.telemetry.telemetry import Telemetry
 
 
-NEIGHBOURS = 16  # candidates looked at; with the scope code the right one is nearly always the first
-REFRESH_SECONDS = 60.0  # how long the caller that refreshes a stale answer is waited for before another does
-REFRESHED = 10_000  # stale answers whose refreshing is remembered
+NEIGHBOURS = 16  # points searched for; as the vectors carry the scope, the right one is nearly always first
+REFRESH_SECONDS = 60.0  # time for the caller that refreshes a stale answer, before another one does
+REFRESHING = 10_000  # stale answers known to be refreshed at one time
 
 
 class LookupPipeline:
-    """Finds the answer to a request: that to the identical one, or to a question of the same meaning.
+    """Finds the answer to the identical request, or to a question with the same meaning.
 
     Args:
         runtime: Database and vectors.
         policy: How sure the cache must be.
-        auditor: Asked which candidates may be served; None for no audits.
-        lifetime: How long answers are repeated.
+        auditor: Decides which candidates are served; None for no audits.
+        lifetime: How long answers live.
         verifier: Scores candidates; None for the scorer of the embedder.
         guards: Refuse candidates whatever their score.
     """
@@ -71,16 +71,16 @@ class LookupPipeline:
         self._runtime, self._policy, self._auditor = runtime, policy, auditor
         self._lifetime, self._verifier, self._guards = lifetime, verifier, guards
         self._lock = ForkSafeLock()
-        self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHED)  # until when, by entry
+        self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHING)  # until when, by entry
 
     def run(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
         """Return the answer, or why there is none. Exceptions of storage, index and embedder pass through.
 
         Args:
-            request: What is asked.
+            request: The request.
             now: Seconds since the epoch.
-            max_age: The most seconds since the answer was stored; None for its lifetime.
-            private: Whether the question must not be compared by meaning, as it must not be embedded.
+            max_age: Maximum age of the answer in seconds; None for its lifetime.
+            private: Whether the question must not be embedded, and so not compared by meaning.
         """
         # 1. The answer to the identical request.
         if not storable(request.namespace):  # nothing can be stored there
@@ -91,7 +91,7 @@ class LookupPipeline:
         # 2. Can the question be compared by meaning?
         if not request.semantic:
             return Miss("question_unknown" if identical is None else "expired")
-        index = self._runtime.semantic_index  # once: all that follows is of one embedder
+        index = self._runtime.semantic_index  # once: it may be swapped for that of another embedder
         reason = "question_private" if private else index.embedder.refusal(request.question)
         if reason:
             return Miss(reason)
@@ -116,7 +116,7 @@ class LookupPipeline:
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
 
     def refreshed(self, key: str) -> None:
-        """Note that the answer to the request of this key was stored anew."""
+        """Mark a stale answer as refreshed."""
         with self._lock:
             self._refreshing.pop(key)
 
@@ -142,12 +142,12 @@ class LookupPipeline:
             for entry in found
             if entry.vector is not None
             and entry.vector.shape == vector.shape
-            and entry.id != request.key  # the identical request was looked at before
+            and entry.id != request.key  # the identical request is looked up before
             and self._lifetime.state(entry, now, max_age) != "expired"
         ]
 
     def _serve(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
-        """The hit, unless the entry is expired, or stale and the caller is the one to refresh it."""
+        """Return the hit; None if the entry is expired, or stale and this caller is to refresh it."""
         entry = candidate.entry
         state = self._lifetime.state(entry, now, max_age)
         if state == "expired" or (state == "stale" and self._is_to_refresh(entry)):
@@ -165,7 +165,7 @@ class LookupPipeline:
         )
 
     def _is_to_refresh(self, entry: Entry) -> bool:
-        """Whether nobody refreshes the entry yet; then the caller does."""
+        """Return whether this caller is to refresh the entry, as no other does."""
         now = time.monotonic()
         with self._lock:
             if now < (self._refreshing.get(entry.id) or 0.0):
@@ -185,7 +185,7 @@ class StorePipeline:
         runtime: Database and vectors.
         admission: What may be stored.
         lifetime: How long answers live.
-        examples: Logs what is stored as an example too.
+        examples: Receives the stored answers as examples.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class StorePipeline:
     def run(
         self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
     ) -> str | None:
-        """Return why the answer is not stored, or None if it is. Exceptions of the database pass through."""
+        """Store the answer; return None, or why it is not stored. Errors of the database pass through."""
         # 1. May it be stored?
         if reason := self._admission.refusal(request, answer):
             return reason
@@ -209,7 +209,7 @@ class StorePipeline:
     ) -> str | None:
         # 2. Can the question be found by meaning?
         readable = request.semantic and not self._admission.is_private(request.question)
-        index = self._runtime.semantic_index  # once: the vector is of the embedder that it is stored for
+        index = self._runtime.semantic_index  # once, as in a lookup
         semantic, vector = self._embed(index, request) if readable and answer.semantic else (False, None)
         # 3. Which documents does the answer rest on, and how long does it live?
         evidence = supporting(answer.text, request.question, request.documents)
@@ -233,19 +233,19 @@ class StorePipeline:
         # 4. Store it, unless one of its documents was invalidated meanwhile: one transaction.
         if not self._runtime.put(entry, request.made, index):
             return "invalidated"
-        # 5. It is an example, too.
+        # 5. Keep it as an example.
         if request.example:
             self._examples.of_entry(entry, answer, index.fingerprint)
         return None
 
     def _embed(self, index: SemanticIndex, request: Request) -> tuple[bool, Vector | None]:
-        """Whether the question can be found by meaning, and its vector, if it could be made now."""
+        """Return whether the question can be found by meaning, and its vector unless embedding failed."""
         try:
             if index.embedder.refusal(request.question) is not None:
                 return False, None
             with step("ibidem.embed"):
                 return True, index.embedder.vector_of(request.question)
-        except Exception as error:  # the answer is worth keeping; its vector is made later
+        except Exception as error:  # store the answer nevertheless; the background embeds it later
             self._runtime.faults.note("embed a question", error)
             return True, None
 
@@ -280,11 +280,11 @@ def is_bypassed(request: Request) -> bool:
 
 
 class PendingRequest:
-    """A request that is looked up, waits for an identical one, or asks the model for all of them.
+    """A request that is looked up, waits for an identical one, or leads: asks the model for all of them.
 
-    `lookup` until there is a hit or `wait` returns False: then ask the model, and end by `store`, `reject` or
-    `abort`, since identical requests may wait. The log gets one line for the request: the hit, or the miss
-    that the model was asked for. A hit costs no more than a plain lookup.
+    Call `lookup` until there is a hit or `wait` returns False. Then ask the model, and end with `store`,
+    `reject` or `abort`, as identical requests may be waiting. The request is logged once: the hit, or the
+    last miss. A hit costs no more than a plain lookup.
     """
 
     __slots__ = ("_deadline", "_leader", "_miss", "_since", "_steps", "_timeout", "request")
@@ -295,16 +295,17 @@ class PendingRequest:
         self._steps = steps
         bypassed = valid and is_bypassed(self.request)
         self._timeout = 0.0 if bypassed else steps.timeout
-        self._deadline: float | None = None  # when it has waited enough; None if it did not wait
+        self._deadline: float | None = None  # of waiting; None before
         self._since = 0
         self._miss: Miss | None = None  # not logged yet
         self._leader: Leader | None = None
 
     def lookup(self, objection: Callable[[Hit], str] | None = None) -> Hit | None:
-        """Return the hit. A miss is logged when it is clear that waiting will not make it a hit.
+        """Return the hit, or None. A miss is not logged before it is known that waiting does not help.
 
         Args:
-            objection: Says why a hit must not be served, which makes it a miss for this reason; "" if it may.
+            objection: Returns why a hit must not be served, which makes it a miss with this reason; "" if it
+                may.
 
         Raises:
             CacheClosed: The cache was closed.
@@ -317,7 +318,7 @@ class PendingRequest:
         return self._finish(result)
 
     async def alookup(self, objection: Callable[[Hit], Awaitable[str]]) -> Hit | None:
-        """As `lookup`, for async code: the cache is asked in a thread, and `objection` needs none."""
+        """As `lookup`, for async code: the cache runs in a thread, `objection` in the event loop."""
         with self._steps.telemetry.start_lookup(self.request) as span:
             result = await in_thread(self._search)
             if isinstance(result, Hit) and (reason := await objection(result)):
@@ -326,7 +327,7 @@ class PendingRequest:
         return await in_thread(self._finish, result)
 
     def wait(self) -> bool:
-        """After a miss, whether to look up again; False if the model must be asked. Blocks, within bounds."""
+        """After a miss, wait for an identical request. True: look up again. False: ask the model."""
         try:
             # In the thread of an event loop the leader may be a task, which could then never end.
             turn = self._join(may_wait=not _in_event_loop())
@@ -347,7 +348,7 @@ class PendingRequest:
         return False
 
     async def await_(self) -> bool:
-        """As `wait`, without blocking: a task needs no thread to wait in."""
+        """As `wait`, without a thread."""
         try:
             turn = self._join()
             while isinstance(turn, Future):
@@ -368,7 +369,7 @@ class PendingRequest:
         return False
 
     def store(self, answer: Answer) -> Stored | Rejected:
-        """Store the model's answer, which those who wait get.
+        """Store the model's answer; the waiting requests find it.
 
         Raises:
             CacheClosed: The cache was closed.
@@ -383,12 +384,12 @@ class PendingRequest:
         return result
 
     def reject(self) -> None:
-        """End: the answer is not stored, nor will that to the same request be. All who wait ask."""
+        """End without storing, as an answer to this request is never stored: all waiting requests ask."""
         if self._leader is not None:
             self._leader.end(Outcome.REJECTED)
 
     def abort(self) -> None:
-        """End, if it has not ended: there is no answer. One of those who wait asks."""
+        """End without an answer, if not ended yet: one of the waiting requests asks."""
         if self._leader is not None:
             self._leader.end()
 
@@ -400,11 +401,11 @@ class PendingRequest:
 
     @property
     def leading(self) -> bool:
-        """Whether others may wait for its end."""
+        """Whether other requests may be waiting for this one."""
         return self._leader is not None and not self._leader.ended
 
     def _search(self) -> Hit | Miss | None:
-        """The result; None if the cache was closed while this waited: the program goes on without it."""
+        """Look up; None if the cache was closed while this waited: the program goes on without it."""
         self._since, self._miss = self._steps.flights.completed, None
         try:
             self._steps.check(self.request)
@@ -424,7 +425,7 @@ class PendingRequest:
         return None
 
     def _join(self, *, may_wait: bool = True) -> Leader | Waiter | Outcome:
-        if not self._timeout or self._miss is None:  # switched off, closed, or a hit that was of no use
+        if not self._timeout or self._miss is None:  # switched off, closed, or the hit was not used
             return Outcome.REJECTED
         now = time.monotonic()
         may_wait = may_wait and not is_leading() and (self._deadline is None or now < self._deadline)
@@ -434,7 +435,7 @@ class PendingRequest:
         return turn
 
     def _next_turn(self, waiter: Waiter) -> Leader | Waiter | Outcome:
-        """The leader's outcome; if it failed, or did not end in time, what comes of joining again."""
+        """Return the leader's outcome; join again if it failed, or did not end in time."""
         if waiter.cancel() or (outcome := waiter.result()) is Outcome.FAILED:
             return self._join()
         return outcome

@@ -1,4 +1,4 @@
-"""What the caches of one process share when they are opened on the same location."""
+"""The runtime of a location, shared by all caches of this process that are opened on it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ibidem.index.compaction import CollectionRegistry, collection_name
 from ibidem.index.external import open_external
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.index.search import IndexOpener, SemanticIndex, VectorSearch
+from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.maintenance import Housekeeping
 from ibidem.matching.fitted import adopted, warn_of_old_score
 from ibidem.matching.policy import scorer_for
@@ -40,7 +41,7 @@ from ibidem.telemetry import metrics
 from ibidem.telemetry.telemetry import record_audit
 from ibidem.types import Entry, digest
 
-POLL_SECONDS = 2.0  # how often to look for entries stored by other processes, while in use
+POLL_SECONDS = 2.0  # interval of looking for entries stored by other processes, while in use
 
 
 class Runtime:
@@ -110,14 +111,14 @@ class Runtime:
         return build_semantic_index(self.settings, self.store, embedder, self.faults, self.wake)
 
     def _adopt(self, index: SemanticIndex) -> None:
-        """Follow a swap of the semantic index."""
+        """Switch to a new semantic index."""
         self.judgement_log.set_scorer(index.scorer.name)
         self.examples.adopt(index.embedder)
         self.wake()
 
     @property
     def semantic_index(self) -> SemanticIndex:
-        """The semantic index in use; a lookup or a store takes it once and keeps to it."""
+        """The semantic index in use; each lookup and each store reads it once."""
         return self.active.current
 
     @property
@@ -143,15 +144,15 @@ class Runtime:
             self.examples.queue.drop()
 
     def put(self, entry: Entry, created_at: float, index: SemanticIndex) -> bool:
-        """Store an entry, and make it findable; raises what the database does.
+        """Store and index an entry. Errors of the database pass through.
 
         Args:
-            entry: Its vector is of the embedder of `index`.
+            entry: The entry; its vector was made by the embedder of `index`.
             created_at: When the request was made.
-            index: What the store began with.
+            index: The semantic index in use when the store began.
 
         Returns:
-            False if what the entry rests on was invalidated after the request was made.
+            False if a document of the entry was invalidated after the request was made.
         """
         house = self.housekeeping
         if not self.store.entries.put(entry, index.fingerprint, house.ranking, house.floor, created_at):
@@ -173,7 +174,7 @@ class Runtime:
             self._background.wake()
 
     def _is_poll_due(self) -> bool:
-        """Whether it is time to look for entries that other processes stored."""
+        """Return whether it is time to look for entries stored by other processes."""
         now = time.monotonic()
         if now < self._poll_at:
             return False
@@ -181,7 +182,7 @@ class Runtime:
         return True
 
     def mask(self, redact: Callable[[str], str | None], name: str) -> None:
-        """Redact what the logs hold already, in the background, by the function of this name."""
+        """Redact the existing log rows, in the background; `name` identifies the function."""
         self._masking.append(self.store.redactor(redact, name))
         self.wake()
 
@@ -199,8 +200,15 @@ class Runtime:
         with self._writing:
             return self.examples.write()
 
+    def invalidate(self, criteria: Criteria, *, examples: bool = True) -> Invalidated:
+        """Delete the matching answers with their pending audits, and by default their examples."""
+        ids, deleted = self.store.invalidations.invalidate(criteria, self.clock, examples=examples)
+        self.judgement_log.forget(set(ids))
+        self.examples.queue.forget_reports()
+        return Invalidated(len(ids), examples=deleted)
+
     def clear(self, namespace: str | None) -> int:
-        """Delete all answers, or those of a namespace, with what waits to be written; returns how many."""
+        """Delete all answers and logs, or those of a namespace; return the number of answers."""
         with self._writing:
             count = self.judgement_log.clear(namespace, partial(self.store.clear, namespace))
             self._lookups.drop(namespace)
@@ -215,9 +223,9 @@ class Runtime:
         self._background.wake()
 
     def flush(self) -> bool:
-        """Wait until all that is known now is indexed and logged; False if that took too long.
+        """Wait until everything known now is indexed and logged; False if that takes too long.
 
-        Audits may take longer, as a judge may ask a model: `judgement_log.flush` waits for them.
+        Audits may take longer, as they may ask a model: `judgement_log.flush` waits for them.
         """
         return self._background.flush()
 
@@ -229,7 +237,7 @@ class Runtime:
         return None
 
     def queue_lengths(self) -> dict[str, int]:
-        """How much waits to be written or judged, by queue."""
+        """Return the lengths of the queues."""
         return {
             "lookups": len(self._lookups),
             "examples": len(self.examples.queue),
@@ -255,7 +263,7 @@ _open_lock = ForkSafeLock()
 
 
 def acquire(settings: Settings) -> Runtime:
-    """Open the runtime for these settings, or share the one with the same location and embedder."""
+    """Open the runtime for these settings, or share the open one with the same location and embedder."""
     embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
     chroma = settings.chroma or str(settings.path / "chroma")
     headers = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
@@ -275,7 +283,7 @@ def acquire(settings: Settings) -> Runtime:
 
 
 def _key_of(index: object) -> Hashable:
-    """Identify a user's index: two that are equal are one, and one that cannot be hashed equals no other."""
+    """Return a key for a user's index: itself if it can be hashed, else its identity."""
     try:
         hash(index)
     except TypeError:
@@ -295,7 +303,7 @@ def release(runtime: Runtime) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Index and log what is left when the program ends without closing its caches."""
+    """Finish the background work when the program ends without closing its caches."""
     with _open_lock:
         left = list(_open.values())
         _open.clear()
@@ -306,8 +314,8 @@ def _close_all() -> None:
 def open_store(settings: Settings) -> Store:
     """Open the database for these settings; creates directory and file, private to the user.
 
-    What exists keeps its mode: to share a cache with a group, create it first. A file that is not a database
-    is moved aside, never deleted, and a new database begun.
+    An existing file keeps its mode: to share a cache with a group, create it first. A file that is not a
+    database is renamed, never deleted, and a new database created.
 
     Raises:
         StorageError: The location cannot be used.
@@ -344,17 +352,17 @@ def _make_private(path: Path) -> None:
 
 
 def registry_of(settings: Settings, fingerprint: str, store: Store) -> CollectionRegistry:
-    """The registry of the collections with the vectors of the embedder with this fingerprint.
+    """Return the registry of the collections that hold this embedder's vectors.
 
-    On a server, or in an index that the user brings, each database has collections of its own: what one
-    deletes, another may still hold.
+    On a server, or in a user's index, each database has its own collections: what is deleted from one may
+    still be in another.
     """
     cache_id = "" if settings.embedded_index else store.meta.set_default("place", uuid.uuid4().hex)
     return CollectionRegistry(store, collection_name(digest(fingerprint), cache_id), cache_id)
 
 
 def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpener:
-    """The function that opens the vector index, with the collection that is in use at that moment."""
+    """Return a function that opens the vector index on the collection in use."""
     directory = settings.path / "chroma"
 
     def open_index(buffer: VectorBuffer | None = None) -> VectorIndex:
@@ -375,13 +383,13 @@ def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpene
 def build_semantic_index(
     settings: Settings, store: Store, embedder: Embedder, faults: Faults, on_open: Callable[[], None]
 ) -> SemanticIndex:
-    """Build the semantic index of an embedder, whose vectors are kept from now on.
+    """Build the semantic index of an embedder, and register the embedder.
 
     Args:
-        settings: Say where the vector index is.
+        settings: Where the vector index is.
         store: The database.
-        embedder: Makes the vectors.
-        faults: Receives failures in the background.
+        embedder: Computes the vectors.
+        faults: Counts failures in the background.
         on_open: Called when a server's index is open.
 
     Raises:

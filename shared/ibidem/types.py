@@ -1,8 +1,8 @@
-"""The values of a lookup: what is asked (`Request`), what is known (`Answer`), what came of it.
+"""The values of a cache: `Request`, `Answer`, the results of a lookup and of a store, `Entry`.
 
 A request has four parts. Only `question` is compared by meaning; `scope` and `namespace` are compared
-exactly, `documents` by the context rule. The clear text of the scope is hashed on arrival and forgotten:
-it can hold secrets (system prompts, headers).
+exactly, `documents` by the document policy. Of the scope, which can hold secrets (system prompts, headers),
+only the digest is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tier = Literal["exact", "semantic"]
 
 
 def digest(*parts: str) -> str:
-    """128-bit blake2b of the parts as 32 hex characters; `("ab", "c")` and `("a", "bc")` differ."""
+    """Return a 128-bit blake2b hash of the parts in hex; `("ab", "c")` and `("a", "bc")` differ."""
     hashed = blake2b(digest_size=16)
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")
@@ -36,21 +36,21 @@ def digest(*parts: str) -> str:
 
 
 def normalise(question: str) -> str:
-    """The form of a question that the exact tier compares: composed Unicode, no blanks around it.
+    """Return the form of a question that the exact tier compares: composed Unicode, no blanks around it.
 
-    Case, punctuation and blanks within stay: whether they matter is for the decision to say.
+    Case, punctuation and blanks within stay: the matching policy decides whether they matter.
     """
     composed = question if question.isascii() else normalize("NFC", question)
     return composed.strip()
 
 
 def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:
-    """The id of the entry of a normalised question, by the digests of its scope and of its documents."""
+    """Return the entry id of a normalised question, from the digests of its scope and documents."""
     return digest("semantic" if semantic else "exact", namespace, scope, question, documents)
 
 
 def digest_of(documents: Iterable[str]) -> str:
-    """The digest of a set of documents, by the digests of each."""
+    """Return the digest of a set of documents, from their digests."""
     return digest(*sorted(set(documents)))
 
 
@@ -62,7 +62,7 @@ def require_text(name: str, value: object) -> str:
 
 
 def storable(text: str) -> bool:
-    """Whether SQL text columns hold the text: not if it has lone surrogates or NUL."""
+    """Return whether an SQL column can hold the text: not with lone surrogates or NUL."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -103,10 +103,10 @@ _USER = "/user="  # between a namespace and its user
 
 
 def namespace_of(namespace: str, user: str = "") -> str:
-    """The name under which the answers of a user in a namespace are stored, listed and cleared.
+    """Return the name under which the answers of a user in a namespace are stored, listed and cleared.
 
-    `acme/user=ann`; without a user it is `acme` itself. No two pairs have the same name: whatever could be
-    mistaken for another is escaped as in a URL.
+    `acme/user=ann`; without a user it is `acme` itself. No two pairs have the same name: ambiguous characters
+    are escaped as in a URL.
 
     Raises:
         InvalidInput: One is not a str, or cannot be stored: it holds NUL, or half a character.
@@ -118,17 +118,17 @@ def namespace_of(namespace: str, user: str = "") -> str:
 
 
 def is_in_namespace(name: str, namespace: str) -> bool:
-    """Whether a name is that of the namespace or of a user in it; `namespace` as it is stored."""
+    """Return whether a name is that of the namespace, or of a user in it; `namespace` as stored."""
     return name == namespace or name.startswith(user_prefix(namespace))
 
 
 def user_prefix(namespace: str) -> str:
-    """How the names of the users in a namespace begin; `namespace` as it is stored."""
+    """Return the prefix of the names of the users in a namespace; `namespace` as stored."""
     return f"{namespace if '%' in namespace else _escaped(namespace)}{_USER}"
 
 
 def tenant_of(name: str) -> str:
-    """The namespace in a name that `namespace_of` made."""
+    """Return the namespace in a name made by `namespace_of`."""
     return name.partition(_USER)[0].replace("%2F", "/").replace("%25", "%")
 
 
@@ -138,7 +138,7 @@ def _escaped(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The values of `ibidem.scope`: "", None or () where it says nothing."""
+    """The values of `ibidem.scope`: "", None or () where not given."""
 
     namespace: str = ""
     user: str = ""
@@ -148,7 +148,7 @@ class Scope:
     tags: tuple[str, ...] = ()
 
     def merge(self, inner: Scope) -> Scope:
-        """Return the scope of a block inside: it has the last word, tags add up, a bypass stays one."""
+        """Return the scope of a nested block: the inner one wins, tags add up, a bypass stays one."""
         return Scope(
             namespace=inner.namespace or self.namespace,
             user=inner.user or self.user,
@@ -159,13 +159,13 @@ class Scope:
         )
 
     def name(self, own: str = "") -> str:
-        """The namespace to ask in, for an adapter whose own is `own`."""
+        """Return the namespace to ask in; `own` is an adapter's, used if the scope has none."""
         return namespace_of(self.namespace or own, self.user)
 
     def covers(self, name: str) -> bool:
-        """Whether what is stored under this name may be touched here; all of it where no tenant is named.
+        """Return whether the scope may touch what is stored under this name; all of it without a tenant.
 
-        A namespace covers its users. A user without a namespace is in that of an adapter, which is not known.
+        A namespace covers its users. A user without a namespace is in an adapter's, which is not known here.
         """
         if self.user and not self.namespace:
             return name.partition(_USER)[2] == _escaped(self.user)
@@ -176,10 +176,10 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One retrieved document that the model saw. `digest` identifies its content.
+    """A retrieved document in the prompt. `digest` identifies its content.
 
-    `source` is the id of what it was cut from, such as a file, if known: what rested on any part of a source
-    can be invalidated by its id too.
+    `source` is the id of the file, or the like, that it is a part of, if known: answers can be invalidated by
+    it too.
     """
 
     id: str
@@ -194,7 +194,7 @@ class Document:
 
 
 def renamed(document: Document, id_: str, source: str) -> Document:
-    """The same text under other names, without a look at it: many names for a long text cost no more."""
+    """Return a copy with another id and source; the text is not hashed again."""
     other = copy(document)
     object.__setattr__(other, "id", require_text("Document.id", id_))
     object.__setattr__(other, "source", require_text("Document.source", source))
@@ -202,7 +202,7 @@ def renamed(document: Document, id_: str, source: str) -> Document:
 
 
 def _documents(given: object) -> tuple[Document, ...]:
-    """A tuple of what may be any iterable of documents, a generator too."""
+    """Return any iterable of documents, such as a generator, as a tuple."""
     usable = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
     found: tuple[Any, ...] | None = tuple(given) if usable else None  # type: ignore[arg-type]
     if found is None or not all(isinstance(document, Document) for document in found):
@@ -216,18 +216,18 @@ class Request:
 
     Args:
         question: The user's question alone, without template, history or documents.
-        scope: Everything else the model sees (system prompt, history, tools, model, parameters), in any
-            stable textual form. Compared exactly; only its digest is kept.
+        scope: Everything else the answer depends on (system prompt, history, tools, model, parameters), in
+            any stable textual form. Compared exactly; only its digest is kept.
         namespace: Tenant, user or application. Compared exactly; stored in clear.
         documents: The retrieved documents in the prompt, in any order.
-        semantic: False if the question could not be told apart from the rest of the prompt: then only the
-            very same request is a hit, and the text of the question is not stored.
-        temperature: At which the model samples, if known; only looked at when an answer is to be stored.
-        made: When the question was asked, in seconds since the epoch; now, if not given. No part of what is
-            compared: an answer to what was asked before its documents were invalidated is not stored.
-        example: False if the answer is a step of a program, such as a question put anew: it may be stored,
-            but is no example.
-        scope_context: The `ibidem.scope` it is asked in, if an adapter has looked; else the cache looks.
+        semantic: False if the question could not be separated from the rest of the prompt: then only the
+            identical request is a hit, and the text of the question is not stored.
+        temperature: Sampling temperature of the model, if known; only used when an answer is to be stored.
+        made: When the question was asked, in seconds since the epoch; by default now. Not compared: an answer
+            to a question asked before its documents were invalidated is not stored.
+        example: False if the answer is an intermediate step of a program, such as a rewritten question: it
+            may be stored, but is no example.
+        scope_context: The `ibidem.scope` that holds for the request; by default the current one.
 
     Raises:
         InvalidInput: A part has the wrong type, or the question is empty.
@@ -269,17 +269,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said.
+    """A model's answer.
 
     Args:
         text: The answer as a reader sees it.
         payload: The adapter's serialised form (tool calls, usage, ...); opaque to the core.
-        model: Name of the model that answered.
-        input_tokens: Prompt tokens the answer cost, if known.
-        output_tokens: Completion tokens the answer cost, if known.
-        finish_reason: Why the model stopped, as it said; only complete answers are stored.
+        model: Name of the model.
+        input_tokens: Prompt tokens, if known.
+        output_tokens: Completion tokens, if known.
+        finish_reason: Why the model stopped, in its own words; only complete answers are stored.
         seconds: How long the model took, if known.
-        semantic: False if the answer fits the very same question only (tool calls, structured output).
+        semantic: False if the answer fits the identical question only (tool calls, structured output).
     """
 
     text: str
@@ -302,17 +302,18 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens the answer cost, 0 where unknown."""
+        """Prompt and completion tokens, 0 where unknown."""
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An answer that may be repeated, and why.
+    """A stored answer that may be repeated, and why.
 
-    `question` is the one the answer was given to (None for an entry that keeps no text), `similarity` its
-    cosine to the one asked, `age` in seconds since the answer was stored, `seconds` the time of the lookup,
-    `stale` whether it is served beyond its life while another caller refreshes it, `place` names the cache.
+    `question` is the one it was given to (None if its text is not kept), `similarity` the cosine of the two
+    questions, `score` that of the verifier, `age` the seconds since the answer was stored, `seconds` the
+    duration of the lookup, `stale` whether it is served beyond its lifetime while another caller refreshes
+    it, `place` the id of the cache location.
     """
 
     answer: Answer
@@ -330,7 +331,7 @@ class Hit:
         return True
 
     def provenance(self) -> dict[str, Any]:
-        """What a repeated answer tells a program about itself, in JSON values: frameworks store messages."""
+        """Return the marker of a repeated answer, in JSON values: frameworks store messages."""
         spent, said = self.answer.input_tokens or 0, self.answer.output_tokens or 0
         told = {
             "entry_id": self.entry_id,
@@ -347,13 +348,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """No answer, and the reason; the nearest candidate, if one was looked at.
+    """No answer, and the reason; with the nearest candidate, if there was one.
 
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a script
     that the model does not know), `question_hides_text` (invisible characters), `no_index` (another process
-    owns it, or it is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer
+    owns it, or its server is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer
     accepts its form), `error`.
     """
 
@@ -369,7 +370,7 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The answer is stored (durable against a killed process) as `entry_id`; `place` is the cache's."""
+    """The answer is stored as `entry_id`, and survives a killed process; `place` is the location's id."""
 
     entry_id: str
     place: str = field(default="", compare=False)
@@ -380,11 +381,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The answer was not stored, and why.
+    """The answer was not stored, and the reason.
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
-    `write_quota` (`max_writes_per_hour` of `ibidem.open`), `invalidated` (what it rests on was, while it was
-    being made), `bypassed`, `error`.
+    `write_quota` (`max_writes_per_hour` of `ibidem.open`), `invalidated` (one of its documents was, while it
+    was generated), `bypassed`, `error`.
     """
 
     reason: str
@@ -394,21 +395,21 @@ class Rejected:
 
 
 Vector: TypeAlias = "NDArray[np.float32]"
-ROUNDED = 0.1  # how far the square of the length of a vector in half precision may be from 1
+ROUNDED = 0.1  # tolerance of the squared length of a vector in half precision
 
 
 def to_bytes(vector: Vector) -> bytes:
-    """A vector in half precision, little-endian: 768 bytes for 384 dimensions, cosines right to 1e-3."""
+    """Encode a vector in half precision, little-endian: 768 bytes for 384 dimensions, cosines to 1e-3."""
     return vector.astype("<f2").tobytes()
 
 
 def to_vector(raw: bytes) -> Vector:
-    """The float32 vector that `to_bytes` wrote.
+    """Decode the output of `to_bytes` to float32.
 
     Raises:
-        ValueError: It did not: these bytes are no unit vector. A NaN would pass for a similarity of 1.
+        ValueError: The bytes are no unit vector. A NaN would pass for a similarity of 1.
     """
-    import numpy as np  # here: who only imports Ibidem does not wait for it
+    import numpy as np  # not above: importing Ibidem stays fast
 
     vector = np.frombuffer(raw, dtype="<f2").astype(np.float32)
     if not abs(float(vector @ vector) - 1.0) < ROUNDED:
@@ -417,25 +418,25 @@ def to_vector(raw: bytes) -> Vector:
 
 
 def cosine(vector: Vector, stored: Vector) -> float:
-    """Of a unit vector and a stored one. That is rounded: the same question must not fall short of itself."""
+    """Return the cosine of a unit vector and a stored, rounded one; 1 if they are the same."""
     found = min(1.0, float(stored @ vector))
     return 1.0 if found > 0.99 and (stored == to_vector(to_bytes(vector))).all() else found
 
 
 def point_of(namespace: str, scope: str, vector: Vector) -> str:
-    """Names the point of the vector index that stands for this vector in this scope.
+    """Return the id of the point of the vector index for this vector in this scope.
 
-    Entries with one wording (the same question over other documents) share a point: an HNSW graph does not
-    reliably find one among identical vectors (39 of 300 were lost in a test).
+    Entries with the same question (over other documents) share a point: an HNSW graph does not reliably find
+    one of several identical vectors (39 of 300 were lost in a test).
     """
     return digest(namespace, scope, to_bytes(vector).hex())
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A document behind an answer: its id, the digest of its content, and whether it supports the answer.
+    """A document of a stored answer: its id, the digest of its content, and whether it supports the answer.
 
-    `source` is the id of what it was cut from, empty if that is not known.
+    `source` is the id of the file, or the like, that it is a part of; empty if unknown.
     """
 
     id: str
@@ -446,12 +447,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stored answer with the request it belongs to.
+    """A stored answer with its request.
 
-    `question` is None where the request was exact-only. `documents` is the digest of the whole document
-    set, `sources` the documents one by one. Times are seconds since the epoch: `created`, `used` (when it was
-    stored or last served) and `expires`, when it is deleted; `ttl` is how many seconds it lives, None for
-    ever. `vector` is the question's embedding, shape (d,), unit length, or None while it is not embedded.
+    `question` is None if the request was exact-only. `documents` is the digest of the document set, `sources`
+    are the documents. Times are seconds since the epoch: `created`, `used` (when it was stored or last
+    served) and `expires` (when it is deleted); `ttl` is its lifetime in seconds, None for ever. `vector` is
+    the embedding of the question, shape (d,), unit length; None before it is embedded.
     """
 
     id: str
@@ -477,5 +478,5 @@ class Entry:
 
     @property
     def point(self) -> str | None:
-        """Where the vector index holds the entry, or None without a vector."""
+        """The id of its point in the vector index; None without a vector."""
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ibidem import Answer, Request, runtime
 from ibidem.cache import SemanticCache
-from ibidem.costs import SHIPPED, dated_like, read_prices
+from ibidem.costs import SHIPPED, read_prices
 from ibidem.errors import ConfigurationError
 from tests import snapshot_prices
 
@@ -64,8 +64,10 @@ def test_a_date_is_the_same_model_only_where_the_package_says_so(day: date, mode
     prices = read_prices()
     price = prices.models[model]
     for said in (f"-{day:%Y%m%d}", f"-{day:%Y-%m-%d}"):
-        found = prices.of(dated_like(model, said))
-        assert found in ((price,) if price.dated else (None, prices.models.get(dated_like(model, said))))
+        found = prices.of(snapshot_prices.dated_like(model, said))
+        assert found in (
+            (price,) if price.dated else (None, prices.models.get(snapshot_prices.dated_like(model, said)))
+        )
 
 
 def test_a_provider_before_the_name_is_that_of_the_model() -> None:
