@@ -15,7 +15,7 @@ SOURCES = sorted([*ROOT.glob("shared/**/*.py"), *ROOT.glob("integrations/**/*.py
 FRAMEWORKS = {"langchain", "langchain_core", "langgraph", "llama_index"}
 DOORS = {
     "chromadb": {"shared/ibidem/index/chroma.py"},
-    "onnxruntime": {"shared/ibidem/embedding/minilm.py"},
+    "onnxruntime": {"shared/ibidem/embedding/onnx_model.py"},
     "sqlalchemy": {"shared/ibidem/storage/"},
     "psycopg": {"shared/ibidem/storage/postgres.py"},
     "jinja2": {"shared/ibidem_lab/html.py"},

@@ -23,7 +23,7 @@ from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder
-from ibidem.embedding.minilm import TELEMETRY_KEY, OnnxEmbedder, telemetry_is_on
+from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import (
     LOCK_SECONDS,
     MANIFEST_FILE,
@@ -32,6 +32,7 @@ from ibidem.embedding.minilm_files import (
     cache_root,
     require_inside,
 )
+from ibidem.embedding.onnx_model import TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import CacheClosed, EmbedderUnavailable, IbidemError, IndexUnavailable
 from ibidem.index.search import SemanticIndex
 from ibidem.matching.fitted import Calibration

@@ -25,9 +25,9 @@ import pytest
 
 import ibidem
 from ibidem.doctor import examine
-from ibidem.embedding import minilm as onnx_session
 from ibidem.embedding import minilm_files
-from ibidem.embedding.minilm import VARIABLE, switch_telemetry_off
+from ibidem.embedding import onnx_model as onnx_session
+from ibidem.embedding.onnx_model import VARIABLE, switch_telemetry_off
 from ibidem.settings import read_settings
 from tests.embedders import BagOfWords
 from tests.helpers import eventually

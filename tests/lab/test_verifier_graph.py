@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnx")
 
-from ibidem.embedding.minilm import open_session  # noqa: E402
+from ibidem.embedding.onnx_model import open_session  # noqa: E402
 from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder  # noqa: E402
 from ibidem_lab.models.verifier_graph import Digits, buckets, build_verifier  # noqa: E402
 

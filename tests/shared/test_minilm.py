@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ibidem.embedding import Embedder, minilm, minilm_files, resolve_embedder
+from ibidem.embedding import Embedder, minilm_files, onnx_model, resolve_embedder
 from ibidem.embedding import minilm_export as minilm_graph
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
@@ -161,7 +161,7 @@ class TestVectors:
         np.testing.assert_array_equal(together, alone)
 
     def test_the_graph_itself_does_not_mix_the_rows_of_a_batch(self, model):
-        session, tokenizer = model._model().session, model._model().tokenizer
+        session, tokenizer = model._model.loaded().session, model._model.loaded().tokenizer
         rows = [tokenizer.encode(text).ids for text in SENTENCES[:4]]
         ids = np.zeros((4, max(map(len, rows))), np.int64)
         mask = ids.copy()
@@ -242,18 +242,21 @@ class TestProcess:
         assert all(np.array_equal(first, other) for other in others)
 
     def test_loading_is_lazy(self, cache):
-        assert OnnxEmbedder.from_directory(target(cache))._loaded is None
+        assert OnnxEmbedder.from_directory(target(cache))._model._loaded is None
 
     def test_a_model_is_loaded_once_and_let_go_with_its_last_user(self, cache, tmp_path):
         copy = Path(shutil.copytree(target(cache), tmp_path / "copy"))
         users = [OnnxEmbedder.from_directory(place) for place in (target(cache), target(cache), copy)]
         expected = [user.embed(["a question"]) for user in users]
         assert all(np.array_equal(expected[0], other) for other in expected)
-        assert len({id(user._loaded.session) for user in users}) == 1
-        assert OnnxEmbedder(users[0]._files, threads=2)._model() is not users[0]._loaded
-        left = weakref.ref(users[0]._loaded)
-        shared_elsewhere = [user for user in minilm._alive if user not in users and user._loaded is left()]
+        assert len({id(user._model._loaded.session) for user in users}) == 1
+        assert OnnxEmbedder(users[0]._files, threads=2)._model.loaded() is not users[0]._model._loaded
+        left, ours = weakref.ref(users[0]._model._loaded), [user._model for user in users]
+        shared_elsewhere = [
+            model for model in onnx_model._alive if model not in ours and model._loaded is left()
+        ]
         users.clear()
+        ours.clear()
         gc.collect()
         assert (left() is None) == (not shared_elsewhere)
 
@@ -265,7 +268,7 @@ class TestProcess:
             (copy / "manifest.json").unlink()
             copies.append(OnnxEmbedder.from_directory(copy))
         assert not copies[0]._files.whole
-        assert copies[0]._model() is not copies[1]._model()
+        assert copies[0]._model.loaded() is not copies[1]._model.loaded()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
     @pytest.mark.parametrize("threads", [1, 2])
@@ -273,17 +276,17 @@ class TestProcess:
         code = f"""
 import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here
-from ibidem.embedding import minilm
+from ibidem.embedding import onnx_model
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import find_model
 model = OnnxEmbedder(find_model(), threads={threads})
 expected = model.embed(["a question"])
-model._lock.acquire()
-minilm._loading.acquire()
+model._model._lock.acquire()
+onnx_model._loading.acquire()
 pid = os.fork()
 if pid == 0:
     signal.alarm(60)
-    same = model._loaded is None and (model.embed(["a question"]) == expected).all()
+    same = model._model._loaded is None and (model.embed(["a question"]) == expected).all()
     del model
     os._exit(0 if same else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

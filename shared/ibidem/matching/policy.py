@@ -30,7 +30,8 @@ class Verifier(Protocol):
     """Scores candidates: how sure it is that the stored answer of each serves the question asked.
 
     Called at most once per lookup, with those of the nearest candidates that neither guards nor documents
-    refuse; in the thread of the lookup, which waits for it. What it raises is a miss with reason `error`.
+    refuse, of a cosine of at least `VERIFIED_FROM`, or of what its method `min_cosine` returns, if it has
+    one; in the thread of the lookup, which waits for it. What it raises is a miss with reason `error`.
     """
 
     @property
@@ -129,6 +130,8 @@ class LearnedScorer(_PairScorer):
 class CheckedVerifier:
     """A user's verifier whose results are checked, so that a wrong one cannot become a wrong hit.
 
+    Candidates are shown to it from the cosine on that its `min_cosine` says, if it has one.
+
     Args:
         verifier: The verifier.
     """
@@ -136,6 +139,7 @@ class CheckedVerifier:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
         self.name = digest("Verifier", require_text("verifier.name", verifier.name))
+        self.min_cosine: Callable[[float], float] | None = getattr(verifier, "min_cosine", None)
 
     def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
         """Return the scores of the verifier; raises `InvalidInput` if they are no scores, or too few."""

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ibidem_lab.models import base, encoder, teacher, verifier
+from ibidem_lab.models import base, encoder, export, teacher, verifier
+from ibidem_lab.models.calibration import calibrated, deciles
 from ibidem_lab.models.groups import DATA, Pair, load_groups
-from ibidem_lab.models.measure import Measured, held_out_sets, measure, table
+from ibidem_lab.models.measure import Measured, development_sets, measure, table, test_sets
 from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens, cosines, device, scores, vectors
 from ibidem_lab.models.pairs import Workloads, labelled_pairs, unlabelled_pairs
 from ibidem_lab.models.training import Schedule, load
@@ -36,12 +37,16 @@ class Steps:
         work: Where base models and checkpoints are kept.
         share: Of the full number of examples; less than 1 to try things.
         seeds: Of the teachers.
+        public: Folder of further pairs to measure on, one `.jsonl` for each set.
     """
 
-    def __init__(self, data: Path, work: Path, share: float, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, data: Path, work: Path, share: float, seeds: Sequence[int], public: Path | None
+    ) -> None:
         self.workloads, self.work, self.share, self.seeds = Workloads(data), work, share, seeds
-        self.groups = load_groups()
-        self.sets = held_out_sets(self.groups, self.workloads)
+        self.groups, self.public = load_groups(), public
+        self.development = development_sets(self.groups, self.workloads)
+        self.sets = self.development | test_sets(self.workloads, public)
 
     def teacher(self) -> None:
         """Train the teacher, once for each seed, on all labels."""
@@ -91,6 +96,29 @@ class Steps:
         train = [group for group in self.groups if not group.held_out]
         schedule = self._schedule(60_000, encoder.GROUPS_A_STEP, 3e-5, 3)
         encoder.train_encoder(model, tokens, train, pairs, schedule, self._checkpoint("encoder"), say)
+
+    def export(self) -> None:
+        """Write both models as they ship, into `export` in the work folder, and say what they score so."""
+        shipped = self.work / "export"
+        model = TextEncoder(base.minilm())
+        load(model, self._checkpoint("encoder"))
+        export.export_encoder(model, base.minilm(), shipped / "encoder")
+        of_encoder = partial(cosines, model.to(device()), Tokens(base.minilm()))
+        student = CrossEncoder(self._mpnet, verifier.LAYERS)
+        load(student, self._checkpoint("verifier"))
+        near = {name: of_encoder(pairs) for name, pairs in self.sets.items()}
+        pair_model = export.export_verifier(
+            student, self._mpnet, shipped / "verifier", self.development, near, say
+        )
+        logits = {name: export.pair_logits(pair_model, pairs) for name, pairs in self.sets.items()}
+        told = {name: calibrated(pair_model.calibration, logits[name], near[name]) for name in self.sets}
+        say(f"{pair_model.calibration}")
+        say(table({"as they ship": measure(self.sets, told)}))
+        for name, pairs in test_sets(self.workloads, self.public).items():
+            same = np.array([pair.same == 1 for pair in pairs])
+            say(
+                f"{name}: pairs, mean probability and share of the same by tenth: {deciles(told[name], same)}"
+            )
 
     def table(self) -> None:
         """Print what the base models and all that has been trained score on the held-out sets."""
@@ -142,12 +170,10 @@ class Steps:
         return measure(self.sets, {name: score(pairs) for name, pairs in self.sets.items()})
 
     def _validate(self, tokens: Tokens) -> Callable[[CrossEncoder], str]:
-        """AUC by set on some held-out pairs; not on the part of `nq_teacher` that nothing is chosen by."""
+        """AUC by set on some of the pairs to choose by."""
         rng = random.Random(0)  # noqa: S311
         sets = {
-            name: rng.sample(pairs, min(len(pairs), VALIDATED))
-            for name, pairs in self.sets.items()
-            if name != "nq"
+            name: rng.sample(pairs, min(len(pairs), VALIDATED)) for name, pairs in self.development.items()
         }
 
         def told(model: CrossEncoder) -> str:
@@ -165,7 +191,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(prog="python -m ibidem_lab.models", description=__doc__)
-    steps = ("teacher", "label", "verifier", "encoder", "table")
+    steps = ("teacher", "label", "verifier", "encoder", "export", "table")
     parser.add_argument("step", choices=steps)
     parser.add_argument("--data", type=Path, required=True, help="folder of the workloads")
     parser.add_argument(
@@ -173,10 +199,11 @@ def main() -> None:
     )
     parser.add_argument("--share", type=float, default=1.0, help="of the examples; less than 1 to try things")
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 7], help="of the teachers")
+    parser.add_argument("--public", type=Path, help="folder of further pairs to measure on, a .jsonl a set")
     given = parser.parse_args()
     if not (given.data / "keep_out.txt").is_file():
         sys.exit(f"{given.data} holds no keep_out.txt: --data must name the folder of the workloads")
-    getattr(Steps(given.data, given.work, given.share, given.seeds), given.step)()
+    getattr(Steps(given.data, given.work, given.share, given.seeds, given.public), given.step)()
 
 
 if __name__ == "__main__":

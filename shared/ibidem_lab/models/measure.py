@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem_lab.decisions import read_labelled_pairs
 from ibidem_lab.models.groups import Group, Pair
-from ibidem_lab.models.pairs import Workloads
+from ibidem_lab.models.pairs import LABELLED, Workloads
 from ibidem_lab.tuning.metrics import auc
 
 NEAR_MISSES_SERVED = (0.02, 0.05)
@@ -18,14 +20,26 @@ NEAR_MISS_SETS = ("groups", *RARE_KINDS)
 Sets = Mapping[str, Sequence[Pair]]
 
 
-def held_out_sets(groups: Iterable[Group], workloads: Workloads | None) -> dict[str, list[Pair]]:
-    """Pairs to measure on: held-out groups by kind, and the part of `nq_teacher` that is kept."""
+def development_sets(groups: Iterable[Group], workloads: Workloads) -> dict[str, list[Pair]]:
+    """Pairs to choose by: held-out groups by kind, and the part of each labelled workload that is kept."""
     sets: dict[str, list[Pair]] = {}
     for group in groups:
         if group.held_out:
             sets.setdefault(group.kind if group.kind in RARE_KINDS else "groups", []).extend(group.pairs())
-    if workloads:
-        sets["nq"] = workloads.kept_for_tuning()
+    return sets | {name: list(workloads.development(name)) for name in LABELLED}
+
+
+def test_sets(workloads: Workloads, public: Path | None) -> dict[str, list[Pair]]:
+    """Pairs that nothing is chosen by: a part of `nq_teacher`, and the `.jsonl` files of a folder.
+
+    Their lines are `{"a", "b", "same"}`, as `ibidem decide` takes them.
+    """
+    sets = {"nq": workloads.kept_for_tuning()}
+    for path in sorted(public.glob("*.jsonl")) if public else ():
+        rows = read_labelled_pairs(path)
+        sets[path.stem] = [
+            Pair(row.stored, row.asked, float(row.same)) for row in rows if row.same is not None
+        ]
     return sets
 
 
@@ -54,10 +68,13 @@ def measure(sets: Sets, scores: Mapping[str, NDArray[np.float32]]) -> dict[str, 
 
 
 def _measured(scores: NDArray[np.float64], same: NDArray[np.bool_], thresholds: Sequence[float]) -> Measured:
-    served = tuple(
-        (float((scores[same] > at).mean()), float((scores[~same] > at).mean())) for at in thresholds
-    )
+    served = tuple((_share_above(at, scores[same]), _share_above(at, scores[~same])) for at in thresholds)
     return Measured(len(scores), auc(scores, same), served)
+
+
+def _share_above(threshold: float, scores: NDArray[np.float64]) -> float:
+    """NaN without scores."""
+    return float((scores > threshold).mean()) if len(scores) else float("nan")
 
 
 def table(rows: Mapping[str, Mapping[str, Measured]]) -> str:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from ibidem_lab.models import rewording
 from ibidem_lab.models.groups import Group, Pair
-from ibidem_lab.models.reserved import KeepOut, for_tuning
+from ibidem_lab.models.reserved import KeepOut, for_calibration, for_tuning
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 NATURAL = "nq_teacher"  # neighbours among Natural Questions, a part of which is kept for measuring
 # Files of labelled pairs, and how often each is seen: open questions are few beside the groups.
-LABELLED = {NATURAL: 2, "support_teacher": 1, "trivia_teacher": 2}
+LABELLED = {NATURAL: 4, "support_teacher": 2, "trivia_teacher": 4}
 # Streams whose questions are paired with their neighbours, for the teacher to label; all CC BY.
 NEIGHBOURS = ("banking77", "clinc150")
 NEAREST = 8  # neighbours of a question that are paired with it
@@ -37,7 +37,14 @@ class Workloads:
         return KeepOut(self.folder / "keep_out.txt")
 
     def labelled(self, name: str) -> Iterator[Pair]:
-        """The pairs of a file whose labels its teacher was sure of."""
+        """The pairs of a file whose labels its teacher was sure of, to train on."""
+        return (pair for pair in self._sure(name) if not _for_calibration(pair))
+
+    def development(self, name: str) -> Iterator[Pair]:
+        """Pairs like those to train on, of other questions: to choose by, and to calibrate."""
+        return (pair for pair in self._sure(name) if _for_calibration(pair))
+
+    def _sure(self, name: str) -> Iterator[Pair]:
         for pair, sure in self._pairs(name):
             if sure and not (name == NATURAL and _for_tuning(pair)):
                 yield pair
@@ -59,11 +66,18 @@ class Workloads:
         }
         natural = (row["question"] for row in _rows(self.folder / "nq_questions.jsonl"))
         found["nq"] = [text for text in natural if not for_tuning(text)]
-        return {name: sorted(set(texts)) for name, texts in found.items()}
+        return {
+            name: sorted({text for text in texts if not for_calibration(text)})
+            for name, texts in found.items()
+        }
 
 
 def _for_tuning(pair: Pair) -> bool:
     return for_tuning(pair.a) or for_tuning(pair.b)
+
+
+def _for_calibration(pair: Pair) -> bool:
+    return for_calibration(pair.a) or for_calibration(pair.b)
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

@@ -36,6 +36,11 @@ def for_tuning(text: str) -> bool:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 5 == 0
 
 
+def for_calibration(text: str) -> bool:
+    """Whether a question of a workload is kept from training, to choose and to calibrate by: every 16th."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 16 == 1
+
+
 def write_own(texts: Iterable[str], path: Path = OWN) -> None:
     """Write the list of this project's own reserved texts, as hashes, sorted."""
     hashes = sorted({text_hash(text) for text in texts})

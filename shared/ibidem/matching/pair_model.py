@@ -1,0 +1,113 @@
+"""A verifier that reads both questions at once: a cross-encoder in ONNX, calibrated with their cosine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ibidem.embedding.minilm_files import MANIFEST_FILE, open_directory
+from ibidem.embedding.onnx_model import OnnxModel, encodable
+from ibidem.errors import ConfigurationError
+from ibidem.matching.policy import Candidate, Vectors
+from ibidem.types import digest
+
+LARGEST_LOGIT = 8.0  # beyond it a model only says that it is sure, and how much is not to be trusted
+CHARACTERS_PER_TOKEN = 64  # a pair with more per token of the window is not tokenised
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The probability that one answer serves both questions: sigmoid(logit * z + cosine * c + offset).
+
+    z is the model's logit within ±`LARGEST_LOGIT`, c the cosine of the questions' vectors.
+    """
+
+    logit: float
+    cosine: float
+    offset: float
+
+    def probability(self, logit: float, cosine: float) -> float:
+        """Combine both, to a number from 0 to 1."""
+        clipped = max(-LARGEST_LOGIT, min(LARGEST_LOGIT, logit))
+        return 1.0 / (1.0 + math.exp(-(self.logit * clipped + self.cosine * cosine + self.offset)))
+
+    def min_cosine(self, probability: float) -> float:
+        """Return the cosine below which no logit reaches the probability, from -1 to 1."""
+        if self.cosine <= 0 or not 0 < probability < 1:
+            return -1.0
+        needed = math.log(probability / (1 - probability)) - self.offset - self.logit * LARGEST_LOGIT
+        return max(-1.0, min(1.0, needed / self.cosine))
+
+
+class PairModel:
+    """The cross-encoder of a directory: a `Scorer`, whose scores are probabilities.
+
+    The directory holds `model.onnx` (ids and mask, int64[n, t], to one logit a row), `tokenizer.json`, and
+    `manifest.json` with the window and the calibration. Safe across threads and forks.
+
+    Args:
+        directory: As `python -m ibidem_lab.models export` writes it.
+        threads: Threads for one call.
+
+    Raises:
+        EmbedderUnavailable: A file is missing or damaged.
+        ConfigurationError: The manifest has no calibration.
+    """
+
+    def __init__(self, directory: str | Path, *, threads: int = 1) -> None:
+        files = open_directory(Path(directory).expanduser())
+        self._model = OnnxModel(files, rank=1, threads=threads)
+        self._window = files.max_tokens
+        self.calibration = _calibration(files.directory / MANIFEST_FILE)
+        self.name = digest("PairModel", files.fingerprint, repr(self.calibration))
+
+    def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the probability for each candidate; 0 for a pair that is longer than the window."""
+        logits = self.logits([(question, one.entry.question or "") for one in candidates])
+        return [
+            0.0 if logit is None else self.calibration.probability(logit, one.similarity)
+            for logit, one in zip(logits, candidates, strict=True)
+        ]
+
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
+        """Return the probability that one answer serves both; 0 beyond the window."""
+        (logit,) = self.logits([(asked, stored)])
+        return 0.0 if logit is None else self.calibration.probability(logit, cosine)
+
+    def min_cosine(self, threshold: float) -> float:
+        """Return a cosine below which no pair of questions reaches the threshold."""
+        return self.calibration.min_cosine(threshold)
+
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+        """Return the logit of each pair, the same in either order; None for one beyond the window."""
+        rows = [self._tokenised(*sorted(pair)) for pair in pairs]
+        inside = [row for row in rows if row is not None]
+        if not inside:
+            return [None] * len(rows)
+        ids = np.zeros((len(inside), max(map(len, inside))), np.int64)
+        mask = np.zeros_like(ids)
+        for at, row in enumerate(inside):
+            ids[at, : len(row)], mask[at, : len(row)] = row, 1
+        found = iter(self._model.run(ids, mask).tolist())
+        return [None if row is None else float(next(found)) for row in rows]
+
+    def _tokenised(self, one: str, other: str) -> list[int] | None:
+        """The ids of both in one sequence, or None if the window does not hold them."""
+        if len(one) + len(other) > CHARACTERS_PER_TOKEN * self._window:
+            return None
+        # encode, never encode_batch: that starts a thread pool, which hangs in forked processes
+        ids: list[int] = self._model.loaded().tokenizer.encode(encodable(one), encodable(other)).ids
+        return ids if len(ids) <= self._window else None
+
+
+def _calibration(manifest: Path) -> Calibration:
+    try:
+        held = json.loads(manifest.read_text(encoding="utf-8"))["calibration"]
+        return Calibration(**{name: float(held[name]) for name in ("logit", "cosine", "offset")})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{manifest} has no calibration of a pair model: {error!r}") from None

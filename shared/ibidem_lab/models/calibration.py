@@ -1,0 +1,80 @@
+"""Calibrate a verifier: from its logit and the cosine of two questions to a probability."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration
+from ibidem_lab.models.groups import Pair
+
+RIDGE = 1e-3  # keeps the weights finite where a set is told apart without an error
+STEPS = 50
+
+Array = NDArray[np.float64]
+
+
+def fit_calibration(
+    sets: Mapping[str, Sequence[Pair]],
+    logits: Mapping[str, NDArray[np.float32]],
+    cosines: Mapping[str, NDArray[np.float32]],
+) -> Calibration:
+    """Fit by maximum likelihood on labelled pairs that the verifier was not trained on.
+
+    Every set counts as much as another, however many pairs it has. A weight that would be negative is 0: a
+    higher cosine or logit never lowers the probability. Pairs beyond the window (NaN) are left out.
+    """
+    rows, labels, counts = [], [], []
+    for name, pairs in sets.items():
+        z = np.clip(np.asarray(logits[name], np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
+        found = np.column_stack([z, np.asarray(cosines[name], np.float64), np.ones(len(pairs))])
+        known = ~np.isnan(found).any(axis=1)
+        rows.append(found[known])
+        labels.append(np.array([pair.same for pair in pairs])[known])
+        counts.append(np.full(int(known.sum()), 1.0 / max(1, known.sum())))
+    features, same, weights = np.concatenate(rows), np.concatenate(labels), np.concatenate(counts)
+    used = [0, 1, 2]
+    while True:
+        found = _logistic(features[:, used], same, weights * len(same) / weights.sum())
+        negative = [column for column, value in zip(used, found, strict=True) if column < 2 and value < 0]
+        if not negative:
+            break
+        used = [column for column in used if column not in negative]
+    whole = dict(zip(used, found.tolist(), strict=True))
+    return Calibration(whole.get(0, 0.0), whole.get(1, 0.0), whole[2])
+
+
+def _logistic(features: Array, same: Array, weights: Array) -> Array:
+    """Weighted logistic regression by Newton's method, the last column being the constant."""
+    found = np.zeros(features.shape[1])
+    ridge = np.diag([RIDGE] * (features.shape[1] - 1) + [0.0])
+    for _ in range(STEPS):
+        expected = 1.0 / (1.0 + np.exp(-(features @ found)))
+        slope = features.T @ (weights * (same - expected)) - ridge @ found
+        curvature = (features.T * (weights * expected * (1 - expected))) @ features + ridge
+        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(found)), slope)
+        found = found + step
+        if np.abs(step).max() < 1e-8:
+            break
+    return found
+
+
+def calibrated(
+    calibration: Calibration, logits: NDArray[np.float32], cosines: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The probability of each pair; NaN where logit or cosine is."""
+    z = np.clip(logits.astype(np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
+    found = calibration.logit * z + calibration.cosine * cosines + calibration.offset
+    return (1.0 / (1.0 + np.exp(-found))).astype(np.float32)
+
+
+def deciles(probabilities: NDArray[np.float32], same: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
+    """Count the pairs in each tenth of the probability, with the mean told and the share that is the same."""
+    known = ~np.isnan(probabilities)
+    probabilities, same = probabilities[known], same[known]
+    place = np.minimum((probabilities * 10).astype(int), 9)
+    return [
+        (int(at.sum()), float(probabilities[at].mean()), float(same[at].mean()))
+        for at in (place == number for number in range(10))
+        if at.any()
+    ]

@@ -1,0 +1,228 @@
+"""The verifier as it ships: written to ONNX, calibrated, opened by the core without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnx")
+
+import ibidem  # noqa: E402
+from ibidem import Answer, Request  # noqa: E402
+from ibidem.errors import ConfigurationError, EmbedderUnavailable  # noqa: E402
+from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration, PairModel  # noqa: E402
+from ibidem.testing import VerifierContract  # noqa: E402
+from ibidem_lab.models import export, network  # noqa: E402
+from ibidem_lab.models.calibration import calibrated, deciles, fit_calibration  # noqa: E402
+from ibidem_lab.models.groups import Pair  # noqa: E402
+from ibidem_lab.models.network import CrossEncoder, Tokens  # noqa: E402
+from tests.embedders import BagOfWords  # noqa: E402
+
+COLOURS = ("red", "green", "blue", "black", "white", "brown")
+PAIRS = [
+    Pair(f"a {one} car", f"my {other} car please", float(one == other))
+    for one in COLOURS
+    for other in COLOURS
+]
+SHORT = [pair for pair in PAIRS if pair.a < pair.b]  # read in this order, whichever way they are asked
+
+
+def copied(written: Path, folder: Path) -> Path:
+    shutil.copytree(written, folder)
+    return folder
+
+
+def rewrite(folder: Path, **changed: object) -> None:
+    """Change a manifest."""
+    file = folder / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> CrossEncoder:
+    torch.manual_seed(1)
+    made = CrossEncoder(tiny)
+    with torch.no_grad():  # a network that is not trained tells little apart
+        for weight in made.parameters():
+            weight.mul_(3.0) if weight.ndim > 1 else None
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def written(tiny: Path, model: CrossEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "verifier"
+    cosines = {"cars": np.array([0.9 if pair.same else 0.5 for pair in PAIRS], np.float32)}
+    said: list[str] = []
+    export.export_verifier(model, tiny, folder, {"cars": PAIRS}, cosines, said.append)
+    assert 1 <= len(said) <= len(export.DIGITS)
+    return folder
+
+
+def test_what_is_written_scores_as_the_network(tiny: Path, model: CrossEncoder, written: Path) -> None:
+    """Within what int8 costs; the tokens of a pair are the same in both."""
+    found = export.pair_logits(PairModel(written), SHORT)
+    expected = network.scores(model, Tokens(tiny), SHORT)
+
+    assert np.corrcoef(found, expected)[0, 1] > 0.95
+
+
+def test_a_pair_has_one_logit_in_either_order_and_any_company(written: Path) -> None:
+    verifier = PairModel(written)
+    one, other = ("a red car", "my green car please"), ("a white car", "the thing behind it")
+    (alone,) = verifier.logits([one])
+    beside = verifier.logits([other, one[::-1], other])
+
+    assert beside[1] == pytest.approx(alone, abs=1e-4)
+    assert beside[0] == beside[2]
+
+
+def test_what_the_window_does_not_hold_is_unknown_and_never_cut(written: Path) -> None:
+    """Also where it would cost to count its tokens."""
+    verifier = PairModel(written)
+    for long in ("red " * 260, "red" * 100_000):
+        logits = verifier.logits([("a red car", long), ("a red car", "my car")])
+        assert logits[0] is None
+        assert logits[1] is not None
+        assert verifier.score("a red car", long, 0.99) == 0.0
+
+
+class TestContract(VerifierContract):
+    """What the cache expects of any verifier."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, written: Path) -> None:
+        self.folder = written
+
+    def make_verifier(self) -> PairModel:
+        return PairModel(self.folder)
+
+
+def test_a_cache_serves_by_it(written: Path, tmp_path: Path) -> None:
+    """With the probability as score, those above the threshold and no others."""
+    folder = copied(written, tmp_path / "verifier")
+    texts = [(f"a {one} car please", f"my {one} car please") for one in COLOURS]
+    middle = float(np.median([logit or 0.0 for logit in PairModel(written).logits(texts)]))
+    rewrite(folder, calibration={"logit": 1.0, "cosine": 0.0, "offset": -middle})
+    verifier = PairModel(folder)
+    with ibidem.open(
+        tmp_path / "cache", embedder=BagOfWords(), verifier=verifier, threshold=0.5, guards=[]
+    ) as cache:
+        decided = cache.decide(texts)
+        assert {one.served for one in decided} == {True, False}
+        for at, ((stored, asked), one) in enumerate(zip(texts, decided, strict=True)):
+            assert one.score == pytest.approx(verifier.score(asked, stored, one.similarity), abs=1e-4)
+            assert one.served == (one.score >= 0.5)
+            cache.store(Request(stored, namespace=str(at)), Answer("an answer"))
+            assert bool(cache.lookup(Request(asked, namespace=str(at)))) == one.served
+
+
+def test_it_needs_no_torch(written: Path) -> None:
+    """As where only the core is installed."""
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'sentence_transformers')))\n"
+        "from ibidem.matching.pair_model import PairModel\n"
+        f"print(PairModel({str(written)!r}).logits([('a red car', 'my red car')])[0] is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
+@pytest.mark.parametrize("broken", ["model.onnx", "tokenizer.json"])
+def test_a_damaged_file_is_refused(written: Path, tmp_path: Path, broken: str) -> None:
+    folder = copied(written, tmp_path / "verifier")
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:-1])
+    with pytest.raises(EmbedderUnavailable, match=broken):
+        PairModel(folder)
+
+
+@pytest.mark.parametrize("calibration", [None, {}, {"logit": 1.0, "cosine": "x", "offset": 0.0}, []])
+def test_a_manifest_without_calibration_is_refused(
+    written: Path, tmp_path: Path, calibration: object
+) -> None:
+    folder = copied(written, tmp_path / "verifier")
+    rewrite(folder, calibration=calibration)
+    with pytest.raises(ConfigurationError, match="calibration"):
+        PairModel(folder)
+
+
+def test_another_calibration_is_another_verifier(written: Path, tmp_path: Path) -> None:
+    """Audits keep judgements of scores by the name."""
+    folder = copied(written, tmp_path / "verifier")
+    rewrite(folder, calibration={"logit": 0.5, "cosine": 5.0, "offset": -1.0})
+
+    assert PairModel(folder).name != PairModel(written).name == PairModel(written).name
+
+
+def drawn(count: int, weights: tuple[float, float, float], seed: int) -> tuple[list[Pair], ...]:
+    """Pairs whose labels are drawn by a known calibration, with their logits and cosines."""
+    rng = np.random.default_rng(seed)
+    z, c = rng.normal(0, 3, count), rng.uniform(0.5, 1.0, count)
+    probability = 1 / (1 + np.exp(-(weights[0] * z + weights[1] * c + weights[2])))
+    pairs = [Pair("a", "b", float(same)) for same in rng.uniform(size=count) < probability]
+    return pairs, z.astype(np.float32), c.astype(np.float32)  # type: ignore[return-value]
+
+
+def test_a_calibration_finds_the_probabilities_that_drew_the_labels() -> None:
+    """And says them: of each tenth, as many are the same as it says."""
+    pairs, z, c = drawn(40_000, (0.8, 6.0, -5.0), 1)
+    z[::100] = np.nan  # beyond the window
+    found = fit_calibration({"all": pairs}, {"all": z}, {"all": c})  # type: ignore[dict-item]
+
+    assert (found.logit, found.cosine, found.offset) == pytest.approx((0.8, 6.0, -5.0), rel=0.12)
+    told = calibrated(found, z, c)  # type: ignore[arg-type]
+    for count, mean, share in deciles(told, np.array([pair.same == 1 for pair in pairs])):
+        assert abs(mean - share) < 4 * math.sqrt(0.25 / count)
+    assert told[1] == pytest.approx(found.probability(float(z[1]), float(c[1])), abs=1e-6)
+
+
+def test_each_set_counts_as_much_as_another() -> None:
+    """However many pairs it has."""
+    one, other = drawn(4_000, (1.0, 0.0, 2.0), 2), drawn(400, (1.0, 0.0, -2.0), 3)
+    sets = [{"one": one[i], "other": other[i]} for i in range(3)]
+    twice = {"one": one, "again": one, "other": other}
+    by_count = [{name: part[i] for name, part in twice.items()} for i in range(3)]
+
+    assert fit_calibration(*sets).probability(0.0, 0.75) == pytest.approx(0.5, abs=0.05)  # type: ignore[arg-type]
+    assert fit_calibration(*by_count).probability(0.0, 0.75) > 0.6  # type: ignore[arg-type]
+
+
+def test_a_higher_cosine_never_lowers_the_probability() -> None:
+    """Where the labels say so, the cosine does not count."""
+    pairs, z, c = drawn(5_000, (1.0, -4.0, 3.0), 4)
+    found = fit_calibration({"all": pairs}, {"all": z}, {"all": c})  # type: ignore[dict-item]
+
+    assert found.cosine == 0.0
+    assert found.logit == pytest.approx(1.0, rel=0.15)
+
+
+@given(
+    st.floats(0, 3),
+    st.floats(0, 30),
+    st.floats(-20, 5),
+    st.floats(0.01, 0.99),
+    st.floats(-1, 1),
+    st.floats(-99, 99),
+)
+@settings(deadline=None)
+def test_below_the_least_cosine_no_pair_reaches_the_threshold(
+    logit: float, cosine: float, offset: float, threshold: float, asked: float, z: float
+) -> None:
+    calibration = Calibration(logit, cosine, offset)
+    if asked < calibration.min_cosine(threshold) - 1e-6:
+        assert calibration.probability(z, asked) < threshold
+    assert calibration.probability(z, asked) == calibration.probability(
+        max(-LARGEST_LOGIT, min(LARGEST_LOGIT, z)), asked
+    )
