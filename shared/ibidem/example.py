@@ -1,8 +1,7 @@
-"""Examples: answered questions, kept for few-shot prompts and fine-tuning.
+"""Examples: questions with their answers, for few-shot prompts and fine-tuning.
 
-They are separate from the stored answers: an example may come from a streamed answer or from a model that is
-not cached, and it outlives the entry that holds it. Questions and answers are kept in clear; of the documents
-only ids and digests.
+They are separate from the stored answers: an example may come from a model that is not cached, and it
+outlives its entry. Questions and answers are kept in clear text; of the documents only ids and digests.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ _SCOPE = re.compile("(?:[0-9a-f]{32})?")
 
 @dataclass(frozen=True, slots=True)
 class DocumentRef:
-    """A document in the prompt, by its id and the digest of its content; the text is not kept.
+    """A document in the prompt, by id and digest of its content; the text is not kept.
 
-    `source` is what it was cut from, if known.
+    `source` is the id of the file, or the like, that it is a part of, if known.
     """
 
     id: str
@@ -34,22 +33,22 @@ class Example:
     """A question with its answer.
 
     Args:
-        question: The user's question alone. It is kept in clear: leave out what must not be.
+        question: The user's question alone. It is kept in clear text: leave out what must not be.
         answer: The whole answer as a reader sees it.
-        at: When it was given, in seconds since the epoch; 0 stands for when it is added.
+        at: When it was given, in seconds since the epoch; 0 for when it is added.
         namespace: Tenant, user or application, as in `Request`; clearing it deletes its examples.
         model: Name of the model that answered.
-        documents: The documents in the prompt, as `ibidem.Document`s. Each becomes a `DocumentRef` on
-            arrival: its text is not kept.
+        documents: The documents in the prompt, as `ibidem.Document`s, which become `DocumentRef`s: their
+            texts are not kept.
         input_tokens: Prompt tokens, if known.
         output_tokens: Completion tokens, if known.
         seconds: How long the answer took, if known.
         streamed: Whether it was streamed.
-        entry_id: The entry of the cache that holds the answer; None if none does.
-        scope: Digest of everything else the model saw (`Request.scope_digest`), empty if unknown.
+        entry_id: The entry of the cache with the answer; None if there is none.
+        scope: Digest of everything else in the prompt (`Request.scope_digest`), empty if unknown.
         feedback: True for a good answer, False for a bad one; None without feedback.
         tags: Names by which it can be selected.
-        id: Its number in the log, if it was read from there; ids grow in the order of adding. Not compared.
+        id: Its number in the log, if read from there; ids grow in the order of adding. Not compared.
 
     Raises:
         InvalidInput: A part has the wrong type, or question or answer is empty.

@@ -10,11 +10,11 @@ from ibidem.errors import ConfigurationError
 from ibidem.lifecycle.rules import Bounds, Lifetime
 from ibidem.storage.deletion import BATCH, Evictor
 
-PURGE_SECONDS = 60.0  # between two deletions of expired entries, while in use
-# Grace period after expiry, so that an entry that is replaced keeps its eviction rank.
+PURGE_SECONDS = 60.0  # between deletions of expired entries, while in use
+# Delay of deletion after expiry, so that an entry that is replaced keeps its eviction rank.
 LATE_SECONDS = 3_600.0
 RECOUNT_SECONDS = 60.0  # how often entries are counted, as other processes store and delete too
-SLACK = 0.01  # share of a bound that is freed in addition, so as not to evict at every store
+SLACK = 0.01  # share of a bound freed in addition, so as not to evict at every store
 
 
 class Housekeeping:
@@ -55,13 +55,13 @@ class Housekeeping:
             self.bounds = self.bounds.tightened(bounds)
 
     def grown(self, size: int) -> None:
-        """An entry of so many bytes was stored; it may have replaced another."""
+        """Count a stored entry of this size, which may have replaced another."""
         with self._lock:
             self._stores, self._stored_bytes = self._stores + 1, self._stored_bytes + size
             self._entries, self._bytes = self._entries + 1, self._bytes + size
 
     def work(self) -> bool:
-        """Delete one batch; returns whether there may be more."""
+        """Delete one batch; return whether there may be more."""
         now = time.monotonic()
         if now >= self._purge_at:
             gone = self._evictor.delete_expired(self._clock() - LATE_SECONDS)
@@ -109,8 +109,8 @@ class Housekeeping:
         entries, size = self._evictor.size()
         floor = self._evictor.floor()
         with self._lock:
-            # The count may have missed what was stored meanwhile. Counted twice, it is corrected before
-            # anything is evicted; missed, it would exceed the bound until the next count.
+            # The count may lack what was stored meanwhile. Counting it twice is corrected before anything is
+            # evicted; lacking it would exceed the bound until the next count.
             self._entries = entries + self._stores - stores
             self._bytes = size + self._stored_bytes - stored_bytes
             self._counted = stores
@@ -119,5 +119,5 @@ class Housekeeping:
 
 
 def _excess(held: int, bound: int | None) -> int:
-    """Return how much of what is held to evict."""
+    """Return how much to evict."""
     return 0 if bound is None or held <= bound else held - max(1, int(bound * (1.0 - SLACK)))

@@ -21,7 +21,7 @@ _MATCHING = ("verifier", "guards")
 
 
 def read_arguments(given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """Return settings and hooks, None where nothing was given; raises as `ibidem.open` does."""
+    """Return settings and hooks, None for those not given; raises as `ibidem.open` does."""
     hooks = {name: given[name] for name in (*_HOOKS, *_MATCHING)}
     for name in _HOOKS:
         if hooks[name] is not None and not callable(hooks[name]):
@@ -30,7 +30,7 @@ def read_arguments(given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
 
 
 def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a `SemanticCache` with these settings and hooks; raises as `ibidem.open` does."""
+    """Build the arguments of a `SemanticCache` from settings and hooks; raises as `ibidem.open` does."""
     require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
     verifier, guards = _verifier_of(settings, hooks.get("verifier")), with_guards(hooks.get("guards") or ())
@@ -68,7 +68,7 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verifier_of(settings: Settings, verifier: Verifier | None) -> CheckedVerifier | None:
-    """Check a verifier; raises `InvalidInput` if it cannot be used, or nothing says which scores suffice."""
+    """Check a verifier; raises `InvalidInput` if it cannot be used, or there is no threshold for it."""
     if verifier is None:
         return None
     if not callable(getattr(verifier, "verify", None)) or not getattr(verifier, "name", None):
@@ -82,9 +82,9 @@ def _verifier_of(settings: Settings, verifier: Verifier | None) -> CheckedVerifi
 
 
 def _code_id(function: Callable[[str], str]) -> str:
-    """Identify a function by its code, so that one that was changed has another id; "" for other callables.
+    """Return an id of a function that changes with its code; "" for other callables.
 
-    A function may depend on what its code does not show, such as variables around it: "" as well.
+    Also "" for a closure or a method, as its behaviour depends on more than its code.
     """
     code = getattr(function, "__code__", None)
     bound = getattr(function, "__self__", None) is not None

@@ -1,4 +1,4 @@
-"""How a pickled cache is opened where it is loaded; it may lie in a file, so no password is in it."""
+"""Pickling of caches: what is pickled is how to open one, without passwords, as it may be kept in a file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ibidem._util.urls import redact_url
 from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.settings import Settings, checked_settings
 
-_PICKLERS = ("pickle", "cloudpickle", "joblib.externals.cloudpickle", "dill")  # the later ones can take more
+_PICKLERS = ("pickle", "cloudpickle", "joblib.externals.cloudpickle", "dill")  # the later ones pickle more
 _PLAIN = (str, int, float, bool, Path, type(None))
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How a cache is opened.
+    """Settings and hooks with which to open a cache.
 
-    `settings` are those of the process that pickled it, whichever way they were set there; those named in
-    `secret` are not among them, but come from the environment of the process that opens it.
+    `settings` are those of the process that pickled it, however they were set there. Those named in `secret`
+    are not among them: they come from the environment of the process that opens it.
     """
 
     settings: Mapping[str, Any]
@@ -30,11 +30,11 @@ class Opening:
 
     @classmethod
     def of(cls, settings: Settings, hooks: Mapping[str, Any]) -> Opening:
-        """How these open a cache.
+        """Build the opening from settings and hooks.
 
         Raises:
-            ConfigurationError: A setting holds a secret that is not from the environment.
-            InvalidInput: An object among them cannot be pickled.
+            ConfigurationError: A setting holds a secret that is not in the environment.
+            InvalidInput: One of them cannot be pickled.
         """
         values = {name: getattr(settings, name) for name in Settings.model_fields}
         secret = tuple(name for name, value in values.items() if _is_secret(name, value))
@@ -52,10 +52,10 @@ class Opening:
         return cls(carried, carried_hooks, secret)
 
     def read(self) -> Settings:
-        """The settings, here.
+        """Return the settings, with the secrets of this process.
 
         Raises:
-            ConfigurationError: A secret is not in the environment, or is none that can be used.
+            ConfigurationError: A secret is not in the environment, or cannot be used.
         """
         if missing := [_variable(name) for name in self.secret if _in_environment(name) is None]:
             raise ConfigurationError(
@@ -69,7 +69,7 @@ def _variable(name: str) -> str:
 
 
 def _in_environment(name: str) -> Any:
-    """The setting as the environment gives it; None if it does not, or nothing that can be used."""
+    """Return the setting in the environment; None if there is none, or it cannot be used."""
     try:
         return getattr(checked_settings({}), name)
     except ConfigurationError:
@@ -86,14 +86,14 @@ def _is_secret(name: str, value: Any) -> bool:
 
 
 def _absolute(value: Any) -> Any:
-    """A path by its absolute name: the other process may run elsewhere."""
+    """Make paths absolute: the other process may run in another directory."""
     if isinstance(value, Path) or (isinstance(value, str) and value and Path(value).is_dir()):
         return type(value)(Path(value).expanduser().absolute())
     return value
 
 
 def _require_picklable(name: str, value: Any) -> None:
-    """Say what to do before pickle says something of a lock somewhere inside."""
+    """Raise `InvalidInput` with advice, where pickle would complain of a lock somewhere inside."""
     if isinstance(value, _PLAIN):
         return
     failure: Exception | None = None

@@ -1,7 +1,7 @@
 """`forget`: delete the stored answer behind a response, so that asking again reaches the model.
 
-A repeated response says itself which entry of which cache it comes from. One that a model has just given does
-not: what was stored for it is remembered for a while, by the object and by the id of its message.
+A repeated response carries a marker that names its entry and cache. A model's own response carries none: the
+entry stored for it is remembered for a while, by the object and by the id of its message.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from ibidem.lifecycle.invalidation import Invalidated
 
 
-MARKER = "ibidem"  # under which a repeated response says which entry of which cache it comes from
-REMEMBERED = 10_000  # responses whose entries are known, by their ids and by the objects
-_MARKED = ("response_metadata", "metadata", "raw")  # where a response keeps its marker
-# What holds a response, or the stream that it came from.
+MARKER = "ibidem"  # key of the marker in the metadata of a repeated response
+REMEMBERED = 10_000  # responses whose entries are known, by id and by object
+_MARKED = ("response_metadata", "metadata", "raw")  # attributes with the marker of a response
+# Attributes that hold a response, or the stream it came from.
 _HOLDERS = ("message", "generations", "response", "response_gen", "chat_stream", "achat_stream")
 
 Source = tuple[str, str]  # the id of a cache location, and the id of an entry
 
 
 class Invalidator(Protocol):
-    """An open cache, as far as `forget` needs it."""
+    """What `forget` needs of an open cache."""
 
     def invalidate(self, *, entry: str) -> Invalidated:
         """Delete an entry."""
@@ -41,34 +41,34 @@ _by_object: BoundedDict[int, tuple[weakref.ref[Any], tuple[Source, ...]]] = Boun
 
 
 def register(cache: Invalidator, cache_id: str) -> None:
-    """Let `forget` delete what is stored at this location, while the cache is open."""
+    """Let `forget` delete entries of this location while the cache is open."""
     with _lock:
         _open.setdefault(cache_id, weakref.WeakSet()).add(cache)
 
 
 def remember(response: object, *sources: Stored | Hit, names: Iterable[str | None] = ()) -> None:
-    """Note the entries behind a response that does not say so, by the object and by its unique `names`."""
+    """Remember the entries behind a response without a marker, by object and by its unique `names`."""
     known = tuple((source.place, source.entry_id) for source in sources)
     with _lock:
         for name in filter(None, names):
             _by_name.put(name, known)
         try:
             _by_object.put(id(response), (weakref.ref(response), known))
-        except TypeError:  # an object that cannot be referred to weakly
+        except TypeError:  # it takes no weak reference
             return
 
 
 def forget(response: object) -> bool:
     """Delete the stored answer behind a response: the same question reaches the model again.
 
-    For answers that cannot be used: a parser fails on one, a user rejects it. Its example is deleted too. The
-    response may come from a cache or have just been stored there; the cache must be open in this process.
-    Within `ibidem.scope` only what is stored for its namespace is deleted.
+    For answers of no use: a parser fails on one, a user rejects it. Its example is deleted too. The response
+    may come from a cache or have just been stored there; the cache must be open in this process. Within
+    `ibidem.scope` only answers of its namespace are deleted.
 
     Args:
         response: A `Hit` or `Stored`; of LangChain a message, generation or `LLMResult`; of LlamaIndex a
             `ChatResponse`, `CompletionResponse` or `Response`, the last chunk of a stream, or the stream
-            itself, read to its end. A bare text says nothing of where it is from.
+            itself, read to its end. A plain text does not show where it comes from.
 
     Returns:
         Whether there was a stored answer.
@@ -86,7 +86,7 @@ async def aforget(response: object) -> bool:
 
 
 def entry_of(answer: object) -> tuple[str, Mapping[str, Any]]:
-    """Return the id of the entry that an answer names, "" if it names none, and the rest of its marker."""
+    """Return the entry id of an answer, "" if it has none, and its marker."""
     if isinstance(answer, str):
         return answer, {}
     if isinstance(answer, Stored):
@@ -113,22 +113,22 @@ def _delete(cache_id: str, entry_id: str) -> int:
 
 
 def _sources(response: object, depth: int = 4) -> Iterator[Source]:
-    """The entries behind a response and what it holds."""
+    """List the entries behind a response, and behind the responses in it."""
     if isinstance(response, (Hit, Stored)):
         yield response.place, response.entry_id
     elif isinstance(response, Mapping):
-        told = response.get(MARKER, response)
-        place, entry_id = (told.get(key) for key in ("place", "entry_id")) if _is_mapping(told) else ("", "")
-        if isinstance(place, str) and isinstance(entry_id, str) and entry_id:
+        entry_id, marker = entry_of(response)
+        place = marker.get("place")
+        if entry_id and isinstance(place, str):
             yield place, entry_id
     elif isinstance(response, (list, tuple)):
         for each in response if depth else ():
             yield from _sources(each, depth - 1)
     elif not isinstance(response, (str, bytes)) and response is not None:
         yield from _remembered(response)
-        for told in _attributes(response, _MARKED):
-            if isinstance(told, Mapping):
-                yield from _sources(told)
+        for metadata in _attributes(response, _MARKED):
+            if isinstance(metadata, Mapping):
+                yield from _sources(metadata)
         for held in _attributes(response, _HOLDERS) if depth else ():
             yield from _sources(held, depth - 1)
 
@@ -146,7 +146,3 @@ def _remembered(response: object) -> Iterator[Source]:
 
 def _attributes(response: object, names: Iterable[str]) -> Iterator[object]:
     return (getattr(response, name, None) for name in names)
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping)

@@ -1,6 +1,6 @@
-"""Arguments, variables and values of version 0.1 that have another name since 0.2.
+"""Arguments, variables and values of version 0.1 that were renamed in 0.2.
 
-An old name raises an error that gives the new one: a cache must not fall back to a default in silence.
+An old name raises an error with the new one: a cache must not silently fall back to a default.
 """
 
 from __future__ import annotations

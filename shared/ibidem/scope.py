@@ -1,7 +1,7 @@
-"""Who asks, and on which terms, for all calls in a block of code: `with ibidem.scope(namespace="acme"): ...`.
+"""Tenant and options of all calls in a block of code: `with ibidem.scope(namespace="acme"): ...`.
 
-A context variable holds it: threads and tasks that a framework begins inherit it, a thread of your own does
-not. A request keeps the scope it was asked in, and so does a stream that is read elsewhere
+A context variable holds the scope: threads and tasks started by a framework inherit it, a thread of your own
+does not. A request keeps the scope it was made in, and so does a stream that is read elsewhere
 (`ibidem.adapter.stream_scope`).
 """
 
@@ -38,11 +38,11 @@ def scope_of(
     ttl: object = None,
     tags: object = (),
 ) -> Scope:
-    """Build a scope of these values, None where nothing is said.
+    """Build a scope of these values, None for those not given.
 
     Raises:
-        InvalidInput: One has the wrong type. A name must not be blank: a tenant that is not known must not be
-            taken for none.
+        InvalidInput: One has the wrong type, or a name is blank: an unknown tenant must not be taken for
+            none.
     """
     require_bool("bypass", bypass)
     return Scope(
@@ -65,22 +65,22 @@ def scope(
     ttl: float | None = None,
     tags: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Say who asks, and on which terms, for everything that is asked in this block.
+    """Set tenant and options of all calls in this block.
 
-    It holds for both integrations and for `lookup`, `store` and `answer`, in the threads and tasks that
-    LangChain, LangGraph and LlamaIndex begin in the block too; not in a thread that you start yourself. Their
-    streams that are asked for in the block keep it, whoever reads them. `feedback`, `invalidate(entry=...)`,
-    `forget` and the example log stay within its namespace.
-    Inside another, it has the last word on what it says; tags add up, and a bypass stays one.
+    It applies to both integrations and to `lookup`, `store` and `answer`, also in threads and tasks that
+    LangChain, LangGraph and LlamaIndex start in the block; not in a thread that you start yourself. Streams
+    requested in the block keep it, whoever reads them. `feedback`, `invalidate(entry=...)`, `forget` and the
+    example log stay within its namespace. Scopes nest: the inner values win, tags add up, and a bypass stays
+    one.
 
     Args:
-        namespace: Tenant or application: what is stored in one is never served in another. It takes the place
-            of an adapter's own; a `Request` that names a namespace keeps it.
-        user: The same for a user within a namespace. Their answers are in `namespace_of(namespace, user)`.
+        namespace: Tenant or application: what is stored in one is never served in another. It replaces an
+            adapter's own namespace; a `Request` with a namespace keeps that.
+        user: A user within the namespace; their answers are in `namespace_of(namespace, user)`.
         bypass: True to ask models as if there were no cache and no log.
-        max_age: The most seconds since an answer was given; an older one is replaced by the new answer.
-        ttl: Seconds that an answer stored here lives, at most those of the cache.
-        tags: Names under which what is stored here can be invalidated later.
+        max_age: Maximum age of an answer in seconds; an older one is replaced by the new answer.
+        ttl: Lifetime of answers stored here in seconds, at most that of the cache.
+        tags: Names by which answers stored here can be invalidated later.
 
     Raises:
         InvalidInput: A value has the wrong type, or a name is blank or cannot be stored.
@@ -92,7 +92,7 @@ def scope(
 
 @contextmanager
 def use_scope(scope: Scope) -> Iterator[None]:
-    """Make `scope` the scope of this block, whatever that of the running code is."""
+    """Make `scope` the current scope of this block; it is not merged with the outer one."""
     before = _current.get()
     token = enter(scope)
     try:
@@ -101,8 +101,8 @@ def use_scope(scope: Scope) -> Iterator[None]:
         try:
             leave(token)
         except ValueError:
-            # A generator around the block goes on in another context, where the scope is its reader's, or, in
-            # a stream that keeps its own, still that of the block.
+            # The block is in a generator that went on in another context: the scope there is the reader's or,
+            # in a stream that keeps its scope, still that of the block.
             if _current.get() is scope:
                 _current.set(before)
 
@@ -112,12 +112,12 @@ leave: Callable[[Token[Scope]], None] = _current.reset  # raises ValueError in a
 
 
 def bypassing() -> AbstractContextManager[None]:
-    """Ask models in this block, and in tasks begun in it, as if there were no cache and no log."""
+    """Bypass cache and log in this block, and in tasks started in it."""
     return scope(bypass=True)
 
 
 def effective_namespace(namespace: str | None) -> str | None:
-    """Return the namespace, or if it is None that of the current scope; None for all, if that names none."""
+    """Return the namespace, or if None that of the current scope; None for all if that has none."""
     scope = current()
     return scope.name() if namespace is None and (scope.namespace or scope.user) else namespace
 
@@ -131,7 +131,7 @@ def require_scope(*, required: bool) -> Scope:
 
 
 def require_namespace(scope: Scope, elsewhere: str = "") -> None:
-    """Raise `NotCacheable` unless the scope, or `elsewhere` for the message, names a namespace."""
+    """Raise `NotCacheable` unless the scope names a namespace; `elsewhere` extends the advice."""
     if not (scope.namespace or scope.bypass):
         raise NotCacheable(
             "no_namespace",

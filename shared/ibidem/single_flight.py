@@ -1,13 +1,13 @@
-"""Single flight: of identical requests that nobody has answered yet, one asks the model, the others wait.
+"""Single flight: of identical concurrent requests one asks the model, the others wait for its answer.
 
-The first to miss a key becomes its leader and asks. Those who miss it meanwhile get a future, which threads
-wait for and tasks await. What can go wrong never costs more than a bounded wait:
+The first request to miss a key becomes its leader and asks. Those that miss it meanwhile get a future, which
+threads wait for and tasks await. A failure never costs more than a bounded wait:
 
-* A leader waits for no other, in whatever thread or task it goes on: no circle of waiting.
-* When a leader's call fails, all who wait join again: the first becomes the leader, the others wait for it.
-* When its answer may not be stored, all ask at once, as without single flight, since the answer to the same
-  request would be rejected again; and for a while nobody waits for this key.
-* A leader that never ends is taken over after its time, and nobody waits longer than that in all.
+* A leader waits for no other, in whatever thread or task it continues: there is no deadlock.
+* When a leader's call fails, all waiters join again: the first becomes the leader, the others wait for it.
+* When its answer may not be stored, all waiters ask at once, as the answer to the same request would be
+  rejected again; and for a while nobody waits for this key.
+* A leader that never ends is replaced after its timeout, and nobody waits longer than that in total.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from threading import Lock
 
 from ibidem._util.concurrency import BoundedDict
 
-MAX_LEADERS = 10_000  # calls of models that can be under way at once; others go on without single flight
-REMEMBERED = 4096  # keys that were answered or rejected lately
+MAX_LEADERS = 10_000  # concurrent model calls; further ones go on without single flight
+REMEMBERED = 4096  # recently answered or rejected keys
 
-# The leaders of the running code, inherited by the threads and tasks that are given a copy of the context.
+# The leaders of the running code; threads and tasks with a copy of the context inherit them.
 _leading: ContextVar[tuple[Leader, ...]] = ContextVar("ibidem_leading", default=())
 
 
@@ -42,7 +42,7 @@ Waiter = Future[Outcome]
 
 
 class Leader:
-    """The right to ask for one key while the others wait. Ended once; what comes later does nothing."""
+    """The right to ask for one key while the others wait. It ends once; later calls of `end` do nothing."""
 
     __slots__ = ("_flights", "ended", "expires", "key", "timeout", "waiters")
 
@@ -58,7 +58,7 @@ class Leader:
         return not self.ended and time.monotonic() < self.expires
 
     def end(self, outcome: Outcome = Outcome.FAILED) -> None:
-        """Tell the waiters. Never blocks, so that destructors of streams may call it."""
+        """End, and notify the waiters. Never blocks, so that destructors of streams may call it."""
         if not self.ended:
             self._flights.end(self.key, outcome, self)
 
@@ -74,7 +74,7 @@ def is_leading() -> bool:
 
 
 class SingleFlight:
-    """The flights of one cache location; thread-safe. Only misses and ends of flights come here."""
+    """The flights of one cache location. Thread-safe. A hit never gets here."""
 
     def __init__(self) -> None:
         self.after_fork()
@@ -92,15 +92,15 @@ class SingleFlight:
         self._endings: deque[tuple[str, Outcome, Leader | None]] = deque()
 
     def join(self, key: str, since: int, timeout: float, *, may_wait: bool) -> Leader | Waiter | Outcome:
-        """After a miss, return the leader if the caller is to ask, or a future of the leader's outcome.
+        """After a miss, become the leader, or return a future of the leader's outcome.
 
         An `Outcome` says what to do at once: look up again (`STORED`), or ask without leading (`REJECTED`).
 
         Args:
-            key: That of the request.
-            since: `completed` as it was before the lookup that missed.
-            timeout: Seconds after which the leader may be taken over.
-            may_wait: False for those who must not wait: they ask if somebody else leads.
+            key: Key of the request.
+            since: `completed` before the lookup that missed.
+            timeout: Seconds after which the leader may be replaced.
+            may_wait: False if the caller must not wait: then it asks even if there is a leader.
         """
         with self._locked():
             if (self._completed.get(key) or 0) > since:
@@ -117,27 +117,27 @@ class SingleFlight:
             return self._new_leader(key, timeout, leader) or Outcome.REJECTED
 
     def stored(self, key: str) -> None:
-        """End the flight of the key: there is an answer now, whoever stored it."""
+        """End the flight of the key, as its answer is stored, by whichever caller."""
         if key in self._leaders:
             self.end(key, Outcome.STORED)
 
     def end(self, key: str, outcome: Outcome, leader: Leader | None = None) -> None:
-        """End the flight of the key, if it is still that of `leader` or an answer is stored. Never blocks."""
+        """End the flight of the key, if `leader` still leads it or an answer is stored. Never blocks."""
         self._endings.append((key, outcome, leader))
         self._run_endings()
 
     def count_wait(self, outcome: str) -> None:
-        """Count a request that has waited, by what came of it."""
+        """Count a request that has waited, by its outcome."""
         with self._locked():
             self._waits[outcome] = self._waits.get(outcome, 0) + 1
 
     def waits(self) -> dict[str, int]:
-        """How many requests have waited for another, by what came of it."""
+        """Return how many requests have waited for another, by outcome."""
         with self._locked():
             return dict(self._waits)
 
     def close(self) -> None:
-        """End all flights; nobody waits any more."""
+        """End all flights; nobody waits any longer."""
         with self._locked():
             self._closed = True
             for leader in tuple(self._leaders.values()):
@@ -152,7 +152,7 @@ class SingleFlight:
             self._run_endings()
 
     def _run_endings(self) -> None:
-        """Carry out the endings; if another thread holds the lock, it does so when it releases it."""
+        """Run the queued endings; if another thread holds the lock, it does so when it releases it."""
         while self._endings and self._lock.acquire(blocking=False):
             try:
                 while self._endings:
@@ -166,7 +166,7 @@ class SingleFlight:
             by.ended = True
         leader = self._leaders.get(key)
         if leader is None or (leader is not by and outcome is not Outcome.STORED):
-            return  # it was taken over, and goes on
+            return  # it was replaced, and the flight goes on
         del self._leaders[key]
         leader.ended = True
         if outcome is Outcome.STORED:
@@ -180,7 +180,7 @@ class SingleFlight:
                 waiter.set_result(outcome)
 
     def _new_leader(self, key: str, timeout: float, before: Leader | None) -> Leader | None:
-        """A leader with the waiters of the one before; None if there are too many. Under the lock."""
+        """Add a leader with the waiters of the one before; None if there are too many. Under the lock."""
         self._leaders.pop(key, None)
         if len(self._leaders) >= MAX_LEADERS:
             oldest = next(iter(self._leaders.values()))

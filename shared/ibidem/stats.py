@@ -9,18 +9,18 @@ from ibidem.audits.ledger import AuditStats
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the cache holds and did; sums over all processes that used the database.
-
-    `money_saved` is what the answers of hits would have cost, in `currency`; None if that is known of none.
-    `prices_as_of` is the day of the shipped prices, "" if only prices of yours count.
-    `unpriced` counts, by model, the hits of which it is not known: no price, or no count of tokens.
+    """Statistics of a cache; sums over all processes that used the database.
 
     `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
-    by reason and `faults` by cause this process since opening. `unindexed` entries are stored but not yet
-    in the vector index; `examples` counts the example log; `index` says whether the index is in use, or
-    why not. `waits` counts, since opening, the requests of this process that waited for an identical one in
-    flight, by what came of it: `hit`, `asked` (it failed, or its answer could not be kept) or `timeout`.
-    `audits` tells of the 20 namespaces audited last; it is empty if this cache makes no audits.
+    by reason and `faults` by cause are of this process since opening. `unindexed` entries are stored but not
+    yet in the vector index; `examples` counts the example log; `index` says whether the index is in use, or
+    why not. `waits` counts the requests of this process that waited for an identical one, by outcome: `hit`,
+    `asked` (the other failed, or its answer was rejected) or `timeout`. `audits` covers the 20 namespaces
+    audited last; it is empty without audits.
+
+    `money_saved` is what the answers of hits would have cost, in `currency`; None if no price is known.
+    `prices_as_of` is the date of the shipped prices, "" if only your own count. `unpriced` counts, by model,
+    the hits whose cost is unknown: no price, or no token count.
     """
 
     entries: int

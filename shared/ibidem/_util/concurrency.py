@@ -1,4 +1,4 @@
-"""Threads: locks that survive a fork, deadlines, background work and a pool for async callers; an LRU map."""
+"""Locks that survive a fork, an LRU mapping, deadlines, background work, and threads for async callers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 
-WORKERS = 8  # lookups wait for SQL and onnxruntime, which let other threads run
+WORKERS = 8  # threads for async callers; SQL and onnxruntime release the GIL
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _kept_alive: weakref.WeakSet[object] = weakref.WeakSet()
@@ -57,7 +57,7 @@ class ForkSafeLock:
 
 
 def keep_alive_after_fork(*objects: object) -> None:
-    """Never destroy these objects in a forked child: that would reach for the parent's files or threads."""
+    """Never destroy these objects in a forked child: it would touch the parent's files or threads."""
     for one in objects:
         _kept_alive.add(one)
 
@@ -85,9 +85,9 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
     """Run `work(*args)` in a thread, with the caller's context variables, and return its result.
 
     The threads are Ibidem's own: a program that fills asyncio's pool with work that waits for a model would
-    otherwise wait for itself. Where no thread can be had (the interpreter is ending), it runs at once.
+    otherwise deadlock. If no thread can be started (the interpreter is ending), it runs at once.
     """
-    import asyncio  # here: its import takes longer than all others of Ibidem together
+    import asyncio  # not above: it takes longer to import than the rest of Ibidem
 
     call = partial(contextvars.copy_context().run, work, *args)
     try:
@@ -142,9 +142,9 @@ class BoundedDict(Generic[K, V]):
         return len(self._entries)
 
 
-DEADLINE_SECONDS = 1.0  # what one lookup, or one store, spends on servers in all
+DEADLINE_SECONDS = 1.0  # of a lookup or a store, for all its calls of servers
 DEFAULT_SECONDS = 30.0  # the timeout of each call without a deadline, as in the background
-MIN_SECONDS = 0.05  # the timeout of the last of several calls, however late the others were
+MIN_SECONDS = 0.05  # the least timeout of a call, however little is left of the deadline
 
 
 class _Budget(threading.local):
@@ -156,7 +156,7 @@ _budget = _Budget()
 
 
 class deadline:
-    """Give the calls of this thread a deadline of `seconds` in all, until the block ends."""
+    """Limit the calls of servers in this block, in this thread, to `seconds` in all."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self._seconds = DEADLINE_SECONDS if seconds is None else seconds
@@ -184,7 +184,7 @@ def remaining() -> float:
 
 @contextmanager
 def charge() -> Iterator[None]:
-    """Charge the time of this block to the deadline: connecting, waiting for a lock, the call itself."""
+    """Charge the time of this block to the deadline: connecting, waiting for a lock, the call."""
     started = _budget.charged_since = time.monotonic()
     try:
         yield
@@ -198,7 +198,7 @@ def charge() -> Iterator[None]:
 # for 25 to 60 ms, be it 10 vectors or 40: at short intervals the whole program, its event loop too, would
 # stutter.
 GATHER_SECONDS = 0.5
-FLUSH_SECONDS = 10.0  # how long `stop` waits for the work that is left
+FLUSH_SECONDS = 10.0  # how long `flush` and `stop` wait for the remaining work
 RETRY_SECONDS = 1.0  # until a job that found the database unavailable is retried; doubles from try to try
 RETRY_MAX_SECONDS = 30.0
 
@@ -245,7 +245,7 @@ class Background:
         self._reset()
 
     def wake(self) -> None:
-        """Announce work. Returns at once."""
+        """Announce work; return at once."""
         with self._changed:
             self._requested += 1
             if not self._stopping and not (self._thread and self._thread.is_alive()):
@@ -254,7 +254,7 @@ class Background:
             self._changed.notify_all()
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
-        """Wait until the work known now is done; False if it was not, or not within `timeout` seconds."""
+        """Wait until the work known now is done; False if it failed, or takes more than `timeout` seconds."""
         self.wake()
         with self._changed:
             requested, self._flushing = self._requested, True
@@ -263,7 +263,7 @@ class Background:
             return ended and not self._failed_rounds
 
     def stop(self) -> None:
-        """Do what is left (bounded), then end the thread."""
+        """Finish the remaining work, within bounds, and end the thread."""
         if self._thread is not None:
             self.flush()
         with self._changed:
@@ -305,14 +305,14 @@ class Background:
             self._changed.notify_all()
 
     def _step(self) -> None:
-        """Do one step of each idle job, if the last is long enough ago."""
+        """Run one step of each idle job, if the last was long enough ago."""
         if time.monotonic() >= self._next_step_at and not self._stopping:
             outcomes = [self._do(name, job) for name, job in self._idle_jobs.items()]
             self._idle_work_left = any(outcomes)
             self._next_step_at = time.monotonic() + PAUSE_SECONDS / 2
 
     def _pause(self) -> float | None:
-        """Return how long to wait for a wake; None for ever, without a retry or a step to come."""
+        """Return how long to wait for a wake; None for ever, if no retry or step is due."""
         pauses = [PAUSE_SECONDS] if self._idle_work_left else []
         if self._failed_rounds:
             pauses.append(max(0.0, self._retry_at - time.monotonic()))

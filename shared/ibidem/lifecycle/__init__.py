@@ -1,1 +1,1 @@
-"""Which answers are kept, how long, and what is forgotten."""
+"""Admission, lifetime, eviction and invalidation of answers."""

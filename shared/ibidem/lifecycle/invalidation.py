@@ -8,16 +8,12 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import InvalidInput
 from ibidem.example import DocumentRef, Example
-from ibidem.types import Document, Entry, digest, require_name
-
-if TYPE_CHECKING:
-    from ibidem.types import Entry, Source
-
+from ibidem.types import Document, Entry, Source, digest, require_name
 
 NAMES = 5_000  # documents of one query, each compared twice
 CONTENTS = 10_000  # parts of one document in `current=`
@@ -55,7 +51,7 @@ class Criteria:
     before: float | None = None
 
     def matches_entry(self, entry: Entry) -> bool:
-        """Return whether the entry is meant; its sources and tags must be known."""
+        """Return whether the entry matches; its sources and tags must be known."""
         return self.matches(
             namespace=entry.namespace,
             model=entry.answer.model,
@@ -66,7 +62,7 @@ class Criteria:
         )
 
     def matches_example(self, example: Example) -> bool:
-        """Return whether the example is meant."""
+        """Return whether the example matches."""
         return self.matches(
             namespace=example.namespace,
             model=example.model,
@@ -86,7 +82,7 @@ class Criteria:
         tags: Collection[str],
         documents: Iterable[Source | DocumentRef | Document],
     ) -> bool:
-        """Return whether an answer with these properties is meant; `storage.deletion` says it in SQL."""
+        """Return whether an answer with these properties matches; `storage.deletion` has it in SQL."""
         wanted = ((self.namespace, namespace), (self.model, model), (self.entry, entry))
         return (
             all(value in (None, actual) for value, actual in wanted)
@@ -208,18 +204,18 @@ def _texts(values: object) -> tuple[str, ...]:
 
 
 KEPT_SECONDS = 3_600.0  # longer than any model takes for an answer: clients give up after 10 minutes
-LIMIT = 100_000  # documents and entries in memory; of older tombstones only the time
+LIMIT = 100_000  # keys of tombstones in memory; of dropped ones only the newest time is kept
 
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """One invalidation; `criteria` is None if a newer version wrote them: then it applies to any answer."""
+    """An invalidation; `criteria` is None if written by a newer version: then it rejects any answer."""
 
     at: float
     criteria: Criteria | None
 
     def names(self) -> Iterator[str]:
-        """List the keys of the tombstone; "" if it may apply to any answer."""
+        """List the keys of the tombstone; "" if it may concern any answer."""
         if self.criteria is not None and self.criteria.documents:
             yield from (f"document {name}" for name in self.criteria.documents)
         elif self.criteria is not None and self.criteria.entry is not None:
@@ -239,7 +235,7 @@ class Tombstone:
 class Tombstones:
     """The tombstones of one database. Thread-safe.
 
-    `last` is the number of the newest that is known.
+    `last` is the number of the newest known one.
     """
 
     def __init__(self) -> None:
@@ -254,7 +250,7 @@ class Tombstones:
         """Add tombstones: number, time and criteria of each, ordered by number."""
         with self._lock:
             for number, at, criteria in rows:
-                if number <= self.last:  # another thread read it too
+                if number <= self.last:  # another thread has added it
                     continue
                 self.last = number
                 tombstone = Tombstone(at, Criteria.read(criteria))
@@ -267,7 +263,7 @@ class Tombstones:
                 self._drop_oldest()
 
     def refuse(self, entry: Entry, made: float) -> bool:
-        """Whether an answer that was asked for at `made` must not be stored as this entry."""
+        """Return whether the answer to a request made at `made` must not be stored as this entry."""
         with self._lock:
             while self._oldest_first and self._oldest_first[0].at < entry.created - KEPT_SECONDS:
                 self._drop_oldest()
@@ -284,7 +280,7 @@ class Tombstones:
         dropped = self._oldest_first.popleft()
         for key in dropped.names():
             kept = self._by_key[key]
-            kept.popleft()  # the oldest of all is the oldest here
+            kept.popleft()  # the oldest of all is also the oldest of its key
             self._count -= 1
             if not kept:
                 del self._by_key[key]
