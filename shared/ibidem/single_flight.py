@@ -69,7 +69,7 @@ def set_leading(leader: Leader) -> None:
 
 
 def is_leading() -> bool:
-    """Whether the running code leads a flight of any cache."""
+    """Return whether the running code leads a flight of any cache."""
     return any(leader.live for leader in _leading.get())
 
 

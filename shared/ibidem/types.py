@@ -473,7 +473,7 @@ class Entry:
 
     @property
     def evidence(self) -> frozenset[str]:
-        """Digests of the documents that support the answer."""
+        """The digests of the documents that support the answer."""
         return frozenset(source.digest for source in self.sources if source.supports)
 
     @property

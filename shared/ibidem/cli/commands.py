@@ -226,7 +226,7 @@ def _print_lines(store: Store, known: Prices, seconds: float) -> None:
 
 
 def _watched(store: Store, known: Prices, seconds: float) -> Iterator[tuple[Totals, Savings] | StorageError]:
-    """The figures, now and then for ever; a database that is away may come back."""
+    """Yield the figures at intervals, for ever; an unavailable database may come back."""
     while True:
         try:
             yield _read(store, known)

@@ -123,7 +123,7 @@ def count_examples(
 
 
 def _selector(store: Store, settings: Settings, namespace: str) -> Selector:
-    """A selector with the cache's embedder, which has seen the newest questions."""
+    """Create a selector with the cache's embedder that knows the newest questions."""
     selector = Selector(store.examples, checked_active_embedder(settings, store))
     for _ in range(_EMBEDDED_HERE // AT_ONCE):
         if not selector.embed_some(namespace):

@@ -43,7 +43,7 @@ _NO_ASCII = re.compile(r"[^\n\x20-\x7e]")
 
 
 def plain(text: str) -> str:
-    r"""The text as a terminal may get it: what controls one, or is not seen, as an escape such as `\x1b`."""
+    r"""Return the text with control and invisible characters as escapes such as `\x1b`."""
     if text.isprintable():
         return text
     shown = _SUSPECT.sub(lambda found: _visible(found[0]), text.replace("\r\n", "\n"))
@@ -57,17 +57,17 @@ def _visible(char: str) -> str:
 
 
 class Console(rich.console.Console):
-    """A console to which every `str` is text: no markup, no `:emoji:` names, nothing for the terminal.
+    """A console that prints every `str` as plain text: no markup, no `:emoji:` names, no control codes.
 
-    What is styled is passed as a `rich.text.Text`, made by `styled`.
+    Styled text is a `rich.text.Text`, made by `styled`.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's; every `str` that is printed goes through here, in cells and titles too."""
+        """Override rich's method, through which every printed `str` goes, in cells and titles too."""
         return super().render_str(self.shown(text), **{**options, "markup": False, "emoji": False})
 
     def shown(self, text: str) -> str:
-        """The text as it is written; not left to the stream, as a table must know how wide it becomes."""
+        """Return the text as it will be written, as a table must know its width."""
         text = plain(text).expandtabs()
         if is_unicode(self.encoding):
             return text
@@ -75,17 +75,17 @@ class Console(rich.console.Console):
 
 
 def styled(text: str, style: str) -> Text:
-    """Any text, in a style of rich."""
+    """Return any text in a style of rich."""
     return Text(plain(text).expandtabs(), style)
 
 
 def is_unicode(encoding: str) -> bool:
-    """Whether the encoding has all characters."""
+    """Return whether the encoding has all characters."""
     return encoding.lower().startswith("utf")
 
 
 def json_text(value: Any, encoding: str) -> str:
-    """As JSON: within its strings what controls a terminal, or what the encoding lacks, is escaped."""
+    """Serialize to JSON; control characters, and those that the encoding lacks, are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=not is_unicode(encoding))
     return _NO_ASCII.sub(lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
 
@@ -95,7 +95,7 @@ def _escaped(char: str) -> str:
 
 
 def accept_any_encoding() -> None:
-    """From now on no stream fails: what it cannot encode, or decode, becomes an escape."""
+    """Make the standard streams escape what they cannot encode or decode."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -106,7 +106,7 @@ err = Console(stderr=True)
 
 
 def _whole_text(given: Any) -> Any:
-    """What is typed must be text: bytes of another encoding come as half characters."""
+    """Refuse arguments that are no text: bytes of another encoding arrive as surrogates."""
     for text in [given] if isinstance(given, str) else given or ():
         if not storable(text):
             raise typer.BadParameter(
@@ -138,7 +138,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 def settings_of(path: Path | None, database: str | None, chroma: str | None = None) -> Settings:
-    """The settings of a cache in this place."""
+    """Read the settings of the cache at this location."""
     return read_settings(path=path, database=database, chroma=chroma)
 
 
@@ -153,7 +153,7 @@ def sentences() -> Iterator[None]:
 
 @contextmanager
 def existing_store(path: Path | None, database: str | None) -> Iterator[Store]:
-    """The database of an existing cache; looking at one never creates it."""
+    """Open the database of an existing cache; never creates one."""
     with sentences():
         settings = settings_of(path, database)
         require_cache(settings)
@@ -165,19 +165,19 @@ def existing_store(path: Path | None, database: str | None) -> Iterator[Store]:
 
 
 def require_cache(settings: Settings) -> None:
-    """End if there is no cache in this place."""
+    """Exit if there is no cache at this location."""
     if settings.database is None and not settings.database_file.is_file():
         fail(f"there is no cache in {settings.path}; give its directory with --path or IBIDEM_PATH")
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong, and end with code 2."""
+    """Print an error, and exit with code 2."""
     err.print(styled("error:", "red"), message, soft_wrap=True)
     raise typer.Exit(2)
 
 
 def confirmed(question: str, *, on_stderr: bool = False) -> bool:
-    """Whether the user agrees."""
+    """Ask the user for confirmation."""
     return typer.confirm((err if on_stderr else out).shown(question), err=on_stderr)
 
 
@@ -202,7 +202,7 @@ def print_list(
 
 
 def entry_of(store: Store, prefix: str) -> Entry:
-    """The entry whose id begins so; ends if there is none, or several."""
+    """Return the entry whose id begins with `prefix`; exit if there is none, or several."""
     found = store.entries.find(prefix)
     if len(found) != 1:
         ids = ", ".join(entry.id[:12] for entry in found)
@@ -211,7 +211,7 @@ def entry_of(store: Store, prefix: str) -> Entry:
 
 
 def moment(name: str, given: str) -> float:
-    """Seconds since the epoch: `3d` is three days ago, `2026-01-31T12:00Z` what it says.
+    """Parse a time to seconds since the epoch: `3d` (three days ago) or `2026-01-31T12:00Z`.
 
     Raises:
         InvalidInput: It is neither; the message names the option.

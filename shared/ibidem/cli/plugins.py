@@ -20,8 +20,8 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
-    """Mistakes on the command line quote it, and are printed by typer."""
+def _corrected_errors() -> Iterator[None]:
+    """Correct the error messages of typer: name renamed options, and escape what is quoted."""
     try:
         yield
     except _UsageError as error:
@@ -34,14 +34,14 @@ def _told_plainly() -> Iterator[None]:
 
 
 class Commands(typer.core.TyperGroup):
-    """Our commands, then those of plugins; mistakes are told as plainly as all else.
+    """Our commands, then those of plugins.
 
     A plugin is an entry point of the group `ibidem.commands`: a function for `typer`, loaded when its command
-    is called, or `--help` lists all.
+    is called, or when `--help` lists all commands.
     """
 
     def list_commands(self, context: Any) -> list[str]:
-        """Names in the order in which they are shown."""
+        """Return the names of the commands in the order of display."""
         return [*super().list_commands(context), *sorted(_plugins())]
 
     def get_command(self, context: Any, name: str) -> Any:
@@ -51,12 +51,12 @@ class Commands(typer.core.TyperGroup):
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """See click; it reads the arguments of this group."""
-        with _told_plainly():
+        with _corrected_errors():
             return super().make_context(*args, **options)
 
     def invoke(self, context: Any) -> Any:
         """See click; it reads the arguments of a command, and runs it."""
-        with _told_plainly():
+        with _corrected_errors():
             return super().invoke(context)
 
 

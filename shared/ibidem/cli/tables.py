@@ -1,4 +1,4 @@
-"""What the command line shows: values as tables."""
+"""Tables of the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SAID = {True: "good", False: "bad", None: ""}
 
 
 def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | str]:
-    """The counts of a cache and what its hits saved, by name, in the order in which they are shown."""
+    """Return the counts of a cache and the savings of its hits by name, in the order of display."""
     rate = counted.hit_rate
     rows: dict[str, int | str] = {
         "entries": counted.entries,
@@ -55,7 +55,7 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
 
 
 def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int | str] | None = None) -> Table:
-    """Figures as a table; with others of the same cache `before`, what has changed since."""
+    """Make a table of figures; with earlier ones of the same cache `before`, also of the changes."""
     table = Table("what", "count", *(() if before is None else ("change",)), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -70,7 +70,7 @@ def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int |
 
 
 def entries(found: Iterable[Entry]) -> Table:
-    """Stored answers, a line each."""
+    """Make a table of stored answers."""
     table = Table("id", "age", "hits", "docs", "model", "question", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
     for one in found:
@@ -81,7 +81,7 @@ def entries(found: Iterable[Entry]) -> Table:
 
 
 def entry(one: Entry) -> Table:
-    """All about a stored answer."""
+    """Make a table of all properties of a stored answer."""
     table = Table("", "", show_header=False, box=None)
     table.columns[1].overflow = "fold"
     for name, value in summary(one).items():
@@ -94,7 +94,7 @@ def entry(one: Entry) -> Table:
 
 
 def summary(one: Entry) -> dict[str, Any]:
-    """What is told of a stored answer beside its text."""
+    """Return the properties of a stored answer, without its text."""
     return {
         "id": one.id,
         "question": one.question,
@@ -110,7 +110,7 @@ def summary(one: Entry) -> dict[str, Any]:
 
 
 def lookups(rows: Iterable[LookupRow]) -> Table:
-    """Lookups and what came of them, a line each."""
+    """Make a table of lookups with their results."""
     table = Table("at", "outcome", "cosine", "ms", "nearest", "question", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
@@ -123,7 +123,7 @@ def lookups(rows: Iterable[LookupRow]) -> Table:
 
 
 def examples(found: Iterable[Example]) -> Table:
-    """Examples, a line each: long texts are cut."""
+    """Make a table of examples; long texts are cut."""
     columns = ("id", "at", "entry", "model", "tokens", "docs", "said", "question", "answer")
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
@@ -145,7 +145,7 @@ def examples(found: Iterable[Example]) -> Table:
 
 
 def example_stats(counted: ExampleStats) -> Table:
-    """The counts of the example log."""
+    """Make a table of the counts of the example log."""
     table = Table("what", "count")
     table.columns[1].justify = "right"
     table.add_row("examples", f"{counted.total:,}")
@@ -160,7 +160,7 @@ def example_stats(counted: ExampleStats) -> Table:
 
 
 def findings(found: Iterable[Finding]) -> Table:
-    """What the doctor found, a line each."""
+    """Make a table of the findings of the doctor."""
     table = Table("check", "state", "finding")
     for finding in found:
         state = styled("ok", "green") if finding.ok else styled("problem", "red")
@@ -169,7 +169,7 @@ def findings(found: Iterable[Finding]) -> Table:
 
 
 def short(text: str) -> str:
-    """The text in one line, cut after `SHORT` characters."""
+    """Return the text in one line, cut after `SHORT` characters."""
     line = " ".join(text.split())
     return line if len(line) <= SHORT else f"{line[: SHORT - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -190,7 +190,7 @@ def _age(one: Entry) -> str:
 
 
 def audit_estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table:
-    """Wrong answers per hit by meaning, a line for each namespace."""
+    """Make a table of the share of wrong answers, by namespace."""
     columns = (
         "namespace",
         "audits",
@@ -223,7 +223,7 @@ def audit_estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table
 
 
 def audit_judgements(rows: Iterable[JudgementRow]) -> Table:
-    """What was compared, and what the judge said, a line each."""
+    """Make a table of comparisons with their judgements."""
     table = Table("at", "from", "score", "answer", "asked", "stored", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:

@@ -83,7 +83,7 @@ class OnnxEmbedder:
         return self._files.max_tokens
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of the whole text, special tokens included; an upper bound for a giant one."""
+        """Count the tokens of the whole text, special tokens included; an upper bound for a giant one."""
         text = encodable(text)
         if len(text) > CHARACTERS_PER_TOKEN * self.max_tokens:
             # a token covers at least one byte of the text, even where normalisation decomposes characters
@@ -91,7 +91,7 @@ class OnnxEmbedder:
         return self._tokenised(text).tokens
 
     def covers(self, text: str) -> bool:
-        """Whether the model can represent the text: no unknown tokens, and Latin letters only.
+        """Return whether the model can represent the text: no unknown tokens, and Latin letters only.
 
         It was trained on English. Unknown characters all look alike to it, and so does much of other scripts:
         two Chinese questions can have the very same vector.

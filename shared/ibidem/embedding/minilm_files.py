@@ -87,7 +87,7 @@ class ModelFiles:
         return model, definition.decode("utf-8")
 
     def _rewritten(self, found: Mapping[str, str]) -> bool:
-        """Whether the same model was written there again."""
+        """Return whether the same model was written there again."""
         try:
             now = _open(self.directory)
         except _UnusableModel:

@@ -362,7 +362,7 @@ class ServerIndex(ChromaIndex):
 
 
 def _sessions(client: Any) -> list[Any]:
-    """The httpx clients inside Chroma's client, which have no public name."""
+    """Return the httpx clients inside Chroma's client, which have no public name."""
     parts = (client, getattr(client, "_admin_client", None))
     found = (getattr(getattr(part, "_server", None), "_session", None) for part in parts)
     return [session for session in found if session is not None]

@@ -259,7 +259,7 @@ class CollectionState:
 
     @property
     def names(self) -> set[str]:
-        """Names of all collections that exist."""
+        """Return the names of all existing collections."""
         return {self.name, self.next, *(name for name, _ in self.retired)} - {""}
 
 

@@ -20,7 +20,7 @@ from ibidem.types import Vector
 
 @lru_cache(maxsize=4096)
 def scope_code(namespace: str, scope: str) -> Vector:
-    """A unit vector drawn from namespace and scope, shape (32,), the same on every machine.
+    """Draw a unit vector from namespace and scope, shape (32,), the same on every machine.
 
     Appended to a question's vector with weight 1 it moves other scopes away, so that one unfiltered search
     finds the entries of this one (Chroma's own filter costs 65-280 ms at 100,000 entries).
@@ -31,7 +31,7 @@ def scope_code(namespace: str, scope: str) -> Vector:
 
 
 def with_scope_code(vector: Vector, namespace: str, scope: str) -> Vector:
-    """The vector that is indexed: question and scope code, unit length, shape (d + 32,)."""
+    """Return the vector to index: question and scope code, unit length, shape (d + 32,)."""
     both = np.concatenate([vector, scope_code(namespace, scope)])
     return np.asarray(both / np.sqrt(2.0), dtype=np.float32)
 

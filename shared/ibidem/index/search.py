@@ -177,7 +177,7 @@ class VectorSearch:
             return True
 
     def caught_up(self) -> bool:
-        """Whether the index is open, and all questions that can be embedded now are found by a search."""
+        """Return whether the index is open and holds all questions that can be embedded now."""
         with self._working:
             if self._index is None or self._backfill.due():
                 return False
@@ -390,7 +390,7 @@ class Backfill:
         load(buffer, self.embed_batch())
 
     def is_read(self, buffer: VectorBuffer, generation: str) -> bool:
-        """Whether each stored vector is in the buffer or in the index."""
+        """Return whether each stored vector is in the buffer or in the index."""
         page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
         return len(page) < PAGE and all(row.point in buffer for row in page if row.point)
 

@@ -166,7 +166,7 @@ def highest_error_rate() -> float:
 
 
 def threshold_for(max_error_rate: float) -> float:
-    """The threshold at which about `max_error_rate` of the hits are wrong.
+    """Return the threshold at which about `max_error_rate` of the hits are wrong.
 
     For question-and-answer traffic like the two streams of customers' questions it was measured on, with the
     default embedder and weights that had not learned from them; the worse of the two, interpolated. Other

@@ -327,7 +327,7 @@ class InvalidationTable:
 
 
 def _matching_entries(criteria: Criteria) -> sa.ColumnElement[bool]:
-    """Say `Criteria.matches_entry` in SQL."""
+    """Express `Criteria.matches_entry` in SQL."""
     c = _entries.c
     parts = _same_values(_entries, criteria)
     if criteria.entry is not None:
