@@ -16,7 +16,7 @@ RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench teacher models lock latest oldest clean
+.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision teacher models lock latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
@@ -109,6 +109,9 @@ bench: $(BENCH)/.done ## Right and wrong hits, speed beside other caches, growth
 	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.speed.in_langchain --data $(DATA)
 	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.speed.growth --data $(DATA)
 
+bench-decision: $(BENCH)/.done ## What is served of labelled pairs, beside plain cosines; PAIRS=folder of further ones
+	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.pair_decisions $(if $(PAIRS),--pairs $(PAIRS))
+
 teacher: $(VENV)/.dev ## The cross-encoders that label pairs for the models, and their labels: hours; DATA=folder of the workloads
 	$(BIN)/python -m ibidem_lab.models teacher --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models label --data $(DATA)
@@ -116,6 +119,7 @@ teacher: $(VENV)/.dev ## The cross-encoders that label pairs for the models, and
 models: $(VENV)/.dev ## Verifier and encoder from the teacher's labels, and their figures: hours; DATA=folder of the workloads
 	$(BIN)/python -m ibidem_lab.models verifier --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models encoder --data $(DATA)
+	$(BIN)/python -m ibidem_lab.models export --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models table --data $(DATA)
 
 lock: $(VENV)/.dev ## The newest versions that go together, into constraints.txt

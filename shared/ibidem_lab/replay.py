@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem._util.intervals import clopper_pearson
+from ibidem.matching.decisions import as_entry
 from ibidem.matching.policy import Candidate, Policy, Scorer, Verdict, decide
-from ibidem.types import Answer, Entry, Request, Vector, normalise, to_bytes, to_vector
+from ibidem.types import Entry, Request, Vector, normalise, to_bytes, to_vector
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
@@ -215,20 +216,6 @@ class _Store:
             )
             for at in top[np.argsort(-cosines[top], kind="stable")]
         ]
-
-
-def as_entry(request: Request, name: str) -> Entry:
-    """The request as the database would return it, with an answer of no interest."""
-    return Entry(
-        id=name,
-        namespace=request.namespace,
-        scope=request.scope_digest,
-        question=request.question,
-        documents=request.documents_digest,
-        semantic=True,
-        answer=Answer("-"),
-        created=0.0,
-    )
 
 
 def vectors_of(

@@ -14,17 +14,15 @@ import json
 import random
 from collections import defaultdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from ibidem import Request
-from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.embedding.base import CheckedEmbedder
-from ibidem.matching.policy import Candidate, Policy, Scorer, decide, scorer_for
+import ibidem
 from ibidem.settings import read_settings
-from ibidem_lab.replay import Share, as_entry, share
+from ibidem_lab.replay import Share, share
 
 FOLDER = Path(__file__).parent / "suites"
 MUST_MISS, MUST_HIT = "must_miss", "must_hit"
@@ -45,31 +43,12 @@ def load(name: str) -> list[Pair]:
     return [Pair(one["a"], one["b"], one["kind"]) for one in held]
 
 
-class Server:
-    """Decides about single pairs as the cache does."""
-
-    def __init__(self, embedder: Embedder, policy: Policy, scorer: Scorer | None = None) -> None:
-        self.embedder = CheckedEmbedder(embedder, lambda _, value: value)
-        self.policy = policy
-        self.scorer = scorer or scorer_for(embedder.fingerprint)
-
-    def serves(self, stored: str, asked: str) -> bool:
-        """Whether the answer to one is served for the other."""
-        one, other = Request(asked), Request(stored)
-        if one.key == other.key:
-            return True
-        if any(self.embedder.refusal(request.question) for request in (one, other)):
-            return False
-        vectors = [self.embedder.vector_of(request.question) for request in (one, other)]
-        near = Candidate(as_entry(other, "0"), min(1.0, float(vectors[0] @ vectors[1])))
-        return decide(one, [near], self.policy, self.scorer).chosen is not None
-
-
-def by_kind(pairs: list[Pair], server: Server) -> dict[str, tuple[int, int]]:
-    """(served, pairs) of each kind."""
+def by_kind(pairs: list[Pair], **options: float) -> dict[str, tuple[int, int]]:
+    """(served, pairs) of each kind, by a new cache with these options."""
     counted: dict[str, list[bool]] = defaultdict(list)
-    for pair in pairs:
-        counted[pair.kind].append(server.serves(pair.a, pair.b))
+    with TemporaryDirectory() as folder, ibidem.open(folder, **options) as cache:  # type: ignore[arg-type]
+        for pair, decision in zip(pairs, cache.decide((pair.a, pair.b) for pair in pairs), strict=True):
+            counted[pair.kind].append(decision.served)
     return {kind: (sum(served), len(served)) for kind, served in sorted(counted.items())}
 
 
@@ -126,11 +105,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--threshold", type=float, default=read_settings().policy.threshold)
     given = options.parse_args()
-    embedder = resolve_embedder(None)
-    server = Server(embedder, Policy(threshold=given.threshold))
-    counted = {name: by_kind(load(name), server) for name in (MUST_MISS, MUST_HIT)}
-    counted["odd"] = by_kind(odd_pairs(), server)
-    Console(width=100).print(table(counted, f"threshold {given.threshold:.4g}, {embedder.fingerprint}"))
+    suites = {MUST_MISS: load(MUST_MISS), MUST_HIT: load(MUST_HIT), "odd": odd_pairs()}
+    counted = {name: by_kind(pairs, threshold=given.threshold) for name, pairs in suites.items()}
+    Console(width=100).print(table(counted, f"threshold {given.threshold:.4g}"))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import ibidem
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
 from ibidem.matching.policy import shipped
-from ibidem.settings import read_settings
 from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
-from tests.benchmarks import few_shot, suites
+from tests.benchmarks import few_shot, pair_decisions, suites
 from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks.fit_scorer import GRID, calibration, fit, judged, scores, smoothed, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
@@ -279,32 +279,51 @@ def test_calibration_is_monotone() -> None:
 # suites of pairs --------------------------------------------------------------------------------------
 
 
-ODD = [pytest.param(pair, id=pair.kind) for pair in suites.odd_pairs()]
-
-
-@pytest.fixture(scope="module")
-def server() -> suites.Server:
-    """Decides as a cache with default settings."""
-    return suites.Server(resolve_embedder(None), read_settings().policy)
-
-
 @needs_model
 @pytest.mark.parametrize("suite", [suites.MUST_MISS, suites.MUST_HIT])
-def test_suites(suite: str, server: suites.Server) -> None:
+def test_suites(suite: str) -> None:
     """Of pairs that must not share an answer at most 1 % do, of those that should at least 70 %."""
-    counted = suites.by_kind(suites.load(suite), server)
-    Console(width=100).print(suites.table({suite: counted}, f"threshold {server.policy.threshold}"))
+    counted = suites.by_kind(suites.load(suite))
+    Console(width=100).print(suites.table({suite: counted}, suite))
     served = suites.total(counted).value
 
     assert served <= suites.MOST_WRONG if suite == suites.MUST_MISS else served >= suites.LEAST_RIGHT
 
 
 @needs_model
-@pytest.mark.parametrize("pair", ODD)
-def test_odd_questions_are_no_hits(pair: suites.Pair, server: suites.Server) -> None:
+def test_odd_questions_are_no_hits(tmp_path: Path) -> None:
     """Homoglyphs, invisible characters, other scripts, emoji, word salads, novels: no crash, no hit."""
-    assert not server.serves(pair.a, pair.b)
-    assert not server.serves(pair.b, pair.a)
+    odd = suites.odd_pairs()
+    with ibidem.open(tmp_path) as cache:
+        decided = cache.decide([both for pair in odd for both in ((pair.a, pair.b), (pair.b, pair.a))])
+
+    assert [one for one in decided if one.served] == []
+
+
+@needs_model
+def test_pair_decisions(tmp_path: Path) -> None:
+    """Two rules of ours and two cosines for each set; one of a single kind has no AUC."""
+    lines = [
+        {"a": "how do I reset my password", "b": "how can I reset my password", "same": True},
+        {"a": "how do I reset my password", "b": "how do I reset my router", "same": False},
+        {"a": "flights to Boston on Monday", "b": "flights to Denver on Monday", "same": False},
+    ]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sets = {
+        name: pairs
+        for name, pairs in pair_decisions.load_sets(tmp_path).items()
+        if name in ("mixed", suites.MUST_MISS)
+    }
+    found = {name: (len(pairs), list(pair_decisions.compare(pairs[:40]))) for name, pairs in sets.items()}
+
+    assert {name: len(rows) for name, (_, rows) in found.items()} == {"mixed": 4, suites.MUST_MISS: 3}
+    ours, generous, _, matched = found["mixed"][1]
+    assert ours.same.startswith("100.0%")
+    assert ours.different.startswith("0.0%")
+    assert float(generous.same.split("%")[0]) >= float(ours.same.split("%")[0])
+    assert matched.different.startswith("0.0%")
+    assert np.isnan(found[suites.MUST_MISS][1][0].auc)
+    Console(width=130).print(pair_decisions.table(found))
 
 
 def test_eviction(tmp_path: Path) -> None:

@@ -103,15 +103,18 @@ def _requests(pair: tuple[str, str]) -> tuple[Request, Request]:
 def _candidate(stored: Request, asked: Vector, vector: Vector) -> Candidate:
     """The stored question as an index would find it, with its vector as the database keeps it."""
     kept = to_vector(to_bytes(vector))
-    entry = Entry(
-        id=stored.key,
-        namespace=stored.namespace,
-        scope=stored.scope_digest,
-        question=stored.question,
-        documents=stored.documents_digest,
+    return Candidate(as_entry(stored, stored.key), cosine(asked, kept), vectors=(asked, kept))
+
+
+def as_entry(request: Request, name: str) -> Entry:
+    """Return the request as the database would, with an answer of no interest."""
+    return Entry(
+        id=name,
+        namespace=request.namespace,
+        scope=request.scope_digest,
+        question=request.question,
+        documents=request.documents_digest,
         semantic=True,
         answer=_NO_ANSWER,
         created=0.0,
-        vector=kept,
     )
-    return Candidate(entry, cosine(asked, kept), vectors=(asked, kept))

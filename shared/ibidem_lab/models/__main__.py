@@ -26,7 +26,7 @@ from ibidem_lab.models.training import Schedule, load
 
 TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 300_000  # pairs that the teacher labels
-VALIDATED = 250  # pairs of each set that are looked at, eight times, while a model is trained
+VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
 
 
 class Steps:

@@ -1,0 +1,139 @@
+"""The whole decision on labelled pairs of questions, beside the plain cosine.
+
+    python -m tests.benchmarks.pair_decisions [--pairs FOLDER]
+
+The sets: the 600 pairs of fow-cache (CC BY 4.0, from its package, if that is installed), this project's
+question groups that no training sees (a tenth of them, the rare kinds apart), its two suites, and each
+`.jsonl` file of FOLDER (lines of {"a", "b", "same"}). The rules, for each set:
+
+- Ibidem: all of the decision, at the default and at the most generous `max_error_rate`;
+- cosine: all-MiniLM-L6-v2 at 0.95, and at the threshold, known in hindsight, that serves as many of the
+  different as Ibidem's default.
+
+Half of such pairs or more are near misses by design. In traffic they are rare: wrong per hit is told by the
+streams (`python -m tests.benchmarks.decisions`). Nothing is tuned on these sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import ibidem
+from ibidem.matching.decisions import PairDecision
+from ibidem.matching.policy import highest_error_rate
+from ibidem_lab.decisions import LabelledPair, read_labelled_pairs
+from ibidem_lab.models.groups import load_groups
+from ibidem_lab.replay import share
+from ibidem_lab.tuning.metrics import auc
+from tests.benchmarks import suites
+
+RARE = ("code", "commands", "long", "statements", "opposites")
+COSINE = 0.95
+
+Sets = dict[str, list[LabelledPair]]
+
+
+class Row(NamedTuple):
+    """One rule on one set."""
+
+    rule: str
+    auc: float
+    same: str
+    different: str
+
+
+def fow_cache() -> list[LabelledPair]:
+    """The pairs of the installed package fow-cache; none without it."""
+    found = find_spec("fow_cache")
+    if found is None or found.origin is None:
+        return []
+    lines = (Path(found.origin).parent / "data" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = map(json.loads, filter(str.strip, lines))
+    return [LabelledPair(row["a"], row["b"], row["same_answer"], {}) for row in rows]
+
+
+def load_sets(folder: Path | None) -> Sets:
+    """The sets by name."""
+    sets: Sets = {"fow-cache": fow_cache()}
+    for group in load_groups():
+        if group.held_out:
+            name = "rare kinds" if group.kind in RARE else "groups"
+            pairs = (LabelledPair(pair.a, pair.b, pair.same == 1, {}) for pair in group.pairs())
+            sets.setdefault(name, []).extend(pairs)
+    for name, same in ((suites.MUST_HIT, True), (suites.MUST_MISS, False)):
+        sets[name] = [LabelledPair(pair.a, pair.b, same, {}) for pair in suites.load(name)]
+    for path in sorted(folder.glob("*.jsonl")) if folder else ():
+        sets[path.stem] = [pair for pair in read_labelled_pairs(path) if pair.same is not None]
+    return {name: pairs for name, pairs in sets.items() if pairs}
+
+
+def decide(pairs: Sequence[LabelledPair], **options: float) -> list[PairDecision]:
+    """What a new cache says."""
+    with TemporaryDirectory() as folder, ibidem.open(folder, **options) as cache:  # type: ignore[arg-type]
+        return cache.decide((pair.stored, pair.asked) for pair in pairs)
+
+
+def compare(pairs: Sequence[LabelledPair]) -> Iterator[Row]:
+    """The rules on one set."""
+    same = np.array([pair.same for pair in pairs], bool)
+    most = highest_error_rate()
+    default, generous = decide(pairs), decide(pairs, max_error_rate=most)
+    scores, cosines = (
+        np.nan_to_num(np.array([getattr(one, name) for one in default]), nan=-1.0)
+        for name in ("score", "similarity")
+    )
+    served = np.array([one.served for one in default])
+    yield _row("Ibidem's default", scores, served, same)
+    yield _row(f"Ibidem, max_error_rate={most}", scores, np.array([one.served for one in generous]), same)
+    yield _row(f"cosine {COSINE}", cosines, cosines >= COSINE, same)
+    if same.all() or not same.any():
+        return
+    wrong = int((served & ~same).sum())
+    threshold = np.sort(cosines[~same])[::-1][wrong]  # above it are as many of the different
+    yield _row(f"cosine {threshold:.3f}, as many of the different", cosines, cosines > threshold, same)
+
+
+def _row(rule: str, scores: np.ndarray, served: np.ndarray, same: np.ndarray) -> Row:
+    """Count what a rule serves."""
+    shares = [
+        str(share(int((served & kind).sum()), int(kind.sum()))) if kind.any() else ""
+        for kind in (same, ~same)
+    ]
+    return Row(rule, auc(scores.astype(np.float64), same), *shares)
+
+
+def table(found: dict[str, tuple[int, list[Row]]]) -> Table:
+    """A block of lines for each set."""
+    shown = Table("set", "rule", "AUC", "served of the same", "served of the different")
+    for name, (pairs, rows) in found.items():
+        for number, row in enumerate(rows):
+            title = f"{name} ({pairs:,})" if number == 0 else ""
+            area = "" if np.isnan(row.auc) else f"{row.auc:.3f}"
+            shown.add_row(title, row.rule, area, row.same, row.different, end_section=row is rows[-1])
+    return shown
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--pairs", type=Path, help="folder of further sets, a .jsonl each")
+    given = options.parse_args()
+    console = Console(width=130)
+    sets = load_sets(given.pairs)
+    if "fow-cache" not in sets:
+        console.print("fow-cache is left out: pip install fow-cache")
+    console.print(table({name: (len(pairs), list(compare(pairs))) for name, pairs in sets.items()}))
+
+
+if __name__ == "__main__":
+    main()
