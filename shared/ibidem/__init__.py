@@ -165,6 +165,7 @@ def open(
         StorageError: The place cannot be used.
     """
     given = dict(locals())
-    from ibidem.cache import open_cache
+    from ibidem.cache import SemanticCache
+    from ibidem.opening import build_parts, read_arguments
 
-    return open_cache(given)
+    return SemanticCache(**build_parts(*read_arguments(given)))

@@ -20,7 +20,7 @@ from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.decisions import PairDecision, decide_pairs
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
-from ibidem.opening import build_parts, read_arguments
+from ibidem.opening import build_parts
 from ibidem.pickling import Opening
 from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed
 from ibidem.provenance import entry_of, register
@@ -70,6 +70,7 @@ class SemanticCache:
         examples: Whether to keep stored answers as examples too.
         prices: Prices of models; by default the shipped ones.
         telemetry_namespace: Whether to report namespaces to telemetry.
+        opened_with: Settings and hooks of `ibidem.open`, for pickling.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class SemanticCache:
         examples: bool = True,
         prices: Prices | None = None,
         telemetry_namespace: bool = False,
+        opened_with: tuple[Settings, Mapping[str, Any]] | None = None,
     ) -> None:
         self._runtime, self._policy, self._lifetime = runtime, policy, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
@@ -109,10 +111,8 @@ class SemanticCache:
             self._ready, self._search, self._log, self.store, self._telemetry, runtime.flights, single_flight
         )
         self._rejected: dict[str, int] = {}
-        self._closed = False
+        self.opened_with, self._closed = opened_with, False
         register(self, runtime.cache_id)
-
-    opened_with: tuple[Settings, Mapping[str, Any]] | None = None  # settings and hooks, by `ibidem.open`
 
     @property
     def policy(self) -> Policy:
@@ -548,19 +548,9 @@ class UnopenedCache(SemanticCache):
             if self._failure is not None and time.monotonic() < self._failure[0] + REOPEN_SECONDS:
                 raise self._failure[1].with_traceback(None)
             try:
-                settings, hooks = self._opening.read(), self._opening.hooks
-                parts = build_parts(settings, hooks)
+                parts = build_parts(self._opening.read(), self._opening.hooks)
             except Exception as error:
                 self._failure = time.monotonic(), error
                 raise
             super().__init__(**parts)
-            self.opened_with = settings, hooks
             self.__class__ = SemanticCache  # type: ignore[assignment]
-
-
-def open_cache(given: dict[str, Any]) -> SemanticCache:
-    """Open a cache with the arguments of `ibidem.open`, None for the default; raises as it does."""
-    settings, hooks = read_arguments(given)
-    cache = SemanticCache(**build_parts(settings, hooks))
-    cache.opened_with = settings, hooks
-    return cache

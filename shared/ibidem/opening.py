@@ -64,6 +64,7 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         "examples": settings.examples,
         "prices": prices,
         "telemetry_namespace": settings.telemetry_namespace,
+        "opened_with": (settings, hooks),
     }
 
 
