@@ -69,10 +69,8 @@ from llama_index_ibidem import (
     CachedSynthesizer,
     IbidemCallbackHandler,
 )
-from llama_index_ibidem.identity import identity, parameters
-from llama_index_ibidem.messages import chat_prompt, completion_prompt, decode, encode
-from llama_index_ibidem.request import RequestBuilder
-from llama_index_ibidem.response_metadata import ResponseMetadata
+from llama_index_ibidem.request import RequestBuilder, chat_prompt, completion_prompt, identity, parameters
+from llama_index_ibidem.responses import ResponseMetadata, decode, encode
 from llama_index_ibidem.spans import span_watcher
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import CountingCompletion, CountingFunctionCalling

@@ -31,7 +31,7 @@ from llama_index.core.llms.llm import LLM
 from langchain_ibidem.cache import RequestBuilder
 from langchain_ibidem.call import ModelCall
 from langchain_ibidem.tracking import Tracker
-from llama_index_ibidem.identity import identity
+from llama_index_ibidem.request import identity
 
 ASKED = "What is the capital of France?"
 BUILDER = RequestBuilder(Tracker().history)

@@ -36,14 +36,14 @@ from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope
 from llama_index_ibidem.facts import as_documents
 from llama_index_ibidem.llm_calls import LLMCallStats, call_watcher
-from llama_index_ibidem.messages import chat_prompt, completion_prompt, text_of
-from llama_index_ibidem.request import RequestBuilder, answers_user
-from llama_index_ibidem.response_metadata import (
+from llama_index_ibidem.request import RequestBuilder, answers_user, chat_prompt, completion_prompt
+from llama_index_ibidem.responses import (
     MARKER,
     ModelResponse,
     ResponseMetadata,
     is_for_programs,
     marker_of,
+    text_of,
 )
 from llama_index_ibidem.spans import SpanContext, span_watcher
 

@@ -14,12 +14,17 @@ from ibidem.adapter.call import AdapterCache, CachedCall
 from ibidem.adapter.options import AdapterOptions
 from ibidem.types import Answer
 from llama_index_ibidem.delegation import DelegatingLLM
-from llama_index_ibidem.identity import identity
 from llama_index_ibidem.llm_calls import call_watcher
-from llama_index_ibidem.messages import Response, ResponseAccumulator, decode, encode
 from llama_index_ibidem.replay import Replay
-from llama_index_ibidem.request import RequestBuilder
-from llama_index_ibidem.response_metadata import ResponseMetadata
+from llama_index_ibidem.request import RequestBuilder, identity
+from llama_index_ibidem.responses import (
+    ModelResponse,
+    Response,
+    ResponseAccumulator,
+    ResponseMetadata,
+    decode,
+    encode,
+)
 from llama_index_ibidem.spans import STREAMS
 
 if TYPE_CHECKING:
@@ -153,7 +158,7 @@ class CachedLLM(DelegatingLLM):
             return self._replay(found).whole(asked, given)
         with call:
             response: Response = getattr(self._model, endpoint)(asked, **given)
-            call.store(partial(self._answer, response, call.seconds), response)
+            call.store(partial(self._answer, call.seconds, response), response)
             return response
 
     async def _awhole(
@@ -163,7 +168,7 @@ class CachedLLM(DelegatingLLM):
             return await self._replay(found).awhole(asked, given)
         with call:
             response: Response = await getattr(self._model, endpoint)(asked, **given)
-            await call.astore(partial(self._answer, response, call.seconds), response)
+            await call.astore(partial(self._answer, call.seconds, response), response)
             return response
 
     def _stream(
@@ -208,15 +213,16 @@ class CachedLLM(DelegatingLLM):
     def _replay(self, response: Response) -> Replay[Response]:
         return Replay(self.callback_manager, self.llm, response)
 
-    def _answer(self, response: ChatResponse | CompletionResponse, seconds: float) -> Answer:
-        metadata = ResponseMetadata.of(response).finalize()
+    def _answer(
+        self, seconds: float, response: ModelResponse, metadata: ResponseMetadata | None = None
+    ) -> Answer:
+        metadata = metadata or ResponseMetadata.of(response).finalize()
         return encode(response, metadata, model=self.llm.metadata.model_name, seconds=seconds)
 
     def _accumulator(self, call: CachedCall[Response]) -> ResponseAccumulator[Response]:
-        # Whole responses hold logprobs, streams may not.
-        complete = not getattr(self.llm, "logprobs", None)
         return ResponseAccumulator(
-            lambda: self.llm.metadata.model_name, lambda: call.seconds, complete=complete
+            lambda response, metadata: self._answer(call.seconds, response, metadata),
+            complete=not getattr(self.llm, "logprobs", None),  # whole responses hold them, streams may not
         )
 
 

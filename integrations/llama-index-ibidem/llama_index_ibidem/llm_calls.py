@@ -29,7 +29,7 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.lifecycle.rules import COMPLETE
-from llama_index_ibidem.response_metadata import ResponseMetadata, marker_of
+from llama_index_ibidem.responses import ResponseMetadata, marker_of
 from llama_index_ibidem.spans import span_watcher
 
 _OPEN = 1024  # answers and calls in flight; older ones were abandoned

@@ -12,7 +12,7 @@ from llama_index.core.llms.llm import LLM
 
 from ibidem.adapter.chunks import split_text
 from ibidem.adapter.stream_scope import keep_scope
-from llama_index_ibidem.messages import Response, text_of
+from llama_index_ibidem.responses import Response, text_of
 
 
 class _Zero(int):

@@ -1,23 +1,28 @@
-"""Build the request that the core compares from a call of a LlamaIndex model."""
+"""Build the request that the core compares from a call of a LlamaIndex model: prompt, model and arguments."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from io import IOBase
+from pathlib import Path
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock, ToolCallBlock
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, PromptType
+from pydantic import BaseModel
 
+from ibidem.adapter.model_state import OPERATIONAL, Rules, function_state, state_of, values_of
 from ibidem.adapter.options import AdapterOptions
-from ibidem.prompts.documents import Prompt, find_positions, occurs_at
+from ibidem.errors import NotCacheable
+from ibidem.prompts.documents import Ordinals, Prompt, Segment, find_positions, occurs_at
 from ibidem.prompts.key import ParsedPrompt, PromptContext, QuestionFinder, build_request, parse
 from ibidem.scope import require_scope
-from ibidem.types import Document, Request
+from ibidem.types import Document, Request, digest
 from llama_index_ibidem.facts import FilledTemplate
-from llama_index_ibidem.identity import asks_for_format, identity, parameters
-from llama_index_ibidem.messages import chat_prompt, completion_prompt
 from llama_index_ibidem.spans import SpanContext, span_watcher
 
 # Evaluators ask for a verdict on a statement: "answer with either YES or NO".
@@ -43,6 +48,31 @@ _ANSWERING = frozenset(
 _EARLIER_ANSWER = re.compile(
     r"(?msi)^(?:assistant|ai):.*?(?=^(?:user|human|assistant|ai|system|tool):|\n\s*\n|\Z)"
 )
+_ROLES = {
+    MessageRole.USER: "human",
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.ASSISTANT: "ai",
+    MessageRole.CHATBOT: "ai",
+    MessageRole.MODEL: "ai",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "function",
+}
+# Bookkeeping of an earlier call that no model sees.
+_NOT_SEEN = frozenset(
+    "prompt_tokens completion_tokens total_tokens usage token_usage logprobs parsed".split()
+)
+# Settings that do not change what an answer says, but when it comes or who pays for it.
+_OPERATIONAL = OPERATIONAL | frozenset("reuse_client num_workers show_progress".split())
+# The effect of these is seen in the prompt, or on a sample of it.
+_BY_EFFECT = frozenset("messages_to_prompt completion_to_prompt output_parser query_wrapper_prompt".split())
+_RULES = Rules(
+    operational=_OPERATIONAL | _BY_EFFECT,
+    ambiguous=frozenset(("tags", "metadata")),
+    late_clients=True,
+)
+# Arguments that ask for a response format: the answer is data for a program.
+_FORMATS = ("response_format", "response_schema", "generation_config", "format", "text")
 
 
 class RequestBuilder:
@@ -92,7 +122,7 @@ class RequestBuilder:
             scope=scope,
             namespace=options.namespace,
             exact=exact or context.step or not _is_for_people(template),
-            temperature=temperature_of(llm, given),
+            temperature=_temperature(llm, given),
             # Of a synthesis this may be one call of many: the whole answer is the example.
             example=lambda parsed: context.synthesis is None and answers_user(parsed, prompt, context),
         )
@@ -120,7 +150,7 @@ def _occur_outside_history(documents: Sequence[Document], prompt: Prompt, contex
     return any(occurs_at(said, document.text, positions, whole_words=False) for document in documents)
 
 
-def temperature_of(llm: LLM, given: Mapping[str, Any]) -> float | None:
+def _temperature(llm: LLM, given: Mapping[str, Any]) -> float | None:
     """Return the temperature at which the model samples; None if unknown."""
     found = given.get("temperature", getattr(llm, "temperature", None))
     return float(found) if isinstance(found, (int, float)) else None
@@ -183,3 +213,150 @@ def _named_texts(filled: FilledTemplate) -> dict[str, str]:
     # A template may have its own names for LlamaIndex's variables.
     mapped = filled.template.template_var_mappings or {}
     return named | {str(mapped[name]): value for name, value in named.items() if name in mapped}
+
+
+# The prompt.
+
+
+def chat_prompt(messages: Sequence[ChatMessage]) -> Prompt:
+    """Convert the messages of a chat model.
+
+    Raises:
+        NotCacheable: A message holds something that cannot be compared.
+    """
+    ordinals, segments = Ordinals(), list[Segment]()
+    frames = [_frame(message, ordinals, segments) for message in messages]
+    return Prompt(json.dumps(["chat", frames], sort_keys=True, default=_refuse), tuple(segments))
+
+
+def completion_prompt(prompt: str, *, formatted: bool) -> Prompt:
+    """Convert the prompt of a completion endpoint; the model formats an unformatted one itself."""
+    return Prompt("complete, formatted" if formatted else "complete", (Segment("human", prompt),))
+
+
+def _frame(message: ChatMessage, ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:
+    """Return all that the model sees of a message except its texts, which are appended to `segments`."""
+    role = _ROLES[message.role]
+    blocks = [_block(block, role, ordinals, segments) for block in message.blocks]
+    extras = {key: value for key, value in message.additional_kwargs.items() if key not in _NOT_SEEN}
+    if any(isinstance(block, ToolCallBlock) for block in message.blocks):
+        extras.pop("tool_calls", None)  # a copy of the blocks
+    frame: dict[str, Any] = {"role": message.role.value, "blocks": blocks}
+    if own := {name: value for name, value in message if name not in ChatMessage.model_fields}:
+        frame["own"] = own
+    if (answers := extras.pop("tool_call_id", None)) is not None:
+        frame["answers"] = ordinals.of(answers)
+    if calls := extras.pop("tool_calls", None):
+        frame["calls"] = [_raw_call(call, ordinals) for call in calls]
+    if extras := {key: value for key, value in extras.items() if value is not None}:
+        frame["extras"] = extras
+    return frame
+
+
+def _block(block: BaseModel, role: str, ordinals: Ordinals, segments: list[Segment]) -> Any:
+    if isinstance(block, TextBlock):
+        segments.append(Segment(role, block.text))
+        return "text"
+    if isinstance(block, ToolCallBlock):
+        return {"call": block.tool_name, "args": block.tool_kwargs, "number": ordinals.of(block.tool_call_id)}
+    return _media(block)
+
+
+def _media(block: BaseModel) -> dict[str, Any]:
+    """Describe an image, a file or a thought. A file given by its path counts with its content."""
+    if any(isinstance(value, IOBase) for _, value in block):
+        raise NotCacheable("open_file", "a message holds an open file; pass its bytes or its path")
+    within = [inner for _, value in block if isinstance(value, list) for inner in value]
+    shown = block.model_dump(mode="json", exclude_none=True)
+    if isinstance(block, ThinkingBlock):  # the provider's id of the thought, a new one each time
+        shown["additional_information"].pop("id", None)
+    shown["within"] = [_media(inner) for inner in within if isinstance(inner, BaseModel)]
+    if path := getattr(block, "path", None):
+        try:
+            shown["file"] = blake2b(Path(path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise NotCacheable("unreadable_file", f"a message names a file: {error.strerror}") from None
+    return shown
+
+
+def _raw_call(call: Any, ordinals: Ordinals) -> Any:
+    """Describe a tool call in its provider's format, with its random id replaced."""
+    shown = call.model_dump(mode="json") if isinstance(call, BaseModel) else call
+    if isinstance(shown, Mapping):
+        return {key: ordinals.of(value) if key == "id" else value for key, value in shown.items()}
+    return shown
+
+
+def _refuse(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    kind = type(value).__name__
+    raise NotCacheable("opaque_message", f"a message holds a {kind}, which cannot be compared")
+
+
+# The model and the arguments.
+
+
+def identity(llm: LLM, model_id: str = "") -> str:
+    """Hash a model with everything that its answers depend on.
+
+    Args:
+        llm: The model.
+        model_id: Identifies the model for the caller; then parts of it that cannot be described are left
+            out.
+
+    Raises:
+        NotCacheable: The model keeps a conversation of its own, or it contains itself.
+    """
+    if getattr(llm, "track_previous_responses", False):
+        raise NotCacheable(
+            "stateful_model", "its provider keeps the conversation, so prompts lack a part of it"
+        )
+    described = [
+        llm.metadata.model_name,
+        model_id,
+        state_of(llm, _RULES, lenient=bool(model_id)),
+        _effect(llm.messages_to_prompt, _conversation, lambda: _conversation()[1:]),
+        _effect(llm.completion_to_prompt, lambda: "user"),
+    ]
+    return digest(json.dumps(described))
+
+
+def parameters(given: Mapping[str, Any], *, lenient: bool = False) -> str:
+    """Describe the arguments of a call. Order counts within them: models follow that of a schema.
+
+    Raises:
+        NotCacheable: An argument is used up by reading it. With `lenient`, only the class counts of what can
+            only be compared by identity.
+    """
+    told = {name: given[name] for name in sorted(given) if name not in _OPERATIONAL}
+    return json.dumps(values_of(told, _RULES, lenient=lenient))
+
+
+def asks_for_format(llm: LLM, given: Mapping[str, Any]) -> bool:
+    """Return whether the arguments of a call or the model's settings ask for a response format.
+
+    Tools alone do not: the model may still answer in words.
+    """
+    always = getattr(llm, "additional_kwargs", None)
+    settings = {**(always if isinstance(always, Mapping) else {}), **given}
+    forced = settings.get("tool_choice") not in (None, "auto", "none")
+    return forced or any(map(settings.get, _FORMATS)) or getattr(llm, "json_mode", False) is True
+
+
+def _effect(form: Callable[[Any], str] | None, *samples: Callable[[], Any]) -> Any:
+    """Describe a formatting function, with its result for the first sample that it takes and may change."""
+    if form is None:
+        return None
+    made = None
+    for sample in samples:
+        try:
+            made = str(form(sample()))
+            break
+        except Exception:  # noqa: S112 - templates of some models allow no system message
+            continue
+    return [{"function": function_state(form)}, made]
+
+
+def _conversation() -> list[ChatMessage]:
+    return [ChatMessage(role, role=MessageRole(role)) for role in ("system", "user", "assistant")]

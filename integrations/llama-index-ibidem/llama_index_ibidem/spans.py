@@ -50,7 +50,7 @@ from llama_index_ibidem.facts import (
     method_of,
     nodes_in,
 )
-from llama_index_ibidem.response_metadata import MARKER
+from llama_index_ibidem.responses import MARKER
 
 _SPANS = 8192
 _RUNS = 256

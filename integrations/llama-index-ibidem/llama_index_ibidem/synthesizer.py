@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from copy import copy, deepcopy
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.response_synthesizers.context_only import ContextOnly
+from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import NodeWithScore
-from llama_index.core.types import RESPONSE_TEXT_TYPE
+from llama_index.core.types import RESPONSE_TEXT_TYPE, BaseOutputParser
 from pydantic import BaseModel
 
 from ibidem.adapter.call import AdapterCache, CachedCall, attempt
@@ -26,12 +30,13 @@ from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
 from ibidem.types import Answer, Hit, Request, Stored
-from llama_index_ibidem.delegation import unpickle
+from llama_index_ibidem.delegation import DelegatingLLM, unpickle
 from llama_index_ibidem.facts import documents_shown
-from llama_index_ibidem.identity import calls_no_model, has_output_parser, synthesizer_identity
+from llama_index_ibidem.few_shot import selected_by
 from llama_index_ibidem.llm_calls import call_watcher
 from llama_index_ibidem.replay import astream_of, stream_of
-from llama_index_ibidem.response_metadata import MARKER
+from llama_index_ibidem.request import identity, parameters
+from llama_index_ibidem.responses import MARKER
 from llama_index_ibidem.spans import STREAMS, SpanContext, attached_to, span_watcher
 
 if TYPE_CHECKING:
@@ -53,6 +58,8 @@ _CACHED_METHODS = (
     "aget_response_from_messages",
     "_prepare_response_output",
 )
+# Settings of synthesizers that do not change the answer.
+_OF_SYNTHESIS = frozenset("use_async verbose streaming empty_response callback_manager llm".split())
 _FORM, _TEXT = "form", "text"  # synthesizers with an output class may still answer in words
 
 
@@ -366,3 +373,91 @@ def _with_state(synthesizer: CachedSynthesizer, state: dict[str, Any]) -> Cached
 
 def _overrides(synthesizer: BaseSynthesizer, name: str) -> bool:
     return inspect.getattr_static(type(synthesizer), name) is not vars(BaseSynthesizer)[name]
+
+
+def synthesizer_identity(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, Any]) -> str:
+    """Describe everything that an answer depends on besides question and nodes.
+
+    Args:
+        synthesizer: The synthesizer.
+        model_id: As for `identity`.
+        given: The arguments of the call.
+
+    Raises:
+        NotCacheable: Something cannot be compared.
+    """
+    llm, kind = synthesizer._llm, type(synthesizer)
+    own = {name.lstrip("_"): _unbound(value, synthesizer) for name, value in vars(synthesizer).items()}
+    settings = {
+        name: _setting(value, llm, model_id) for name, value in own.items() if name not in _OF_SYNTHESIS
+    }
+    if own.get("output_cls") is not None:  # structured streams are texts
+        settings["streams"] = own.get("streaming")
+    prompts = {name: _template(prompt, llm) for name, prompt in synthesizer.get_prompts().items()}
+    described = [
+        f"{kind.__module__}.{kind.__qualname__}",
+        _model(llm, model_id),
+        parameters(settings, lenient=bool(model_id)),
+        parameters(prompts),
+        parameters(given),
+    ]
+    return json.dumps(described)
+
+
+def calls_no_model(synthesizer: BaseSynthesizer) -> bool:
+    """Return whether a synthesizer only collects what was retrieved."""
+    return isinstance(synthesizer, (ContextOnly, NoText))
+
+
+def has_output_parser(synthesizer: BaseSynthesizer) -> bool:
+    """Return whether the answer is parsed: then it is only right for exactly the same question."""
+    prompts = synthesizer.get_prompts().values()
+    return _parser(synthesizer._llm) is not None or any(prompt.output_parser for prompt in prompts)
+
+
+def _unbound(value: Any, owner: object) -> Any:
+    """Return the function of a method of the synthesizer itself."""
+    return value.__func__ if isinstance(value, MethodType) and value.__self__ is owner else value
+
+
+def _setting(value: Any, llm: LLM, model_id: str) -> Any:
+    if isinstance(value, BasePromptTemplate):
+        return _template(value, llm)
+    return _model(value, model_id) if isinstance(value, LLM) else value
+
+
+def _template(prompt: BasePromptTemplate, llm: LLM) -> dict[str, Any]:
+    functions = {name: selected_by(each) for name, each in (prompt.function_mappings or {}).items()}
+    if None in functions.values():
+        raise NotCacheable(
+            "function_mappings", "the results of a template's functions are not known; use CachedLLM"
+        )
+    return {
+        **({"examples": functions} if functions else {}),
+        "template": prompt.get_template(llm=llm),
+        "variables": prompt.kwargs,
+        "names": prompt.template_var_mappings,
+        "parser": _parser_identity(prompt.output_parser),
+    }
+
+
+def _model(llm: LLM, model_id: str) -> str:
+    """Describe a model, its effect on prompts, and its output class."""
+    if isinstance(llm, StructuredLLM):
+        form = parameters({"form": llm.output_cls})
+        return json.dumps([_model(llm.llm, model_id), form])
+    wrapper = llm.query_wrapper_prompt
+    around = _template(wrapper, llm) if wrapper is not None else None
+    prompting = parameters({"wrapper": around, "parser": _parser_identity(_parser(llm))})
+    return json.dumps(
+        [llm.identity(model_id) if isinstance(llm, DelegatingLLM) else identity(llm, model_id), prompting]
+    )
+
+
+def _parser(llm: LLM) -> BaseOutputParser | None:
+    return _parser(llm.llm) if isinstance(llm, StructuredLLM) else llm.output_parser
+
+
+def _parser_identity(parser: BaseOutputParser | None) -> list[str] | None:
+    """Describe a parser by its class, and by what it adds to prompts."""
+    return None if parser is None else [type(parser).__qualname__, parser.format("")]

@@ -1,4 +1,4 @@
-"""Convert prompts and responses of LlamaIndex to those of the core, and stored answers back.
+"""Convert responses of LlamaIndex models to answers of the core and back, and read what they say beside text.
 
 What the conversion would change is not stored. `raw`, the provider's own object, is not stored either: on a
 hit it says that the response is repeated, and that it cost no tokens.
@@ -7,26 +7,25 @@ hit it says that the response is repeated, and that it cost no tokens.
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
-from io import IOBase
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     CompletionResponse,
-    MessageRole,
     TextBlock,
-    ThinkingBlock,
     ToolCallBlock,
 )
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
 from ibidem.adapter.provider_fields import (
+    FINISH_REASON_KEYS,
     INPUT_TOKEN_KEYS,
     OUTPUT_TOKEN_KEYS,
     TOTAL_TOKEN_KEYS,
@@ -34,111 +33,26 @@ from ibidem.adapter.provider_fields import (
     zeroed,
 )
 from ibidem.errors import NotCacheable
-from ibidem.prompts.documents import Ordinals, Prompt, Segment
 from ibidem.types import Answer, Hit
-from llama_index_ibidem.response_metadata import (
-    MARKER,
-    ModelResponse,
-    ResponseMetadata,
-    is_for_programs,
-)
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
+ModelResponse = ChatResponse | CompletionResponse
 
-_ROLES = {
-    MessageRole.USER: "human",
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-    MessageRole.ASSISTANT: "ai",
-    MessageRole.CHATBOT: "ai",
-    MessageRole.MODEL: "ai",
-    MessageRole.TOOL: "tool",
-    MessageRole.FUNCTION: "function",
-}
-# Bookkeeping of an earlier call that no model sees.
-_NOT_SEEN = frozenset(
-    "prompt_tokens completion_tokens total_tokens usage token_usage logprobs parsed".split()
-)
+MARKER = "ibidem"  # in `raw` of a repeated response, and in `metadata` of a repeated synthesis
 _CLASS = "ibidem.class"
 _CALL_FIELDS = {"raw", "delta"}  # not part of the answer
 _COUNTS = frozenset((*USAGE_KEYS, *INPUT_TOKEN_KEYS, *OUTPUT_TOKEN_KEYS, *TOTAL_TOKEN_KEYS))
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-
-
-def chat_prompt(messages: Sequence[ChatMessage]) -> Prompt:
-    """Convert the messages of a chat model.
-
-    Raises:
-        NotCacheable: A message holds something that cannot be compared.
-    """
-    ordinals, segments = Ordinals(), list[Segment]()
-    frames = [_frame(message, ordinals, segments) for message in messages]
-    return Prompt(json.dumps(["chat", frames], sort_keys=True, default=_refuse), tuple(segments))
-
-
-def completion_prompt(prompt: str, *, formatted: bool) -> Prompt:
-    """Convert the prompt of a completion endpoint; the model formats an unformatted one itself."""
-    return Prompt("complete, formatted" if formatted else "complete", (Segment("human", prompt),))
-
-
-def _frame(message: ChatMessage, ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:
-    """Return all that the model sees of a message except its texts, which are appended to `segments`."""
-    role = _ROLES[message.role]
-    blocks = [_block(block, role, ordinals, segments) for block in message.blocks]
-    extras = {key: value for key, value in message.additional_kwargs.items() if key not in _NOT_SEEN}
-    if any(isinstance(block, ToolCallBlock) for block in message.blocks):
-        extras.pop("tool_calls", None)  # a copy of the blocks
-    frame: dict[str, Any] = {"role": message.role.value, "blocks": blocks}
-    if own := {name: value for name, value in message if name not in ChatMessage.model_fields}:
-        frame["own"] = own
-    if (answers := extras.pop("tool_call_id", None)) is not None:
-        frame["answers"] = ordinals.of(answers)
-    if calls := extras.pop("tool_calls", None):
-        frame["calls"] = [_raw_call(call, ordinals) for call in calls]
-    if extras := {key: value for key, value in extras.items() if value is not None}:
-        frame["extras"] = extras
-    return frame
-
-
-def _block(block: BaseModel, role: str, ordinals: Ordinals, segments: list[Segment]) -> Any:
-    if isinstance(block, TextBlock):
-        segments.append(Segment(role, block.text))
-        return "text"
-    if isinstance(block, ToolCallBlock):
-        return {"call": block.tool_name, "args": block.tool_kwargs, "number": ordinals.of(block.tool_call_id)}
-    return _media(block)
-
-
-def _media(block: BaseModel) -> dict[str, Any]:
-    """Describe an image, a file or a thought. A file given by its path counts with its content."""
-    if any(isinstance(value, IOBase) for _, value in block):
-        raise NotCacheable("open_file", "a message holds an open file; pass its bytes or its path")
-    within = [inner for _, value in block if isinstance(value, list) for inner in value]
-    shown = block.model_dump(mode="json", exclude_none=True)
-    if isinstance(block, ThinkingBlock):  # the provider's id of the thought, a new one each time
-        shown["additional_information"].pop("id", None)
-    shown["within"] = [_media(inner) for inner in within if isinstance(inner, BaseModel)]
-    if path := getattr(block, "path", None):
-        try:
-            shown["file"] = blake2b(Path(path).read_bytes()).hexdigest()
-        except OSError as error:
-            raise NotCacheable("unreadable_file", f"a message names a file: {error.strerror}") from None
-    return shown
-
-
-def _raw_call(call: Any, ordinals: Ordinals) -> Any:
-    """Describe a tool call in its provider's format, with its random id replaced."""
-    shown = call.model_dump(mode="json") if isinstance(call, BaseModel) else call
-    if isinstance(shown, Mapping):
-        return {key: ordinals.of(value) if key == "id" else value for key, value in shown.items()}
-    return shown
-
-
-def _refuse(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    kind = type(value).__name__
-    raise NotCacheable("opaque_message", f"a message holds a {kind}, which cannot be compared")
+UNFINISHED = "unfinished"  # the provider has a field for the finish reason, and it is empty
+_ANSWERS = ("choices", "candidates")
+# Text for a program: a ReAct step, code to run, SQL, Cypher. It is only right for exactly the same prompt.
+# Atomic groups, and blanks that stay within a line, keep the search linear.
+_ACTS = re.compile(
+    r"(?ms)\A(?>.*?^[^\S\n]*Action\s*:).*^[^\S\n]*Action Input\s*:|<execute>|"
+    r"\A\s*(?:```\w*\s*)?(?:SQLQuery\s*:|SELECT\b|"
+    r"WITH\b.+\bSELECT\b|INSERT\s+INTO\b|UPDATE\b.+\bSET\b|DELETE\s+FROM\b|MATCH\s*\()"
+)
+_FENCE = re.compile(r"\A```\w*\s*")
 
 
 def encode(response: ModelResponse, metadata: ResponseMetadata, *, model: str, seconds: float) -> Answer:
@@ -166,7 +80,10 @@ def decode(hit: Hit, kind: type[Response]) -> Response:
         Exception: The payload is damaged. It comes from disk: anything may be wrong with it.
     """
     restored = _restore(hit.answer.payload, kind)
-    extras = _without_usage(restored.additional_kwargs)
+    # Programs add up token counts: each becomes 0, but its key stays.
+    extras = {
+        key: zeroed(value) if key in _COUNTS else value for key, value in restored.additional_kwargs.items()
+    }
     raw = {MARKER: hit.provenance(), "usage": dict(_NO_USAGE)}
     return restored.model_copy(update={"additional_kwargs": extras, "raw": raw})
 
@@ -181,24 +98,14 @@ def _dump(response: ModelResponse) -> str:
         shown = response.model_dump(mode="json", exclude=_CALL_FIELDS)
         _add_class_names(response, shown)
         text = json.dumps([_name(type(response)), shown], allow_nan=False, separators=(",", ":"))
-        restored: ModelResponse
-        if isinstance(response, ChatResponse):
-            restored = _restore(text, ChatResponse)
-        else:
-            restored = _restore(text, CompletionResponse)
+        kind: Any = ChatResponse if isinstance(response, ChatResponse) else CompletionResponse
+        restored = _restore(text, kind)
     except (PydanticSerializationError, TypeError, ValueError, RecursionError) as error:
         raise NotCacheable("not_json", f"the answer is not JSON ({type(error).__name__})") from None
-    if not _same(restored, response):
+    cleared = dict.fromkeys(_CALL_FIELDS)
+    if restored.model_copy(update=cleared) != response.model_copy(update=cleared):
         raise NotCacheable("not_json", "the answer holds values that JSON changes (sets, dates, objects)")
     return text
-
-
-def _same(left: ModelResponse, right: ModelResponse) -> bool:
-    cleared = dict.fromkeys(_CALL_FIELDS)
-    equal = left.model_copy(update=cleared) == right.model_copy(update=cleared)
-    if isinstance(left, ChatResponse) and isinstance(right, ChatResponse):
-        return type(left.message) is type(right.message) and equal
-    return equal
 
 
 def _add_class_names(response: ModelResponse, shown: dict[str, Any]) -> None:
@@ -247,22 +154,17 @@ def _name(kind: type[BaseModel]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _without_usage(extras: dict[str, Any]) -> dict[str, Any]:
-    """Set every token count to 0, but keep the keys: programs add them up."""
-    return {key: zeroed(value) if key in _COUNTS else value for key, value in extras.items()}
-
-
 class ResponseAccumulator(Generic[Response]):
     """Collects the chunks of a stream, as `ibidem.adapter.call.StreamAccumulator`.
 
     Args:
-        model: The name of the model.
-        seconds: Returns the seconds since the model was asked.
+        answer: Builds the answer to store for the whole response.
         complete: False if the chunks lack something that a whole response has: then nothing is stored.
     """
 
-    def __init__(self, model: Callable[[], str], seconds: Callable[[], float], *, complete: bool) -> None:
-        self._model, self._seconds, self._complete = model, seconds, complete
+    def __init__(self, answer: Callable[[Response, ResponseMetadata], Answer], *, complete: bool) -> None:
+        self._answer: Callable[[Response, ResponseMetadata], Answer] = answer
+        self._complete = complete
         self._metadata = ResponseMetadata()
         self._last: Response | None = None
         self._deltas: list[str] = []
@@ -281,9 +183,7 @@ class ResponseAccumulator(Generic[Response]):
         Raises:
             NotCacheable: There were no chunks, or their deltas and the last chunk contradict each other.
         """
-        if not self._complete:
-            return None
-        return encode(self._whole(), self._metadata, model=self._model(), seconds=self._seconds())
+        return self._answer(self._whole(), self._metadata) if self._complete else None
 
     def _whole(self) -> Response:
         """By convention the last chunk holds the whole text; some models leave out its end, or all of it."""
@@ -327,3 +227,110 @@ def _with_text(response: Response, text: str) -> Response:
         raise NotCacheable("unclear_stream", "the last chunk lacks text, and has other parts beside")
     whole = ChatMessage(text, role=message.role, additional_kwargs=message.additional_kwargs)
     return response.model_copy(update={"message": whole})
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseMetadata:
+    """Finish reason and token counts of a response; None where the provider gives none."""
+
+    finish_reason: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    @classmethod
+    def of(cls, response: ModelResponse) -> ResponseMetadata:
+        """Read the metadata of a response, wherever its provider puts them."""
+        usages = list(_usages(response))
+        return cls(
+            _finish_reason(response), _count(usages, INPUT_TOKEN_KEYS), _count(usages, OUTPUT_TOKEN_KEYS)
+        )
+
+    def finalize(self) -> ResponseMetadata:
+        """Return the metadata of a response that was not streamed: it is complete, whatever is left out."""
+        return replace(self, finish_reason=None) if self.finish_reason == UNFINISHED else self
+
+    def merge(self, later: ResponseMetadata) -> ResponseMetadata:
+        """Return the metadata of a stream after one more chunk."""
+        pairs = zip(
+            (later.finish_reason, later.input_tokens, later.output_tokens),
+            (self.finish_reason, self.input_tokens, self.output_tokens),
+            strict=True,
+        )
+        return ResponseMetadata(*(new if new not in (None, UNFINISHED) else old or new for new, old in pairs))  # type: ignore[arg-type]
+
+
+def marker_of(response: ModelResponse) -> Mapping[str, Any]:
+    """Return the marker of a response that was repeated from the cache; empty if a model gave it."""
+    marker = response.raw.get(MARKER) if isinstance(response.raw, dict) else None
+    return marker if isinstance(marker, dict) else {}
+
+
+def is_for_programs(response: ModelResponse) -> bool:
+    """Return whether a program acts upon the answer: tool calls, code, queries, JSON."""
+    if isinstance(response, CompletionResponse):
+        return _acts(response.text)
+    message = response.message
+    calls = any(isinstance(block, ToolCallBlock) for block in message.blocks)
+    extras = message.additional_kwargs
+    return calls or any(map(extras.get, ("tool_calls", "function_call"))) or _acts(message.content or "")
+
+
+def _acts(text: str) -> bool:
+    if _ACTS.search(text):
+        return True
+    bare = _FENCE.sub("", text.strip()).removesuffix("```").rstrip()
+    if not (bare.startswith(("[", "{")) and bare.endswith(("]", "}"))):
+        return False
+    try:
+        json.loads(bare)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _finish_reason(response: ModelResponse) -> str | None:
+    """Return the finish reason in the provider's words; `UNFINISHED` if its field is empty."""
+    has_field = False
+    for part in _reason_holders(response):
+        for key in FINISH_REASON_KEYS:
+            value = _get(part, key, missing := object())
+            if isinstance(value, Enum):
+                value = value.name
+            if isinstance(value, str) and value:
+                return value
+            has_field = has_field or value is not missing
+    return UNFINISHED if has_field else None
+
+
+def _reason_holders(response: ModelResponse) -> Iterator[Any]:
+    """Yield the parts of a response in which providers put the finish reason."""
+    raw = response.raw
+    whole = _get(raw, "response", raw)  # an event of OpenAI's Responses API holds the response
+    if _get(whole, "incomplete_details") is not None:
+        yield {"finish_reason": "incomplete"}
+    for key in _ANSWERS:
+        answers = _get(raw, key)
+        if isinstance(answers, Sequence) and answers:
+            yield answers[0]
+    yield from (raw, response.additional_kwargs)
+    if isinstance(response, ChatResponse):
+        yield response.message.additional_kwargs
+
+
+def _usages(response: ModelResponse) -> Iterator[Any]:
+    yield from (
+        _get(holder, key) for holder in (response.raw, response.additional_kwargs) for key in USAGE_KEYS
+    )
+    yield from (response.raw, response.additional_kwargs)
+
+
+def _count(usages: Sequence[Any], keys: Sequence[str]) -> int | None:
+    found = (_get(usage, key) for usage in usages for key in keys)
+    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n >= 0), None)
+
+
+def _get(holder: Any, key: str, default: Any = None) -> Any:
+    """Return the value of a key of a mapping, or of an attribute of an object: providers use both."""
+    if isinstance(holder, Mapping):
+        return holder.get(key, default)
+    return default if holder is None else getattr(holder, key, default)
