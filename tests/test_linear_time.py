@@ -44,9 +44,9 @@ from ibidem_lab.redaction import secrets
 from ibidem_lab.review.showing import marked, readable
 from langchain_ibidem import IbidemCache, IbidemExampleSelector
 from llama_index_ibidem import CachedLLM, CachedSynthesizer
-from llama_index_ibidem.facts import documents_shown
 from llama_index_ibidem.replay import chunks_of
 from llama_index_ibidem.responses import is_for_programs
+from llama_index_ibidem.synthesizer import documents_shown
 from tests.embedders import BagOfWords
 from tests.growth import Call, growth_of, modules_of, patterns_of, seconds_of, texts_for
 

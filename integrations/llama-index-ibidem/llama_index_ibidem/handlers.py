@@ -34,7 +34,6 @@ from ibidem.example import Example
 from ibidem.prompts.documents import Prompt
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope
-from llama_index_ibidem.facts import as_documents
 from llama_index_ibidem.llm_calls import LLMCallStats, call_watcher
 from llama_index_ibidem.request import RequestBuilder, answers_user, chat_prompt, completion_prompt
 from llama_index_ibidem.responses import (
@@ -45,7 +44,7 @@ from llama_index_ibidem.responses import (
     marker_of,
     text_of,
 )
-from llama_index_ibidem.spans import SpanContext, span_watcher
+from llama_index_ibidem.spans import SpanContext, as_documents, span_watcher
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache

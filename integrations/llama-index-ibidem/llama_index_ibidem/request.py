@@ -22,8 +22,7 @@ from ibidem.prompts.documents import Ordinals, Prompt, Segment, find_positions, 
 from ibidem.prompts.key import ParsedPrompt, PromptContext, QuestionFinder, build_request, parse
 from ibidem.scope import require_scope
 from ibidem.types import Document, Request, digest
-from llama_index_ibidem.facts import FilledTemplate
-from llama_index_ibidem.spans import SpanContext, span_watcher
+from llama_index_ibidem.spans import FilledTemplate, SpanContext, span_watcher
 
 # Evaluators ask for a verdict on a statement: "answer with either YES or NO".
 _VERDICT = re.compile(r"(?s)\A(?>.*?\bYES\b).*\bNO\b")

@@ -261,7 +261,12 @@ class ResponseMetadata:
 
 def marker_of(response: ModelResponse) -> Mapping[str, Any]:
     """Return the marker of a response that was repeated from the cache; empty if a model gave it."""
-    marker = response.raw.get(MARKER) if isinstance(response.raw, dict) else None
+    return marker_in(response.raw)
+
+
+def marker_in(held: object) -> Mapping[str, Any]:
+    """Return the marker in `raw` of a response or in `metadata` of a synthesis; empty if there is none."""
+    marker = held.get(MARKER) if isinstance(held, dict) else None
     return marker if isinstance(marker, dict) else {}
 
 

@@ -11,21 +11,26 @@ A text from here only counts if it occurs in the prompt. So a wrong parent can c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from itertools import takewhile
+from types import FrameType
 from typing import Any
 from weakref import ref
 
+from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.types import BasePydanticProgram
-from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation import dispatcher, get_dispatcher
 from llama_index_instrumentation.span import BaseSpan, active_span_id
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
 from pydantic import PrivateAttr
@@ -33,30 +38,36 @@ from pydantic import PrivateAttr
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.adapter.stream_scope import StreamMethods, keep_scope
-from ibidem.prompts.documents import CONTEXT_KEYS, RetrievalLog
+from ibidem.prompts.documents import CONTEXT_KEYS, RetrievalLog, Retrieved, find_positions, occurs_at
 from ibidem.prompts.few_shot import FewShotBlock
-from llama_index_ibidem.facts import (
-    POSTPROCESS,
-    SEARCH,
-    Endpoint,
-    Fact,
-    FilledTemplate,
-    Step,
-    Synthesis,
-    as_documents,
-    asked_of,
-    fact_of,
-    is_evaluating,
-    method_of,
-    nodes_in,
-)
-from llama_index_ibidem.responses import MARKER
+from llama_index_ibidem.delegation import DelegatingLLM
+from llama_index_ibidem.responses import marker_in
 
 _SPANS = 8192
 _RUNS = 256
 _STREAMS = 256  # streams that were handed out; some are never read
 _DEPTH = 64  # spans between a call and its root; deeper is a loop
 _NODES = 256  # documents of one retrieval that are kept
+_UUID = 37  # characters after the name in a span's id: "-" and the uuid
+
+_TEMPLATES = frozenset(
+    (
+        "predict apredict stream astream structured_predict astructured_predict "
+        "stream_structured_predict astream_structured_predict"
+    ).split()
+)
+_ENDPOINTS = frozenset(
+    "chat achat stream_chat astream_chat complete acomplete stream_complete astream_complete".split()
+)
+_SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
+_SEARCH = frozenset(("retrieve", "aretrieve"))
+_POSTPROCESS = frozenset(
+    "postprocess_nodes apostprocess_nodes _postprocess_nodes _apostprocess_nodes".split()
+)
+_ASK = frozenset("query aquery chat achat stream_chat astream_chat run".split())
+_ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
+_EVALUATE = frozenset("evaluate aevaluate evaluate_response aevaluate_response".split())
+_EVALUATORS = "llama_index.core.evaluation.base"
 
 # Methods whose streams may ask the model with their first step, in the context of their reader. Chat engines
 # and workflows read theirs in threads and tasks of the asker.
@@ -73,6 +84,32 @@ STREAMS = StreamMethods(
         BasePydanticProgram: ("stream_call", "astream_call"),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class FilledTemplate:
+    """A template that is being filled, its variables, and whether the answer is structured output."""
+
+    template: BasePromptTemplate
+    variables: Mapping[str, Any]
+    structured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """A question that is being answered from nodes, which are the documents as a model sees them."""
+
+    id: str
+    question: str
+    documents: tuple[Retrieved, ...]
+
+
+class _Kind(Enum):
+    ENDPOINT = auto()  # a call of a model other than a `CachedLLM`
+    STEP = auto()  # nodes are being judged or ordered: the response of a model is not an answer
+
+
+_Fact = FilledTemplate | Synthesis | _Kind | str  # a text is the input of an engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +156,7 @@ class _Span:
     """A span, which is remembered after its end: calls can outlive it (streams, threads)."""
 
     parent: str | None = None
-    fact: Fact | None = None  # while it is open
+    fact: _Fact | None = None  # while it is open, or its stream may be read
     judged: bool = False
     few_shot: FewShotBlock | None = None
 
@@ -160,7 +197,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """Remember a span that begins."""
         try:
-            fact, judged = fact_of(id_, bound_args.arguments, instance), is_evaluating()
+            fact, judged = _fact_of(id_, bound_args.arguments, instance), _is_evaluating()
         except Exception as error:  # LlamaIndex would swallow it without a trace
             self._faults.note("understand a span of LlamaIndex", error)
             fact, judged = None, False
@@ -168,7 +205,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
             parent_id = self._parent_of(id_, fact, parent_id, bound_args.arguments, instance)
             if isinstance(fact, Synthesis):
                 # A class that overrides `synthesize` and calls `super()`: one synthesis, two spans.
-                above = self._fact(parent_id or "")
+                above = (self._spans.get(parent_id or "") or _UNKNOWN).fact
                 if isinstance(above, Synthesis) and above.question == fact.question:
                     fact = replace(fact, id=above.id)
             self._spans.put(id_, _Span(parent_id, fact, judged))
@@ -183,17 +220,17 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """Record what a retriever returned, and the stream that a synthesis handed out."""
         try:
-            method = method_of(id_)
-            if method in SEARCH or method in POSTPROCESS:
-                query = asked_of(bound_args.arguments) if method in SEARCH else None
+            method = _method_of(id_)
+            if method in _SEARCH or method in _POSTPROCESS:
+                query = _asked_of(bound_args.arguments) if method in _SEARCH else None
                 self._record_retrieval(id_, result, query)
         except Exception as error:
             self._faults.note("understand what a retriever returned", error)
         _keep_scope_of(result)
         with self._guard:
-            fact = self._end(id_)
-            if isinstance(fact, Synthesis) and fact.id == id_:
-                self._deferred.handed_out(fact, result)
+            span = self._spans.get(id_)
+            if span is not None and not self._deferred.handed_out(id_, span.fact, result):
+                span.fact = None
 
     def span_drop(
         self,
@@ -205,7 +242,8 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """Forget the facts of a span that failed."""
         with self._guard:
-            self._end(id_)
+            if (span := self._spans.get(id_)) is not None:
+                span.fact = None
 
     def new_span(self, *args: Any, **kwargs: Any) -> None:
         """Not used: spans are kept in `_spans`."""
@@ -218,21 +256,23 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
 
     def context(self, span: str | None = None) -> SpanContext:
         """Collect the nearest fact of each kind from a span upwards, by default from the active one."""
-        template = synthesis = asked = run = few_shot = None
+        template = synthesis = asked = few_shot = None
         step = judged = False
         with self._guard:
-            for run, found in self._upwards(span or active_span_id.get()):
-                fact = found.fact or self._deferred.synthesis(run)
+            above = self._upwards(span or active_span_id.get())
+            for _, found in above:
+                fact = found.fact
                 if isinstance(fact, FilledTemplate):
                     template = template or fact
                 elif isinstance(fact, Synthesis):
                     synthesis = synthesis or fact
                 elif isinstance(fact, str):
                     asked = asked if asked is not None else fact
-                elif isinstance(fact, Step):
+                elif fact is _Kind.STEP:
                     step = step or synthesis is None
                 judged = judged or found.judged
                 few_shot = few_shot or found.few_shot
+        run = above[-1][0] if above else None
         return SpanContext(template, synthesis, asked, run, step or judged, judged, few_shot)
 
     def synthesis_id(self, span: str) -> str | None:
@@ -247,7 +287,7 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
         A call that reaches the model through `CachedLLM` has none above it.
         """
         with self._guard:
-            above = takewhile(lambda each: isinstance(each[1].fact, Endpoint), self._upwards(span))
+            above = takewhile(lambda each: each[1].fact is _Kind.ENDPOINT, self._upwards(span))
             return [id_ for id_, _ in above][1:]  # without itself
 
     def record_few_shot(self, examples: FewShotBlock) -> None:
@@ -264,34 +304,21 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
             self._deferred.consumed(answer)
 
     def _parent_of(
-        self, id_: str, fact: Fact | None, parent: str | None, arguments: Mapping[str, Any], instance: Any
+        self, id_: str, fact: _Fact | None, parent: str | None, arguments: Mapping[str, Any], instance: Any
     ) -> str | None:
         """Return the span that a new one belongs to: its parent, or the one whose stream is being read."""
         if isinstance(fact, FilledTemplate) and self._synthesis_above(parent) is None:
             return self._deferred.synthesis_for(fact) or parent
-        if isinstance(fact, Endpoint):
-            call = self._deferred.call_for(id_, method_of(id_), arguments, instance)
+        if fact is _Kind.ENDPOINT:
+            call = self._deferred.call_for(id_, arguments, instance)
             if call is not None:
                 self._spans.put(call, replace(self._spans.get(call) or _Span(), fact=fact))  # it goes on
                 return call
         return parent
 
-    def _end(self, id_: str) -> Fact | None:
-        if (span := self._spans.get(id_)) is None:
-            return None
-        fact, span.fact = span.fact, None
-        return fact
-
-    def _fact(self, id_: str) -> Fact | None:
-        span = self._spans.get(id_)
-        return span.fact if span is not None else None
-
     def _synthesis_above(self, span: str | None) -> Synthesis | None:
-        for id_, each in self._upwards(span):
-            fact = each.fact or self._deferred.synthesis(id_)
-            if isinstance(fact, Synthesis):
-                return fact
-        return None
+        facts = (each.fact for _, each in self._upwards(span))
+        return next((fact for fact in facts if isinstance(fact, Synthesis)), None)
 
     def _upwards(self, span: str | None) -> list[tuple[str, _Span]]:
         found = list[tuple[str, _Span]]()
@@ -316,20 +343,16 @@ class DeferredStreams:
     """
 
     def __init__(self) -> None:
-        self._syntheses: BoundedDict[str, Synthesis] = BoundedDict(_STREAMS)
         self._unread: BoundedDict[str, tuple[Synthesis, ref[Any]]] = BoundedDict(_STREAMS)
         self._calls: BoundedDict[tuple[int, int], tuple[str, Any, Any]] = BoundedDict(_STREAMS)
 
-    def synthesis(self, id_: str) -> Synthesis | None:
-        """Return a synthesis that has ended with a stream."""
-        return self._syntheses.get(id_)
-
-    def handed_out(self, synthesis: Synthesis, result: Any) -> None:
-        """Remember a synthesis that has ended, if reading its result may ask a model."""
+    def handed_out(self, id_: str, fact: _Fact | None, result: Any) -> bool:
+        """Return whether a span has ended, but its synthesis goes on while the resulting stream is read."""
         streams = isinstance(result, (StreamingResponse, AsyncStreamingResponse))
-        if streams and MARKER not in (result.metadata or {}):
-            self._syntheses.put(synthesis.id, synthesis)
-            self._unread.put(synthesis.id, (synthesis, ref(result.response_gen)))
+        if not (streams and isinstance(fact, Synthesis) and fact.id == id_) or marker_in(result.metadata):
+            return False
+        self._unread.put(id_, (fact, ref(result.response_gen)))
+        return True
 
     def consumed(self, synthesis: str) -> None:
         """Forget a stream whose last model call has ended."""
@@ -343,8 +366,9 @@ class DeferredStreams:
                 return synthesis.id
         return None
 
-    def call_for(self, id_: str, method: str, arguments: Mapping[str, Any], instance: Any) -> str | None:
+    def call_for(self, id_: str, arguments: Mapping[str, Any], instance: Any) -> str | None:
         """Return the span of a `CustomLLM`'s async stream, if this call of its sync one reads it."""
+        method = _method_of(id_)
         asked = arguments.get("messages" if method.endswith("chat") else "prompt")
         key = id(instance), id(asked)
         if _streams_later(method, instance):
@@ -371,9 +395,11 @@ def _shows(template: FilledTemplate, synthesis: Synthesis) -> bool:
     if synthesis.question not in given.values():
         return False
     shown = [value.strip() for name, value in given.items() if name in CONTEXT_KEYS and value.strip()]
-    if any(value in document.text for document in synthesis.documents for value in shown):
+    texts, joined = [document.text for document in synthesis.documents], "\0".join(shown)
+    if any(value in text for text in texts for value in shown):
         return True
-    return any(map(any, nodes_in(shown, synthesis.documents)))
+    positions = find_positions(joined, texts)
+    return any(occurs_at(joined, text, positions, whole_words=False) for text in texts)
 
 
 def _keep_scope_of(response: object) -> None:
@@ -383,6 +409,72 @@ def _keep_scope_of(response: object) -> None:
     elif isinstance(response, StreamingAgentChatResponse):
         response.chat_stream = keep_scope(response.chat_stream)
         response.achat_stream = keep_scope(response.achat_stream)
+
+
+def as_documents(nodes: Sequence[NodeWithScore]) -> tuple[Retrieved, ...]:
+    """Convert nodes to documents: with metadata, as synthesizers show them, and bare, as programs do."""
+    found = []
+    for scored in nodes:
+        source = scored.node.source_node.node_id if scored.node.source_node else ""
+        for mode in (MetadataMode.LLM, MetadataMode.NONE):
+            text = scored.node.get_content(metadata_mode=mode).strip()
+            if text:
+                found.append(Retrieved(scored.node.node_id, text, source=source))
+    return tuple(found)
+
+
+def _method_of(id_: str) -> str:
+    """Return the method of a span: `"OpenAI.chat-<uuid>"` -> `"chat"`."""
+    return id_[:-_UUID].rpartition(".")[2]
+
+
+def _fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> _Fact | None:
+    """Return the fact of a span that begins, if it has one."""
+    method = _method_of(id_)
+    if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
+        return None if isinstance(instance, DelegatingLLM) else _Kind.ENDPOINT
+    if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
+        variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}
+        return FilledTemplate(prompt, variables, structured="structured" in method)
+    if method in _SYNTHESIZE:
+        question, nodes = _text_of(arguments.get("query")), arguments.get("nodes") or ()
+        return Synthesis(id_, question, as_documents(nodes)) if question else None
+    if method in _POSTPROCESS:
+        return _Kind.STEP
+    return _asked_of(arguments) if method in _ASK else None
+
+
+def _is_evaluating() -> bool:
+    """Return whether an evaluator has just opened a span: a model's response in it is a verdict.
+
+    Evaluators open no span of their own, so the callers are searched, up to the span around this one.
+    """
+    if (known := sys.modules.get(_EVALUATORS)) is None:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    ours, opened, left = dispatcher.__file__, False, False
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename != ours:
+            left = opened
+        elif left:
+            return False  # the span around it was checked when it began
+        else:
+            opened = True
+        if code.co_name in _EVALUATE and isinstance(frame.f_locals.get("self"), known.BaseEvaluator):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _asked_of(arguments: Mapping[str, Any]) -> str | None:
+    """Return the input of an engine, from the arguments of its method."""
+    return next((text for name in _ASKED if (text := _text_of(arguments.get(name)))), None)
+
+
+def _text_of(query: Any) -> str | None:
+    text = query.query_str if isinstance(query, QueryBundle) else query
+    return text if isinstance(text, str) and text.strip() else None
 
 
 _UNKNOWN = _Span()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from copy import copy, deepcopy
 from functools import partial
+from itertools import accumulate
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,11 +29,11 @@ from pydantic import BaseModel
 from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.prompts.documents import Retrieved, find_positions
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
-from ibidem.types import Answer, Hit, Request, Stored
+from ibidem.types import Answer, Document, Hit, Request, Stored, digest, renamed
 from llama_index_ibidem.delegation import DelegatingLLM, unpickle
-from llama_index_ibidem.facts import documents_shown
 from llama_index_ibidem.few_shot import selected_by
 from llama_index_ibidem.llm_calls import call_watcher
 from llama_index_ibidem.replay import astream_of, stream_of
@@ -60,6 +62,7 @@ _CACHED_METHODS = (
 )
 # Settings of synthesizers that do not change the answer.
 _OF_SYNTHESIS = frozenset("use_async verbose streaming empty_response callback_manager llm".split())
+_BETWEEN = "\0"  # two texts that are searched at once
 _FORM, _TEXT = "form", "text"  # synthesizers with an output class may still answer in words
 
 
@@ -327,7 +330,11 @@ class TextAccumulator:
 
 def _attached(stream: Iterator[str], synthesis: str | None) -> Iterator[str]:
     try:
-        while (piece := _next(stream, synthesis)) is not None:
+        while True:
+            with attached_to(synthesis):
+                piece = next(stream, None)
+            if piece is None:
+                return
             yield piece
     finally:
         if close := getattr(stream, "close", None):
@@ -336,21 +343,15 @@ def _attached(stream: Iterator[str], synthesis: str | None) -> Iterator[str]:
 
 async def _aattached(stream: AsyncIterator[str], synthesis: str | None) -> AsyncIterator[str]:
     try:
-        while (piece := await _anext(stream, synthesis)) is not None:
+        while True:
+            with attached_to(synthesis):
+                piece = await anext(stream, None)
+            if piece is None:
+                return
             yield piece
     finally:
         if close := getattr(stream, "aclose", None):
             await close()
-
-
-def _next(stream: Iterator[str], synthesis: str | None) -> str | None:
-    with attached_to(synthesis):
-        return next(stream, None)
-
-
-async def _anext(stream: AsyncIterator[str], synthesis: str | None) -> str | None:
-    with attached_to(synthesis):
-        return await anext(stream, None)
 
 
 def _with_source(response: RESPONSE_TYPE) -> RESPONSE_TYPE:
@@ -461,3 +462,38 @@ def _parser(llm: LLM) -> BaseOutputParser | None:
 def _parser_identity(parser: BaseOutputParser | None) -> list[str] | None:
     """Describe a parser by its class, and by what it adds to prompts."""
     return None if parser is None else [type(parser).__qualname__, parser.format("")]
+
+
+def documents_shown(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document, ...]:
+    """Convert the texts of a synthesizer to documents, with the ids of the nodes that each text shows.
+
+    A synthesizer may join several nodes; a text in which none is found may show any of them.
+    """
+    found = []
+    given, of_text = [text.strip() for text in texts], dict[str, list[Retrieved]]()
+    for node in nodes:
+        of_text.setdefault(node.text, []).append(node)
+    mixed = _nodes_in([text for text in given if text not in of_text], nodes)
+    for text in given:
+        behind = of_text.get(text) or next(mixed) or [*nodes] or [Retrieved(digest(text), text)]
+        shown = Document(behind[0].id, text, source=behind[0].source)
+        named = dict.fromkeys((node.id, node.source) for node in behind)
+        found += [renamed(shown, id_, source) for id_, source in named]
+    return tuple(found)
+
+
+def _nodes_in(texts: Sequence[str], nodes: Sequence[Retrieved]) -> Iterator[list[Retrieved]]:
+    """Yield the nodes that occur in each of the texts."""
+    whole = _BETWEEN.join(texts)
+    begins = [0, *accumulate(len(text) + len(_BETWEEN) for text in texts)]
+    places = find_positions(whole, (node.text for node in nodes))
+    shown: list[list[Retrieved]] = [[] for _ in texts]
+    for node in nodes:
+        size, numbers = len(node.text), set[int]()
+        for start in places.get(node.text, ()):
+            number = bisect_right(begins, start) - 1
+            fits = number not in numbers and start + size < begins[number + 1]
+            if fits and whole.startswith(node.text, start):
+                numbers.add(number)
+                shown[number].append(node)
+    return iter(shown)
