@@ -1,14 +1,13 @@
-"""`IbidemCallbackHandler`: write answered questions to the example log. LlamaIndex's handlers cannot answer.
+"""Follow model calls: add up what each answer cost, and log answered questions as examples.
 
-A question is the input of a synthesizer; else the prompt of a model that was called directly, if the user
-said nothing else or retrieved documents were in the prompt. Other calls (rewriting a question, choosing a
-tool) are steps.
+LlamaIndex's handlers cannot answer. One instrumentation handler for the process, `call_watcher`, adds up the
+calls behind each answer; `IbidemCallbackHandler` logs the questions of the models that notify it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -22,25 +21,40 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
+from llama_index.core.instrumentation.events.llm import (
+    LLMChatEndEvent,
+    LLMChatInProgressEvent,
+    LLMChatStartEvent,
+    LLMCompletionEndEvent,
+    LLMCompletionInProgressEvent,
+    LLMCompletionStartEvent,
+)
 from llama_index.core.schema import NodeWithScore
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+from llama_index_instrumentation.events.span import SpanDropEvent
 from llama_index_instrumentation.span import active_span_id
+from pydantic import PrivateAttr
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.adapter.call import attempt
-from ibidem.adapter.options import AdapterOptions, open_or_use
+from ibidem.adapter.call import AdapterCache, attempt
+from ibidem.adapter.options import AdapterOptions
+from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
+from ibidem.lifecycle.rules import COMPLETE
 from ibidem.prompts.documents import Prompt
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope
-from llama_index_ibidem.llm_calls import LLMCallStats, call_watcher
 from llama_index_ibidem.request import RequestBuilder, answers_user, chat_prompt, completion_prompt
 from llama_index_ibidem.responses import (
-    MARKER,
     ModelResponse,
     ResponseMetadata,
     is_for_programs,
+    marker_in,
     marker_of,
     text_of,
 )
@@ -50,10 +64,210 @@ if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
 _OPEN = 1024  # questions and calls without an answer yet; older ones were abandoned
-_LOGGING = "log what LlamaIndex answered"
+_FAILED = "failed"  # in place of a finish reason
 # ReAct: the result of a tool, and the part of the last response that the user gets.
 _OBSERVED = "Observation:"
 _CONCLUSION = "Answer:"
+
+
+@dataclass(slots=True)
+class CallStats:
+    """The model calls behind one answer so far: `compact` makes one, `refine` many, a tree some at once.
+
+    Attributes:
+        count: How many there are.
+        repeated: How many of them the cache answered in place of the model.
+        by_meaning: Whether one of these answers was stored for another wording.
+        model: The name of the model.
+        cut: Why one of the calls stopped early; empty if none did.
+        input_tokens: Their sum; None where providers gave none.
+        output_tokens: As `input_tokens`.
+    """
+
+    count: int = 0
+    repeated: int = 0
+    by_meaning: bool = False
+    model: str = ""
+    cut: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    def add(self, response: ModelResponse, streamed: ResponseMetadata | None) -> None:
+        """Add a call that has ended, with the metadata of its chunks if it was streamed."""
+        if marker := marker_of(response):
+            self.repeated += "entry_id" in marker
+            self.by_meaning |= marker.get("tier", "exact") != "exact"
+            metadata = ResponseMetadata(input_tokens=0, output_tokens=0)
+        else:
+            metadata = streamed or ResponseMetadata.of(response).finalize()
+        reason = metadata.finish_reason or ""
+        self.cut = self.cut or ("" if reason.lower() in COMPLETE else reason)
+        self.input_tokens = _sum(self.input_tokens, metadata.input_tokens)
+        self.output_tokens = _sum(self.output_tokens, metadata.output_tokens)
+
+
+def _sum(total: int | None, more: int | None) -> int | None:
+    return total if more is None else (total or 0) + more
+
+
+@dataclass(slots=True)
+class _Call:
+    """A model call under way.
+
+    Attributes:
+        answer: The id of the answer that it belongs to: that of a synthesis, else of its own span.
+        stats: The calls behind this answer.
+        streamed: The metadata of its chunks so far.
+        listeners: Called with its response when it ends, or with None if it fails.
+    """
+
+    answer: str
+    stats: CallStats
+    streamed: ResponseMetadata | None = None
+    listeners: list[Callable[[ModelResponse | None], None]] = field(default_factory=list)
+
+
+class CallWatcher(BaseEventHandler):
+    """Adds up the model calls behind each answer, and tells when one of them ends. Thread-safe.
+
+    It is how a synthesizer knows that its text was cut off, and what it cost: LlamaIndex hands it the text
+    alone.
+    """
+
+    _calls: BoundedDict[str, _Call] = PrivateAttr(default_factory=lambda: BoundedDict(_OPEN))  # by span
+    _stats: BoundedDict[str, CallStats] = PrivateAttr(default_factory=lambda: BoundedDict(_OPEN))  # by answer
+    _lock: ForkSafeLock = PrivateAttr(default_factory=ForkSafeLock)
+    _faults: Faults = PrivateAttr(default_factory=Faults)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex serialises the handler."""
+        return "IbidemLLMCallWatcher"
+
+    def watch(self) -> None:
+        """Add this handler and that of spans to LlamaIndex's root dispatcher, once per process."""
+        span_watcher.watch()
+        root = get_dispatcher()
+        if self not in root.event_handlers:
+            root.add_event_handler(self)
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        """Follow an event of LlamaIndex."""
+        try:
+            if isinstance(event, (LLMChatStartEvent, LLMCompletionStartEvent)):
+                self._start(event)
+            elif isinstance(event, (LLMChatInProgressEvent, LLMCompletionInProgressEvent)):
+                self._add_chunk(event)
+            elif isinstance(event, (LLMChatEndEvent, LLMCompletionEndEvent)):
+                self._end(event)
+            elif isinstance(event, (ExceptionEvent, SpanDropEvent)):
+                self._fail(event)
+        except Exception as error:  # LlamaIndex would swallow it without a trace
+            self._faults.note("understand an event of LlamaIndex", error)
+
+    def stats_of(self, answer: str) -> CallStats:
+        """Return the calls behind an answer, by the id of its synthesis or of the call's span."""
+        with self._lock:
+            return self._stats.get(answer) or CallStats()
+
+    def answer_of(self, span: str | None) -> str | None:
+        """Return the id of the answer that a call under way belongs to; None for one within another."""
+        with self._lock:
+            call = self._calls.get(span or "")
+        return call.answer if call is not None else None
+
+    def on_end(self, span: str, listener: Callable[[ModelResponse | None], None]) -> None:
+        """Call `listener` when a call under way ends: with its response, or with None if it fails."""
+        with self._lock:
+            if (call := self._calls.get(span)) is not None:
+                call.listeners.append(listener)
+
+    def _start(self, event: LLMChatStartEvent | LLMCompletionStartEvent) -> None:
+        if (span := event.span_id) is None:
+            return
+        above = span_watcher.endpoints_above(span)  # `achat` calls `chat` calls `complete`: one call
+        answer = span_watcher.synthesis_id(span) or span
+        with self._lock:
+            # A method that only calls `super()` has no call of its own.
+            if any(self._calls.get(each) is not None for each in above):
+                return
+            stats = self._stats.get(answer) or CallStats()
+            stats.count += 1
+            names = (event.model_dict.get(key) for key in MODEL_KEYS)
+            stats.model = next((name for name in names if isinstance(name, str) and name), stats.model)
+            self._stats.put(answer, stats)
+            self._calls.put(span, _Call(answer, stats))
+
+    def _add_chunk(self, event: LLMChatInProgressEvent | LLMCompletionInProgressEvent) -> None:
+        with self._lock:
+            call = self._calls.get(event.span_id or "")
+            if call is not None and not marker_of(event.response):
+                chunk = ResponseMetadata.of(event.response)
+                call.streamed = (call.streamed or ResponseMetadata()).merge(chunk)
+
+    def _end(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
+        with self._lock:
+            if (call := self._calls.pop(event.span_id or "")) is None:
+                return
+            if event.response is not None:
+                call.stats.add(event.response, call.streamed)
+        span_watcher.stream_consumed(call.answer)
+        for listener in call.listeners:
+            listener(event.response)
+
+    def _fail(self, event: ExceptionEvent | SpanDropEvent) -> None:
+        """Something below a synthesis failed: LlamaIndex may go on, but the answer is not complete."""
+        if (span := event.span_id) is None:
+            return
+        with self._lock:
+            call = self._calls.pop(span)
+        # It is no failure of a stream if its reader only stopped reading.
+        abandoned = isinstance(event, ExceptionEvent) and isinstance(event.exception, GeneratorExit)
+        answer = call.answer if call is not None else span_watcher.synthesis_id(span)
+        if answer is not None and not abandoned:
+            with self._lock:
+                stats = self._stats.get(answer) or CallStats()
+                stats.cut = stats.cut or _FAILED
+                self._stats.put(answer, stats)
+        for listener in call.listeners if call is not None else ():
+            listener(None)
+
+
+call_watcher = CallWatcher()  # of the process
+
+
+@dataclass(slots=True)
+class _Question:
+    """A question that waits for its answer; `running` are the spans of model calls that have not ended."""
+
+    text: str
+    documents: tuple[Document, ...] = ()
+    started: float = field(default_factory=time.perf_counter)
+    running: set[str] = field(default_factory=set)
+    streamed: bool = False
+    scope: Scope = field(default_factory=current)
+    paused_after: float | None = None  # seconds
+
+    def pause(self) -> None:
+        """Stop the clock when a stream was handed out: until it is read, unless a model is at work."""
+        self.paused_after = None if self.running else time.perf_counter() - self.started
+
+    def resume(self, call: str) -> None:
+        """Note a model call."""
+        self.running.add(call)
+        if self.paused_after is not None:
+            self.started, self.paused_after = time.perf_counter() - self.paused_after, None
+
+
+@dataclass(slots=True)
+class _DirectCall:
+    """A call of a model that is not part of a synthesis."""
+
+    span: str
+    prompt: list[ChatMessage] | str
+    context: SpanContext
+    started: float = field(default_factory=time.perf_counter)
+    scope: Scope = field(default_factory=current)
 
 
 class IbidemCallbackHandler(BaseCallbackHandler):
@@ -62,6 +276,10 @@ class IbidemCallbackHandler(BaseCallbackHandler):
     It writes question, answer, documents, model, tokens and time to `cache.examples`, also for streams (when
     they end) and for models called directly. An answer that is repeated from a cache is not logged again. The
     handler never raises and never reads from a stream.
+
+    A question is the input of a synthesizer; else the prompt of a model that was called directly, if the user
+    said nothing else or retrieved documents were in the prompt. Other calls (rewriting a question, choosing a
+    tool) are steps.
 
     Args:
         cache: An open `ibidem.SemanticCache`, which stays yours to close. By default one is opened.
@@ -84,12 +302,12 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         **options: Any,
     ) -> None:
         super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
-        self._owned = cache is None
-        self.cache = open_or_use(cache, options, type(self).__name__)
-        self._faults = Faults()
+        self._adapter = AdapterCache.of(cache, "LlamaIndex", owner=type(self).__name__, options=options)
+        self.cache = self._adapter.cache
+        self._requests = RequestBuilder(AdapterOptions(namespace, any_message=any_message))
+        self._lock = ForkSafeLock()
+        self._questions: BoundedDict[str, _Question] = BoundedDict(_OPEN)  # by the ids of syntheses
         call_watcher.watch()
-        requests = RequestBuilder(AdapterOptions(namespace, any_message=any_message))
-        self._recorder = Recorder(self.cache, requests)
 
     def on_event_start(
         self,
@@ -100,8 +318,10 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> str:
         """Note a synthesis or a model call that begins."""
-        if event_type in (CBEventType.SYNTHESIZE, CBEventType.LLM):
-            self._attempt(partial(self._start, event_type, payload or {}, event_id))
+        if event_type == CBEventType.SYNTHESIZE:
+            self._attempt(self._start_synthesis)
+        elif event_type == CBEventType.LLM:
+            self._attempt(partial(self._start_call, payload or {}))
         return event_id
 
     def on_event_end(
@@ -111,9 +331,9 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         event_id: str = "",
         **kwargs: Any,
     ) -> None:
-        """Log the question if it is answered."""
-        if event_type in (CBEventType.SYNTHESIZE, CBEventType.LLM):
-            self._attempt(partial(self._end, event_type, payload or {}, event_id))
+        """Log the question of a synthesis if it is answered."""
+        if event_type == CBEventType.SYNTHESIZE:
+            self._attempt(partial(self._end_synthesis, payload or {}))
 
     def start_trace(self, trace_id: str | None = None) -> None:
         """Not used."""
@@ -132,149 +352,83 @@ class IbidemCallbackHandler(BaseCallbackHandler):
 
     def faults(self) -> dict[str, int]:
         """Count the failures that were swallowed, by cause."""
-        return self._faults.counts()
+        return self._adapter.faults.counts()
 
     def close(self) -> None:
         """Close the cache if it was opened here; one that was passed in stays open."""
-        if self._owned:
-            self.cache.close()
+        self._adapter.close()
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        attempt(self._faults, _LOGGING, work, refused="does not log a question")
+        attempt(self._adapter.faults, "log what LlamaIndex answered", work, refused="does not log a question")
 
-    def _start(self, kind: CBEventType, payload: dict[str, Any], event: str) -> None:
-        span = active_span_id.get()
-        if kind == CBEventType.SYNTHESIZE:
-            self._recorder.start_synthesis(span)
-        else:
-            asked = payload.get(EventPayload.MESSAGES) or str(payload.get(EventPayload.PROMPT, ""))
-            self._recorder.start_call(event, span, asked)
-
-    def _end(self, kind: CBEventType, payload: dict[str, Any], event: str) -> None:
-        response = payload.get(EventPayload.RESPONSE)
-        if kind == CBEventType.SYNTHESIZE:
-            self._recorder.end_synthesis(active_span_id.get(), response)
-        else:
-            self._recorder.end_call(event, response or payload.get(EventPayload.COMPLETION))
-
-
-@dataclass(slots=True)
-class _Question:
-    """A question that waits for its answer; `running` are the ids of model calls that have not ended."""
-
-    text: str
-    documents: tuple[Document, ...] = ()
-    started: float = field(default_factory=time.perf_counter)
-    running: set[str] = field(default_factory=set)
-    streamed: bool = False
-    scope: Scope = field(default_factory=current)
-    paused_after: float | None = None  # seconds
-
-    def pause(self) -> None:
-        """Stop the clock when a stream was handed out: until it is read, unless a model is at work."""
-        self.paused_after = None if self.running else time.perf_counter() - self.started
-
-    def resume(self, call: str) -> None:
-        """Note a model call."""
-        self.running.add(call)
-        if self.paused_after is not None:
-            self.started, self.paused_after = time.perf_counter() - self.paused_after, None
-
-
-@dataclass(slots=True)
-class _Call:
-    """A model call under way. `prompt` is kept for a call that is not part of a synthesis."""
-
-    answer: str
-    prompt: list[ChatMessage] | str | None = None
-    context: SpanContext = field(default_factory=SpanContext)
-    started: float = field(default_factory=time.perf_counter)
-    scope: Scope = field(default_factory=current)
-
-
-class Recorder:
-    """Joins questions and answers, and logs them as examples. Thread-safe; it may raise.
-
-    Nothing is parsed before the answer is complete, and nothing for an answer repeated from the cache.
-    """
-
-    def __init__(self, cache: SemanticCache, requests: RequestBuilder) -> None:
-        self._cache, self._requests = cache, requests
-        self._lock = ForkSafeLock()
-        self._questions: BoundedDict[str, _Question] = BoundedDict(_OPEN)  # by the ids of syntheses
-        self._calls: BoundedDict[str, _Call] = BoundedDict(_OPEN)
-
-    def start_synthesis(self, span: str | None) -> None:
-        """Note the question of the synthesis that `span` is part of."""
-        context = span_watcher.context(span)
+    def _start_synthesis(self) -> None:
+        context = span_watcher.context()
         if context.synthesis is not None and not context.judged:
             with self._lock:
                 self._questions.put(context.synthesis.id, _Question(context.synthesis.question))
 
-    def end_synthesis(self, span: str | None, response: object) -> None:
+    def _end_synthesis(self, payload: dict[str, Any]) -> None:
         """Log the answer of a synthesis; of a stream, the last model call ends it."""
-        synthesis = span_watcher.synthesis_id(span) if span is not None else None
+        response, synthesis = payload.get(EventPayload.RESPONSE), span_watcher.context().synthesis
         if synthesis is None:
             return
-        repeated = _is_repeated(response)
         with self._lock:
-            question = self._questions.get(synthesis)
+            question = self._questions.get(synthesis.id)
             if question is None:
                 return
             question.documents = _documents(getattr(response, "source_nodes", ()))
-            if isinstance(response, (StreamingResponse, AsyncStreamingResponse)) and not repeated:
+            streams = isinstance(response, (StreamingResponse, AsyncStreamingResponse))
+            if streams and not marker_in(getattr(response, "metadata", None)):
                 question.streamed = True
                 question.pause()
                 return
-            self._questions.pop(synthesis)
-        if not repeated:
-            self._log(question, _text(response), call_watcher.stats_of(synthesis))
+            self._questions.pop(synthesis.id)
+        self._log(question, _text(response), call_watcher.stats_of(synthesis.id))
 
-    def start_call(self, call: str, span: str | None, prompt: Sequence[ChatMessage] | str) -> None:
+    def _start_call(self, payload: dict[str, Any]) -> None:
         """Note a model call; one within another belongs to that."""
-        answer = call_watcher.answer_of(span) if span is not None else None
+        span = active_span_id.get()
+        answer = call_watcher.answer_of(span)
         if span is None or answer is None:
             return
         with self._lock:
-            question = self._questions.get(answer)
-            if question is not None:
-                question.resume(call)
-                self._calls.put(call, _Call(answer))
-        if question is None and answer == span:
-            noted = _Call(answer, _copied(prompt), span_watcher.context(span))
-            with self._lock:
-                self._calls.put(call, noted)
-
-    def end_call(self, call: str, response: ModelResponse | None) -> None:
-        """Log the answer of a model that was called directly, or of a stream whose last call has ended."""
-        with self._lock:
-            ended = self._calls.pop(call)
-            if ended is None:
-                return
-            question = self._questions.get(ended.answer)
-            if question is not None:
-                question.running.discard(call)
-                if response is not None and (question.running or not question.streamed):
-                    return
-                self._questions.pop(ended.answer)
-        if response is None:  # it failed
-            return
+            if (question := self._questions.get(answer)) is not None:
+                question.resume(span)
+        end: Callable[[ModelResponse | None], None]
         if question is not None:
-            self._log(question, text_of(response), call_watcher.stats_of(ended.answer))
-        elif ended.prompt is not None and "entry_id" not in marker_of(response):
-            self._log_direct(ended, ended.prompt, response)
+            end = partial(self._end_call, answer, span)
+        elif answer == span:
+            asked = payload.get(EventPayload.MESSAGES) or str(payload.get(EventPayload.PROMPT, ""))
+            end = partial(self._end_direct, _DirectCall(span, _copied(asked), span_watcher.context(span)))
+        else:
+            return
+        call_watcher.on_end(span, lambda response: self._attempt(partial(end, response)))
 
-    def _log_direct(self, call: _Call, asked: list[ChatMessage] | str, response: ModelResponse) -> None:
-        text = None if is_for_programs(response) else _conclusion(text_of(response))
-        stats = call_watcher.stats_of(call.answer)
-        if stats.output_tokens is None:  # its end comes later
-            stats = stats.add(ResponseMetadata.of(response).finalize())
+    def _end_call(self, synthesis: str, span: str, response: ModelResponse | None) -> None:
+        """Log the answer of a synthesis that is a stream, if this was its last call."""
+        with self._lock:
+            if (question := self._questions.get(synthesis)) is None:
+                return
+            question.running.discard(span)
+            if response is not None and (question.running or not question.streamed):
+                return
+            self._questions.pop(synthesis)
+        if response is not None:
+            self._log(question, text_of(response), call_watcher.stats_of(synthesis))
+
+    def _end_direct(self, call: _DirectCall, response: ModelResponse | None) -> None:
+        """Log the answer of a model that was called directly. Nothing is parsed if it cannot be logged."""
+        stats = call_watcher.stats_of(call.span)
+        if response is None or stats.repeated or is_for_programs(response):
+            return
+        asked = call.prompt
         prompt = completion_prompt(asked, formatted=True) if isinstance(asked, str) else chat_prompt(asked)
+        text = _conclusion(text_of(response))
         if text and (question := self._question(prompt, call)) is not None:
             question.streamed = response.delta is not None
             self._log(question, text, stats)
 
-    def _question(self, prompt: Prompt, call: _Call) -> _Question | None:
+    def _question(self, prompt: Prompt, call: _DirectCall) -> _Question | None:
         """Return what the user asked, if the prompt of a direct call tells."""
         context = call.context
         parsed = self._requests.parse(prompt, context)
@@ -288,11 +442,11 @@ class Recorder:
             return None
         return _Question(asked, parsed.documents, call.started, scope=call.scope)
 
-    def _log(self, question: _Question, text: str | None, stats: LLMCallStats) -> None:
+    def _log(self, question: _Question, text: str | None, stats: CallStats) -> None:
         if not text or not text.strip() or stats.cut or question.scope.bypass:
             return
         # No model was called ("Empty Response" and the like), or all answers were repeated.
-        if not stats.count or stats.entry_id is not None:
+        if stats.count == stats.repeated:
             return
         example = Example(
             question.text,
@@ -307,7 +461,7 @@ class Recorder:
             streamed=question.streamed,
         )
         with use_scope(question.scope):  # not that of whoever reads a stream
-            self._cache.examples.add(example)
+            self.cache.examples.add(example)
 
 
 def _copied(prompt: Sequence[ChatMessage] | str) -> list[ChatMessage] | str:
@@ -328,13 +482,6 @@ def _text(response: object) -> str | None:
     if isinstance(response, PydanticResponse):
         return response.response.model_dump_json() if response.response is not None else None
     return response.response if isinstance(response, Response) else None
-
-
-def _is_repeated(response: object) -> bool:
-    """Return whether `CachedSynthesizer` took a response from the cache."""
-    metadata: Any = getattr(response, "metadata", None) or {}
-    marker = metadata.get(MARKER)
-    return isinstance(marker, Mapping) and "entry_id" in marker
 
 
 def _reasoned_about(prompt: Prompt) -> str | None:

@@ -14,7 +14,7 @@ from ibidem.adapter.call import AdapterCache, CachedCall
 from ibidem.adapter.options import AdapterOptions
 from ibidem.types import Answer
 from llama_index_ibidem.delegation import DelegatingLLM
-from llama_index_ibidem.llm_calls import call_watcher
+from llama_index_ibidem.handlers import call_watcher
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.request import RequestBuilder, identity
 from llama_index_ibidem.responses import (

@@ -35,7 +35,7 @@ from ibidem.scope import require_scope
 from ibidem.types import Answer, Document, Hit, Request, Stored, digest, renamed
 from llama_index_ibidem.delegation import DelegatingLLM, unpickle
 from llama_index_ibidem.few_shot import selected_by
-from llama_index_ibidem.llm_calls import call_watcher
+from llama_index_ibidem.handlers import call_watcher
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.request import identity, parameters
 from llama_index_ibidem.responses import MARKER
