@@ -55,7 +55,6 @@ from llama_index_ibidem.responses import (
     ResponseMetadata,
     is_for_programs,
     marker_in,
-    marker_of,
     text_of,
 )
 from llama_index_ibidem.spans import SpanContext, as_documents, span_watcher
@@ -94,7 +93,7 @@ class CallStats:
 
     def add(self, response: ModelResponse, streamed: ResponseMetadata | None) -> None:
         """Add a call that has ended, with the metadata of its chunks if it was streamed."""
-        if marker := marker_of(response):
+        if marker := marker_in(response.raw):
             self.repeated += "entry_id" in marker
             self.by_meaning |= marker.get("tier", "exact") != "exact"
             metadata = ResponseMetadata(input_tokens=0, output_tokens=0)
@@ -201,7 +200,7 @@ class CallWatcher(BaseEventHandler):
     def _add_chunk(self, event: LLMChatInProgressEvent | LLMCompletionInProgressEvent) -> None:
         with self._lock:
             call = self._calls.get(event.span_id or "")
-            if call is not None and not marker_of(event.response):
+            if call is not None and not marker_in(event.response.raw):
                 chunk = ResponseMetadata.of(event.response)
                 call.streamed = (call.streamed or ResponseMetadata()).merge(chunk)
 
@@ -434,7 +433,7 @@ class IbidemCallbackHandler(BaseCallbackHandler):
         parsed = self._requests.parse(prompt, context)
         if parsed.masked is None:
             asked = _reasoned_about(prompt)
-            if asked is None or context.step or not self._requests.is_question(asked):
+            if asked is None or context.step or not self._requests.questions.is_question(asked):
                 return None
         elif answers_user(parsed, prompt, context):
             asked = parsed.question

@@ -79,7 +79,7 @@ class RequestBuilder:
 
     def __init__(self, options: AdapterOptions) -> None:
         self.options = options
-        self._questions = QuestionFinder(options.question_keys, any_message=options.any_message)
+        self.questions = QuestionFinder(options.question_keys, any_message=options.any_message)
 
     def of_chat(self, llm: LLM, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Request:
         """Build the request for `llm.chat(messages, **given)`.
@@ -97,15 +97,11 @@ class RequestBuilder:
         """
         return self._build(llm, completion_prompt(prompt, formatted=formatted), given)
 
-    def is_question(self, text: str) -> bool:
-        """Return whether a text that no template vouches for is taken for a question."""
-        return self._questions.is_question(text)
-
     def parse(self, prompt: Prompt, context: SpanContext) -> ParsedPrompt:
         """Split a prompt into its parts; the whole is the question if only a program reads the answer."""
         template = _template_of(prompt, context)
         exact = context.step or not _is_for_people(template)
-        return parse(prompt, _prompt_context(context, template), self._questions, exact=exact)
+        return parse(prompt, _prompt_context(context, template), self.questions, exact=exact)
 
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
         options, scope = self.options, require_scope(required=self.options.require_namespace)
@@ -116,7 +112,7 @@ class RequestBuilder:
         return build_request(
             prompt,
             _prompt_context(context, template),
-            self._questions,
+            self.questions,
             model=described,
             scope=scope,
             namespace=options.namespace,

@@ -251,21 +251,16 @@ class ResponseMetadata:
 
     def merge(self, later: ResponseMetadata) -> ResponseMetadata:
         """Return the metadata of a stream after one more chunk."""
-        pairs = zip(
-            (later.finish_reason, later.input_tokens, later.output_tokens),
-            (self.finish_reason, self.input_tokens, self.output_tokens),
-            strict=True,
+        reason = later.finish_reason
+        return ResponseMetadata(
+            reason if reason not in (None, UNFINISHED) else self.finish_reason or reason,
+            self.input_tokens if later.input_tokens is None else later.input_tokens,
+            self.output_tokens if later.output_tokens is None else later.output_tokens,
         )
-        return ResponseMetadata(*(new if new not in (None, UNFINISHED) else old or new for new, old in pairs))  # type: ignore[arg-type]
-
-
-def marker_of(response: ModelResponse) -> Mapping[str, Any]:
-    """Return the marker of a response that was repeated from the cache; empty if a model gave it."""
-    return marker_in(response.raw)
 
 
 def marker_in(held: object) -> Mapping[str, Any]:
-    """Return the marker in `raw` of a response or in `metadata` of a synthesis; empty if there is none."""
+    """Return the marker in `raw` of a response or in `metadata` of a synthesis; empty if it is not repeated."""
     marker = held.get(MARKER) if isinstance(held, dict) else None
     return marker if isinstance(marker, dict) else {}
 
