@@ -105,7 +105,7 @@ class RequestBuilder:
 
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
         options, scope = self.options, require_scope(required=self.options.require_namespace)
-        exact = not options.semantic or llm.output_parser is not None or asks_for_format(llm, given)
+        exact = not options.semantic or llm.output_parser is not None or _asks_for_format(llm, given)
         described = ("llama_index/1", identity(llm, options.model_id), parameters(given))
         context = span_watcher.context()
         template = _template_of(prompt, context)
@@ -328,7 +328,7 @@ def parameters(given: Mapping[str, Any], *, lenient: bool = False) -> str:
     return json.dumps(values_of(told, _RULES, lenient=lenient))
 
 
-def asks_for_format(llm: LLM, given: Mapping[str, Any]) -> bool:
+def _asks_for_format(llm: LLM, given: Mapping[str, Any]) -> bool:
     """Return whether the arguments of a call or the model's settings ask for a response format.
 
     Tools alone do not: the model may still answer in words.

@@ -43,7 +43,7 @@ _CLASS = "ibidem.class"
 _CALL_FIELDS = {"raw", "delta"}  # not part of the answer
 _COUNTS = frozenset((*USAGE_KEYS, *INPUT_TOKEN_KEYS, *OUTPUT_TOKEN_KEYS, *TOTAL_TOKEN_KEYS))
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-UNFINISHED = "unfinished"  # the provider has a field for the finish reason, and it is empty
+_UNFINISHED = "unfinished"  # the provider has a field for the finish reason, and it is empty
 _ANSWERS = ("choices", "candidates")
 # Text for a program: a ReAct step, code to run, SQL, Cypher. It is only right for exactly the same prompt.
 # Atomic groups, and blanks that stay within a line, keep the search linear.
@@ -247,20 +247,20 @@ class ResponseMetadata:
 
     def finalize(self) -> ResponseMetadata:
         """Return the metadata of a response that was not streamed: it is complete, whatever is left out."""
-        return replace(self, finish_reason=None) if self.finish_reason == UNFINISHED else self
+        return replace(self, finish_reason=None) if self.finish_reason == _UNFINISHED else self
 
     def merge(self, later: ResponseMetadata) -> ResponseMetadata:
         """Return the metadata of a stream after one more chunk."""
         reason = later.finish_reason
         return ResponseMetadata(
-            reason if reason not in (None, UNFINISHED) else self.finish_reason or reason,
+            reason if reason not in (None, _UNFINISHED) else self.finish_reason or reason,
             self.input_tokens if later.input_tokens is None else later.input_tokens,
             self.output_tokens if later.output_tokens is None else later.output_tokens,
         )
 
 
 def marker_in(held: object) -> Mapping[str, Any]:
-    """Return the marker in `raw` of a response or in `metadata` of a synthesis; empty if it is not repeated."""
+    """Return the marker in `raw` of a repeated response or `metadata` of a repeated synthesis; else empty."""
     marker = held.get(MARKER) if isinstance(held, dict) else None
     return marker if isinstance(marker, dict) else {}
 
@@ -289,7 +289,7 @@ def _acts(text: str) -> bool:
 
 
 def _finish_reason(response: ModelResponse) -> str | None:
-    """Return the finish reason in the provider's words; `UNFINISHED` if its field is empty."""
+    """Return the finish reason in the provider's words; `_UNFINISHED` if its field is empty."""
     has_field = False
     for part in _reason_holders(response):
         for key in FINISH_REASON_KEYS:
@@ -299,7 +299,7 @@ def _finish_reason(response: ModelResponse) -> str | None:
             if isinstance(value, str) and value:
                 return value
             has_field = has_field or value is not missing
-    return UNFINISHED if has_field else None
+    return _UNFINISHED if has_field else None
 
 
 def _reason_holders(response: ModelResponse) -> Iterator[Any]:

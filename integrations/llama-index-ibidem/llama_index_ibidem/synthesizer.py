@@ -260,21 +260,22 @@ class CachedSynthesizer(BaseSynthesizer):
     def _request(
         self, context: SpanContext, question: str, texts: Sequence[str], given: dict[str, Any]
     ) -> Request | None:
-        if calls_no_model(self._synthesizer):
-            return None
+        if isinstance(self._synthesizer, (ContextOnly, NoText)):
+            return None  # these call no model
         if not question.strip():
             raise NotCacheable("no_question", "the question is empty")
         if context.synthesis is None:
             raise NotCacheable("no_synthesis", "get_response was called directly; call synthesize")
         options, scope = self._options, require_scope(required=self._options.require_namespace)
-        identity = synthesizer_identity(self._synthesizer, options.model_id, given)
         return Request(
             question,
-            scope=json.dumps(["llama_index/1", "synthesizer", identity]),
+            scope=json.dumps(
+                ["llama_index/1", "synthesizer", _identity(self._synthesizer, options.model_id, given)]
+            ),
             namespace=scope.name(options.namespace),
             scope_context=scope,
             documents=documents_shown(texts, context.synthesis.documents),
-            semantic=options.semantic and not has_output_parser(self._synthesizer) and not context.judged,
+            semantic=options.semantic and not _has_output_parser(self._synthesizer) and not context.judged,
             example=not context.judged,
             temperature=getattr(self._llm, "temperature", None),
         )
@@ -376,13 +377,11 @@ def _overrides(synthesizer: BaseSynthesizer, name: str) -> bool:
     return inspect.getattr_static(type(synthesizer), name) is not vars(BaseSynthesizer)[name]
 
 
-def synthesizer_identity(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, Any]) -> str:
-    """Describe everything that an answer depends on besides question and nodes.
+# What an answer depends on besides question and nodes.
 
-    Args:
-        synthesizer: The synthesizer.
-        model_id: As for `identity`.
-        given: The arguments of the call.
+
+def _identity(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, Any]) -> str:
+    """Describe a synthesizer and the arguments of a call.
 
     Raises:
         NotCacheable: Something cannot be compared.
@@ -405,12 +404,7 @@ def synthesizer_identity(synthesizer: BaseSynthesizer, model_id: str, given: Map
     return json.dumps(described)
 
 
-def calls_no_model(synthesizer: BaseSynthesizer) -> bool:
-    """Return whether a synthesizer only collects what was retrieved."""
-    return isinstance(synthesizer, (ContextOnly, NoText))
-
-
-def has_output_parser(synthesizer: BaseSynthesizer) -> bool:
+def _has_output_parser(synthesizer: BaseSynthesizer) -> bool:
     """Return whether the answer is parsed: then it is only right for exactly the same question."""
     prompts = synthesizer.get_prompts().values()
     return _parser(synthesizer._llm) is not None or any(prompt.output_parser for prompt in prompts)
@@ -462,6 +456,9 @@ def _parser(llm: LLM) -> BaseOutputParser | None:
 def _parser_identity(parser: BaseOutputParser | None) -> list[str] | None:
     """Describe a parser by its class, and by what it adds to prompts."""
     return None if parser is None else [type(parser).__qualname__, parser.format("")]
+
+
+# The documents.
 
 
 def documents_shown(texts: Sequence[str], nodes: Sequence[Retrieved]) -> tuple[Document, ...]:
