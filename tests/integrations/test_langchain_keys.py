@@ -49,7 +49,7 @@ from ibidem.prompts.documents import (
 from ibidem.prompts.key import GENERAL_KEYS, QUESTION_KEYS, MaskedPrompt
 from langchain_ibidem.cache import RequestBuilder
 from langchain_ibidem.messages import of_messages, parse
-from langchain_ibidem.model_identity import model_identity, temperature_of
+from langchain_ibidem.model_identity import temperature_of
 from langchain_ibidem.tracking import Tracker
 from tests.contracts.langchain import Library
 
@@ -490,19 +490,6 @@ def test_a_prompt_compared_as_a_whole_still_names_its_documents() -> None:
 
 
 # the model --------------------------------------------------------------------------------------------
-
-
-def test_operational_settings_do_not_count() -> None:
-    def model(tail: str = "---[('stop', None)]", **kwargs: Any) -> str:
-        return model_identity(
-            json.dumps({"id": ["ChatOpenAI"], "kwargs": {"model_name": "m", **kwargs}}) + tail
-        )
-
-    assert model(max_retries=2) == model(max_retries=7, request_timeout=3.0)
-    assert model(temperature=0) != model(temperature=1)
-    assert model() != model("---[('stop', ['x'])]")
-    assert model_identity("{broken") == "{broken"
-    assert model_identity("[('a', 1)]") == "[('a', 1)]"
 
 
 @pytest.mark.parametrize(

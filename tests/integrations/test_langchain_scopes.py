@@ -319,7 +319,7 @@ def test_a_direct_call_has_no_caller(cache: IbidemCache, core: Recording) -> Non
 
 def test_who_has_the_model_at_hand_says_so(cache: IbidemCache) -> None:
     call = ModelCall.of(CountingChat(), None, {"n": 2}, ["."])
-    assert (call.parameters, call.stop, call.metadata, call.completes) == ({"n": 2}, ["."], {}, False)
+    assert (call.parameters, call.stop, call.metadata) == ({"n": 2}, ["."], {})
     told = ModelCall(call.model, metadata=by(namespace="acme")["metadata"])
     assert cache._requests.build(ASKED, "m", told).namespace == "acme"
 

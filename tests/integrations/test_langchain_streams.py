@@ -31,7 +31,7 @@ from pydantic import PrivateAttr
 
 from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemCache, install, uninstall
-from langchain_ibidem.replay import chat_chunks
+from langchain_ibidem.messages import chat_chunks
 from langchain_ibidem.streaming import cached_model
 from langchain_ibidem.tracking import tracker
 from tests.conftest import OpenCache

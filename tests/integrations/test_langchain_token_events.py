@@ -315,7 +315,7 @@ def test_an_answer_that_cannot_be_cut_is_told_at_once(
 
     model = chat(server, streaming=True)
     heard(model, in_async)
-    monkeypatch.setattr("langchain_ibidem.replay.chat_chunks", fail)
+    monkeypatch.setattr("langchain_ibidem.call.chat_chunks", fail)
     handler, again = heard(model, in_async)
     assert (handler.told, again.text, server.count) == (["start", "end"], "answer 1", 1)
     assert used.faults() == {"tell a repeated answer in pieces: TypeError": 1}

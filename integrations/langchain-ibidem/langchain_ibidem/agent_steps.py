@@ -19,8 +19,8 @@ from pydantic import SkipValidation
 from ibidem.errors import NotCacheable
 from ibidem.prompts.documents import Retrieved
 from langchain_ibidem.call import ModelCall
-from langchain_ibidem.replay import chat_chunks
-from langchain_ibidem.response_format import ResponseFormat, is_made_up
+from langchain_ibidem.messages import chat_chunks
+from langchain_ibidem.model_identity import ResponseFormat, is_made_up
 from langchain_ibidem.tracking import retrieved
 
 # Content blocks of an answer that only say something. Others are about tools of the provider.

@@ -13,16 +13,14 @@ from langchain_core.outputs import Generation
 from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions
-from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.errors import InvalidInput
 from ibidem.prompts.documents import Prompt, Retrieved
 from ibidem.prompts.key import PromptContext, QuestionFinder, build_request
-from ibidem.scope import current, use_scope
-from ibidem.types import Answer, Hit, Request, Scope
-from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, pending_calls
-from langchain_ibidem.messages import attach_source, finish_reason_of, parse
-from langchain_ibidem.model_identity import describe, scope_for
-from langchain_ibidem.replay import TokenEvents, token_events
-from langchain_ibidem.response_format import ResponseFormat
+from ibidem.scope import current
+from ibidem.types import Answer, Hit, Request
+from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, PendingCalls, TokenEvents, pending_calls
+from langchain_ibidem.messages import attach_source, decode, parse, require_finished
+from langchain_ibidem.model_identity import ResponseFormat, describe, scope_for
 from langchain_ibidem.tracking import RenderedPrompt, RunHistory, run_history
 
 if TYPE_CHECKING:
@@ -30,10 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-UNFINISHED = (
-    "a stream ended without a finish reason, so it may have been cut off; let the model's last chunk have "
-    "one, or chunk_position='last'"
-)
 _TELL = "tell a repeated answer in pieces"
 # An answer in a given form is data for a program: "almost the same question" is not good enough for it.
 _STRUCTURED = re.compile(
@@ -95,18 +89,15 @@ class IbidemCache(BaseCache):
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """The stored answer to this call, or None."""
-        lookup = self._begin(prompt, llm_string)
-        if lookup is None:
-            return None
+        lookup = _Lookup(self, prompt, llm_string, pending_calls())
         found = lookup.call.lookup()
-        if events := self._settle(lookup, found, in_async=False):
+        if events := lookup.settle(found, in_async=False):
             events.send()
         return found
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Store what the model answered, unless it is not worth repeating."""
-        if (lookup := self._resume(prompt, llm_string)) is not None:
-            lookup.store(return_val)
+        self._resume(prompt, llm_string).store(return_val)
 
     def clear(self, **kwargs: Any) -> None:
         """Forget what is stored in this cache's namespace, or in that given as `namespace` (None: in all).
@@ -120,18 +111,15 @@ class IbidemCache(BaseCache):
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """As `lookup`, in a thread; while it waits for an identical call it needs none."""
-        lookup = self._begin(prompt, llm_string)
-        if lookup is None:
-            return None
+        lookup = _Lookup(self, prompt, llm_string, pending_calls())
         found = await lookup.call.alookup()
-        if events := self._settle(lookup, found, in_async=True):
+        if events := lookup.settle(found, in_async=True):
             await events.asend()
         return found
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """As `update`, in a thread."""
-        if (lookup := self._resume(prompt, llm_string)) is not None:
-            await in_thread(lookup.store, return_val)
+        await in_thread(self._resume(prompt, llm_string).store, return_val)
 
     async def aclear(self, **kwargs: Any) -> None:
         """As `clear`, in a thread."""
@@ -144,24 +132,6 @@ class IbidemCache(BaseCache):
             NotCacheable: The call must not be cached.
         """
         return self._requests.build(prompt, "", call, documents)
-
-    def cached_stream(
-        self,
-        describe_call: Callable[[], tuple[str, str, ModelCall]],
-        read_hit: Callable[[Hit], T | None],
-        form: ResponseFormat,
-        scope: Scope,
-    ) -> CachedCall[T]:
-        """Make the cached call of a stream, asked for in `scope`, whoever reads the stream.
-
-        `describe_call` returns what `lookup` would be given, and the model call.
-        """
-
-        def request() -> Request:
-            with use_scope(scope):
-                return self._requests.build(*describe_call())
-
-        return CachedCall(self._adapter, request, read_hit, form.objection)
 
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""
@@ -191,98 +161,78 @@ class IbidemCache(BaseCache):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _begin(self, prompt: str, llm_string: str) -> _Lookup | None:
-        """Begin a lookup. The calls under way end what it begins: they know if the model fails."""
+    def _resume(self, prompt: str, llm_string: str) -> _Lookup:
+        """The lookup that is answered now; a new one if none was made."""
         calls = pending_calls()
-        lookup = self._attempt(self._adapter.looking_up, partial(self._lookup, prompt, llm_string))
-        if calls is not None:
-            calls.add(self, (prompt, llm_string), lookup)
-        return lookup
-
-    def _lookup(self, prompt: str, llm_string: str) -> _Lookup:
-        calls = pending_calls()
-        call = None if calls is None else calls.model_call(self, prompt, llm_string)
-        return _Lookup(self._adapter, self._requests, prompt, llm_string, call)
-
-    def _settle(
-        self, lookup: _Lookup, found: list[Generation] | None, *, in_async: bool
-    ) -> TokenEvents | None:
-        """Prepare what follows a lookup: token events of a hit, or the model's answer."""
-        calls = pending_calls()
-        if calls is None:
-            lookup.abort()  # nobody would tell that the model failed
-        elif found is not None:
-            calls.remove(lookup)
-        else:
-            self._attempt(self._adapter.looking_up, partial(lookup.watch_stream, in_async=in_async))
-        if found is None or lookup.model_call is None:
-            return None
-        return self._attempt(_TELL, partial(token_events, lookup.model_call, found, in_async=in_async))
-
-    def _resume(self, prompt: str, llm_string: str) -> _Lookup | None:
-        """The lookup that is answered now; a new one if none was made. None if it could not be made."""
-        calls = pending_calls()
-        known, lookup = (False, None) if calls is None else calls.take(self, (prompt, llm_string))
-        if known:
-            return lookup
-        return self._attempt(self._adapter.storing, partial(self._lookup, prompt, llm_string))
-
-    def _attempt(self, doing: str, work: Callable[[], T]) -> T | None:
-        return attempt(self._adapter.faults, doing, work)
+        known: Any = None if calls is None else calls.take((self, prompt, llm_string))
+        return known or _Lookup(self, prompt, llm_string, calls)
 
 
 class _Lookup:
     """One prompt that LangChain looks up, and stores the answer to."""
 
-    def __init__(
-        self,
-        adapter: AdapterCache,
-        requests: RequestBuilder,
-        prompt: str,
-        llm_string: str,
-        model_call: ModelCall | None,
-    ) -> None:
-        self.model_call = model_call
-        self._faults, self._storing = adapter.faults, adapter.storing
-        self._form = ResponseFormat() if model_call is None else ResponseFormat.of(model_call.parameters)
+    def __init__(self, cache: IbidemCache, prompt: str, llm_string: str, calls: PendingCalls | None) -> None:
+        self.asked: tuple[BaseCache, str, str] = (cache, prompt, llm_string)
+        self._adapter, self._requests, self._calls = cache._adapter, cache._requests, calls
+        self._model_call: ModelCall | None = None
+        self._form = ResponseFormat()
         self._watcher: ChunkWatcher | None = None
-        self._streams = self._watched = False
+        self._streams = self._missed = False
         self.call: CachedCall[list[Generation]] = CachedCall(
-            adapter,
-            partial(requests.build, prompt, llm_string, model_call),
-            self._read,
-            self._form.objection,
+            cache._adapter, self._request, self._read, lambda hit: self._form.objection(hit)
         )
+        if calls is not None:
+            calls.lookups.append(self)  # they end it: they know if the model fails
 
-    def watch_stream(self, *, in_async: bool) -> None:
+    def settle(self, found: list[Generation] | None, *, in_async: bool) -> TokenEvents | None:
+        """Prepare what follows the lookup: token events of a hit, or the model's answer."""
+        if self._calls is None:
+            self.abort()  # nobody would tell that the model failed
+        elif found is not None:
+            self._calls.lookups.remove(self)
+        else:
+            self._missed = True
+            self._attempt(self._adapter.looking_up, partial(self._watch_stream, in_async=in_async))
+        if found is None or self._model_call is None:
+            return None
+        return self._attempt(_TELL, partial(self._model_call.token_events, found, in_async=in_async))
+
+    def store(self, generations: Sequence[Generation]) -> None:
+        """Store what the model answered: at once, as the program may change these objects."""
+        if stored := self.call.store(partial(self._answer, generations)):
+            self._attempt(self._adapter.storing, partial(attach_source, generations, stored))
+
+    def abort(self) -> None:
+        """The model has failed."""
+        self.call.abort()
+
+    def _attempt(self, doing: str, work: Callable[[], T]) -> T | None:
+        return attempt(self._adapter.faults, doing, work)
+
+    def _request(self) -> Request:
+        _, prompt, llm_string = self.asked
+        if self._calls is not None and (call := self._calls.model_call(*self.asked)) is not None:
+            self._model_call, self._form = call, ResponseFormat.of(call.parameters)
+        return self._requests.build(prompt, llm_string, self._model_call)
+
+    def _watch_stream(self, *, in_async: bool) -> None:
         """See to it that half a stream is told from a whole answer, where LangChain streams in `invoke`."""
-        self._watched = True  # it is about to be asked for here
-        call = self.model_call
+        call = self._model_call
         if call is None or call.run is None or not call.streams_in_invoke(in_async=in_async):
             return
         self._streams = True
         if not call.streams_by_events(in_async=in_async):
             self._watcher = call.watch()
 
-    def store(self, generations: Sequence[Generation]) -> None:
-        """Store what the model answered: at once, as the program may change these objects."""
-        if stored := self.call.store(partial(self._answer, generations)):
-            attempt(self._faults, self._storing, partial(attach_source, generations, stored))
-
-    def abort(self) -> None:
-        """The model has failed."""
-        self.call.abort()
-
     def _read(self, hit: Hit) -> list[Generation] | None:
-        generations = self._form.to_generations(hit)
+        generations = decode(hit, self._form.names)
         attach_source(generations, hit)
         return generations or None  # LangChain only takes a real list, and fails on an empty one
 
     def _answer(self, generations: Sequence[Generation]) -> Answer:
-        saw_last = self._watcher is not None and self._watcher.saw_last
-        if self._streams and not saw_last and not finish_reason_of(generations):
-            raise NotCacheable("unfinished_stream", UNFINISHED)
-        return self._form.to_answer(generations, self.call.seconds if self._watched else None)
+        if self._streams and not (self._watcher is not None and self._watcher.saw_last):
+            require_finished(generations)
+        return self._form.to_answer(generations, self.call.seconds if self._missed else None)
 
 
 class RequestBuilder:

@@ -13,11 +13,11 @@ directly, or in a thread without the context), the caller is unknown and only th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -27,12 +27,14 @@ from langchain_core.callbacks.base import BaseCallbackManager
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.load import dumps
-from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, LLMResult
 from langchain_core.runnables import Runnable
+from langchain_core.utils.utils import LC_ID_PREFIX
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.adapter.stream_scope import StreamMethods
 from ibidem.errors import NotCacheable
+from langchain_ibidem.messages import Chunk, chat_chunks, completion_chunks
 
 Method = Callable[..., Any]
 
@@ -87,11 +89,6 @@ class ModelCall:
         )
         return cls.of(model, manager, parameters, stop)
 
-    @property
-    def completes(self) -> bool:
-        """Whether it is a completion model: it does not tell caches the arguments of a call."""
-        return isinstance(self.model, BaseLLM)
-
     def streams_in_invoke(self, *, in_async: bool) -> bool:
         """Whether LangChain streams this call of `invoke`, since somebody follows it chunk by chunk."""
         if not isinstance(self.model, BaseChatModel):
@@ -112,6 +109,74 @@ class ModelCall:
         self.run.handlers = [*self.run.handlers, watcher]
         return watcher
 
+    def token_events(self, found: Sequence[Generation], *, in_async: bool) -> TokenEvents | None:
+        """Return the events of a hit; None where a miss would send no tokens.
+
+        A message that is sent in pieces gets the id of these: LangGraph would show it once more.
+
+        Raises:
+            Exception: What was found is not the answer of such a model.
+        """
+        if self.model is None or self.run is None or len(found) != 1:
+            return None
+        (generation,) = found
+        by_itself = self.parameters.get("stream", getattr(self.model, "streaming", None)) is True
+        if isinstance(self.model, BaseLLM):
+            return TokenEvents(self, generation, [*completion_chunks(generation)]) if by_itself else None
+        if not isinstance(generation, ChatGeneration):
+            return None
+        by_events = self.streams_by_events(in_async=in_async)  # then LangChain sends a hit itself
+        if not (by_events or by_itself or self.streams_in_invoke(in_async=in_async)):
+            return None
+        generation.message.id = run_message_id(self.run)
+        if by_events:
+            return None
+        chunks = [*chat_chunks(generation)]
+        for chunk in chunks:
+            chunk.message.id = generation.message.id
+        return TokenEvents(self, generation, [*chunks])
+
+
+def run_message_id(run: Any) -> str | None:
+    """Return the id that LangChain gives a message of this run which has none."""
+    return f"{LC_ID_PREFIX}-{run.run_id}" if hasattr(run, "run_id") else None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvents:
+    """The events that handlers get of a hit. What the handlers raise is raised, as on a miss.
+
+    Whoever follows an `invoke` token by token (`astream_events`, LangGraph's messages, handlers of a model
+    with `streaming=True`) gets a miss in pieces, but of a hit of any cache LangChain tells the start and the
+    end alone. So the cache sends the pieces to the handlers of the run before it returns the hit.
+    """
+
+    call: ModelCall
+    found: Generation
+    chunks: list[Chunk]
+
+    def send(self) -> None:
+        """Send them to the handlers of a sync call."""
+        begin = self.call.begin
+        run = begin() if begin else self.call.run
+        for chunk in self.chunks:
+            run.on_llm_new_token(_token(chunk), chunk=chunk)
+        if begin:
+            run.on_llm_end(LLMResult(generations=[[self.found]]))
+
+    async def asend(self) -> None:
+        """Send them to the handlers of an async call."""
+        begin = self.call.begin
+        run = await begin() if begin else self.call.run
+        for chunk in self.chunks:
+            await run.on_llm_new_token(_token(chunk), chunk=chunk)
+        if begin:
+            await run.on_llm_end(LLMResult(generations=[[self.found]]))
+
+
+def _token(chunk: Chunk) -> Any:
+    return chunk.message.content if isinstance(chunk, ChatGenerationChunk) else chunk.text
+
 
 class ChunkWatcher(BaseCallbackHandler):
     """Notes whether the model marked a chunk as its last one, in a stream inside `invoke`."""
@@ -129,55 +194,52 @@ class ChunkWatcher(BaseCallbackHandler):
             self.saw_last = any(told) or bool(message.tool_call_chunks)
 
 
-def describe_chat(
-    model: BaseChatModel,
-    messages: Sequence[BaseMessage],
-    stop: list[str] | None,
-    parameters: Mapping[str, Any],
+def cache_strings(
+    model: BaseChatModel | BaseLLM, asked: Any, stop: list[str] | None, parameters: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Return the two strings that LangChain hands a cache for this call of a chat model."""
-    plain = [m if m.id is None else m.model_copy(update={"id": None}) for m in messages]
+    """Return the two strings that LangChain hands a cache for this call: prompt and model."""
+    if isinstance(model, BaseLLM):
+        return asked, str(sorted(_completion_params(model, stop).items()))
+    plain = [m if m.id is None else m.model_copy(update={"id": None}) for m in asked]
     return dumps(plain), model._get_llm_string(stop=stop, **parameters)
-
-
-def describe_completion(model: BaseLLM, stop: list[str] | None) -> str:
-    """Return the description of the model that LangChain hands a cache for a completion model."""
-    return str(sorted(_completion_params(model, stop).items()))
 
 
 def _completion_params(model: BaseLLM, stop: list[str] | None) -> dict[str, Any]:
     return {**getattr(model, "_dict_for_compat", model.dict)(), "stop": stop}
 
 
-class Abortable(Protocol):
-    """What was looked up in vain, as `PendingCalls` sees it."""
+class Lookup(Protocol):
+    """What a cache looks up, as `PendingCalls` sees it: with `asked`, the cache and the two strings."""
+
+    asked: tuple[BaseCache, str, str]
 
     def abort(self) -> None:
-        """The call has failed: somebody else may ask."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    cache: object
-    asked: tuple[str, str]
-    pending: Abortable | None
+        """End it: the call has failed, and somebody else may ask."""
 
 
 class PendingCalls:
     """The calls of one hooked method: one of a chat model, or the prompts of a completion model.
 
-    As a context manager it is what `pending_calls` returns; what was looked up and has not ended by then has
-    failed.
+    As a context manager it is what `pending_calls` returns; lookups that have missed and not ended by then
+    have failed.
+
+    Args:
+        given: The arguments of the method, by name.
+        in_async: Whether it is a coroutine function.
+
+    Attributes:
+        lookups: Those that may still miss, or have; answers come in the same order.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, given: Mapping[str, Any], *, in_async: bool) -> None:
+        self._model, self._given, self._in_async = given["self"], given, in_async
+        self._stop, self._parameters = given.get("stop"), given.get("kwargs") or {}
         self._asked = 0  # how many prompts LangChain has asked our cache for
-        self._lookups: list[_Lookup] = []
         self._token: Token[PendingCalls | None] | None = None
+        self.lookups: list[Lookup] = []
 
     def model_call(self, cache: BaseCache, prompt: str, llm_string: str) -> ModelCall | None:
-        """The call that a cache is asked for now; None if it is not one of these.
+        """Return the call that a cache is asked for now; None if it is not one of these.
 
         Raises:
             NotCacheable: Prompts of several callers, and a cache around this one hides which it is.
@@ -187,21 +249,12 @@ class PendingCalls:
         number, self._asked = self._asked, self._asked + 1
         return self._call(number, prompt)
 
-    def add(self, cache: BaseCache, asked: tuple[str, str], pending: Abortable | None) -> None:
-        """Note what was looked up in vain, also what could not be: answers come in the same order."""
-        self._lookups.append(_Lookup(cache, asked, pending))
-
-    def remove(self, pending: Abortable) -> None:
-        """Note that it was found."""
-        self._lookups = [lookup for lookup in self._lookups if lookup.pending is not pending]
-
-    def take(self, cache: BaseCache, asked: tuple[str, str]) -> tuple[bool, Any]:
-        """Return whether this cache was asked for it, and what it looked up."""
-        for lookup in self._lookups:
-            if lookup.cache is cache and lookup.asked == asked:
-                self._lookups.remove(lookup)
-                return True, lookup.pending
-        return False, None
+    def take(self, asked: tuple[BaseCache, str, str]) -> Lookup | None:
+        """Remove the lookup of what is answered now, and return it; None if there was none."""
+        found = next((lookup for lookup in self.lookups if lookup.asked == asked), None)
+        if found is not None:
+            self.lookups.remove(found)
+        return found
 
     def __enter__(self) -> PendingCalls:
         self._token = _pending.set(self)
@@ -211,10 +264,9 @@ class PendingCalls:
         with suppress(ValueError):  # an abandoned coroutine is closed in another context
             if self._token is not None:
                 _pending.reset(self._token)
-        lookups, self._lookups = self._lookups, []
+        lookups, self.lookups = self.lookups, []
         for lookup in lookups:
-            if lookup.pending is not None:
-                lookup.pending.abort()
+            lookup.abort()
 
     def _call(self, number: int, prompt: str) -> ModelCall | None:
         raise NotImplementedError
@@ -226,37 +278,25 @@ class PendingCalls:
 class _PendingChat(PendingCalls):
     """One call of a chat model."""
 
-    def __init__(
-        self,
-        model: BaseChatModel,
-        messages: Sequence[BaseMessage],
-        stop: Any,
-        run: Any,
-        given: Mapping[str, Any],
-    ) -> None:
-        super().__init__(model)
-        self._messages, self._stop, self._run, self._given = messages, stop, run, given
-
     def _call(self, number: int, prompt: str) -> ModelCall | None:
-        return ModelCall.of(self._model, self._run, self._given, self._stop) if number == 0 else None
+        run = self._given["run_manager"]
+        return ModelCall.of(self._model, run, self._parameters, self._stop) if number == 0 else None
 
     def _through_another_cache(self, prompt: str, llm_string: str) -> ModelCall | None:
-        if describe_chat(self._model, self._messages, self._stop, self._given) == (prompt, llm_string):
-            return ModelCall.of(self._model, self._run, self._given, self._stop)
-        return ModelCall.of(None, self._run)
+        strings = cache_strings(self._model, self._given["messages"], self._stop, self._parameters)
+        if strings == (prompt, llm_string):
+            return self._call(0, prompt)
+        return ModelCall.of(None, self._given["run_manager"])
 
 
 class _PendingCompletion(PendingCalls):
     """The prompts of one call of a completion model."""
 
-    def __init__(
-        self, model: BaseLLM, prompts: Sequence[str], options: Mapping[str, Any], *, in_async: bool
-    ) -> None:
-        super().__init__(model)
-        self._prompts, self._in_async = prompts, in_async
-        self._stop, self._options = options["stop"], options
-        given = options["callbacks"]  # LangChain tells by them whether there is one option for each prompt
-        first = given[0] if isinstance(given, list) and given else ()
+    def __init__(self, given: Mapping[str, Any], *, in_async: bool) -> None:
+        super().__init__(given, in_async=in_async)
+        self._prompts: Sequence[str] = given["prompts"]
+        callbacks = given["callbacks"]  # LangChain tells by them whether there is one option for each prompt
+        first = callbacks[0] if isinstance(callbacks, list) and callbacks else ()
         self._several = first is None or isinstance(first, (list, BaseCallbackManager))
 
     def _call(self, number: int, prompt: str) -> ModelCall | None:
@@ -269,18 +309,13 @@ class _PendingCompletion(PendingCalls):
         calls = [self._described(number) for number in same or range(len(self._prompts))]
         if any((c.metadata, c.inherited) != (calls[0].metadata, calls[0].inherited) for c in calls):
             raise NotCacheable("caller_unreadable", "a cache around this one hides which prompt is whose")
-        if same and describe_completion(self._model, self._stop) == llm_string:
+        if same and cache_strings(self._model, prompt, self._stop, {}) == (prompt, llm_string):
             return calls[0]
         return ModelCall(None, metadata=calls[0].metadata, inherited=calls[0].inherited)
 
     def _described(self, number: int) -> ModelCall:
-        manager = self._manager(number)
-        given = self._options.get("kwargs") or {}
-        return ModelCall.of(self._model, manager, given, self._stop, lambda: self._begin(manager, number))
-
-    def _manager(self, number: int) -> Any:
         kind = AsyncCallbackManager if self._in_async else CallbackManager
-        return kind.configure(
+        manager = kind.configure(
             self._option("callbacks", number),
             self._model.callbacks,
             self._model.verbose,
@@ -289,14 +324,22 @@ class _PendingCompletion(PendingCalls):
             self._option("metadata", number),
             self._model.metadata,
         )
+        begin = partial(self._abegin if self._in_async else self._begin, manager, number)
+        return ModelCall.of(self._model, manager, self._parameters, self._stop, begin)
 
     def _option(self, name: str, number: int) -> Any:
-        option = self._options[name]
+        option = self._given.get(name)
         return option[number] if self._several and isinstance(option, list) else option
 
     def _begin(self, manager: Any, number: int) -> Any:
         """Begin the run of one prompt, as LangChain does for what it asks the model."""
-        begun = manager.on_llm_start(
+        return self._started(manager, number)[0]
+
+    async def _abegin(self, manager: Any, number: int) -> Any:
+        return (await self._started(manager, number))[0]
+
+    def _started(self, manager: Any, number: int) -> Any:
+        return manager.on_llm_start(
             self._model._serialized,
             [self._prompts[number]],
             invocation_params=_completion_params(self._model, self._stop),
@@ -304,11 +347,6 @@ class _PendingCompletion(PendingCalls):
             name=self._option("run_name", number),
             batch_size=len(self._prompts),
         )
-        return _first(begun) if inspect.isawaitable(begun) else begun[0]
-
-
-async def _first(begun: Awaitable[list[Any]]) -> Any:
-    return (await begun)[0]
 
 
 _pending: ContextVar[PendingCalls | None] = ContextVar("langchain_ibidem_calls", default=None)
@@ -329,62 +367,33 @@ def cache_of(model: Any) -> BaseCache | None:
 # The hook -----------------------------------------------------------------------------------------------
 
 
-def _chat(method: Method) -> Method:
-    @wraps(method)
-    def hooked(self: Any, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
-        with _PendingChat(self, messages, stop, run_manager, kwargs):
-            return method(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-
-    return hooked
-
-
-def _achat(method: Method) -> Method:
-    @wraps(method)
-    async def hooked(
-        self: Any, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> Any:
-        with _PendingChat(self, messages, stop, run_manager, kwargs):
-            return await method(self, messages, stop=stop, run_manager=run_manager, **kwargs)
-
-    return hooked
-
-
-def _completion(method: Method) -> Method:
-    bind = _options_of(method)
-
-    @wraps(method)
-    def hooked(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        with _PendingCompletion(self, prompts, bind(self, prompts, *args, **kwargs), in_async=False):
-            return method(self, prompts, *args, **kwargs)
-
-    return hooked
-
-
-def _acompletion(method: Method) -> Method:
-    bind = _options_of(method)
-
-    @wraps(method)
-    async def hooked(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        with _PendingCompletion(self, prompts, bind(self, prompts, *args, **kwargs), in_async=True):
-            return await method(self, prompts, *args, **kwargs)
-
-    return hooked
-
-
-def _options_of(method: Method) -> Callable[..., Mapping[str, Any]]:
-    """Return what binds arguments to the names of `generate`; those that its version lacks are None."""
-    signature = inspect.signature(method)
-    absent = dict.fromkeys(("stop", "callbacks", "tags", "metadata", "run_name"))
-
-    def bind(*args: Any, **kwargs: Any) -> Mapping[str, Any]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return {**absent, **bound.arguments}
-
-    return bind
-
-
 Wrapper = Callable[[Method], Method]
+
+
+def _among(kind: type[PendingCalls]) -> Wrapper:
+    """Wrap a method that asks the cache: it runs among its pending calls."""
+
+    def wrap(method: Method) -> Method:
+        signature, in_async = inspect.signature(method), inspect.iscoroutinefunction(method)
+
+        def pending(*args: Any, **kwargs: Any) -> PendingCalls:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return kind(bound.arguments, in_async=in_async)
+
+        @wraps(method)
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            with pending(*args, **kwargs):
+                return method(*args, **kwargs)
+
+        @wraps(method)
+        async def ahooked(*args: Any, **kwargs: Any) -> Any:
+            with pending(*args, **kwargs):
+                return await method(*args, **kwargs)
+
+        return ahooked if in_async else hooked
+
+    return wrap
 
 
 class MethodPatches:
@@ -428,10 +437,10 @@ class _Hooks:
         )
         self.calls = MethodPatches(
             {
-                (BaseChatModel, "_generate_with_cache"): _chat,
-                (BaseChatModel, "_agenerate_with_cache"): _achat,
-                (BaseLLM, "generate"): _completion,
-                (BaseLLM, "agenerate"): _acompletion,
+                (BaseChatModel, "_generate_with_cache"): _among(_PendingChat),
+                (BaseChatModel, "_agenerate_with_cache"): _among(_PendingChat),
+                (BaseLLM, "generate"): _among(_PendingCompletion),
+                (BaseLLM, "agenerate"): _among(_PendingCompletion),
             }
         )
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache, set_llm_cache
-from langchain_core.language_models import BaseChatModel, BaseLLM
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import InvalidInput
 from langchain_ibidem.cache import IbidemCache
-from langchain_ibidem.call import HOOKS, Method, MethodPatches
-from langchain_ibidem.streaming import cached_event_model, cached_model
+from langchain_ibidem.call import HOOKS
+from langchain_ibidem.streaming import STREAMS
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -36,31 +33,7 @@ class _Installed:
             HOOKS.release(self.cache)
 
 
-def _asking(cached: Callable[..., Any]) -> Callable[[Method], Method]:
-    """Wrap a method that begins a stream: it is called on what `cached` returns for the model."""
-
-    def wrap(method: Method) -> Method:
-        @wraps(method)
-        def begin(model: Any, input: Any, config: Any = None, **given: Any) -> Any:
-            asked = cached(model, config, given) if _streams.active else model
-            return method(asked, input, config, **given)
-
-        return begin
-
-    return wrap
-
-
-# The last two are `stream_events` in version 3, which newer langchain-core has.
-_BEGINNINGS = {
-    "stream": _asking(partial(cached_model, in_async=False)),
-    "astream": _asking(partial(cached_model, in_async=True)),
-    "_chat_model_stream_v3": _asking(cached_event_model),
-    "_achat_model_stream_v3": _asking(cached_event_model),
-}
 _lock = ForkSafeLock()
-_streams = MethodPatches(
-    {(kind, name): wrap for kind in (BaseChatModel, BaseLLM) for name, wrap in _BEGINNINGS.items()}
-)
 _installed: _Installed | None = None
 
 
@@ -90,7 +63,7 @@ def install(
         if former is None or not _means(cache, options, former):
             _installed = former = _replaced(former, cache, options)
         set_llm_cache(former.cache)
-        (_streams.apply if streams else _streams.restore)()
+        (STREAMS.apply if streams else STREAMS.restore)()
         return former.cache
 
 
@@ -104,7 +77,7 @@ def uninstall() -> None:
         if _installed is None:
             return
         done, _installed = _installed, None
-        _streams.restore()
+        STREAMS.restore()
         if get_llm_cache() is done.cache:
             set_llm_cache(done.before)
         done.close()

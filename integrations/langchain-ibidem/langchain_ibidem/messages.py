@@ -1,4 +1,4 @@
-"""Convert LangChain's messages: the prompt that a model sees, and answers to what is stored and back.
+"""Convert LangChain's messages: to the prompt that is compared, and answers to what is stored and back.
 
 A prompt is compared without its bookkeeping. LangChain hands a cache the JSON dump of the messages, response
 metadata, token counts and random call ids included. The same conversation would then be a different key each
@@ -13,16 +13,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage, BaseMessage, message_to_dict, messages_from_dict
-from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_to_dict,
+    messages_from_dict,
+)
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, GenerationChunk
 from langchain_core.prompt_values import PromptValue
 from langchain_core.utils.utils import LC_AUTO_PREFIX
 
+from ibidem.adapter.chunks import split_text
 from ibidem.adapter.provider_fields import FINISH_REASON_KEYS, MODEL_KEYS, USAGE_KEYS, zeroed
 from ibidem.errors import NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
@@ -30,20 +38,10 @@ from ibidem.prompts.documents import Ordinals, Prompt, Segment, plain
 from ibidem.provenance import MARKER, remember
 from ibidem.types import Answer, Hit, Stored
 
-_ROLES = {
-    "human": "human",
-    "HumanMessageChunk": "human",
-    "ai": "ai",
-    "AIMessageChunk": "ai",
-    "system": "system",
-    "SystemMessageChunk": "system",
-    "tool": "tool",
-    "ToolMessageChunk": "tool",
-    "function": "function",
-    "FunctionMessageChunk": "function",
-    "chat": "chat",
-    "ChatMessageChunk": "chat",
-}
+Chunk = GenerationChunk | ChatGenerationChunk
+Content = str | list[Any]
+
+_ROLES = frozenset("human ai system tool function chat".split())
 # Fields of a message that no model sees, or that are handled one by one below.
 _NOT_SEEN = frozenset(
     (
@@ -71,12 +69,6 @@ _MADE_ID = re.compile(
 # What a model gives to a tool: there an id is whatever the tool takes it for.
 _ARGUMENTS = frozenset("args arguments input partial_json".split())
 
-_AI_MESSAGES = frozenset(("ai", "AIMessageChunk"))
-_FINISH_REASON_KEYS = (*FINISH_REASON_KEYS, "status")  # the last is that of OpenAI's Responses
-# Of one HTTP response; sent back to the provider, an old id names something that may be gone.
-_PROVIDER_IDS = frozenset(("id", "request_id", "response_id", "previous_response_id", "headers", MARKER))
-_NO_USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-
 
 def parse(prompt: str) -> Prompt:
     """Parse the prompt that LangChain hands a cache: a dump of messages, or plain text."""
@@ -84,11 +76,11 @@ def parse(prompt: str) -> Prompt:
         return plain(prompt)
     try:
         dumped = json.loads(prompt)
-        if not all(message["type"] == "constructor" for message in dumped):
-            return _opaque(prompt)
-        return _assemble([message["kwargs"] for message in dumped])
+        if all(message["type"] == "constructor" for message in dumped):
+            return _assemble([message["kwargs"] for message in dumped])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return _opaque(prompt)
+        pass
+    return Prompt(prompt, (), known=False)
 
 
 def of_messages(messages: Sequence[BaseMessage]) -> Prompt:
@@ -109,27 +101,6 @@ def fingerprints_of(rendered: PromptValue) -> tuple[str, ...]:
         return (as_text,)
 
 
-def without_made_ids(value: Any, ordinals: Ordinals | None = None) -> Any:
-    """Return JSON without the random ids that LangChain makes; an id of a tool call becomes its ordinal."""
-    ordinals = ordinals or Ordinals()
-    if isinstance(value, list):
-        return [without_made_ids(inner, ordinals) for inner in value]
-    if not isinstance(value, Mapping):
-        return value
-    kept: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, str) and _MADE_ID.fullmatch(inner):
-            if key != "id":  # a text that looks like one is a text
-                kept[key] = ordinals.of(inner) if key in _CALL_ID_KEYS else inner
-        else:
-            kept[key] = inner if key in _ARGUMENTS else without_made_ids(inner, ordinals)
-    return kept
-
-
-def _opaque(prompt: str) -> Prompt:
-    return Prompt(prompt, (), known=False)
-
-
 def _assemble(messages: Sequence[Mapping[str, Any]]) -> Prompt:
     ordinals = Ordinals()
     segments: list[Segment] = []
@@ -139,30 +110,31 @@ def _assemble(messages: Sequence[Mapping[str, Any]]) -> Prompt:
 
 def _frame(message: Mapping[str, Any], ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:
     """Return what the model sees of a message but its texts, which are appended to `segments`."""
-    role = _ROLES[message["type"]]
+    role = message["type"].removesuffix("MessageChunk").lower()
+    if role not in _ROLES:
+        raise KeyError(role)
     if role == "chat" and message["role"] in ("user", "human"):
         role = "human"
     fields = {key: value for key, value in message.items() if key not in _NOT_SEEN and value is not None}
     if fields.get("status") == "success":  # the default of a tool message, seen only if it is an error
         del fields["status"]
-    frame: dict[str, Any] = {"role": role, "fields": without_made_ids(fields, ordinals)}
+    frame: dict[str, Any] = {"role": role, "fields": _without_made_ids(fields, ordinals)}
     for key in ("tool_calls", "invalid_tool_calls"):
         if calls := message.get(key):
-            frame[key] = [_call(call, ordinals) for call in calls]
+            frame[key] = [
+                {"name": call["name"], "args": call["args"], "number": ordinals.of(call.get("id"))}
+                for call in calls
+            ]
     if message.get("tool_call_id"):
         frame["answers"] = ordinals.of(message["tool_call_id"])
     if extras := _extras(message, role):
-        frame["extras"] = without_made_ids(extras, ordinals)
+        frame["extras"] = _without_made_ids(extras, ordinals)
     content = message["content"]
     if isinstance(content, str):
         segments.append(Segment(role, content))
     else:
         frame["blocks"] = [_block(block, role, ordinals, segments) for block in content]
     return frame
-
-
-def _call(call: Mapping[str, Any], ordinals: Ordinals) -> dict[str, Any]:
-    return {"name": call["name"], "args": call["args"], "number": ordinals.of(call.get("id"))}
 
 
 def _extras(message: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -183,16 +155,14 @@ def _block(block: Any, role: str, ordinals: Ordinals, segments: list[Segment]) -
         return "text"
     kind = block.get("type")
     kept = {key: value for key, value in block.items() if key != "cache_control" and value is not None}
-    for key in _CALL_ID_KEYS:
+    for key in (*_CALL_ID_KEYS, "id") if kind in _CALL_BLOCKS else _CALL_ID_KEYS:
         if key in kept:
             kept[key] = ordinals.of(kept[key])
-    if kind in _CALL_BLOCKS and "id" in kept:
-        kept["id"] = ordinals.of(kept["id"])
     if role == "ai":
         _as_if_not_streamed(kept)
         if kind in _BLOCKS_WITH_RANDOM_ID:
             kept.pop("id", None)
-    kept = without_made_ids(kept, ordinals)
+    kept = _without_made_ids(kept, ordinals)
     if kind in _TEXT_BLOCKS and isinstance(kept.get("text"), str):
         segments.append(Segment(role, kept.pop("text")))
         return ["text", kept]
@@ -208,11 +178,35 @@ def _as_if_not_streamed(block: dict[str, Any]) -> None:
             del block["partial_json"]
 
 
+def _without_made_ids(value: Any, ordinals: Ordinals) -> Any:
+    """Return JSON without the random ids that LangChain makes; an id of a tool call becomes its ordinal."""
+    if isinstance(value, list):
+        return [_without_made_ids(inner, ordinals) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    kept: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, str) and _MADE_ID.fullmatch(inner):
+            if key != "id":  # a text that looks like one is a text
+                kept[key] = ordinals.of(inner) if key in _CALL_ID_KEYS else inner
+        else:
+            kept[key] = inner if key in _ARGUMENTS else _without_made_ids(inner, ordinals)
+    return kept
+
+
 # Answers ------------------------------------------------------------------------------------------------
 
+_FINISH_REASON_KEYS = (*FINISH_REASON_KEYS, "status")  # the last is that of OpenAI's Responses
+# Of one HTTP response; sent back to the provider, an old id names something that may be gone.
+_PROVIDER_IDS = frozenset(("id", "request_id", "response_id", "previous_response_id", "headers", MARKER))
+_NUMBERED = '"response_format_untitled_{}"'
+_NO_USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 
-def encode(generations: Sequence[Generation], seconds: float | None = None) -> Answer:
-    """Convert what a model returned to the answer to store.
+
+def encode(
+    generations: Sequence[Generation], seconds: float | None = None, names: Sequence[str] = ()
+) -> Answer:
+    """Convert what a model returned to the answer to store, with numbers in place of made-up names.
 
     Raises:
         NotCacheable: An answer that must not be repeated, or that cannot be restored exactly.
@@ -223,24 +217,36 @@ def encode(generations: Sequence[Generation], seconds: float | None = None) -> A
     usage = _ai_message(first).usage_metadata if isinstance(first, ChatGeneration) else None
     return Answer(
         first.text,
-        payload=_to_json([_pack(generation) for generation in generations]),
+        payload=with_numbers(_to_json([_pack(generation) for generation in generations]), names),
         model=_first_text(_provider_info(first), MODEL_KEYS),
         input_tokens=usage["input_tokens"] if usage else None,
         output_tokens=usage["output_tokens"] if usage else None,
-        finish_reason=finish_reason_of(generations),
+        finish_reason=_finish_reason(generations),
         seconds=seconds,
         semantic=not any(map(_is_for_programs, generations)),
     )
 
 
-def decode(hit: Hit) -> list[Generation]:
+def decode(hit: Hit, names: Sequence[str] = ()) -> list[Generation]:
     """Return new generations that say what the stored ones said, marked as repeated.
 
     Raises:
         Exception: The stored text is not one of ours. It comes from disk: anything may be wrong with it.
     """
-    packed = json.loads(hit.answer.payload)
-    return [_unpack(item, hit, number) for number, item in enumerate(packed)]
+    payload = hit.answer.payload
+    for number, name in enumerate(names):
+        payload = payload.replace(_NUMBERED.format(number), f'"{name}"')
+    return [_unpack(item, hit, number) for number, item in enumerate(json.loads(payload))]
+
+
+def require_finished(generations: Sequence[Generation]) -> None:
+    """Raise `NotCacheable` if nothing says that the stream was whole which these are of."""
+    if not _finish_reason(generations):
+        raise NotCacheable(
+            "unfinished_stream",
+            "a stream ended without a finish reason, so it may have been cut off; let the model's last chunk "
+            "have one, or chunk_position='last'",
+        )
 
 
 def _to_json(packed: list[dict[str, Any]]) -> str:
@@ -273,7 +279,7 @@ def _unpack(item: dict[str, Any], hit: Hit, number: int) -> Generation:
     info = item["info"]
     if item["kind"] == "text":
         return Generation(text=item["text"], generation_info=info)
-    if item["kind"] != "chat" or item["message"]["type"] not in _AI_MESSAGES:
+    if item["kind"] != "chat" or item["message"]["type"] not in ("ai", "AIMessageChunk"):
         raise ValueError("unexpected kind of stored answer")
     (message,) = messages_from_dict([item["message"]])
     if not isinstance(message, AIMessage):
@@ -307,7 +313,7 @@ def _first_text(about: Mapping[str, Any], keys: Sequence[str]) -> str:
     return next((value for key in keys if isinstance(value := about.get(key), str)), "")
 
 
-def finish_reason_of(generations: Sequence[Generation]) -> str:
+def _finish_reason(generations: Sequence[Generation]) -> str:
     """Return why the model stopped, "" if unknown; of several answers, that of one that was cut off."""
     reasons = [_first_text(_provider_info(generation), _FINISH_REASON_KEYS) for generation in generations]
     return next((reason for reason in reasons if reason.lower() not in COMPLETE), reasons[0])
@@ -333,3 +339,96 @@ def attach_source(generations: Sequence[Generation], source: Hit | Stored) -> No
         elif isinstance(source, Stored):
             remember(generation, source)
             remember(generation.message, source, names=[generation.message.id])
+
+
+def with_numbers(text: str, names: Sequence[str]) -> str:
+    """Return JSON text with numbers in place of names that LangChain made up (see `ResponseFormat`)."""
+    for number, name in enumerate(names):
+        text = text.replace(f'"{name}"', _NUMBERED.format(number))
+    return text
+
+
+# Chunks -------------------------------------------------------------------------------------------------
+
+_ADDED_UP_ONCE = ("output_version", "model_provider")  # texts that LangChain does not join if they are equal
+
+
+def chat_chunks(generation: Generation) -> Iterator[ChatGenerationChunk]:
+    """Split a repeated message: a few words at a time, then its tool calls, then its metadata.
+
+    What the chunks add up to is what `invoke` gives for a hit. LangChain adds chunks up by joining all texts
+    in their metadata, so the last chunk alone brings them.
+
+    Raises:
+        TypeError: What was stored is not an answer of a chat model.
+    """
+    message = getattr(generation, "message", None)
+    if not isinstance(message, AIMessage):
+        raise TypeError("the stored answer is not an AIMessage")
+    about = message.response_metadata
+    common = {key: about[key] for key in _ADDED_UP_ONCE if isinstance(about.get(key), str)}
+    nothing: Content = "" if isinstance(message.content, str) else []
+    for content in _contents(message.content, of_blocks=common.get("output_version") == "v1"):
+        yield _chunk(content, common)
+    for number, call in enumerate(message.tool_calls):
+        args = json.dumps(call["args"])
+        called = tool_call_chunk(name=call["name"], args=args, id=call["id"], index=number)
+        yield _chunk(nothing, common, tool_call_chunks=[called])
+    last = _chunk(
+        nothing,
+        about,
+        additional_kwargs=message.additional_kwargs,
+        usage_metadata=message.usage_metadata,
+        chunk_position="last",
+    )
+    last.generation_info = generation.generation_info
+    yield last
+
+
+def completion_chunks(generation: Generation) -> Iterator[GenerationChunk]:
+    """Split a repeated text, a few words at a time; the last chunk brings its metadata."""
+    *pieces, last = split_text(generation.text) or [""]
+    for piece in pieces:
+        yield GenerationChunk(text=piece)
+    yield GenerationChunk(text=last, generation_info=generation.generation_info)
+
+
+def _chunk(content: Content, about: dict[str, Any], **parts: Any) -> ChatGenerationChunk:
+    # Without an id: LangChain gives all chunks that of the run.
+    return ChatGenerationChunk(
+        message=AIMessageChunk(content=content, response_metadata=dict(about), **parts)
+    )
+
+
+def _contents(content: Content, *, of_blocks: bool) -> Iterator[Content]:
+    """Split the content into parts which LangChain joins to the same content."""
+    if isinstance(content, str):
+        yield from split_text(content)
+        return
+    blocks = _numbered(content) if of_blocks else content
+    numbers = [block.get("index") if isinstance(block, dict) else None for block in blocks]
+    if any(number is not None for number in numbers) and len(set(map(str, numbers))) < len(numbers):
+        yield blocks  # LangChain would join those of one number
+        return
+    for block in blocks:
+        yield from ([part] for part in _parts(block))
+
+
+def _numbered(blocks: list[Any]) -> list[Any]:
+    """Number the blocks if they are not: LangChain would number them by type, and join neighbours."""
+    if any(not isinstance(block, dict) or "index" in block for block in blocks):
+        return blocks
+    return [{**block, "index": number} for number, block in enumerate(blocks)]
+
+
+def _parts(block: Any) -> Iterator[Any]:
+    """Split a block of text, if it has a number by which LangChain joins its parts."""
+    number = block.get("index") if isinstance(block, dict) else None
+    joins = isinstance(number, int) or (isinstance(number, str) and number.startswith("lc_"))
+    if not joins or block.get("type") != "text" or not isinstance(block.get("text"), str):
+        yield block
+        return
+    first, *others = split_text(block["text"]) or [""]
+    yield {**block, "text": first}
+    for piece in others:
+        yield {"type": "text", "text": piece, "index": number}

@@ -26,8 +26,8 @@ from ibidem.scope import bypassing
 from ibidem.types import Answer, Hit, require_text
 from langchain_ibidem import agent_steps as steps
 from langchain_ibidem.cache import IbidemCache
-from langchain_ibidem.messages import of_messages
-from langchain_ibidem.response_format import is_made_up
+from langchain_ibidem.messages import decode, of_messages
+from langchain_ibidem.model_identity import is_made_up
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -216,7 +216,7 @@ class IbidemMiddleware(Middleware):
 
 def _repeating(request: Request, hit: Hit) -> Request:
     """The request with a model that repeats the stored answer."""
-    (generation,) = steps.form_of(request).to_generations(hit)
+    (generation,) = decode(hit, steps.form_of(request).names)
     if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
         raise TypeError("the stored answer is not a message")
     return steps.repeating(request, generation.message)

@@ -1,4 +1,4 @@
-"""Describe the model of a call and its parameters as a stable text, and the scope of the call.
+"""Describe a call as a stable text: model, parameters, the form of its answer; and whose call it is.
 
 `model.invoke(question, config={"metadata": {"ibidem_namespace": "acme"}})` says for one call what
 `ibidem.scope` says for a block. Where the two name different tenants, nothing is cached: metadata can come
@@ -7,24 +7,23 @@ from a client.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ibidem._util.concurrency import ForkSafeLock
+from langchain_core.outputs import ChatGeneration, Generation
+from pydantic import BaseModel
+
 from ibidem.adapter.model_state import Rules, state_of, values_of
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.scope import EMPTY_SCOPE, current, require_namespace, scope_of
-from ibidem.types import Scope
+from ibidem.types import Answer, Hit, Scope
 from langchain_ibidem.call import ModelCall
-from langchain_ibidem.response_format import ResponseFormat
+from langchain_ibidem.messages import decode, encode, with_numbers
 
-# Parameters that tell one model from another.
-_NAMING = re.compile(r"model|deployment|engine|repo|endpoint|responses")
-_PARAMETER = re.compile(r"\('(\w+)', ")
 # Settings that change when an answer comes, how it is sent or who is told of it, not what it says.
 OPERATIONAL = frozenset(
     (
@@ -49,14 +48,12 @@ _RULES = Rules(
     # Of LangChain's fakes, which of their answers comes next; of messages, what each call writes into them.
     working=frozenset(("i", "id", "response_metadata")),
 )
-_OPERATIONAL_SHOWN = re.compile(rf"\('({'|'.join(sorted(OPERATIONAL))})', ")
+_TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)""")
 # A class shows its name but not its fields, an object its address: neither says what the model was told.
 _OPAQUE = re.compile(r"<class '| at 0x[0-9a-fA-F]+>")
-_TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)""")
-# Before Python 3.13 threads that parse at the same time can get a SystemError (CPython issue 106905).
-_UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, SystemError)
-_reading = ForkSafeLock()
-_PREFIX = "ibidem_"
+# A parameter that tells one model from another, and has a value.
+_NAMING = re.compile(r"""\('\w*(?:model|deployment|engine|repo|endpoint|responses)\w*', ['"][^'"]""")
+_PREFIX = "ibidem_"  # of metadata
 _TERMS = frozenset(("namespace", "user", "bypass", "max_age", "ttl", "tags"))
 
 
@@ -84,17 +81,16 @@ def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) ->
         NotCacheable: Something that the answer depends on cannot be described.
     """
     if call is None or call.model is None:
-        return ModelDescription((_by_description(llm_string, named),), temperature_of(llm_string))
-    parameters = ResponseFormat.of(call.parameters).numbered(call.parameters)
-    given = {name: value for name, value in sorted(parameters.items()) if name not in OPERATIONAL}
+        _require_description(llm_string, named=named)
+        return ModelDescription((llm_string,), temperature_of(llm_string))
+    given = {name: value for name, value in sorted(call.parameters.items()) if name not in OPERATIONAL}
     if call.stop is not None:
         given["stop"] = call.stop
-    texts = (
-        state_of(call.model, _RULES, lenient=named),
-        json.dumps(values_of(given)) if given else "{}",
-    )
-    temperatures = [told for text in texts if (told := temperature_of(text)) is not None]
-    return ModelDescription(texts, max(temperatures, default=None))
+    state = state_of(call.model, _RULES, lenient=named)
+    values = json.dumps(values_of(given)) if given else "{}"
+    temperatures = [told for text in (state, values) if (told := temperature_of(text)) is not None]
+    names = ResponseFormat.of(call.parameters).names
+    return ModelDescription((state, with_numbers(values, names)), max(temperatures, default=None))
 
 
 @lru_cache(256)
@@ -103,69 +99,99 @@ def temperature_of(described: str) -> float | None:
     return max(map(float, _TEMPERATURE.findall(described)), default=None)
 
 
-def model_identity(llm_string: str) -> str:
-    """Return `llm_string` without the settings that do not influence the answer."""
-    if not llm_string.startswith("{"):
-        return _pairs(llm_string)
-    try:
-        model, end = json.JSONDecoder().raw_decode(llm_string)
-    except ValueError:
-        return llm_string
-    model.pop("name", None)  # that of its runs; the class is in "id"
-    if isinstance(parameters := model.get("kwargs"), dict):
-        kept = {name: value for name, value in parameters.items() if name not in OPERATIONAL}
-        model["kwargs"] = {name: value for name, value in kept.items() if not _is_secret(value)}
-    separator, pairs = llm_string[end : end + 3], llm_string[end + 3 :]
-    return json.dumps(model, sort_keys=True) + separator + _pairs(pairs)
-
-
-def _by_description(llm_string: str, named: bool) -> str:
+def _require_description(llm_string: str, *, named: bool) -> None:
+    """Raise `NotCacheable` unless LangChain's description shows the parameters and the model."""
     if _OPAQUE.search(llm_string):
         raise NotCacheable(
             "opaque_parameters",
             "the parameters hold a Python object, and nothing but LangChain's description of the call is "
             'known; for structured output pass a JSON schema, or use method="function_calling"',
         )
-    if not named and not _names_its_model(llm_string):
+    if not named and llm_string.startswith("[") and not _NAMING.search(llm_string):
         raise NotCacheable(
             "model_unknown",
             "LangChain's description of this model does not say which one it is; give the model a cache of "
             "its own: model.cache = IbidemCache(cache, model_id='its name and settings')",
         )
-    return model_identity(llm_string)
 
 
-def _pairs(shown: str) -> str:
-    """Return shown parameters without the operational ones."""
-    if not _OPERATIONAL_SHOWN.search(shown):
-        return shown
-    try:
-        return str([(name, value) for name, value in _read(shown) if name not in OPERATIONAL])
-    except _UNREADABLE:
-        return shown
+# The form that the answer must have ---------------------------------------------------------------------
+
+_MADE_UP_NAME = re.compile(r"response_format_[0-9a-f]{4}")
+_WITH_FORMS = ("tools", "tool_choice", "response_format")  # parameters that name forms
 
 
-def _is_secret(value: Any) -> bool:
-    """Whether it is a key, which pays for the answer. The string masks its value anyway."""
-    return isinstance(value, dict) and value.get("type") == "secret"
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """The form that the answer to one call must have: its schema is compared, and its validators are asked.
 
+    `create_agent` calls a JSON schema without a title `response_format_` and four random letters, anew in
+    every process. Requests are compared, and answers stored, with a number in place of such a name; an answer
+    that is repeated gets the name that is wanted now.
 
-def _names_its_model(llm_string: str) -> bool:
-    """Whether `llm_string` says which model it is; some only name their provider."""
-    if not llm_string.startswith("["):
+    Attributes:
+        schema: The class that it must fit, if that is known.
+        names: The names that LangChain made up for forms without a title, in order.
+    """
+
+    schema: type[BaseModel] | None = None
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> ResponseFormat:
+        """Read the form from the parameters of a call."""
+        form = parameters.get("response_format")
+        schema = form if isinstance(form, type) and issubclass(form, BaseModel) else None
+        names = _made_up_names([parameters.get(key) for key in _WITH_FORMS])
+        return cls(schema, tuple(dict.fromkeys(names)))
+
+    def to_answer(self, generations: Sequence[Generation], seconds: float | None = None) -> Answer:
+        """Convert what a model returned to the answer to store.
+
+        Raises:
+            NotCacheable: It does not fit the form, so the program will ask again; or it cannot be stored.
+        """
+        if not all(map(self._fits, generations)):
+            name = getattr(self.schema, "__name__", "")
+            raise NotCacheable("answer_invalid", f"the answer does not fit {name}")
+        return encode(generations, seconds, self.names)
+
+    def objection(self, hit: Hit) -> str:
+        """Say why a stored answer is of no use: a validator may have changed, which no schema shows."""
+        if self.schema is None:
+            return ""
+        return "" if all(map(self._fits, decode(hit))) else "answer_invalid"
+
+    def _fits(self, generation: Generation) -> bool:
+        if self.schema is None:
+            return True
+        if isinstance(generation, ChatGeneration):
+            message = generation.message
+            if getattr(message, "tool_calls", None) or message.additional_kwargs.get("refusal"):
+                return True  # not the answer in its form
+        try:
+            self.schema.model_validate_json(generation.text)
+        except Exception:  # validators are the program's own code
+            return False
         return True
-    try:
-        shown = [(name, value) for name, value in _read(llm_string) if value and isinstance(value, str)]
-        return any(_NAMING.search(name) for name, _ in shown)
-    except _UNREADABLE:
-        return any(map(_NAMING.search, _PARAMETER.findall(llm_string)))
 
 
-@lru_cache(128)
-def _read(shown: str) -> Any:
-    """Parse what `str` has shown; raises one of `_UNREADABLE`."""
-    with _reading:
-        return ast.literal_eval(shown)
+def is_made_up(name: object) -> bool:
+    """Whether LangChain made up the name of a form."""
+    return isinstance(name, str) and _MADE_UP_NAME.fullmatch(name) is not None
+
+
+def _made_up_names(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _made_up_names(inner)
+    elif is_made_up(value):
+        yield value
+
+
+# Whose call it is ---------------------------------------------------------------------------------------
 
 
 def scope_for(call: ModelCall | None, *, required: bool) -> Scope:
@@ -195,13 +221,12 @@ def _from_metadata(call: ModelCall) -> Scope:
     for key, value in given.items():
         if call.inherited.get(key, value) != value:  # the model's own metadata against that of the call
             raise _conflict(key)
-    terms: dict[str, Any] = {key.removeprefix(_PREFIX): value for key, value in given.items()}
-    if unknown := sorted(terms.keys() - _TERMS):
-        raise NotCacheable("metadata_invalid", f"there is no metadata {_PREFIX}{unknown[0]}")
-    if (nothing := next((name for name, value in terms.items() if value is None), None)) is not None:
-        raise NotCacheable("metadata_invalid", f"metadata {_PREFIX}{nothing} is None")
+        if key.removeprefix(_PREFIX) not in _TERMS:
+            raise NotCacheable("metadata_invalid", f"there is no metadata {key}")
+        if value is None:
+            raise NotCacheable("metadata_invalid", f"metadata {key} is None")
     try:
-        return scope_of(**terms)
+        return scope_of(**{key.removeprefix(_PREFIX): value for key, value in given.items()})
     except InvalidInput as error:
         raise NotCacheable("metadata_invalid", f"metadata: {_PREFIX}{error}") from None
 
