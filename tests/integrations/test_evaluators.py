@@ -203,7 +203,7 @@ CHAINS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def used(cache: SemanticCache) -> Iterator[IbidemCache]:
-    tracker().history.clear()
+    tracker().clear()
     made = IbidemCache(cache)
     set_llm_cache(made)
     yield made

@@ -49,7 +49,7 @@ TEXT = [Generation(text="Paris.")]
 
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[Recording]:
-    tracker().history.clear()
+    tracker().clear()
     with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
         yield Recording(opened)
 
@@ -331,7 +331,7 @@ def test_the_request_of_the_lookup_is_stored_even_if_the_tracker_forgot(
 ) -> None:
     class Forgetful(CountingChat):
         def _generate(self, *args: Any, **kwargs: Any) -> Any:
-            tracker().history.clear()
+            tracker().clear()
             return super()._generate(*args, **kwargs)
 
     chain = (

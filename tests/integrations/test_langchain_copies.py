@@ -105,7 +105,7 @@ def test_what_is_under_way_does_not_travel(open_cache: OpenCache) -> None:
     assert b"somebody" not in raw
     other = pickle.loads(raw)
     assert (other.namespace, other.faults()) == ("acme", {})
-    assert other._requests._history is cache._requests._history, "the tracker's of the process"
+    assert other._requests._tracker is cache._requests._tracker, "the tracker's of the process"
     other.close()
 
 

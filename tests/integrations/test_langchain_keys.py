@@ -61,7 +61,7 @@ class Desk:
 
     def __init__(self, *question_keys: str) -> None:
         self.tracker = Tracker()
-        self.builder = RequestBuilder(self.tracker.history, AdapterOptions(question_keys=question_keys))
+        self.builder = RequestBuilder(self.tracker, AdapterOptions(question_keys=question_keys))
 
     def retrieve(self, query: str, *texts: str) -> list[Document]:
         found = [Document(text) for text in texts]
@@ -245,14 +245,14 @@ def test_a_model_without_a_name_is_not_cached_unless_named() -> None:
     nameless = "[('_type', 'chat-ollama'), ('seed', 1), ('stop', None), ('temperature', 0)]"
     prompt = dumps([HumanMessage(ASKED)])
     with pytest.raises(NotCacheable, match="model_unknown"):
-        RequestBuilder(Tracker().history).build(prompt, nameless)
-    one, other = (RequestBuilder(Tracker().history, AdapterOptions(model_id=name)) for name in ("a", "b"))
+        RequestBuilder(Tracker()).build(prompt, nameless)
+    one, other = (RequestBuilder(Tracker(), AdapterOptions(model_id=name)) for name in ("a", "b"))
     assert one.build(prompt, nameless).key != other.build(prompt, nameless).key
 
 
 def test_meaning_can_be_switched_off() -> None:
     """For models that translate or rewrite."""
-    builder = RequestBuilder(Tracker().history, AdapterOptions(semantic=False))
+    builder = RequestBuilder(Tracker(), AdapterOptions(semantic=False))
     assert not builder.build(dumps([HumanMessage(ASKED)]), "m").semantic
 
 
@@ -622,7 +622,7 @@ def test_the_tracker_forgets_what_is_old() -> None:
     desk = Desk()
     for number in range(RECENT_DOCUMENTS + 50):
         desk.retrieve(f"query {number}", f"The document number {number}.", "The common document.")
-    recent = desk.tracker.history.retrievals.recent()
+    recent = desk.tracker.retrievals.recent()
     assert len(recent) == RECENT_DOCUMENTS
     assert max(len(document.queries) for document in recent) <= 32
 
@@ -657,7 +657,7 @@ def test_keys_are_the_same_in_every_process() -> None:
 
 async def test_events_of_async_runs_cost_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, told, threads = Tracker(), [], []
-    monkeypatch.setattr(tracker.history, "run_started", lambda *_, **__: told.append(threading.get_ident()))
+    monkeypatch.setattr(tracker, "_begin", lambda *_, **__: told.append(threading.get_ident()))
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "run_in_executor", lambda *given: threads.append(given))
     async_manager = AsyncCallbackManager([tracker])
@@ -675,9 +675,9 @@ def test_runs_leave_nothing_behind() -> None:
     tracker.on_chain_start({}, {"a": 1}, run_id=root)
     tracker.on_retriever_start({}, "q", run_id=child, parent_run_id=root)
     tracker.on_retriever_end([Document("The document.")], run_id=child)
-    assert [d.text for d in tracker.history.retrievals.of_run(root.int)] == ["The document."]
+    assert [d.text for d in tracker.retrievals.of_run(root.int)] == ["The document."]
     tracker.on_chain_end({}, run_id=root)
-    assert tracker.history.retrievals.of_run(root.int) == []
+    assert tracker.retrievals.of_run(root.int) == []
 
 
 def test_the_tracker_swallows_its_own_failures(caplog: pytest.LogCaptureFixture) -> None:
@@ -784,7 +784,7 @@ def test_the_input_of_a_chain_must_look_like_a_question() -> None:
 def test_a_support_chat_can_say_that_every_message_is_a_question() -> None:
     """What a customer says may ask nothing and have an answer."""
     careful, trusting = (
-        RequestBuilder(Tracker().history, AdapterOptions(any_message=any_)) for any_ in (False, True)
+        RequestBuilder(Tracker(), AdapterOptions(any_message=any_)) for any_ in (False, True)
     )
     prompt = dumps([HumanMessage("I lost my card.")])
     assert not careful.build(prompt, "m").semantic

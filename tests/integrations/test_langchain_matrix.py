@@ -94,7 +94,7 @@ OTHERS = [f"What is the capital of {country}?" for country in COUNTRIES[2:4]]
 
 @pytest.fixture
 def world(cache: SemanticCache) -> Iterator[World]:
-    tracker().history.clear()
+    tracker().clear()
     langchain_ibidem.install(cache)
     yield World(cache)
     langchain_ibidem.uninstall()
@@ -235,7 +235,7 @@ def _is_of(tenant: tuple[str, str], answer: Any) -> bool:
 
 def test_no_tenant_gets_anothers_answer(cache: SemanticCache) -> None:
     """Many calls with the same questions, by the same models, in every column, by scope and metadata."""
-    tracker().history.clear()
+    tracker().clear()
     hammer = Hammer(cache)
     langchain_ibidem.install(hammer.adapter)
     set_llm_cache(None)  # only the streams of models with a cache of their own

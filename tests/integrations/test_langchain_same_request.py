@@ -35,7 +35,7 @@ from tests.conftest import OpenCache
 from tests.contracts.langchain import CountingCompletion
 
 ASKED = "What is the capital of France?"
-BUILDER = RequestBuilder(Tracker().history)
+BUILDER = RequestBuilder(Tracker())
 
 
 def key(model: BaseChatModel, messages: Any = ASKED, **parameters: Any) -> str:

@@ -54,14 +54,14 @@ def core(cache: SemanticCache) -> Recording:
 
 @pytest.fixture
 def used(core: Recording) -> Iterator[IbidemCache]:
-    tracker().history.clear()
+    tracker().clear()
     yield install(IbidemCache(core))  # type: ignore[arg-type]
     uninstall()
 
 
 @pytest.fixture
 def strict(core: Recording) -> Iterator[IbidemCache]:
-    tracker().history.clear()
+    tracker().clear()
     yield install(IbidemCache(core, require_namespace=True))  # type: ignore[arg-type]
     uninstall()
 

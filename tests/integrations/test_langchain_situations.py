@@ -362,7 +362,7 @@ async def _last_event(program: Any, asked: str) -> Any:
 def core(tmp_path: Path) -> Iterator[Recording]:
     with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
         recording = Recording(opened)
-        tracker().history.clear()
+        tracker().clear()
         set_llm_cache(IbidemCache(recording))
         yield recording
         set_llm_cache(None)

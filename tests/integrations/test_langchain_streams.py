@@ -72,7 +72,7 @@ def core(cache: SemanticCache) -> Recording:
 @pytest.fixture(autouse=True)
 def used(core: Recording) -> Iterator[IbidemCache]:
     """All models are cached, and their streams."""
-    tracker().history.clear()
+    tracker().clear()
     yield install(IbidemCache(core))  # type: ignore[arg-type]
     uninstall()
 

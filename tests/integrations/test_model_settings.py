@@ -34,7 +34,7 @@ from langchain_ibidem.tracking import Tracker
 from llama_index_ibidem.request import identity
 
 ASKED = "What is the capital of France?"
-BUILDER = RequestBuilder(Tracker().history)
+BUILDER = RequestBuilder(Tracker())
 Json = dict[str, Any]
 
 

@@ -21,7 +21,7 @@ from ibidem.types import Answer, Hit, Request
 from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, PendingCalls, TokenEvents, pending_calls
 from langchain_ibidem.messages import attach_source, decode, parse, require_finished
 from langchain_ibidem.model_identity import ResponseFormat, describe, scope_for
-from langchain_ibidem.tracking import RenderedPrompt, RunHistory, run_history
+from langchain_ibidem.tracking import RenderedPrompt, Tracker, tracker
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -83,7 +83,7 @@ class IbidemCache(BaseCache):
             require_namespace=require_namespace,
         )
         self._adapter = AdapterCache.of(cache, "LangChain", owner=type(self).__name__, options=options)
-        self._requests = RequestBuilder(run_history(), settings)
+        self._requests = RequestBuilder(tracker(), settings)
         self.cache, self.namespace = self._adapter.cache, namespace
         HOOKS.hold(self)
 
@@ -236,10 +236,10 @@ class _Lookup:
 
 
 class RequestBuilder:
-    """Builds the requests of one cache. Stateless but for the history of runs."""
+    """Builds the requests of one cache. Stateless but for what the tracker remembers of runs."""
 
-    def __init__(self, history: RunHistory, options: AdapterOptions | None = None) -> None:
-        self._history, self._options = history, options or AdapterOptions()
+    def __init__(self, tracker: Tracker, options: AdapterOptions | None = None) -> None:
+        self._tracker, self._options = tracker, options or AdapterOptions()
         self._questions = QuestionFinder(self._options.question_keys, any_message=self._options.any_message)
 
     def build(
@@ -264,11 +264,11 @@ class RequestBuilder:
         scope = scope_for(call, required=options.require_namespace)
         model = describe(llm_string, call, named=bool(options.model_id))
         parsed = parse(prompt) if isinstance(prompt, str) else prompt
-        evaluates = call is not None and self._history.is_evaluating(call.parent)
+        evaluates = call is not None and self._tracker.is_evaluating(call.parent)
         structured = any(map(_STRUCTURED.search, (llm_string, *model.texts)))
         return build_request(
             parsed,
-            self._context(self._history.rendered_prompt(parsed.fingerprint), documents),
+            self._context(self._tracker.rendered_prompt(parsed.fingerprint), documents),
             self._questions,
             model=("langchain/1", options.model_id, *model.texts),
             scope=scope,
@@ -279,7 +279,7 @@ class RequestBuilder:
         )
 
     def _context(self, rendered: RenderedPrompt | None, documents: Sequence[Retrieved]) -> PromptContext:
-        retrievals = self._history.retrievals
+        retrievals = self._tracker.retrievals
         if rendered is None:
             return PromptContext(documents=documents, recent=retrievals.recent)
         return PromptContext(

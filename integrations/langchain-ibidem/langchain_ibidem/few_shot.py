@@ -18,7 +18,7 @@ from ibidem.scope import current
 from ibidem.types import require_bool, require_name, require_text
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.call import HOOKS
-from langchain_ibidem.tracking import run_history
+from langchain_ibidem.tracking import tracker
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -69,7 +69,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         self._options["namespace"] = self._namespace = require_name("namespace", namespace)
         self._settings = settings_of(k, **self._options)
         self._faults = Faults()
-        self._history = run_history()
+        self._tracker = tracker()
         HOOKS.hold(self)
         try:
             self.cache.examples.check(k, **self._options)
@@ -122,7 +122,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
             given = frozenset(text for text in variables.values() if isinstance(text, str))
-            self._history.examples_selected(run.int, FewShotBlock(self._settings, pairs, other_texts=given))
+            self._tracker.examples_selected(run.int, FewShotBlock(self._settings, pairs, other_texts=given))
 
     def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
         question, answer = self._names

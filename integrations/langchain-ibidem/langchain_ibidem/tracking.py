@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import MethodType
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, manager
@@ -49,27 +49,41 @@ _DEPTH = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Variables:
-    """Template variables: texts by name, all texts anywhere inside them, and the documents among them."""
+class RenderedPrompt:
+    """A template that was filled in.
 
-    named: Mapping[str, str]
+    Attributes:
+        variables: Short texts by variable; a template of one variable may get it without a name.
+        texts: All short texts inside variables.
+        documents: Documents among the variables.
+        run: The outermost run.
+        run_input: The input of that run, if a text.
+        few_shot: The examples that were selected for it, if any.
+    """
+
+    variables: Mapping[str, str]
     texts: frozenset[str]
-    documents: tuple[Document, ...]
+    documents: tuple[Retrieved, ...]
+    run: int
+    run_input: str | None
+    few_shot: FewShotBlock | None = None
+
+    @classmethod
+    def of(cls, variables: Any, run: int, run_input: str | None) -> RenderedPrompt:
+        """Read the variables of a template."""
+        given = variables if isinstance(variables, Mapping) else {"": variables}
+        leaves = list(islice(_walk(given, _DEPTH), _LEAVES))
+        return cls(
+            {name: value for name, value in given.items() if _is_short(value)},
+            frozenset(leaf for leaf in leaves if _is_short(leaf)),
+            tuple(retrieved(leaf) for leaf in leaves if isinstance(leaf, Document)),
+            run,
+            run_input,
+        )
 
 
-def collect_variables(variables: Any) -> Variables:
-    """Collect short texts and documents; a template of one variable may get it without a name."""
-    given = variables if isinstance(variables, Mapping) else {"": variables}
-    leaves = list(islice(_walk(given, _DEPTH), _LEAVES))
-    return Variables(
-        {name: value for name, value in given.items() if isinstance(value, str) and _is_short(value)},
-        frozenset(leaf for leaf in leaves if isinstance(leaf, str) and _is_short(leaf)),
-        tuple(leaf for leaf in leaves if isinstance(leaf, Document)),
-    )
-
-
-def _is_short(text: str) -> bool:
-    return len(text) <= _LONGEST_TEXT
+def _is_short(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT
 
 
 def _walk(value: Any, depth: int) -> Iterator[str | Document]:
@@ -95,130 +109,6 @@ def retrieved(document: Document) -> Retrieved:
 
 def _first_name(values: Iterable[Any]) -> str:
     return next((value for value in values if isinstance(value, str) and value), "")
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedPrompt:
-    """A template that was filled in.
-
-    Attributes:
-        variables: Texts by variable; `texts` are all texts inside variables.
-        documents: Documents among the variables.
-        run: The outermost run.
-        run_input: The input of that run, if a text.
-        few_shot: The examples that were selected for it, if any.
-    """
-
-    variables: Mapping[str, str]
-    texts: frozenset[str]
-    documents: tuple[Retrieved, ...]
-    run: int
-    run_input: str | None
-    few_shot: FewShotBlock | None = None
-
-
-class RunHistory:
-    """Rendered prompts, documents and parents of recent runs. Bounded and thread-safe.
-
-    Runs are known by the number of their UUID: a UUID itself takes its hash in Python, ten times a run.
-    """
-
-    def __init__(self) -> None:
-        self._lock = ForkSafeLock()
-        self._create()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return run_history, ()  # a copy of what asks it asks that of its process
-
-    def _create(self) -> None:
-        self._outermost: BoundedDict[int, int] = BoundedDict(4 * _RUNS)
-        self._inputs: BoundedDict[int, str] = BoundedDict(_RUNS)
-        self._evaluating: BoundedDict[int, bool] = BoundedDict(_RUNS)
-        self._rendering: BoundedDict[int, Variables] = BoundedDict(_RUNS)
-        self._queries: BoundedDict[int, str] = BoundedDict(_RUNS)
-        self._few_shot: BoundedDict[int, FewShotBlock] = BoundedDict(_RUNS)
-        self._pending: deque[tuple[RenderedPrompt, PromptValue]] = deque()
-        self._prompts: BoundedDict[str, RenderedPrompt] = BoundedDict(_PROMPTS)
-        self.retrievals: RetrievalLog[int] = RetrievalLog(_RUNS)
-
-    def run_started(self, run: int, parent: int | None, inputs: Any, *, evaluates: bool = False) -> None:
-        """Note that a run began inside `parent`, or an outermost one with these inputs.
-
-        All runs within an evaluator's are evaluating too.
-        """
-        with self._lock:
-            if evaluates or (parent is not None and self._evaluating.get(parent)):
-                self._evaluating.put(run, True)
-            if parent is not None:
-                self._outermost.put(run, self._outermost.get(parent) or parent)
-            elif isinstance(inputs, str) and _is_short(inputs):
-                self._inputs.put(run, inputs)
-
-    def rendering_started(self, run: int, variables: Variables) -> None:
-        """Note that the run fills a template with `variables`."""
-        with self._lock:
-            self._rendering.put(run, variables)
-
-    def examples_selected(self, run: int, few_shot: FewShotBlock) -> None:
-        """Note examples that were selected while the run fills its template."""
-        with self._lock:
-            if self._rendering.get(run) is not None:
-                before = self._few_shot.get(run)
-                self._few_shot.put(run, few_shot if before is None else before.merge(few_shot))
-
-    def run_ended(self, run: int) -> RenderedPrompt | None:
-        """Forget the run, but not what it retrieved; return what it rendered, if it filled a template."""
-        self.retrievals.end_run(run)
-        with self._lock:
-            if (variables := self._rendering.pop(run)) is None:
-                return None
-            few_shot, outermost = self._few_shot.pop(run), self._outermost.get(run) or run
-            run_input = self._inputs.get(outermost)
-        documents = tuple(map(retrieved, variables.documents))
-        few_shot = few_shot and replace(few_shot, other_texts=few_shot.other_texts | variables.texts)
-        return RenderedPrompt(variables.named, variables.texts, documents, outermost, run_input, few_shot)
-
-    def prompt_rendered(self, rendered: RenderedPrompt, prompt: PromptValue) -> None:
-        """Note the prompt that a template became."""
-        with self._lock:
-            self._pending.append((rendered, prompt))
-            if len(self._pending) > _PENDING_PROMPTS:
-                self._index_pending()
-
-    def _index_pending(self) -> None:
-        """Index prompts by their fingerprints: not sooner, as many are never asked for."""
-        while self._pending:
-            rendered, prompt = self._pending.popleft()
-            with suppress(Exception):  # unknown prompt type: ignore it
-                for fingerprint in fingerprints_of(prompt):
-                    self._prompts.put(fingerprint, rendered)
-
-    def is_evaluating(self, run: UUID | None) -> bool:
-        """Whether what a model says within the run is an evaluator's verdict."""
-        with self._lock:
-            return run is not None and self._evaluating.get(run.int) is not None
-
-    def search_started(self, run: int, query: str) -> None:
-        """Note that the run searches documents for `query`."""
-        with self._lock:
-            self._queries.put(run, query)
-
-    def search_ended(self, run: int, documents: Sequence[Retrieved]) -> None:
-        """Note what the run retrieved."""
-        with self._lock:
-            query, outermost = self._queries.pop(run), self._outermost.get(run)
-        self.retrievals.add(documents[:_DOCUMENTS_PER_SEARCH], run=outermost, query=query)
-
-    def rendered_prompt(self, fingerprint: str) -> RenderedPrompt | None:
-        """Return how the prompt with this fingerprint was rendered."""
-        with self._lock:
-            self._index_pending()
-            return self._prompts.get(fingerprint)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._create()
 
 
 class _Done:
@@ -276,7 +166,11 @@ def _always(self: Tracker) -> bool:
 
 
 class Tracker(BaseCallbackHandler):
-    """Records templates and retrievers in a `RunHistory`. Models, tools and agents are not listened to."""
+    """Remembers rendered prompts, documents and parents of recent runs. Bounded, thread-safe, never raises.
+
+    Models, tools and agents are not listened to. Runs are known by the number of their UUID: a UUID itself
+    takes its hash in Python, ten times a run.
+    """
 
     run_inline = False
     raise_error = False
@@ -284,44 +178,121 @@ class Tracker(BaseCallbackHandler):
     ignore_retry = ignore_custom_event = property(_always)
 
     def __init__(self) -> None:
-        self.history = RunHistory()
         self.faults = Faults()
+        self._lock = ForkSafeLock()
+        self.clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tracker, ()  # a copy of what asks it asks that of its process
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._outermost: BoundedDict[int, int] = BoundedDict(4 * _RUNS)
+            self._inputs: BoundedDict[int, str] = BoundedDict(_RUNS)
+            self._evaluating: BoundedDict[int, bool] = BoundedDict(_RUNS)
+            self._rendering: BoundedDict[int, RenderedPrompt] = BoundedDict(_RUNS)
+            self._queries: BoundedDict[int, str] = BoundedDict(_RUNS)
+            self._pending: deque[tuple[RenderedPrompt, PromptValue]] = deque()
+            self._prompts: BoundedDict[str, RenderedPrompt] = BoundedDict(_PROMPTS)
+            self.retrievals: RetrievalLog[int] = RetrievalLog(_RUNS)
+
+    # What is told of LangChain's runs
 
     @_event
     def on_chain_start(
         self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        """Note the parent of the run, and the variables of a template."""
-        evaluates = _is_evaluator(kwargs.get("name"))
-        self.history.run_started(run_id.int, _number(parent_run_id), inputs, evaluates=evaluates)
+        """Note the parent of the run, the input of an outermost one, and the variables of a template."""
+        run, evaluates = run_id.int, _is_evaluator(kwargs.get("name"))
+        with self._lock:
+            outermost = self._begin(run, parent_run_id, evaluates=evaluates)
+            if parent_run_id is None and _is_short(inputs):
+                self._inputs.put(run, inputs)
+            run_input = self._inputs.get(outermost)
         if kwargs.get("run_type") == "prompt":
-            self.history.rendering_started(run_id.int, collect_variables(inputs))
+            rendering = RenderedPrompt.of(inputs, outermost, run_input)
+            with self._lock:
+                self._rendering.put(run, rendering)
 
     @_event
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note the prompt that a template became."""
-        rendered = self.history.run_ended(run_id.int)
+        rendered = self._end(run_id.int)
         if rendered is not None and isinstance(outputs, PromptValue):
-            self.history.prompt_rendered(rendered, outputs)
+            with self._lock:
+                self._pending.append((rendered, outputs))
+                if len(self._pending) > _PENDING_PROMPTS:
+                    self._index_pending()
 
     @_event
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget the failed run."""
-        self.history.run_ended(run_id.int)
+        self._end(run_id.int)
 
     @_event
     def on_retriever_start(
         self, serialized: Any, query: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
         """Note the query."""
-        self.history.run_started(run_id.int, _number(parent_run_id), None)
-        self.history.search_started(run_id.int, query)
+        with self._lock:
+            self._begin(run_id.int, parent_run_id)
+            self._queries.put(run_id.int, query)
 
     @_event
     def on_retriever_end(self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any) -> None:
         """Note the documents."""
-        found = map(retrieved, documents)
-        self.history.search_ended(run_id.int, [document for document in found if document.text])
+        found = [document for document in map(retrieved, documents) if document.text]
+        with self._lock:
+            query, outermost = self._queries.pop(run_id.int), self._outermost.get(run_id.int)
+        self.retrievals.add(found[:_DOCUMENTS_PER_SEARCH], run=outermost, query=query)
+
+    def examples_selected(self, run: int, few_shot: FewShotBlock) -> None:
+        """Note examples that were selected while the run fills its template."""
+        with self._lock:
+            if (rendering := self._rendering.get(run)) is not None:
+                few_shot = replace(few_shot, other_texts=few_shot.other_texts | rendering.texts)
+                before = rendering.few_shot
+                merged = few_shot if before is None else before.merge(few_shot)
+                self._rendering.put(run, replace(rendering, few_shot=merged))
+
+    # What the cache asks
+
+    def rendered_prompt(self, fingerprint: str) -> RenderedPrompt | None:
+        """Return how the prompt with this fingerprint was rendered."""
+        with self._lock:
+            self._index_pending()
+            return self._prompts.get(fingerprint)
+
+    def is_evaluating(self, run: UUID | None) -> bool:
+        """Whether what a model says within the run is an evaluator's verdict."""
+        with self._lock:
+            return run is not None and self._evaluating.get(run.int) is not None
+
+    def _begin(self, run: int, parent: UUID | None, *, evaluates: bool = False) -> int:
+        """Note the parent of a run; return its outermost run. Those within an evaluator's are evaluating."""
+        above = None if parent is None else parent.int
+        if evaluates or (above is not None and self._evaluating.get(above)):
+            self._evaluating.put(run, True)
+        if above is None:
+            return run
+        outermost = self._outermost.get(above) or above
+        self._outermost.put(run, outermost)
+        return outermost
+
+    def _end(self, run: int) -> RenderedPrompt | None:
+        """Forget the run, but not what it retrieved; return what it rendered, if it filled a template."""
+        self.retrievals.end_run(run)
+        with self._lock:
+            return self._rendering.pop(run)
+
+    def _index_pending(self) -> None:
+        """Index prompts by their fingerprints: not sooner, as many are never asked for."""
+        while self._pending:
+            rendered, prompt = self._pending.popleft()
+            with suppress(Exception):  # unknown prompt type: ignore it
+                for fingerprint in fingerprints_of(prompt):
+                    self._prompts.put(fingerprint, rendered)
 
 
 # Where LangChain's evaluators come from, of which `LLMEvalChain` asks a model.
@@ -340,10 +311,6 @@ def _is_evaluator(name: object) -> bool:
     return False
 
 
-def _number(run: UUID | None) -> int | None:
-    return None if run is None else run.int
-
-
 _lock = threading.Lock()
 _tracker: Tracker | None = None
 
@@ -358,8 +325,3 @@ def tracker() -> Tracker:
             # way to unregister a hook, hence one per process.
             register_configure_hook(ContextVar("langchain_ibidem_tracker", default=_tracker), True)
         return _tracker
-
-
-def run_history() -> RunHistory:
-    """Return what the tracker of this process remembers."""
-    return tracker().history
