@@ -18,8 +18,9 @@ from pydantic import SkipValidation
 
 from ibidem.errors import NotCacheable
 from ibidem.prompts.documents import Retrieved
+from ibidem.types import Hit
 from langchain_ibidem.call import ModelCall
-from langchain_ibidem.messages import chat_chunks
+from langchain_ibidem.messages import chat_chunks, decode
 from langchain_ibidem.model_identity import ResponseFormat, is_made_up
 from langchain_ibidem.tracking import retrieved
 
@@ -86,11 +87,6 @@ def documents_in(messages: Sequence[BaseMessage]) -> list[Retrieved]:
     return [document for document in found if document.text]
 
 
-def tools_of(request: ModelRequest[Any]) -> dict[str, BaseTool]:
-    """Return the tools that the agent itself calls, by name."""
-    return {tool.name: tool for tool in request.tools if isinstance(tool, BaseTool)}
-
-
 def used_at_the_provider(message: AIMessage) -> set[str]:
     """Return the names of the tools that the provider itself used for this answer."""
     blocks = message.content if isinstance(message.content, list) else []
@@ -102,33 +98,24 @@ def used_at_the_provider(message: AIMessage) -> set[str]:
     return {str(one[key]) for one in others for key in ("type", "name") if one.get(key)}
 
 
-def is_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> bool:
-    """Whether the model gave what the agent wanted: a tool call, or an answer in the form it must have."""
+def require_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> AIMessage:
+    """Return the model's message, if it is what the agent wanted: a tool call, or an answer in its form.
+
+    Raises:
+        NotCacheable: It is not.
+    """
     first = response.result[0] if response.result else None
-    if not isinstance(first, AIMessage):
-        return False
-    calls_tools = bool(first.tool_calls) and len(response.result) == 1
-    return request.response_format is None or response.structured_response is not None or calls_tools
-
-
-def require_complete(request: ModelRequest[Any], response: ModelResponse[Any]) -> ModelResponse[Any]:
-    """Return the response; raise `NotCacheable` if it is not complete."""
-    if not is_complete(request, response):
-        raise NotCacheable("not_in_form", "the answer has not the form that the agent must answer in")
-    return response
+    if isinstance(first, AIMessage):
+        calls_tools = bool(first.tool_calls) and len(response.result) == 1
+        if request.response_format is None or response.structured_response is not None or calls_tools:
+            return first
+    raise NotCacheable("not_in_form", "the answer has not the form that the agent must answer in")
 
 
 def form_of(request: ModelRequest[Any]) -> ResponseFormat:
     """Return the form that the answer must have, by the names that LangChain made up for it."""
     specs = getattr(request.response_format, "schema_specs", ())
     return ResponseFormat(names=tuple(one.name for one in specs if is_made_up(one.name)))
-
-
-def said(response: ModelResponse[Any]) -> AIMessage:
-    """Return the model's message of a complete response."""
-    message = response.result[0]
-    assert isinstance(message, AIMessage)  # noqa: S101 - `require_complete` has looked
-    return message
 
 
 class Repeated(BaseChatModel):
@@ -165,9 +152,17 @@ class Repeated(BaseChatModel):
         return would is not None and bool(would(**{**self.given, **asked}))
 
 
-def repeating(request: ModelRequest[Any], message: AIMessage) -> ModelRequest[Any]:
-    """Return the request with a model that repeats `message`."""
-    given, form = {**request.model_settings, "tools": request.tools}, request.response_format
+def repeating(request: ModelRequest[Any], hit: Hit) -> ModelRequest[Any]:
+    """Return the request with a model that repeats the stored answer.
+
+    Raises:
+        Exception: What was stored is not one message.
+    """
+    (generation,) = decode(hit, form_of(request).names)
+    if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
+        raise TypeError("the stored answer is not a message")
+    message, form = generation.message, request.response_format
+    given = {**request.model_settings, "tools": request.tools}
     model = Repeated(message=message, original=request.model, given=given, cache=False)
     if form is None or isinstance(form, (ToolStrategy, ProviderStrategy)) or message.tool_calls:
         return request.override(model=model)

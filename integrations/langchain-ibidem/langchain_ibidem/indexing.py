@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.indexing import RecordManager
 
@@ -28,11 +28,26 @@ def invalidating(record_manager: RecordManager, cache: SemanticCache) -> RecordM
     return _Invalidating(record_manager, cache)
 
 
+def _delegated(name: str) -> Any:
+    """Return a method of this name that calls the program's record manager."""
+
+    def call(self: _Invalidating, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._theirs, name)(*args, **kwargs)
+
+    return call
+
+
 class _Invalidating(RecordManager):
     """Delegates to the program's record manager, and invalidates keys before they are deleted.
 
     If that fails `index` can be run again: it still knows of them.
     """
+
+    create_schema, acreate_schema = _delegated("create_schema"), _delegated("acreate_schema")
+    get_time, aget_time = _delegated("get_time"), _delegated("aget_time")
+    update, aupdate = _delegated("update"), _delegated("aupdate")
+    exists, aexists = _delegated("exists"), _delegated("aexists")
+    list_keys, alist_keys = _delegated("list_keys"), _delegated("alist_keys")
 
     def __init__(self, record_manager: RecordManager, cache: SemanticCache) -> None:
         super().__init__(record_manager.namespace)
@@ -47,59 +62,3 @@ class _Invalidating(RecordManager):
         if keys:
             await in_thread(partial(self._cache.invalidate, document=list(keys)))
         await self._theirs.adelete_keys(keys)
-
-    def create_schema(self) -> None:
-        self._theirs.create_schema()
-
-    async def acreate_schema(self) -> None:
-        await self._theirs.acreate_schema()
-
-    def get_time(self) -> float:
-        return self._theirs.get_time()
-
-    async def aget_time(self) -> float:
-        return await self._theirs.aget_time()
-
-    def update(
-        self,
-        keys: Sequence[str],
-        *,
-        group_ids: Sequence[str | None] | None = None,
-        time_at_least: float | None = None,
-    ) -> None:
-        self._theirs.update(keys, group_ids=group_ids, time_at_least=time_at_least)
-
-    async def aupdate(
-        self,
-        keys: Sequence[str],
-        *,
-        group_ids: Sequence[str | None] | None = None,
-        time_at_least: float | None = None,
-    ) -> None:
-        await self._theirs.aupdate(keys, group_ids=group_ids, time_at_least=time_at_least)
-
-    def exists(self, keys: Sequence[str]) -> list[bool]:
-        return self._theirs.exists(keys)
-
-    async def aexists(self, keys: Sequence[str]) -> list[bool]:
-        return await self._theirs.aexists(keys)
-
-    def list_keys(
-        self,
-        *,
-        before: float | None = None,
-        after: float | None = None,
-        group_ids: Sequence[str] | None = None,
-        limit: int | None = None,
-    ) -> list[str]:
-        return self._theirs.list_keys(before=before, after=after, group_ids=group_ids, limit=limit)
-
-    async def alist_keys(
-        self,
-        *,
-        before: float | None = None,
-        after: float | None = None,
-        group_ids: Sequence[str] | None = None,
-        limit: int | None = None,
-    ) -> list[str]:
-        return await self._theirs.alist_keys(before=before, after=after, group_ids=group_ids, limit=limit)

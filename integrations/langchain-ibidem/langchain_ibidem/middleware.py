@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,18 @@ except ModuleNotFoundError as error:
 
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration
+from langchain_core.tools import BaseTool
 
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
-from ibidem.adapter.call import AdapterCache, CachedCall, attempt
+from ibidem.adapter.call import AdapterCache, CachedCall, aattempt, attempt
 from ibidem.errors import NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import bypassing
-from ibidem.types import Answer, Hit, require_text
+from ibidem.types import Answer, require_text
 from langchain_ibidem import agent_steps as steps
 from langchain_ibidem.cache import IbidemCache
-from langchain_ibidem.messages import decode, of_messages
+from langchain_ibidem.messages import of_messages
 from langchain_ibidem.model_identity import is_made_up
 
 if TYPE_CHECKING:
@@ -40,14 +41,6 @@ else:  # in LangChain 1.0 they have fewer parameters
 
 _LOOK_UP, _REPEAT = "look up an agent's step", "repeat an agent's step"
 _MODEL_ITSELF = "create_agent.<locals>."  # what calls it, and not a middleware between
-
-
-@dataclass(slots=True)
-class _Step:
-    """One model call of an agent, and its way through the cache."""
-
-    request: Request
-    call: CachedCall[Request]
 
 
 class IbidemMiddleware(Middleware):
@@ -97,20 +90,18 @@ class IbidemMiddleware(Middleware):
         if self._calls_volatile_tool(request):
             with bypassing():
                 return handler(request)
-        step = attempt(self._faults, _LOOK_UP, partial(self._step, request, handler))
-        if step is None:
+        call = attempt(self._faults, _LOOK_UP, partial(self._call, request, handler))
+        if call is None:
             return handler(request)
-        repeating = step.call.lookup()
-        with step.call:
+        repeating = call.lookup()
+        with call:
             if repeating is not None:
-                served = attempt(
-                    self._faults, _REPEAT, lambda: steps.require_complete(request, handler(repeating))
-                )
+                served = attempt(self._faults, _REPEAT, lambda: _complete(request, handler(repeating)))
                 if served is not None:
                     return served
             with bypassing():
                 response = handler(request)
-        self._store(step, response)
+        self._store(call, request, response)
         return response
 
     async def awrap_model_call(
@@ -120,18 +111,18 @@ class IbidemMiddleware(Middleware):
         if self._calls_volatile_tool(request):
             with bypassing():
                 return await handler(request)
-        step = await in_thread(attempt, self._faults, _LOOK_UP, partial(self._step, request, handler))
-        if step is None:
+        call = await in_thread(attempt, self._faults, _LOOK_UP, partial(self._call, request, handler))
+        if call is None:
             return await handler(request)
-        repeating = await step.call.alookup()
-        with step.call:
+        repeating = await call.alookup()
+        with call:
             if repeating is not None:
-                served = await self._aserved(request, handler(repeating))
+                served = await aattempt(self._faults, _REPEAT, _acomplete(request, handler(repeating)))
                 if served is not None:
                     return served
             with bypassing():
                 response = await handler(request)
-        await in_thread(self._store, step, response)
+        await in_thread(self._store, call, request, response)
         return response
 
     def faults(self) -> dict[str, int]:
@@ -155,7 +146,7 @@ class IbidemMiddleware(Middleware):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _step(self, request: Request, handler: Callable[[Request], Any]) -> _Step:
+    def _call(self, request: Request, handler: Callable[[Request], Any]) -> CachedCall[Request]:
         """Build the cached call of this step.
 
         Raises:
@@ -170,34 +161,26 @@ class IbidemMiddleware(Middleware):
         messages = steps.messages_of(request)
         call = steps.model_call_of(request, steps.parameters(request))
         asked = self.cache.request(of_messages(messages), steps.documents_in(messages), call)
-        return _Step(request, CachedCall(self._adapter, lambda: asked, partial(_repeating, request)))
+        return CachedCall(self._adapter, lambda: asked, partial(steps.repeating, request))
 
-    async def _aserved(self, request: Request, repeated: Awaitable[Response]) -> Response | None:
-        try:
-            return steps.require_complete(request, await repeated)
-        except Exception as error:
-            self._faults.note(_REPEAT, error)
-            return None
-
-    def _store(self, step: _Step, response: Response) -> None:
+    def _store(self, call: CachedCall[Request], request: Request, response: Response) -> None:
         """Store what the model said; `ibidem.forget` finds it by the message and its id."""
-        if stored := step.call.store(partial(self._answer, step, response)):
-            message = steps.said(response)
+        if stored := call.store(lambda: self._answer(request, response, call.seconds)):
+            message = response.result[0]
             remember(message, stored, names=[message.id])
 
-    def _answer(self, step: _Step, response: Response) -> Answer:
+    def _answer(self, request: Request, response: Response, seconds: float) -> Answer:
         """Convert the response to the answer to store.
 
         Raises:
             NotCacheable: The response must not be repeated.
         """
-        message = steps.said(steps.require_complete(step.request, response))
-        form = steps.form_of(step.request)
-        answer = form.to_answer([ChatGeneration(message=message)], step.call.seconds)
+        message, form = steps.require_complete(request, response), steps.form_of(request)
+        answer = form.to_answer([ChatGeneration(message=message)], seconds)
         if any(is_made_up(call["name"]) and call["name"] not in form.names for call in message.tool_calls):
             raise NotCacheable("form_untitled", "give the JSON schema of response_format a title")
         elsewhere = steps.used_at_the_provider(message)
-        if self._are_volatile(step.request, elsewhere):
+        if self._are_volatile(request, elsewhere):
             raise NotCacheable("volatile", "the provider used a volatile tool, whose results are never kept")
         return replace(answer, semantic=answer.semantic and not elsewhere)
 
@@ -209,14 +192,16 @@ class IbidemMiddleware(Middleware):
 
     def _are_volatile(self, request: Request, names: Iterable[str]) -> bool:
         """Whether one of these tools is volatile."""
-        tools = steps.tools_of(request)
-        marked = {name for name, tool in tools.items() if (tool.metadata or {}).get("ibidem") == "volatile"}
+        tools = [tool for tool in request.tools if isinstance(tool, BaseTool)]  # that the agent itself calls
+        marked = {tool.name for tool in tools if (tool.metadata or {}).get("ibidem") == "volatile"}
         return not (self._volatile | marked).isdisjoint(names)
 
 
-def _repeating(request: Request, hit: Hit) -> Request:
-    """The request with a model that repeats the stored answer."""
-    (generation,) = decode(hit, steps.form_of(request).names)
-    if not isinstance(generation, ChatGeneration) or not isinstance(generation.message, AIMessage):
-        raise TypeError("the stored answer is not a message")
-    return steps.repeating(request, generation.message)
+def _complete(request: Request, response: Response) -> Response:
+    """Return the response; raise `NotCacheable` if it is not what the agent wanted."""
+    steps.require_complete(request, response)
+    return response
+
+
+async def _acomplete(request: Request, response: Awaitable[Response]) -> Response:
+    return _complete(request, await response)
