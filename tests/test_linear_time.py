@@ -28,7 +28,7 @@ from rich.console import Console
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
-from ibidem.adapter.chunks import split_text
+from ibidem.adapter.streams import split_text
 from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli import tables

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from weakref import ref
 
 from ibidem.adapter.call import AdapterCache, CachedCall
-from ibidem.adapter.chunks import split_text
 from ibidem.adapter.model_state import OPERATIONAL, Rules, values_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.provider_fields import zeroed
+from ibidem.adapter.streams import split_text
 from ibidem.errors import InvalidInput, MissingExtra, NotCacheable
 from ibidem.prompts.documents import Prompt, Retrieved, Segment
 from ibidem.prompts.key import PromptContext, QuestionFinder, build_request

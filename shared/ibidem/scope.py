@@ -2,7 +2,7 @@
 
 A context variable holds the scope: threads and tasks started by a framework inherit it, a thread of your own
 does not. A request keeps the scope it was made in, and so does a stream that is read elsewhere
-(`ibidem.adapter.stream_scope`).
+(`ibidem.adapter.streams`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.llms import BaseLLM
 
 import ibidem
-from ibidem.adapter.stream_scope import _StreamMethod
+from ibidem.adapter.streams import _StreamMethod
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, InvalidInput
 from langchain_ibidem import IbidemCache, install, uninstall

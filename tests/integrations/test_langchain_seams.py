@@ -518,9 +518,9 @@ def test_an_agent_without_its_configuration_is_not_cached(agents: Agents, core: 
     """As in a thread of somebody's own: metadata of the run are not known, so its tenant is not."""
     from langchain_core.runnables.config import var_child_runnable_config
 
-    from langchain_ibidem import agent_steps
+    from langchain_ibidem import middleware
 
-    inherited = agent_steps.model_call_of
+    inherited = middleware._model_call_of
 
     def lost(request: Any, given: Any) -> Any:
         context = contextvars.copy_context()
@@ -528,7 +528,7 @@ def test_an_agent_without_its_configuration_is_not_cached(agents: Agents, core: 
         return context.run(inherited, request, given)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(agent_steps, "model_call_of", lost)
+        patched.setattr(middleware, "_model_call_of", lost)
         assert ask(agents.agent, ASKED_AGENT, **by(namespace="acme")).text == "answer 2"
         assert ask(agents.agent, ASKED_AGENT, **by(namespace="globex")).text == "answer 4"
     assert (core.looked_up, agents.middleware.faults()) == ([], {"caller_unreadable": 4})

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ibidem
-from ibidem.adapter.stream_scope import StreamMethods, keep_scope
+from ibidem.adapter.streams import StreamMethods, keep_scope
 from ibidem.scope import EMPTY_SCOPE, current
 from ibidem.types import Scope
 

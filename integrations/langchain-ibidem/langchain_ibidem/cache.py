@@ -125,14 +125,6 @@ class IbidemCache(BaseCache):
         """As `clear`, in a thread."""
         await in_thread(partial(self.clear, **kwargs))
 
-    def request(self, prompt: Prompt, documents: Sequence[Retrieved], call: ModelCall) -> Request:
-        """Build the request for a call that somebody else answers (`IbidemMiddleware`).
-
-        Raises:
-            NotCacheable: The call must not be cached.
-        """
-        return self._requests.build(prompt, "", call, documents)
-
     def faults(self) -> dict[str, int]:
         """How often a call was not cached or a failure was swallowed, by cause."""
         return self._adapter.faults.counts()

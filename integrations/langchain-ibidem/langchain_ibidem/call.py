@@ -32,7 +32,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.utils import LC_ID_PREFIX
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem.adapter.stream_scope import StreamMethods
+from ibidem.adapter.streams import StreamMethods
 from ibidem.errors import NotCacheable
 from langchain_ibidem.messages import Chunk, chat_chunks, completion_chunks
 
@@ -49,7 +49,7 @@ class ModelCall:
         metadata: That of the run; `inherited` is the part that it was given from above.
         run: LangChain's manager of the run. The run of a completion model begins after the lookup.
         parent: The id of the run around it.
-        begin: Begins the run of a completion model.
+        begin: Begins the run of a completion model, as a list of one; in async code, awaited.
     """
 
     model: Any
@@ -158,7 +158,7 @@ class TokenEvents:
     def send(self) -> None:
         """Send them to the handlers of a sync call."""
         begin = self.call.begin
-        run = begin() if begin else self.call.run
+        run = begin()[0] if begin else self.call.run
         for chunk in self.chunks:
             run.on_llm_new_token(_token(chunk), chunk=chunk)
         if begin:
@@ -167,7 +167,7 @@ class TokenEvents:
     async def asend(self) -> None:
         """Send them to the handlers of an async call."""
         begin = self.call.begin
-        run = await begin() if begin else self.call.run
+        run = (await begin())[0] if begin else self.call.run
         for chunk in self.chunks:
             await run.on_llm_new_token(_token(chunk), chunk=chunk)
         if begin:
@@ -324,7 +324,7 @@ class _PendingCompletion(PendingCalls):
             self._option("metadata", number),
             self._model.metadata,
         )
-        begin = partial(self._abegin if self._in_async else self._begin, manager, number)
+        begin = partial(self._begin, manager, number)
         return ModelCall.of(self._model, manager, self._parameters, self._stop, begin)
 
     def _option(self, name: str, number: int) -> Any:
@@ -333,12 +333,6 @@ class _PendingCompletion(PendingCalls):
 
     def _begin(self, manager: Any, number: int) -> Any:
         """Begin the run of one prompt, as LangChain does for what it asks the model."""
-        return self._started(manager, number)[0]
-
-    async def _abegin(self, manager: Any, number: int) -> Any:
-        return (await self._started(manager, number))[0]
-
-    def _started(self, manager: Any, number: int) -> Any:
         return manager.on_llm_start(
             self._model._serialized,
             [self._prompts[number]],

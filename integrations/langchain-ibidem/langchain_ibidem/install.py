@@ -59,12 +59,17 @@ def install(
     if isinstance(cache, IbidemCache) and options:
         raise InvalidInput(f"pass an IbidemCache or options to make one, not both (got {sorted(options)})")
     with _lock:
-        former = _installed
-        if former is None or not _means(cache, options, former):
-            _installed = former = _replaced(former, cache, options)
-        set_llm_cache(former.cache)
+        former = current = _installed
+        if current is None or not _means(cache, options, current):
+            ours = cache if isinstance(cache, IbidemCache) else IbidemCache(cache, **options)
+            before = get_llm_cache() if former is None else former.before
+            current = _installed = _Installed(ours, None if ours is cache else options, before)
+            set_llm_cache(ours)
+            if former is not None:
+                former.close()
+        set_llm_cache(current.cache)
         (STREAMS.apply if streams else STREAMS.restore)()
-        return former.cache
+        return current.cache
 
 
 def uninstall() -> None:
@@ -89,18 +94,3 @@ def _means(cache: IbidemCache | SemanticCache | None, options: dict[str, Any], i
         return not options or options == installed.options
     ours = installed.cache
     return cache is ours or (cache is ours.cache and options == installed.options)
-
-
-def _replaced(
-    former: _Installed | None, cache: IbidemCache | SemanticCache | None, options: dict[str, Any]
-) -> _Installed:
-    """Install another cache; the former is closed."""
-    before = get_llm_cache() if former is None else former.before
-    if isinstance(cache, IbidemCache):
-        made = _Installed(cache, None, before)
-    else:
-        made = _Installed(IbidemCache(cache, **options), options, before)
-    set_llm_cache(made.cache)
-    if former is not None:
-        former.close()
-    return made

@@ -30,8 +30,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generati
 from langchain_core.prompt_values import PromptValue
 from langchain_core.utils.utils import LC_AUTO_PREFIX
 
-from ibidem.adapter.chunks import split_text
 from ibidem.adapter.provider_fields import FINISH_REASON_KEYS, MODEL_KEYS, USAGE_KEYS, zeroed
+from ibidem.adapter.streams import split_text
 from ibidem.errors import NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
 from ibidem.prompts.documents import Ordinals, Prompt, Segment, plain

@@ -14,7 +14,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SerializeAsAny
 
-from ibidem.adapter.stream_scope import keep_scope
+from ibidem.adapter.streams import keep_scope
 from ibidem.errors import InvalidInput
 
 Wrapped = TypeVar("Wrapped")

@@ -10,8 +10,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import LLM
 
-from ibidem.adapter.chunks import split_text
-from ibidem.adapter.stream_scope import keep_scope
+from ibidem.adapter.streams import keep_scope, split_text
 from llama_index_ibidem.responses import Response, text_of
 
 

@@ -37,7 +37,7 @@ from pydantic import PrivateAttr
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.adapter.stream_scope import StreamMethods, keep_scope
+from ibidem.adapter.streams import StreamMethods, keep_scope
 from ibidem.prompts.documents import CONTEXT_KEYS, RetrievalLog, Retrieved, find_positions, occurs_at
 from ibidem.prompts.few_shot import FewShotBlock
 from llama_index_ibidem.delegation import DelegatingLLM

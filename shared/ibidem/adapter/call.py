@@ -24,7 +24,7 @@ from weakref import finalize, ref
 from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
 from ibidem.adapter.options import open_or_use
-from ibidem.adapter.stream_scope import keep_scope
+from ibidem.adapter.streams import keep_scope
 from ibidem.errors import NotCacheable
 from ibidem.pipeline import PendingRequest
 from ibidem.provenance import remember

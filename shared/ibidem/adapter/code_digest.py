@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from ibidem.adapter.object_identity import Watch
-from ibidem.adapter.stream_scope import unwrapped
+from ibidem.adapter.streams import unwrapped
 
 _FRAMEWORKS = ("langchain", "langgraph", "llama_index", "pydantic", "ibidem")
 _OURS = ("ibidem", "langchain_ibidem", "llama_index_ibidem")
