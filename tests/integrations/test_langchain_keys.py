@@ -799,6 +799,6 @@ def test_the_temperature_is_known(model: float | None, expected: float | None) -
     chat = ChatOpenAI(model="m", api_key="k", **settings)
     told = [chat._get_llm_string(), str(sorted({**settings, "model_name": "m"}.items()))]
 
-    assert [temperature_of(one) for one in told] == [expected] * 2
-    assert temperature_of(chat._get_llm_string(temperature=1.8)) == 1.8
+    assert [temperature_of([one]) for one in told] == [expected] * 2
+    assert temperature_of([chat._get_llm_string(temperature=1.8)]) == 1.8
     assert Desk().builder.build("[]", told[1]).temperature == expected

@@ -43,7 +43,7 @@ def key(model: BaseChatModel, messages: Any = ASKED, **parameters: Any) -> str:
     prompt = dumps(convert_to_messages([messages] if isinstance(messages, str) else messages))
     stop = parameters.pop("stop", None)
     shown = model._get_llm_string(stop=stop, **parameters)
-    return BUILDER.build(prompt, shown, ModelCall.of(model, None, parameters, stop)).key
+    return BUILDER.build(prompt, shown, ModelCall(model, None, parameters, stop)).key
 
 
 def chat(**options: Any) -> ChatOpenAI:
@@ -396,7 +396,7 @@ def test_a_setting_that_changes_during_a_call_does_not_move_the_answer(open_cach
 def completion_key(**parameters: Any) -> str:
     model = CompletionOpenAI(model="m", api_key="sk-1")
     shown = str(sorted({**model._dict_for_compat(), "stop": None}.items()))
-    return BUILDER.build(ASKED, shown, ModelCall.of(model, None, parameters)).key
+    return BUILDER.build(ASKED, shown, ModelCall(model, None, parameters)).key
 
 
 def test_parameters_of_a_completion_count() -> None:
@@ -420,7 +420,7 @@ def test_parameters_of_a_completion_count() -> None:
 def test_the_temperature_of_a_bound_completion_is_known() -> None:
     model = CompletionOpenAI(model="m", api_key="sk-1", temperature=0)
     shown = str(sorted({**model._dict_for_compat(), "stop": None}.items()))
-    assert BUILDER.build(ASKED, shown, ModelCall.of(model, None, {"temperature": 1.9})).temperature == 1.9
+    assert BUILDER.build(ASKED, shown, ModelCall(model, None, {"temperature": 1.9})).temperature == 1.9
 
 
 def test_an_answer_in_a_given_form_is_for_the_same_words_only() -> None:
@@ -432,10 +432,10 @@ def test_an_answer_in_a_given_form_is_for_the_same_words_only() -> None:
     model, prompt = CompletionOpenAI(model="m", api_key="sk-1"), dumps([HumanMessage(ASKED)])
     shown = str(sorted({**model._dict_for_compat(), "stop": None}.items()))
     found = [
-        BUILDER.build(ASKED, shown, ModelCall.of(model, None, {"response_format": {"type": "json_object"}})),
-        BUILDER.build(ASKED, shown, ModelCall.of(model)),
+        BUILDER.build(ASKED, shown, ModelCall(model, None, {"response_format": {"type": "json_object"}})),
+        BUILDER.build(ASKED, shown, ModelCall(model)),
         *(
-            BUILDER.build(prompt, one._get_llm_string(), ModelCall.of(one))
+            BUILDER.build(prompt, one._get_llm_string(), ModelCall(one))
             for one in (Formatted(format="json"), Formatted())
         ),
     ]

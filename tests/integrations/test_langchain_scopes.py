@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pytest
@@ -318,9 +319,9 @@ def test_a_direct_call_has_no_caller(cache: IbidemCache, core: Recording) -> Non
 
 
 def test_who_has_the_model_at_hand_says_so(cache: IbidemCache) -> None:
-    call = ModelCall.of(CountingChat(), None, {"n": 2}, ["."])
+    call = ModelCall(CountingChat(), None, {"n": 2}, ["."])
     assert (call.parameters, call.stop, call.metadata) == ({"n": 2}, ["."], {})
-    told = ModelCall(call.model, metadata=by(namespace="acme")["metadata"])
+    told = ModelCall(call.model, SimpleNamespace(**by(namespace="acme")))
     assert cache._requests.build(ASKED, "m", told).namespace == "acme"
 
 

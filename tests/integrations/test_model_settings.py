@@ -129,7 +129,7 @@ def key(model: Any, stop: list[str] | None = None, **parameters: Any) -> str:
     """As the adapter asks for it."""
     if isinstance(model, LLM):
         return identity(model)
-    caller = ModelCall.of(model, None, parameters, stop)
+    caller = ModelCall(model, None, parameters, stop)
     if isinstance(model, BaseChatModel):
         shown = model._get_llm_string(stop=stop, **parameters)
         return BUILDER.build(dumps([HumanMessage(ASKED)]), shown, caller).key

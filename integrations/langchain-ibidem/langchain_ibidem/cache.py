@@ -20,7 +20,7 @@ from ibidem.scope import current
 from ibidem.types import Answer, Hit, Request
 from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, PendingCalls, TokenEvents, pending_calls
 from langchain_ibidem.messages import attach_source, decode, parse, require_finished
-from langchain_ibidem.model_identity import ResponseFormat, describe, scope_for
+from langchain_ibidem.model_identity import ResponseFormat, describe, scope_for, temperature_of
 from langchain_ibidem.tracking import RenderedPrompt, Tracker, tracker
 
 if TYPE_CHECKING:
@@ -257,16 +257,16 @@ class RequestBuilder:
         model = describe(llm_string, call, named=bool(options.model_id))
         parsed = parse(prompt) if isinstance(prompt, str) else prompt
         evaluates = call is not None and self._tracker.is_evaluating(call.parent)
-        structured = any(map(_STRUCTURED.search, (llm_string, *model.texts)))
+        structured = any(map(_STRUCTURED.search, (llm_string, *model)))
         return build_request(
             parsed,
             self._context(self._tracker.rendered_prompt(parsed.fingerprint), documents),
             self._questions,
-            model=("langchain/1", options.model_id, *model.texts),
+            model=("langchain/1", options.model_id, *model),
             scope=scope,
             namespace=options.namespace,
             exact=not options.semantic or evaluates or structured,
-            temperature=model.temperature,
+            temperature=temperature_of(model),
             example=not evaluates,
         )
 

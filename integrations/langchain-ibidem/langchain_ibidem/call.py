@@ -45,36 +45,16 @@ class ModelCall:
 
     Attributes:
         model: The model; None if a cache around ours has changed what is asked.
-        parameters: Those of this call alone, and `stop`.
-        metadata: That of the run; `inherited` is the part that it was given from above.
         run: LangChain's manager of the run. The run of a completion model begins after the lookup.
-        parent: The id of the run around it.
+        parameters: Those of this call alone, without `stop`.
         begin: Begins the run of a completion model, as a list of one; in async code, awaited.
     """
 
     model: Any
+    run: Any = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     stop: list[str] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    inherited: Mapping[str, Any] = field(default_factory=dict)
-    run: Any = None
-    parent: UUID | None = None
     begin: Callable[[], Any] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        run_manager: Any = None,
-        parameters: Mapping[str, Any] | None = None,
-        stop: list[str] | None = None,
-        begin: Callable[[], Any] | None = None,
-    ) -> ModelCall:
-        """Describe the call by the manager of its run, or of the runs that are begun for it."""
-        metadata = getattr(run_manager, "metadata", None) or {}
-        inherited = getattr(run_manager, "inheritable_metadata", None) or {}
-        parent = getattr(run_manager, "parent_run_id", None)
-        return cls(model, parameters or {}, stop, metadata, inherited, run_manager, parent, begin)
 
     @classmethod
     def in_config(
@@ -87,7 +67,22 @@ class ModelCall:
             inheritable_metadata=config.get("metadata"),
             local_metadata=model.metadata,
         )
-        return cls.of(model, manager, parameters, stop)
+        return cls(model, manager, parameters, stop)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The metadata of the run."""
+        return getattr(self.run, "metadata", None) or {}
+
+    @property
+    def inherited(self) -> Mapping[str, Any]:
+        """The part of the metadata that the run was given from above."""
+        return getattr(self.run, "inheritable_metadata", None) or {}
+
+    @property
+    def parent(self) -> UUID | None:
+        """The id of the run around it."""
+        return getattr(self.run, "parent_run_id", None)
 
     def streams_in_invoke(self, *, in_async: bool) -> bool:
         """Whether LangChain streams this call of `invoke`, since somebody follows it chunk by chunk."""
@@ -280,13 +275,13 @@ class _PendingChat(PendingCalls):
 
     def _call(self, number: int, prompt: str) -> ModelCall | None:
         run = self._given["run_manager"]
-        return ModelCall.of(self._model, run, self._parameters, self._stop) if number == 0 else None
+        return ModelCall(self._model, run, self._parameters, self._stop) if number == 0 else None
 
     def _through_another_cache(self, prompt: str, llm_string: str) -> ModelCall | None:
         strings = cache_strings(self._model, self._given["messages"], self._stop, self._parameters)
         if strings == (prompt, llm_string):
             return self._call(0, prompt)
-        return ModelCall.of(None, self._given["run_manager"])
+        return ModelCall(None, self._given["run_manager"])
 
 
 class _PendingCompletion(PendingCalls):
@@ -311,7 +306,7 @@ class _PendingCompletion(PendingCalls):
             raise NotCacheable("caller_unreadable", "a cache around this one hides which prompt is whose")
         if same and cache_strings(self._model, prompt, self._stop, {}) == (prompt, llm_string):
             return calls[0]
-        return ModelCall(None, metadata=calls[0].metadata, inherited=calls[0].inherited)
+        return ModelCall(None, calls[0].run)
 
     def _described(self, number: int) -> ModelCall:
         kind = AsyncCallbackManager if self._in_async else CallbackManager
@@ -325,7 +320,7 @@ class _PendingCompletion(PendingCalls):
             self._model.metadata,
         )
         begin = partial(self._begin, manager, number)
-        return ModelCall.of(self._model, manager, self._parameters, self._stop, begin)
+        return ModelCall(self._model, manager, self._parameters, self._stop, begin)
 
     def _option(self, name: str, number: int) -> Any:
         option = self._given.get(name)

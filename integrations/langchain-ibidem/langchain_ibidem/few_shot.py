@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.example_selectors import BaseExampleSelector
@@ -94,18 +95,12 @@ class IbidemExampleSelector(BaseExampleSelector):
 
     def select_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
         """Select examples for the question among these variables, nearest first; none without a question."""
-        found = attempt(self._faults, "select examples", lambda: self._select(input_variables)) or []
-        self._record(_run(), found, input_variables)
-        return self._as_dicts(found)
+        return self._recorded(_run(), self._select(input_variables), input_variables)
 
     async def aselect_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
         """As `select_examples`, in a thread."""
         run = _run()
-        found = await in_thread(
-            attempt, self._faults, "select examples", lambda: self._select(input_variables)
-        )
-        self._record(run, found or [], input_variables)
-        return self._as_dicts(found or [])
+        return self._recorded(run, await in_thread(self._select, input_variables), input_variables)
 
     def faults(self) -> dict[str, int]:
         """How often a failure was swallowed, by cause."""
@@ -115,16 +110,18 @@ class IbidemExampleSelector(BaseExampleSelector):
         return f"{type(self).__name__}(k={self._k}, namespace={self._namespace!r})"
 
     def _select(self, variables: Mapping[str, Any]) -> list[Example]:
-        return self.cache.examples.select_for(variables, self._k, input_key=self._input_key, **self._options)
+        """Select examples; none if that fails."""
+        select = partial(self.cache.examples.select_for, variables, self._k, input_key=self._input_key)
+        return attempt(self._faults, "select examples", partial(select, **self._options)) or []
 
-    def _record(self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]) -> None:
-        """Record the examples for the prompt that is being rendered."""
+    def _recorded(
+        self, run: Any, found: Sequence[Example], variables: Mapping[str, Any]
+    ) -> list[dict[str, str]]:
+        """Record the examples for the prompt that is being rendered, and return them as dicts."""
         if run is not None and found and not self._in_key:
             pairs = tuple((example.question, example.answer) for example in found)
             given = frozenset(text for text in variables.values() if isinstance(text, str))
             self._tracker.examples_selected(run.int, FewShotBlock(self._settings, pairs, other_texts=given))
-
-    def _as_dicts(self, found: Sequence[Example]) -> list[dict[str, str]]:
         question, answer = self._names
         return [{question: example.question, answer: example.answer} for example in found]
 

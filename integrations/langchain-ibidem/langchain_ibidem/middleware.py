@@ -371,12 +371,10 @@ def _tool(tool: BaseTool | dict[str, Any]) -> dict[str, Any]:
 
 def _form(form: Any) -> list[Any]:
     """Describe the form of the answer. A class counts by its schema."""
-    if isinstance(form, ProviderStrategy):
-        specs = [form.schema_spec]
-    else:
-        strategy = form if isinstance(form, ToolStrategy) else ToolStrategy(getattr(form, "schema", form))
-        specs = strategy.schema_specs
-    kind = type(form).__name__ if isinstance(form, (ToolStrategy, ProviderStrategy)) else "auto"
+    explicit = isinstance(form, (ToolStrategy, ProviderStrategy))
+    strategy = form if explicit else ToolStrategy(getattr(form, "schema", form))
+    specs = [strategy.schema_spec] if isinstance(strategy, ProviderStrategy) else strategy.schema_specs
+    kind = type(form).__name__ if explicit else "auto"
     return [
         kind,
         *(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -57,19 +57,10 @@ _PREFIX = "ibidem_"  # of metadata
 _TERMS = frozenset(("namespace", "user", "bypass", "max_age", "ttl", "tags"))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """A model with the parameters of one call.
-
-    `texts` are compared; they may hold secrets: only ever hash them.
-    """
-
-    texts: tuple[str, ...]
-    temperature: float | None
-
-
-def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) -> ModelDescription:
+def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) -> list[str]:
     """Describe the living model and its parameters; by `llm_string` where the call is unknown.
+
+    The texts are compared; they may hold secrets: only ever hash them.
 
     Args:
         llm_string: LangChain's description of the model and the call. It is made once for a model, whatever
@@ -82,21 +73,24 @@ def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) ->
     """
     if call is None or call.model is None:
         _require_description(llm_string, named=named)
-        return ModelDescription((llm_string,), temperature_of(llm_string))
+        return [llm_string]
     given = {name: value for name, value in sorted(call.parameters.items()) if name not in OPERATIONAL}
     if call.stop is not None:
         given["stop"] = call.stop
     state = state_of(call.model, _RULES, lenient=named)
     values = json.dumps(values_of(given)) if given else "{}"
-    temperatures = [told for text in (state, values) if (told := temperature_of(text)) is not None]
-    names = ResponseFormat.of(call.parameters).names
-    return ModelDescription((state, with_numbers(values, names)), max(temperatures, default=None))
+    return [state, with_numbers(values, ResponseFormat.of(call.parameters).names)]
+
+
+def temperature_of(described: Sequence[str]) -> float | None:
+    """Return the temperature, the highest if the call gives another than the model; None if unknown."""
+    temperatures = [found for text in described if (found := _temperature_of(text)) is not None]
+    return max(temperatures, default=None)
 
 
 @lru_cache(256)
-def temperature_of(described: str) -> float | None:
-    """Return the temperature, the highest if the call gives another than the model; None if unknown."""
-    return max(map(float, _TEMPERATURE.findall(described)), default=None)
+def _temperature_of(text: str) -> float | None:
+    return max(map(float, _TEMPERATURE.findall(text)), default=None)
 
 
 def _require_description(llm_string: str, *, named: bool) -> None:
@@ -237,13 +231,8 @@ def _joined(here: Scope, named: Scope) -> Scope:
         one, other = getattr(here, name), getattr(named, name)
         if one and other and one != other:
             raise _conflict(_PREFIX + name)
-    return Scope(
-        namespace=here.namespace or named.namespace,
-        user=here.user or named.user,
-        bypass=here.bypass or named.bypass,
-        max_age=_least(here.max_age, named.max_age),
-        ttl=_least(here.ttl, named.ttl),
-        tags=tuple(dict.fromkeys((*here.tags, *named.tags))),
+    return replace(
+        here.merge(named), max_age=_least(here.max_age, named.max_age), ttl=_least(here.ttl, named.ttl)
     )
 
 

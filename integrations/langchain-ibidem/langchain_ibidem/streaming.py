@@ -167,7 +167,7 @@ class _CachedStream:
         def request() -> Request:
             with use_scope(self._scope):
                 if run is not None:
-                    call = ModelCall.of(self._model, run, parameters, stop)
+                    call = ModelCall(self._model, run, parameters, stop)
                 else:
                     call = ModelCall.in_config(self._model, self._config, parameters, stop)
                 strings = cache_strings(self._model, asked, stop, parameters)

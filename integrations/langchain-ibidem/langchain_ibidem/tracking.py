@@ -122,30 +122,13 @@ _DONE = _Done()
 _AWAITING = getattr(getattr(manager, "_ahandle_event_for_handler", None), "__code__", None)
 
 
-class _ByCaller:
-    """A method that is a coroutine function for the code of LangChain that awaits, else a plain one."""
-
-    def __init__(self, handle: Callable[..., Any]) -> None:
-        async def awaited(*args: Any, **kwargs: Any) -> None:
-            handle(*args, **kwargs)
-
-        self._handle, self._awaited = handle, awaited
-        self.__doc__ = handle.__doc__
-
-    def __get__(self, tracker: Tracker | None, owner: type[Tracker]) -> Any:
-        if tracker is None:
-            return self
-        awaits = sys._getframe(1).f_code is _AWAITING
-        return MethodType(self._awaited if awaits else self._handle, tracker)
-
-
 def _event(method: Callable[..., None]) -> Any:
     """Make a method an event handler: it never raises, and costs no thread in async runs.
 
     LangChain sends a plain method of a handler to an executor, at several times the cost of the method; a
-    coroutine function it awaits in place. A function can be marked as one from Python 3.12 on. (`run_inline =
-    True` would do the same everywhere, but hides `on_llm_start` from everybody else's handlers: langchain
-    issue 39633.)
+    coroutine function it awaits in place. A function can be marked as one from Python 3.12 on; before, it is
+    one for LangChain's code that awaits, and plain for all other. (`run_inline = True` would do the same
+    everywhere, but hides `on_llm_start` from everybody else's handlers: langchain issue 39633.)
     """
 
     @functools.wraps(method)
@@ -158,11 +141,14 @@ def _event(method: Callable[..., None]) -> Any:
 
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(handle)
-    return _ByCaller(handle)
 
+    async def awaited(*args: Any, **kwargs: Any) -> None:
+        handle(*args, **kwargs)
 
-def _always(self: Tracker) -> bool:
-    return True
+    def by_caller(self: Tracker) -> MethodType:
+        return MethodType(awaited if sys._getframe(1).f_code is _AWAITING else handle, self)
+
+    return property(by_caller)
 
 
 class Tracker(BaseCallbackHandler):
@@ -174,8 +160,8 @@ class Tracker(BaseCallbackHandler):
 
     run_inline = False
     raise_error = False
-    ignore_llm = ignore_chat_model = ignore_agent = property(_always)
-    ignore_retry = ignore_custom_event = property(_always)
+    ignore_llm = ignore_chat_model = ignore_agent = True
+    ignore_retry = ignore_custom_event = True
 
     def __init__(self) -> None:
         self.faults = Faults()

@@ -1,8 +1,8 @@
 """Keep the scope of streams, and split stored texts to repeat them as streams.
 
 A stream keeps the scope in which it was asked for, whoever reads it, wherever and whenever. A generator has
-no context of its own: what it does, it does in the context of its reader, step by step. A web handler returns a
-stream from within `ibidem.scope`, and the server reads it outside; or, with several tenants in one thread,
+no context of its own: what it does, it does in the context of its reader, step by step. A web handler returns
+a stream from within `ibidem.scope`, and the server reads it outside; or, with several tenants in one thread,
 within the scope of another. So the generator is wrapped where it is asked for: each step of it runs in the
 scope in force there, and between the steps its reader is in his own.
 """
