@@ -291,9 +291,11 @@ class PendingRequest:
 
     def __init__(self, steps: CacheSteps, request: Request) -> None:
         valid = isinstance(request, Request)  # the lookup refuses others
-        self.request = freeze_scope(request) if valid else request
+        if valid and request.scope_context is None:  # one of an adapter has a scope already
+            request = freeze_scope(request)
+        self.request = request
         self._steps = steps
-        bypassed = valid and is_bypassed(self.request)
+        bypassed = valid and is_bypassed(request)
         self._timeout = 0.0 if bypassed else steps.timeout
         self._deadline: float | None = None  # of waiting; None before
         self._since = 0

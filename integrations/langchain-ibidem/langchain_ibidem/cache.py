@@ -181,7 +181,7 @@ class _Lookup:
         if self._calls is None:
             self.abort()  # nobody would tell that the model failed
         elif found is not None:
-            self._calls.lookups.remove(self)
+            self._calls.lookups = [lookup for lookup in self._calls.lookups if lookup is not self]
         else:
             self._missed = True
             self._attempt(self._adapter.looking_up, partial(self._watch_stream, in_async=in_async))
