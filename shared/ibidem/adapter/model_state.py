@@ -124,6 +124,8 @@ class _Read(NamedTuple):
     state: Any
 
 
+# A model whose own values refer to it, such as by a callback, is kept alive by its watch: hence a bound.
+_MOST_READ = 1_024
 _read: dict[int, _Read] = {}
 
 
@@ -139,6 +141,9 @@ def _read_once(thing: Any, way: tuple[Rules | None, bool], read: Callable[[_Walk
     if walk.watch.is_whole:
         with suppress(TypeError):  # an object that cannot be referred to weakly is read every time
             _read[id(thing)] = _Read(weakref.ref(thing, partial(_forget, id(thing))), now, walk.watch, state)
+            if len(_read) > _MOST_READ:
+                with suppress(StopIteration, RuntimeError):  # others, or the garbage collector, may change it
+                    _read.pop(next(iter(_read)), None)  # the oldest
     return state
 
 
