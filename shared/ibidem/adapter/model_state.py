@@ -89,7 +89,7 @@ def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
             its class.
 
     Raises:
-        NotCacheable: It holds itself.
+        NotCacheable: It is nested too deeply.
     """
     return _read_once(model, (rules, lenient), lambda walk: json.dumps(walk.model(model)))
 
@@ -160,7 +160,7 @@ class _Walk:
         self._rules, self._lenient = rules, lenient
         self._spends = spends  # whether what can be read only once is read by the model
         self.watch = Watch()
-        self._depth = 0
+        self._path: list[int] = []  # ids of the objects that are being read, each within the one before
         self._reading: list[type] = []
 
     def value(self, value: Any) -> Any:
@@ -169,13 +169,18 @@ class _Walk:
             return value
         if kind is float:
             return int(value) if value.is_integer() else value
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise NotCacheable("opaque_parameters", "the model or the call holds an object that holds itself")
+        number = id(value)
+        if number in self._path:  # such as a bound method that a model holds of itself
+            return {"holder": self._path.index(number)}
+        if len(self._path) >= _DEEPEST:
+            raise NotCacheable(
+                "opaque_parameters", f"the model or the call holds {_DEEPEST} objects in another"
+            )
+        self._path.append(number)
         try:
             return self._composed(value)
         finally:
-            self._depth -= 1
+            self._path.pop()
 
     def named(self, name: str, value: Any) -> Any:
         """A value in a place of this name."""
