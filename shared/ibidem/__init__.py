@@ -1,7 +1,7 @@
 """Ibidem: a semantic answer cache that compares the question by meaning and everything else exactly.
 
-`ibidem.open()` gives a cache; `langchain_ibidem` and `llama_index_ibidem` are for the frameworks. Importing
-this package is cheap: Chroma, the embedding model and the database load when a cache is opened or first used.
+`ibidem.open()` opens a cache; `langchain_ibidem` and `llama_index_ibidem` are for the frameworks. Importing
+this package is fast: Chroma, the embedding model and the database load when a cache is opened or first used.
 """
 
 from __future__ import annotations
@@ -98,71 +98,72 @@ def open(
     prices: str | Path | Mapping[str, Any] | None = None,
     telemetry_namespace: bool | None = None,
 ) -> SemanticCache:
-    """Open a cache. What is not given comes from `IBIDEM_*` variables, then from the defaults.
+    """Open a cache. Arguments not given come from `IBIDEM_*` variables, or are the defaults.
 
     Args:
         path: Directory for the database and the vector index; default: the user's data directory.
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
         chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
-        chroma_headers: Sent to it with each request, such as the token that a proxy before it asks for.
-        index: Opens a vector index of your own (`ibidem.index.base.VectorIndex`) instead of Chroma, for the
-            collection of the name that it is given: at the first use, after a failure and in a forked child.
-        embedder: What embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
+        chroma_headers: Headers of each request to the server, such as the token of a proxy.
+        index: Function that opens your own vector index (`ibidem.index.base.VectorIndex`) instead of Chroma,
+            by the name of the collection; called at the first use, after a failure and in a forked child.
+        embedder: Embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.
-        threshold: Least score of a candidate (0.5 to 1; it reads like a cosine similarity). Not given,
-            `max_error_rate` decides.
-        max_error_rate: Wrong answers per hit by meaning that you accept (above 0, at most 0.0375, or below
-            0.5 with `audit_rate` or `threshold`; 0.02).
+        threshold: Least score of a hit (0.5 to 1; it reads like a cosine similarity); default: the one for
+            `max_error_rate`.
+        max_error_rate: Accepted share of wrong answers among the hits by meaning (above 0, at most 0.0375, or
+            below 0.5 with `audit_rate` or `threshold`; 0.02).
         audit_rate: Share of the hits by meaning that are audited (0 to 1; 0): the model is asked although
-            an answer is stored, and `compare` judges the two. Above 0, nothing is served by meaning until
-            the judgements show that `max_error_rate` is kept. At 0 a threshold that was measured for
-            `max_error_rate` on other traffic decides.
+            an answer is stored, and `compare` compares the two. Above 0, nothing is served by meaning until
+            the audits show that `max_error_rate` is kept. At 0, the threshold is the one measured for
+            `max_error_rate` on other traffic.
         compare: Called with question, stored answer and fresh answer, in a background thread; returns
             whether the stored one would have been right. Default: `ibidem.audits.judge.AnswerJudge`, a
             stand-in for short answers.
         document_policy: Which documents must be unchanged: `supporting` (those that support the answer;
             default), `all` or `ignore` (none).
-        ttl: Seconds an answer lives (30 days); `math.inf` for ever.
-        namespace_ttl: The same for single namespaces, by their names.
-        jitter: Share of its life (0 to below 1; 0) by which an answer may die earlier, so that those stored
-            together do not expire together.
-        sliding: True to let the life of an answer begin anew whenever it is served. A wrong answer that is
-            often asked for then lives for ever.
-        stale_while_revalidate: Seconds (0) after its life in which an answer is still served while one caller
-            refreshes it.
-        max_entries: Answers kept (any number); then the least useful are evicted, within about a second.
-        max_bytes: Bytes they may take in the database (any number), estimated from texts and vectors.
-        eviction: What is evicted: `cost`, what saves the fewest tokens (default), or `lru`, what was not
-            asked for the longest.
-        max_temperature: Answers sampled at a higher temperature are not stored (1.0, where providers
-            sample unless told otherwise: above it somebody wants variety).
-        max_writes_per_hour: Answers stored per namespace by this process (any number), against poisoning.
+        ttl: Lifetime of an answer in seconds (30 days); `math.inf` for ever.
+        namespace_ttl: Lifetimes for single namespaces, by name.
+        jitter: Share of its lifetime (0 to below 1; 0) by which an answer may expire earlier, so that answers
+            stored together do not expire together.
+        sliding: True to restart the lifetime of an answer whenever it is served. A wrong answer that is often
+            asked for then lives for ever.
+        stale_while_revalidate: Seconds (0) after its lifetime in which an answer is still served while one
+            caller refreshes it.
+        max_entries: Most answers to keep (no limit); beyond it they are evicted, within about a second.
+        max_bytes: Most bytes they may take in the database (no limit), estimated from texts and vectors.
+        eviction: Which are evicted: `cost`, those that save the fewest tokens (default), or `lru`, the least
+            recently used.
+        max_temperature: Answers sampled at a higher temperature are not stored (1.0, the default of
+            providers: a higher one asks for variety).
+        max_writes_per_hour: Most answers stored per namespace and hour by this process (no limit), against
+            poisoning.
         redact: Returns a text without what must not be stored, such as names or keys. A question that it
-            changes is compared exactly and written to logs as it returns it; an answer that it changes is
-            not stored. What the logs hold already is redacted in the background.
+            changes is compared exactly and logged as redacted; an answer that it changes is not stored.
+            Existing logs are redacted in the background.
         should_store: Called with a request and its answer; returns whether the answer may be stored.
         single_flight: Seconds that a request waits while an identical one asks the model (30), instead of
             asking too; 0 switches it off.
-        examples: False to keep no examples: questions and answers, by default those that are stored, for
-            few-shot prompts and fine-tuning (`SemanticCache.examples`). They outlive the stored answers.
-        example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are.
+        examples: False to keep no examples (`SemanticCache.examples`): by default, stored questions and
+            answers are kept for few-shot prompts and fine-tuning. They outlive the stored answers.
+        example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are kept.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
         verifier: Scores candidates instead of the shipped score (`ibidem.matching.policy.Verifier`); needs
             `threshold`, on the scale of its scores, or `audit_rate`.
         guards: Functions of the features of two questions (`ibidem.matching.text.QuestionFeatures`) that
-            return whether one answer must not serve both; they run behind the shipped guards.
-        prices: What models cost, before the dated list prices that are shipped: a JSON file, or what it would
-            hold (see `ibidem.costs`).
-        telemetry_namespace: True to tell OpenTelemetry and the log the namespace too, which may name a person
-            (False).
+            return whether one answer must not serve both; they run after the shipped guards.
+        prices: Prices of models, which override the shipped list prices: a JSON file, or a mapping like it
+            (see `ibidem.costs`).
+        telemetry_namespace: True to report the namespace, which may name a person, to OpenTelemetry and the
+            log (False).
 
     Raises:
-        ConfigurationError: A setting is wrong, or another cache that is open on this place contradicts it.
+        ConfigurationError: A setting is wrong, or contradicts a cache that is open on this location.
         InvalidInput: `compare`, `redact`, `should_store`, `verifier` or a guard cannot be called, the
-            verifier has no threshold, or an argument has another name since 0.2.
+            verifier has no threshold, or an argument was renamed in 0.2.
         EmbedderUnavailable: No embedding model was found.
-        StorageError: The place cannot be used.
+        StorageError: The location cannot be used.
     """
     given = dict(locals())
     from ibidem.cache import SemanticCache

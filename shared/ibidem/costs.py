@@ -52,8 +52,8 @@ _Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 class Price(BaseModel):
     """The price of a million input and output tokens.
 
-    `names` are other names of the same model; if it is `dated`, its name with any date is one too. `provider`
-    sells it, `source` and `as_of` tell where the price is from, and of which day.
+    `names` are other names of the same model; if `dated`, so is its name with any date. `provider` sells it,
+    `source` and `as_of` are source and date of the price.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

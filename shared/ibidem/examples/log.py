@@ -61,13 +61,13 @@ class ExampleLog:
     def add(self, example: Example) -> bool:
         """Add an example; returns at once. False, counted in `stats().faults`, if it cannot be kept.
 
-        It is written as `redact` returns it, and within `ibidem.scope` in its namespace if it names none. It
-        cannot be kept where no database holds a text (lone surrogates, NUL) or a number of it, and while
-        10,000 wait to be written; nor, uncounted, by a cache that keeps none (`examples=False`). Never raises
-        because storage failed.
+        It is written as `redact` returns it, and within `ibidem.scope` in its namespace if it has none. It
+        cannot be kept if no database holds one of its texts (lone surrogates, NUL) or numbers, or while
+        10,000 wait to be written; nor, uncounted, by a cache without examples (`examples=False`). Never
+        raises because storage failed.
 
-        If this process stored the same answer to the same question in this cache within ten seconds, both are
-        one example: it has what either knows, unless the other was written already.
+        If this process stored the same answer to the same question in this cache within ten seconds, the two
+        become one example with what either knows, unless the other was written already.
 
         Raises:
             InvalidInput: `example` is not an `Example`.
@@ -97,9 +97,9 @@ class ExampleLog:
         return self._shared.add(EmbeddedExample(shown, submitted=now))
 
     def of_entry(self, entry: Entry, answer: Answer, embedder: str) -> None:
-        """Keep what was just stored as an example too, if people read it and the question is known.
+        """Keep a stored entry as an example too, if its question is known and its answer a text for people.
 
-        `embedder` is the fingerprint of what made the entry's vector.
+        `embedder` is the fingerprint of the embedder of the entry's vector.
         """
         if not self.kept or entry.question is None or not answer.semantic:
             return
@@ -127,11 +127,11 @@ class ExampleLog:
         `SemanticCache.feedback` rates the examples of an entry.
 
         Args:
-            example_id: `Example.id`, as `recent` and `select` give it.
-            good: Whether it is a good one.
+            example_id: `Example.id`, from `recent` or `select`.
+            good: Whether it is good.
 
         Returns:
-            Whether there is such an example, within `ibidem.scope` in its namespace.
+            Whether the example exists (within `ibidem.scope`, in its namespace).
 
         Raises:
             InvalidInput: An argument has the wrong type.
@@ -224,7 +224,7 @@ class ExampleLog:
             variables: The values of the template's variables.
             k: How many at most.
             input_key: The variable that holds the question; else the usual ones.
-            namespace: Whose examples; `ibidem.scope` takes its place.
+            namespace: Whose examples; overridden by `ibidem.scope`.
             **options: As of `select`, which raises the same.
         """
         question = question_of(variables, input_key)
@@ -293,7 +293,7 @@ _UNKNOWN = (None, "", ())
 
 @dataclass(slots=True)
 class _Report:
-    """One report of an answer, waiting for the other: `number` is its place in the queue."""
+    """A report of an answer that may be joined by another one; `number` is its position in the queue."""
 
     number: int
     stored: bool

@@ -418,7 +418,7 @@ def documents_agree(request: Request, entry: Entry, document_policy: DocumentPol
 LEAST_SHARE = 0.2
 SHARE_OF_BEST = 0.5
 # Pairs of a word of the answer and a document that holds it: as many as an answer of 4,000 words has with 500
-# documents that hold a fifth of its words each. With more, the support cannot be told.
+# documents that hold a fifth of its words each. With more, the support is unknown.
 MAX_PAIRS = 400_000
 
 _WORD = re.compile(r"\w+")
@@ -426,7 +426,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def supporting(answer: str, question: str, documents: Sequence[Document]) -> frozenset[str]:
-    """Return the digests of the documents that support the answer; empty if that cannot be told."""
+    """Return the digests of the documents that support the answer; empty if unknown."""
     known = _words(question)
     sentences = [(sentence, _words(sentence)) for sentence in _SENTENCE_END.split(answer)]
     holders = _holders(frozenset().union(*(words for _, words in sentences)), documents)

@@ -138,7 +138,7 @@ class Telemetry:
     """Telemetry of one cache. No method raises; exceptions of exporters are counted as faults.
 
     Args:
-        place: Names the cache.
+        place: Id of the cache location.
         threshold: Returns the least score that is served now.
         counted: Counts failures.
         prices: Prices of models.
