@@ -28,9 +28,16 @@ class Tokens:
         self._tokenizer = AutoTokenizer.from_pretrained(base)
 
     def pairs(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """The ids of each pair, both questions in one sequence."""
+        """The ids of each pair, both questions in one sequence, in the order of their texts.
+
+        So a pair has one score, whichever of the two is asked, and nothing is spent on learning that.
+        """
+        ordered = [sorted((pair.a, pair.b)) for pair in pairs]
         found: list[list[int]] = self._tokenizer(
-            [p.a for p in pairs], [p.b for p in pairs], verbose=False, return_attention_mask=False
+            [one for one, _ in ordered],
+            [other for _, other in ordered],
+            verbose=False,
+            return_attention_mask=False,
         )["input_ids"]
         return found
 

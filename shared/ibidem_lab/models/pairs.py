@@ -86,7 +86,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def labelled_pairs(groups: Sequence[Group], workloads: Workloads, seed: int = 7) -> list[Pair]:
-    """All pairs with a label that may be trained on, shuffled, each in random order.
+    """All pairs with a label that may be trained on, shuffled.
 
     Beside those of the groups and of the workloads: small edits that keep the answer, small edits of a year
     or an identifier that change it, and pairs of questions that have nothing to do with each other.
@@ -102,7 +102,9 @@ def labelled_pairs(groups: Sequence[Group], workloads: Workloads, seed: int = 7)
     pairs += _edits(texts, rewording.DIFFERENT, 0.0, len(texts) // 10, rng)
     rng.shuffle(texts)
     pairs += [Pair(a, b, 0.0) for a, b in pairwise(texts[: len(texts) // 12])]
-    return _shuffled(_allowed(pairs, groups, workloads), rng)
+    allowed = _allowed(pairs, groups, workloads)
+    rng.shuffle(allowed)
+    return allowed
 
 
 def unlabelled_pairs(
@@ -123,7 +125,9 @@ def unlabelled_pairs(
         pairs += _edits(own, edits, 0.5, len(own), rng)
     pairs += _near_misses_of_one_group(train)
     once = list({(pair.a, pair.b): pair for pair in pairs}.values())
-    return _shuffled(_allowed(once, groups, workloads), rng)
+    allowed = _allowed(once, groups, workloads)
+    rng.shuffle(allowed)
+    return allowed
 
 
 def _edits(
@@ -166,9 +170,3 @@ def _allowed(pairs: Iterable[Pair], groups: Iterable[Group], workloads: Workload
     keep_out = workloads.keep_out
     held_out = {text for group in groups if group.held_out for text in group.texts}
     return [p for p in pairs if not held_out & {p.a, p.b} and not keep_out.any_of((p.a, p.b))]
-
-
-def _shuffled(pairs: Sequence[Pair], rng: random.Random) -> list[Pair]:
-    turned = [Pair(pair.b, pair.a, pair.same) if rng.random() < 0.5 else pair for pair in pairs]
-    rng.shuffle(turned)
-    return turned

@@ -48,10 +48,8 @@ def pair_hash(pair: Pair) -> int:
 def average_scores(
     models: Sequence[CrossEncoder], tokens: Tokens, pairs: Sequence[Pair]
 ) -> NDArray[np.float32]:
-    """The mean logit over the models and both orders of each pair; NaN beyond the window."""
-    turned = [Pair(p.b, p.a, p.same) for p in pairs]
-    found = [scores(model, tokens, order) for model in models for order in (pairs, turned)]
-    clipped = [np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT) for logits in found]
+    """The mean logit over the models of each pair; NaN beyond the window."""
+    clipped = [np.clip(scores(model, tokens, pairs), -LARGEST_LOGIT, LARGEST_LOGIT) for model in models]
     mean: NDArray[np.float32] = np.mean(clipped, axis=0, dtype=np.float32)
     return mean
 
