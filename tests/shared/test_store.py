@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,3 +238,15 @@ def test_lookups_use_indexes(store: Store, tmp_path: Path) -> None:
     )
     assert [part in plan for part, plan in zip(expected, plans, strict=True)] == [True] * 6, plans
     assert not [plan for plan in plans if "SCAN" in plan]
+
+
+def test_a_connection_returned_after_closing_is_closed(store: Store) -> None:
+    """A read that is late gets another one, which does not stay open either."""
+    pool: Any = store._engine.pool
+    used = pool._do_get()
+    store.close()
+    pool._do_return_conn(used)
+
+    assert used.dbapi_connection is None
+    assert store.entries.get("x") is None
+    assert not store._engine.pool._free  # type: ignore[attr-defined]
