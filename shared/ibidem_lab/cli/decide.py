@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 import ibidem
 from ibidem.cache import SemanticCache
@@ -82,7 +83,7 @@ def decide_pairs(
             allowed = _error_rate(cache, max_error_rate)
     if as_json:
         for pair, decision in zip(given, decisions, strict=True):
-            print(_line(pair, decision))  # noqa: T201 - for programs: no wrapping, no colours
+            out.print(Text(_line(pair, decision)), soft_wrap=True)  # in ASCII: what is not is escaped
     else:
         report = report_decisions(decisions, [pair.same for pair in given], allowed)
         out.print(_table(report, pairs.name))

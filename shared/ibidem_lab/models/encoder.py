@@ -47,7 +47,7 @@ def train_encoder(
         found: torch.Tensor = model(*tokens.batch(tokens.texts(texts), where))
         return found
 
-    def loss_of(places: list[int]) -> torch.Tensor:
+    def loss_of(places: list[int], step: int) -> torch.Tensor:
         anchors: list[str] = []
         positives: list[str] = []
         others: list[str] = []

@@ -32,7 +32,7 @@ def train_cross_encoder(
     where = device()
     model.to(where)
 
-    def loss_of(places: list[int]) -> torch.Tensor:
+    def loss_of(places: list[int], step: int) -> torch.Tensor:
         logits = model(*tokens.batch([rows[i] for i in places], where))
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, target[places].to(where))
 

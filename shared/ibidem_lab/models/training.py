@@ -68,7 +68,7 @@ def batches_of(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[in
 
 def train(
     model: Model,
-    loss_of: Callable[[list[int]], Tensor],
+    loss_of: Callable[[list[int], int], Tensor],
     lengths: Sequence[int],
     schedule: Schedule,
     checkpoint: Path,
@@ -77,10 +77,10 @@ def train(
 ) -> None:
     """Train a model in place; from its checkpoint, if that was made for the same.
 
-    `loss_of` gets the places of a batch's examples and returns their mean loss. When done, the checkpoint
-    holds the model and the last step, so that a repeated call only loads it; beside it lies the state before
-    the cooldown (`.stable`), from which a call with more examples goes on. `validate` says how good the
-    model is, eight times.
+    `loss_of` gets the places of a batch's examples and the step, and returns their mean loss. When done, the
+    checkpoint holds the model and the last step, so that a repeated call only loads it; beside it lies the
+    state before the cooldown (`.stable`), from which a call with more examples goes on. `validate` says how
+    good the model is, eight times.
     """
     optimizer = torch.optim.AdamW(_parameters(model, schedule.rate), weight_decay=0.01, fused=True)
     states = _States(checkpoint, schedule, schedule.terms(len(lengths)))
@@ -95,7 +95,7 @@ def train(
         if step == schedule.stable:
             states.save(states.stable, step, model, optimizer)
         model.train()
-        loss = loss_of(next(source))
+        loss = loss_of(next(source), step)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
