@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ibidem._util.renamed import refuse_old_arguments
 from ibidem.errors import (
     CacheClosed,
     ConfigurationError,
@@ -23,7 +24,6 @@ from ibidem.errors import (
 from ibidem.example import Example
 from ibidem.lifecycle.invalidation import Invalidated
 from ibidem.provenance import aforget, forget
-from ibidem.renamed import refuse_old_arguments
 from ibidem.scope import scope
 from ibidem.types import Answer, Document, Hit, Miss, Rejected, Request, Stored, namespace_of
 

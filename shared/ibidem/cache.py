@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from ibidem._util.concurrency import ForkSafeLock, deadline, in_thread
 from ibidem.audits.auditor import Auditor
+from ibidem.audits.ledger import AuditStats
 from ibidem.costs import Prices, read_prices, savings
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
@@ -20,15 +21,13 @@ from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.decisions import PairDecision, decide_pairs
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Verifier
-from ibidem.opening import build_parts
-from ibidem.pickling import Opening
+from ibidem.opening import Opening, build_parts
 from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, EMPTY_SCOPE, freeze_scope
 from ibidem.scope import current as current_scope
 from ibidem.settings import Settings
-from ibidem.stats import Stats
 from ibidem.storage.logs import JudgementRow, LookupRow, feedback_row, lookup_row
 from ibidem.storage.statistics import LogFilter
 from ibidem.telemetry.telemetry import Telemetry
@@ -52,6 +51,43 @@ from ibidem.types import (
 REOPEN_SECONDS = 10.0  # until an unpickled cache that could not be opened is tried again
 
 OnLookup = Callable[[Request, Hit | Miss], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Statistics of a cache; sums over all processes that used the database.
+
+    `hits` by tier and `misses` by reason count the lookups still in the log (the last 100,000), `rejected`
+    by reason and `faults` by cause are of this process since opening. `unindexed` entries are stored but not
+    yet in the vector index; `examples` counts the example log; `index` says whether the index is in use, or
+    why not. `waits` counts the requests of this process that waited for an identical one, by outcome: `hit`,
+    `asked` (the other failed, or its answer was rejected) or `timeout`. `audits` covers the 20 namespaces
+    audited last; it is empty without audits.
+
+    `money_saved` is what the answers of hits would have cost, in `currency`; None if no price is known.
+    `prices_as_of` is the date of the shipped prices, "" if only your own count. `unpriced` counts, by model,
+    the hits whose cost is unknown: no price, or no token count.
+    """
+
+    entries: int
+    semantic_entries: int
+    unindexed: int
+    hits: dict[str, int]
+    misses: dict[str, int]
+    tokens_saved: int
+    examples: int
+    rejected: dict[str, int]
+    faults: dict[str, int]
+    index: str
+    audits: tuple[AuditStats, ...] = ()
+    bytes: int = 0
+    evicted: int = 0
+    expired: int = 0
+    waits: dict[str, int] = field(default_factory=dict)
+    money_saved: float | None = None
+    currency: str = ""
+    prices_as_of: str = ""
+    unpriced: dict[str, int] = field(default_factory=dict)
 
 
 class SemanticCache:

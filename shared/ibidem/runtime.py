@@ -28,7 +28,6 @@ from ibidem.index.external import open_external
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.index.search import IndexOpener, SemanticIndex, VectorSearch
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
-from ibidem.maintenance import Housekeeping
 from ibidem.matching.fitted import adopted, warn_of_old_score
 from ibidem.matching.policy import scorer_for
 from ibidem.settings import Settings
@@ -36,6 +35,7 @@ from ibidem.single_flight import SingleFlight
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
 from ibidem.storage.entries import entry_size
 from ibidem.storage.logs import LogRedactor, LookupQueue, LookupRow
+from ibidem.storage.maintenance import Housekeeping
 from ibidem.storage.store import Store
 from ibidem.telemetry import metrics
 from ibidem.telemetry.telemetry import record_audit

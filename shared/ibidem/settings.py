@@ -15,11 +15,11 @@ from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from ibidem._util.renamed import ARGUMENTS, VALUES
 from ibidem._util.urls import redact_url
 from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Bounds, Eviction, Lifetime
 from ibidem.matching.policy import DocumentPolicy, Policy, threshold_for
-from ibidem.renamed import ARGUMENTS, VALUES
 from ibidem.types import storable
 
 # Least score of a candidate that an audited cache asks its budget about: of those slightly above (to 0.85)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ibidem import Answer, ConfigurationError, Example, Hit, InvalidInput, Miss, Rejected, Request
-from ibidem.maintenance import LATE_SECONDS
+from ibidem.storage.maintenance import LATE_SECONDS
 from tests.helpers import Clock, eventually
 
 QUESTION = Request("what is the state")

@@ -16,8 +16,8 @@ import pytest
 
 import ibidem
 from ibidem.active_model import FILES
+from ibidem.cli.doctor import examine
 from ibidem.cli.rebuild import _rebuilt
-from ibidem.doctor import examine
 from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
 from ibidem.errors import EmbedderUnavailable, IbidemError
 from ibidem.settings import read_settings

@@ -24,7 +24,7 @@ import certifi
 import pytest
 
 import ibidem
-from ibidem.doctor import examine
+from ibidem.cli.doctor import examine
 from ibidem.embedding import minilm_files
 from ibidem.embedding import onnx_model as onnx_session
 from ibidem.embedding.onnx_model import VARIABLE, switch_telemetry_off

@@ -26,8 +26,8 @@ import ibidem
 import ibidem_lab.cli
 from ibidem import Answer, Document, Example, Request
 from ibidem.cli import main, output
+from ibidem.cli.doctor import Finding
 from ibidem.cli.output import Console, json_text, plain
-from ibidem.doctor import Finding
 from ibidem.types import normalise
 from tests.embedders import BagOfWords
 from tests.helpers import ROOT

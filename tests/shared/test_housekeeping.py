@@ -11,11 +11,11 @@ import sqlalchemy as sa
 
 from ibidem import Answer
 from ibidem.lifecycle.rules import Bounds, Lifetime
-from ibidem.maintenance import Housekeeping
 from ibidem.storage import tables
 from ibidem.storage.engine import sqlite_url
 from ibidem.storage.entries import entry_size
 from ibidem.storage.logs import LookupRow
+from ibidem.storage.maintenance import Housekeeping
 from ibidem.storage.store import Store
 from ibidem.types import Entry, digest
 

@@ -18,7 +18,7 @@ from ibidem.audits.budget import AuditPolicy
 from ibidem.audits.ledger import JudgementLog
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
-from ibidem.doctor import examine
+from ibidem.cli.doctor import examine
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of, old_key_of
 from ibidem.matching.policy import CosineScorer, threshold_for

@@ -15,7 +15,7 @@ import pytest
 import ibidem
 from ibidem.cache import SemanticCache, UnopenedCache
 from ibidem.errors import CacheClosed, ConfigurationError, InvalidInput, StorageError
-from ibidem.pickling import Opening
+from ibidem.opening import Opening
 from ibidem.settings import read_settings
 from tests.conftest import OpenCache
 from tests.embedders import BagOfWords

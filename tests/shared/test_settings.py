@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import ibidem
 import langchain_ibidem
 import llama_index_ibidem
-from ibidem import ConfigurationError, InvalidInput, renamed
+from ibidem import ConfigurationError, InvalidInput
+from ibidem._util import renamed
 from ibidem.cli.commands import app
 from ibidem.embedding.minilm_files import CACHE_VARIABLE
 from ibidem.opening import build_parts

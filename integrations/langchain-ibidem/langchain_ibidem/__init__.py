@@ -1,9 +1,9 @@
 """LangChain's LLM cache on Ibidem: `langchain_ibidem.install()` is all a program needs."""
 
-import ibidem.foreign
+import ibidem._util.foreign
 
 try:
-    ibidem.foreign.require_ours()
+    ibidem._util.foreign.require_ours()
     import langchain_core  # noqa: F401
 except ModuleNotFoundError as error:
     from ibidem.errors import MissingExtra

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ibidem
+from ibidem._util.renamed import require_new_names
 from ibidem.errors import InvalidInput
-from ibidem.renamed import require_new_names
 from ibidem.types import require_bool, require_name, require_text
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ibidem.foreign import foreign_package, has_our_place
+from ibidem._util.foreign import foreign_package, has_our_place
 
 
 def main() -> None:

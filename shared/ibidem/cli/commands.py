@@ -15,6 +15,7 @@ from rich.live import Live
 from ibidem import __version__
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.cli import tables
+from ibidem.cli.doctor import examine
 from ibidem.cli.examples import examples_app
 from ibidem.cli.invalidate import give_feedback, invalidate
 from ibidem.cli.output import (
@@ -43,7 +44,6 @@ from ibidem.cli.output import (
 from ibidem.cli.plugins import Commands
 from ibidem.cli.rebuild import rebuild_index
 from ibidem.costs import Prices, Savings, read_prices, savings
-from ibidem.doctor import examine
 from ibidem.errors import StorageError
 from ibidem.storage.statistics import LogFilter
 from ibidem.storage.store import Store, Totals

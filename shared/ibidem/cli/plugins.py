@@ -12,8 +12,8 @@ import typer
 import typer.core
 import typer.main
 
+from ibidem._util.renamed import ARGUMENTS
 from ibidem.cli.output import fail, plain
-from ibidem.renamed import ARGUMENTS
 
 GROUP = "ibidem.commands"
 _UsageError: Any = typer.BadParameter.__base__

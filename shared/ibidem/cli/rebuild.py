@@ -9,6 +9,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ibidem._util.faults import Faults
 from ibidem.active_model import active_embedder
+from ibidem.cli.doctor import index_holder
 from ibidem.cli.output import (
     DatabaseOption,
     PathOption,
@@ -19,7 +20,6 @@ from ibidem.cli.output import (
     sentences,
     text_option,
 )
-from ibidem.doctor import index_holder
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry

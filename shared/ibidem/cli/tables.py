@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ibidem.audits.ledger import AuditStats
+from ibidem.cli.doctor import Finding
 from ibidem.cli.formatting import duration, named, saved_money
 from ibidem.cli.output import styled
 from ibidem.costs import Prices, Savings
-from ibidem.doctor import Finding
 from ibidem.example import Example
 from ibidem.storage.examples import ExampleStats
 from ibidem.storage.logs import JudgementRow, LookupRow

@@ -6,10 +6,12 @@ uninstalling one removes files of the other. This module imports nothing else of
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from pathlib import Path
 
 OURS, FOREIGN = "ibidem-cache", "ibidem"
+HERE = Path(__file__).parents[1]
 ADVICE = f"run pip uninstall -y {FOREIGN} && pip install --force-reinstall --no-deps {OURS}"
 
 
@@ -20,22 +22,18 @@ def foreign_package() -> str | None:
     except metadata.PackageNotFoundError:
         version = ""
     if has_our_place():
-        return (
-            f"{Path(__file__).parent} holds somebody else's package {FOREIGN} {version}, not ours; {ADVICE}"
-        )
+        return f"{HERE} holds somebody else's package {FOREIGN} {version}, not ours; {ADVICE}"
     if version:
         return (
             f"{FOREIGN} {version} of PyPI is somebody else's, and its files are mixed with ours in "
-            f"{Path(__file__).parent}; {ADVICE}"
+            f"{HERE}; {ADVICE}"
         )
     return None
 
 
 def has_our_place() -> bool:
     """Return whether `import ibidem` imports the other package."""
-    import ibidem
-
-    return not hasattr(ibidem, "namespace_of")
+    return not hasattr(sys.modules["ibidem"], "namespace_of")
 
 
 def require_ours() -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ibidem._util.faults import Faults
+from ibidem._util.foreign import foreign_package
 from ibidem.active_model import active_embedder, read_promotion
 from ibidem.embedding.base import fingerprint_of
 from ibidem.embedding.onnx_model import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
-from ibidem.foreign import foreign_package
 from ibidem.index import search as vectors
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
