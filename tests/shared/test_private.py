@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ibidem import Answer, Request
-from ibidem._util.files import append_private, lock_file, private_opener, write_private
 from ibidem.cli.commands import app
 from ibidem.errors import InvalidInput
+from ibidem_lab.files import append_private, lock_file, private_opener, write_private
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
 from ibidem_lab.labelling.teach import Lesson, teach
 from tests.helpers import Child, eventually, question, reworded
@@ -199,7 +199,7 @@ def some(count: int) -> list[QuestionPair]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a lock."""
-    monkeypatch.setattr("ibidem._util.files._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("ibidem_lab.files._LOCK_SECONDS", 0.05)
 
 
 def test_a_second_run_is_told_who_holds_the_file(tmp_path: Path, hasty: None) -> None:

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from ibidem import __version__
-from ibidem._util.files import write_private
 from ibidem.active_model import checked_active_embedder
 from ibidem.cli.output import (
     DatabaseOption,
@@ -32,6 +31,7 @@ from ibidem.errors import EmbedderUnavailable
 from ibidem.settings import Settings
 from ibidem.storage.statistics import LogFilter
 from ibidem.storage.store import Store
+from ibidem_lab.files import write_private
 from ibidem_lab.report.facts import gather
 from ibidem_lab.report.next_steps import NextStep, judge_steps
 

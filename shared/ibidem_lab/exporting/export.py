@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.files import private_opener
 from ibidem.errors import InvalidInput
 from ibidem.example import DocumentRef
 from ibidem.matching.guards import failed_guard
@@ -52,6 +51,7 @@ from ibidem_lab.exporting.folder import (
     folder_for,
 )
 from ibidem_lab.exporting.rows import Dropped, Reader, Redact, Row, Texts
+from ibidem_lab.files import private_opener
 from ibidem_lab.redaction import secrets
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ibidem._util.files import write_private
 from ibidem.errors import InvalidInput
+from ibidem_lab.files import write_private
 
 VERSION = 1  # of the manifest
 TRAIN_FILE, TEST_FILE, DROPPED_FILE, MANIFEST_FILE = (

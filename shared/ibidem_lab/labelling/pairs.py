@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ibidem._util.files import write_private
 from ibidem.errors import InvalidInput
 from ibidem.types import storable
+from ibidem_lab.files import write_private
 
 JUDGED = ("judgement", "feedback", "review")  # labels by a comparison with a fresh answer, or by a person
 # Valid within JSON, but some programs end a line there.

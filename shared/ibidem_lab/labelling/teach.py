@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ibidem._util.files import append_private, lock_file
 from ibidem.errors import InvalidInput, TeacherUnavailable
 from ibidem.types import digest
+from ibidem_lab.files import append_private, lock_file
 from ibidem_lab.labelling.pairs import QuestionPair, parsed
 from ibidem_lab.labelling.teachers import VERSION, Answered, Asker, prompt_of, resolve_teacher
 from ibidem_lab.replay import Share, share
