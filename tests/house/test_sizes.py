@@ -13,10 +13,10 @@ import pytest
 from tests.house.imports import FOLDERS, ROOT, modules_in
 
 SIZES = {
-    ("ibidem", "modules"): 106,  # with `cache.decide`, and a verifier in ONNX
-    ("ibidem", "lines"): 22_193,
-    ("ibidem_lab", "modules"): 72,  # with `ibidem decide`, and the export of models
-    ("ibidem_lab", "lines"): 9_888,
+    ("ibidem", "modules"): 103,  # with `cache.decide`, and a verifier in ONNX
+    ("ibidem", "lines"): 22_094,
+    ("ibidem_lab", "modules"): 73,  # with `ibidem decide`, and the export of models
+    ("ibidem_lab", "lines"): 9_994,
     ("langchain_ibidem", "modules"): 11,
     ("langchain_ibidem", "lines"): 2_747,
     ("llama_index_ibidem", "modules"): 12,
@@ -26,8 +26,6 @@ SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered
 #: Modules in a package, its `__init__` included and its sub-packages not.
 MOST_MODULES = 16
-#: The packages that have more.
-CROWDED = {"shared/ibidem": 22}
 
 
 @pytest.mark.parametrize(("package", "what"), SIZES)
@@ -44,22 +42,7 @@ def test_a_part_does_not_grow(package: str, what: str) -> None:
 
 def test_no_package_becomes_crowded() -> None:
     """More modules than one can keep in mind are several packages, or should be merged."""
-    counts = modules_by_folder()
-
-    assert {
-        folder: count for folder, count in counts.items() if count > CROWDED.get(folder, MOST_MODULES)
-    } == {}
-
-
-@pytest.mark.parametrize("folder", CROWDED)
-def test_a_crowded_package_is_still_one(folder: str) -> None:
-    """One that has shrunk to the limit is taken off the list, and must stay below."""
-    count = modules_by_folder()[folder]
-
-    assert count > MOST_MODULES, f"{folder} has {count} modules: take it off the list"
-    problem = complaint(count, CROWDED[folder], 0)
-
-    assert not problem, problem
+    assert {folder: count for folder, count in modules_by_folder().items() if count > MOST_MODULES} == {}
 
 
 @pytest.mark.parametrize(
