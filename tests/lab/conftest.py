@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+if TYPE_CHECKING:
+    from ibidem_lab.models.network import CrossEncoder
 
 WORDS = """a an the my which car one please never red green blue black white brown pink grey first thing
 another matter north south and much longer text behind it word b"""
@@ -40,3 +44,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Path) -> CrossEncoder:
+    """A cross-encoder that is not trained, but tells pairs apart: its weights are larger than usual."""
+    torch = pytest.importorskip("torch")
+    from ibidem_lab.models.network import CrossEncoder
+
+    torch.manual_seed(1)
+    made = CrossEncoder(tiny)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(3.0) if weight.ndim > 1 else None
+    return made.eval()

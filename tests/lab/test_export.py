@@ -49,16 +49,6 @@ def rewrite(folder: Path, **changed: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> CrossEncoder:
-    torch.manual_seed(1)
-    made = CrossEncoder(tiny)
-    with torch.no_grad():  # a network that is not trained tells little apart
-        for weight in made.parameters():
-            weight.mul_(3.0) if weight.ndim > 1 else None
-    return made.eval()
-
-
-@pytest.fixture(scope="module")
 def written(tiny: Path, model: CrossEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "verifier"
     cosines = {"cars": np.array([0.9 if pair.same else 0.5 for pair in PAIRS], np.float32)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -25,16 +23,6 @@ def inputs(rows: int, longest: int) -> dict[str, np.ndarray]:
         end = int(rng.integers(1, longest))
         ids[row, end:], mask[row, end:] = 1, 0  # MPNet's padding has the id 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Path) -> CrossEncoder:
-    torch.manual_seed(1)
-    made = CrossEncoder(tiny)
-    with torch.no_grad():  # a network that is not trained tells little apart
-        for weight in made.parameters():
-            weight.mul_(3.0) if weight.ndim > 1 else None
-    return made.eval()
 
 
 def expected(model: CrossEncoder, given: dict[str, np.ndarray]) -> np.ndarray:
