@@ -63,7 +63,9 @@ class TestServers(CacheContract, LifecycleContract, InvalidationContract):
     """PostgreSQL and a Chroma server; each test on an empty database and a collection of its own."""
 
     @pytest.fixture
-    def open_cache(self, open_cache, postgres: str, chroma_server: str, request: pytest.FixtureRequest):
+    def open_cache(
+        self, open_cache, postgres: str, chroma_server: str, request: pytest.FixtureRequest, patient: None
+    ):
         engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
         with engine.connect() as db:
             db.execute(sqlalchemy.text("DROP SCHEMA public CASCADE"))

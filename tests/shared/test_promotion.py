@@ -56,7 +56,7 @@ class TestOnServers(PromotionContract):
     """PostgreSQL and a Chroma server: with the two above, each database and each index."""
 
     @pytest.fixture
-    def place(self, tmp_path: Path, chroma: str, postgres: str) -> dict[str, Any]:
+    def place(self, tmp_path: Path, chroma: str, postgres: str, patient: None) -> dict[str, Any]:
         name = f"t{uuid.uuid4().hex}"
         engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
         with engine.connect() as db:
