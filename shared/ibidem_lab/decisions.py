@@ -87,7 +87,10 @@ def report_decisions(
         reasons=_refused(decisions, same),
         labelled=len(labelled),
         same=len(right),
-        auc=_auc(labelled),
+        auc=auc(
+            np.array([one.score for one, _ in labelled], np.float64),
+            np.array([label for _, label in labelled], bool),
+        ),
         served_same=share(served_right, len(right)),
         served_different=share(served_wrong, len(wrong)),
         wrong_per_hit=share(served_wrong, served_right + served_wrong),
@@ -111,12 +114,6 @@ def _refused(decisions: Sequence[PairDecision], same: Sequence[bool | None]) -> 
         for reason in {reason for reason, _ in counts}
     }
     return dict(sorted(found.items(), key=lambda item: (-item[1].pairs, item[0])))
-
-
-def _auc(labelled: Sequence[tuple[PairDecision, bool]]) -> float:
-    """Of the scores, which guards do not change; a pair without one is served last."""
-    scores = np.nan_to_num(np.array([one.score for one, _ in labelled], np.float64), nan=-np.inf)
-    return auc(scores, np.array([label for _, label in labelled], bool))
 
 
 def read_labelled_pairs(path: Path) -> list[LabelledPair]:

@@ -33,11 +33,11 @@ from ibidem.matching.decisions import PairDecision
 from ibidem.matching.policy import highest_error_rate
 from ibidem_lab.decisions import LabelledPair, read_labelled_pairs
 from ibidem_lab.models.groups import load_groups
+from ibidem_lab.models.measure import RARE_KINDS
 from ibidem_lab.replay import share
 from ibidem_lab.tuning.metrics import auc
 from tests.benchmarks import suites
 
-RARE = ("code", "commands", "long", "statements", "opposites")
 COSINE = 0.95
 
 Sets = dict[str, list[LabelledPair]]
@@ -67,7 +67,7 @@ def load_sets(folder: Path | None) -> Sets:
     sets: Sets = {"fow-cache": fow_cache()}
     for group in load_groups():
         if group.held_out:
-            name = "rare kinds" if group.kind in RARE else "groups"
+            name = "rare kinds" if group.kind in RARE_KINDS else "groups"
             pairs = (LabelledPair(pair.a, pair.b, pair.same == 1, {}) for pair in group.pairs())
             sets.setdefault(name, []).extend(pairs)
     for name, same in ((suites.MUST_HIT, True), (suites.MUST_MISS, False)):

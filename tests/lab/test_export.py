@@ -24,7 +24,7 @@ from ibidem.errors import ConfigurationError, EmbedderUnavailable  # noqa: E402
 from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration, PairModel  # noqa: E402
 from ibidem.testing import VerifierContract  # noqa: E402
 from ibidem_lab.models import export, network  # noqa: E402
-from ibidem_lab.models.calibration import calibrated, deciles, fit_calibration  # noqa: E402
+from ibidem_lab.models.calibration import deciles, fit_calibration  # noqa: E402
 from ibidem_lab.models.groups import Pair  # noqa: E402
 from ibidem_lab.models.network import CrossEncoder, Tokens  # noqa: E402
 from tests.embedders import BagOfWords  # noqa: E402
@@ -171,7 +171,7 @@ def test_a_calibration_finds_the_probabilities_that_drew_the_labels() -> None:
     found = fit_calibration({"all": pairs}, {"all": z}, {"all": c})  # type: ignore[dict-item]
 
     assert (found.logit, found.cosine, found.offset) == pytest.approx((0.8, 6.0, -5.0), rel=0.12)
-    told = calibrated(found, z, c)  # type: ignore[arg-type]
+    told = found.probabilities(z, c)  # type: ignore[arg-type]
     for count, mean, share in deciles(told, np.array([pair.same == 1 for pair in pairs])):
         assert abs(mean - share) < 4 * math.sqrt(0.25 / count)
     assert told[1] == pytest.approx(found.probability(float(z[1]), float(c[1])), abs=1e-6)

@@ -24,13 +24,10 @@ from numpy.typing import NDArray
 
 from ibidem.embedding.base import unit_rows
 from ibidem.embedding.minilm_files import ModelFiles, find_model, open_directory
-from ibidem.embedding.onnx_model import OnnxModel, encodable
+from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-
-
-CHARACTERS_PER_TOKEN = 64  # a text with more per token of the maximum length is cut before tokenisation
 
 
 @dataclass(frozen=True, slots=True)

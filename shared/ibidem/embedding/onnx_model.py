@@ -21,6 +21,8 @@ from ibidem.errors import ConfigurationError, EmbedderUnavailable
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+CHARACTERS_PER_TOKEN = 64  # what has more per token of the window is not tokenised whole
+
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class LoadedModel:

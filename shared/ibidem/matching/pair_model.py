@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ibidem.embedding.minilm_files import MANIFEST_FILE, open_directory
-from ibidem.embedding.onnx_model import OnnxModel, encodable
+from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
 from ibidem.errors import ConfigurationError
 from ibidem.matching.policy import Candidate, Vectors
 from ibidem.types import digest
 
 LARGEST_LOGIT = 8.0  # beyond it a model only says that it is sure, and how much is not to be trusted
-CHARACTERS_PER_TOKEN = 64  # a pair with more per token of the window is not tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,16 @@ class Calibration:
     cosine: float
     offset: float
 
+    def probabilities(self, logits: ArrayLike, cosines: ArrayLike) -> NDArray[np.float64]:
+        """Combine both, elementwise, to numbers from 0 to 1; NaN where logit or cosine is."""
+        clipped = np.clip(np.asarray(logits, np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
+        found = self.logit * clipped + self.cosine * np.asarray(cosines, np.float64) + self.offset
+        sigmoid: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * found))  # this form never overflows
+        return sigmoid
+
     def probability(self, logit: float, cosine: float) -> float:
-        """Combine both, to a number from 0 to 1."""
-        clipped = max(-LARGEST_LOGIT, min(LARGEST_LOGIT, logit))
-        return 1.0 / (1.0 + math.exp(-(self.logit * clipped + self.cosine * cosine + self.offset)))
+        """Combine those of one pair."""
+        return float(self.probabilities(logit, cosine))
 
     def min_cosine(self, probability: float) -> float:
         """Return the cosine below which no logit reaches the probability, from -1 to 1."""

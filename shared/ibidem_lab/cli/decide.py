@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from ibidem.cli.output import (
     text_option,
 )
 from ibidem.matching.decisions import PairDecision
+from ibidem.settings import read_settings
 from ibidem_lab.decisions import (
     DecisionReport,
     LabelledPair,
@@ -80,11 +81,11 @@ def decide_pairs(
             err.status(f"Comparing {len(given):,} pairs"),
         ):
             decisions = cache.decide(((one.stored, one.asked) for one in given), namespace=namespace)
-            allowed = _error_rate(cache, max_error_rate)
     if as_json:
         for pair, decision in zip(given, decisions, strict=True):
             out.print(Text(_line(pair, decision)), soft_wrap=True)  # in ASCII: what is not is escaped
     else:
+        allowed = read_settings(path=path, database=database, max_error_rate=max_error_rate).max_error_rate
         report = report_decisions(decisions, [pair.same for pair in given], allowed)
         out.print(_table(report, pairs.name))
         for note in _notes(report):
@@ -95,22 +96,12 @@ def decide_pairs(
 def _cache(path: Path | None, database: str | None, **given: float | None) -> Iterator[SemanticCache]:
     """The cache in this place; if none was named and there is none yet, a new one that is gone afterwards."""
     settings = settings_of(path, database)
-    if path is not None or database is not None or settings.database or settings.database_file.is_file():
-        require_cache(settings)
-        with ibidem.open(path, database=database, **given) as cache:  # type: ignore[arg-type]
-            yield cache
-    else:
-        with (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-            ibidem.open(folder, **given) as cache,  # type: ignore[arg-type]
-        ):
-            yield cache
-
-
-def _error_rate(cache: SemanticCache, given: float | None) -> float:
-    """The share of wrong hits that the cache allows."""
-    opened = cache.opened_with
-    return given or (opened[0].max_error_rate if opened else 0.02)
+    with ExitStack() as stack:
+        if path is not None or settings.database or settings.database_file.is_file():
+            require_cache(settings)
+        else:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        yield stack.enter_context(ibidem.open(path, database=database, **given))  # type: ignore[arg-type]
 
 
 def _line(pair: LabelledPair, decision: PairDecision) -> str:

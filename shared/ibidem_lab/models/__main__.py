@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ibidem_lab.models import base, encoder, export, teacher, verifier
-from ibidem_lab.models.calibration import calibrated, deciles
+from ibidem_lab.models.calibration import deciles
 from ibidem_lab.models.groups import DATA, Pair, load_groups
 from ibidem_lab.models.measure import Measured, development_sets, measure, table, test_sets
 from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens, cosines, device, scores, vectors
@@ -44,9 +44,10 @@ class Steps:
         self, data: Path, work: Path, share: float, seeds: Sequence[int], public: Path | None
     ) -> None:
         self.workloads, self.work, self.share, self.seeds = Workloads(data), work, share, seeds
-        self.groups, self.public = load_groups(), public
+        self.groups = load_groups()
         self.development = development_sets(self.groups, self.workloads)
-        self.sets = self.development | test_sets(self.workloads, public)
+        self.test = test_sets(self.workloads, public)
+        self.sets = self.development | self.test
 
     def teacher(self) -> None:
         """Train the teacher, once for each seed, on all labels."""
@@ -111,10 +112,10 @@ class Steps:
             student, self._mpnet, shipped / "verifier", self.development, near, say
         )
         logits = {name: export.pair_logits(pair_model, pairs) for name, pairs in self.sets.items()}
-        told = {name: calibrated(pair_model.calibration, logits[name], near[name]) for name in self.sets}
+        told = {name: pair_model.calibration.probabilities(logits[name], near[name]) for name in self.sets}
         say(f"{pair_model.calibration}")
         say(table({"as they ship": measure(self.sets, told)}))
-        for name, pairs in test_sets(self.workloads, self.public).items():
+        for name, pairs in self.test.items():
             same = np.array([pair.same == 1 for pair in pairs])
             say(
                 f"{name}: pairs, mean probability and share of the same by tenth: {deciles(told[name], same)}"

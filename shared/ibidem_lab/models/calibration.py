@@ -59,16 +59,7 @@ def _logistic(features: Array, same: Array, weights: Array) -> Array:
     return found
 
 
-def calibrated(
-    calibration: Calibration, logits: NDArray[np.float32], cosines: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """The probability of each pair; NaN where logit or cosine is."""
-    z = np.clip(logits.astype(np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
-    found = calibration.logit * z + calibration.cosine * cosines + calibration.offset
-    return (1.0 / (1.0 + np.exp(-found))).astype(np.float32)
-
-
-def deciles(probabilities: NDArray[np.float32], same: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
+def deciles(probabilities: NDArray[np.float64], same: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
     """Count the pairs in each tenth of the probability, with the mean told and the share that is the same."""
     known = ~np.isnan(probabilities)
     probabilities, same = probabilities[known], same[known]

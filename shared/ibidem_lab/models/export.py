@@ -118,10 +118,9 @@ def _logits(verifier: PairModel, sets: Sets) -> dict[str, NDArray[np.float32]]:
 
 
 def _aucs(sets: Sets, logits: Scores) -> dict[str, float]:
-    """The AUC of each set that has both labels; a pair without a logit comes last."""
-    found = {}
-    for name, pairs in sets.items():
-        same = np.array([pair.same == 1 for pair in pairs])
-        if same.any() and not same.all():
-            found[name] = auc(np.nan_to_num(logits[name].astype(np.float64), nan=-np.inf), same)
-    return found
+    """The AUC of each set that has both labels."""
+    found = {
+        name: auc(logits[name].astype(np.float64), np.array([pair.same == 1 for pair in pairs]))
+        for name, pairs in sets.items()
+    }
+    return {name: value for name, value in found.items() if not np.isnan(value)}

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class Measured:
     served: tuple[tuple[float, float], ...]
 
 
-def measure(sets: Sets, scores: Mapping[str, NDArray[np.float32]]) -> dict[str, Measured]:
+def measure(sets: Sets, scores: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Measured]:
     """Measure one score on all sets; a pair whose score is NaN is served nowhere.
 
     The thresholds are those at which `NEAR_MISSES_SERVED` of the near misses of all groups together are

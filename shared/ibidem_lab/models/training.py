@@ -4,7 +4,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,7 +156,8 @@ class _States:
 
     def _fits(self, terms: str, of: int, step: int) -> bool:
         """Whether a state after `step` of `of` steps lies on the way: before any cooldown, or in the same."""
-        before = step <= min(self._schedule.stable, of - int(of * self._schedule.cooldown))
+        other = replace(self._schedule, examples=of * self._schedule.batch)
+        before = step <= min(self._schedule.stable, other.stable)
         return terms == self._terms and (of == self._schedule.steps or before)
 
     def save(

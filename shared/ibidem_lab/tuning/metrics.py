@@ -39,11 +39,15 @@ class PairMetrics:
 
 
 def auc(scores: Array, same: Bools) -> float:
-    """Compute the AUC, ties counted half (Mann-Whitney); NaN if all pairs are of one kind."""
+    """Compute the AUC, ties counted half (Mann-Whitney); NaN if all pairs are of one kind.
+
+    A score of NaN is below all others.
+    """
     right = int(same.sum())
     wrong = len(same) - right
     if not right or not wrong:
         return float("nan")
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     return float((_ranks(scores)[same].sum() - right * (right + 1) / 2) / (right * wrong))
 
 
