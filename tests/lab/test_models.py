@@ -144,11 +144,17 @@ def test_a_score_does_not_depend_on_what_is_scored_beside(tiny: Path) -> None:
 def test_scores_are_found_by_pair_in_either_order(tmp_path: Path) -> None:
     logits = np.linspace(-7, 7, len(PAIRS), dtype=np.float32)
     logits[5] = np.nan
-    teacher.TeacherScores.of(PAIRS, logits).write(tmp_path / "scores.npz")
+    none = teacher.TeacherScores.none("a teacher")
+    assert none.label(PAIRS) == []
+    half = len(PAIRS) // 2
+    one, other = (PAIRS[:half], logits[:half]), (PAIRS[half:], logits[half:])
+    none.and_of(*one).and_of(*other).write(tmp_path / "scores.npz")
     read = teacher.TeacherScores.read(tmp_path / "scores.npz")
     turned = [Pair(pair.b, pair.a, 0.5) for pair in PAIRS]
     found = read.label([*turned, Pair("never", "seen", 0.5)])
     assert len(read) == len(found) == len(PAIRS) - 1
+    assert read.of == "a teacher"
+    assert read.lacking([*turned, Pair("never", "seen", 0.5)]) == [turned[5], Pair("never", "seen", 0.5)]
     expected = np.delete(1 / (1 + np.exp(-logits)), 5)
     assert [pair.same for pair in found] == pytest.approx(expected.tolist(), abs=2e-3)
     assert [(pair.b, pair.a) for pair in found] == [(p.a, p.b) for i, p in enumerate(PAIRS) if i != 5]

@@ -5,6 +5,7 @@ done is not done again.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import sys
@@ -26,6 +27,7 @@ from ibidem_lab.models.training import Schedule, load
 
 TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 300_000  # pairs that the teacher labels
+SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
 
 
@@ -68,25 +70,37 @@ class Steps:
             )
 
     def label(self) -> None:
-        """Let the teacher score the unlabelled pairs, and the labelled ones too."""
+        """Let the teacher score the unlabelled pairs, some thousands at a time."""
         tokens, teachers = self._teachers()
-        pairs = self._unlabelled() + labelled_pairs(self.groups, self.workloads)
-        say(f"{len(pairs):,} pairs to score")
-        teacher.TeacherScores.of(pairs, teacher.average_scores(teachers, tokens, pairs)).write(TEACHER_SCORES)
+        of = teacher.teacher_name(teachers)
+        scored = teacher.TeacherScores.none(of)
+        if TEACHER_SCORES.exists():
+            before = teacher.TeacherScores.read(TEACHER_SCORES)
+            scored = before if before.of == of else scored
+        pairs = scored.lacking(self._unlabelled())
+        say(f"{len(pairs):,} pairs to score, {len(scored):,} have been")
+        for start in range(0, len(pairs), SCORED_AT_ONCE):
+            block = pairs[start : start + SCORED_AT_ONCE]
+            scored = scored.and_of(block, teacher.average_scores(teachers, tokens, block))
+            scored.write(TEACHER_SCORES)
 
     def verifier(self) -> None:
-        """Distil the verifier from the first teacher and from the scores of all."""
+        """Distil the verifier from the labels and from what the teachers say of other pairs."""
         tokens, (first, *_) = self._teachers()
-        known = teacher.TeacherScores.read(TEACHER_SCORES)
         labelled = labelled_pairs(self.groups, self.workloads)
-        own = {(pair.a, pair.b): pair.same for pair in labelled}
-        both = [Pair(p.a, p.b, (p.same + own[p.a, p.b]) / 2) for p in known.label(labelled)]
-        pairs = both + known.label(self._unlabelled())
-        say(f"{len(pairs):,} pairs, {len(both):,} of them with a label of ours too")
+        scored = teacher.TeacherScores.read(TEACHER_SCORES).label(self._unlabelled())
+        say(f"{len(labelled):,} labelled pairs, {len(scored):,} that the teacher has scored")
         student = verifier.start_from(first, self._mpnet)
-        schedule = self._schedule(1_200_000, 32, 6e-5, 3)
+        schedule = self._schedule(1_200_000, 64, 8e-5, 3)
         verifier.distil(
-            student, first, tokens, pairs, schedule, self._checkpoint("verifier"), say, self._validate(tokens)
+            student,
+            first,
+            tokens,
+            teacher.smoothed(labelled) + scored,
+            schedule,
+            self._checkpoint("verifier"),
+            say,
+            self._validate(tokens),
         )
 
     def encoder(self) -> None:
@@ -151,9 +165,25 @@ class Steps:
         return Schedule(int(examples * self.share), batch, rate, seed)
 
     def _unlabelled(self) -> list[Pair]:
+        """The pairs without a label. To find them takes minutes, so they are kept in the work folder."""
+        kept, of = self.work / "unlabelled.json", self._sources()
+        if kept.exists():
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            if found["of"] == of:
+                return [Pair(a, b, 0.5) for a, b in found["pairs"]][: int(UNLABELLED * self.share)]
         model, tokens = TextEncoder(base.minilm()).to(device()), Tokens(base.minilm())
         pairs = unlabelled_pairs(self.groups, self.workloads, lambda texts: vectors(model, tokens, texts))
+        pairs = pairs[:UNLABELLED]
+        kept.write_text(
+            json.dumps({"of": of, "pairs": [(pair.a, pair.b) for pair in pairs]}), encoding="utf-8"
+        )
         return pairs[: int(UNLABELLED * self.share)]
+
+    def _sources(self) -> str:
+        """A digest of all texts that unlabelled pairs are made of."""
+        texts = [text for group in self.groups for text in group.texts]
+        texts += [text for found in self.workloads.questions().values() for text in found]
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
     def _teachers(self) -> tuple[Tokens, list[CrossEncoder]]:
         models = [CrossEncoder(self._mpnet) for _ in self.seeds]

@@ -1,6 +1,7 @@
 """The teacher: cross-encoders on all-mpnet-base-v2, trained on every label, and their soft labels."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def train_cross_encoder(
     validate: Callable[[CrossEncoder], str] | None = None,
 ) -> None:
     """Train on labels, hard or soft, by binary cross-entropy; pairs beyond the window are left out."""
-    rows, labels = tokens.labelled(pairs)
-    target = torch.tensor(labels) * (1 - 2 * SMOOTHING) + SMOOTHING
+    rows, labels = tokens.labelled(smoothed(pairs))
+    target = torch.tensor(labels)
     where = device()
     model.to(where)
 
@@ -37,6 +38,11 @@ def train_cross_encoder(
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, target[places].to(where))
 
     train(model, loss_of, [len(row) for row in rows], schedule, checkpoint, report, validate)
+
+
+def smoothed(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with their labels `SMOOTHING` nearer to a half."""
+    return [Pair(pair.a, pair.b, pair.same * (1 - 2 * SMOOTHING) + SMOOTHING) for pair in pairs]
 
 
 def pair_hash(pair: Pair) -> int:
@@ -55,37 +61,57 @@ def average_scores(
 
 
 class TeacherScores:
-    """The teacher's logits by hash of the pair, as they are kept in the repository: without the texts."""
+    """The teacher's logits by hash of the pair, as they are kept in the repository: without the texts.
 
-    def __init__(self, hashes: NDArray[np.uint64], logits: NDArray[np.float16]) -> None:
+    Attributes:
+        of: The teacher that gave them (`teacher_name`).
+    """
+
+    def __init__(self, of: str, hashes: NDArray[np.uint64], logits: NDArray[np.float16]) -> None:
         order = np.argsort(hashes)
-        self._hashes, self._logits = hashes[order], logits[order]
+        self.of, self._hashes, self._logits = of, hashes[order], logits[order]
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], logits: NDArray[np.float32]) -> "TeacherScores":
-        """Those of some pairs; where a logit is NaN, none."""
-        known = ~np.isnan(logits)
-        hashes = np.fromiter((pair_hash(pair) for pair in pairs), np.uint64, len(pairs))
-        return cls(hashes[known], logits[known].astype(np.float16))
+    def none(cls, of: str) -> "TeacherScores":
+        """Of a teacher that has scored nothing yet."""
+        return cls(of, np.zeros(0, np.uint64), np.zeros(0, np.float16))
 
     @classmethod
     def read(cls, path: Path) -> "TeacherScores":
         """From a file that `write` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["hashes"], file["logits"])
+            return cls(str(file["of"]), file["hashes"], file["logits"])
 
     def write(self, path: Path) -> None:
-        """Into one `.npz` file."""
-        with path.open("wb") as file:
-            np.savez_compressed(file, hashes=self._hashes, logits=self._logits)
+        """Into one `.npz` file, whole or not at all."""
+        new = path.with_suffix(".new")
+        with new.open("wb") as file:
+            np.savez_compressed(file, of=np.array(self.of), hashes=self._hashes, logits=self._logits)
+        os.replace(new, path)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
+    def and_of(self, pairs: Sequence[Pair], logits: NDArray[np.float32]) -> "TeacherScores":
+        """These and those of further pairs; where a logit is NaN, none."""
+        known = ~np.isnan(logits)
+        return TeacherScores(
+            self.of,
+            np.concatenate([self._hashes, _hashes(pairs)[known]]),
+            np.concatenate([self._logits, logits[known].astype(np.float16)]),
+        )
+
+    def lacking(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs that have no score."""
+        known = np.isin(_hashes(pairs), self._hashes)
+        return [pair for pair, is_known in zip(pairs, known, strict=True) if not is_known]
+
     def label(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """The pairs that the teacher has scored, each with its probability."""
-        wanted = np.fromiter((pair_hash(pair) for pair in pairs), np.uint64, len(pairs))
-        places = np.searchsorted(self._hashes, wanted).clip(max=len(self._hashes) - 1)
+        """The pairs that have a score, each with its probability."""
+        if not len(self):
+            return []
+        wanted = _hashes(pairs)
+        places = np.searchsorted(self._hashes, wanted).clip(max=len(self) - 1)
         known = self._hashes[places] == wanted
         probability = 1 / (1 + np.exp(-self._logits[places].astype(np.float64)))
         return [
@@ -93,3 +119,16 @@ class TeacherScores:
             for pair, p, is_known in zip(pairs, probability, known, strict=True)
             if is_known
         ]
+
+
+def _hashes(pairs: Sequence[Pair]) -> NDArray[np.uint64]:
+    return np.fromiter((pair_hash(pair) for pair in pairs), np.uint64, len(pairs))
+
+
+def teacher_name(models: Sequence[CrossEncoder]) -> str:
+    """A digest of the weights of all."""
+    hashed = hashlib.sha256()
+    for model in models:
+        for name, value in sorted(model.state_dict().items()):
+            hashed.update(name.encode() + value.float().cpu().numpy().tobytes())
+    return hashed.hexdigest()

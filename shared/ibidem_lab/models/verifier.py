@@ -14,7 +14,7 @@ LAYERS = (0, 2, 4, 7, 9, 11)  # of the teacher's twelve, that the student starts
 STATE_WEIGHT = 1.0  # of the hidden states' distance against the logits' loss
 # Steps in which the states teach too. The teacher's pass through twelve layers is two thirds of the work of
 # the student's step, three passes through six.
-STATE_STEPS = 4_000
+STATE_STEPS = 1_200
 
 
 def start_from(teacher: CrossEncoder, base: Path) -> CrossEncoder:
@@ -43,10 +43,11 @@ def distil(
     report: Callable[[str], None],
     validate: Callable[[CrossEncoder], str] | None = None,
 ) -> None:
-    """Teach a student by soft labels, and in its first `STATE_STEPS` by one teacher's hidden states too.
+    """Teach a student by labels, hard or soft, and in its first `STATE_STEPS` by a teacher as well.
 
-    The loss of the labels is binary cross-entropy; that of the states the mean over layers of one minus the
-    cosine between the student's and the teacher's state of each token.
+    The loss of the labels is binary cross-entropy; in the first steps a label is the mean of the pair's own
+    and the teacher's. To it comes then the mean over layers of one minus the cosine between the student's and
+    the teacher's state of each token.
     """
     rows, labels = tokens.labelled(pairs)
     target = torch.tensor(labels)
@@ -57,14 +58,15 @@ def distil(
     def loss_of(places: list[int], step: int) -> torch.Tensor:
         ids, mask = tokens.batch([rows[i] for i in places], where)
         logits, states = student.with_states(ids, mask)
-        loss = functional.binary_cross_entropy_with_logits(logits, target[places].to(where))
+        wanted = target[places].to(where)
         if step >= STATE_STEPS:
-            return loss
-        with torch.inference_mode():
-            theirs = teacher.with_states(ids, mask)[1]
+            return functional.binary_cross_entropy_with_logits(logits, wanted)
+        with torch.no_grad():
+            told, theirs = teacher.with_states(ids, mask)
+        loss = functional.binary_cross_entropy_with_logits(logits, (wanted + told.sigmoid()) / 2)
         weight = mask.float() / mask.sum()
         for own, old in zip(states[1:], LAYERS, strict=True):
-            near = functional.cosine_similarity(own.float(), theirs[old + 1].float().clone(), dim=-1)
+            near = functional.cosine_similarity(own.float(), theirs[old + 1].float(), dim=-1)
             loss = loss + STATE_WEIGHT / len(LAYERS) * ((1 - near) * weight).sum()
         return loss
 
