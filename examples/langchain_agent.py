@@ -85,7 +85,7 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
         table.add_row(f"{what}: {question}", str(calls), str(tools), str(saved), answer[:60])
         return calls, answer
 
-    own = {"path": answers, "threshold": options.threshold}
+    own = {"path": answers, "min_probability": options.min_probability}
     with IbidemMiddleware(volatile=["read_clock"], **own) as middleware:
         agent = build_agent(model, reference, middleware)
         first, answer = ask(agent, "first", ASKED)

@@ -76,7 +76,7 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
     cache = IbidemCache(
         path=answers,
         embedder=embedder,
-        threshold=options.threshold,
+        min_probability=options.min_probability,
         on_lookup=lambda request, result: seen.append(result),
     )
     set_llm_cache(cache)

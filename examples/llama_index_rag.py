@@ -64,7 +64,7 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
     cache = ibidem.open(
         path=answers,
         embedder=embedder,
-        threshold=options.threshold,
+        min_probability=options.min_probability,
         on_lookup=lambda request, result: seen.append(result),
     )
     Settings.llm = CachedLLM(model, cache)

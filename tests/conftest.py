@@ -13,6 +13,7 @@ import pytest
 
 import ibidem
 from ibidem.cache import SemanticCache
+from ibidem.embedding import is_default
 from tests.embedders import BagOfWords
 
 OpenCache = Callable[..., SemanticCache]
@@ -67,7 +68,10 @@ def open_cache(tmp_path: Path) -> Iterator[OpenCache]:
     opened: list[SemanticCache] = []
 
     def open_one(**settings: Any) -> SemanticCache:
-        chosen = {"path": tmp_path / "cache", "embedder": BagOfWords(), "threshold": 0.8, **settings}
+        chosen = {"path": tmp_path / "cache", "embedder": BagOfWords(), **settings}
+        if not {"min_similarity", "min_probability"} & chosen.keys():
+            cosines = not is_default(chosen["embedder"]) and chosen.get("verifier", "default") == "default"
+            chosen["min_similarity" if cosines else "min_probability"] = 0.8
         opened.append(ibidem.open(**chosen))
         return opened[-1]
 

@@ -36,7 +36,8 @@ from ibidem.cli.formatting import shown
 from ibidem.cli.output import plain
 from ibidem.lifecycle.rules import _texts
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.policy import shipped, supporting
+from ibidem.matching.policy import supporting
+from ibidem.matching.shipped import learned_scorer
 from ibidem.prompts.documents import Retrieved
 from ibidem.storage.logs import LookupRow
 from ibidem_lab.labelling.teachers import prompt_of, verdict_of
@@ -156,7 +157,7 @@ def _judged(place: Place, text: str) -> None:
 def _compared(place: Place, text: str) -> None:
     other = text.replace("What is", "What was") + "s"
     failed_guard(text, other)
-    shipped().score(text, other, 0.97)
+    learned_scorer().score(text, other, 0.97)
 
 
 def _taught(place: Place, text: str) -> None:

@@ -36,8 +36,8 @@ PROGRAMS = {
     "ibidem_cache": """
 import ibidem, ibidem_lab, importlib.util
 from ibidem.costs import read_prices
-from ibidem.matching.policy import shipped
-shipped()
+from ibidem.matching.shipped import learned_scorer
+learned_scorer()
 assert read_prices().cost("gpt-4o-mini-2024-07-18", 1_000_000, 0)
 assert not importlib.util.find_spec("langchain_ibidem")
 assert not importlib.util.find_spec("llama_index_ibidem")

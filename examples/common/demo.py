@@ -59,7 +59,7 @@ def start(run: Callable[[Namespace, Path, Console], bool], about: str, model: st
     parser = ArgumentParser(description=about, formatter_class=RawTextHelpFormatter)
     add = parser.add_argument
     add("--model", metavar="NAME", help=f"{model}; default: an offline reader, not an LLM")
-    add("--threshold", type=float, help="least similarity of two questions; default: Ibidem's")
+    add("--min-probability", type=float, help="of one answer for both; default: by max_error_rate")
     add("--questions", type=Path, default=QUESTIONS, help=f"a JSON file; default: {QUESTIONS.name}")
     add("--dir", type=Path, default=user_cache_path("ibidem-demo"), help="where the index stays between runs")
     add("--keep", action="store_true", help="keep the answers there too")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ibidem._util.renamed import refuse_old_arguments
 from ibidem.errors import (
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ibidem.index.base import VectorIndex
     from ibidem.lifecycle.rules import Eviction
     from ibidem.matching.guards import Guard
-    from ibidem.matching.policy import DocumentPolicy, Verifier
+    from ibidem.matching.policy import DocumentPolicy
+    from ibidem.matching.scorers import Verifier
 
 __version__ = "0.2.0"
 
@@ -72,9 +73,11 @@ def open(
     chroma_headers: Mapping[str, str] | None = None,
     index: Callable[[str], VectorIndex] | None = None,
     embedder: str | Embedder | Any = None,
-    threshold: float | None = None,
+    verifier: Verifier | Literal["default"] | None = "default",
+    min_probability: float | None = None,
+    min_similarity: float | None = None,
     document_policy: DocumentPolicy | None = None,
-    max_error_rate: float | None = None,
+    max_error_rate: float | Literal["strict", "default", "generous"] | None = None,
     audit_rate: float | None = None,
     compare: Callable[[str, str, str], bool] | None = None,
     ttl: float | None = None,
@@ -93,7 +96,6 @@ def open(
     examples: bool | None = None,
     example_ttl: float | None = None,
     on_lookup: Callable[[Request, Hit | Miss], None] | None = None,
-    verifier: Verifier | None = None,
     guards: Sequence[Guard] | None = None,
     prices: str | Path | Mapping[str, Any] | None = None,
     telemetry_namespace: bool | None = None,
@@ -110,10 +112,15 @@ def open(
         embedder: Embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain
             `Embeddings`, a LlamaIndex `BaseEmbedding` or any `ibidem.embedding.Embedder`; default:
             all-MiniLM-L6-v2 on onnxruntime.
-        threshold: Least score of a hit (0.5 to 1; it reads like a cosine similarity); default: the one for
-            `max_error_rate`.
-        max_error_rate: Accepted share of wrong answers among the hits by meaning (above 0, at most 0.0375, or
-            below 0.5 with `audit_rate` or `threshold`; 0.02).
+        verifier: Scores candidates (`ibidem.matching.scorers.Verifier`); default: the pair model that comes
+            with Ibidem, where the embedder is the default one; None for the rule of 0.1, without a model.
+            One of your own needs `min_probability`, on the scale of its scores, or `audit_rate`.
+        min_probability: Least probability, above 0 and at most 1, that the stored answer serves the question;
+            default: the one for `max_error_rate`.
+        min_similarity: With an embedder of your own, whose scores are cosines: the least cosine of a hit (0.5
+            to 1); default: 0.955, or less by `max_error_rate`.
+        max_error_rate: Accepted share of wrong answers among the hits by meaning: `strict` (0.005), `default`
+            (0.02), `generous` (0.05), or a number above 0 and below 0.5.
         audit_rate: Share of the hits by meaning that are audited (0 to 1; 0): the model is asked although
             an answer is stored, and `compare` compares the two. Above 0, nothing is served by meaning until
             the audits show that `max_error_rate` is kept. At 0, the threshold is the one measured for
@@ -149,8 +156,6 @@ def open(
             answers are kept for few-shot prompts and fine-tuning. They outlive the stored answers.
         example_ttl: Seconds an example is kept (for ever); at most the newest 100,000 are kept.
         on_lookup: Called with each request and its `Hit` or `Miss`: to log, count or debug.
-        verifier: Scores candidates instead of the shipped score (`ibidem.matching.policy.Verifier`); needs
-            `threshold`, on the scale of its scores, or `audit_rate`.
         guards: Functions of the features of two questions (`ibidem.matching.text.QuestionFeatures`) that
             return whether one answer must not serve both; they run after the shipped guards.
         prices: Prices of models, which override the shipped list prices: a JSON file, or a mapping like it
@@ -160,8 +165,8 @@ def open(
 
     Raises:
         ConfigurationError: A setting is wrong, or contradicts a cache that is open on this location.
-        InvalidInput: `compare`, `redact`, `should_store`, `verifier` or a guard cannot be called, the
-            verifier has no threshold, or an argument was renamed in 0.2.
+        InvalidInput: `compare`, `redact`, `should_store` or a guard cannot be called, or an argument was
+            renamed in 0.2.
         EmbedderUnavailable: No embedding model was found.
         StorageError: The location cannot be used.
     """

@@ -36,6 +36,7 @@ from ibidem.embedding.onnx_model import TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import CacheClosed, EmbedderUnavailable, IbidemError, IndexUnavailable
 from ibidem.index.search import SemanticIndex
 from ibidem.matching.fitted import Calibration
+from ibidem.matching.scorers import Scorer
 from ibidem.settings import Settings
 from ibidem.storage.engine import valid_rows
 from ibidem.storage.store import Store
@@ -328,11 +329,12 @@ class ActiveIndex:
         if self._closed:
             raise CacheClosed("this cache was closed while a model was promoted; promote it again")
 
-    def calibrate(self, index: SemanticIndex, calibration: Calibration) -> None:
-        """Use these thresholds from now on, unless another embedder is in use by now."""
+    def calibrate(self, index: SemanticIndex, scorer: Scorer, calibration: Calibration) -> None:
+        """Use these thresholds for a scorer from now on, unless another embedder is in use by now."""
         with self._lock:
             if self.current.embedder is index.embedder:  # the scorer stays, and with it all that audits know
-                self.current = replace(self.current, calibration=calibration)
+                known = {**self.current.calibrations, scorer.name: calibration}
+                self.current = replace(self.current, calibrations=known)
 
     def embed_for_next(self, entry: Entry, index: SemanticIndex) -> None:
         """Make an entry that was stored with `index` findable with the indexes that take its place."""

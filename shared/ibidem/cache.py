@@ -20,9 +20,11 @@ from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.decisions import PairDecision, decide_pairs
 from ibidem.matching.guards import GUARDS, NamedGuard
-from ibidem.matching.policy import Policy, Verifier
+from ibidem.matching.policy import Policy, Strictness
+from ibidem.matching.scorers import Verifier
+from ibidem.matching.shipped import Choice
 from ibidem.opening import Opening, build_parts
-from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed
+from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed, policy_of
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, EMPTY_SCOPE, freeze_scope
@@ -95,11 +97,11 @@ class SemanticCache:
 
     Args:
         runtime: Database, vectors and background work, shared by the caches of one location.
-        policy: How sure the cache must be.
+        strictness: How sure the cache must be.
         lifetime: How long answers live.
         admission: What may be stored.
         auditor: Decides which candidates are served and which are audited; None for no audits.
-        verifier: Scores candidates; None for the scorer of the embedder.
+        verifier: Scores candidates: the user's own, or which of those that come with Ibidem.
         guards: Refuse candidates whatever their score.
         single_flight: Seconds to wait for the answer to an identical request; 0 not to wait.
         on_lookup: Called with each request and its result, in the caller's thread.
@@ -112,12 +114,12 @@ class SemanticCache:
     def __init__(
         self,
         runtime: Runtime,
-        policy: Policy,
+        strictness: Strictness,
         lifetime: Lifetime,
         admission: Admission,
         *,
         auditor: Auditor | None = None,
-        verifier: Verifier | None = None,
+        verifier: Verifier | Choice = "default",
         guards: Sequence[NamedGuard] = GUARDS,
         single_flight: float = 0.0,
         on_lookup: OnLookup | None = None,
@@ -126,13 +128,13 @@ class SemanticCache:
         telemetry_namespace: bool = False,
         opened_with: tuple[Settings, Mapping[str, Any]] | None = None,
     ) -> None:
-        self._runtime, self._policy, self._lifetime = runtime, policy, lifetime
+        self._runtime, self._strictness, self._lifetime = runtime, strictness, lifetime
         self._admission, self._auditor, self._on_lookup = admission, auditor, on_lookup
         self.examples = ExampleLog(
             runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples
         )
         self._verifier, self._guards = verifier, guards
-        self._lookups = LookupPipeline(runtime, policy, auditor, lifetime, verifier, guards)
+        self._lookups = LookupPipeline(runtime, strictness, auditor, lifetime, verifier, guards)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self._prices = prices or read_prices()
@@ -153,7 +155,7 @@ class SemanticCache:
     @property
     def policy(self) -> Policy:
         """The matching policy in force: a fit may have moved the threshold."""
-        return self._runtime.semantic_index.calibration.applied(self._policy)
+        return policy_of(self._verifier, self._runtime.semantic_index, self._strictness)[1]
 
     def lookup(self, request: Request, *, max_age: float | None = None) -> Hit | Miss:
         """Return the stored answer to this question, or why there is none.
@@ -306,8 +308,8 @@ class SemanticCache:
             CacheClosed: The cache was closed.
         """
         self._ready()
-        index, policy = self._runtime.semantic_index, self.policy
-        verifier = self._verifier or index.scorer
+        index = self._runtime.semantic_index
+        verifier, policy = policy_of(self._verifier, index, self._strictness)
         if self._auditor is not None:
             least = max(policy.threshold, self._auditor.threshold(namespace, verifier.name))
             policy = replace(policy, threshold=least)
@@ -415,7 +417,7 @@ class SemanticCache:
             self._runtime.invalidate(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
         row = feedback_row(found[0], good, shown if storable(shown) else "", marker)
-        scorer = self._runtime.judgement_log.scorer
+        scorer = policy_of(self._verifier, self._runtime.semantic_index, self._strictness)[0].name
         store.judgements.add([replace(row, at=self._runtime.clock(), scorer=scorer)])
         return True
 
@@ -455,6 +457,7 @@ class SemanticCache:
         runtime, prices = self._runtime, self._prices
         totals = runtime.store.totals(runtime.embedder.fingerprint)
         saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
+        verifier, _ = policy_of(self._verifier, runtime.semantic_index, self._strictness)
         return Stats(
             entries=totals.entries,
             semantic_entries=totals.semantic_entries,
@@ -467,7 +470,7 @@ class SemanticCache:
             faults=runtime.faults.counts(),
             index=runtime.vectors.state,
             waits=runtime.flights.waits(),
-            audits=self._auditor.report() if self._auditor else (),
+            audits=self._auditor.report(verifier.name) if self._auditor else (),
             bytes=totals.bytes,
             evicted=runtime.housekeeping.evicted,
             expired=runtime.housekeeping.expired,

@@ -9,39 +9,53 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ibidem._util.renamed import require_new_names
 from ibidem._util.urls import redact_url
 from ibidem.audits.auditor import auditor_for
 from ibidem.costs import read_prices
+from ibidem.embedding import is_default
 from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem.lifecycle.rules import Admission
+from ibidem.matching.cross_encoder import CrossEncoderScorer
 from ibidem.matching.guards import with_guards
-from ibidem.matching.policy import CheckedVerifier, Verifier
-from ibidem.runtime import acquire
+from ibidem.matching.scorers import CheckedVerifier, CosineScorer, Scorer, Verifier
+from ibidem.matching.shipped import Choice
+from ibidem.pipeline import verifier_of
+from ibidem.runtime import acquire, release
 from ibidem.settings import Settings, checked_settings, read_settings
 from ibidem.types import digest
 
 _HOOKS = ("compare", "redact", "should_store", "on_lookup")
-_MATCHING = ("verifier", "guards")
 
 
 def read_arguments(given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Return settings and hooks, None for those not given; raises as `ibidem.open` does."""
-    hooks = {name: given[name] for name in (*_HOOKS, *_MATCHING)}
+    hooks = {name: given[name] for name in (*_HOOKS, "guards")}
     for name in _HOOKS:
         if hooks[name] is not None and not callable(hooks[name]):
             raise InvalidInput(f"{name} must be callable, not {type(hooks[name]).__name__}")
-    return read_settings(**{name: value for name, value in given.items() if name not in hooks}), hooks
+    chosen = {name: value for name, value in given.items() if name not in hooks}
+    # None means none here; "default" leaves the choice to the environment.
+    if chosen["verifier"] is None:
+        chosen["verifier"] = "none"
+    elif isinstance(chosen["verifier"], str) and chosen["verifier"] == "default":
+        chosen["verifier"] = None
+    return read_settings(**chosen), hooks
 
 
 def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     """Build the arguments of a `SemanticCache` from settings and hooks; raises as `ibidem.open` does."""
     require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
-    verifier, guards = _verifier_of(settings, hooks.get("verifier")), with_guards(hooks.get("guards") or ())
+    verifier, guards = _verifier_of(settings), with_guards(hooks.get("guards") or ())
     runtime = acquire(settings)
+    try:
+        _require_threshold(settings, verifier_of(verifier, runtime.semantic_index))
+    except ConfigurationError:
+        release(runtime)
+        raise
     admission = Admission(
         runtime.faults,
         redact=hooks.get("redact"),
@@ -53,7 +67,7 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         runtime.mask(admission.attempted, _code_id(redact))
     return {
         "runtime": runtime,
-        "policy": settings.policy,
+        "strictness": settings.strictness,
         "lifetime": settings.lifetime,
         "admission": admission,
         "single_flight": settings.single_flight,
@@ -63,7 +77,6 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
             log=runtime.judgement_log,
             store=runtime.store,
             embedder=runtime.embedder,
-            verifier=verifier,
         ),
         "verifier": verifier,
         "guards": guards,
@@ -75,18 +88,41 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _verifier_of(settings: Settings, verifier: Verifier | None) -> CheckedVerifier | None:
-    """Check a verifier; raises `InvalidInput` if it cannot be used, or there is no threshold for it."""
-    if verifier is None:
-        return None
-    if not callable(getattr(verifier, "verify", None)) or not getattr(verifier, "name", None):
-        raise InvalidInput(f"verifier must have a name and a method verify, not {type(verifier).__name__}")
-    if settings.threshold is None and not settings.audit_rate:
-        raise InvalidInput(
-            "verifier needs threshold, on the scale of its scores, or audit_rate: what max_error_rate allows "
-            "was measured for the shipped score alone"
+def _verifier_of(settings: Settings) -> Verifier | Choice:
+    """Return what scores; raises `ConfigurationError` if nothing is known of the scale of its scores."""
+    chosen = settings.verifier
+    if chosen == "default" or chosen == "none":
+        return cast("Choice", chosen)
+    if not hasattr(chosen, "verify"):
+        return CrossEncoderScorer(chosen)
+    if settings.min_probability is None and not settings.audit_rate:
+        raise ConfigurationError(
+            "verifier needs min_probability, on the scale of its scores, or audit_rate: what max_error_rate "
+            "allows was measured for the shipped scores alone"
         )
-    return CheckedVerifier(verifier)
+    return CheckedVerifier(chosen)
+
+
+def _require_threshold(settings: Settings, verifier: Verifier) -> None:
+    """Raise `ConfigurationError` if a least score was given for other scores, or none is known."""
+    cosines = isinstance(verifier, CosineScorer)
+    if settings.min_similarity is not None and not cosines:
+        raise ConfigurationError(
+            "min_similarity is for an embedder of your own, whose scores are cosines; here the score is a "
+            "probability: give min_probability, or leave it to max_error_rate"
+        )
+    if settings.min_probability is not None and cosines and not is_default(settings.embedder):
+        raise ConfigurationError(
+            "min_probability is for the default embedder, or a verifier: what the cosines of your embedder "
+            "mean is not known; give min_similarity"
+        )
+    if isinstance(verifier, CrossEncoderScorer):
+        verifier.begin()
+    elif not isinstance(verifier, CheckedVerifier) and settings.strictness.is_by_rate(verifier):
+        try:
+            cast("Scorer", verifier).thresholds.at(settings.max_error_rate)
+        except InvalidInput as error:
+            raise ConfigurationError(f"cannot open the cache: {error}") from None
 
 
 def _code_id(function: Callable[[str], str]) -> str:

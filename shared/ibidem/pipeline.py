@@ -15,7 +15,10 @@ from ibidem._util.concurrency import BoundedDict, ForkSafeLock, deadline, in_thr
 from ibidem.errors import CacheClosed
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.matching.guards import GUARDS, NamedGuard
-from ibidem.matching.policy import Candidate, Policy, Verifier, decide, supporting
+from ibidem.matching.pair_model import PairModelFailed
+from ibidem.matching.policy import Policy, Strictness, Verdict, decide, supporting
+from ibidem.matching.scorers import Candidate, Verifier
+from ibidem.matching.shipped import Choice
 from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
 from ibidem.telemetry.telemetry import step
@@ -52,23 +55,23 @@ class LookupPipeline:
 
     Args:
         runtime: Database and vectors.
-        policy: How sure the cache must be.
+        strictness: How sure the cache must be.
         auditor: Decides which candidates are served; None for no audits.
         lifetime: How long answers live.
-        verifier: Scores candidates; None for the scorer of the embedder.
+        verifier: Scores candidates: the user's own, or which of those that come with Ibidem.
         guards: Refuse candidates whatever their score.
     """
 
     def __init__(
         self,
         runtime: Runtime,
-        policy: Policy,
+        strictness: Strictness,
         auditor: Auditor | None,
         lifetime: Lifetime,
-        verifier: Verifier | None = None,
+        verifier: Verifier | Choice = "default",
         guards: Sequence[NamedGuard] = GUARDS,
     ) -> None:
-        self._runtime, self._policy, self._auditor = runtime, policy, auditor
+        self._runtime, self._strictness, self._auditor = runtime, strictness, auditor
         self._lifetime, self._verifier, self._guards = lifetime, verifier, guards
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHING)  # until when, by entry
@@ -97,9 +100,7 @@ class LookupPipeline:
             return Miss(reason)
         # 3. Which of the nearest stored questions means the same, over the same documents?
         candidates = self._candidates(index, request, now, max_age)
-        fit, verifier = index.calibration, self._verifier or index.scorer
-        policy = fit.applied(self._policy) if fit.levels else self._policy
-        verdict = decide(request, candidates, policy, verifier, guards=self._guards)
+        verifier, verdict = self._decide(index, request, candidates)
         # 4. May its answer be served, by the error budget and by its age?
         if (best := verdict.chosen) is not None:
             auditor = self._auditor
@@ -114,6 +115,18 @@ class LookupPipeline:
             return _miss(verdict.reason, verdict.nearest)
         kind = self._runtime.store.entries.kind_in_scope(request.namespace, request.scope_digest)
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
+
+    def _decide(
+        self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
+    ) -> tuple[Verifier, Verdict]:
+        """Decide by the cache's verifier; where the pair model fails, by the rule without it."""
+        verifier, policy = policy_of(self._verifier, index, self._strictness)
+        try:
+            return verifier, decide(request, candidates, policy, verifier, guards=self._guards)
+        except PairModelFailed as error:
+            self._runtime.faults.note("score candidates with the pair model", error)
+        rule, policy = policy_of("none", index, self._strictness)
+        return rule, decide(request, candidates, policy, rule, guards=self._guards)
 
     def refreshed(self, key: str) -> None:
         """Mark a stale answer as refreshed."""
@@ -176,6 +189,21 @@ class LookupPipeline:
 
 def _miss(reason: str, candidate: Candidate) -> Miss:
     return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)
+
+
+def policy_of(
+    chosen: Verifier | Choice, index: SemanticIndex, strictness: Strictness
+) -> tuple[Verifier, Policy]:
+    """Return what scores candidates with this index, and the policy for its scores."""
+    verifier = verifier_of(chosen, index)
+    return verifier, strictness.policy(verifier, index.calibration(verifier))
+
+
+def verifier_of(chosen: Verifier | Choice, index: SemanticIndex) -> Verifier:
+    """Return what scores candidates with this index: a user's verifier, the pair model, or the rule."""
+    if isinstance(chosen, str):
+        return index.rule if chosen == "none" else index.scorer
+    return chosen
 
 
 class StorePipeline:

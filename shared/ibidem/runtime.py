@@ -29,7 +29,7 @@ from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.index.search import IndexOpener, SemanticIndex, VectorSearch
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.matching.fitted import adopted, warn_of_old_score
-from ibidem.matching.policy import scorer_for
+from ibidem.matching.shipped import rule_for, scorer_for
 from ibidem.settings import Settings
 from ibidem.single_flight import SingleFlight
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
@@ -70,7 +70,7 @@ class Runtime:
         self.active = ActiveIndex(index, settings, self.store, self._build, self._adopt, self.faults)
         self.judgement_log = JudgementLog(
             self.store.judgements,
-            index.scorer.name,
+            index.scorers,
             self.faults,
             partial(record_audit, self.cache_id),
         )
@@ -112,7 +112,7 @@ class Runtime:
 
     def _adopt(self, index: SemanticIndex) -> None:
         """Switch to a new semantic index."""
-        self.judgement_log.set_scorer(index.scorer.name)
+        self.judgement_log.set_scorers(index.scorers)
         self.examples.adopt(index.embedder)
         self.wake()
 
@@ -406,5 +406,7 @@ def build_semantic_index(
     opener, alone = index_opener(settings, registry), settings.embedded_index
     vectors = VectorSearch(store, checked, opener, faults, registry, alone=alone, on_open=on_open)
     warn_of_old_score(store, fingerprint)
-    calibration = adopted(store, fingerprint, faults)
-    return SemanticIndex(checked, vectors, scorer_for(fingerprint), calibration)
+    rule, scorer = rule_for(fingerprint), scorer_for(fingerprint)
+    scorers = {one.name: one for one in (rule, scorer)}
+    calibrations = {name: adopted(store, one, faults) for name, one in scorers.items()}
+    return SemanticIndex(checked, vectors, scorer, rule, calibrations)

@@ -17,14 +17,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ibidem._util.renamed import ARGUMENTS, VALUES
 from ibidem._util.urls import redact_url
-from ibidem.errors import ConfigurationError, InvalidInput
+from ibidem.errors import ConfigurationError
 from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Bounds, Eviction, Lifetime
-from ibidem.matching.policy import DocumentPolicy, Policy, threshold_for
+from ibidem.matching.policy import DocumentPolicy, Strictness
 from ibidem.types import storable
 
-# Least score of a candidate that an audited cache asks its budget about: of those slightly above (to 0.85)
-# 9 % are wrong on clinc150 and 21 % on banking77; lower ones would only occupy the judge.
-AUDIT_FLOOR = 0.8
+ERROR_RATES = {"strict": 0.005, "default": 0.02, "generous": 0.05}  # names for `max_error_rate`
 MIN_BYTES = 1_000_000  # a lower bound is a mistake: it would hold a few hundred answers
 
 # Longer than most answers take, shorter than the minute after which gateways and users give up: if the
@@ -53,6 +51,40 @@ def _similarity(value: Any) -> Any:
             "A distance d is the similarity 1 - d"
         )
     return number
+
+
+def _probability(value: Any) -> Any:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("must be a number above 0 and at most 1") from None
+    if not 0.0 < number <= 1.0:
+        raise ValueError("is a probability above 0 and at most 1, higher is stricter")
+    return number
+
+
+def _error_rate(value: Any) -> Any:
+    """Accept a name of a share."""
+    if isinstance(value, str) and value in ERROR_RATES:
+        return ERROR_RATES[value]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 < number < 0.5:
+        raise ValueError(f"is a share of the hits, above 0 and below 0.5, or {', '.join(ERROR_RATES)}")
+    return number
+
+
+def _verifier(value: Any) -> Any:
+    """Accept `default`, `none`, what has a name and a method verify, and a cross-encoder."""
+    if isinstance(value, str) and value in ("default", "none"):
+        return value
+    if callable(getattr(value, "predict", None)) and not hasattr(value, "verify"):
+        return value
+    if not callable(getattr(value, "verify", None)) or not getattr(value, "name", None):
+        raise ValueError("must be 'default', None (or 'none'), or have a name and a method verify")
+    return value
 
 
 def _directory(value: Any) -> Any:
@@ -143,8 +175,10 @@ class Settings(BaseSettings):
     chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None
     index: Annotated[Any, BeforeValidator(_index)] = None  # opened by `ibidem.index.external`
     embedder: Any = None
-    threshold: Annotated[float, BeforeValidator(_similarity)] | None = None
-    max_error_rate: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
+    verifier: Annotated[Any, BeforeValidator(_verifier)] = "default"  # or "none", or a `Verifier`
+    min_probability: Annotated[float, BeforeValidator(_probability)] | None = None
+    min_similarity: Annotated[float, BeforeValidator(_similarity)] | None = None
+    max_error_rate: Annotated[float, BeforeValidator(_error_rate)] = ERROR_RATES["default"]
     audit_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     document_policy: Annotated[DocumentPolicy, BeforeValidator(_document_policy)] = "supporting"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
@@ -191,18 +225,15 @@ class Settings(BaseSettings):
         return {name: value.get_secret_value() for name, value in (self.chroma_headers or {}).items()}
 
     @property
-    def policy(self) -> Policy:
-        """The matching policy.
-
-        Without audits the threshold is fixed: the one given, else the one measured for `max_error_rate`. With
-        audits it is the least score of candidates that the budget decides about.
-        """
-        if self.threshold is not None:
-            threshold = self.threshold
-        else:
-            threshold = AUDIT_FLOOR if self.audit_rate else threshold_for(self.max_error_rate)
-        chosen = None if self.threshold is not None or self.audit_rate else self.max_error_rate
-        return Policy(threshold=threshold, document_policy=self.document_policy, max_error_rate=chosen)
+    def strictness(self) -> Strictness:
+        """How sure the cache must be."""
+        return Strictness(
+            self.max_error_rate,
+            self.min_probability,
+            self.min_similarity,
+            audited=self.audit_rate > 0.0,
+            document_policy=self.document_policy,
+        )
 
     @property
     def lifetime(self) -> Lifetime:
@@ -229,11 +260,7 @@ def read_settings(**given: Any) -> Settings:
 def checked_settings(chosen: Mapping[str, Any]) -> Settings:
     """As `read_settings`, but None stays None, whatever the environment says."""
     try:
-        settings = Settings(**chosen)
-        settings.policy  # noqa: B018  # refuses a share without a known threshold
-        return settings
-    except InvalidInput as error:
-        raise ConfigurationError(f"cannot open the cache: max_error_rate: {error}") from None
+        return Settings(**chosen)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {_describe(problem)}" for problem in error.errors()

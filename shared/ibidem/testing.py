@@ -24,7 +24,7 @@ from ibidem.cache import SemanticCache
 from ibidem.embedding.base import CheckedEmbedder, Embedder
 from ibidem.index.base import VectorIndex
 from ibidem.matching.guards import Guard
-from ibidem.matching.policy import Candidate, Verifier
+from ibidem.matching.scorers import Candidate, Verifier
 from ibidem.matching.text import parse_question
 from ibidem.types import Entry
 
@@ -164,7 +164,7 @@ class VectorIndexContract:
             (directory / place / name).mkdir(parents=True, exist_ok=True)
             return self.open_index(directory / place / name)
 
-        return ibidem.open(directory / "cache", index=open_here, embedder=WordEmbedder(), threshold=0.75)
+        return ibidem.open(directory / "cache", index=open_here, embedder=WordEmbedder(), min_similarity=0.75)
 
 
 class EmbedderContract:
@@ -264,7 +264,7 @@ class GuardContract:
     def test_a_cache_takes_it(self, tmp_path: Path) -> None:
         """It has a name, by which misses are counted, that no other guard has."""
         guards: list[Guard] = [self.guard]
-        ibidem.open(tmp_path, guards=guards, embedder=WordEmbedder(), threshold=0.75).close()
+        ibidem.open(tmp_path, guards=guards, embedder=WordEmbedder(), min_similarity=0.75).close()
 
     def _refuses(self, asked: str, stored: str) -> bool:
         return bool(self.guard(parse_question(asked), parse_question(stored)))

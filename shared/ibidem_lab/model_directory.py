@@ -15,6 +15,7 @@ from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE, require_inside
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
 from ibidem.matching.fitted import Calibration, from_json
+from ibidem.matching.shipped import scorer_for
 
 LARGEST = 4 * 2**20  # bytes of a JSON file that is read
 
@@ -74,17 +75,18 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
         raise
     except Exception as error:  # of onnxruntime, for a graph that it loads but cannot run
         raise EmbedderUnavailable(f"cannot use the model in {path}: {error}") from error
-    return ModelDirectory(path, embedder, _calibration(path), tuple(_figures(path / METRICS_FILE)))
+    calibration = _calibration(path, scorer_for(embedder.fingerprint).floor)
+    return ModelDirectory(path, embedder, calibration, tuple(_figures(path / METRICS_FILE)))
 
 
-def _calibration(path: Path) -> Calibration | None:
+def _calibration(path: Path, floor: float) -> Calibration | None:
     if (path / OLD_SCORER_FILE).exists():
         about = {"event.name": "ibidem.fit.old_score"}
         said = "%s holds a score fitted by version 0.1, not used any more; ibidem fit moves the threshold"
         log.warning(said, path / OLD_SCORER_FILE, extra=about)
     text = _text(path / THRESHOLDS_FILE)
     try:
-        return None if text is None else from_json(text)
+        return None if text is None else from_json(text, floor)
     except InvalidInput as error:
         raise InvalidInput(f"cannot use {path / THRESHOLDS_FILE}: {error}, or delete the file") from error
 

@@ -20,6 +20,7 @@ from ibidem.embedding.base import CheckedEmbedder, Embedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
 from ibidem.matching.fitted import adopt
+from ibidem.matching.shipped import scorer_for
 from ibidem.runtime import Runtime
 from ibidem.storage.store import Store
 from ibidem.storage.vectors import StoredVector, VectorTable
@@ -142,12 +143,13 @@ def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> Pro
     embedded = embed_all(table, checked, partial(_tell, runtime, progress))
     seconds = time.perf_counter() - started
     if found.calibration is not None:
-        adopt(store, model.fingerprint, found.calibration)
+        adopt(store, scorer_for(model.fingerprint), found.calibration)
     changed = used.fingerprint != model.fingerprint
     if changed:
         _swap(runtime, kept, now, Promotion(model, used, time.time()))
     elif found.calibration is not None:  # the model is in use already: its thresholds may be others
-        runtime.active.calibrate(runtime.semantic_index, found.calibration)
+        index = runtime.semantic_index
+        runtime.active.calibrate(index, index.scorer, found.calibration)
     return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
 
 

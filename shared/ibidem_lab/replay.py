@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ibidem._util.intervals import clopper_pearson
 from ibidem.matching.decisions import as_entry
-from ibidem.matching.policy import Candidate, Policy, Scorer, Verdict, decide
+from ibidem.matching.policy import Policy, Verdict, decide
+from ibidem.matching.scorers import Candidate, Scorer
 from ibidem.types import Entry, Request, Vector, normalise, to_bytes, to_vector
 
 if TYPE_CHECKING:

@@ -30,8 +30,9 @@ from rich.table import Table
 from ibidem._util.intervals import clopper_pearson
 from ibidem.audits.budget import Budget
 from ibidem.embedding import resolve_embedder
-from ibidem.matching.policy import Candidate, CosineScorer, Policy, Scorer, Verdict, decide, scorer_for
-from ibidem.settings import AUDIT_FLOOR
+from ibidem.matching.policy import Policy, Verdict, decide
+from ibidem.matching.scorers import Candidate, CosineScorer, Scorer
+from ibidem.matching.shipped import scorer_for
 from ibidem.types import Request
 from ibidem_lab.replay import Row, replay
 from tests.benchmarks.streams import Stream, load_streams
@@ -62,7 +63,7 @@ class Run:
 
     def __call__(self, request: Request, near: list[Candidate]) -> Verdict:
         """A rule of `ibidem_lab.replay`."""
-        verdict = decide(request, near, Policy(threshold=AUDIT_FLOOR), self.scorer)
+        verdict = decide(request, near, Policy(self.scorer.floor), self.scorer)
         best = verdict.chosen
         if best is None:
             return verdict

@@ -1,6 +1,7 @@
 """How often is the decision right? Replays labelled questions: hits, and wrong hits per hit and per request.
 
-    python -m tests.benchmarks.decisions --data FOLDER [--requests 4000] [--threshold T] [--vectors FOLDER]
+    python -m tests.benchmarks.decisions --data FOLDER [--requests 4000] [--min-probability P]
+        [--vectors FOLDER]
 
 FOLDER holds `streams/*.jsonl` with {"text", "meaning"}: two texts of one meaning may share an answer. Each
 stream is shuffled with a fixed seed and asked in order; every request that is no hit is stored. The rules:
@@ -27,7 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy, scorer_for
+from ibidem.matching.learned import LearnedScorer
+from ibidem.matching.policy import Policy
+from ibidem.matching.scorers import COSINES, CosineScorer
+from ibidem.matching.shipped import scorer_for
 from ibidem.settings import read_settings
 from ibidem.types import normalise
 from ibidem_lab.replay import (
@@ -82,12 +86,14 @@ def outcomes(stream: Stream, held: Held, policy: Policy) -> dict[str, Outcome | 
     shipped = scorer_for(held.embedder.fingerprint)
     own = held.scorer(stream.family)
     mark = "*" if stream.name in trained_on() else ""
-    at = f"{policy.threshold:.3g}"
+    at, near = f"{policy.threshold:.3g}", COSINES.at(LEVEL)
     rules = {
         "cosine 0.90": by_cosine(0.90),
         "cosine 0.95": by_cosine(0.95),
         f"guards {GUARDED}": by_policy(Policy(threshold=GUARDED), CosineScorer()),
-        f"scorer {at}, held out": None if own is None else by_policy(policy, own),
+        f"scorer {near:.3g}, held out": None
+        if own is None
+        else by_policy(Policy(own.probability(near)), own),
         f"Ibidem {at}{mark}": by_policy(policy, shipped),
     }
     rows, vectors = stream.rows, list(stream.vectors)
@@ -132,10 +138,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--data", type=Path, required=True, help="folder with streams/*.jsonl")
     options.add_argument("--requests", type=int, default=4000, help="at most this many per stream")
-    options.add_argument("--threshold", type=float, default=read_settings().policy.threshold)
+    options.add_argument("--min-probability", type=float, help="default: that of the default error rate")
     options.add_argument("--vectors", type=Path, help="folder that keeps vectors between runs")
     given = options.parse_args()
-    embedder, policy = resolve_embedder(None), Policy(threshold=given.threshold)
+    embedder = resolve_embedder(None)
+    scorer = scorer_for(embedder.fingerprint)
+    policy = Policy(given.min_probability or read_settings().strictness.policy(scorer).threshold)
     streams = load_streams(given.data, embedder, given.vectors)
     held = Held([*streams, *load_answers(given.data, embedder, given.vectors)], embedder)
     columns = ("stream", "requests", "label noise", "rule", "hits", "wrong per hit", "wrong per request")

@@ -32,17 +32,9 @@ from rich.table import Table
 
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import InvalidInput
-from ibidem.matching.policy import (
-    Candidate,
-    CosineScorer,
-    Policy,
-    Scorer,
-    Verdict,
-    decide,
-    scorer_for,
-    threshold_for,
-)
-from ibidem.settings import AUDIT_FLOOR
+from ibidem.matching.policy import Policy, Verdict, decide
+from ibidem.matching.scorers import Candidate, CosineScorer, Scorer
+from ibidem.matching.shipped import scorer_for
 from ibidem.types import Request, Vector, normalise
 from ibidem_lab.fitting.labels import Label, pairs_of
 from ibidem_lab.fitting.learning import best_of, report_of
@@ -82,7 +74,7 @@ class Halves:
     labels: list[Label] = field(default_factory=list)
     judged: dict[str, list[Judged]] = field(default_factory=dict)
     fitted: bool = False
-    threshold: float = threshold_for(LEVEL)
+    threshold: float = 1.0
     told: str = ""
 
     def __post_init__(self) -> None:
@@ -92,6 +84,7 @@ class Halves:
             "guards": CosineScorer(),
             "shipped": scorer_for(self.fingerprint),
         }
+        self.threshold = self.scorers["shipped"].thresholds.at(LEVEL)
 
     def __call__(self, request: Request, near: list[Candidate]) -> Verdict:
         """Serves nothing, so that everything is stored."""
@@ -99,12 +92,12 @@ class Halves:
             if not self.fitted:
                 self.fit()
             for name, scorer in self.scorers.items():
-                least = min(CURVE_FROM, scorer.min_cosine(AUDIT_FLOOR))
+                least = min(CURVE_FROM, scorer.min_cosine(scorer.floor))
                 self.note(name, decide(request, near, EVERYTHING, scorer, min_cosine=least))
             self.note("cosine", by_cosine(math.inf)(request, near))
         else:
             best = decide(request, near, EVERYTHING, self.scorers["shipped"], min_cosine=CURVE_FROM).best
-            if best is not None and best.score >= AUDIT_FLOOR:
+            if best is not None and best.score >= self.scorers["shipped"].floor:
                 self.labels.append(Label(request.question, best.entry.question or "", self.right(best)))
         return Verdict(None, "below_threshold", None)
 
@@ -133,7 +126,7 @@ class Halves:
         known = Known({text: vector for text, vector in vectors if vector.any()})
         pairs = pairs_of([self.labels[at] for at in picked], known)  # type: ignore[arg-type]
         try:
-            report = report_of(best_of(pairs, self.scorers["shipped"]), LEVEL)
+            report = report_of(best_of(pairs, self.scorers["shipped"]), LEVEL, self.scorers["shipped"])
         except InvalidInput as error:
             self.told = str(error).partition(";")[0]
             return
@@ -184,7 +177,7 @@ def in_hindsight(runs: Sequence[Halves], name: str) -> Counted:
 def add_lines(table: Table, name: str, runs: Sequence[Halves]) -> None:
     """The lines of a stream."""
     requests = sum(len(run.stream.texts) - run.half for run in runs)
-    at, mark = threshold_for(LEVEL), "*" if name in trained_on() else ""
+    at, mark = scorer_for(runs[0].fingerprint).thresholds.at(LEVEL), "*" if name in trained_on() else ""
     plain = in_hindsight(runs, "cosine")
     lines: dict[str, Counted] = {
         "cosine 0.90": served(runs, "cosine", 0.9),

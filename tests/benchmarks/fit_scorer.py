@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ibidem._util.regression import logistic
 from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.matching.policy import REACH, LearnedScorer, Policy, shipped
-from ibidem_lab.replay import Judged, Outcome, by_policy, hindsight, replay
+from ibidem.matching.learned import REACH, LearnedScorer
+from ibidem.matching.scorers import COSINES, CosineScorer, Thresholds, Vectors
+from ibidem.matching.shipped import learned_scorer
+from ibidem_lab.fitting.thresholds import measure, thresholds
+from ibidem_lab.replay import Judged, curve_rule, hindsight, replay
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
 
+UNKNOWN = (1.0, 0.0)  # slope and offset of the probability, until it is fitted
 HELPFUL = {"fillers", "rephrased"}  # their weights are at least 0, all others at most 0
 NEVER_TRAINED = {"atis"}
 INTENTS = ("banking77", "clinc150")  # their labels call other slots the same, so they count half
@@ -39,11 +45,17 @@ NEGATION = -1.5  # at most: a wrong "not" is the worst of errors, and the stream
 ORDINARY = (0.94, 0.96)  # cosines of the right pairs whose score is to be their cosine
 NOTE = (
     "Written by tests/benchmarks/fit_scorer.py, which tells how: families of streams, signs, ridge; "
-    "calibration: [wrong per hit, threshold] on banking77 and clinc150, each held out."
+    "slope, offset, calibration ([wrong per hit, threshold]): on banking77 and clinc150, each held out."
 )
-THRESHOLDS = (0.97, 0.96, 0.95, 0.94)
+THRESHOLDS = (0.97, 0.96, 0.95, 0.94)  # nearness
 REQUESTS, REPLAYED = 4_000, (7, 8, 9)  # of the calibration: requests, seeds
-GRID = (0.995, 0.99, 0.985, 0.98, 0.975, 0.97, 0.965, 0.96, 0.955, 0.95, 0.94, 0.93, 0.92, 0.91, 0.90)
+# Nearness at which wrong hits are counted.
+GRID = (
+    0.995,
+    0.99,
+    *(percent / 1000 for percent in range(985, 945, -5)),
+    *(n / 100 for n in range(94, 79, -1)),
+)
 
 
 # fitting ----------------------------------------------------------------------------------------------
@@ -58,7 +70,8 @@ def fit(pairs: Mapping[str, Pairs], embedder: str, usual: Mapping[str, Pairs] | 
     bias = _bias(
         {name: found.undecided for name, found in (usual or pairs).items()}, np.array(list(weights.values()))
     )
-    return LearnedScorer({name: round(w, 4) for name, w in weights.items()}, round(bias, 4), embedder)
+    rounded = {name: round(weight, 4) for name, weight in weights.items()}
+    return LearnedScorer(rounded, round(bias, 4), *UNKNOWN, COSINES, embedder)
 
 
 def _regression(taught: Mapping[str, Pairs]) -> tuple[Array, Array]:
@@ -114,7 +127,7 @@ def without(pairs: Mapping[str, Pairs], family: str) -> dict[str, Pairs]:
 
 
 def scores(pairs: Pairs, scorer: LearnedScorer) -> Array:
-    """As `LearnedScorer.score`, for all pairs at once."""
+    """As `LearnedScorer.nearness`, for all pairs at once."""
     weights = np.array([scorer.weights[name] for name in NAMES])
     penalty = scorer.bias - pairs.features @ weights
     penalty = np.where(pairs.english, penalty, np.maximum(penalty, 0.0))
@@ -139,7 +152,7 @@ def report(pairs: Mapping[str, Pairs], held_out: Callable[[str], LearnedScorer])
         scorers: dict[str, Array] = {
             "cosine and guards": tested.cosine,
             "held out": scores(tested, held_out(family)),
-            "shipped": scores(tested, shipped()),
+            "shipped": scores(tested, learned_scorer()),
         }
         for name, score in scorers.items():
             best = judged(tested, score)
@@ -158,63 +171,56 @@ def _cell(best: list[Judged], requests: int, threshold: float) -> str:
 
 # calibration ------------------------------------------------------------------------------------------
 
-Measured = Mapping[str, Mapping[float, Outcome]]
+
+def with_probability(
+    scorer: LearnedScorer,
+    streams: Sequence[Stream],
+    held_out: Callable[[str], LearnedScorer],
+    tell: Callable[[str], object],
+) -> LearnedScorer:
+    """Add slope, offset and thresholds: of the intent streams, with weights that are new to them."""
+    samples = {
+        stream: [(one.rows, list(one.vectors)) for one in (stream.sample(REQUESTS, n) for n in REPLAYED)]
+        for stream in streams
+        if stream.name in INTENTS
+    }
+    judged = {
+        stream.name: [
+            (one.score, one.right)
+            for sample in found
+            for one in replay(*sample, curve_rule(_ByNearness(held_out(stream.family)))).judged
+            if one.score <= 1.0
+        ]
+        for stream, found in samples.items()
+    }
+    slope, offset = _probability(list(judged.values()))
+    measured = {}
+    for stream, found in samples.items():
+        own = replace(held_out(stream.family), slope=slope, offset=offset)
+        measured[stream.name] = measure(own, found, [round(own.probability(near), 4) for near in GRID])
+        for threshold, one in measured[stream.name].items():
+            tell(f"{stream.name} {threshold}: hits {one.hit_ratio}, wrong/hit {one.wrong_per_hit}")
+    return replace(scorer, slope=slope, offset=offset, thresholds=Thresholds(tuple(thresholds(measured))))
 
 
-def measure(
-    streams: Sequence[Stream], held_out: Callable[[str], LearnedScorer], tell: Callable[[str], object]
-) -> Measured:
-    """Wrong hits of the intent streams at every threshold of the grid, with weights fitted without them."""
-    found: dict[str, dict[float, Outcome]] = {}
-    for stream in (stream for stream in streams if stream.name in INTENTS):
-        scorer = held_out(stream.family)
-        samples = [stream.sample(REQUESTS, seed) for seed in REPLAYED]
-        found[stream.name] = {}
-        for threshold in GRID:
-            total = Outcome()
-            for sample in samples:
-                rule = by_policy(Policy(threshold=threshold), scorer)
-                one = replay(sample.rows, list(sample.vectors), rule)
-                total.requests, total.hits = total.requests + one.requests, total.hits + one.hits
-                total.wrong += one.wrong
-            found[stream.name][threshold] = total
-            tell(f"{stream.name} {threshold}: hits {total.hit_ratio}, wrong/hit {total.wrong_per_hit}")
-    return found
+class _ByNearness(CosineScorer):
+    """Scores by the nearness itself."""
+
+    def __init__(self, scorer: LearnedScorer) -> None:
+        super().__init__()
+        self._scorer = scorer
+
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
+        return self._scorer.nearness(asked, stored, cosine)
 
 
-def calibration(measured: Measured) -> list[list[float]]:
-    """[wrong per hit on the worse of the streams, threshold], from the strictest threshold, both monotone."""
-    worst = np.max([smoothed(found) for found in measured.values()], axis=0)
-    rows = [[0.0, 1.0]]
-    for threshold, wrong in zip(GRID, worst.tolist(), strict=True):
-        if wrong - rows[-1][0] < 5e-4:  # the same, but with more hits
-            rows[-1][1] = threshold
-        else:
-            rows.append([round(wrong, 4), threshold])
-    return rows if rows[0] == [0.0, 1.0] else [[0.0, 1.0], *rows]
-
-
-def smoothed(found: Mapping[float, Outcome]) -> list[float]:
-    """Wrong per hit at each threshold of the grid, if a surer hit is never likelier to be wrong.
-
-    What a laxer threshold adds is a band; where a band has fewer wrong hits than the one before, both get
-    the share of the two together.
-    """
-    bands: list[list[int]] = []  # hits, wrong, thresholds
-    hits = wrong = 0
-    for threshold in GRID:
-        more = found[threshold]
-        bands.append([max(1, more.hits - hits), max(0, more.wrong - wrong), 1])
-        hits, wrong = more.hits, more.wrong
-        while len(bands) > 1 and bands[-1][1] * bands[-2][0] < bands[-2][1] * bands[-1][0]:
-            last = bands.pop()
-            bands[-1] = [a + b for a, b in zip(bands[-1], last, strict=True)]
-    shares, served, missed = [], 0.0, 0.0
-    for count, errors, thresholds in bands:
-        for _ in range(thresholds):
-            served, missed = served + count / thresholds, missed + errors / thresholds
-            shares.append(missed / served)
-    return shares
+def _probability(streams: Sequence[Sequence[tuple[float, bool]]]) -> tuple[float, float]:
+    """Slope and offset by maximum likelihood; each stream counts alike."""
+    near = np.concatenate([[-np.log(REACH - nearness) for nearness, _ in stream] for stream in streams])
+    right = np.concatenate([[float(right) for _, right in stream] for stream in streams])
+    weights = np.concatenate([np.full(len(stream), 1.0 / len(stream)) for stream in streams])
+    found = logistic(np.column_stack([near, np.ones(len(near))]), right, weights * len(near))
+    return round(float(found[0]), 4), round(float(found[1]), 4)
 
 
 def _taught(given: argparse.Namespace, embedder: Embedder) -> list[Stream]:
@@ -246,15 +252,17 @@ def main() -> None:
 
     if given.report:
         out.print(report(pairs, held_out))
-    scorer = held_out("")
+    scorer = with_probability(held_out(""), streams, held_out, out.print)
     held: dict[str, Any] = {
         "note": NOTE,
         "embedder": scorer.embedder,
         "weights": scorer.weights,
         "bias": scorer.bias,
+        "slope": scorer.slope,
+        "offset": scorer.offset,
         "trained_on": sorted(stream.name for stream in taught if stream.family not in NEVER_TRAINED),
         "pairs": sum(len(found.undecided.request) for found in without(words or pairs, "").values()),
-        "calibration": calibration(measure(streams, held_out, out.print)),
+        "calibration": scorer.thresholds.table,
     }
     out.print_json(json.dumps(held))
     if given.out is not None:

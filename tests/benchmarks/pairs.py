@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.policy import features
+from ibidem.matching.learned import features
 from ibidem.matching.text import parse_question
 from ibidem.types import normalise
 from tests.benchmarks.streams import ANSWERS, Stream

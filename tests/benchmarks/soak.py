@@ -124,7 +124,7 @@ def measured(load: Load, path: Path, minute: float, requests: float) -> dict[str
 def soak(path: Path, minutes: float, entries: int, threads: int, every: float) -> list[dict[str, float]]:
     """Run the load; print and return a line per interval."""
     cache = ibidem.open(
-        path, embedder=DenseWords(), threshold=0.9, ttl=120.0, jitter=0.3, max_entries=entries
+        path, embedder=DenseWords(), min_similarity=0.9, ttl=120.0, jitter=0.3, max_entries=entries
     )
     load, lines = Load(cache, entries), []
     workers = [threading.Thread(target=load.run, args=(seed,), daemon=True) for seed in range(threads)]

@@ -1,6 +1,6 @@
 """Pairs of questions that must never share an answer, and pairs that should.
 
-    python -m tests.benchmarks.suites [--threshold T]
+    python -m tests.benchmarks.suites [--max-error-rate SHARE] [--without-model]
 
 Written for this project, in `suites/*.json`: nothing is trained on them. One question of each pair is
 stored, the other asked. The targets: of the must-miss pairs at most 1 % are served, of the must-hit pairs at
@@ -15,13 +15,12 @@ import random
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 import ibidem
-from ibidem.settings import read_settings
 from ibidem_lab.replay import Share, share
 
 FOLDER = Path(__file__).parent / "suites"
@@ -43,10 +42,10 @@ def load(name: str) -> list[Pair]:
     return [Pair(one["a"], one["b"], one["kind"]) for one in held]
 
 
-def by_kind(pairs: list[Pair], **options: float) -> dict[str, tuple[int, int]]:
+def by_kind(pairs: list[Pair], **options: Any) -> dict[str, tuple[int, int]]:
     """(served, pairs) of each kind, by a new cache with these options."""
     counted: dict[str, list[bool]] = defaultdict(list)
-    with TemporaryDirectory() as folder, ibidem.open(folder, **options) as cache:  # type: ignore[arg-type]
+    with TemporaryDirectory() as folder, ibidem.open(folder, **options) as cache:
         for pair, decision in zip(pairs, cache.decide((pair.a, pair.b) for pair in pairs), strict=True):
             counted[pair.kind].append(decision.served)
     return {kind: (sum(served), len(served)) for kind, served in sorted(counted.items())}
@@ -103,11 +102,13 @@ def odd_pairs() -> list[Pair]:
 def main() -> None:
     """Print the tables."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--threshold", type=float, default=read_settings().policy.threshold)
+    options.add_argument("--max-error-rate", default="default", help="a share, or its name")
+    options.add_argument("--without-model", action="store_true", help="decide by the rule of 0.1")
     given = options.parse_args()
+    chosen = {"max_error_rate": given.max_error_rate} | ({"verifier": None} if given.without_model else {})
     suites = {MUST_MISS: load(MUST_MISS), MUST_HIT: load(MUST_HIT), "odd": odd_pairs()}
-    counted = {name: by_kind(pairs, threshold=given.threshold) for name, pairs in suites.items()}
-    Console(width=100).print(table(counted, f"threshold {given.threshold:.4g}"))
+    counted = {name: by_kind(pairs, **chosen) for name, pairs in suites.items()}
+    Console(width=100).print(table(counted, str(chosen)))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from rich.console import Console
 import ibidem
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
-from ibidem.matching.policy import shipped
+from ibidem.matching.shipped import learned_scorer
+from ibidem_lab.fitting.thresholds import GRID, smoothed, thresholds
 from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
 from tests.benchmarks import few_shot, pair_decisions, suites
 from tests.benchmarks import fit as fit_benchmark
-from tests.benchmarks.fit_scorer import GRID, calibration, fit, judged, scores, smoothed, without
+from tests.benchmarks.fit_scorer import fit, judged, scores, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
 from tests.benchmarks.streams import Stream
 from tests.embedders import BagOfWords
@@ -119,14 +120,14 @@ FLIGHTS = [
 def test_decisions(tmp_path: Path) -> None:
     """Every rule has its line: hits and wrong hits are told apart, and what the guards refused."""
     write_streams(tmp_path, flights=FLIGHTS)
-    said = run("--data", tmp_path, "--threshold", "0.9", program="decisions")
+    said = run("--data", tmp_path, "--min-probability", "0.9", program="decisions")
     lines = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if "flights" in line]
     found = {cells[4]: cells[5:8] for cells in lines}
 
     assert found["cosine 0.90"][0] == "66.7%"
     assert found["cosine 0.90"][1].startswith("50.0% (")
     assert found["Ibidem 0.9"] == ["33.3%", "0.0% (0.0%-97.5%)", "0.0% (0.0%-70.8%)"]
-    assert found["scorer 0.9, held out"][0] == "-"
+    assert found["scorer 0.955, held out"][0] == "-"
     assert found["perfect"][0] == "33.3%"
     assert "cosine, hindsight" in found
     assert "guard:roles: refused 1 rightly, 0 wrongly" in said
@@ -250,10 +251,12 @@ def test_scores_are_those_of_the_scorer() -> None:
     stream = Stream("x_y", texts, [1, 1, 2, 3], np.full((4, 4), 0.5, np.float32))
     found = pairs_of(stream)
     one_by_one = [
-        shipped().score(texts[asked], texts[stored], 1.0) for asked in range(1, 4) for stored in range(asked)
+        learned_scorer().nearness(texts[asked], texts[stored], 1.0)
+        for asked in range(1, 4)
+        for stored in range(asked)
     ]
 
-    assert sorted(scores(found, shipped())) == pytest.approx(sorted(one_by_one), abs=1e-9)
+    assert sorted(scores(found, learned_scorer())) == pytest.approx(sorted(one_by_one), abs=1e-9)
     assert (stream.family, found.right.sum(), found.requests) == ("x", 1, 4)
 
 
@@ -268,9 +271,9 @@ def test_calibration_is_monotone() -> None:
         GRID, range(100, 10_000, 100), (6, 6, 6, 6, 6, 8, 12, 16, 20, 30, 40, 60, 80, 100, 120), strict=False
     )
     found = {threshold: Outcome(hits=hits, wrong=wrong) for threshold, hits, wrong in counts}
-    rows = calibration({"one": found, "other": {at: Outcome(hits=100) for at in GRID}})
+    rows = thresholds({"one": found, "other": {at: Outcome(hits=100) for at in GRID}})
 
-    assert rows[0] == [0.0, 1.0]
+    assert rows[0] == (0.0, 1.0)
     assert rows == sorted(rows, key=lambda row: (row[0], -row[1]))
     assert len({level for level, _ in rows}) == len(rows)
     assert smoothed(found)[0] < 0.06

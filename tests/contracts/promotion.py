@@ -14,6 +14,7 @@ import pytest
 import ibidem
 from ibidem import Answer, CacheClosed, Miss, Request
 from ibidem.cache import SemanticCache
+from ibidem.matching.fitted import Calibration, Level, to_json
 from ibidem.storage import tables
 from ibidem.storage.engine import writing
 from ibidem.storage.store import Store
@@ -32,7 +33,7 @@ from ibidem.index import search as vectors
 from tests.helpers import answer, question, reworded
 
 vectors.EXACT_LIMIT = int(sys.argv[2])
-cache = ibidem.open(**json.loads(sys.argv[1]), threshold=0.8)
+cache = ibidem.open(**json.loads(sys.argv[1]), min_probability=0.5)
 print("ready", flush=True)
 for line in sys.stdin:
     verb, _, n = line.strip().partition(" ")
@@ -64,9 +65,12 @@ def right(n: int) -> str:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three model directories."""
+    """Three model directories, each with a threshold that serves the rewordings here."""
     root = tmp_path_factory.mktemp("tuned")
-    return [flipped(root / f"model{seed}", seed) for seed in range(3)]
+    found = [flipped(root / f"model{seed}", seed) for seed in range(3)]
+    for one in found:
+        (one / "thresholds.json").write_text(to_json(Calibration((Level(0.02, 0.8),), 500)))
+    return found
 
 
 def expire(store: Store, *fingerprints: str) -> None:
@@ -130,7 +134,8 @@ class PromotionContract:
         opened: list[SemanticCache] = []
 
         def open_one(**settings: Any) -> SemanticCache:
-            opened.append(ibidem.open(**{**place, "threshold": 0.8, **settings}))
+            least = "min_similarity" if "embedder" in settings else "min_probability"
+            opened.append(ibidem.open(**{**place, least: 0.8, **settings}))
             return opened[-1]
 
         yield open_one

@@ -114,7 +114,7 @@ def damaged(file: Path, kind: str, seed: int = 0) -> None:
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small cache that was closed."""
     path = tmp_path_factory.mktemp("any") / "cache"
-    with ibidem.open(path, embedder=BagOfWords(), threshold=0.8) as cache:
+    with ibidem.open(path, embedder=BagOfWords(), min_similarity=0.8) as cache:
         for n in range(5):
             cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
         cache.flush()
@@ -137,7 +137,7 @@ def _examine(path: Path) -> None:
 
 
 def _cached(path: Path) -> None:
-    with ibidem.open(path, embedder=BagOfWords(), threshold=0.8) as cache:
+    with ibidem.open(path, embedder=BagOfWords(), min_similarity=0.8) as cache:
         cache.store(ibidem.Request(question(9)), ibidem.Answer(answer(9)))
         for n in (0, 9):
             cache.lookup(ibidem.Request(question(n)))

@@ -42,7 +42,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def open_cache(path: object, embedder: object = None, **settings: Any) -> ibidem.SemanticCache:
-    return ibidem.open(path, embedder=embedder or BagOfWords(), **{"threshold": 0.9, **settings})
+    return ibidem.open(path, embedder=embedder or BagOfWords(), **{"min_similarity": 0.9, **settings})
 
 
 def store(cache: ibidem.SemanticCache, *numbers: int) -> None:
@@ -138,12 +138,16 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "says"),
         [
-            ({"threshold": 0.1}, r"threshold: .*0\.5 to 1\.0"),
-            ({"threshold": 2}, r"threshold: .*0\.5 to 1\.0"),
-            ({"threshold": 95}, r"threshold: .*0\.5 to 1\.0"),
-            ({"threshold": "high"}, "threshold: "),
-            ({"threshold": math.nan}, r"threshold: .*0\.5 to 1\.0"),
-            ({"threshold": []}, "threshold: "),
+            ({"min_similarity": 0.1}, r"min_similarity: .*0\.5 to 1\.0"),
+            ({"min_similarity": 2}, r"min_similarity: .*0\.5 to 1\.0"),
+            ({"min_similarity": 95}, r"min_similarity: .*0\.5 to 1\.0"),
+            ({"min_similarity": "high"}, "min_similarity: "),
+            ({"min_similarity": math.nan}, r"min_similarity: .*0\.5 to 1\.0"),
+            ({"min_similarity": []}, "min_similarity: "),
+            ({"min_probability": 0.0}, "min_probability: .*above 0 and at most 1"),
+            ({"min_probability": 95}, "min_probability: .*above 0 and at most 1"),
+            ({"min_probability": "sure"}, "min_probability: "),
+            ({"max_error_rate": "lax"}, "max_error_rate: .*strict, default, generous"),
             ({"document_policy": "some"}, "document_policy: .*supporting.*all.*ignore"),
             ({"ttl": 0}, "ttl: .*greater than 0"),
             ({"ttl": -5}, "ttl: .*greater than 0"),
@@ -176,8 +180,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("IBIDEM_THRESHOLD", "abc"),
-            ("IBIDEM_THRESHOLD", "0.1"),
+            ("IBIDEM_MIN_PROBABILITY", "abc"),
+            ("IBIDEM_MIN_SIMILARITY", "0.1"),
             ("IBIDEM_TTL", "forever"),
             ("IBIDEM_DOCUMENT_POLICY", "some"),
             ("IBIDEM_CHROMA", "localhost:8000"),
@@ -199,13 +203,13 @@ class TestSettings:
         assert not (tmp_path / "~").exists()
         assert (tmp_path / "home" / "answers" / "ibidem.sqlite3").exists()
 
-    @pytest.mark.parametrize("name", ["PATH", "DATABASE", "CHROMA", "EMBEDDER", "THRESHOLD", "TTL"])
+    @pytest.mark.parametrize("name", ["PATH", "DATABASE", "CHROMA", "EMBEDDER", "MIN_PROBABILITY", "TTL"])
     def test_an_empty_variable_is_an_unset_one(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
     ) -> None:
         """As container files write `IBIDEM_CHROMA=` for the default."""
         monkeypatch.setenv(f"IBIDEM_{name}", "")
-        given = {"path": tmp_path / "c", "embedder": BagOfWords(), "threshold": 0.9}
+        given = {"path": tmp_path / "c", "embedder": BagOfWords(), "min_similarity": 0.9}
         given.pop(name.lower(), None)
         chosen = read_settings(**given)
         assert chosen.embedder is None or name != "EMBEDDER"

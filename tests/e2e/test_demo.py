@@ -114,7 +114,7 @@ class TestDemo:
     def test_fails_if_an_edit_goes_unnoticed_or_a_near_miss_is_answered(
         self, script: str, place: Path
     ) -> None:
-        done = run_demo(script, place, "--threshold", "0.85", IBIDEM_DOCUMENT_POLICY="ignore")
+        done = run_demo(script, place, "--min-probability", "0.2", IBIDEM_DOCUMENT_POLICY="ignore")
         assert done.returncode == 1
         assert "FAILED edited where the answer comes from" in done.stdout
         assert "WRONG HIT, semantic" in done.stdout
@@ -168,7 +168,7 @@ class TestAgent:
 
         agent = import_module("langchain_agent")
         monkeypatch.setattr(agent.Reference, tool, locals()[tool])
-        options = demo.Namespace(model="", delay=0.0, threshold=None)
+        options = demo.Namespace(model="", delay=0.0, min_probability=None)
         console = report.make_console(plain=True)
         with console.capture() as shown:
             assert not agent.run(options, tmp_path, console)

@@ -173,7 +173,7 @@ def work(thread):
             elif not found and found.reason == "error":
                 wrong.append(f"{other}: error")
 
-with ibidem.open(path, embedder=BagOfWords(), threshold=0.9) as cache:
+with ibidem.open(path, embedder=BagOfWords(), min_similarity=0.9) as cache:
     print("ready", flush=True)
     sys.stdin.readline()
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
@@ -268,7 +268,7 @@ def test_embedder_raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """The very words are answered, answers are stored, and found by meaning once it works again."""
     monkeypatch.setattr(lacking, "REFUSED_SECONDS", 0.2)
     embedder = Moody()
-    with ibidem.open(tmp_path / "c", embedder=embedder, threshold=0.9) as cache:
+    with ibidem.open(tmp_path / "c", embedder=embedder, min_similarity=0.9) as cache:
         store(cache, 1)
         assert by_meaning(cache, 1) == f"semantic: {answer(1)}"
         embedder.down = True

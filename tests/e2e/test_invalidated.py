@@ -26,7 +26,7 @@ from tests.embedders import DenseWords
 from tests.helpers import question
 
 where = dict(part.split("=", 1) for part in sys.argv[2:])
-cache = ibidem.open(sys.argv[1], embedder=DenseWords(), threshold=0.9, **where)
+cache = ibidem.open(sys.argv[1], embedder=DenseWords(), min_similarity=0.9, **where)
 document = (ibidem.Document("guide#1", "the guide", source="guide.md"),)
 texts = [words + question(n) for n in range(40) for words in ("", "please ")]
 asked = [ibidem.Request(text, documents=document) for text in texts]
@@ -76,7 +76,7 @@ def test_no_process_serves_what_was_invalidated(kind: str, tmp_path: Path) -> No
     """Three processes look up without pause while a fourth invalidates: none of them hits afterwards."""
     with places(kind, tmp_path / "chroma") as where, contextlib.ExitStack() as stack:
         path = tmp_path / "cache"
-        cache = stack.enter_context(ibidem.open(path, embedder=DenseWords(), threshold=0.9, **where))
+        cache = stack.enter_context(ibidem.open(path, embedder=DenseWords(), min_similarity=0.9, **where))
         given = [f"{name}={value}" for name, value in where.items()]
         children = [stack.enter_context(Child(HAMMER, path, *given)) for _ in range(3)]
         for child in children:

@@ -41,7 +41,7 @@ chroma._HNSW["sync_threshold"] = sync
 vectors.EXACT_LIMIT = exact
 concurrency.GATHER_SECONDS = 0.02  # as many index writes as a short life allows
 vectors.BATCH = 3 if sync == 2 else vectors.BATCH
-cache = ibidem.open(path, embedder=BagOfWords(), threshold=0.9)
+cache = ibidem.open(path, embedder=BagOfWords(), min_similarity=0.9)
 cache.lookup(ibidem.Request(question(10**6)))  # opens the index
 for n in range(first, first + 100_000):
     stored = cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
@@ -53,7 +53,7 @@ for n in range(first, first + 100_000):
 
 
 def open_cache(path: Path) -> ibidem.SemanticCache:
-    return ibidem.open(path, embedder=BagOfWords(), threshold=THRESHOLD)
+    return ibidem.open(path, embedder=BagOfWords(), min_similarity=THRESHOLD)
 
 
 def write_and_kill(path: Path, first: int, seconds: float, *, sync: int, exact: int) -> list[int]:
@@ -127,7 +127,7 @@ OPERATIONS = [store] * 8 + [clear, invalidate]
 
 def work(first, index):
     say("pid", os.getpid())
-    cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9)
+    cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9)
     if index:
         cache.lookup(ibidem.Request(question(10**6)))
     for n in range(first, first + 100_000):
@@ -270,7 +270,7 @@ from tests.helpers import question
 
 chroma._HNSW["sync_threshold"] = 2
 vectors.EXACT_LIMIT, upkeep.BATCH = 0, 5
-cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9)
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9)
 cache.lookup(ibidem.Request(question(10**6)))
 print("open", flush=True)
 while True:

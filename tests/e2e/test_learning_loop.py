@@ -18,7 +18,7 @@ from ibidem import Answer, Hit, Request
 from ibidem.cache import SemanticCache
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.matching.policy import scorer_for
+from ibidem.matching.shipped import scorer_for
 from ibidem_lab import promote, rollback
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.labelling.teach import teach

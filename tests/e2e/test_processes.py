@@ -35,7 +35,7 @@ from tests.helpers import answer, question, reworded
 
 vectors.RETRY_SECONDS = 0.5
 where = {"chroma": sys.argv[2]} if len(sys.argv) > 2 else {}
-cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9, **where)
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9, **where)
 print("ready", flush=True)
 for line in sys.stdin:
     verb, _, n = line.strip().partition(" ")
@@ -54,7 +54,7 @@ for line in sys.stdin:
 
 
 def open_cache(path: Path, **settings: object) -> ibidem.SemanticCache:
-    return ibidem.open(path, embedder=BagOfWords(), threshold=0.9, **settings)
+    return ibidem.open(path, embedder=BagOfWords(), min_similarity=0.9, **settings)
 
 
 def store(cache: ibidem.SemanticCache, *numbers: int) -> None:
@@ -228,7 +228,7 @@ import ibidem
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
-cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9)
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9)
 cache.lookup(ibidem.Request(reworded(1)))
 for n in range(150):
     cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
@@ -473,7 +473,7 @@ class TestTwoOpensInOneProcess:
         with open_cache(tmp_path / "c") as one:
             store(one, 1)
             assert by_meaning(one, 1) == f"semantic: {answer(1)}"
-            with ibidem.open(tmp_path / "c", embedder=BagOfWords(128), threshold=0.9) as other:
+            with ibidem.open(tmp_path / "c", embedder=BagOfWords(128), min_similarity=0.9) as other:
                 assert exact(other, 1) == f"exact: {answer(1)}"
                 store(other, 2)
                 found, state = by_meaning(other, 2), other.stats().index

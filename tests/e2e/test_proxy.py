@@ -26,7 +26,7 @@ import ibidem
 from tests.embedders import BagOfWords
 from tests.helpers import reworded
 
-with ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9) as cache:
+with ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9) as cache:
     found = cache.lookup(ibidem.Request(reworded(1)))
     print(found.answer.text if found else found.reason, cache.stats().index, flush=True)
 """

@@ -96,14 +96,14 @@ def test_no_secret_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, e
     """While open (write-ahead log included), after flush, after close, after reopening and after clear."""
     monkeypatch.setattr(vectors, "EXACT_LIMIT", exact_limit)
     path = tmp_path / "c"
-    with ibidem.open(path, embedder=BagOfWords(), threshold=0.9) as cache:
+    with ibidem.open(path, embedder=BagOfWords(), min_similarity=0.9) as cache:
         use(cache)
         check(path)
         assert cache.flush()
         assert (path / "ibidem.sqlite3-wal").exists()
         check(path)
     check(path)
-    with ibidem.open(path, embedder=BagOfWords(), threshold=0.9) as cache:
+    with ibidem.open(path, embedder=BagOfWords(), min_similarity=0.9) as cache:
         use(cache)
         assert cache.flush()
         check(path)
@@ -118,7 +118,7 @@ import ibidem
 from tests.embedders import BagOfWords
 from tests.e2e.test_secrets import use
 
-cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9)
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9)
 use(cache)
 cache.flush()
 print("used", flush=True)
@@ -143,7 +143,7 @@ def test_no_secret_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
     path = tmp_path / "c"
     with caplog.at_level(logging.DEBUG, logger="ibidem"):
-        with ibidem.open(path, embedder=BagOfWords(), threshold=0.9) as cache:
+        with ibidem.open(path, embedder=BagOfWords(), min_similarity=0.9) as cache:
             use(cache)
             assert cache.flush()
             with closing(sqlite3.connect(path / "ibidem.sqlite3")) as other:
@@ -153,7 +153,7 @@ def test_no_secret_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             assert cache.store(ASKED, Answer(ANSWER)).reason == "error"
             assert cache.lookup(ASKED).reason == "error"
             repr(cache)
-        with ibidem.open(tmp_path / "d", embedder=Talkative(), threshold=0.9) as cache:
+        with ibidem.open(tmp_path / "d", embedder=Talkative(), min_similarity=0.9) as cache:
             cache.lookup(ASKED)
             cache.store(ASKED, Answer(ANSWER))
     assert caplog.records

@@ -139,7 +139,7 @@ def _warm(follow: Follow, install: Callable[[SemanticCache], object] = lambda _:
     """What `follow` finds in a new cache, the second time."""
     with (
         TemporaryDirectory() as folder,
-        ibidem.open(folder, embedder=BagOfWords(), threshold=0.8) as core,
+        ibidem.open(folder, embedder=BagOfWords(), min_similarity=0.8) as core,
     ):
         install(core)
         follow(core)

@@ -50,7 +50,7 @@ TEXT = [Generation(text="Paris.")]
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[Recording]:
     tracker().clear()
-    with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
+    with ibidem.open(tmp_path, embedder=BagOfWords(), min_similarity=0.8) as opened:
         yield Recording(opened)
 
 
@@ -72,7 +72,7 @@ def human(text: str) -> str:
 @pytest.mark.parametrize("form", [str, human])
 def test_a_full_cache_serves_no_foreign_entry(tmp_path: Path, form: Any) -> None:
     """Even if every question were the same point: other parameters are another world."""
-    with ibidem.open(tmp_path, embedder=Constant(), threshold=0.5) as opened:
+    with ibidem.open(tmp_path, embedder=Constant(), min_similarity=0.5) as opened:
         cache = IbidemCache(opened)
         for number in range(20):
             cache.update(form(ASKED), f"model {number}", [Generation(text=str(number))])
@@ -305,16 +305,16 @@ def test_only_what_was_opened_here_is_closed_here(core: Recording) -> None:
 
 
 def test_options_open_the_cache(tmp_path: Path) -> None:
-    cache = IbidemCache(path=tmp_path, embedder=BagOfWords(), threshold=0.77)
+    cache = IbidemCache(path=tmp_path, embedder=BagOfWords(), min_similarity=0.77)
     assert cache.cache.policy.threshold == 0.77
     cache.close()
     with pytest.raises(ConfigurationError):
-        IbidemCache(path=tmp_path, embedder=BagOfWords(), threshold=7)
+        IbidemCache(path=tmp_path, embedder=BagOfWords(), min_similarity=7)
 
 
 def test_a_cache_and_options_contradict(core: Recording) -> None:
-    with pytest.raises(InvalidInput, match="threshold"):
-        IbidemCache(core, threshold=0.9)
+    with pytest.raises(InvalidInput, match="min_similarity"):
+        IbidemCache(core, min_similarity=0.9)
 
 
 def test_repr_shows_no_address(tmp_path: Path) -> None:
@@ -503,7 +503,7 @@ def test_nothing_but_question_and_answer_is_on_disk(server: Any, tmp_path: Path)
         ]
     )
     headers = {"Authorization": f"Bearer {secrets['header']}"}
-    with IbidemCache(path=tmp_path, embedder=BagOfWords(), threshold=0.8) as cache:
+    with IbidemCache(path=tmp_path, embedder=BagOfWords(), min_similarity=0.8) as cache:
         model = ChatOpenAI(
             model="m", base_url=url, api_key=secrets["key"], default_headers=headers, cache=cache
         )

@@ -39,7 +39,7 @@ LATER = ("How do I return my boots?", "How do I return my scarf?")
 def cache(tmp_path: Path) -> Iterator[SemanticCache]:
     """A cache with four examples, which all models use; answers are no examples here."""
     tracker().clear()
-    with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
+    with ibidem.open(tmp_path, embedder=BagOfWords(), min_similarity=0.8) as opened:
         learn(opened, *FIRST)
         set_llm_cache(IbidemCache(opened, namespace="answers"))
         yield opened

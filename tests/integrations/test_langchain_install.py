@@ -108,7 +108,7 @@ def test_it_opens_and_closes_a_cache(tmp_path: Path) -> None:
         uninstall()
         assert not opened.lookup(ibidem.Request(ASKED))
     with pytest.raises(InvalidInput, match="not both"):
-        install(used, threshold=0.9)
+        install(used, min_similarity=0.9)
     with pytest.raises(InvalidInput, match="treshold"):
         install(treshold=0.9)
     assert get_llm_cache() is None

@@ -360,7 +360,7 @@ async def _last_event(program: Any, asked: str) -> Any:
 
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[Recording]:
-    with ibidem.open(tmp_path, embedder=BagOfWords(), threshold=0.8) as opened:
+    with ibidem.open(tmp_path, embedder=BagOfWords(), min_similarity=0.8) as opened:
         recording = Recording(opened)
         tracker().clear()
         set_llm_cache(IbidemCache(recording))

@@ -38,7 +38,7 @@ _number = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
-    with ibidem.open(tmp_path_factory.mktemp("cache"), embedder=BagOfWords(), threshold=0.8) as opened:
+    with ibidem.open(tmp_path_factory.mktemp("cache"), embedder=BagOfWords(), min_similarity=0.8) as opened:
         yield Recording(opened)
 
 

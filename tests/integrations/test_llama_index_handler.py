@@ -166,7 +166,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Se
     def get() -> SemanticCache:
         if not opened:
             path = tmp_path_factory.mktemp("shared")
-            opened.append(ibidem.open(path, embedder=BagOfWords(), threshold=0.8))
+            opened.append(ibidem.open(path, embedder=BagOfWords(), min_similarity=0.8))
         return opened[0]
 
     yield get
@@ -1088,10 +1088,10 @@ async def test_namespaces_are_kept(empty: Log) -> None:
 
 def test_invalid_arguments_raise_at_once(cache: SemanticCache) -> None:
     """An option that does not exist, a cache and options, a namespace that is no text."""
-    with pytest.raises(ibidem.InvalidInput, match="did you mean 'threshold'"):
+    with pytest.raises(ibidem.InvalidInput, match="did you mean 'min_similarity'"):
         IbidemCallbackHandler(treshold=0.9)
     with pytest.raises(ibidem.InvalidInput, match="not both"):
-        IbidemCallbackHandler(cache, threshold=0.9)
+        IbidemCallbackHandler(cache, min_similarity=0.9)
     with pytest.raises(ibidem.InvalidInput, match="namespace must be a str"):
         IbidemCallbackHandler(cache, namespace=7)
 

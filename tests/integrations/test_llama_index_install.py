@@ -107,7 +107,7 @@ def test_the_same_arguments_may_be_given_again(model: CountingFunctionCalling, c
         {"semantic": False},
         {"any_message": True},
         {"question_keys": ("topic",)},
-        {"threshold": 0.9},
+        {"min_similarity": 0.9},
     ],
     ids=lambda other: next(iter(other)),
 )
@@ -277,7 +277,7 @@ def test_install_again_after_uninstall(model: CountingFunctionCalling, open_cach
 
 def test_the_cache_that_was_opened_is_closed(model: CountingFunctionCalling, tmp_path: Path) -> None:
     """What `install()` opened `uninstall()` closes; what is stored is there the next time."""
-    options: dict[str, Any] = {"path": tmp_path / "own", "embedder": BagOfWords(), "threshold": 0.8}
+    options: dict[str, Any] = {"path": tmp_path / "own", "embedder": BagOfWords(), "min_similarity": 0.8}
     handler = install(**options)
     assert install(**options) is handler
     query()
@@ -337,11 +337,11 @@ def test_llama_indexs_default_model_is_cached(cache: SemanticCache, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"treshold": 0.9}, r"install\(\) has no option 'treshold'; did you mean 'threshold'"),
+        ({"min_similarty": 0.9}, r"install\(\) has no option 'min_similarty'; did you mean 'min_similarity'"),
         ({"question_key": "topic"}, r"install\(\) has no option 'question_key'"),
         ({"namespace": 7}, "namespace must be a str, not int"),
         ({"model_id": None}, "model_id must be a str, not NoneType"),
-        ({"threshold": 7.0}, "threshold"),
+        ({"min_similarity": 7.0}, "min_similarity"),
     ],
 )
 def test_invalid_options_raise_at_once(
@@ -359,7 +359,7 @@ def test_invalid_options_raise_at_once(
 def test_a_cache_with_options_is_an_error(model: CountingFunctionCalling, cache: SemanticCache) -> None:
     """One or the other."""
     with pytest.raises(ibidem.InvalidInput, match="not both"):
-        install(cache, threshold=0.9)
+        install(cache, min_similarity=0.9)
     assert Settings._llm is model
 
 
@@ -484,7 +484,7 @@ from llama_index.core.llms import MockLLM
 from tests.embedders import BagOfWords
 
 Settings.llm, Settings.embed_model = MockLLM(), MockEmbedding(8)
-handler = llama_index_ibidem.install(path=sys.argv[1], embedder=BagOfWords(), threshold=0.8)
+handler = llama_index_ibidem.install(path=sys.argv[1], embedder=BagOfWords(), min_similarity=0.8)
 index = SummaryIndex.from_documents([Document(text="Goods can be returned within 30 days.")])
 engine = index.as_query_engine()
 first = str(engine.query("For how many days can I return the goods that I bought?"))
@@ -512,7 +512,7 @@ class Named(FakeListChatModel):
     def _identifying_params(self):
         return {"model": "named"}
 
-with IbidemCache(path=sys.argv[1], embedder=BagOfWords(), threshold=0.8) as cache:
+with IbidemCache(path=sys.argv[1], embedder=BagOfWords(), min_similarity=0.8) as cache:
     set_llm_cache(cache)
     model = Named(responses=["answer 1", "answer 2", "answer 3"])
     chain = ChatPromptTemplate.from_template("Be brief. Question: {question}") | model

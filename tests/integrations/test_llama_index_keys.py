@@ -624,7 +624,7 @@ def looked() -> Looked:
 @pytest.fixture
 def watched(open_cache: OpenCache, looked: Looked) -> SemanticCache:
     """An empty cache that tells what it is asked."""
-    return open_cache(threshold=0.95, on_lookup=lambda *what: looked.append(what))
+    return open_cache(min_similarity=0.95, on_lookup=lambda *what: looked.append(what))
 
 
 def test_a_document_that_quotes_the_question_is_not_it(watched: SemanticCache, looked: Looked) -> None:

@@ -202,7 +202,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Se
     def get() -> SemanticCache:
         if not opened:
             path = tmp_path_factory.mktemp("shared")
-            opened.append(ibidem.open(path, embedder=BagOfWords(), threshold=0.8))
+            opened.append(ibidem.open(path, embedder=BagOfWords(), min_similarity=0.8))
         return opened[0]
 
     yield get
@@ -1134,7 +1134,7 @@ def test_only_synthesizers_can_be_wrapped(cache: SemanticCache, fake: FakeBacken
         CachedSynthesizer(fake.model, cache)
     with pytest.raises(ibidem.InvalidInput, match="cached already"):
         CachedSynthesizer(CachedSynthesizer(inner(fake.model), cache), cache)
-    with pytest.raises(ibidem.InvalidInput, match="did you mean 'threshold'"):
+    with pytest.raises(ibidem.InvalidInput, match="did you mean 'min_similarity'"):
         CachedSynthesizer(inner(fake.model), treshold=0.9)
     with pytest.raises(ibidem.InvalidInput, match="not both"):
         CachedSynthesizer(inner(fake.model), cache, threshold=0.9)

@@ -94,7 +94,7 @@ def test_the_global_cache_of_langchain_neither_answers_nor_learns(
     server: OpenAIServer, open_cache, bound: bool
 ) -> None:
     """Also where it compares nothing but lines of users: a label is the teacher's own, each time."""
-    cache = open_cache(threshold=0.5)
+    cache = open_cache(min_similarity=0.5)
     set_llm_cache(IbidemCache(cache, any_message=True))
     try:
         model = chat(server).bind(stop=["x"]) if bound else chat(server)
@@ -110,7 +110,7 @@ def test_the_global_cache_of_langchain_neither_answers_nor_learns(
 
 def test_a_cached_model_of_llama_index_is_asked_itself(server: OpenAIServer, open_cache) -> None:
     """Its handlers note nothing of it."""
-    cache = open_cache(threshold=0.5)
+    cache = open_cache(min_similarity=0.5)
     model = CachedLLM(llm(server), cache, any_message=True)
     handler = IbidemCallbackHandler(cache)
     model.callback_manager = CallbackManager([handler])

@@ -53,7 +53,8 @@ def written(tiny: Path, model: CrossEncoder, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("exported") / "verifier"
     cosines = {"cars": np.array([0.9 if pair.same else 0.5 for pair in PAIRS], np.float32)}
     said: list[str] = []
-    export.export_verifier(model, tiny, folder, {"cars": PAIRS}, cosines, said.append)
+    measured = export.OnStreams(((0.0, 1.0), (0.02, 0.9), (0.05, 0.7)), 0.25)
+    export.export_verifier(model, tiny, folder, {"cars": PAIRS}, cosines, lambda made: measured, said.append)
     assert 1 <= len(said) <= len(export.DIGITS)
     return folder
 
@@ -105,7 +106,7 @@ def test_a_cache_serves_by_it(written: Path, tmp_path: Path) -> None:
     rewrite(folder, calibration={"logit": 1.0, "cosine": 0.0, "offset": -middle})
     verifier = PairModel(folder)
     with ibidem.open(
-        tmp_path / "cache", embedder=BagOfWords(), verifier=verifier, threshold=0.5, guards=[]
+        tmp_path / "cache", embedder=BagOfWords(), verifier=verifier, min_probability=0.5, guards=[]
     ) as cache:
         decided = cache.decide(texts)
         assert {one.served for one in decided} == {True, False}

@@ -20,7 +20,7 @@ OPERATIONS = rounds(1500, 20_000)
 def test_namespaces_and_scopes_are_airtight(open_cache, monkeypatch, embedder, limit: int) -> None:
     """Random stores and lookups in 120 scopes of 12 namespaces; the answers say where they belong."""
     monkeypatch.setattr(vectors, "EXACT_LIMIT", limit)
-    cache = open_cache(embedder=embedder(), threshold=0.6)
+    cache = open_cache(embedder=embedder(), min_similarity=0.6)
     draw, hits, by_meaning = random.Random(7), 0, 0
     for _ in range(OPERATIONS):
         # Names that run together if they are not kept apart: "a" + "aa" and "aa" + "a".

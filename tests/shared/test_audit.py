@@ -17,8 +17,10 @@ from ibidem.audits.judge import AnswerJudge, contradict
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.matching.policy import CosineScorer, LearnedScorer, Policy
-from ibidem.settings import AUDIT_FLOOR, read_settings
+from ibidem.matching.learned import LearnedScorer
+from ibidem.matching.policy import Policy
+from ibidem.matching.scorers import COSINES, CosineScorer
+from ibidem.settings import read_settings
 from ibidem.storage.logs import JudgementRow
 from ibidem.storage.store import Store
 from ibidem.types import digest
@@ -49,7 +51,7 @@ def judged(score: float = 0.96, right: bool = True, source: str = "probe", **cha
 @pytest.fixture
 def audited(open_cache) -> Callable[..., SemanticCache]:
     """Opens caches that audit every hit."""
-    return lambda **settings: open_cache(**{"audit_rate": 1.0, "threshold": None, **settings})
+    return lambda **settings: open_cache(**{"audit_rate": 1.0, "min_similarity": None, **settings})
 
 
 @pytest.fixture
@@ -162,17 +164,17 @@ def test_what_would_be_served_is_audited(audited, past) -> None:
 def test_reopening_resumes(open_cache, past) -> None:
     """What was learned is not learned again."""
     past([judged() for _ in range(ENOUGH)])
-    with open_cache(audit_rate=1e-9, threshold=None) as cache:
+    with open_cache(audit_rate=1e-9, min_similarity=None) as cache:
         fill(cache, 1)
         assert cache.lookup(Request(reworded(0))).tier == "semantic"
-    with open_cache(audit_rate=1e-9, threshold=None) as again:
+    with open_cache(audit_rate=1e-9, min_similarity=None) as again:
         assert again.lookup(Request(reworded(0))).tier == "semantic"
 
 
 def test_judgements_of_another_scorer_count_for_nothing(open_cache, past) -> None:
     """Their scores mean something else."""
     past([judged(scorer="another") for _ in range(ENOUGH)])
-    cache = open_cache(audit_rate=1e-9, threshold=None)
+    cache = open_cache(audit_rate=1e-9, min_similarity=None)
     fill(cache, 1)
 
     assert cache.lookup(Request(reworded(0))).reason == "below_budget"
@@ -182,7 +184,7 @@ def test_judgements_of_another_scorer_count_for_nothing(open_cache, past) -> Non
 def test_each_namespace_has_a_budget_of_its_own(open_cache, past) -> None:
     """Scopes share one."""
     past([judged(namespace="good") for _ in range(ENOUGH)])
-    cache = open_cache(audit_rate=1e-9, threshold=None)
+    cache = open_cache(audit_rate=1e-9, min_similarity=None)
     for parts in ({"namespace": "good"}, {"namespace": "other"}, {"namespace": "good", "scope": "x"}):
         fill(cache, 1, **parts)
     results = [
@@ -301,7 +303,7 @@ def test_closing_writes_what_was_judged(audited) -> None:
 
 def test_another_process_is_learned_from(open_cache, tmp_path: Path) -> None:
     """What it judged counts here within about a second; what is judged here is in its log."""
-    cache = open_cache(audit_rate=1e-9, threshold=None)
+    cache = open_cache(audit_rate=1e-9, min_similarity=None)
     fill(cache, 1)
     assert cache.lookup(Request(reworded(0))).reason == "below_budget"
     code = f"""
@@ -322,7 +324,7 @@ store.judgements.add([judged(0.97) for _ in range({ENOUGH})])
 def test_judgements_are_learned_once(open_cache, past) -> None:
     """Those read at the first lookup are not learned again when the log is polled."""
     past([judged() for _ in range(40)])
-    cache = open_cache(audit_rate=1e-9, threshold=None)
+    cache = open_cache(audit_rate=1e-9, min_similarity=None)
     fill(cache, 1)
     cache.lookup(Request(reworded(0)))
     past([judged() for _ in range(30)])
@@ -437,7 +439,7 @@ print([row.asked for row in cache.judgements()] == [reworded(1)])
 def test_a_given_threshold_is_the_least_score_still(audited, past) -> None:
     """The budget may be stricter, never laxer."""
     past([judged() for _ in range(ENOUGH)])
-    cache = audited(threshold=0.99, audit_rate=1e-9)
+    cache = audited(min_similarity=0.99, audit_rate=1e-9)
     fill(cache, 1)
 
     assert cache.lookup(Request(reworded(0))).reason == "below_threshold"
@@ -449,7 +451,7 @@ def test_candidates_far_off_are_not_compared(audited) -> None:
     cache.store(Request("how do I reset my password"), Answer("a"))
     miss = cache.lookup(Request("how do I reset my old and dusty radio"))
 
-    assert miss.similarity < AUDIT_FLOOR
+    assert miss.similarity < CosineScorer.floor
     assert miss.reason == "below_threshold"
 
 
@@ -496,7 +498,7 @@ def test_the_command_line_says_how_to_begin(open_cache, tmp_path: Path) -> None:
 
 def test_without_audits_the_threshold_decides(open_cache) -> None:
     """As ever: no judgement, no budget, no thread."""
-    cache = open_cache(threshold=None, max_error_rate=0.03)
+    cache = open_cache(min_similarity=None, max_error_rate=0.03)
     fill(cache, 1)
     cache.lookup(Request(reworded(0)))
     cache.flush()
@@ -524,22 +526,31 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
 @pytest.mark.parametrize("share", [0.0376, 0.05, 0.4, 0.49])
 def test_a_share_that_no_threshold_is_known_for_is_refused(tmp_path: Path, share: float) -> None:
     """Else it would do nothing; with audits or a threshold it is no promise of the shipped score."""
-    with pytest.raises(ConfigurationError, match=r"max_error_rate: .* at most 0\.0375.*audit_rate"):
+    with pytest.raises(ConfigurationError, match=r"max_error_rate is .* at most 0\.0375.*audit_rate"):
         ibidem.open(tmp_path, embedder=BagOfWords(), max_error_rate=share)
-    assert read_settings(max_error_rate=share, audit_rate=0.01).policy.threshold == AUDIT_FLOOR
-    assert read_settings(max_error_rate=share, threshold=0.7).policy == Policy(0.7)
-    assert read_settings(max_error_rate=0.0375).policy.max_error_rate == 0.0375
+    for given in ({"audit_rate": 0.01}, {"min_similarity": 0.7}):
+        ibidem.open(tmp_path, embedder=BagOfWords(), max_error_rate=share, **given).close()
 
 
 def test_settings_come_from_the_environment(monkeypatch) -> None:
     """And say which policy follows."""
-    assert read_settings(threshold=0.9).policy == Policy(0.9)
-    assert 0.9 <= read_settings().policy.threshold <= 1.0
+    cosine = CosineScorer()
+    assert read_settings(min_similarity=0.9).strictness.policy(cosine) == Policy(0.9)
+    assert read_settings().strictness.policy(cosine) == Policy(COSINES.at(0.02))
     monkeypatch.setenv("IBIDEM_MAX_ERROR_RATE", "0.1")
     monkeypatch.setenv("IBIDEM_AUDIT_RATE", "0.25")
     found = read_settings()
 
-    assert (found.max_error_rate, found.audit_rate, found.policy) == (0.1, 0.25, Policy(AUDIT_FLOOR))
+    assert (found.max_error_rate, found.audit_rate) == (0.1, 0.25)
+    assert found.strictness.policy(cosine) == Policy(cosine.floor)
+
+
+@pytest.mark.parametrize(("name", "share"), [("strict", 0.005), ("default", 0.02), ("generous", 0.05)])
+def test_shares_have_names(monkeypatch, name: str, share: float) -> None:
+    """In code and in the environment."""
+    assert read_settings(max_error_rate=name).max_error_rate == share
+    monkeypatch.setenv("IBIDEM_MAX_ERROR_RATE", name)
+    assert read_settings().max_error_rate == share
 
 
 def test_compare_must_be_callable(tmp_path: Path) -> None:
@@ -550,20 +561,21 @@ def test_compare_must_be_callable(tmp_path: Path) -> None:
 
 def test_a_scorer_has_a_name() -> None:
     """The same for the same embedder and weights, another for others."""
-    one, two = LearnedScorer({"a": 1.0}, 0.1), LearnedScorer({"a": 1.0}, 0.2)
+
+    def learned(bias: float, embedder: str = "") -> LearnedScorer:
+        return LearnedScorer({"a": 1.0}, bias, 2.0, 0.0, COSINES, embedder)
+
+    one, two = learned(0.1), learned(0.2)
     names = [CosineScorer("e").name, CosineScorer("f").name, one.name, two.name]
 
     assert len(set(names)) == 4
-    assert LearnedScorer({"a": 1.0}, 0.1).name == names[2]
-    assert LearnedScorer({"a": 1.0}, 0.1, "e").name != names[2]
+    assert learned(0.1).name == names[2]
+    assert learned(0.1, "e").name != names[2]
 
 
-def test_the_names_of_shipped_scorers_never_change() -> None:
-    """Judgements in databases are kept by them, since 0.1."""
+def test_the_name_of_the_cosine_never_changes() -> None:
+    """Judgements in databases are kept by it, since 0.1."""
     assert CosineScorer("e").name == digest("e", "CosineScorer", "")
-    assert LearnedScorer({"a": 1.0}, 0.1, "e").name == digest(
-        "e", "LearnedScorer", "LearnedScorer(weights={'a': 1.0}, bias=0.1, embedder='e')"
-    )
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_two_caches_on_one_place_share_it(open_cache) -> None:
     """Running a notebook cell twice opens the same cache again."""
-    one, two = open_cache(), open_cache(threshold=0.99)
+    one, two = open_cache(), open_cache(min_similarity=0.99)
     one.store(ibidem.Request("what is the state"), ibidem.Answer("fine"))
 
     assert two.lookup(ibidem.Request("what is the state")).tier == "exact"

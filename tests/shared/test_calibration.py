@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ibidem._util.intervals import clopper_pearson
 from ibidem.errors import InvalidInput
 from ibidem.matching.fitted import (
-    FLOOR,
     NEVER,
     SHIPPED,
     Calibration,
@@ -23,10 +22,13 @@ from ibidem.matching.fitted import (
     from_json,
     to_json,
 )
-from ibidem.matching.policy import Policy, shipped, threshold_for
-from ibidem.settings import AUDIT_FLOOR
+from ibidem.matching.policy import Policy, Strictness
+from ibidem.matching.scorers import COSINES, CosineScorer
+from ibidem.matching.shipped import learned_scorer
 from ibidem_lab.fitting.calibration import LEVELS, calibrate, served
 from ibidem_lab.replay import Judged
+
+COSINE = CosineScorer()
 
 
 def judged(count: int, seed: int, wrong: Callable[[float], float]) -> list[Judged]:
@@ -38,27 +40,27 @@ def judged(count: int, seed: int, wrong: Callable[[float], float]) -> list[Judge
 
 def test_a_lower_threshold_that_is_proved_is_used() -> None:
     """Where pairs are right down to 0.86, hits go down to about there."""
-    found = calibrate(judged(2000, 1, lambda score: 0.9 if score < 0.86 else 0.0))
+    found = calibrate(judged(2000, 1, lambda score: 0.9 if score < 0.86 else 0.0), COSINE)
 
-    assert 0.855 < found.threshold(0.02) < 0.88
+    assert 0.855 < found.threshold(0.02, COSINES) < 0.88
     assert found.moved
 
 
 def test_a_threshold_that_is_disproved_is_raised() -> None:
     """Or nothing is served, where no other is proved."""
-    above = calibrate(judged(4000, 2, lambda score: 0.4 if score < 0.975 else 0.0))
-    nowhere = calibrate(judged(1000, 3, lambda score: 0.4))
+    above = calibrate(judged(4000, 2, lambda score: 0.4 if score < 0.975 else 0.0), COSINE)
+    nowhere = calibrate(judged(1000, 3, lambda score: 0.4), COSINE)
 
-    assert threshold_for(0.02) < 0.974 < above.threshold(0.02) < 1.0
-    assert nowhere.threshold(0.02) == NEVER
+    assert COSINES.at(0.02) < 0.974 < above.threshold(0.02, COSINES) < 1.0
+    assert nowhere.threshold(0.02, COSINES) == NEVER
 
 
 @pytest.mark.parametrize("count", [1, 40, 150])
 def test_without_proof_the_shipped_threshold_stays(count: int) -> None:
     """Few labels, all right, prove nothing at 2 %, and disprove nothing."""
-    found = calibrate(judged(count, 4, lambda score: 0.0), 0.02)
+    found = calibrate(judged(count, 4, lambda score: 0.0), COSINE, 0.02)
 
-    assert found.threshold(0.02) == threshold_for(0.02)
+    assert found.threshold(0.02, COSINES) == COSINES.at(0.02)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(10, 800), st.floats(0.7, 1.0), st.floats(0.0, 1.0))
@@ -66,15 +68,15 @@ def test_without_proof_the_shipped_threshold_stays(count: int) -> None:
 def test_what_is_moved_is_proved(seed: int, count: int, edge: float, chance: float) -> None:
     """Whatever the labels: a moved threshold keeps its share or a stricter one; none is below the floor."""
     labels = judged(count, seed, lambda score: chance if score < edge else chance / 20)
-    found = calibrate(labels, 0.0123)
-    thresholds = [found.threshold(level.max_error_rate) for level in found.levels]
+    found = calibrate(labels, COSINE, 0.0123)
+    thresholds = [found.threshold(level.max_error_rate, COSINES) for level in found.levels]
 
-    assert AUDIT_FLOOR == FLOOR <= min(thresholds)
+    assert COSINE.floor <= min(thresholds)
     assert thresholds == sorted(thresholds, reverse=True)
     for level in found.levels:
         if level.threshold is None or level.threshold == NEVER:
             continue
-        stricter = level.threshold in map(threshold_for, (one.max_error_rate for one in found.levels))
+        stricter = level.threshold in map(COSINES.at, (one.max_error_rate for one in found.levels))
         hits, wrong = served(labels, level.threshold)
         assert stricter or clopper_pearson(wrong, hits, 2 * 0.98 - 1)[1] <= level.max_error_rate
 
@@ -102,15 +104,17 @@ def test_near_labels_never_make_far_pairs_hits(seed: int, wrong: float) -> None:
     texts = questions(2 * len(near), seed)
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
     labels = [
-        Judged(shipped().score(a, b, cosine), right)
+        Judged(learned_scorer().score(a, b, cosine), right)
         for (a, b), (cosine, right) in zip(pairs, near, strict=True)
     ]
-    found = calibrate(labels, 0.03)
-    least = min(found.threshold(level) for level in (*LEVELS, 0.03))
-    far = [shipped().score(a, b, draw.uniform(-0.2, 0.5)) for a, b in pairs]
-    same = [shipped().score(a, a, draw.uniform(-0.2, 0.5)) for a, _ in pairs]
+    scorer = learned_scorer()
+    found = calibrate(labels, scorer, 0.03)
+    shares = [level for level in (*LEVELS, 0.03) if level <= scorer.thresholds.highest]
+    least = min(found.threshold(share, scorer.thresholds) for share in shares)
+    far = [scorer.score(a, b, draw.uniform(-0.2, 0.5)) for a, b in pairs]
+    same = [scorer.score(a, a, draw.uniform(-0.2, 0.5)) for a, _ in pairs]
 
-    assert max(*far, *same) < FLOOR <= least
+    assert max(*far, *same) < scorer.floor <= least
 
 
 # applied ----------------------------------------------------------------------------------------------
@@ -120,23 +124,24 @@ def test_between_levels_the_stricter_one_counts() -> None:
     """Below all levels too."""
     found = Calibration((Level(0.01, 0.97), Level(0.02, 0.9), Level(0.03, None)), 500)
 
-    assert [found.threshold(share) for share in (0.01, 0.015, 0.02, 0.03)] == [
+    assert [found.threshold(share, COSINES) for share in (0.01, 0.015, 0.02, 0.03)] == [
         0.97,
         0.97,
         0.9,
-        threshold_for(0.03),
+        COSINES.at(0.03),
     ]
-    assert found.threshold(0.001) == max(0.97, threshold_for(0.001))
-    assert SHIPPED.threshold(0.02) == threshold_for(0.02)
+    assert found.threshold(0.001, COSINES) == max(0.97, COSINES.at(0.001))
+    assert SHIPPED.threshold(0.02, COSINES) == COSINES.at(0.02)
 
 
-def test_only_a_threshold_that_follows_from_max_wrong_is_moved() -> None:
+def test_only_a_threshold_that_follows_from_max_error_rate_is_moved() -> None:
     """One that was given stays, and so does the floor of audits."""
     found = Calibration((Level(0.02, 0.9),), 500)
 
-    assert found.applied(Policy(0.95, "all", 0.02)) == Policy(0.9, "all", 0.02)
-    assert found.applied(Policy(0.95)) == Policy(0.95)
-    assert SHIPPED.applied(Policy(0.95, max_error_rate=0.02)) == Policy(0.95, max_error_rate=0.02)
+    assert Strictness(0.02, document_policy="all").policy(COSINE, found) == Policy(0.9, "all")
+    assert Strictness(0.02, min_similarity=0.95).policy(COSINE, found) == Policy(0.95)
+    assert Strictness(0.02, audited=True).policy(COSINE, found) == Policy(COSINE.floor)
+    assert Strictness(0.02).policy(COSINE, SHIPPED) == Policy(COSINES.at(0.02))
 
 
 # as text ----------------------------------------------------------------------------------------------
@@ -145,10 +150,10 @@ def test_only_a_threshold_that_follows_from_max_wrong_is_moved() -> None:
 @given(st.sets(st.floats(1e-6, 0.4), min_size=1, max_size=20), st.integers(0, 10_000), st.randoms())
 def test_a_calibration_survives_as_text(shares: set[float], labels: int, draw: random.Random) -> None:
     """What is read is what was written."""
-    values = [None, NEVER, FLOOR, 0.91]
+    values = [None, NEVER, COSINE.floor, 0.91]
     made = Calibration(tuple(Level(share, draw.choice(values)) for share in sorted(shares)), labels)
 
-    assert from_json(to_json(made)) == made
+    assert from_json(to_json(made), COSINE.floor) == made
 
 
 Damage = Callable[[dict[str, Any]], object]
@@ -174,18 +179,20 @@ def test_a_damaged_text_is_refused(damage: Damage) -> None:
     held = json.loads(to_json(Calibration((Level(0.01, 0.97), Level(0.02, 0.9)), 500)))
     damage(held)
     with pytest.raises(InvalidInput, match="run ibidem fit again"):
-        from_json(json.dumps(held))
+        from_json(json.dumps(held), COSINE.floor)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"a"', "[" * 9_000, "x" * 20_000])
 def test_what_is_no_calibration_is_refused(text: str) -> None:
     """Whatever stands there."""
     with pytest.raises(InvalidInput, match="run ibidem fit again"):
-        from_json(text)
+        from_json(text, COSINE.floor)
 
 
 def test_the_proof_is_that_of_the_bound() -> None:
     """Some 195 right ones in a row prove 2 %, 150 do not: as the budget has it."""
     for count, proved in ((150, False), (240, True)):
-        found = calibrate([Judged(score, True) for score in np.linspace(0.85, 0.94, count).tolist()], 0.02)
-        assert (found.threshold(0.02) < threshold_for(0.02)) == proved
+        found = calibrate(
+            [Judged(score, True) for score in np.linspace(0.85, 0.94, count).tolist()], COSINE, 0.02
+        )
+        assert (found.threshold(0.02, COSINES) < COSINES.at(0.02)) == proved

@@ -337,9 +337,9 @@ def test_a_plugin_that_is_not_installed_says_what_to_install(monkeypatch: pytest
 
 def test_errors_are_sentences(monkeypatch) -> None:
     """No traceback for a wrong setting."""
-    monkeypatch.setenv("IBIDEM_THRESHOLD", "0.1")
+    monkeypatch.setenv("IBIDEM_MIN_SIMILARITY", "0.1")
 
-    assert "threshold: is a cosine similarity" in run("stats", code=2)
+    assert "min_similarity: is a cosine similarity" in run("stats", code=2)
 
 
 @pytest.mark.parametrize("arguments", [("examples", "-n"), ("ls", "-n"), ("examples", "feedback", "--good")])

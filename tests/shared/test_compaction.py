@@ -381,7 +381,7 @@ def test_two_processes_worth_of_vectors_on_one_server(tmp_path: Path, monkeypatc
     """One replaces the collection; the other goes on in the new one, without a miss."""
     monkeypatch.setattr(compaction, "BATCH", 10)
     with running_chroma(tmp_path / "server") as server:
-        cache = ibidem.open(tmp_path / "c", embedder=BagOfWords(), threshold=0.9, chroma=server.url)
+        cache = ibidem.open(tmp_path / "c", embedder=BagOfWords(), min_similarity=0.9, chroma=server.url)
         with cache, Child(OTHER, tmp_path / "c", server.url) as other:
             assert other.line() == "ready"
             fill(cache, range(60))
@@ -408,7 +408,7 @@ import ibidem
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
-cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.9, chroma=sys.argv[2])
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9, chroma=sys.argv[2])
 cache.lookup(ibidem.Request("opens the index"))
 print("ready", flush=True)
 for line in sys.stdin:

@@ -152,7 +152,7 @@ class Place:
         self.tag, self.namespace = "tag" + "\x1b[31m[/x]\u202e", hostile(draw, "tenant").strip()
         self.questions = [normalise(hostile(draw, f"question{n}")) for n in range(40)]
         self.embedder = BagOfWords()
-        with ibidem.open(self.path, embedder=self.embedder, threshold=0.8) as cache:
+        with ibidem.open(self.path, embedder=self.embedder, min_similarity=0.8) as cache:
             for n, text in enumerate(self.questions):
                 where = self.namespace if n % 2 else ""
                 documents = [Document(hostile(draw, "doc"), "text", source=hostile(draw, "source"))] * (

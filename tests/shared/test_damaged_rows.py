@@ -46,7 +46,7 @@ def request(n: int) -> ibidem.Request:
 
 
 def open_cache(path: Path) -> SemanticCache:
-    return ibidem.open(path, embedder=BagOfWords(), threshold=0.8, max_entries=10_000)
+    return ibidem.open(path, embedder=BagOfWords(), min_similarity=0.8, max_entries=10_000)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Request
-from ibidem.matching.policy import Candidate, Policy, decide, documents_agree
+from ibidem.matching.policy import Policy, decide, documents_agree
+from ibidem.matching.scorers import Candidate, CosineScorer
 from ibidem.types import Entry, Source
 
+POLICY, COSINE = Policy(0.955), CosineScorer()
 ONE, TWO, THREE = Document("1", "one"), Document("2", "two"), Document("3", "three")
 
 
@@ -37,7 +39,7 @@ def test_the_most_similar_candidate_is_served() -> None:
     """Order of the candidates does not matter."""
     far, near = Candidate(stored("x y"), 0.96), Candidate(stored("x"), 0.99)
 
-    chosen = decide(Request("x z"), [far, near], Policy()).chosen
+    chosen = decide(Request("x z"), [far, near], POLICY, COSINE).chosen
     assert chosen is not None
     assert chosen.entry is near.entry
 
@@ -46,7 +48,7 @@ def test_a_refused_candidate_gives_way_to_the_next() -> None:
     """A nearer entry with another number does not hide the right one."""
     wrong, right = Candidate(stored("item 7"), 0.99), Candidate(stored("the item 8"), 0.96)
 
-    chosen = decide(Request("item 8"), [wrong, right], Policy()).chosen
+    chosen = decide(Request("item 8"), [wrong, right], POLICY, COSINE).chosen
     assert chosen is not None
     assert chosen.entry is right.entry
 
@@ -62,7 +64,7 @@ def test_a_refused_candidate_gives_way_to_the_next() -> None:
 )
 def test_a_refusal_has_the_reason_of_the_nearest_candidate(candidate: Candidate, reason: str) -> None:
     """Each way to be refused has a name."""
-    verdict = decide(Request("x"), [candidate, Candidate(stored("y"), 0.1)], Policy())
+    verdict = decide(Request("x"), [candidate, Candidate(stored("y"), 0.1)], POLICY, COSINE)
 
     assert (verdict.chosen, verdict.reason) == (None, reason)
     assert verdict.nearest is not None
@@ -73,7 +75,7 @@ def test_an_entry_without_question_is_never_served_by_meaning() -> None:
     """Exact-only entries keep no text to compare."""
     entry = replace(stored("x"), question=None)
 
-    assert decide(Request("x"), [Candidate(entry, 1.0)], Policy()).chosen is None
+    assert decide(Request("x"), [Candidate(entry, 1.0)], POLICY, COSINE).chosen is None
 
 
 @given(st.floats(0, 1), st.floats(0.5, 1), st.floats(0.5, 1))
@@ -82,8 +84,8 @@ def test_a_stricter_threshold_never_serves_more(similarity: float, one: float, o
     candidate = [Candidate(stored("x"), similarity)]
     low, high = sorted((one, other))
 
-    if decide(Request("x z"), candidate, Policy(threshold=high)).chosen:
-        assert decide(Request("x z"), candidate, Policy(threshold=low)).chosen
+    if decide(Request("x z"), candidate, Policy(threshold=high), COSINE).chosen:
+        assert decide(Request("x z"), candidate, Policy(threshold=low), COSINE).chosen
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_verifier_sees_the_vectors_and_its_score_decides() -> None:
     asked = np.float32([1, 0])
     near = Candidate(stored("the x"), 0.99, vectors=(asked, np.float32([0.5, 0])))
     far = Candidate(stored("an x"), 0.9, vectors=(asked, np.float32([0.97, 0])))
-    verdict = decide(Request("x"), [near, far], Policy(), ByVectors())
+    verdict = decide(Request("x"), [near, far], POLICY, ByVectors())
 
     assert verdict.chosen is not None
     assert (verdict.chosen.entry.question, verdict.chosen.score) == ("an x", pytest.approx(0.97))

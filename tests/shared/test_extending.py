@@ -18,7 +18,7 @@ from ibidem.embedding import resolve_embedder
 from ibidem.index.chroma import open_embedded
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.matching.guards import numbers_differ
-from ibidem.matching.policy import shipped
+from ibidem.matching.shipped import learned_scorer
 from ibidem.testing import (
     EmbedderContract,
     GuardContract,
@@ -91,7 +91,7 @@ class TestShippedEmbedder(EmbedderContract):
 
 class TestShippedScorer(VerifierContract):
     def make_verifier(self):
-        return shipped()
+        return learned_scorer()
 
 
 class TestNumbers(GuardContract):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.policy import CosineScorer
+from ibidem.matching.scorers import CosineScorer
 
 DIFFERENT = [
     ("numbers", "What was new in Python 3.11?", "What was new in Python 3.12?"),

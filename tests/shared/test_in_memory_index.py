@@ -21,7 +21,7 @@ def test_chroma_is_not_even_loaded(tmp_path: Path) -> None:
     code = (
         "import sys, ibidem\n"
         "from tests.embedders import BagOfWords\n"
-        "with ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.8) as cache:\n"
+        "with ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.8) as cache:\n"
         "    cache.store(ibidem.Request('what is the state'), ibidem.Answer('fine'))\n"
         "    assert cache.lookup(ibidem.Request('what is the state now ok')).tier == 'semantic'\n"
         "print('chromadb' in sys.modules)\n"
@@ -145,7 +145,7 @@ def test_a_second_process_is_told_that_the_first_searches(open_cache, tmp_path: 
         "import sys, ibidem\n"
         "from tests.embedders import BagOfWords\n"
         "from tests.helpers import question, reworded\n"
-        "cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), threshold=0.8)\n"
+        "cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.8)\n"
         "for line in sys.stdin:\n"
         "    if line.strip() == 'again':\n"
         "        cache._runtime.vectors._retry_at = 0.0\n"

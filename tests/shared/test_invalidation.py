@@ -240,7 +240,7 @@ def test_feedback_does_not_crowd_out_audits(open_cache, monkeypatch) -> None:
     cache.flush()
     for _ in range(5):
         cache.feedback(Request("how do I reset my radio").key, good=True)
-    table, scorer = cache._runtime.store.judgements, cache._runtime.judgement_log.scorer
+    table, scorer = cache._runtime.store.judgements, cache._runtime.semantic_index.scorer.name
 
     assert [row.source for _, row in table.newest(2, "", scorer)] == ["probe"]
     assert table.namespaces(5) == [("", scorer)]

@@ -21,7 +21,7 @@ from ibidem.cli.commands import app
 from ibidem.cli.doctor import examine
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of, old_key_of
-from ibidem.matching.policy import CosineScorer, threshold_for
+from ibidem.matching.scorers import COSINES, CosineScorer
 from ibidem.settings import read_settings
 from ibidem.storage.logs import JudgementRow
 from ibidem.storage.store import Store
@@ -49,7 +49,12 @@ def fit_cache(open_cache) -> Callable[..., SemanticCache]:
     """Opens caches that know the words of the labels, with one answer stored."""
 
     def opened(**settings: object) -> SemanticCache:
-        chosen = {"embedder": BagOfWords(DIMENSION), "threshold": None, "max_error_rate": 0.02, **settings}
+        chosen = {
+            "embedder": BagOfWords(DIMENSION),
+            "min_similarity": None,
+            "max_error_rate": 0.02,
+            **settings,
+        }
         cache = open_cache(**chosen)
         cache.store(Request(STORED), Answer("an answer"))
         return cache
@@ -101,13 +106,13 @@ def test_the_score_of_a_pair_stays_the_shipped_one(fit_cache) -> None:
     """Only where it is served from moves."""
     cache = fit_cache()
     scorer = cache._runtime.semantic_index.scorer
+    assert scorer.name == CosineScorer(FINGERPRINT).name
     ibidem_lab.fit(cache, TOLD)
     hit = cache.lookup(Request(SAME))
 
     assert hit
     assert hit.score == hit.similarity
     assert cache._runtime.semantic_index.scorer is scorer
-    assert cache._runtime.judgement_log.scorer == CosineScorer(FINGERPRINT).name
 
 
 def test_far_pairs_are_never_served_after_a_fit(fit_cache) -> None:
@@ -139,7 +144,7 @@ def test_a_fit_tells_what_it_brings(fit_cache) -> None:
     report = ibidem_lab.fit(cache, TOLD, dry_run=True)
 
     assert (report.questions, report.adopted, report.decided_by) == (600, True, "fit")
-    assert (report.max_error_rate, report.threshold_before) == (0.02, threshold_for(0.02))
+    assert (report.max_error_rate, report.threshold_before) == (0.02, COSINES.at(0.02))
     assert report.right == 0.5
     assert report.served_before.hits < 20
     assert report.served_after.hits > 200
@@ -175,7 +180,7 @@ def test_where_the_shipped_threshold_is_disproved_nothing_is_served_by_meaning(f
 
 
 @pytest.mark.parametrize(
-    ("settings", "decided"), [({"threshold": 0.96}, "threshold"), ({"audit_rate": 0.1}, "audits")]
+    ("settings", "decided"), [({"min_similarity": 0.96}, "given"), ({"audit_rate": 0.1}, "audits")]
 )
 def test_what_does_not_follow_from_max_wrong_is_not_moved(fit_cache, settings, decided: str) -> None:
     """A threshold that was given stays, and audits have their budget; the report says which."""
@@ -205,7 +210,7 @@ def test_a_fitted_threshold_that_cannot_be_read_is_left_alone(fit_cache, tmp_pat
     """Lookups go on with the shipped one; the fault is counted."""
     fit_cache().close()
     store = store_of(tmp_path)
-    store.meta.set(key_of(FINGERPRINT), '{"format": 1}')
+    store.meta.set(key_of(CosineScorer(FINGERPRINT)), '{"format": 1}')
     store.close()
     cache = fit_cache()
 
@@ -271,7 +276,7 @@ def old_place(fit_cache, tmp_path: Path) -> Path:
     """A place as a fit of version 0.1 left it: its score, and judgements of that score."""
     with fit_cache() as cache:
         cache.store(Request(STORED_IN_0_1), Answer("a topic"))
-        name = cache._runtime.judgement_log.scorer
+        name = cache._runtime.semantic_index.scorer.name
     store = store_of(tmp_path)
     store.meta.set(old_key_of(FINGERPRINT), SCORE_OF_0_1)
     store.judgements.add([judgement(label, scorer=name, score=0.95) for label in TOLD[:30]])
@@ -314,7 +319,7 @@ def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path,
     (told,) = cache.stats().audits
     assert (told.audits, told.probes) == (0, 30)
     assert "30" in run_command("audit", "--path", old_place)
-    policy = AuditPolicy("", 0.05, 0.1, cache._runtime.judgement_log.scorer)
+    policy = AuditPolicy("", 0.05, 0.1, cache._runtime.semantic_index.scorer.name)
     cache._runtime.judgement_log.decide(policy, 0.9)
     assert len(cache._runtime.judgement_log._state(policy).budget.evidence) == 30
 
@@ -370,14 +375,14 @@ def test_of_a_pair_judged_twice_the_later_counts() -> None:
 def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
     """A lookup that began before the exchange is refused, and not counted."""
     store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
-    log = JudgementLog(store.judgements, "old", Faults())
+    log = JudgementLog(store.judgements, frozenset({"old"}), Faults())
     old, new = AuditPolicy("", 0.02, 1.0, "old"), AuditPolicy("", 0.02, 1.0, "new")
 
     assert log.decide(old, 0.9) == "probe"
-    log.set_scorer("new")
+    log.set_scorers(frozenset({"new"}))
     assert log.decide(old, 0.9) == "refuse"
     assert log.decide(new, 0.9) == "probe"
-    log.set_scorer("old")
+    log.set_scorers(frozenset({"old"}))
     assert log.decide(old, 0.9) == "probe"
     log.close()
     store.close()
@@ -386,9 +391,9 @@ def test_scores_of_two_scorers_are_not_compared(tmp_path: Path) -> None:
 def test_a_judgement_of_the_score_before_is_not_learned(tmp_path: Path) -> None:
     """Even where it cannot be written and only this process hears of it."""
     store = Store(f"sqlite:///{tmp_path / 'a.sqlite3'}")
-    log = JudgementLog(store.judgements, "old", Faults())
+    log = JudgementLog(store.judgements, frozenset({"old"}), Faults())
     policy = AuditPolicy("", 0.02, 1.0, "new")
-    log.set_scorer("new")
+    log.set_scorers(frozenset({"new"}))
     log.decide(policy, 0.9)
     for name in ("old", "new"):
         log._add_to_budgets(judgement(TOLD[0], scorer=name), None)
@@ -496,8 +501,8 @@ def test_fit_on_the_command_line(fit_cache, tmp_path: Path, monkeypatch: pytest.
     cache = fit_cache()
     assert cache.lookup(Request(SAME))
     cache.close()
-    monkeypatch.setenv("IBIDEM_THRESHOLD", "0.96")
-    assert "threshold= decides, which a fit does not move" in run(file, *at)
+    monkeypatch.setenv("IBIDEM_MIN_SIMILARITY", "0.96")
+    assert "a given least score decides, which a fit does not move" in run(file, *at)
     assert "use the threshold that is shipped" in run("--drop", *at)
 
 

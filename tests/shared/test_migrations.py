@@ -52,7 +52,7 @@ def columns(file: Path) -> dict[str, set[str]]:
 def test_nothing_is_lost(tmp_path: Path) -> None:
     """Answers with their documents, hits and vectors; logs and examples."""
     old_database(tmp_path / "ibidem.sqlite3")
-    with ibidem.open(tmp_path, embedder=BagOfWords(16), threshold=0.5, ttl=1e9) as cache:
+    with ibidem.open(tmp_path, embedder=BagOfWords(16), min_similarity=0.5, ttl=1e9) as cache:
         exact = cache.lookup(Request("where is the station", semantic=False))
         reworded = Request("how long to return goods ok", documents=(DOCUMENT,), namespace="shop")
         assert (exact.answer.text, exact.answer.payload) == ("There.", "{}")

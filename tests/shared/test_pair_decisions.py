@@ -14,7 +14,7 @@ from ibidem import Answer, InvalidInput, Request
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
 from ibidem.matching.decisions import PairDecision
-from ibidem.matching.policy import Candidate
+from ibidem.matching.scorers import Candidate
 from ibidem_lab.decisions import read_labelled_pairs, report_decisions
 from tests.embedders import BagOfWords
 
@@ -42,7 +42,9 @@ class Overlap:
         ]
 
 
-@pytest.mark.parametrize("options", [{}, {"max_error_rate": 0.05}, {"verifier": Overlap(), "threshold": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_error_rate": 0.03}, {"verifier": Overlap(), "min_probability": 0.6}]
+)
 def test_a_decision_is_what_a_lookup_does(open_cache: OpenCache, options: dict[str, object]) -> None:
     """With the same score and reason, for pairs of all kinds and each rule; and it leaves nothing behind."""
     cache = open_cache(**{"embedder": "all-MiniLM-L6-v2", **options})

@@ -47,7 +47,7 @@ def test_a_copy_is_the_cache(open_cache: OpenCache) -> None:
 
 
 def test_a_pickle_opens_with_its_first_use(open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = open_cache(ttl=60.0, threshold=0.9, redact=shouted)
+    cache = open_cache(ttl=60.0, min_similarity=0.9, redact=shouted)
     cache.store(ASKED, ANSWER)
     opened: list[Any] = []
     real = SemanticCache.__init__

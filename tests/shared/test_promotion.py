@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import ibidem
 from ibidem.cli.commands import app
 from ibidem.matching.fitted import Calibration, Level, to_json
+from ibidem.matching.scorers import COSINES
 from ibidem_lab import promote, rollback
 from tests.contracts.promotion import PromotionContract, ask, fill, models, right  # noqa: F401 (models: a fixture)
 from tests.helpers import Child, rounds
@@ -76,7 +77,7 @@ def run(*arguments: object, code: int = 0) -> str:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A cache with ten answers, closed."""
-    with ibidem.open(tmp_path / "c", threshold=0.8) as cache:
+    with ibidem.open(tmp_path / "c", min_probability=0.5) as cache:
         fill(cache, *range(10))
     return tmp_path / "c"
 
@@ -89,7 +90,7 @@ def copy(models: list[Path], tmp_path: Path) -> Path:  # noqa: F811
 
 def used(path: Path) -> str:
     """The model of a cache that is opened now; what is stored is found with it."""
-    with ibidem.open(path, threshold=0.8) as cache:
+    with ibidem.open(path, min_probability=0.5) as cache:
         assert [ask(cache, n) for n in range(10)] == [right(n) for n in range(10)]
         return cache._runtime.embedder.fingerprint
 
@@ -185,7 +186,7 @@ def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> 
         promote(cache, copy)
         assert cache.policy.threshold == 0.875
         assert ask(cache, 3) == right(3)
-        assert cache._runtime.judgement_log.scorer == cache._runtime.semantic_index.scorer.name
+        assert cache._runtime.judgement_log._scorers == cache._runtime.semantic_index.scorers
         rollback(cache)
         assert cache.policy == shipped
 
@@ -195,10 +196,10 @@ def test_a_score_that_version_0_1_fitted_is_left_where_it_is(
 ) -> None:
     """Whatever is in the file: the model is used, and the log says what is not."""
     (copy / "scorer.json").write_text("{")
+    (copy / "thresholds.json").unlink()
     with ibidem.open(path, max_error_rate=0.02) as cache:
-        shipped = cache.policy
         promote(cache, copy)
-        assert cache.policy == shipped
+        assert cache.policy.threshold == COSINES.at(0.02)
     assert "scorer.json holds a score fitted by version 0.1, not used any more" in caplog.text
 
 
@@ -218,7 +219,7 @@ import sys
 import ibidem
 from ibidem_lab import promote
 
-with ibidem.open(sys.argv[1], threshold=0.8) as cache:
+with ibidem.open(sys.argv[1], min_probability=0.5) as cache:
     print("begins", flush=True)
     promote(cache, sys.argv[2])
     print("done", flush=True)
@@ -229,7 +230,7 @@ with ibidem.open(sys.argv[1], threshold=0.8) as cache:
 def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Path]) -> None:  # noqa: F811
     """At any moment of a promotion; all is found with either, and a repeated promotion goes on."""
     path = tmp_path / "c"
-    with ibidem.open(path, threshold=0.8) as cache:
+    with ibidem.open(path, min_probability=0.5) as cache:
         fill(cache, *range(ENTRIES))
     draw, seen, target = random.Random(0), set(), 0
     for _ in range(rounds(4, 30)):
@@ -248,6 +249,6 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Pat
 
     assert used(path).startswith(f"flipped-{target}/")
     assert (False, False) in seen
-    with ibidem.open(path, threshold=0.8) as cache:
+    with ibidem.open(path, min_probability=0.5) as cache:
         assert all(ask(cache, n) == right(n) for n in range(ENTRIES))
         assert cache.stats().unindexed == 0

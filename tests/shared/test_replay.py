@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from ibidem import Answer, Request
 from ibidem._util.intervals import clopper_pearson
 from ibidem.cli.commands import app
-from ibidem.matching.policy import CosineScorer, Policy
+from ibidem.matching.policy import Policy
+from ibidem.matching.scorers import CosineScorer
 from ibidem_lab.replay import (
     Judged,
     Point,
@@ -193,7 +194,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_the_command_tells_hits_and_wrong_hits(workload: Path) -> None:
     """With intervals, the ceiling, and the tokens saved."""
-    told = run(workload, "--threshold", "0.8")
+    told = run(workload, "--min-probability", "0.8")
 
     assert re.search(r"hits │ 50\.0% \(11\.8%-88\.2%\) │ 3 ", told)
     assert "wrong per hit │ 0.0% (0.0%-70.8%) │ 0" in told
@@ -211,15 +212,15 @@ def test_the_command_takes_the_first_rows(workload: Path) -> None:
 def test_max_wrong_is_a_threshold(workload: Path) -> None:
     """A laxer promise is a laxer threshold; both at once contradict each other."""
     strict, lax = (
-        float(re.findall(r"threshold (0\.\d+|1),", run(workload, "--max-error-rate", level))[0])
+        float(re.findall(r"least score (0\.\d+|1),", run(workload, "--max-error-rate", level))[0])
         for level in (0.001, 0.03)
     )
 
     assert strict > lax
-    assert "not both" in run(workload, "--max-error-rate", 0.02, "--threshold", 0.9, code=2)
-    assert "--max-error-rate is a share" in run(workload, "--max-error-rate", 2, code=2)
-    assert "at most 0.0375" in run(workload, "--max-error-rate", 0.04, code=2)
-    assert "0.5 to 1.0" in run(workload, "--threshold", 95, code=2)
+    assert "not both" in run(workload, "--max-error-rate", 0.02, "--min-probability", 0.9, code=2)
+    assert "max_error_rate is a share" in run(workload, "--max-error-rate", 2, code=2)
+    assert "at most 0." in run(workload, "--max-error-rate", 0.4, code=2)
+    assert "at most 1" in run(workload, "--min-probability", 95, code=2)
 
 
 @pytest.mark.parametrize(

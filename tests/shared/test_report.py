@@ -274,8 +274,10 @@ def test_the_boundary_is_where_answers_are_served(store: Store) -> None:
 
     labels_of_a_fit = AuditStats("", 0, 0, 900, None, (0.0, 1.0), 0.9, 0)
 
+    store.embedders.register("another")
+
     assert boundary_of(store, read_settings(), ()) == 0.955
-    assert boundary_of(store, read_settings(threshold=0.9), ()) == 0.9
+    assert boundary_of(store, read_settings(min_similarity=0.9), ()) == 0.9
     assert boundary_of(store, read_settings(), audits(None, 0.97, 0.96)) == 0.96
     assert boundary_of(store, read_settings(), audits(None)) is None
     assert boundary_of(store, read_settings(), [labels_of_a_fit]) == 0.955

@@ -210,7 +210,7 @@ def test_a_reviewer_has_the_last_word(store: Store) -> None:
 
 def test_a_running_cache_reads_its_budget_again(open_cache, tmp_path: Path) -> None:
     """Audits that the judge took for wrong keep a budget shut; a person corrects them, and it opens."""
-    cache = open_cache(audit_rate=0.5, max_error_rate=0.02, threshold=None)
+    cache = open_cache(audit_rate=0.5, max_error_rate=0.02, min_similarity=None)
     cache.store(Request(question(1)), Answer("one"))
     stored = cache.recent(1)
     assert stored == []

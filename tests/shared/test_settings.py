@@ -216,11 +216,11 @@ def test_all_variables_in_the_code_are_known() -> None:
 
 def test_an_import_never_fails_and_an_opening_says_what_is_wrong(tmp_path: Path, monkeypatch) -> None:
     """Where a cache is opened, by a program or a command; help and a version can always be had."""
-    monkeypatch.setenv("IBIDEM_TRESHOLD", "0.9")
+    monkeypatch.setenv("IBIDEM_MIN_PROBABILTY", "0.9")
     with Child("import ibidem.cli.commands, ibidem_lab.review.app; print('imported')") as child:
         assert child.line() == "imported"
     for make in (ibidem.open, langchain_ibidem.IbidemCache, langchain_ibidem.install):
-        with pytest.raises(ConfigurationError, match="mean IBIDEM_THRESHOLD?"):
+        with pytest.raises(ConfigurationError, match="mean IBIDEM_MIN_PROBABILITY?"):
             make(path=tmp_path / "cache")
 
     workload = tmp_path / "workload.jsonl"
@@ -229,7 +229,7 @@ def test_an_import_never_fails_and_an_opening_says_what_is_wrong(tmp_path: Path,
     for arguments in (*commands, ["--help"], ["--version"]):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == (2 if arguments in commands else 0), done.output
-        assert ("IBIDEM_TRESHOLD" in done.output) == (arguments in commands)
+        assert ("IBIDEM_MIN_PROBABILTY" in done.output) == (arguments in commands)
     assert not (tmp_path / "cache").exists()
 
 

@@ -194,7 +194,7 @@ def test_known_labels_measure_the_teacher() -> None:
 
 def test_an_oracle_labels_a_stream(open_cache) -> None:
     """Serve, mine, teach: the labels are those of the meanings, and `read_labels` takes them."""
-    cache = open_cache(threshold=0.95)
+    cache = open_cache(min_similarity=0.95)
     stream = rows(300)
     meaning = {row.text: row.meaning for row in stream}
     for n, row in enumerate(stream):

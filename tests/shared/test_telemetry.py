@@ -540,7 +540,7 @@ def named(cell: str) -> set[str]:
 @pytest.fixture
 def everything(sdk: Sdk, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> Sdk:
     """All that can be told was told."""
-    cache = open_cache(telemetry_namespace=True, audit_rate=1.0, threshold=None, compare=lambda *_: True)
+    cache = open_cache(telemetry_namespace=True, audit_rate=1.0, min_similarity=None, compare=lambda *_: True)
     cache.store(ASKED, PRICED)
     cache.lookup(ASKED)
     cache.lookup(REWORDED)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from ibidem.matching.guards import asks_differ, failed_guard, quantifiers_differ, roles_exchanged
-from ibidem.matching.policy import differ_in_one_place, is_misspelling, unshared_words
+from ibidem.matching.learned import differ_in_one_place, is_misspelling, unshared_words
 from ibidem.matching.text import QuestionFeatures, american, parse_question, stem
 from tests.shared.test_scoring import QUESTIONS
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import ibidem
-from ibidem import Answer, Document, InvalidInput, Request
-from ibidem.matching.policy import Candidate
+from ibidem import Answer, ConfigurationError, Document, InvalidInput, Request
+from ibidem.matching.scorers import Candidate
 from ibidem.matching.text import QuestionFeatures
 from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
@@ -136,10 +136,12 @@ def test_audits_of_two_verifiers_are_kept_apart(open_cache) -> None:
 
 
 def test_what_cannot_verify_is_refused_when_the_cache_is_opened(open_cache) -> None:
-    with pytest.raises(InvalidInput, match=r"verifier must have a name and a method verify, not str"):
+    with pytest.raises(ConfigurationError, match=r"verifier: must be 'default', None"):
         open_cache(verifier="cross-encoder")
-    with pytest.raises(InvalidInput, match="verifier needs threshold"):
-        open_cache(verifier=Recording(), threshold=None)
+    with pytest.raises(ConfigurationError, match="verifier needs min_probability"):
+        open_cache(verifier=Recording(), min_probability=None)
+    with pytest.raises(ConfigurationError, match="min_similarity is for an embedder of your own"):
+        open_cache(verifier=Recording(), min_similarity=0.8, audit_rate=0.1)
     with pytest.raises(InvalidInput, match=r"verifier\.name must be a str"):
         open_cache(verifier=Recording(name=7))  # type: ignore[arg-type]
 
@@ -218,7 +220,7 @@ class Fixed:
 
 
 def test_hooks_are_not_settings(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    """No environment variable names a verifier."""
-    monkeypatch.setenv("IBIDEM_VERIFIER", "x")
-    with pytest.raises(ibidem.ConfigurationError, match="IBIDEM_VERIFIER"):
+    """No environment variable names a verifier of one's own, or guards."""
+    monkeypatch.setenv("IBIDEM_GUARDS", "x")
+    with pytest.raises(ibidem.ConfigurationError, match="IBIDEM_GUARDS"):
         ibidem.open(tmp_path, embedder=BagOfWords())

@@ -21,6 +21,7 @@ ARGUMENTS = {
     "write_quota": "max_writes_per_hour",
     "admit": "should_store",
     "judge": "compare",
+    "threshold": "min_probability, or min_similarity with an embedder of your own,",
 }
 VALUES = {"document_policy": {"evidence": "supporting", "same": "all"}}
 

@@ -55,7 +55,7 @@ class AdapterContract:
         raise NotImplementedError
 
     def _start(self, directory: Path) -> tuple[SemanticCache, Model, App]:
-        cache = ibidem.open(directory, embedder=WordEmbedder(), threshold=0.75)
+        cache = ibidem.open(directory, embedder=WordEmbedder(), min_similarity=0.75)
         model = Model()
         return cache, model, self.make_app(cache, model)
 

@@ -14,14 +14,14 @@ from ibidem.audits.judge import AnswerJudge
 from ibidem.audits.ledger import REPORTED, AuditStats, JudgementLog, audit_stats
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
-from ibidem.matching.policy import scorer_for
+from ibidem.matching.shipped import rule_for, scorer_for
 from ibidem.storage.logs import JudgementRow
 from ibidem.types import Answer, Request
 
 if TYPE_CHECKING:
     from ibidem.audits.judge import Compare
     from ibidem.embedding.base import Embedder
-    from ibidem.matching.policy import Candidate, Verifier
+    from ibidem.matching.scorers import Candidate
     from ibidem.settings import Settings
     from ibidem.storage.store import Store
 
@@ -37,7 +37,6 @@ class Auditor:
         max_error_rate: Accepted share of wrong hits by meaning.
         audit_rate: Share of the hits by meaning that are audited.
         compare: Compares a stored answer with the model's.
-        verifier: Gives the scores; None for the scorer of the embedder in use.
     """
 
     def __init__(
@@ -46,9 +45,8 @@ class Auditor:
         max_error_rate: float,
         audit_rate: float,
         compare: Compare,
-        verifier: Verifier | None = None,
     ) -> None:
-        self._log, self._compare, self._verifier = log, compare, verifier
+        self._log, self._compare = log, compare
         self._max_error_rate, self._audit_rate = max_error_rate, audit_rate
 
     def decide(self, request: Request, candidate: Candidate, scorer: str, now: float) -> Decision:
@@ -90,9 +88,8 @@ class Auditor:
         """Compare a pending audit with the model's answer, in the background; None cancels it."""
         self._log.record_answer(request.key, fresh)
 
-    def report(self) -> tuple[AuditStats, ...]:
-        """Return the statistics of the judgements; raises `StorageError`."""
-        scorer = self._log.scorer if self._verifier is None else self._verifier.name
+    def report(self, scorer: str) -> tuple[AuditStats, ...]:
+        """Return the statistics of the judgements of these scores; raises `StorageError`."""
         return self._log.report(self._max_error_rate, self._audit_rate, scorer)
 
 
@@ -103,13 +100,12 @@ def auditor_for(
     log: JudgementLog,
     store: Store,
     embedder: Embedder,
-    verifier: Verifier | None = None,
 ) -> Auditor | None:
     """Create the auditor of a cache with these settings; None if they ask for no audits."""
     if not settings.audit_rate:
         return None
     chosen = compare or AnswerJudge(_judging_embedder(settings, store, embedder))
-    return Auditor(log, settings.max_error_rate, settings.audit_rate, chosen, verifier)
+    return Auditor(log, settings.max_error_rate, settings.audit_rate, chosen)
 
 
 def _judging_embedder(settings: Settings, store: Store, embedder: Embedder) -> Embedder:
@@ -133,7 +129,8 @@ def report_of(
         StorageError: The database failed.
     """
     table, found = store.judgements, []
-    scorers = [scorer_for(one).name for one in store.embedders.registered()]
+    known = store.embedders.registered()
+    scorers = list(dict.fromkeys(of(one).name for one in known for of in (scorer_for, rule_for)))
     for name, scorer in table.namespaces(REPORTED, namespace, scorers or None):
         rows = [row for _, row in table.newest(WINDOW, name, scorer)]
         budget = restore_budget(AuditPolicy(name, max_error_rate, audit_rate, scorer), rows)

@@ -93,7 +93,7 @@ class JudgementLog:
 
     Args:
         table: The judgements in the database.
-        scorer: Name of the scorer in use.
+        scorers: Names of the scorers in use.
         faults: Counts failures.
         on_judgement: Called with each judgement of this process.
     """
@@ -101,12 +101,12 @@ class JudgementLog:
     def __init__(
         self,
         table: JudgementTable,
-        scorer: str,
+        scorers: frozenset[str],
         faults: Faults,
         on_judgement: Callable[[JudgementRow], None] = lambda row: None,
     ) -> None:
         self._table, self._faults, self._on_judgement = table, faults, on_judgement
-        self.scorer, self._retired = scorer, frozenset[str]()
+        self._scorers, self._retired = scorers, frozenset[str]()
         self._lock = ForkSafeLock()
         self._writing = ForkSafeLock()  # held from taking rows out of a queue until they are written
         self._background = Background(
@@ -135,11 +135,11 @@ class JudgementLog:
         self._background.after_fork()
         self._reset()
 
-    def set_scorer(self, scorer: str) -> None:
-        """Switch to another scorer; budgets are restored from the judgements of its scores."""
+    def set_scorers(self, scorers: frozenset[str]) -> None:
+        """Switch to other scorers; budgets are restored from the judgements of its scores."""
         with self._lock:
-            self._retired = (self._retired | {self.scorer}) - {scorer}
-            self.scorer = scorer
+            self._retired = (self._retired | self._scorers) - scorers
+            self._scorers = scorers
             self._pending.clear()
             self._budgets.clear()
 

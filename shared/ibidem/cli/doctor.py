@@ -18,6 +18,7 @@ from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
 from ibidem.index.memory import VectorBuffer
 from ibidem.matching import fitted as adoption
+from ibidem.matching.shipped import scorer_for
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
 from ibidem.storage.store import Store
@@ -128,11 +129,13 @@ def _threshold(settings: Settings, store: Store, fingerprint: str) -> Iterator[F
     if adoption.has_old_score(store, fingerprint):
         yield Finding("threshold", True, adoption.OLD_SCORE)
     faults = Faults()
-    fitted = adoption.adopted(store, fingerprint, faults)
+    scorer = scorer_for(fingerprint, settings.verifier)
+    fitted = adoption.adopted(store, scorer, faults)
     if faults.counts():
         yield Finding("threshold", False, "the fitted threshold cannot be read; run ibidem fit again")
-    elif fitted.moved and (max_error_rate := settings.policy.max_error_rate) is not None:
-        text = f"{fitted.threshold(max_error_rate):.4f} for max_error_rate {max_error_rate:g}, by ibidem fit"
+    elif fitted.moved and settings.strictness.is_by_rate(scorer):
+        rate = settings.max_error_rate
+        text = f"{fitted.threshold(rate, scorer.thresholds):.4f} for max_error_rate {rate:g}, by ibidem fit"
         yield Finding("threshold", True, f"{text} to {fitted.labels:,} labelled questions")
 
 

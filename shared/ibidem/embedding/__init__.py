@@ -50,13 +50,18 @@ def resolve_embedder(
         raise ConfigurationError(f"fingerprint and max_tokens can be set only for {kinds}")
     if _implements_protocol(spec):
         return spec  # type: ignore[return-value]
-    if spec is None or (isinstance(spec, str) and spec in (MODEL_NAME, REPOSITORY)):
+    if is_default(spec):
         from ibidem.embedding.minilm import OnnxEmbedder
 
         return OnnxEmbedder.default()
     if isinstance(spec, (str, os.PathLike)) and spec:
         return _from_name(os.fspath(spec))
     raise ConfigurationError(f"embedder is {type(spec).__name__}; it must be {_ACCEPTED}")
+
+
+def is_default(spec: object) -> bool:
+    """Return whether `spec` stands for the default model."""
+    return spec is None or (isinstance(spec, str) and spec in (MODEL_NAME, REPOSITORY))
 
 
 def _implements_protocol(spec: object) -> bool:

@@ -66,15 +66,12 @@ class OnnxModel:
         model = self.loaded()
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         feed = {name: value for name, value in feed.items() if name in model.inputs}
-        with self._computing:
+        with _computing:
             found: NDArray[np.float32] = model.session.run([model.output], feed)[0]
         return found
 
     def _make_locks(self) -> None:
         self._lock = threading.Lock()
-        # More threads computing than there are cores slow all down: the one that holds Python's lock is kept
-        # from running. With 32 threads on two cores it cost a third of the lookups.
-        self._computing = threading.BoundedSemaphore(_cores())
 
     def _after_fork(self) -> None:
         # The locks may be held by a thread that does not exist here. The session is kept alive but unused:
@@ -85,12 +82,21 @@ class OnnxModel:
             self._loaded = None
 
 
+def _cores() -> int:
+    """Number of cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 _alive: WeakSet[OnnxModel] = WeakSet()
 _abandoned: list[LoadedModel] = []
 # One session for each model, however many caches are open: it takes 65 MB, and stays until the last of
 # them is collected.
 _loaded: WeakValueDictionary[tuple[object, ...], LoadedModel] = WeakValueDictionary()
 _loading = threading.Lock()
+# Of all models: more threads computing than there are cores slow all down, as the one that holds Python's
+# lock is kept from running. With 32 threads on two cores it cost a third of the lookups.
+_computing = threading.BoundedSemaphore(_cores())
 
 
 def _shared(files: ModelFiles, rank: int, threads: int) -> LoadedModel:
@@ -105,8 +111,8 @@ def _shared(files: ModelFiles, rank: int, threads: int) -> LoadedModel:
 
 
 def _reload_after_fork() -> None:
-    global _loading
-    _loading = threading.Lock()
+    global _loading, _computing
+    _loading, _computing = threading.Lock(), threading.BoundedSemaphore(_cores())
     _loaded.clear()
     for model in list(_alive):
         model._after_fork()
@@ -114,12 +120,6 @@ def _reload_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_reload_after_fork)
-
-
-def _cores() -> int:
-    """Number of cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)  # not everywhere
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def encodable(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,8 +16,8 @@ from ibidem.errors import IndexUnavailable
 from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
 from ibidem.index.memory import InMemoryIndex, VectorBuffer, with_scope_code
-from ibidem.matching.fitted import Calibration
-from ibidem.matching.policy import Scorer
+from ibidem.matching.fitted import SHIPPED, Calibration
+from ibidem.matching.scorers import Scorer, Verifier
 from ibidem.storage.store import Store
 from ibidem.storage.vectors import StoredVector, VectorTable
 from ibidem.types import Vector, point_of
@@ -32,16 +32,33 @@ FIRST_SECONDS = 5.0  # how long the first lookup of a process waits for a server
 
 @dataclass(frozen=True, slots=True)
 class SemanticIndex:
-    """An embedder, the search among its vectors, the scorer of similarities, and the thresholds fitted to it.
+    """An embedder, the search among its vectors, what scores them, and the thresholds fitted to these scores.
 
     A lookup or a store takes one when it begins and keeps to it: vectors and scores of two embedders are
     never compared, also while another model is promoted.
+
+    Attributes:
+        embedder: Makes the vectors.
+        vectors: The search.
+        scorer: Scores candidates: the pair model, where there is one for the embedder.
+        rule: Scores without a model: where a cache is opened without it, and where the pair model fails.
+        calibrations: The fitted thresholds by the name of the scorer.
     """
 
     embedder: CheckedEmbedder
     vectors: VectorSearch
     scorer: Scorer
-    calibration: Calibration
+    rule: Scorer
+    calibrations: Mapping[str, Calibration]
+
+    @property
+    def scorers(self) -> frozenset[str]:
+        """The names of both."""
+        return frozenset((self.scorer.name, self.rule.name))
+
+    def calibration(self, verifier: Verifier) -> Calibration:
+        """Return the thresholds fitted to the scores of a verifier."""
+        return self.calibrations.get(verifier.name, SHIPPED)
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import InvalidInput
 from ibidem.matching.guards import NamedGuard
-from ibidem.matching.policy import Candidate, Policy, Verifier, decide
+from ibidem.matching.policy import Policy, decide
+from ibidem.matching.scorers import Candidate, Verifier
 from ibidem.types import Answer, Entry, Request, Vector, cosine, to_bytes, to_vector
 
 BATCH = 64  # questions that are embedded at a time

@@ -2,7 +2,8 @@
 
 A fit moves the threshold and nothing else: the score of a pair is the one that is shipped, so what labels say
 of near pairs cannot lift far ones. A threshold is lowered where the labels prove the lower one, raised where
-they disprove the shipped one, and never set below `FLOOR`, as nobody judges pairs that score less.
+they disprove the shipped one, and never set below the `floor` of the score, as nobody judges pairs that score
+less. It is kept by the name of the scorer: another one has another scale.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 from ibidem._util.faults import Faults, log
 from ibidem.errors import InvalidInput
-from ibidem.matching.policy import Policy, threshold_for
+from ibidem.matching.scorers import Scorer, Thresholds
 from ibidem.types import digest
 
-FLOOR = 0.8  # where audits end: `ibidem.settings.AUDIT_FLOOR`
 NEVER = 2.0  # a threshold above all scores: nothing is served by meaning
 FORMAT = 1
 MAX_CHARACTERS, MAX_LEVELS = 10_000, 100  # of a text that is read: rows are untrusted
@@ -43,23 +43,24 @@ class Calibration:
         """Return whether any threshold differs from the shipped one."""
         return any(level.threshold is not None for level in self.levels)
 
-    def threshold(self, max_error_rate: float) -> float:
+    def threshold(self, max_error_rate: float, thresholds: Thresholds) -> float:
         """Return the threshold for a share: that of the greatest level that does not exceed it.
 
         Below all levels nothing was judged: the shipped one, or that of the least level if it is stricter.
+
+        Args:
+            max_error_rate: The share.
+            thresholds: Those that are shipped with the score.
+
+        Raises:
+            InvalidInput: No shipped threshold is known for the share.
         """
-        shipped = threshold_for(max_error_rate)
+        shipped = thresholds.at(max_error_rate)
         known = [level.threshold for level in self.levels if level.max_error_rate <= max_error_rate]
         if known:
             return shipped if known[-1] is None else known[-1]
         least = self.levels[0].threshold if self.levels else None
         return shipped if least is None else max(shipped, least)
-
-    def applied(self, policy: Policy) -> Policy:
-        """Return the policy with the threshold moved, unless it was given or a budget decides."""
-        if policy.max_error_rate is None or not self.levels:
-            return policy
-        return Policy(self.threshold(policy.max_error_rate), policy.document_policy, policy.max_error_rate)
 
 
 SHIPPED = Calibration((), 0)  # nothing was fitted
@@ -75,8 +76,12 @@ def to_json(calibration: Calibration) -> str:
     )
 
 
-def from_json(text: str) -> Calibration:
+def from_json(text: str, floor: float) -> Calibration:
     """Read the calibration that `to_json` wrote; nothing in the text is trusted.
+
+    Args:
+        text: The line.
+        floor: Least score that is judged, and so the least threshold.
 
     Raises:
         InvalidInput: It is damaged, or of another version.
@@ -87,7 +92,7 @@ def from_json(text: str) -> Calibration:
         held = json.loads(text)
         if held["format"] != FORMAT:
             raise ValueError("it was written by another version of Ibidem")
-        levels = tuple(Level(_number(share), _threshold_of(value)) for share, value in held["levels"])
+        levels = tuple(Level(_number(share), _threshold_of(value, floor)) for share, value in held["levels"])
         rising = all(a.max_error_rate < b.max_error_rate for a, b in pairwise(levels))
         if not 0 < len(levels) <= MAX_LEVELS or not rising or not levels[0].max_error_rate > 0.0:
             raise ValueError("its shares do not rise")
@@ -102,9 +107,9 @@ def _number(value: Any) -> float:
     return value
 
 
-def _threshold_of(value: Any) -> float | None:
-    if value is not None and _number(value) < FLOOR:
-        raise ValueError(f"{value!r} is below {FLOOR}, where nothing is judged")
+def _threshold_of(value: Any, floor: float) -> float | None:
+    if value is not None and _number(value) < floor:
+        raise ValueError(f"{value!r} is below {floor:.4f}, where nothing is judged")
     return value  # type: ignore[no-any-return]
 
 
@@ -157,9 +162,9 @@ OLD_SCORE = (
 )
 
 
-def key_of(fingerprint: str) -> str:
-    """Return the key of the fitted threshold for this embedder in the table `meta`."""
-    return f"threshold:{digest(fingerprint)}"
+def key_of(scorer: Scorer) -> str:
+    """Return the key of the thresholds fitted to these scores in the table `meta`."""
+    return f"threshold:{digest(scorer.name)}"
 
 
 def old_key_of(fingerprint: str) -> str:
@@ -178,51 +183,34 @@ def warn_of_old_score(store: Database, fingerprint: str) -> None:
         log.warning("%s: %s", store.url, OLD_SCORE, extra={"event.name": "ibidem.fit.old_score"})
 
 
-def adopted(store: Database, fingerprint: str, faults: Faults) -> Calibration:
-    """Return the thresholds fitted for this embedder; the shipped ones if there are none that can be used.
+def adopted(store: Database, scorer: Scorer, faults: Faults) -> Calibration:
+    """Return the thresholds fitted to these scores; the shipped ones if there are none that can be used.
 
     Raises:
         StorageError: The database cannot be read.
     """
-    text = store.meta.get(key_of(fingerprint))
+    text = store.meta.get(key_of(scorer))
     if text is None:
         return SHIPPED
     try:
-        return from_json(text)
+        return from_json(text, scorer.floor)
     except InvalidInput as error:
         faults.note("use the fitted threshold", error)
         return SHIPPED
 
 
-def adopt(store: Database, fingerprint: str, calibration: Calibration) -> None:
+def adopt(store: Database, scorer: Scorer, calibration: Calibration) -> None:
     """Keep the thresholds for all caches opened on this location from now on; raises `StorageError`."""
-    store.meta.set(key_of(fingerprint), to_json(calibration))
+    store.meta.set(key_of(scorer), to_json(calibration))
 
 
-def drop(store: Database, fingerprint: str) -> bool:
+def drop(store: Database, scorer: Scorer, fingerprint: str) -> bool:
     """Delete the fitted thresholds, and a score that version 0.1 fitted; return whether there were any.
 
     Raises:
         StorageError: The database failed.
     """
-    keys = [key for key in (key_of(fingerprint), old_key_of(fingerprint)) if store.meta.get(key) is not None]
+    keys = [key for key in (key_of(scorer), old_key_of(fingerprint)) if store.meta.get(key) is not None]
     for key in keys:
         store.meta.set(key, None)
     return bool(keys)
-
-
-def policy_in_force(store: Database, policy: Policy, fingerprint: str | None = None) -> Policy:
-    """Return the policy of caches that are opened on this location; no model is loaded.
-
-    Args:
-        store: The database of the location.
-        policy: That of the caches' settings.
-        fingerprint: Of their embedder; default: the one that was used last.
-
-    Raises:
-        StorageError: The database failed.
-    """
-    if fingerprint is None:
-        known = store.embedders.registered()
-        fingerprint = max(known, key=lambda one: known[one], default="")
-    return adopted(store, fingerprint, Faults()).applied(policy)

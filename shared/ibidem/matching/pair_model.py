@@ -13,11 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ibidem.embedding.minilm_files import MANIFEST_FILE, open_directory
 from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
-from ibidem.errors import ConfigurationError
-from ibidem.matching.policy import Candidate, Vectors
+from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError
+from ibidem.matching.scorers import Candidate, Thresholds, Vectors, score_each
 from ibidem.types import digest
 
 LARGEST_LOGIT = 8.0  # beyond it a model only says that it is sure, and how much is not to be trusted
+
+
+class PairModelFailed(IbidemError):
+    """The model cannot be loaded or run; the rule without it can still decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class PairModel:
     """The cross-encoder of a directory: a `Scorer`, whose scores are probabilities.
 
     The directory holds `model.onnx` (ids and mask, int64[n, t], to one logit a row), `tokenizer.json`, and
-    `manifest.json` with the window and the calibration. Safe across threads and forks.
+    `manifest.json` with the window, the calibration, the thresholds, and the least cosine of questions that
+    are read. Safe across threads and forks.
 
     Args:
         directory: As `python -m ibidem_lab.models export` writes it.
@@ -65,20 +70,19 @@ class PairModel:
         ConfigurationError: The manifest has no calibration.
     """
 
+    most = 2  # candidates of a lookup that are read: each takes milliseconds
+    floor = 0.1  # of intents, for whom a topic is enough, some are right even here
+
     def __init__(self, directory: str | Path, *, threads: int = 1) -> None:
         files = open_directory(Path(directory).expanduser())
         self._model = OnnxModel(files, rank=1, threads=threads)
         self._window = files.max_tokens
-        self.calibration = _calibration(files.directory / MANIFEST_FILE)
+        self.calibration, self.thresholds, self._least_cosine = _measured(files.directory / MANIFEST_FILE)
         self.name = digest("PairModel", files.fingerprint, repr(self.calibration))
 
     def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
         """Return the probability for each candidate; 0 for a pair that is longer than the window."""
-        logits = self.logits([(question, one.entry.question or "") for one in candidates])
-        return [
-            0.0 if logit is None else self.calibration.probability(logit, one.similarity)
-            for logit, one in zip(logits, candidates, strict=True)
-        ]
+        return score_each(self.score, question, candidates)
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
         """Return the probability that one answer serves both; 0 beyond the window."""
@@ -87,7 +91,7 @@ class PairModel:
 
     def min_cosine(self, threshold: float) -> float:
         """Return a cosine below which no pair of questions reaches the threshold."""
-        return self.calibration.min_cosine(threshold)
+        return max(self._least_cosine, self.calibration.min_cosine(threshold))
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """Return the logit of each pair, the same in either order; None for one beyond the window."""
@@ -99,7 +103,10 @@ class PairModel:
         mask = np.zeros_like(ids)
         for at, row in enumerate(inside):
             ids[at, : len(row)], mask[at, : len(row)] = row, 1
-        found = iter(self._model.run(ids, mask).tolist())
+        try:
+            found = iter(self._model.run(ids, mask).tolist())
+        except Exception as error:  # of onnxruntime, whatever they are
+            raise PairModelFailed(f"the pair model failed: {error!r}") from error
         return [None if row is None else float(next(found)) for row in rows]
 
     def _tokenised(self, one: str, other: str) -> list[int] | None:
@@ -107,13 +114,19 @@ class PairModel:
         if len(one) + len(other) > CHARACTERS_PER_TOKEN * self._window:
             return None
         # encode, never encode_batch: that starts a thread pool, which hangs in forked processes
-        ids: list[int] = self._model.loaded().tokenizer.encode(encodable(one), encodable(other)).ids
+        try:
+            tokenizer = self._model.loaded().tokenizer
+        except EmbedderUnavailable as error:
+            raise PairModelFailed(f"the pair model cannot be loaded: {error}") from error
+        ids: list[int] = tokenizer.encode(encodable(one), encodable(other)).ids
         return ids if len(ids) <= self._window else None
 
 
-def _calibration(manifest: Path) -> Calibration:
+def _measured(manifest: Path) -> tuple[Calibration, Thresholds, float]:
     try:
-        held = json.loads(manifest.read_text(encoding="utf-8"))["calibration"]
-        return Calibration(**{name: float(held[name]) for name in ("logit", "cosine", "offset")})
+        held = json.loads(manifest.read_text(encoding="utf-8"))
+        weights = {name: float(held["calibration"][name]) for name in ("logit", "cosine", "offset")}
+        table = tuple((float(share), float(threshold)) for share, threshold in held["thresholds"])
+        return Calibration(**weights), Thresholds(table), float(held["least_cosine"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{manifest} has no calibration of a pair model: {error!r}") from None

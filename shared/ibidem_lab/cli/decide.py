@@ -51,10 +51,16 @@ Pairs = Annotated[
     ),
 ]
 MaxErrorRate = Annotated[
-    float | None,
-    typer.Option("--max-error-rate", help="Instead of the cache's own: the share of hits that may be wrong."),
+    str | None,
+    typer.Option(
+        "--max-error-rate",
+        metavar="SHARE",
+        help="Instead of the cache's own: the share of hits that may be wrong, or strict, default, generous.",
+    ),
 ]
-Threshold = Annotated[float | None, typer.Option("--threshold", help="Instead: the least score of a hit.")]
+MinProbability = Annotated[
+    float | None, typer.Option("--min-probability", help="Instead: the least probability of a hit.")
+]
 Namespace = Annotated[
     str, text_option("--namespace", help="Whose audits set the threshold, where there are audits.")
 ]
@@ -63,7 +69,7 @@ Namespace = Annotated[
 def decide_pairs(
     pairs: Pairs,
     max_error_rate: MaxErrorRate = None,
-    threshold: Threshold = None,
+    min_probability: MinProbability = None,
     namespace: Namespace = "",
     path: PathOption = None,
     database: DatabaseOption = None,
@@ -77,7 +83,7 @@ def decide_pairs(
     with sentences():
         given = read_labelled_pairs(pairs)
         with (
-            _cache(path, database, max_error_rate=max_error_rate, threshold=threshold) as cache,
+            _cache(path, database, max_error_rate=max_error_rate, min_probability=min_probability) as cache,
             err.status(f"Comparing {len(given):,} pairs"),
         ):
             decisions = cache.decide(((one.stored, one.asked) for one in given), namespace=namespace)
@@ -93,7 +99,7 @@ def decide_pairs(
 
 
 @contextmanager
-def _cache(path: Path | None, database: str | None, **given: float | None) -> Iterator[SemanticCache]:
+def _cache(path: Path | None, database: str | None, **given: str | float | None) -> Iterator[SemanticCache]:
     """The cache in this place; if none was named and there is none yet, a new one that is gone afterwards."""
     settings = settings_of(path, database)
     with ExitStack() as stack:
@@ -150,7 +156,8 @@ def _notes(report: DecisionReport) -> Iterator[str]:
     if report.threshold is None:
         yield f"No threshold has {wanted}."
     else:
-        yield f"threshold={report.threshold:.4f} has {wanted}; it serves {report.served_at} of the same."
+        serves = f"serves {report.served_at} of the same"
+        yield f"A least score of {report.threshold:.4f} has {wanted}, and {serves}."
 
 
 def _said(reason: str) -> str:

@@ -13,6 +13,7 @@ from ibidem.active_model import checked_active_embedder
 from ibidem.cli.output import DatabaseOption, PathOption, err, existing_store, out, settings_of
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
+from ibidem.matching.shipped import scorer_for
 from ibidem.settings import Settings
 from ibidem.storage.store import Store
 from ibidem_lab.fitting.labels import read_labels
@@ -28,7 +29,7 @@ Labels = Annotated[
 ]
 ONLY = "A fit moves the threshold only; the score of a pair stays the one that is shipped."
 NOT_MOVED = {
-    "threshold": "With these settings threshold= decides, which a fit does not move.",
+    "given": "With these settings a given least score decides, which a fit does not move.",
     "audits": "With these settings audits decide, by their budget, which a fit does not move.",
 }
 
@@ -49,12 +50,13 @@ def fit(
 
 def place_of(store: Store, settings: Settings) -> Place:
     """Where a cache that is opened with these settings fits its threshold."""
-    return Place(store, checked_active_embedder(settings, store), settings)
+    embedder = checked_active_embedder(settings, store)
+    return Place(store, embedder, settings, scorer_for(embedder.fingerprint, settings.verifier))
 
 
 def _dropped(place: Place) -> list[RenderableType]:
     """Return to the shipped threshold; what to say."""
-    there = adoption.drop(place.store, place.embedder.fingerprint)
+    there = adoption.drop(place.store, place.scorer, place.embedder.fingerprint)
     return [
         "Caches opened from now on use the threshold that is shipped."
         if there
@@ -66,7 +68,7 @@ def _fitted(place: Place, labels: Path | None, *, dry_run: bool) -> list[Rendera
     """Fit, adopt; what to say."""
     given = None if labels is None else read_labels(labels)
     with err.status("Comparing the labelled questions"):
-        report = place.fit(given, place.decided_by, None, dry_run=dry_run)
+        report = place.fit(given, place.settings.strictness, dry_run=dry_run)
     return [_table(report), *_said(report, dry_run)]
 
 

@@ -18,7 +18,9 @@ from ibidem.cli.output import err, fail, out
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IbidemError, InvalidInput
-from ibidem.matching.policy import CosineScorer, Policy, Scorer, scorer_for, threshold_for
+from ibidem.matching.policy import Policy
+from ibidem.matching.scorers import CosineScorer, Scorer
+from ibidem.matching.shipped import scorer_for
 from ibidem.settings import read_settings
 from ibidem.types import storable
 from ibidem_lab.replay import (
@@ -37,9 +39,12 @@ Workload = Annotated[
     Path,
     typer.Argument(metavar="WORKLOAD.jsonl", help='Lines of {"text", "meaning"}, and "tokens" if known.'),
 ]
-Threshold = Annotated[float | None, typer.Option(help="Least score of a hit; default: the cache's own.")]
+MinProbability = Annotated[float | None, typer.Option(help="Least score of a hit; default: the cache's own.")]
 MaxErrorRate = Annotated[float | None, typer.Option(help="Instead: the share of hits that may be wrong.")]
-ScorerName = Annotated[Literal["learned", "cosine"], typer.Option("--scorer", help="What is compared.")]
+ScorerName = Annotated[
+    Literal["default", "none", "cosine"],
+    typer.Option("--scorer", help="What scores: the cache's own, the rule without a model, the bare cosine."),
+]
 Requests = Annotated[int | None, typer.Option(min=1, help="At most so many questions.")]
 Seed = Annotated[int | None, typer.Option(help="Shuffle with this seed; default: the order of the file.")]
 
@@ -57,35 +62,32 @@ class Replayed:
 
 def replay_workload(
     workload: Workload,
-    threshold: Threshold = None,
+    min_probability: MinProbability = None,
     max_error_rate: MaxErrorRate = None,
-    scorer: ScorerName = "learned",
+    scorer: ScorerName = "default",
     requests: Requests = None,
     seed: Seed = None,
 ) -> None:
     """Replay labelled questions in memory: hits, wrong hits, and what another threshold would do."""
     try:
-        chosen = _threshold(threshold, max_error_rate)
         rows = read_rows(workload)
         if seed is not None:
             random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
-        found = _replay(workload.name, rows[:requests], chosen, scorer)
+        found = _replay(workload.name, rows[:requests], scorer, min_probability, max_error_rate)
     except (IbidemError, OSError) as error:
         fail(str(error))
     out.print(_table(found))
 
 
-def _threshold(threshold: float | None, max_error_rate: float | None) -> float:
-    if threshold is not None and max_error_rate is not None:
-        raise InvalidInput("give --threshold or --max-error-rate, not both")
+def _threshold(scorer: Scorer, min_probability: float | None, max_error_rate: float | None) -> float:
+    if min_probability is not None and max_error_rate is not None:
+        raise InvalidInput("give --min-probability or --max-error-rate, not both")
     if max_error_rate is not None:
-        try:
-            return threshold_for(max_error_rate)
-        except InvalidInput as error:
-            raise InvalidInput(f"--max-error-rate {error}") from None
-    if threshold is not None and not 0.5 <= threshold <= 1.0:
-        raise InvalidInput(f"--threshold is a number from 0.5 to 1.0, not {threshold}")
-    return read_settings(audit_rate=0.0).policy.threshold if threshold is None else threshold
+        return scorer.thresholds.at(max_error_rate)
+    if min_probability is not None and not 0.0 < min_probability <= 1.0:
+        raise InvalidInput(f"--min-probability is a number above 0 and at most 1, not {min_probability}")
+    strictness = read_settings(audit_rate=0.0).strictness
+    return strictness.policy(scorer).threshold if min_probability is None else min_probability
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -124,10 +126,16 @@ def _row(line: str, where: str) -> Row:
     return Row(text, known, tokens)
 
 
-def _replay(name: str, rows: list[Row], threshold: float, scorer_name: str) -> Replayed:
+def _replay(
+    name: str,
+    rows: list[Row],
+    scorer_name: Literal["default", "none", "cosine"],
+    min_probability: float | None,
+    max_error_rate: float | None,
+) -> Replayed:
     embedder = CheckedEmbedder(resolve_embedder(read_settings().embedder), lambda _, value: value)
-    scorer: Scorer = scorer_for(embedder.fingerprint) if scorer_name == "learned" else CosineScorer()
-    by = "cosine" if isinstance(scorer, CosineScorer) else "learned"
+    scorer = CosineScorer() if scorer_name == "cosine" else scorer_for(embedder.fingerprint, scorer_name)
+    threshold = _threshold(scorer, min_probability, max_error_rate)
     shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*shown, console=err, transient=True) as bar:
 
@@ -139,7 +147,7 @@ def _replay(name: str, rows: list[Row], threshold: float, scorer_name: str) -> R
         rule = by_policy(Policy(threshold=threshold), scorer)
         served = replay(rows, vectors, rule, stage("replay"))
         curve = replay(rows, vectors, curve_rule(scorer), stage("try thresholds"))
-    title = f"{name}, {by} score, threshold {threshold:.4g}, {embedder.fingerprint}"
+    title = f"{name}, {type(scorer).__name__}, least score {threshold:.4g}, {embedder.fingerprint}"
     return Replayed(title, rows, threshold, served, curve)
 
 
@@ -171,5 +179,5 @@ def _most(curve: Outcome, level: float) -> str:
     best = hindsight(curve.judged, level)
     if best is None:
         return "none"
-    at = "the very same" if math.isinf(best.threshold) else f"threshold {best.threshold:.3f}"
+    at = "the very same" if math.isinf(best.threshold) else f"least score {best.threshold:.3f}"
     return f"{best.hits / curve.requests:.1%}, {at}"

@@ -26,8 +26,7 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
-from ibidem.matching.fitted import policy_in_force
-from ibidem.matching.policy import scorer_for
+from ibidem.matching.shipped import policy_in_force, rule_for
 from ibidem_lab.cli.fit import place_of
 from ibidem_lab.labelling.mining import LIMIT, Mined, Miner
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
@@ -63,10 +62,10 @@ def mine_pairs(
         raise typer.Exit(1)
     with existing_store(path, database) as store:
         place = place_of(store, settings_of(path, database))
-        fingerprint = place.embedder.fingerprint
-        threshold = policy_in_force(store, place.settings.policy, fingerprint).threshold
+        scorer = rule_for(place.embedder.fingerprint)
+        threshold = policy_in_force(store, place.settings.strictness, scorer).threshold
         with err.status("Comparing questions; this may take a minute"):
-            mined = Miner(store, place.embedder, scorer_for(fingerprint), threshold).mine(namespace, limit)
+            mined = Miner(store, place.embedder, scorer, threshold).mine(namespace, limit)
         if not mined.pairs:
             fail("no pairs: questions must have been asked, and answers stored, that are near one another")
         write_pairs(file, mined.pairs)

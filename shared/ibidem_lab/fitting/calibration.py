@@ -6,43 +6,30 @@ import math
 from collections.abc import Sequence
 
 from ibidem._util.intervals import clopper_pearson
-from ibidem.matching.fitted import FLOOR, NEVER, Calibration, Level
-from ibidem.matching.policy import threshold_for
+from ibidem.matching.fitted import NEVER, Calibration, Level
+from ibidem.matching.scorers import Scorer
 from ibidem_lab.replay import Judged
 
 # Of the one-sided bound from above, as that of `ibidem.audits.budget`.
 CONFIDENCE = 0.98
 DISPROOF = 0.9  # of the bound from below; trust in the shipped threshold ends sooner than it is won
 FIRST, STEP = 10, 1.15  # the bound is looked at after so many times more hits: more looks find more luck
-LEVELS = (
-    0.005,
-    0.0075,
-    0.01,
-    0.0125,
-    0.015,
-    0.0175,
-    0.02,
-    0.0225,
-    0.025,
-    0.0275,
-    0.03,
-    0.0325,
-    0.035,
-    0.0375,
-)
+LEVELS = tuple(level / 10_000 for level in range(50, 525, 25))  # 0.5 to 5 %
 
 
-def calibrate(judged: Sequence[Judged], *more: float) -> Calibration:
+def calibrate(judged: Sequence[Judged], scorer: Scorer, *more: float) -> Calibration:
     """The thresholds that these labels prove, for `LEVELS` and `more` shares.
 
     Args:
-        judged: The best candidate of each question: its shipped score, and whether it is right.
+        judged: The best candidate of each question: its score, and whether it is right.
+        scorer: Gave the scores.
         more: Other shares of wrong hits to know the threshold for.
     """
-    seen = _prefixes(judged)
+    seen = _prefixes(judged, scorer.floor)
     found, lowest = [], NEVER
-    for max_error_rate in sorted({*LEVELS, *more}):
-        shipped = threshold_for(max_error_rate)
+    known = (level for level in {*LEVELS, *more} if level <= scorer.thresholds.highest)
+    for max_error_rate in sorted(known):
+        shipped = scorer.thresholds.at(max_error_rate)
         # What keeps less keeps this too.
         lowest = min(lowest, _threshold(judged, seen, max_error_rate, shipped))
         found.append(Level(max_error_rate, None if lowest == shipped else lowest))
@@ -64,11 +51,11 @@ def _threshold(
     return proved if disproved else min(proved, shipped)
 
 
-def _prefixes(judged: Sequence[Judged]) -> list[tuple[float, float]]:
+def _prefixes(judged: Sequence[Judged], floor: float) -> list[tuple[float, float]]:
     """Thresholds that the labels could be served at, the strictest first, each with its bound from above."""
     ordered = sorted(judged, key=lambda one: -one.score)
     found, at, wrong, count = [], 0, 0, FIRST
-    while count <= len(ordered) and (edge := _rounded(ordered[count - 1].score)) >= FLOOR:
+    while count <= len(ordered) and (edge := _rounded(ordered[count - 1].score)) >= floor:
         while at < len(ordered) and ordered[at].score >= edge:  # with all of nearly the same score
             wrong += not ordered[at].right
             at += 1

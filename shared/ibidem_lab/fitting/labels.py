@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from ibidem.errors import InvalidInput
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.policy import MAX_CANDIDATES, Candidate, Vectors, Verdict
+from ibidem.matching.policy import MAX_CANDIDATES, Verdict
+from ibidem.matching.scorers import Candidate, Vectors
 from ibidem.storage.logs import REVIEW
 from ibidem.types import Request, Vector, cosine, normalise, storable, to_bytes, to_vector
 from ibidem_lab.labelling.pairs import of_line

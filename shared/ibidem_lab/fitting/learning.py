@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 
 from ibidem.errors import InvalidInput
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import SHIPPED, Calibration
-from ibidem.matching.policy import Scorer, highest_error_rate, scorer_for, threshold_for
+from ibidem.matching.policy import Strictness
+from ibidem.matching.scorers import Scorer
+from ibidem.pipeline import verifier_of
 from ibidem_lab.fitting.calibration import calibrate, served
 from ibidem_lab.fitting.labels import MOST, Label, Pair, of_judgements, pairs_of
 from ibidem_lab.replay import Judged, Row, Share, most_hits
@@ -19,13 +21,14 @@ from ibidem_lab.replay import Judged, Row, Share, most_hits
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import CheckedEmbedder
+    from ibidem.index.search import SemanticIndex
     from ibidem.settings import Settings
     from ibidem.storage.store import Store
 
 LEAST_LABELS, LEAST_OF_A_KIND = 200, 20  # with fewer, nothing is proved at 2 %
 FOLDS = 10
 
-Decided = Literal["fit", "threshold", "audits"]
+Decided = Literal["fit", "given", "audits"]
 
 
 class Served(NamedTuple):
@@ -45,8 +48,8 @@ class FitReport:
     are what they serve of the labelled questions; after, each question is counted at the threshold that the
     others lead to. `hindsight` gives, for 1, 2 and 5 % wrong per hit, the share of the questions that could
     be served at most, had one known the best threshold. `adopted` tells whether caches use it from now on; if
-    not, `reason` says why. `decided_by` tells what decides in this cache: the `fit`, a `threshold` that was
-    given, or the budget of its `audits`; the latter two a fit does not move.
+    not, `reason` says why. `decided_by` tells what decides in this cache: the `fit`, a least score that was
+    `given`, or the budget of its `audits`; the latter two a fit does not move.
     """
 
     questions: int
@@ -86,13 +89,11 @@ def fit(
     """
     cache.flush()
     runtime, index = cache._runtime, cache._runtime.semantic_index
-    place = Place(runtime.store, index.embedder, runtime.settings, cache._admission.is_private)
-    decided: Decided = "fit"
-    if cache._policy.max_error_rate is None:
-        decided = "threshold" if cache._auditor is None else "audits"
-    report = place.fit(labels, decided, cache._policy.max_error_rate, dry_run=dry_run)
+    scorer = _scorer_of(cache, index)
+    place = Place(runtime.store, index.embedder, runtime.settings, scorer, cache._admission.is_private)
+    report = place.fit(labels, cache._strictness, dry_run=dry_run)
     if not dry_run:
-        runtime.active.calibrate(index, report.calibration if report.adopted else SHIPPED)
+        runtime.active.calibrate(index, scorer, report.calibration if report.adopted else SHIPPED)
     return report
 
 
@@ -105,9 +106,24 @@ def drop_fit(cache: SemanticCache) -> bool:
     """
     cache.flush()
     runtime, index = cache._runtime, cache._runtime.semantic_index
-    there = adoption.drop(runtime.store, index.fingerprint)
-    runtime.active.calibrate(index, SHIPPED)
+    scorer = _scorer_of(cache, index)
+    there = adoption.drop(runtime.store, scorer, index.fingerprint)
+    runtime.active.calibrate(index, scorer, SHIPPED)
     return there
+
+
+def _scorer_of(cache: SemanticCache, index: SemanticIndex) -> Scorer:
+    """What a fit can move: the thresholds of a score that comes with Ibidem.
+
+    Raises:
+        InvalidInput: The cache has a verifier of the user's own.
+    """
+    if not isinstance(cache._verifier, str):
+        raise InvalidInput(
+            "the scores of a verifier of your own have no threshold that a fit could move: give the cache "
+            "min_probability, or audit_rate"
+        )
+    return cast("Scorer", verifier_of(cache._verifier, index))
 
 
 def _texts(label: object) -> tuple[str, ...]:
@@ -122,45 +138,40 @@ class Place:
 
     Args:
         store: The database; holds judgements and the fitted thresholds.
-        embedder: For whose scores.
+        embedder: Of the caches there.
         settings: Of the caches there.
+        scorer: For whose scores.
         is_private: Whether `redact` would change a text; such questions are no labels.
     """
 
     store: Store
     embedder: CheckedEmbedder
     settings: Settings
+    scorer: Scorer
     is_private: Callable[[str], bool] = lambda text: False
 
-    @property
-    def decided_by(self) -> Decided:
-        """What decides in caches with these settings."""
-        if self.settings.policy.max_error_rate is not None:
-            return "fit"
-        return "threshold" if self.settings.threshold is not None else "audits"
-
     def fit(
-        self,
-        labels: Sequence[Label | Row] | None,
-        decided_by: Decided,
-        max_error_rate: float | None,
-        *,
-        dry_run: bool = False,
+        self, labels: Sequence[Label | Row] | None, strictness: Strictness, *, dry_run: bool = False
     ) -> FitReport:
-        """As `ibidem_lab.fit`; the caller tells its own process. `max_error_rate` is what is told about."""
+        """As `ibidem_lab.fit`; the caller tells its own process."""
         if labels is None:
             judged = of_judgements(reversed(self.store.judgements.recent(2 * MOST)))
             labels = [label for label, _ in judged]
         labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
-        fingerprint = self.embedder.fingerprint
-        best = best_of(pairs_of(labels, self.embedder), scorer_for(fingerprint))
-        level = min(max_error_rate or self.settings.max_error_rate, highest_error_rate())
-        report = report_of(best, level, decided_by)
+        best = best_of(pairs_of(labels, self.embedder), self.scorer)
+        level = min(strictness.max_error_rate, self.scorer.thresholds.highest)
+        report = report_of(best, level, self.scorer, _decided_by(strictness, self.scorer))
         if not dry_run:
-            adoption.drop(self.store, fingerprint)
+            adoption.drop(self.store, self.scorer, self.embedder.fingerprint)
             if report.adopted:
-                adoption.adopt(self.store, fingerprint, report.calibration)
+                adoption.adopt(self.store, self.scorer, report.calibration)
         return report
+
+
+def _decided_by(strictness: Strictness, scorer: Scorer) -> Decided:
+    if strictness.is_by_rate(scorer):
+        return "fit"
+    return "audits" if strictness.given(scorer) is None else "given"
 
 
 def best_of(pairs: Sequence[Pair], scorer: Scorer) -> list[Judged]:
@@ -190,10 +201,12 @@ def _require_enough(pairs: Sequence[Pair]) -> None:
         )
 
 
-def report_of(best: Sequence[Judged], max_error_rate: float, decided_by: Decided = "fit") -> FitReport:
+def report_of(
+    best: Sequence[Judged], max_error_rate: float, scorer: Scorer, decided_by: Decided = "fit"
+) -> FitReport:
     """What these labels, one of each question, lead to."""
-    calibration, before = calibrate(best, max_error_rate), threshold_for(max_error_rate)
-    after = calibration.threshold(max_error_rate)
+    calibration, before = calibrate(best, scorer, max_error_rate), scorer.thresholds.at(max_error_rate)
+    after = calibration.threshold(max_error_rate, scorer.thresholds)
     reason = "" if calibration.moved else "the labels neither prove a lower threshold nor disprove this one"
     return FitReport(
         questions=len(best),
@@ -202,7 +215,7 @@ def report_of(best: Sequence[Judged], max_error_rate: float, decided_by: Decided
         threshold_before=before,
         threshold_after=after,
         served_before=Served(*served(best, before)),
-        served_after=_out_of_fold(best, max_error_rate),
+        served_after=_out_of_fold(best, max_error_rate, scorer),
         hindsight=most_hits(best, len(best)),
         decided_by=decided_by,
         adopted=calibration.moved,
@@ -211,13 +224,13 @@ def report_of(best: Sequence[Judged], max_error_rate: float, decided_by: Decided
     )
 
 
-def _out_of_fold(best: Sequence[Judged], max_error_rate: float, seed: int = 0) -> Served:
+def _out_of_fold(best: Sequence[Judged], max_error_rate: float, scorer: Scorer, seed: int = 0) -> Served:
     """What is served if each tenth of the questions has the threshold that the other nine lead to."""
     fold = np.random.default_rng(seed).permutation(len(best)) % FOLDS
     hits = wrong = 0
     for at in range(FOLDS):
         others = [one for one, part in zip(best, fold, strict=True) if part != at]
-        threshold = calibrate(others, max_error_rate).threshold(max_error_rate)
+        threshold = calibrate(others, scorer, max_error_rate).threshold(max_error_rate, scorer.thresholds)
         held = [one for one, part in zip(best, fold, strict=True) if part == at]
         more, bad = served(held, threshold)
         hits, wrong = hits + more, wrong + bad

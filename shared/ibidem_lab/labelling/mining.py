@@ -20,6 +20,7 @@ from ibidem.audits.judge import contradict, words_and_signs
 from ibidem.errors import InvalidInput
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.words_en import COMMON_WORDS
+from ibidem.pipeline import policy_of
 from ibidem.types import Vector, digest, require_name
 from ibidem_lab.labelling.gathering import Gathered, Kept, gather, sift
 from ibidem_lab.labelling.pairs import JUDGED, QuestionPair
@@ -27,7 +28,7 @@ from ibidem_lab.labelling.pairs import JUDGED, QuestionPair
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
     from ibidem.embedding.base import CheckedEmbedder
-    from ibidem.matching.policy import Scorer
+    from ibidem.matching.scorers import Scorer
     from ibidem.storage.store import Store
 
 LIMIT = 2_000
@@ -68,7 +69,7 @@ class Miner:
     Args:
         store: The database.
         embedder: The embedder that compares the questions.
-        scorer: The scorer of the cache.
+        scorer: Ranks pairs: the rule without a model, as there are many.
         threshold: The lowest score that the cache serves.
         is_private: Whether `redact` would change a text; such questions are in no pair.
     """
@@ -299,12 +300,12 @@ def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LI
     if namespace is not None:
         require_name("namespace", namespace)
     cache.flush()
-    runtime = cache._runtime
+    runtime, index = cache._runtime, cache._runtime.semantic_index
     miner = Miner(
         runtime.store,
         runtime.embedder,
-        runtime.semantic_index.scorer,
-        cache.policy.threshold,
+        index.rule,
+        policy_of("none", index, cache._strictness)[1].threshold,
         cache._admission.is_private,
     )
     return miner.mine(namespace, limit)

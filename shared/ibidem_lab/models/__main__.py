@@ -17,17 +17,39 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ibidem.embedding import resolve_embedder
+from ibidem.embedding.base import CheckedEmbedder
+from ibidem.matching.pair_model import PairModel
+from ibidem_lab.fitting.thresholds import measure as measure_thresholds
+from ibidem_lab.fitting.thresholds import thresholds
 from ibidem_lab.models import base, encoder, export, teacher, verifier
 from ibidem_lab.models.calibration import deciles
+from ibidem_lab.models.export import OnStreams
 from ibidem_lab.models.groups import DATA, Pair, load_groups
-from ibidem_lab.models.measure import Measured, development_sets, measure, table, test_sets
+from ibidem_lab.models.measure import (
+    Measured,
+    development_sets,
+    embedded_cosines,
+    measure,
+    table,
+    test_sets,
+)
 from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens, cosines, device, scores, vectors
-from ibidem_lab.models.pairs import Workloads, labelled_pairs, unlabelled_pairs
+from ibidem_lab.models.pairs import (
+    LABELLED,
+    NEIGHBOURS,
+    Workloads,
+    groups_as_stream,
+    labelled_pairs,
+    unlabelled_pairs,
+)
 from ibidem_lab.models.training import Schedule, load
+from ibidem_lab.replay import vectors_of
 
 TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 300_000  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
+READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
 
 
@@ -77,7 +99,7 @@ class Steps:
         if TEACHER_SCORES.exists():
             before = teacher.TeacherScores.read(TEACHER_SCORES)
             scored = before if before.of == of else scored
-        pairs = scored.lacking(self._unlabelled())
+        pairs = scored.lacking(self._unlabelled()[: int(UNLABELLED * self.share)])
         say(f"{len(pairs):,} pairs to score, {len(scored):,} have been")
         for start in range(0, len(pairs), SCORED_AT_ONCE):
             block = pairs[start : start + SCORED_AT_ONCE]
@@ -104,36 +126,63 @@ class Steps:
         )
 
     def encoder(self) -> None:
-        """Train the encoder on the groups and on the cosines of all-mpnet-base-v2."""
+        """Train the encoder on the groups and on the cosines of all-mpnet-base-v2, and write it."""
         larger = TextEncoder(self._mpnet).to(device())
         pairs = encoder.with_cosines(self._unlabelled(), larger, Tokens(self._mpnet))
         model, tokens = TextEncoder(base.minilm()), Tokens(base.minilm())
         train = [group for group in self.groups if not group.held_out]
         schedule = self._schedule(60_000, encoder.GROUPS_A_STEP, 3e-5, 3)
         encoder.train_encoder(model, tokens, train, pairs, schedule, self._checkpoint("encoder"), say)
+        export.export_encoder(model, base.minilm(), self.work / "export" / "encoder")
 
     def export(self) -> None:
-        """Write both models as they ship, into `export` in the work folder, and say what they score so."""
-        shipped = self.work / "export"
-        model = TextEncoder(base.minilm())
-        load(model, self._checkpoint("encoder"))
-        export.export_encoder(model, base.minilm(), shipped / "encoder")
-        of_encoder = partial(cosines, model.to(device()), Tokens(base.minilm()))
+        """Write the verifier as it ships, into `export` in the work folder, and say what it scores so.
+
+        The cosines are those of the default embedder.
+        """
+        embedder = CheckedEmbedder(resolve_embedder(None), lambda _, value: value)
+        near = {name: embedded_cosines(embedder, pairs) for name, pairs in self.sets.items()}
         student = CrossEncoder(self._mpnet, verifier.LAYERS)
         load(student, self._checkpoint("verifier"))
-        near = {name: of_encoder(pairs) for name, pairs in self.sets.items()}
         pair_model = export.export_verifier(
-            student, self._mpnet, shipped / "verifier", self.development, near, say
+            student,
+            self._mpnet,
+            self.work / "export" / "verifier",
+            self.development,
+            near,
+            lambda made: self._measured_on_streams(made, near, embedder),
+            say,
         )
         logits = {name: export.pair_logits(pair_model, pairs) for name, pairs in self.sets.items()}
         told = {name: pair_model.calibration.probabilities(logits[name], near[name]) for name in self.sets}
-        say(f"{pair_model.calibration}")
-        say(table({"as they ship": measure(self.sets, told)}))
+        say(f"{pair_model.calibration}, {pair_model.thresholds}")
+        say(table({"cosine": measure(self.sets, near), "as they ship": measure(self.sets, told)}))
         for name, pairs in self.test.items():
             same = np.array([pair.same == 1 for pair in pairs])
             say(
                 f"{name}: pairs, mean probability and share of the same by tenth: {deciles(told[name], same)}"
             )
+
+    def _measured_on_streams(
+        self, made: PairModel, near: dict[str, NDArray[np.float32]], embedder: CheckedEmbedder
+    ) -> OnStreams:
+        """Thresholds by replaying streams; the cosine above which `READ_OF_SAME` of the same pairs are."""
+        streams = {name: self.workloads.stream(name) for name in NEIGHBOURS}
+        streams["groups"] = groups_as_stream(self.groups)
+        measured = {}
+        for name, rows in streams.items():
+            measured[name] = measure_thresholds(made, [(rows, vectors_of(rows, embedder))])
+            for at, one in measured[name].items():
+                say(f"{name} {at}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
+        same = np.concatenate(
+            [
+                near[name][[pair.same == 1 for pair in pairs]]
+                for name, pairs in self.development.items()
+                if name in LABELLED
+            ]
+        )
+        least = float(np.nanquantile(same, 1 - READ_OF_SAME))
+        return OnStreams(thresholds(measured), round(least, 2))
 
     def table(self) -> None:
         """Print what the base models and all that has been trained score on the held-out sets."""
@@ -170,14 +219,14 @@ class Steps:
         if kept.exists():
             found = json.loads(kept.read_text(encoding="utf-8"))
             if found["of"] == of:
-                return [Pair(a, b, 0.5) for a, b in found["pairs"]][: int(UNLABELLED * self.share)]
+                return [Pair(a, b, 0.5) for a, b in found["pairs"]]
         model, tokens = TextEncoder(base.minilm()).to(device()), Tokens(base.minilm())
         pairs = unlabelled_pairs(self.groups, self.workloads, lambda texts: vectors(model, tokens, texts))
         pairs = pairs[:UNLABELLED]
         kept.write_text(
             json.dumps({"of": of, "pairs": [(pair.a, pair.b) for pair in pairs]}), encoding="utf-8"
         )
-        return pairs[: int(UNLABELLED * self.share)]
+        return pairs
 
     def _sources(self) -> str:
         """A digest of all texts that unlabelled pairs are made of."""

@@ -5,13 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem._util.regression import logistic
 from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration
 from ibidem_lab.models.groups import Pair
-
-RIDGE = 1e-3  # keeps the weights finite where a set is told apart without an error
-STEPS = 50
-
-Array = NDArray[np.float64]
 
 
 def fit_calibration(
@@ -35,28 +31,13 @@ def fit_calibration(
     features, same, weights = np.concatenate(rows), np.concatenate(labels), np.concatenate(counts)
     used = [0, 1, 2]
     while True:
-        found = _logistic(features[:, used], same, weights * len(same) / weights.sum())
+        found = logistic(features[:, used], same, weights * len(same) / weights.sum())
         negative = [column for column, value in zip(used, found, strict=True) if column < 2 and value < 0]
         if not negative:
             break
         used = [column for column in used if column not in negative]
     whole = dict(zip(used, found.tolist(), strict=True))
     return Calibration(whole.get(0, 0.0), whole.get(1, 0.0), whole[2])
-
-
-def _logistic(features: Array, same: Array, weights: Array) -> Array:
-    """Weighted logistic regression by Newton's method, the last column being the constant."""
-    found = np.zeros(features.shape[1])
-    ridge = np.diag([RIDGE] * (features.shape[1] - 1) + [0.0])
-    for _ in range(STEPS):
-        expected = 1.0 / (1.0 + np.exp(-(features @ found)))
-        slope = features.T @ (weights * (same - expected)) - ridge @ found
-        curvature = (features.T * (weights * expected * (1 - expected))) @ features + ridge
-        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(found)), slope)
-        found = found + step
-        if np.abs(step).max() < 1e-8:
-            break
-    return found
 
 
 def deciles(probabilities: NDArray[np.float64], same: NDArray[np.bool_]) -> list[tuple[int, float, float]]:

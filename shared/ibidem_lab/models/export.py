@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,19 @@ from ibidem_lab.tuning.metrics import auc
 
 Scores = Mapping[str, NDArray[np.float32]]
 
+
+@dataclass(frozen=True)
+class OnStreams:
+    """What was measured with a verifier: thresholds by share of wrong hits, and which pairs it need not read.
+
+    `least_cosine`: of two questions, below which the same are so rare that it does not pay to read them.
+    """
+
+    thresholds: Sequence[tuple[float, float]]
+    least_cosine: float
+
+
+UNKNOWN = OnStreams(((0.0, 1.0),), -1.0)
 RECIPE = 1  # of the graph: change it whenever other logits would come out
 FULL = Digits(0, 0, 0, 0)
 # From the fastest to the most exact: a layer with two digits takes nearly twice as long as with one.
@@ -52,18 +65,21 @@ def export_verifier(
     directory: Path,
     sets: Sets,
     cosines: Scores,
+    measure: Callable[[PairModel], OnStreams],
     report: Callable[[str], None] = print,
 ) -> PairModel:
     """Write a verifier with the fastest quantisation that loses at most `AUC_LOST` on each set.
 
-    Its calibration is fitted to the logits of the very graph that is written.
+    Its calibration is fitted to the logits of the very graph that is written, its thresholds are measured
+    with it.
 
     Args:
         model: Trained.
         base: Folder of its tokenizer.
         directory: Where to; what is there is replaced.
         sets: Labelled pairs to choose and to calibrate by, which it was not trained on.
-        cosines: Of the pairs of each set, by the encoder that ships.
+        cosines: Of the pairs of each set, by the encoder that it is used with.
+        measure: Measures thresholds and the least cosine of the model as it has been written.
         report: Told the AUC by set of each way that was tried.
     """
     raw = Calibration(1.0, 0.0, 0.0)
@@ -74,7 +90,9 @@ def export_verifier(
         report(f"{digits}: {json.dumps({name: round(value, 4) for name, value in found.items()})}")
         if all(exact[name] - found[name] <= AUC_LOST for name in exact):
             break
-    return _write(model, base, directory, digits, fit_calibration(sets, logits, cosines))
+    calibration = fit_calibration(sets, logits, cosines)
+    told = measure(_write(model, base, directory, digits, calibration))
+    return _write(model, base, directory, digits, calibration, told)
 
 
 def pair_logits(verifier: PairModel, pairs: Sequence[Pair], size: int = 8) -> NDArray[np.float32]:
@@ -89,7 +107,12 @@ def pair_logits(verifier: PairModel, pairs: Sequence[Pair], size: int = 8) -> ND
 
 
 def _write(
-    model: CrossEncoder, base: Path, directory: Path, digits: Digits, calibration: Calibration
+    model: CrossEncoder,
+    base: Path,
+    directory: Path,
+    digits: Digits,
+    calibration: Calibration,
+    measured: OnStreams = UNKNOWN,
 ) -> PairModel:
     """Write graph, tokenizer and manifest; the model as a cache opens it."""
     weights = {name: value.float().cpu().numpy() for name, value in model.state_dict().items()}
@@ -108,6 +131,8 @@ def _write(
         "max_tokens": PAIR_WINDOW,
         "files": {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
         "calibration": asdict(calibration),
+        "thresholds": measured.thresholds,
+        "least_cosine": measured.least_cosine,
     }
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return PairModel(directory)

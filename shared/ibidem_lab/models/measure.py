@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem.embedding.base import CheckedEmbedder
+from ibidem.types import cosine
 from ibidem_lab.decisions import read_labelled_pairs
 from ibidem_lab.models.groups import Group, Pair
 from ibidem_lab.models.pairs import LABELLED, Workloads
@@ -42,6 +44,17 @@ def test_sets(workloads: Workloads, public: Path | None) -> dict[str, list[Pair]
             Pair(row.stored, row.asked, float(row.same)) for row in rows if row.same is not None
         ]
     return sets
+
+
+def embedded_cosines(embedder: CheckedEmbedder, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+    """The cosine of each pair as the cache computes it; NaN where it would not compare by meaning."""
+    texts = {text for pair in pairs for text in (pair.a, pair.b)}
+    known = {text: embedder.vector_of(text) for text in sorted(texts) if embedder.refusal(text) is None}
+    found = np.full(len(pairs), np.nan, dtype=np.float32)
+    for at, pair in enumerate(pairs):
+        if pair.a in known and pair.b in known:
+            found[at] = cosine(known[pair.a], known[pair.b])
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ibidem_lab.models import rewording
 from ibidem_lab.models.groups import Group, Pair
 from ibidem_lab.models.reserved import KeepOut, for_calibration, for_tuning
+from ibidem_lab.replay import Row
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
@@ -58,6 +59,16 @@ class Workloads:
         for row in _rows(self.folder / "pairs" / f"{name}.jsonl"):
             yield Pair(row["a"], row["b"], float(row["same"])), bool(row["sure"])
 
+    def stream(self, name: str) -> list[Row]:
+        """The questions of a labelled stream that nothing is trained on, in a random order."""
+        rows = [
+            Row(row["text"], row["meaning"])
+            for row in _rows(self.folder / "streams" / f"{name}.jsonl")
+            if for_calibration(row["text"])
+        ]
+        random.Random(7).shuffle(rows)  # noqa: S311
+        return rows
+
     def questions(self) -> dict[str, list[str]]:
         """Unlabelled questions by source, sorted."""
         found = {
@@ -83,6 +94,18 @@ def _for_calibration(pair: Pair) -> bool:
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def groups_as_stream(groups: Sequence[Group], seed: int = 7) -> list[Row]:
+    """The held-out groups as questions of users: all rewordings, and to every sixth a near miss."""
+    rng = random.Random(seed)  # noqa: S311
+    rows = []
+    for number, group in enumerate(group for group in groups if group.held_out):
+        rows += [Row(text, number) for text in (group.question, *group.same)]
+        if number % 2:
+            rows.append(Row(rng.choice(group.diff), f"beside {number}"))
+    rng.shuffle(rows)
+    return rows
 
 
 def labelled_pairs(groups: Sequence[Group], workloads: Workloads, seed: int = 7) -> list[Pair]:

@@ -14,7 +14,7 @@ LAYERS = (0, 2, 4, 7, 9, 11)  # of the teacher's twelve, that the student starts
 STATE_WEIGHT = 1.0  # of the hidden states' distance against the logits' loss
 # Steps in which the states teach too. The teacher's pass through twelve layers is two thirds of the work of
 # the student's step, three passes through six.
-STATE_STEPS = 1_200
+STATE_STEPS = 600
 
 
 def start_from(teacher: CrossEncoder, base: Path) -> CrossEncoder:

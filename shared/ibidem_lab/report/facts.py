@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.costs import Prices, Savings, savings
-from ibidem.matching.fitted import policy_in_force
+from ibidem.matching.shipped import last_fingerprint, policy_in_force, scorer_for
 from ibidem.storage.statistics import (
     BINS,
     LONG_PROMPT,
@@ -153,7 +153,8 @@ def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) 
     """
     if settings.audit_rate or any(one.audits for one in audits):
         return min((one.threshold for one in audits if one.threshold is not None), default=None)
-    return policy_in_force(store, settings.policy).threshold
+    scorer = scorer_for(last_fingerprint(store), settings.verifier)
+    return policy_in_force(store, settings.strictness, scorer).threshold
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:

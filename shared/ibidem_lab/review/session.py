@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
-from ibidem.matching.fitted import policy_in_force
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.policy import scorer_for
+from ibidem.matching.shipped import last_fingerprint, policy_in_force, rule_for, scorer_for
 from ibidem.types import normalise
 from ibidem_lab.report.facts import BELOW, boundary_of
 
 if TYPE_CHECKING:
-    from ibidem.matching.policy import Scorer
+    from ibidem.matching.scorers import Scorer
     from ibidem.settings import Settings
     from ibidem.storage.reviews import Review, ReviewPair
     from ibidem.storage.store import Store
@@ -76,14 +75,15 @@ def review_queue(store: Store, settings: Settings, namespace: str | None) -> Rev
     Raises:
         StorageError: The database failed.
     """
-    known = store.embedders.registered()
-    scorer = scorer_for(max(known, key=lambda one: known[one], default=""))
+    fingerprint = last_fingerprint(store)
+    scorer = scorer_for(fingerprint, settings.verifier)
     rate = settings.audit_rate or ASSUMED_RATE
     audits = report_of(store, settings.max_error_rate, rate, namespace)
     boundary = boundary_of(store, settings, audits)
     if boundary is None:
-        boundary = policy_in_force(store, settings.policy).threshold
-    return ReviewQueue(store, scorer, boundary, namespace)
+        boundary = policy_in_force(store, settings.strictness, scorer).threshold
+    # Thousands of pairs are ranked for a page: the pair model would take half a minute, the rule does not.
+    return ReviewQueue(store, rule_for(fingerprint), boundary, namespace)
 
 
 class ReviewSession:

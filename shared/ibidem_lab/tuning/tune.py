@@ -21,7 +21,7 @@ from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.matching.fitted import NEVER, to_json
-from ibidem.matching.policy import scorer_for
+from ibidem.matching.shipped import scorer_for
 from ibidem_lab.fitting.labels import Label, pairs_of
 from ibidem_lab.fitting.learning import best_of, report_of
 from ibidem_lab.tuning import card
@@ -203,10 +203,11 @@ def _fit_threshold(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Labe
     """Fit thresholds to held-out pairs and write them; say why not, if there are too few."""
     checked = CheckedEmbedder(embedder, lambda _, value: value)
     try:
-        best = best_of(pairs_of(pairs, checked), scorer_for(checked.fingerprint))
+        scorer = scorer_for(checked.fingerprint)
+        best = best_of(pairs_of(pairs, checked), scorer)
     except InvalidInput as error:
         return {"fitted": False, "said": f"Not fitted, the threshold is the shipped one: {error}."}
-    found = report_of(best, MAX_ERROR_RATE)
+    found = report_of(best, MAX_ERROR_RATE, scorer)
     (directory / THRESHOLDS_FILE).write_text(to_json(found.calibration), encoding="ascii")
     after = (
         "nothing is served by meaning" if found.threshold_after == NEVER else f"{found.threshold_after:.4f}"

@@ -1,0 +1,86 @@
+"""What share of the hits is wrong at which score: measured by replaying labelled streams of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from ibidem.matching.policy import Policy
+from ibidem.matching.scorers import Candidate, Scorer, Vectors, score_each
+from ibidem.types import Vector
+from ibidem_lab.replay import Outcome, Row, by_policy, replay
+
+# Probabilities that are tried, the strictest first.
+GRID = (0.995, 0.99, 0.985, *(percent / 100 for percent in range(98, 48, -2)), 0.45, 0.4, 0.35, 0.3, 0.2)
+
+Sample = tuple[Sequence[Row], Sequence["Vector | None"]]  # questions in their order, and their vectors
+Measured = Mapping[float, Outcome]  # by threshold
+
+
+def measure(scorer: Scorer, samples: Sequence[Sample], grid: Sequence[float] = GRID) -> dict[float, Outcome]:
+    """What each threshold serves of some samples of one stream, guards included."""
+    remembered, found = Remembered(scorer), {}
+    for threshold in grid:
+        total = Outcome()
+        for rows, vectors in samples:
+            one = replay(rows, vectors, by_policy(Policy(threshold), remembered))
+            total.requests, total.hits = total.requests + one.requests, total.hits + one.hits
+            total.wrong += one.wrong
+        found[threshold] = total
+    return found
+
+
+class Remembered:
+    """A scorer that keeps what it said of a pair of questions: a stream is replayed at each threshold."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.name, self.floor, self.thresholds = scorer.name, scorer.floor, scorer.thresholds
+        self.min_cosine = scorer.min_cosine
+        self._verify = lru_cache(maxsize=None)(scorer.score)
+
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
+        """As the scorer, which is not asked twice."""
+        return self._verify(asked, stored, cosine)
+
+    def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
+        """Score all candidates, also those that a pair model would not read any more."""
+        return score_each(self.score, question, candidates)
+
+
+def thresholds(measured: Mapping[str, Measured]) -> list[tuple[float, float]]:
+    """Pairs of a share and its threshold, from the strictest on, both monotone.
+
+    The share is what is wrong per hit on the worst of the streams. Thresholds that allow nothing more than a
+    stricter one are left out; so is what a laxer one would save.
+    """
+    grid = list(next(iter(measured.values())))
+    worst = [max(shares) for shares in zip(*map(smoothed, measured.values()), strict=True)]
+    rows = [(0.0, 1.0)]
+    for threshold, wrong in zip(grid, worst, strict=True):
+        if wrong - rows[-1][0] < 5e-4:  # the same, but with more hits
+            rows[-1] = (rows[-1][0], threshold)
+        else:
+            rows.append((round(wrong, 4), threshold))
+    return rows if rows[0] == (0.0, 1.0) else [(0.0, 1.0), *rows]
+
+
+def smoothed(found: Measured) -> list[float]:
+    """Wrong per hit at each threshold, if a surer hit is never likelier to be wrong.
+
+    What a laxer threshold adds is a band; where a band has fewer wrong hits than the one before, both get
+    the share of the two together.
+    """
+    bands: list[list[int]] = []  # hits, wrong, thresholds
+    hits = wrong = 0
+    for more in found.values():
+        bands.append([max(1, more.hits - hits), max(0, more.wrong - wrong), 1])
+        hits, wrong = more.hits, more.wrong
+        while len(bands) > 1 and bands[-1][1] * bands[-2][0] < bands[-2][1] * bands[-1][0]:
+            last = bands.pop()
+            bands[-1] = [a + b for a, b in zip(bands[-1], last, strict=True)]
+    shares, served, missed = [], 0.0, 0.0
+    for count, errors, steps in bands:
+        for _ in range(steps):
+            served, missed = served + count / steps, missed + errors / steps
+            shares.append(missed / served)
+    return shares
