@@ -36,6 +36,7 @@ from ibidem.telemetry.telemetry import Telemetry
 from ibidem.types import (
     Answer,
     Document,
+    Entry,
     Hit,
     Miss,
     Rejected,
@@ -68,7 +69,8 @@ class Stats:
 
     `money_saved` is what the answers of hits would have cost, in `currency`; None if no price is known.
     `prices_as_of` is the date of the shipped prices, "" if only your own count. `unpriced` counts, by model,
-    the hits whose cost is unknown: no price, or no token count.
+    the hits whose cost is unknown: no price, or no token count. `pinned` entries were vetted by a person,
+    `withdrawn` ones also, but are not served: they wait for `ibidem review`.
     """
 
     entries: int
@@ -90,6 +92,8 @@ class Stats:
     currency: str = ""
     prices_as_of: str = ""
     unpriced: dict[str, int] = field(default_factory=dict)
+    pinned: int = 0
+    withdrawn: int = 0
 
 
 class SemanticCache:
@@ -339,6 +343,7 @@ class SemanticCache:
         A lookup that begins after this has returned finds none of them, in any process on the same database.
         An answer still being generated is not stored either (`Rejected("invalidated")`) if its request was
         made before, by the clocks of both hosts. The examples made of the answers are deleted with them.
+        Vetted answers are not served either, but kept: they wait in `ibidem review`.
 
         Args:
             document: Ids of documents, or of their sources: answers with any of them in the prompt, whether
@@ -407,19 +412,65 @@ class SemanticCache:
         require_bool("good", good)
         asked = "" if question is None else normalise(require_text("question", question))
         entry_id, marker = entry_of(answer)
-        store = self._runtime.store
-        found = store.entries.of_ids([entry_id]) if entry_id and storable(entry_id) else []
-        if not found or not current_scope().covers(found[0].namespace):
+        store, found = self._runtime.store, self._in_reach(entry_id)
+        if found is None:
             return False
         self._runtime.flush()  # also the examples that wait
-        store.examples.set_feedback_of(found[0], good)
+        store.examples.set_feedback_of(found, good)
         if not good:
             self._runtime.invalidate(Criteria(entry=entry_id), examples=False)
         shown = self._admission.redacted(asked)
-        row = feedback_row(found[0], good, shown if storable(shown) else "", marker)
+        row = feedback_row(found, good, shown if storable(shown) else "", marker)
         scorer = policy_of(self._verifier, self._runtime.semantic_index, self._strictness)[0].name
         store.judgements.add([replace(row, at=self._runtime.clock(), scorer=scorer)])
         return True
+
+    def correct(
+        self, entry: str | Hit | Stored | Mapping[str, Any], answer: str | Answer
+    ) -> Stored | Rejected:
+        """Put a vetted answer in the place of a stored one, and pin it.
+
+        A lookup that begins after this has returned finds it. A pinned answer does not expire, is not
+        evicted, and no answer of the model takes its place. What invalidates it puts it on the list of
+        `ibidem review`, and it is not served. Examples of the former answer are called bad; the new one is a
+        good example.
+
+        Args:
+            entry: A `Hit`, the id of an entry, or the metadata of a framework's message, as for `feedback`.
+            answer: The text in place of the model's. For answers that a program acts upon (tool calls,
+                structured output) an `Answer` with the adapter's payload.
+
+        Returns:
+            `Rejected` with the reason `unknown_entry` (within `ibidem.scope`: not in its namespace),
+            `pins_full` (pinned answers fill `max_entries` or `max_bytes`), `private` (`redact` changes it) or
+            `invalidated` (it is just being deleted).
+
+        Raises:
+            InvalidInput: An argument cannot be used, or a text cannot take the place of the stored answer.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        texts = (answer.text, answer.payload) if isinstance(answer, Answer) else (answer,)
+        if any(self._admission.is_private(require_name("answer", text)) for text in texts):
+            return self._reject("private")
+        entry_id, _ = entry_of(entry)
+        if self._in_reach(entry_id) is None:
+            return self._reject("unknown_entry")
+        runtime = self._runtime
+        runtime.flush()  # also the examples that wait
+        now, bounds = runtime.clock(), runtime.housekeeping.bounds
+        if reason := runtime.store.correct(entry_id, answer, now, bounds, examples=self.examples.kept):
+            return self._reject(reason)
+        self._lookups.refreshed(entry_id)
+        runtime.judgement_log.forget({entry_id})  # they would compare the former answer
+        runtime.flights.stored(entry_id)
+        return Stored(entry_id, runtime.cache_id)
+
+    def _in_reach(self, entry_id: str) -> Entry | None:
+        """Return the entry, unless there is none in the current scope."""
+        found = self._runtime.store.entries.of_ids([entry_id]) if entry_id and storable(entry_id) else []
+        return found[0] if found and current_scope().covers(found[0].namespace) else None
 
     def _in_scope(self, criteria: Criteria, entry_id: str) -> Criteria:
         """Restrict the deletion of an entry to the namespace of the current scope: its id is no secret."""
@@ -458,6 +509,7 @@ class SemanticCache:
         totals = runtime.store.totals(runtime.embedder.fingerprint)
         saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
         verifier, _ = policy_of(self._verifier, runtime.semantic_index, self._strictness)
+        pins = runtime.store.pins.counts()
         return Stats(
             entries=totals.entries,
             semantic_entries=totals.semantic_entries,
@@ -478,6 +530,8 @@ class SemanticCache:
             currency=prices.currency,
             prices_as_of=prices.as_of,
             unpriced=saved.unpriced,
+            pinned=pins.corrected + pins.warmed,
+            withdrawn=pins.withdrawn,
         )
 
     def recent(self, limit: int = 20) -> list[LookupRow]:

@@ -35,6 +35,7 @@ from ibidem.types import (
     Vector,
     cosine,
     storable,
+    vetted_key,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +89,12 @@ class LookupPipeline:
         # 1. The answer to the identical request.
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
-        identical = self._runtime.store.entries.get(request.key)
+        entries = self._runtime.store.entries
+        identical = entries.get(request.key)
         if identical and (hit := self._serve(Candidate(identical, 1.0), "exact", now, max_age)):
+            return hit
+        vetted = entries.get(vetted_key(request))  # one that stands for itself, whatever was retrieved
+        if vetted and (hit := self._serve(Candidate(vetted, 1.0), "exact", now, max_age)):
             return hit
         # 2. Can the question be compared by meaning?
         if not request.semantic:
@@ -113,7 +118,7 @@ class LookupPipeline:
             return _miss("expired", Candidate(identical, 1.0))
         if verdict.nearest is not None:
             return _miss(verdict.reason, verdict.nearest)
-        kind = self._runtime.store.entries.kind_in_scope(request.namespace, request.scope_digest)
+        kind = entries.kind_in_scope(request.namespace, request.scope_digest)
         return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
 
     def _decide(
@@ -175,6 +180,7 @@ class LookupPipeline:
             age=max(0.0, now - entry.created),
             stale=state == "stale",
             place=self._runtime.cache_id,
+            pinned=entry.pinned,
         )
 
     def _is_to_refresh(self, entry: Entry) -> bool:
@@ -259,8 +265,8 @@ class StorePipeline:
             vector=vector,
         )
         # 4. Store it, unless one of its documents was invalidated meanwhile: one transaction.
-        if not self._runtime.put(entry, request.made, index):
-            return "invalidated"
+        if reason := self._runtime.put(entry, request.made, index, vetted_key(request)):
+            return reason
         # 5. Keep it as an example.
         if request.example:
             self._examples.of_entry(entry, answer, index.fingerprint)

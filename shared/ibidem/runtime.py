@@ -143,29 +143,42 @@ class Runtime:
             self._lookups.drop()
             self.examples.queue.drop()
 
-    def put(self, entry: Entry, created_at: float, index: SemanticIndex) -> bool:
+    def put(self, entry: Entry, created_at: float, index: SemanticIndex, vetted: str) -> str:
         """Store and index an entry. Errors of the database pass through.
 
         Args:
             entry: The entry; its vector was made by the embedder of `index`.
             created_at: When the request was made.
             index: The semantic index in use when the store began.
+            vetted: The id of a vetted answer to this question over any documents, if there is one.
 
         Returns:
-            False if a document of the entry was invalidated after the request was made.
+            "", or why it is not stored: `invalidated` after the request was made, or `pinned`.
         """
-        house = self.housekeeping
-        if not self.store.entries.put(entry, index.fingerprint, house.ranking, house.floor, created_at):
-            return False
+        house, fingerprint = self.housekeeping, index.fingerprint
+        reason = self.store.entries.put(entry, fingerprint, house.ranking, house.floor, created_at, vetted)
+        if not reason:
+            self._index(entry, index)
+        elif reason == "pinned":
+            self.flights.stored(entry.id)  # those who wait find the vetted answer
+        return reason
+
+    def pin(self, entry: Entry, created_at: float, index: SemanticIndex) -> str:
+        """Store and index a vetted answer; return "", or why not: `invalidated` or `pins_full`."""
+        reason = self.store.pins.pin(entry, index.fingerprint, created_at, self.housekeeping.bounds)
+        if not reason:
+            self._index(entry, index)
+        return reason
+
+    def _index(self, entry: Entry, index: SemanticIndex) -> None:
         if entry.vector is not None:
             index.vectors.add(entry.namespace, entry.scope, entry.vector)
             # `next` first: it may become the current one at any moment.
             if self.active.next is not None or self.active.current.embedder is not index.embedder:
                 self.active.embed_for_next(entry, index)
-        house.grown(entry_size(entry))
+        self.housekeeping.grown(entry_size(entry))
         self._background.wake()
         self.flights.stored(entry.id)
-        return True
 
     def log_lookup(self, row: LookupRow) -> None:
         """Write a lookup to the log, in the background."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Tier = Literal["exact", "semantic"]
+Pin = Literal["", "corrected", "warmed"]  # where a vetted answer comes from; "" for one of a model
 
 
 def digest(*parts: str) -> str:
@@ -267,6 +268,15 @@ class Request:
         set_field(self, "key", key)
 
 
+ANY_DOCUMENTS = "*"  # in place of their digest, of a vetted answer that stands for itself
+
+
+def vetted_key(request: Request) -> str:
+    """Return the id of a vetted answer to this question that stands for itself, whatever was retrieved."""
+    parts = (request.namespace, request.scope_digest, request.question, ANY_DOCUMENTS)
+    return key_of(*parts, semantic=request.semantic)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A model's answer.
@@ -313,7 +323,7 @@ class Hit:
     `question` is the one it was given to (None if its text is not kept), `similarity` the cosine of the two
     questions, `score` that of the verifier, `age` the seconds since the answer was stored, `seconds` the
     duration of the lookup, `stale` whether it is served beyond its lifetime while another caller refreshes
-    it, `place` the id of the cache location.
+    it, `place` the id of the cache location, `pinned` whether a person vouches for it, and how.
     """
 
     answer: Answer
@@ -326,6 +336,7 @@ class Hit:
     score: float = 1.0
     stale: bool = False
     place: str = ""
+    pinned: Pin = ""
 
     def __bool__(self) -> bool:
         return True
@@ -342,7 +353,7 @@ class Hit:
             "stale": self.stale,
             "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
         }
-        known = {"place": self.place, "question": self.question}
+        known = {"place": self.place, "question": self.question, "pinned": self.pinned}
         return {**told, **{name: value for name, value in known.items() if value}}
 
 
@@ -385,7 +396,8 @@ class Rejected:
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
     `write_quota` (`max_writes_per_hour` of `ibidem.open`), `invalidated` (one of its documents was, while it
-    was generated), `bypassed`, `error`.
+    was generated), `pinned` (there is a vetted answer), `bypassed`, `error`; of a vetted answer also
+    `pins_full` (pinned answers fill the bounds) and `unknown_entry`.
     """
 
     reason: str
@@ -452,7 +464,8 @@ class Entry:
     `question` is None if the request was exact-only. `documents` is the digest of the document set, `sources`
     are the documents. Times are seconds since the epoch: `created`, `used` (when it was stored or last
     served) and `expires` (when it is deleted); `ttl` is its lifetime in seconds, None for ever. `vector` is
-    the embedding of the question, shape (d,), unit length; None before it is embedded.
+    the embedding of the question, shape (d,), unit length; None before it is embedded. A `pinned` answer was
+    vetted by a person: it has no lifetime, is not evicted, and no model's answer takes its place.
     """
 
     id: str
@@ -469,6 +482,7 @@ class Entry:
     hits: int = 0
     tags: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
+    pinned: Pin = ""
     vector: Vector | None = field(default=None, repr=False, compare=False)
 
     @property

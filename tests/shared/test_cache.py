@@ -12,15 +12,16 @@ import ibidem
 from tests.contracts.cache import CacheContract
 from tests.contracts.invalidation import InvalidationContract
 from tests.contracts.lifecycle import LifecycleContract
+from tests.contracts.pinning import PinningContract
 from tests.embedders import BagOfWords, DenseWords
 from tests.servers import running_chroma, running_postgres
 
 
-class TestEmbedded(CacheContract, LifecycleContract, InvalidationContract):
+class TestEmbedded(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
     """SQLite and an embedded Chroma; a small index is searched in memory."""
 
 
-class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract, InvalidationContract):
+class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
     """SQLite and an embedded Chroma that is really searched, as in a large cache."""
 
     @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-class TestChromaServer(CacheContract, LifecycleContract, InvalidationContract):
+class TestChromaServer(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
     """SQLite and a Chroma server; each test on a collection of its own, named after its embedder."""
 
     @pytest.fixture
@@ -59,7 +60,7 @@ class TestChromaServer(CacheContract, LifecycleContract, InvalidationContract):
         return open_one
 
 
-class TestServers(CacheContract, LifecycleContract, InvalidationContract):
+class TestServers(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
     """PostgreSQL and a Chroma server; each test on an empty database and a collection of its own."""
 
     @pytest.fixture

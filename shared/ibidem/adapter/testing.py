@@ -118,6 +118,20 @@ class AdapterContract:
 
         assert model.calls == 2
 
+    def test_a_corrected_answer_is_repeated(self, tmp_path: Path) -> None:
+        """Whole, and as a stream: it is in the payload, too."""
+        cache, model, app = self._start(tmp_path)
+        with cache:
+            for _ in range(2):
+                app.ask(QUESTION)
+            hit = cache.recent(1)[0]
+            assert cache.correct(hit.entry_id or "", "A person's answer, in some more words.")
+            texts = [app.text(app.ask(question)) for question in (QUESTION, REWORDED)]
+            texts += ["".join(app.stream(QUESTION))] if app.stream else []
+
+        assert {*texts} == {"A person's answer, in some more words."}
+        assert model.calls == 1
+
     def test_one_of_many_asks(self, tmp_path: Path) -> None:
         """The others wait for its answer."""
         cache, model, app = self._start(tmp_path)

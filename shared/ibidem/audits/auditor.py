@@ -52,12 +52,14 @@ class Auditor:
     def decide(self, request: Request, candidate: Candidate, scorer: str, now: float) -> Decision:
         """Decide whether to serve a candidate, to which the verifier named `scorer` gave its score.
 
-        An audit or a probe is pending until `record_answer`.
+        An audit or a probe is pending until `record_answer`. Vetted answers are neither audited nor probed.
 
         Raises:
             StorageError: The judgements cannot be read.
         """
         policy = AuditPolicy(request.namespace, self._max_error_rate, self._audit_rate, scorer)
+        if candidate.entry.pinned:  # that the model would say something else is no wrong hit
+            return "serve" if candidate.score >= self._log.threshold(policy) else "refuse"
         decision = self._log.decide(policy, candidate.score)
         if decision in ("audit", "probe"):
             row = JudgementRow(

@@ -104,6 +104,7 @@ def summary(one: Entry) -> dict[str, Any]:
         "expires": None if one.expires is None else _time(one.expires),
         "hits": one.hits,
         "semantic": one.semantic,
+        "pinned": one.pinned or None,
         "tokens": one.answer.tokens,
         "documents": [{"id": s.id, "supports": s.supports} for s in one.sources],
     }

@@ -189,7 +189,12 @@ class Lifetime:
         return None if math.isinf(life) else now + life + self.stale_while_revalidate
 
     def state(self, entry: Entry, now: float, max_age: float | None = None) -> State:
-        """Return the state of an entry at `now`; it is expired if older than `max_age` seconds."""
+        """Return the state of an entry at `now`; it is expired if older than `max_age` seconds.
+
+        A vetted answer is alive, whatever its age: what the model would say instead is not.
+        """
+        if entry.pinned:
+            return "alive"
         age = now - entry.created
         if age < -CLOCK_SKEW or (max_age is not None and age > max_age):
             return "expired"

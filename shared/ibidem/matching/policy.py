@@ -14,7 +14,7 @@ from ibidem.matching.fitted import SHIPPED, Calibration
 from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard
 from ibidem.matching.scorers import Candidate, CosineScorer, Scorer, Verifier
 from ibidem.matching.words_en import COMMON_WORDS
-from ibidem.types import Document, Entry, Request
+from ibidem.types import ANY_DOCUMENTS, Document, Entry, Request
 
 DocumentPolicy = Literal["supporting", "all", "ignore"]
 MAX_CANDIDATES = 6  # the most similar ones, which are judged: a rule scores one in up to 0.2 ms
@@ -177,7 +177,7 @@ def _shared(request: Request, entry: Entry) -> tuple[Document, ...]:
 
 def documents_agree(request: Request, entry: Entry, document_policy: DocumentPolicy) -> bool:
     """Return whether the documents of the request allow the stored answer under the document policy."""
-    if document_policy == "ignore" or request.documents_digest == entry.documents:
+    if document_policy == "ignore" or entry.documents in (request.documents_digest, ANY_DOCUMENTS):
         return True
     if document_policy == "all":
         return False

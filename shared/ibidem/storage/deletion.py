@@ -34,7 +34,7 @@ TRANSACTION_SECONDS = 0.04  # what one transaction may take that deletes many en
 MIN_BATCH, MAX_BATCH = 20, 1_000  # entries of such a transaction
 LOG_BATCH = 4_000  # ids of a log that one transaction scans
 
-_entries, _invalidations = tables.entries, tables.invalidations
+_entries, _invalidations, _withdrawn = tables.entries, tables.invalidations, tables.withdrawn
 _LOGS = (tables.lookups, tables.examples, tables.judgements)
 _PREFIXES = "0123456789abcdef"  # with which ids begin
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
@@ -108,13 +108,14 @@ class Evictor:
         return int(count), int(total)
 
     def evict(self, entries: int, size: int) -> tuple[int, int, float]:
-        """Delete at least so many entries or bytes, the lowest ranks first, at most a batch.
+        """Delete at least so many entries or bytes, the lowest ranks first, at most a batch; no pinned ones.
 
         Returns:
             How many entries and bytes were deleted, and the floor of the ranks from now on.
         """
         c = _entries.c
-        lowest = sa.select(c.id, c.size, c.rank, c.used).order_by(c.rank, c.used).limit(BATCH)
+        lowest = sa.select(c.id, c.size, c.rank, c.used).where(c.pinned == "")
+        lowest = lowest.order_by(c.rank, c.used).limit(BATCH)
         chosen: dict[str, tuple[int, float, float]] = {}
         freed = 0
         with writing(self._engine) as db:
@@ -123,9 +124,8 @@ class Evictor:
                     break
                 chosen[entry_id] = bytes_, rank, used
                 freed += bytes_
-            unused = sa.tuple_(c.id, c.used).in_(
-                [(entry_id, used) for entry_id, (*_, used) in chosen.items()]
-            )
+            same = [(entry_id, used) for entry_id, (*_, used) in chosen.items()]
+            unused = sa.and_(sa.tuple_(c.id, c.used).in_(same), c.pinned == "")
             victims = _lock_matching(db, list(chosen), unused)
             freed = sum(chosen[victim][0] for victim in victims)
             floor = max((chosen[victim][1] for victim in victims), default=0.0)
@@ -191,6 +191,7 @@ def clear(engine: sa.Engine, namespace: str | None) -> int:
     with writing(engine) as db:
         for log, newest_id in newest.items():
             db.execute(sa.delete(log).where(log.c.id > newest_id, _of_namespace(engine, log, namespace)))
+        db.execute(sa.delete(_withdrawn).where(_of_namespace(engine, _withdrawn, namespace)))
         return deleted + delete_entries(db, where)
 
 
@@ -286,7 +287,7 @@ class InvalidationTable:
             some = dict(found[at : at + batch.size])
             at += len(some)
             with writing(self._engine) as db, batch:
-                ids, count = _delete(db, some, examples)
+                ids, count = _delete(db, some, examples, tombstone)
             deleted, deleted_examples = deleted + ids, deleted_examples + count
         return deleted, deleted_examples + (self._delete_matching_examples(criteria) if examples else 0)
 
@@ -364,9 +365,12 @@ def _same_values(table: sa.Table, criteria: Criteria) -> list[sa.ColumnElement[b
     return [column == value for column, value in wanted if value is not None]
 
 
-def _delete(db: sa.Connection, some: dict[str, float], with_examples: bool) -> tuple[list[str], int]:
+def _delete(
+    db: sa.Connection, some: dict[str, float], with_examples: bool, tombstone: dict[str, Any]
+) -> tuple[list[str], int]:
     """Delete entries, and the examples that repeat their answers; return the ids, and how many examples.
 
+    Vetted answers are withdrawn: a person decides what becomes of them.
     An entry that was stored anew since it was found stays: `some` holds when each was stored.
     """
     c = _entries.c
@@ -378,8 +382,29 @@ def _delete(db: sa.Connection, some: dict[str, float], with_examples: bool) -> t
         return [], 0
     mine = c.id.in_(found)
     count = _delete_examples(db, found, mine) if with_examples else 0
+    for pinned in db.execute(sa.select(_entries).where(mine, c.pinned != "")).all():
+        _withdraw(db, dict(pinned._mapping), tombstone)
     delete_entries(db, mine)
     return found, count
+
+
+def _withdraw(db: sa.Connection, entry: dict[str, Any], tombstone: dict[str, Any]) -> None:
+    """Keep what is known of a vetted answer, in place of what was withdrawn of it before."""
+    related = {
+        table.name: [
+            dict(row._mapping) for row in db.execute(sa.select(table).where(table.c.entry_id == entry["id"]))
+        ]
+        for table in (_documents, _tags)
+    }
+    row = {
+        "id": entry["id"],
+        "namespace": entry["namespace"],
+        "at": tombstone["at"],
+        "criteria": tombstone["criteria"],
+        "entry": json.dumps({"entry": entry, **related}),
+    }
+    db.execute(sa.delete(_withdrawn).where(_withdrawn.c.id == entry["id"]))
+    db.execute(sa.insert(_withdrawn).values(row))
 
 
 def _delete_examples(db: sa.Connection, found: list[str], mine: sa.ColumnElement[bool]) -> int:

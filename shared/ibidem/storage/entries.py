@@ -34,17 +34,18 @@ _entries, _documents, _tags = tables.entries, tables.entry_documents, tables.ent
 _vectors = tables.entry_vectors
 _e, _d = _entries.c, _documents.c
 # The columns that make an entry, in the order in which `to_entry` reads them.
-_ENTRY = (
+ENTRY_COLUMNS = (
     *(_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.semantic),
     *(_e.answer, _e.payload, _e.model, _e.input_tokens, _e.output_tokens, _e.finish_reason, _e.seconds),
-    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits),
+    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits, _e.pinned),
 )
-_ID, _SET_OF_DOCUMENTS = _ENTRY.index(_e.id), _ENTRY.index(_e.documents)
-_TOKENS = _ENTRY.index(_e.input_tokens)  # followed by the output tokens
+_ID, _SET_OF_DOCUMENTS = ENTRY_COLUMNS.index(_e.id), ENTRY_COLUMNS.index(_e.documents)
+_TOKENS = ENTRY_COLUMNS.index(_e.input_tokens)  # followed by the output tokens
 _TYPES: dict[str, tuple[type, ...]] = {"BOOLEAN": (int,), "INTEGER": (int,), "FLOAT": (int, float)}
 # The types of a value in each of these columns, as SQLite's own driver returns it.
 _COLUMN_TYPES = [
-    (*_TYPES.get(str(column.type), (str,)), *((type(None),) if column.nullable else ())) for column in _ENTRY
+    (*_TYPES.get(str(column.type), (str,)), *((type(None),) if column.nullable else ()))
+    for column in ENTRY_COLUMNS
 ]
 
 
@@ -60,9 +61,9 @@ def pad_params(name: str, values: Sequence[str], count: int) -> dict[str, str]:
 
 
 _CHUNK = 32  # points, or entries, in one statement
-_BY_ID = Prepared(sa.select(*_ENTRY).where(_e.id == sa.bindparam("id")))
+_BY_ID = Prepared(sa.select(*ENTRY_COLUMNS).where(_e.id == sa.bindparam("id")))
 _NEAR = Prepared(
-    sa.select(*_ENTRY, _vectors.c.vector)
+    sa.select(*ENTRY_COLUMNS, _vectors.c.vector)
     .join(_vectors, _vectors.c.entry_id == _e.id)
     .where(
         _vectors.c.point.in_(numbered_params("point", _CHUNK)),
@@ -84,6 +85,11 @@ _SOURCES = Prepared(
 _REPLACE_DOCUMENTS, _REPLACE_TAGS = (
     (sa.delete(table).where(table.c.entry_id == sa.bindparam("of")), sa.insert(table))
     for table in (_documents, _tags)
+)
+
+
+_PINNED = sa.select(_e.pinned).where(
+    _e.id.in_([sa.bindparam("id", type_=sa.String), sa.bindparam("vetted", type_=sa.String)]), _e.pinned != ""
 )
 
 
@@ -140,30 +146,26 @@ class EntryTable:
         bounds: Bounds = UNBOUNDED,
         floor: float = 0.0,
         requested: float = math.inf,
-    ) -> bool:
+        vetted: str = "",
+    ) -> str:
         """Store the entry, replacing the one with the same id; durable against a killed process on return.
 
         Its vector was made by the embedder of this fingerprint, or is enqueued for it.
 
         Returns:
-            False if it must not be stored: what it rests on was invalidated after it was `requested`.
+            "" if it is stored; `invalidated` if what it rests on was after it was `requested`; `pinned` if
+            there is a vetted answer, under this id or the id `vetted`.
         """
         row = entry_row(entry)
         row["rank"] = bounds.rank(floor, 0, row["cost"], row["size"], row["used"])
         with writing(self._engine) as db:
             if self._invalidations.rejects(db, entry, requested):
-                return False
+                return "invalidated"
+            if db.scalar(_PINNED, {"id": entry.id, "vetted": vetted}):
+                return "pinned"  # and remains so: what pins excludes stores
             db.execute(_upsert(db.dialect.name, bounds.ranking), {**row, "floor": floor})
-            replaced = ((_REPLACE_DOCUMENTS, _source_rows(entry)), (_REPLACE_TAGS, _tag_rows(entry)))
-            for (delete, insert), rows in replaced:
-                db.execute(delete, {"of": entry.id})
-                if rows:
-                    db.execute(insert, rows)
-            if entry.semantic:
-                put_vector(db, entry, embedder_id(embedder))
-            else:
-                delete_vectors(db, sa.select(_e.id).where(_e.id == entry.id))
-        return True
+            put_related(db, entry, embedder)
+        return ""
 
     def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
         """Return whether this namespace and scope has answers to compare by meaning; None if it is empty."""
@@ -206,7 +208,7 @@ class EntryTable:
         return found
 
     def _with_sources(self, query: sa.Select[Any]) -> list[Entry]:
-        rows = fetch_all(self._engine, query.with_only_columns(*_ENTRY))
+        rows = fetch_all(self._engine, query.with_only_columns(*ENTRY_COLUMNS))
         sources = self._sources([row[_ID] for row in rows])
         return list(valid_rows(lambda row: to_entry(row, sources.get(row[_ID], ())), rows))
 
@@ -236,6 +238,19 @@ def _upsert(dialect: str, ranking: str) -> Any:
     return insert.on_conflict_do_update(index_elements=[old.id], set_=changes)
 
 
+def put_related(db: sa.Connection, entry: Entry, embedder: str) -> None:
+    """Store the documents, tags and vector of an entry, in place of those it had."""
+    replaced = ((_REPLACE_DOCUMENTS, _source_rows(entry)), (_REPLACE_TAGS, _tag_rows(entry)))
+    for (delete, insert), rows in replaced:
+        db.execute(delete, {"of": entry.id})
+        if rows:
+            db.execute(insert, rows)
+    if entry.semantic:
+        put_vector(db, entry, embedder_id(embedder))
+    else:
+        delete_vectors(db, sa.select(_e.id).where(_e.id == entry.id))
+
+
 def entry_row(entry: Entry) -> dict[str, Any]:
     """Return the columns of `entries` for an entry."""
     answer = entry.answer
@@ -258,6 +273,7 @@ def entry_row(entry: Entry) -> dict[str, Any]:
         "ttl": entry.ttl,
         "hits": 0,
         "used": max(entry.created, entry.used),
+        "pinned": entry.pinned,
         "size": entry_size(entry),
         "cost": cost_of(answer),
     }
@@ -291,7 +307,7 @@ def _tag_rows(entry: Entry) -> list[dict[str, str]]:
 
 
 def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes | None = None) -> Entry:
-    """Convert a row that begins with the columns `_ENTRY` to its entry.
+    """Convert a row that begins with the columns `ENTRY_COLUMNS` to its entry.
 
     Raises:
         ValueError: The row is damaged.
@@ -300,7 +316,7 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
     if not plausible or max(row[_TOKENS] or 0, row[_TOKENS + 1] or 0) > MAX_NUMBER:
         raise ValueError("a value that its column does not hold")
     id_, namespace, scope, question, documents, semantic, text, payload, model, *rest = row
-    input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits = rest[:9]
+    input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits, pinned = rest[:10]
     semantic = bool(semantic)  # SQLite's own driver returns 0 or 1
     return Entry(
         id=id_,
@@ -325,6 +341,7 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
         used=used,
         hits=hits,
         sources=sources,
+        pinned=pinned,
         vector=None if vector is None else to_vector(vector),
     )
 

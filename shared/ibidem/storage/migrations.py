@@ -117,11 +117,17 @@ def _separate_vectors(db: sa.Connection) -> None:
         columns = [column.name for column in tables.entry_vectors.c]
         vectors = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
         db.execute(sa.insert(tables.entry_vectors).from_select(columns, vectors.where(mine)))
-    _recreate(db, tables.entries, set())
+    _recreate(db, tables.entries, {"pinned"})
     for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
         enqueue_missing(db, embedder_id(fingerprint))
     db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
     db.execute(sa.schema.CreateTable(tables.dead_points))
+
+
+def _add_pins(db: sa.Connection) -> None:
+    """Add who vouches for an answer."""
+    if "pinned" not in {column["name"] for column in sa.inspect(db).get_columns(tables.entries.name)}:
+        _add_columns(db, tables.entries, "pinned")
 
 
 def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
@@ -140,4 +146,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     3: _add_sources,
     4: _extend_examples,
     5: _separate_vectors,
+    6: _add_pins,
 }

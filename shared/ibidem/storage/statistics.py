@@ -84,7 +84,7 @@ class DisputedEntry:
 
 @dataclass(frozen=True, slots=True)
 class TopEntry:
-    """An entry with how often it was served, and the tokens that saved."""
+    """An entry with how often it was served, and the tokens that saved; `pinned` as in `Entry`."""
 
     entry_id: str
     namespace: str
@@ -94,6 +94,7 @@ class TopEntry:
     tokens: int
     input_tokens: int | None
     output_tokens: int | None
+    pinned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,8 @@ class Statistics:
         served = sa.select(_l.entry_id, count, tokens).where(_HIT, *_matching(_lookups, logs))
         c = served.group_by(_l.entry_id).subquery().c
         columns = (_e.id, _e.namespace, _e.question, _e.model, c.count, c.tokens)
-        query = sa.select(*columns, _e.input_tokens, _e.output_tokens).where(_e.id == c.entry_id)
+        told = (_e.input_tokens, _e.output_tokens, _e.pinned)
+        query = sa.select(*columns, *told).where(_e.id == c.entry_id)
         rows = fetch_all(self._engine, query.order_by((c.count * _e.cost).desc(), _e.id).limit(limit))
         return [TopEntry(*row) for row in rows]
 

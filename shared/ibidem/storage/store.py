@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.example import DocumentRef, Example
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
+from ibidem.lifecycle.pinning import corrected
+from ibidem.lifecycle.rules import UNBOUNDED, Bounds
 from ibidem.storage import deletion
 from ibidem.storage.deletion import Evictor, InvalidationTable
 from ibidem.storage.engine import (
@@ -24,10 +27,11 @@ from ibidem.storage.examples import ExampleTable
 from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable, feedback_row
 from ibidem.storage.meta import MetaTable
 from ibidem.storage.migrations import migrate
+from ibidem.storage.pins import PinTable
 from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
 from ibidem.storage.vectors import EmbedderTable, ModelFilesTable, VectorTable
-from ibidem.types import Entry
+from ibidem.types import Answer, Entry
 
 SHOWN = 20  # entries that the preview of an invalidation shows
 
@@ -76,6 +80,7 @@ class Store:
         self.evictor = Evictor(engine)
         self.statistics = Statistics(engine)
         self.reviews = ReviewTable(engine)
+        self.pins = PinTable(engine, self.invalidations, self.entries)
         try:
             migrate(engine)
         except Exception as error:  # also of drivers, for options of the URL that they do not take
@@ -130,6 +135,32 @@ class Store:
             self.invalidations.invalidate(Criteria(entry=entry.id), time.time, examples=False)
         self.judgements.add([replace(feedback_row(entry, good), at=time.time())])
 
+    def correct(
+        self,
+        entry_id: str,
+        given: str | Answer,
+        now: float,
+        bounds: Bounds = UNBOUNDED,
+        *,
+        examples: bool = True,
+    ) -> str:
+        """Put a vetted answer in place of that of an entry; return "", or why not (as `PinTable.correct`).
+
+        Examples of the former answer are called bad, and the vetted one is a good example; if it is the same,
+        it is called good.
+
+        Raises:
+            InvalidInput: The stored answer cannot be replaced by a text.
+        """
+        before, reason = self.pins.correct(entry_id, lambda entry: corrected(entry, given), now, bounds)
+        if reason or before is None:
+            return reason
+        answer = corrected(before, given)
+        self.examples.set_feedback_of(before, answer.text == before.answer.text)
+        if examples and before.semantic and before.question and answer.text != before.answer.text:
+            self.examples.add([_example(before, answer, now)])
+        return ""
+
     def totals(self, embedder: str | None = None) -> Totals:
         """Count entries, logged lookups by outcome, examples and audits.
 
@@ -162,3 +193,22 @@ class Store:
         with reading(self._engine) as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found
+
+
+def _example(entry: Entry, answer: Answer, now: float) -> Example:
+    """Make the good example of a vetted answer."""
+    return Example(
+        entry.question or "",
+        answer.text,
+        at=now,
+        namespace=entry.namespace,
+        model=answer.model,
+        documents=tuple(DocumentRef(one.id, one.digest, one.source) for one in entry.sources),
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        seconds=answer.seconds,
+        entry_id=entry.id,
+        scope=entry.scope,
+        feedback=True,
+        tags=entry.tags,
+    )

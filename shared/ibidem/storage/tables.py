@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -124,6 +124,8 @@ def _row_id() -> sa.Column[int]:
     return sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
 
 
+_PINNED = "pinned <> ''"  # the index holds only these
+
 entries = sa.Table(
     "entries",
     metadata,
@@ -150,7 +152,10 @@ entries = sa.Table(
     sa.Column("size", Integer(0), nullable=False, server_default="0"),
     sa.Column("cost", Float(0.0), nullable=False, server_default="0"),
     sa.Column("rank", Float(0.0), nullable=False, server_default="0"),
+    # Who vouches for the answer (`ibidem.types.Pin`); "" for a model's.
+    sa.Column("pinned", String(16, ""), nullable=False, server_default=""),
     sa.Index("ix_entries_scope", "namespace", "scope"),
+    sa.Index("ix_entries_pinned", "pinned", sqlite_where=sa.text(_PINNED), postgresql_where=sa.text(_PINNED)),
     sa.Index("ix_entries_rank", "rank", "used"),  # among equal ranks the least recently used goes first
 )
 
@@ -218,6 +223,18 @@ invalidations = sa.Table(
     sa.Column("at", Float(0.0), nullable=False, index=True),
     # JSON: criteria are only ever read as a whole.
     sa.Column("criteria", Text(""), nullable=False),
+)
+
+# Vetted answers that were invalidated: they are not served, and wait for a person.
+withdrawn = sa.Table(
+    "withdrawn",
+    metadata,
+    sa.Column("id", String(32, ""), primary_key=True),
+    sa.Column("namespace", Text(""), nullable=False),
+    sa.Column("at", Float(0.0), nullable=False),
+    # JSON: the criteria of the invalidation; and the rows of the entry, which are only ever read as a whole.
+    sa.Column("criteria", Text(""), nullable=False),
+    sa.Column("entry", Text(""), nullable=False),
 )
 
 # Points that deleted entries left in the vector index, until the index has deleted them too.

@@ -24,6 +24,7 @@ from ibidem.storage.statistics import (
 if TYPE_CHECKING:
     from ibidem.audits.ledger import AuditStats
     from ibidem.settings import Settings
+    from ibidem.storage.pins import PinCounts
     from ibidem.storage.statistics import EntryTotals
     from ibidem.storage.store import Store
 
@@ -94,6 +95,7 @@ class Facts:
     namespaces: Sequence[Group]
     models: Sequence[Model]
     holdings: EntryTotals
+    pins: PinCounts
     ages: Sequence[tuple[int, int]]
     prices: Prices
 
@@ -135,6 +137,7 @@ def gather(store: Store, settings: Settings, prices: Prices, span: LogFilter, no
         namespaces=sorted(by_namespace, key=lambda group: (-group.lookups, group.key)),
         models=_models(served, holdings, prices),
         holdings=holdings,
+        pins=store.pins.counts(span.namespace),
         ages=store.statistics.entry_ages(now, AGES, span.namespace),
         prices=prices,
     )

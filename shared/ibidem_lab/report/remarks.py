@@ -268,6 +268,13 @@ def holdings(facts: Facts) -> Remark:
         f"It holds {plural(held.entries, 'answer')}, about {size(held.bytes)}; the oldest is of "
         f"{moment(held.oldest, '%Y-%m-%d')}, {share(held.unused, held.entries)} of them were never served."
     )
+    pins = facts.pins
+    if pins.corrected or pins.warmed:
+        vetted = f"{pins.corrected:,} corrected, {pins.warmed:,} given"
+        told += f" A person vouches for {pins.corrected + pins.warmed:,}: {vetted}."
+    if pins.withdrawn:
+        wait = plural(pins.withdrawn, "vetted answer")
+        return Remark(told, f"Open `ibidem review`: {wait} not served, since something invalidated them.")
     if facts.made - held.oldest < SETTLED:
         return Remark(told, "Wait: no answer is older than a week.")
     if held.unused >= UNUSED * held.entries:

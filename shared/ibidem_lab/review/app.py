@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 from ibidem.errors import MissingExtra, StorageError
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem_lab.review.showing import pair_view, readable
+from ibidem_lab.review.vetted import VettedAnswers
 
 try:
     from starlette.applications import Starlette
@@ -33,7 +34,7 @@ _STATIC = {
     "review.css": _HERE / "review.css",
     "review.js": _HERE / "review.js",
 }
-FORM_BYTES = 10_000
+FORM_BYTES, ANSWER_BYTES = 10_000, 1_000_000  # of a form, and of one with an answer
 
 
 class Pages:
@@ -45,6 +46,7 @@ class Pages:
 
     def __init__(self, session: ReviewSession) -> None:
         self._session, self._store = session, session.queue.store
+        self._vetted = VettedAnswers(session.queue.store, session.queue.namespace, session.queue.bounds)
         self._templates = environment(_HERE)
         self._templates.filters["readable"] = readable
 
@@ -55,6 +57,10 @@ class Pages:
             Route("/judge", self._form(self._judge), methods=["POST"]),
             Route("/undo", self._form(self._undo), methods=["POST"]),
             Route("/delete", self._form(self._delete), methods=["POST"]),
+            Route("/correct", self._form(self._correct, ANSWER_BYTES), methods=["POST"]),
+            Route("/vetted", self._vetted_page),
+            Route("/keep", self._form(self._keep, ANSWER_BYTES, "/vetted"), methods=["POST"]),
+            Route("/drop", self._form(self._drop, then="/vetted"), methods=["POST"]),
             Route("/static/{name}", _static),
         ]
         handlers: dict[Any, Any] = {StorageError: self._failed, HTTPException: self._refused}
@@ -75,7 +81,13 @@ class Pages:
             undoable=bool(session.done),
             skipped=len(session.skipped),
             boundary=session.queue.boundary,
+            withdrawn=len(self._vetted.waiting()),
         )
+
+    def _vetted_page(self, request: Request) -> Response:
+        """Show the vetted answers that are not served any more."""
+        notice, _ = self._session.take_notice()
+        return self._page("vetted.html", waiting=self._vetted.waiting(), notice=notice)
 
     def _judge(self, form: dict[str, str]) -> None:
         pair, verdict = form.get("pair", ""), form.get("verdict", "")
@@ -97,21 +109,33 @@ class Pages:
         self._store.invalidations.invalidate(Criteria(entry=found[0].id), time.time, examples=False)
         self._session.notice = "The answer was deleted."
 
-    def _form(self, action: Callable[[dict[str, str]], None]) -> Callable[[Request], Any]:
-        """Return an endpoint for a form of short fields; the next pair follows."""
+    def _correct(self, form: dict[str, str]) -> None:
+        """Put the reviewer's answer in the place of the stored one."""
+        self._session.notice = self._vetted.correct(form.get("entry", ""), _text(form))
+
+    def _keep(self, form: dict[str, str]) -> None:
+        self._session.notice = self._vetted.keep(form.get("entry", ""), _text(form))
+
+    def _drop(self, form: dict[str, str]) -> None:
+        self._session.notice = self._vetted.drop(form.get("entry", ""))
+
+    def _form(
+        self, action: Callable[[dict[str, str]], None], most: int = FORM_BYTES, then: str = "/"
+    ) -> Callable[[Request], Any]:
+        """Return an endpoint for a form of at most so many bytes; the page `then` follows."""
 
         async def endpoint(request: Request) -> Response:
             body = b""
             try:
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > FORM_BYTES:
+                    if len(body) > most:
                         raise HTTPException(413, "That form is too long.")
             except ClientDisconnect:  # or it was too slow: nobody gets the answer
                 raise HTTPException(400, "The form is incomplete.") from None
             fields = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
             await run_in_threadpool(action, fields)
-            return RedirectResponse("/", 303)
+            return RedirectResponse(then, 303)
 
         return endpoint
 
@@ -124,6 +148,11 @@ class Pages:
 
     async def _refused(self, request: Request, error: HTTPException) -> Response:
         return self._page("problem.html", error.status_code, text=error.detail)
+
+
+def _text(form: dict[str, str]) -> str:
+    """Return the answer in a form, with the line ends that it had before the browser sent it."""
+    return form.get("answer", "").replace("\r\n", "\n")
 
 
 async def _static(request: Request) -> Response:

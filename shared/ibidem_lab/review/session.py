@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
+from ibidem.lifecycle.rules import UNBOUNDED, Bounds
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.shipped import last_fingerprint, policy_in_force, rule_for, scorer_for
 from ibidem.types import normalise
@@ -35,12 +36,14 @@ class ReviewQueue:
         scorer: Scores pairs as the cache does.
         boundary: The score from which on answers are served.
         namespace: Only this one; None for all.
+        bounds: Limits on the size of the cache, which pinned answers must not exceed.
     """
 
     store: Store
     scorer: Scorer
     boundary: float
     namespace: str | None = None
+    bounds: Bounds = UNBOUNDED
 
     def pairs(self) -> list[ReviewPair]:
         """Return each pair once, the most informative first. Raises `StorageError`.
@@ -83,7 +86,7 @@ def review_queue(store: Store, settings: Settings, namespace: str | None) -> Rev
     if boundary is None:
         boundary = policy_in_force(store, settings.strictness, scorer).threshold
     # Thousands of pairs are ranked for a page: the pair model would take half a minute, the rule does not.
-    return ReviewQueue(store, rule_for(fingerprint), boundary, namespace)
+    return ReviewQueue(store, rule_for(fingerprint), boundary, namespace, settings.bounds)
 
 
 class ReviewSession:
