@@ -56,6 +56,8 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     except ConfigurationError:
         release(runtime)
         raise
+    if isinstance(verifier, CrossEncoderScorer):
+        verifier.begin()
     admission = Admission(
         runtime.faults,
         redact=hooks.get("redact"),
@@ -116,9 +118,8 @@ def _require_threshold(settings: Settings, verifier: Verifier) -> None:
             "min_probability is for the default embedder, or a verifier: what the cosines of your embedder "
             "mean is not known; give min_similarity"
         )
-    if isinstance(verifier, CrossEncoderScorer):
-        verifier.begin()
-    elif not isinstance(verifier, CheckedVerifier) and settings.strictness.is_by_rate(verifier):
+    measured = not isinstance(verifier, (CheckedVerifier, CrossEncoderScorer))
+    if measured and settings.strictness.is_by_rate(verifier):
         try:
             cast("Scorer", verifier).thresholds.at(settings.max_error_rate)
         except InvalidInput as error:
