@@ -27,9 +27,9 @@ BUDGETS = {
     "LangChain: exact hit": 18 + SLACK,  # target: 17
     "LangChain: hit by meaning": 25 + SLACK,
     "LangChain: miss until stored": 31 + SLACK,
-    "LangChain: stream hit": 29 + SLACK,  # target: 27
-    "LlamaIndex: hit by meaning": 29 + SLACK,
-    "LlamaIndex: miss until stored": 34 + SLACK,
+    "LangChain: stream hit": 31 + SLACK,  # target: 27; what wraps methods is a module of its own
+    "LlamaIndex: hit by meaning": 33 + SLACK,  # a model is led by a handler or a `CachedLLM`
+    "LlamaIndex: miss until stored": 36 + SLACK,
 }
 FOLLOW = {
     "core": functools.cache(paths.of_core),

@@ -13,14 +13,14 @@ import pytest
 from tests.house.imports import FOLDERS, ROOT, modules_in
 
 SIZES = {
-    ("ibidem", "modules"): 108,  # with `cache.decide`, a verifier in ONNX, and vetted answers
-    ("ibidem", "lines"): 22_990,
+    ("ibidem", "modules"): 109,  # with `cache.decide`, a verifier in ONNX, vetted answers, wrapped methods
+    ("ibidem", "lines"): 23_083,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
     ("langchain_ibidem", "modules"): 11,
     ("langchain_ibidem", "lines"): 2_747,
-    ("llama_index_ibidem", "modules"): 12,
-    ("llama_index_ibidem", "lines"): 3_098,
+    ("llama_index_ibidem", "modules"): 15,  # with the handler that serves
+    ("llama_index_ibidem", "lines"): 3_466,
 }
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered

@@ -13,7 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.llms import BaseLLM
 
 import ibidem
-from ibidem.adapter.streams import _StreamMethod
+from ibidem.adapter.method_wrappers import unwrapped
 from ibidem.cache import SemanticCache
 from ibidem.errors import CacheClosed, InvalidInput
 from langchain_ibidem import IbidemCache, install, uninstall
@@ -41,7 +41,7 @@ def _as_before() -> Iterator[None]:
 def methods() -> list[Any]:
     """Below what keeps the scopes of streams, which is there as long as any cache is."""
     found = (vars(kind)[name] for kind, name in METHODS)
-    return [method._method if isinstance(method, _StreamMethod) else method for method in found]
+    return [unwrapped(method) for method in found]
 
 
 # install -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 
 import ibidem
-from ibidem.adapter.streams import _family
+from ibidem.adapter.method_wrappers import _family
 from ibidem.scope import EMPTY_SCOPE, current, scope_of
 from ibidem.types import Scope
 from langchain_ibidem import IbidemCache, IbidemExampleSelector, install, uninstall

@@ -1,4 +1,7 @@
-"""Every way of calling a LlamaIndex model, with `CachedLLM` in its place: one row each, columns as tests."""
+"""Every way of calling a LlamaIndex model: one row each, columns as tests.
+
+Each with a `CachedLLM` in its place, with a callback handler alone, and after `install()`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Wor
 from pydantic import BaseModel
 from sqlalchemy import StaticPool, create_engine, text
 
-from llama_index_ibidem import CachedLLM
+from llama_index_ibidem import CachedLLM, IbidemCallbackHandler, install, uninstall
 from tests.conftest import OpenCache
 from tests.contracts.llama_index import (
     ASKED,
@@ -426,6 +429,8 @@ NESTED = {**COMPLETION, "nested": True}
 SIMPLE, CONTEXT = SimpleChatEngine, ContextChatEngine
 CONDENSE, CONDENSE_PLUS = CondenseQuestionChatEngine, CondensePlusContextChatEngine
 
+BY_HANDLER = " by handler"
+
 #: Answers that people read, from documents.
 READING = [
     row("query compact", query),
@@ -521,16 +526,20 @@ ROWS = [
 
 
 def on(rows: Iterable[Row], *kinds: str) -> Any:
-    """Each row on the fakes and on OpenAI's client, which is for chat models."""
-    cases = [(one, kind) for one in rows for kind in kinds if one.model == "chat" or kind == "fake"]
-    return pytest.mark.parametrize(
-        ("case", "kind"), [pytest.param(one, kind, id=f"{one.name}-{kind}") for one, kind in cases]
-    )
+    """Each row on the fakes and on OpenAI's client, which is for chat models; `CachedLLM` or a handler."""
+    cases = [
+        (one, "fake" if one.model != "chat" else kind.removesuffix(BY_HANDLER), kind.endswith(BY_HANDLER))
+        for one in rows
+        for kind in kinds
+        if one.model == "chat" or kind != "openai"
+    ]
+    names = [f"{one.name}-{kind}{BY_HANDLER * handler}" for one, kind, handler in cases]
+    return pytest.mark.parametrize(("case", "kind", "by_handler"), cases, ids=names)
 
 
-def on_both(rows: Iterable[Row]) -> Any:
-    """The rows on both."""
-    return on(rows, "fake", "openai")
+def on_all(rows: Iterable[Row]) -> Any:
+    """The rows on both, and on OpenAI's client by a handler."""
+    return on(rows, "fake", "openai", f"openai{BY_HANDLER}")
 
 
 # Asking ---------------------------------------------------------------------------------------------------
@@ -561,14 +570,23 @@ def told_once(events: Counter[str], calls: int) -> Counter[str]:
 class Show:
     """A row on stage: questions are asked and counted."""
 
-    def __init__(self, case: Row, backend: Backend, llm: LLM, heard: CountingInstrumentation) -> None:
+    def __init__(
+        self,
+        case: Row,
+        backend: Backend,
+        llm: LLM,
+        heard: CountingInstrumentation,
+        handler: IbidemCallbackHandler | None = None,
+    ) -> None:
         self._case, self._backend, self._heard, self._legacy = case, backend, heard, CountingEvents()
+        self._manager = CallbackManager([self._legacy, *([handler] if handler else [])])
         self.stage = Stage(llm, Library(shelves()))
-        Settings.llm, Settings.callback_manager = llm, CallbackManager([self._legacy])
-        llm.callback_manager = Settings.callback_manager
+        self.faults = handler.faults if handler else getattr(llm, "faults", dict)
+        self._enter()
 
     async def ask(self, question: str) -> Outcome:
         """Ask it, and see to it that the answer is one to this question."""
+        self._enter()
         calls, events = self._backend.calls, self._events()
         ask = partial(self._case.ask, self.stage, question, **self._case.options)
         answer = await (ask() if inspect.iscoroutinefunction(self._case.ask) else asyncio.to_thread(ask))
@@ -576,6 +594,11 @@ class Show:
             prompt = self._backend.asked[number - 1]
             assert question in prompt or (question == REWORDED and ASKED in prompt)
         return Outcome(answer, self._backend.calls - calls, self._events() - events)
+
+    def _enter(self) -> None:
+        """What a program sets."""
+        Settings.llm, Settings.callback_manager = self.stage.llm, self._manager
+        self.stage.llm.callback_manager = self._manager
 
     def _events(self) -> Counter[str]:
         return self._legacy.counts + self._heard.counts
@@ -607,32 +630,52 @@ def heard() -> Iterator[CountingInstrumentation]:
 
 
 @pytest.fixture
-def cached(case: Row, backend: Backend, heard: CountingInstrumentation, open_cache: OpenCache) -> Show:
+def cached(
+    case: Row, backend: Backend, by_handler: bool, heard: CountingInstrumentation, open_cache: OpenCache
+) -> Show:
     """The row with a cache."""
+    if by_handler:
+        return Show(case, backend, backend.model, heard, IbidemCallbackHandler(open_cache()))
     return Show(case, backend, CachedLLM(backend.model, open_cache()), heard)
 
 
 # The columns ----------------------------------------------------------------------------------------------
 
 
-@on_both(ROWS)
+@on_all(ROWS)
 async def test_an_identical_question_costs_no_call(
-    case: Row, backend: Backend, heard: CountingInstrumentation, open_cache: OpenCache
+    case: Row, backend: Backend, heard: CountingInstrumentation, cached: Show
 ) -> None:
     """Cold, all is as without a cache; again, answer and events are the same, and the model is not asked."""
     plain = await Show(case, backend, backend.model, heard).ask(ASKED)
     backend.reset()
     backend.obey(case.say)
-    show = Show(case, backend, CachedLLM(backend.model, open_cache()), heard)
-    cold = await show.ask(ASKED)
+    cold = await cached.ask(ASKED)
     assert (shape(cold.answer), cold.calls, cold.events) == (shape(plain.answer), case.calls, plain.events)
-    again = await show.ask(ASKED)
+    again = await cached.ask(ASKED)
     assert (again.answer, again.calls) == (cold.answer, 0)
     assert again.events == (told_once(plain.events, case.calls) if case.nested else plain.events)
-    assert show.stage.llm.faults() == {}
+    assert cached.faults() == {}
 
 
-@on_both(
+@pytest.mark.parametrize(("case", "kind"), [pytest.param(one, "fake", id=one.name) for one in ROWS])
+async def test_after_install(
+    case: Row, backend: Backend, heard: CountingInstrumentation, open_cache: OpenCache
+) -> None:
+    """The same for a program that has called `install()`."""
+    Settings.llm = backend.model
+    handler = install(open_cache())
+    try:
+        show = Show(case, backend, Settings.llm, heard, handler)
+        cold, again = await show.ask(ASKED), await show.ask(ASKED)
+        faults = Settings.llm.faults()
+    finally:
+        uninstall()
+    assert (cold.calls, again.calls, again.answer) == (case.calls, 0, cold.answer)
+    assert faults == show.faults() == {}
+
+
+@on_all(
     one for one in READING if one.name in ("query compact", "chat engine context", "prompt built by hand")
 )
 async def test_only_the_supporting_document_counts(case: Row, backend: Backend, cached: Show) -> None:
@@ -645,7 +688,7 @@ async def test_only_the_supporting_document_counts(case: Row, backend: Backend, 
     assert (await cached.ask(REWORDED)).calls == 1
 
 
-@on_both(ROWS)
+@on_all(ROWS)
 async def test_another_question(case: Row, cached: Show) -> None:
     """Reworded, answers for people are repeated; otherwise the model is asked, however near it is."""
     cold = await cached.ask(ASKED)
@@ -660,7 +703,7 @@ async def test_another_question(case: Row, cached: Show) -> None:
     assert (again.answer, again.calls) == (cold.answer, 0)
 
 
-@on((one for one in ROWS if one.reads), "fake")
+@on((one for one in ROWS if one.reads), "fake", f"fake{BY_HANDLER}")
 async def test_other_documents(case: Row, cached: Show) -> None:
     """The model is asked if a document has changed, or others are found; with the former ones it is not."""
     cold = await cached.ask(ASKED)
@@ -686,7 +729,7 @@ async def converse(stage: Stage, kind: Any, turns: Sequence[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind_of_engine", [SIMPLE, CONTEXT, CONDENSE, CONDENSE_PLUS, FunctionAgent])
-@on_both([row("conversation", converse, say=condensing)])
+@on_all([row("conversation", converse, say=condensing)])
 async def test_a_conversation_is_replayed(cached: Show, backend: Backend, kind_of_engine: Any) -> None:
     """Who says the same gets the same, in a new session too; after other words the model is asked."""
     turns = [ASKED, OTHER, "And how long has it been so in France?"]

@@ -124,7 +124,7 @@ class Log:
 
     def attach(self, **options: Any) -> IbidemCallbackHandler:
         """A handler that hears LlamaIndex from now on."""
-        handler = IbidemCallbackHandler(self.cache, namespace=self.logged, **options)
+        handler = IbidemCallbackHandler(self.cache, namespace=self.logged, serve=False, **options)
         Settings.callback_manager = CallbackManager([handler])
         self.handlers.append(handler)
         return handler
@@ -886,7 +886,7 @@ async def test_a_hit_of_a_cached_synthesizer_is_no_new_example(
     (cold,) = log.examples()
     assert (cold.question, cold.answer, cold.streamed) == (ASKED, texts[0], streaming)
     assert tuple(document.id for document in cold.documents) == FRANCE
-    assert (cold.model, markers[0], markers[1]["model"]) == ("counting-chat", None, "counting-chat")
+    assert (cold.model, markers[0]["hit"], markers[1]["model"]) == ("counting-chat", False, "counting-chat")
     assert cold.seconds is not None
     assert cold.seconds > 0
 

@@ -28,7 +28,7 @@ from llama_index.core.response_synthesizers import BaseSynthesizer, get_response
 from pydantic import BaseModel
 
 import ibidem
-from ibidem.adapter.streams import _family
+from ibidem.adapter.method_wrappers import _family
 from ibidem.cache import SemanticCache
 from ibidem.scope import EMPTY_SCOPE, current, scope_of
 from ibidem.types import Scope

@@ -107,7 +107,8 @@ class Told:
     @property
     def marker(self) -> dict[str, Any] | None:
         """What a hit says about itself."""
-        return (self.response.metadata or {}).get("ibidem")
+        told = (self.response.metadata or {}).get("ibidem")
+        return told if told and told["hit"] else None
 
 
 async def ask(engine: Any, question: str, way: str = "query") -> Told:
@@ -600,7 +601,7 @@ async def test_accumulated_forms_are_repeated_as_text(mode: str, desk: Desk) -> 
     cold = await ask(engine, ASKED)
     again = await ask(engine, ASKED)
     assert again.text == cold.text
-    assert again.response.metadata.get("ibidem")
+    assert again.marker
     assert desk.backend.calls == MODEL_CALLS[mode]
 
 
@@ -638,13 +639,14 @@ async def test_a_structured_model_with_another_form_is_another_model(desk: Desk)
 
 @pytest.mark.parametrize(("mode", "way"), ALL)
 async def test_sources_and_metadata_are_those_of_this_question(mode: str, way: str, desk: Desk) -> None:
-    """A hit has the nodes that were retrieved now, their metadata, and the marker beside; a miss has none."""
+    """A hit has the nodes that were retrieved now, their metadata, and its entry beside; a miss has none."""
     library = shelves()
     engine = RetrieverQueryEngine(Library(library), desk.synthesizer(mode, way))
     cold = await ask(engine, ASKED, way)
     hit = await ask(engine, REWORDED, way)
     for told in (cold, hit):
         assert [scored.node for scored in told.response.source_nodes] == library["France"]
+    assert cold.response.metadata.pop("ibidem") == {"hit": False}
     assert cold.response.metadata == {node.node_id: node.metadata for node in library["France"]}
     marker = hit.response.metadata.pop("ibidem")
     assert hit.response.metadata == cold.response.metadata

@@ -34,6 +34,9 @@ _PROMPT_SETTINGS = (
 _COPIED_SETTINGS = (*_PROMPT_SETTINGS, "pydantic_program_mode", "rate_limiter")
 
 
+_VIEW = "__ibidem_view__"  # in the classes of copies; pydantic takes a shorter name for a field
+
+
 class NativeView:
     """Makes copies of a wrapped model whose endpoints lead back to the wrapper.
 
@@ -70,7 +73,12 @@ def _with_endpoints_of(wrapper: DelegatingLLM, model: type[LLM]) -> type[LLM]:
         return endpoint
 
     endpoints = {name: sync(name) for name in _SYNC} | {name: awaited(name) for name in _ASYNC}
-    return type(model.__name__, (model,), {"__module__": model.__module__, **endpoints})
+    return type(model.__name__, (model,), {"__module__": model.__module__, _VIEW: True, **endpoints})
+
+
+def is_native_view(llm: LLM) -> bool:
+    """Return whether a model is such a copy: its calls return to a wrapper."""
+    return hasattr(type(llm), _VIEW)
 
 
 class DelegatingLLM(FunctionCallingLLM):

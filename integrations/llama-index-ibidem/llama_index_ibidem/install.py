@@ -121,7 +121,7 @@ def _install(model: LLM, given: tuple[Any, ...]) -> _Installed:
     opened = open_or_use(cache, options, "install()")
     try:
         handler = IbidemCallbackHandler(
-            opened, namespace=settings.namespace, any_message=settings.any_message
+            opened, namespace=settings.namespace, any_message=settings.any_message, serve=False
         )
         ours = None if isinstance(model, CachedLLM) else _cached(model, opened, settings)
     except Exception:

@@ -10,21 +10,13 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, Completi
 from llama_index.core.llms.llm import LLM
 from pydantic import PrivateAttr
 
-from ibidem.adapter.call import AdapterCache, CachedCall
+from ibidem.adapter.call import AdapterCache
 from ibidem.adapter.options import AdapterOptions
-from ibidem.types import Answer
+from llama_index_ibidem.calls import call_watcher
 from llama_index_ibidem.delegation import DelegatingLLM
-from llama_index_ibidem.handlers import call_watcher
+from llama_index_ibidem.endpoints import CachedEndpoints, EndpointCall, with_formatted
 from llama_index_ibidem.replay import Replay
 from llama_index_ibidem.request import RequestBuilder, identity
-from llama_index_ibidem.responses import (
-    ModelResponse,
-    Response,
-    ResponseAccumulator,
-    ResponseMetadata,
-    decode,
-    encode,
-)
 from llama_index_ibidem.spans import STREAMS
 
 if TYPE_CHECKING:
@@ -57,7 +49,7 @@ class CachedLLM(DelegatingLLM):
     """
 
     _adapter: AdapterCache = PrivateAttr()
-    _requests: RequestBuilder = PrivateAttr()
+    _endpoints: CachedEndpoints = PrivateAttr()
 
     def __init__(
         self,
@@ -73,10 +65,11 @@ class CachedLLM(DelegatingLLM):
         **options: Any,
     ) -> None:
         super().__init__(llm)
-        self._requests = RequestBuilder(
+        requests = RequestBuilder(
             AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
         )
         self._adapter = AdapterCache.of(cache, "LlamaIndex", owner=type(self).__name__, options=options)
+        self._endpoints = CachedEndpoints(self._adapter, requests)
         call_watcher.watch()
         STREAMS.hold(self._adapter)
 
@@ -96,7 +89,7 @@ class CachedLLM(DelegatingLLM):
         Raises:
             NotCacheable: The model holds something that cannot be compared, and no `model_id` replaces it.
         """
-        return identity(self._as_prompted(), model_id or self._requests.options.model_id)
+        return identity(self._as_prompted(), model_id or self._endpoints.requests.options.model_id)
 
     def faults(self) -> dict[str, int]:
         """Count the calls that were not cached and the failures that were swallowed, by cause."""
@@ -111,83 +104,60 @@ class CachedLLM(DelegatingLLM):
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Return the stored answer to these messages, or ask the model."""
-        return self._whole("chat", self._chat_call(messages, kwargs), messages, kwargs)
+        response: ChatResponse = self._answer("chat", messages, kwargs)
+        return response
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`; the cache works in a thread."""
-        return await self._awhole("achat", self._chat_call(messages, kwargs), messages, kwargs)
+        response: ChatResponse = await self._answer("achat", messages, kwargs)
+        return response
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:  # type: ignore[override]
         """As `chat`, streamed. The model's answer is stored when its last chunk was read."""
-        return self._stream("stream_chat", self._chat_call(messages, kwargs), messages, kwargs)
+        response: Iterator[ChatResponse] = self._answer("stream_chat", messages, kwargs)
+        return response
 
     async def astream_chat(  # type: ignore[override]
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
         """As `stream_chat`; the cache works in a thread."""
-        return await self._astream("astream_chat", self._chat_call(messages, kwargs), messages, kwargs)
+        response: AsyncIterator[ChatResponse] = await self._answer("astream_chat", messages, kwargs)
+        return response
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Return the stored answer to this prompt, or ask the model."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return self._whole("complete", call, prompt, _with(formatted, kwargs))
+        given = with_formatted(formatted, kwargs)
+        response: CompletionResponse = self._answer("complete", prompt, given)
+        return response
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As `complete`; the cache works in a thread."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return await self._awhole("acomplete", call, prompt, _with(formatted, kwargs))
+        given = with_formatted(formatted, kwargs)
+        response: CompletionResponse = await self._answer("acomplete", prompt, given)
+        return response
 
     def stream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> Iterator[CompletionResponse]:
         """As `complete`, streamed. The model's answer is stored when its last chunk was read."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return self._stream("stream_complete", call, prompt, _with(formatted, kwargs))
+        given = with_formatted(formatted, kwargs)
+        response: Iterator[CompletionResponse] = self._answer("stream_complete", prompt, given)
+        return response
 
     async def astream_complete(  # type: ignore[override]
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
         """As `stream_complete`; the cache works in a thread."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return await self._astream("astream_complete", call, prompt, _with(formatted, kwargs))
+        given = with_formatted(formatted, kwargs)
+        response: AsyncIterator[CompletionResponse] = await self._answer("astream_complete", prompt, given)
+        return response
 
-    def _whole(
-        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
-    ) -> Response:
-        if (found := call.lookup()) is not None:
-            return self._replay(found).whole(asked, given)
-        with call:
-            response: Response = getattr(self._model, endpoint)(asked, **given)
-            call.store(partial(self._answer, call.seconds, response), response)
-            return response
+    def _answer(self, endpoint: str, asked: Any, given: dict[str, Any]) -> Any:
+        def ask() -> Any:
+            return getattr(self._model, endpoint)(asked, **given)
 
-    async def _awhole(
-        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
-    ) -> Response:
-        if (found := await call.alookup()) is not None:
-            return await self._replay(found).awhole(asked, given)
-        with call:
-            response: Response = await getattr(self._model, endpoint)(asked, **given)
-            await call.astore(partial(self._answer, call.seconds, response), response)
-            return response
-
-    def _stream(
-        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
-    ) -> Iterator[Response]:
-        if (found := call.lookup()) is not None:
-            return call.replay(self._replay(found).stream(asked, given))
-        with call:
-            stream = getattr(self._model, endpoint)(asked, **given)
-            return call.record(stream, self._accumulator(call))
-
-    async def _astream(
-        self, endpoint: str, call: CachedCall[Response], asked: Any, given: dict[str, Any]
-    ) -> AsyncIterator[Response]:
-        if (found := await call.alookup()) is not None:
-            return call.replay(await self._replay(found).astream(asked, given))
-        with call:
-            stream = await getattr(self._model, endpoint)(asked, **given)
-            return call.arecord(stream, self._accumulator(call))
+        replay = partial(Replay, self.callback_manager, self.llm)
+        return self._endpoints.answer(EndpointCall(endpoint, self.llm, asked, given, ask, replay))
 
     def __enter__(self) -> CachedLLM:
         return self
@@ -196,36 +166,8 @@ class CachedLLM(DelegatingLLM):
         self.close()
 
     def __repr__(self) -> str:
-        return f"CachedLLM({type(self.llm).__name__}, namespace={self._requests.options.namespace!r})"
-
-    __str__ = __repr__
-
-    def _chat_call(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> CachedCall[ChatResponse]:
-        build = partial(self._requests.of_chat, self.llm, messages, given)
-        return CachedCall(self._adapter, build, lambda hit: decode(hit, ChatResponse))
-
-    def _completion_call(
-        self, prompt: str, formatted: bool, given: dict[str, Any]
-    ) -> CachedCall[CompletionResponse]:
-        build = partial(self._requests.of_completion, self.llm, prompt, formatted, given)
-        return CachedCall(self._adapter, build, lambda hit: decode(hit, CompletionResponse))
-
-    def _replay(self, response: Response) -> Replay[Response]:
-        return Replay(self.callback_manager, self.llm, response)
-
-    def _answer(
-        self, seconds: float, response: ModelResponse, metadata: ResponseMetadata | None = None
-    ) -> Answer:
-        metadata = metadata or ResponseMetadata.of(response).finalize()
-        return encode(response, metadata, model=self.llm.metadata.model_name, seconds=seconds)
-
-    def _accumulator(self, call: CachedCall[Response]) -> ResponseAccumulator[Response]:
-        return ResponseAccumulator(
-            lambda response, metadata: self._answer(call.seconds, response, metadata),
-            complete=not getattr(self.llm, "logprobs", None),  # whole responses hold them, streams may not
+        return (
+            f"CachedLLM({type(self.llm).__name__}, namespace={self._endpoints.requests.options.namespace!r})"
         )
 
-
-def _with(formatted: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """Add the argument unless it has its default value: models need not know it."""
-    return {"formatted": True, **given} if formatted else given
+    __str__ = __repr__

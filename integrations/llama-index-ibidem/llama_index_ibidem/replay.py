@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
@@ -35,12 +36,20 @@ class Replay(Generic[Response]):
         callback_manager: The callback manager of the model.
         model: The model that events name.
         response: The stored response.
+        span: Wraps what notifies in a span of LlamaIndex; by default the caller is in one.
     """
 
     rate_limiter = None  # no request is sent
 
-    def __init__(self, callback_manager: CallbackManager, model: LLM, response: Response) -> None:
-        self.callback_manager, self._model = callback_manager, model
+    def __init__(
+        self,
+        callback_manager: CallbackManager,
+        model: LLM,
+        response: Response,
+        *,
+        span: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    ) -> None:
+        self.callback_manager, self._model, self._span = callback_manager, model, span
         self._response: Response = response
         chat = isinstance(response, ChatResponse)
         self._decorated = llm_chat_callback() if chat else llm_completion_callback()
@@ -55,23 +64,27 @@ class Replay(Generic[Response]):
 
     def whole(self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]) -> Response:
         """Repeat the response to these messages, or to this prompt, with these arguments."""
-        self._decorated(_returning(self._with_counts(self._response)))(self, asked, **given)
+        self._notify(_returning(self._with_counts(self._response)), asked, given)
         return self._response
 
     async def awhole(self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]) -> Response:
         """As `whole`."""
-        await self._decorated(_areturning(self._with_counts(self._response)))(self, asked, **given)
+        await self._notify(_areturning(self._with_counts(self._response)), asked, given)
         return self._response
 
     def stream(self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]) -> Iterator[Response]:
         """As `whole`, streamed."""
-        return self._plain(self._decorated(_returning(self._chunks()))(self, asked, **given))
+        return self._plain(self._notify(_returning(self._chunks()), asked, given))
 
     async def astream(
         self, asked: Sequence[ChatMessage] | str, given: dict[str, Any]
     ) -> AsyncIterator[Response]:
         """As `stream`."""
-        return self._aplain(await self._decorated(_areturning(self._achunks()))(self, asked, **given))
+        return self._aplain(await self._notify(_areturning(self._achunks()), asked, given))
+
+    def _notify(self, endpoint: Callable[..., Any], asked: Any, given: dict[str, Any]) -> Any:
+        repeat = partial(self._decorated(endpoint), self)
+        return (repeat if self._span is None else self._span(repeat))(asked, **given)
 
     def _chunks(self) -> Iterator[Response]:
         yield from map(self._with_counts, chunks_of(self._response))

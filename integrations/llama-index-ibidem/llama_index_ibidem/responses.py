@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,13 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
+from llama_index.core.base.response.schema import (
+    AsyncStreamingResponse,
+    PydanticResponse,
+    StreamingResponse,
+)
+from llama_index.core.base.response.schema import Response as WholeResponse
+from llama_index.core.chat_engine.types import AgentChatResponse, StreamingAgentChatResponse
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
@@ -32,13 +39,21 @@ from ibidem.adapter.provider_fields import (
     USAGE_KEYS,
     zeroed,
 )
+from ibidem.adapter.streams import keep_scope
 from ibidem.errors import NotCacheable
 from ibidem.types import Answer, Hit
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 ModelResponse = ChatResponse | CompletionResponse
 
-MARKER = "ibidem"  # in `raw` of a repeated response, and in `metadata` of a repeated synthesis
+MARKER = "ibidem"  # in `raw` of a repeated response, and in `metadata` of an engine's
+_OF_ENGINES = (
+    WholeResponse,
+    PydanticResponse,
+    StreamingResponse,
+    AsyncStreamingResponse,
+    AgentChatResponse,
+)
 _CLASS = "ibidem.class"
 _CALL_FIELDS = {"raw", "delta"}  # not part of the answer
 _COUNTS = frozenset((*USAGE_KEYS, *INPUT_TOKEN_KEYS, *OUTPUT_TOKEN_KEYS, *TOTAL_TOKEN_KEYS))
@@ -262,7 +277,50 @@ class ResponseMetadata:
 def marker_in(held: object) -> Mapping[str, Any]:
     """Return the marker in `raw` of a repeated response or `metadata` of a repeated synthesis; else empty."""
     marker = held.get(MARKER) if isinstance(held, dict) else None
-    return marker if isinstance(marker, dict) else {}
+    return marker if isinstance(marker, dict) and marker.get("hit", True) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class LookupCounts:
+    """What a cache said to the model calls behind an answer.
+
+    Attributes:
+        calls: How many there were.
+        repeated: How many of them it answered in place of the model.
+        last: The marker of the last one that it answered.
+    """
+
+    calls: int = 0
+    repeated: int = 0
+    last: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_lookup(self, hit: Hit | None, calls: int) -> LookupCounts:
+        """Return them with one more lookup, for so many calls."""
+        if hit is None:
+            return replace(self, calls=self.calls + calls)
+        last = {**hit.provenance(), "model": hit.answer.model}
+        return LookupCounts(self.calls + calls, self.repeated + calls, last)
+
+    def marker(self) -> dict[str, Any]:
+        """Return the marker for the response of an engine; that of the entry, if one entry is all of it."""
+        hit = 0 < self.calls == self.repeated
+        counts = {"calls": self.calls, "repeated": self.repeated} if self.calls else {}
+        return {"hit": hit, **counts, **(self.last if hit and self.calls == 1 else {})}
+
+
+def mark(response: object, lookups: LookupCounts) -> None:
+    """Let the response of an engine say in its metadata what the cache said; nothing else has any."""
+    if isinstance(response, _OF_ENGINES):
+        response.metadata = {**(response.metadata or {}), MARKER: lookups.marker()}
+
+
+def keep_scope_of(response: object) -> None:
+    """Let the streams of a response keep the scope in force now; for engines of the program."""
+    if isinstance(response, (StreamingResponse, AsyncStreamingResponse)):
+        response.response_gen = keep_scope(response.response_gen)
+    elif isinstance(response, StreamingAgentChatResponse):
+        response.chat_stream = keep_scope(response.chat_stream)
+        response.achat_stream = keep_scope(response.achat_stream)
 
 
 def is_for_programs(response: ModelResponse) -> bool:

@@ -23,7 +23,6 @@ from weakref import ref
 
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
-from llama_index.core.chat_engine.types import StreamingAgentChatResponse
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import BasePromptTemplate
@@ -37,11 +36,12 @@ from pydantic import PrivateAttr
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
-from ibidem.adapter.streams import StreamMethods, keep_scope
+from ibidem.adapter.streams import StreamMethods
 from ibidem.prompts.documents import CONTEXT_KEYS, RetrievalLog, Retrieved, find_positions, occurs_at
 from ibidem.prompts.few_shot import FewShotBlock
+from ibidem.types import Hit
 from llama_index_ibidem.delegation import DelegatingLLM
-from llama_index_ibidem.responses import marker_in
+from llama_index_ibidem.responses import LookupCounts, keep_scope_of, mark, marker_in
 
 _SPANS = 8192
 _RUNS = 256
@@ -56,7 +56,7 @@ _TEMPLATES = frozenset(
         "stream_structured_predict astream_structured_predict"
     ).split()
 )
-_ENDPOINTS = frozenset(
+ENDPOINTS = frozenset(
     "chat achat stream_chat astream_chat complete acomplete stream_complete astream_complete".split()
 )
 _SYNTHESIZE = frozenset(("synthesize", "asynthesize"))
@@ -64,6 +64,7 @@ _SEARCH = frozenset(("retrieve", "aretrieve"))
 _POSTPROCESS = frozenset(
     "postprocess_nodes apostprocess_nodes _postprocess_nodes _apostprocess_nodes".split()
 )
+_STREAMING = (StreamingResponse, AsyncStreamingResponse)
 _ASK = frozenset("query aquery chat achat stream_chat astream_chat run".split())
 _ASKED = ("str_or_query_bundle", "query_bundle", "message", "user_msg")
 _EVALUATE = frozenset("evaluate aevaluate evaluate_response aevaluate_response".split())
@@ -159,6 +160,8 @@ class _Span:
     fact: _Fact | None = None  # while it is open, or its stream may be read
     judged: bool = False
     few_shot: FewShotBlock | None = None
+    lookups: LookupCounts | None = None  # of the model calls below it, if a cache was asked
+    streaming: ref[Any] | None = None  # the response that it returned, if that is a stream
 
 
 class SpanWatcher(BaseSpanHandler[BaseSpan]):
@@ -226,11 +229,16 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                 self._record_retrieval(id_, result, query)
         except Exception as error:
             self._faults.note("understand what a retriever returned", error)
-        _keep_scope_of(result)
+        keep_scope_of(result)
         with self._guard:
-            span = self._spans.get(id_)
-            if span is not None and not self._deferred.handed_out(id_, span.fact, result):
+            if (span := self._spans.get(id_)) is None:
+                return
+            if not self._deferred.handed_out(id_, span.fact, result):
                 span.fact = None
+            if span.lookups is not None:
+                mark(result, span.lookups)
+            if isinstance(result, _STREAMING):
+                span.streaming = ref(result)
 
     def span_drop(
         self,
@@ -298,6 +306,15 @@ class SpanWatcher(BaseSpanHandler[BaseSpan]):
                 found.few_shot = examples
                 self._spans.put(span, found)
 
+    def record_lookup(self, hit: Hit | None, calls: int = 1) -> None:
+        """Record what a cache said to model calls of the active span: responses of engines above it tell."""
+        with self._guard:
+            for _, span in self._upwards(active_span_id.get()):
+                if span is not _UNKNOWN:
+                    span.lookups = (span.lookups or LookupCounts()).with_lookup(hit, calls)
+                    if span.streaming is not None:
+                        mark(span.streaming(), span.lookups)
+
     def stream_consumed(self, answer: str) -> None:
         """Record that the last model call of a synthesis has ended."""
         with self._guard:
@@ -348,7 +365,7 @@ class DeferredStreams:
 
     def handed_out(self, id_: str, fact: _Fact | None, result: Any) -> bool:
         """Return whether a span has ended, but its synthesis goes on while the resulting stream is read."""
-        streams = isinstance(result, (StreamingResponse, AsyncStreamingResponse))
+        streams = isinstance(result, _STREAMING)
         if not (streams and isinstance(fact, Synthesis) and fact.id == id_) or marker_in(result.metadata):
             return False
         self._unread.put(id_, (fact, ref(result.response_gen)))
@@ -402,15 +419,6 @@ def _shows(template: FilledTemplate, synthesis: Synthesis) -> bool:
     return any(occurs_at(joined, text, positions, whole_words=False) for text in texts)
 
 
-def _keep_scope_of(response: object) -> None:
-    """Let the streams of a response keep the scope in force now; for engines of the program."""
-    if isinstance(response, (StreamingResponse, AsyncStreamingResponse)):
-        response.response_gen = keep_scope(response.response_gen)
-    elif isinstance(response, StreamingAgentChatResponse):
-        response.chat_stream = keep_scope(response.chat_stream)
-        response.achat_stream = keep_scope(response.achat_stream)
-
-
 def as_documents(nodes: Sequence[NodeWithScore]) -> tuple[Retrieved, ...]:
     """Convert nodes to documents: with metadata, as synthesizers show them, and bare, as programs do."""
     found = []
@@ -431,7 +439,7 @@ def _method_of(id_: str) -> str:
 def _fact_of(id_: str, arguments: Mapping[str, Any], instance: Any) -> _Fact | None:
     """Return the fact of a span that begins, if it has one."""
     method = _method_of(id_)
-    if isinstance(instance, BaseLLM) and method in _ENDPOINTS:
+    if isinstance(instance, BaseLLM) and method in ENDPOINTS:
         return None if isinstance(instance, DelegatingLLM) else _Kind.ENDPOINT
     if method in _TEMPLATES and isinstance(prompt := arguments.get("prompt"), BasePromptTemplate):
         variables = {**prompt.kwargs, **arguments.get("prompt_args", {})}

@@ -28,14 +28,15 @@ from pydantic import BaseModel
 
 from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions
+from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.prompts.documents import Retrieved, find_positions
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
 from ibidem.types import Answer, Document, Hit, Request, Stored, digest, renamed
+from llama_index_ibidem.calls import call_watcher
 from llama_index_ibidem.delegation import DelegatingLLM, unpickle
 from llama_index_ibidem.few_shot import selected_by
-from llama_index_ibidem.handlers import call_watcher
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.request import identity, parameters
 from llama_index_ibidem.responses import MARKER
@@ -164,7 +165,7 @@ class CachedSynthesizer(BaseSynthesizer):
         context = span_watcher.context()
         call = self._call(context, query_str, text_chunks, response_kwargs)
         found = call.lookup()
-        _source.set(call.hit)
+        self._note(call.hit)
         if found is not None:
             return stream_of(found) if self._streaming and isinstance(found, str) else found
         with call:
@@ -172,7 +173,10 @@ class CachedSynthesizer(BaseSynthesizer):
             if isinstance(answer, (str, BaseModel)):
                 _source.set(call.store(partial(self._answer, context, call, answer)))
                 return answer
-            stream = _attached(cast("Iterator[str]", answer), context.synthesis_id)
+            # The stream may call the model when it is read: such a call belongs to the synthesis, and what
+            # the reader does between two pieces does not.
+            within = partial(attached_to, context.synthesis_id)
+            stream = step_within(cast("Iterator[str]", answer), within)
             return call.record(stream, TextAccumulator(partial(self._answer, context, call)))
 
     async def aget_response(
@@ -182,7 +186,7 @@ class CachedSynthesizer(BaseSynthesizer):
         context = span_watcher.context()
         call = self._call(context, query_str, text_chunks, response_kwargs)
         found = await call.alookup()
-        _source.set(call.hit)
+        self._note(call.hit)
         if found is not None:
             return astream_of(found) if self._streaming and isinstance(found, str) else found
         with call:
@@ -190,7 +194,8 @@ class CachedSynthesizer(BaseSynthesizer):
             if isinstance(answer, (str, BaseModel)):
                 _source.set(await call.astore(partial(self._answer, context, call, answer)))
                 return answer
-            stream = _aattached(cast("AsyncIterator[str]", answer), context.synthesis_id)
+            within = partial(attached_to, context.synthesis_id)
+            stream = astep_within(cast("AsyncIterator[str]", answer), within)
             return call.arecord(stream, TextAccumulator(partial(self._answer, context, call)))
 
     def get_response_from_messages(
@@ -249,6 +254,12 @@ class CachedSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """Build the response; `metadata["ibidem"]` says that it is repeated."""
         return _with_source(super()._prepare_response_output(response_str, source_nodes))
+
+    def _note(self, hit: Hit | None) -> None:
+        """Note what the cache said to the running synthesis. After a miss its calls of a model count."""
+        _source.set(hit)
+        record = partial(span_watcher.record_lookup, hit, calls=0 if hit is None else 1)
+        attempt(self._adapter.faults, "mark a response", record)
 
     def _call(
         self, context: SpanContext, question: str, texts: Sequence[str], given: dict[str, Any]
@@ -323,36 +334,6 @@ class TextAccumulator:
     def answer(self) -> Answer | None:
         """Build the answer to store."""
         return self._answer("".join(self._pieces))
-
-
-# A stream may call the model when it is read: such a call belongs to the synthesis, and what the reader does
-# between two pieces does not.
-
-
-def _attached(stream: Iterator[str], synthesis: str | None) -> Iterator[str]:
-    try:
-        while True:
-            with attached_to(synthesis):
-                piece = next(stream, None)
-            if piece is None:
-                return
-            yield piece
-    finally:
-        if close := getattr(stream, "close", None):
-            close()
-
-
-async def _aattached(stream: AsyncIterator[str], synthesis: str | None) -> AsyncIterator[str]:
-    try:
-        while True:
-            with attached_to(synthesis):
-                piece = await anext(stream, None)
-            if piece is None:
-                return
-            yield piece
-    finally:
-        if close := getattr(stream, "aclose", None):
-            await close()
 
 
 def _with_source(response: RESPONSE_TYPE) -> RESPONSE_TYPE:

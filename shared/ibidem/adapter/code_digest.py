@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from ibidem.adapter.method_wrappers import unwrapped
 from ibidem.adapter.object_identity import Watch
-from ibidem.adapter.streams import unwrapped
 
 _FRAMEWORKS = ("langchain", "langgraph", "llama_index", "pydantic", "ibidem")
 _OURS = ("ibidem", "langchain_ibidem", "llama_index_ibidem")

@@ -9,22 +9,28 @@ scope in force there, and between the steps its reader is in his own.
 
 from __future__ import annotations
 
-import functools
 import re
-import sys
 import unicodedata
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+)
+from contextlib import AbstractContextManager, suppress
 from contextvars import Token
-from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
-from weakref import WeakSet
 
-from ibidem._util.concurrency import ForkSafeLock
+from ibidem.adapter.method_wrappers import MethodWrappers
 from ibidem.scope import current, enter, leave
 from ibidem.types import Scope
 
 Stream = TypeVar("Stream")
+Chunk = TypeVar("Chunk")
 
 
 def keep_scope(stream: Stream) -> Stream:
@@ -109,132 +115,53 @@ def _leave(token: Token[Scope]) -> None:
         leave(token)
 
 
+def step_within(
+    stream: Iterable[Chunk], context: Callable[[], AbstractContextManager[object]]
+) -> Generator[Chunk, None, None]:
+    """The stream, with each step of it in a new `context()`, which its reader is not in between two steps."""
+    steps = iter(stream)
+    try:
+        while True:
+            with context():
+                chunk = next(steps, _END)
+            if chunk is _END:
+                return
+            yield chunk  # type: ignore[misc]
+    finally:
+        if close := getattr(steps, "close", None):
+            close()
+
+
+async def astep_within(
+    stream: AsyncIterable[Chunk], context: Callable[[], AbstractContextManager[object]]
+) -> AsyncGenerator[Chunk, None]:
+    """As `step_within`, for async code."""
+    steps = aiter(stream)
+    try:
+        while True:
+            with context():
+                chunk = await anext(steps, _END)
+            if chunk is _END:
+                return
+            yield chunk  # type: ignore[misc]
+    finally:
+        if close := getattr(steps, "aclose", None):
+            await close()
+
+
+_END = object()
 _SYNC, _ASYNC = _steps.__code__, _asteps.__code__
-_HOOK = "__init_subclass__"
 
 
-class StreamMethods:
+class StreamMethods(MethodWrappers):
     """The methods of a framework that return streams, wrapped so that these keep their scope, and back.
-
-    They are wrapped while somebody holds them. What is wrapped are the methods of these names of these
-    classes and of all that inherit from them, also of those that are defined later.
 
     Args:
         names: The names of methods by class.
     """
 
     def __init__(self, names: Mapping[type, Iterable[str]]) -> None:
-        self._names = {base: frozenset(several) for base, several in names.items()}
-        self._holders: WeakSet[Any] = WeakSet()
-        self._lock = ForkSafeLock()
-        self._hooks: dict[type, tuple[Any, Any]] = {}  # what was there before, and ours
-        self.active = False
-
-    def hold(self, holder: object) -> None:
-        """Wrap them, if they are not; they stay so at least until the holder releases them."""
-        with self._lock:
-            self._holders.add(holder)
-            if not self.active:
-                self.active = True
-                for base, names in self._names.items():
-                    self._hook(base, names)
-                    for kind in _family(base):
-                        self._wrap(kind, names)
-
-    def release(self, holder: object) -> None:
-        """Unwrap them if nobody else holds them. One under what others put there since does nothing then."""
-        with self._lock:
-            self._holders.discard(holder)
-            if self.active and not len(self._holders):
-                self.active = False
-                for base, names in self._names.items():
-                    self._unhook(base)
-                    for kind in _family(base):
-                        _unwrap(kind, names)
-
-    def _wrap(self, kind: type, names: Iterable[str]) -> None:
-        for name in names:
-            method = vars(kind).get(name)
-            if not isinstance(method, _StreamMethod) and _is_method(method):
-                setattr(kind, name, _StreamMethod(method, self))
-
-    def _hook(self, base: Any, names: frozenset[str]) -> None:
-        """Wrap the methods of classes that are defined from now on."""
-        own = vars(base).get(_HOOK)
-
-        def defined(cls: Any, /, **given: Any) -> None:
-            inherited = super(base, cls).__init_subclass__ if own is None else own.__get__(None, cls)
-            inherited(**given)
-            if self.active:
-                self._wrap(cls, names)
-
-        self._hooks[base] = own, classmethod(defined)
-        setattr(base, _HOOK, self._hooks[base][1])
-
-    def _unhook(self, base: Any) -> None:
-        own, ours = self._hooks.pop(base)
-        if vars(base).get(_HOOK) is not ours:
-            return  # somebody's is over it
-        if own is None:
-            delattr(base, _HOOK)
-        else:
-            setattr(base, _HOOK, own)
-
-
-class _StreamMethod:
-    """A method whose streams keep their scope. To `inspect` it is the (generator) function it wraps."""
-
-    def __init__(self, method: Any, methods: StreamMethods) -> None:
-        functools.update_wrapper(self, method)
-        self._method, self._methods = method, methods
-        for name in ("__code__", "__defaults__", "__kwdefaults__"):
-            if hasattr(method, name):
-                setattr(self, name, getattr(method, name))
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle, by its name; for those who send a class of the program itself, the plain method."""
-        found: Any = sys.modules.get(self.__module__) if self.__module__ != "__main__" else None
-        name = str(getattr(self, "__qualname__", ""))
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        return name if found is self else (_itself, (self._method,))
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else MethodType(self, instance)
-
-    def __call__(self, instance: Any, *args: Any, **given: Any) -> Any:
-        stream = self._method.__get__(instance, type(instance))(*args, **given)
-        return keep_scope(stream) if self._methods.active else stream
-
-
-def unwrapped(member: Any) -> Any:
-    """What stands in a class, as its author wrote it."""
-    return member._method if isinstance(member, _StreamMethod) else member
-
-
-def _itself(method: Any) -> Any:
-    return method
-
-
-def _is_method(value: object) -> bool:
-    callable_ = callable(value) and hasattr(value, "__get__")
-    return callable_ and not isinstance(value, (type, staticmethod, classmethod))
-
-
-def _unwrap(kind: type, names: Iterable[str]) -> None:
-    for name in names:
-        if isinstance(wrapped := vars(kind).get(name), _StreamMethod):
-            setattr(kind, name, wrapped._method)
-
-
-def _family(base: type) -> set[type]:
-    """The class and all that inherit from it."""
-    found, left = set[type](), [base]
-    while left:
-        if (kind := left.pop()) not in found:
-            found.add(kind)
-            left += kind.__subclasses__()
-    return found
+        super().__init__(names, lambda name, method, of, args, given: keep_scope(method(*args, **given)))
 
 
 # A few words with the blanks after them; of a longer word, or a script without blanks, as many characters.
