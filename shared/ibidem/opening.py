@@ -23,7 +23,7 @@ from ibidem.matching.guards import with_guards
 from ibidem.matching.scorers import CheckedVerifier, CosineScorer, Scorer, Verifier
 from ibidem.matching.shipped import Choice
 from ibidem.pipeline import verifier_of
-from ibidem.runtime import acquire, release
+from ibidem.runtime import Runtime, acquire, release
 from ibidem.settings import Settings, checked_settings, read_settings
 from ibidem.types import digest
 
@@ -50,14 +50,7 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
     verifier, guards = _verifier_of(settings), with_guards(hooks.get("guards") or ())
-    runtime = acquire(settings)
-    try:
-        _require_threshold(settings, verifier_of(verifier, runtime.semantic_index))
-    except ConfigurationError:
-        release(runtime)
-        raise
-    if isinstance(verifier, CrossEncoderScorer):
-        verifier.begin()
+    runtime = _acquire(settings, verifier)
     admission = Admission(
         runtime.faults,
         redact=hooks.get("redact"),
@@ -88,6 +81,19 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         "telemetry_namespace": settings.telemetry_namespace,
         "opened_with": (settings, hooks),
     }
+
+
+def _acquire(settings: Settings, verifier: Verifier | Choice) -> Runtime:
+    """Open or share the runtime; raises `ConfigurationError` if no least score is known for the verifier."""
+    runtime = acquire(settings)
+    try:
+        _require_threshold(settings, verifier_of(verifier, runtime.semantic_index))
+    except ConfigurationError:
+        release(runtime)
+        raise
+    if isinstance(verifier, CrossEncoderScorer):
+        verifier.begin()
+    return runtime
 
 
 def _verifier_of(settings: Settings) -> Verifier | Choice:

@@ -271,7 +271,7 @@ def test_calibration_is_monotone() -> None:
         GRID, range(100, 10_000, 100), (6, 6, 6, 6, 6, 8, 12, 16, 20, 30, 40, 60, 80, 100, 120), strict=False
     )
     found = {threshold: Outcome(hits=hits, wrong=wrong) for threshold, hits, wrong in counts}
-    rows = thresholds({"one": found, "other": {at: Outcome(hits=100) for at in GRID}})
+    rows = thresholds({"one": found, "other": {at: Outcome(hits=100) for at in GRID[:15]}})
 
     assert rows[0] == (0.0, 1.0)
     assert rows == sorted(rows, key=lambda row: (row[0], -row[1]))

@@ -25,7 +25,7 @@ BUDGETS = {
     "core: store": 20 + SLACK,
     "core: invalidate": 9 + SLACK,  # target: 8
     "LangChain: exact hit": 18 + SLACK,  # target: 17
-    "LangChain: hit by meaning": 25 + SLACK,
+    "LangChain: hit by meaning": 26 + SLACK,  # target: 25; scores and rules are two modules
     "LangChain: miss until stored": 31 + SLACK,
     "LangChain: stream hit": 31 + SLACK,  # target: 27; what wraps methods is a module of its own
     "LlamaIndex: hit by meaning": 33 + SLACK,  # a model is led by a handler or a `CachedLLM`

@@ -53,7 +53,7 @@ class IbidemCache(BaseCache):
             card"). By default it must ask something, since it might be a text to work on.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         require_namespace: True to cache only calls that say by scope or metadata whose they are.
-        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+        **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
         InvalidInput: Both a cache and options to open one were given, or an option does not exist.

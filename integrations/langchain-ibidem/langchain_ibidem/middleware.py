@@ -69,7 +69,7 @@ class IbidemMiddleware(Middleware):
             is opened.
         volatile: Names of tools whose results are never kept. A tool can say it itself:
             `metadata={"ibidem": "volatile"}`.
-        **options: For `IbidemCache`: `namespace`, `any_message`, ..., `path`, `threshold`, ...
+        **options: For `IbidemCache`: `namespace`, `any_message`, ..., `path`, `max_error_rate`, ...
 
     Raises:
         InvalidInput: Arguments contradict each other, or an option does not exist.

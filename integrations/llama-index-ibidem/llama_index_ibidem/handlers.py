@@ -106,7 +106,7 @@ class IbidemCallbackHandler(ServingHandler):
             must ask something.
         semantic: False to repeat answers to identical prompts only.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
-        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+        **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
         InvalidInput: An option does not exist, or a value has the wrong type.

@@ -72,7 +72,7 @@ def install(
         any_message: True to take every line of the user for a question.
         semantic: False to repeat answers to identical prompts only.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
-        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+        **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
         ConfigurationError: There is no model to cache: LlamaIndex has none set and cannot load its default.

@@ -41,7 +41,7 @@ class CachedLLM(DelegatingLLM):
             card"). By default a line without a template must ask something.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
-        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+        **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
         InvalidInput: `llm` is not a model to wrap, or an option does not exist.

@@ -87,7 +87,7 @@ class CachedSynthesizer(BaseSynthesizer):
         model_id: Identifies the model and its settings, where its fields do not (the log says so).
         semantic: False to repeat answers to identical questions only.
         require_namespace: True to cache only questions within `ibidem.scope(namespace=...)`.
-        **options: For `ibidem.open`: `path`, `threshold`, `embedder`, ...
+        **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
         InvalidInput: `synthesizer` is not a response synthesizer, or an option does not exist.

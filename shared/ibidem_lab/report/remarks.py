@@ -191,7 +191,7 @@ def _against_wrong(facts: Facts) -> str:
     ]
     if over:
         where = over[0] if len(over) == 1 else f"{over[0]} and {len(over) - 1} more"
-        return f"The budget is overrun in {where}: raise `threshold`, or let `ibidem fit` learn."
+        return f"The budget is overrun in {where}: lower `max_error_rate`, or let `ibidem fit` learn."
     if any(one.interval[1] > facts.max_error_rate for one in facts.audits):
         return "Not overrun as far as is known, but not proved everywhere: leave audits on."
     return "The budget is kept; a larger `max_error_rate` would serve more."
