@@ -37,7 +37,7 @@ DOORS = {
 }
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 500
 # Read from top to bottom; with vetted answers.
-LONGEST = {"shared/ibidem/cache.py": 660, "shared/ibidem/pipeline.py": 540}
+LONGEST = {"shared/ibidem/cache.py": 660, "shared/ibidem/pipeline.py": 560}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.lifecycle.rules import Admission, Lifetime
+from ibidem.lifecycle.warming import current_run
 from ibidem.matching.decisions import PairDecision, decide_pairs
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Policy, Strictness
@@ -195,6 +196,8 @@ class SemanticCache:
             max_age = request.scope_context.max_age
         started, now = time.perf_counter(), self._runtime.clock()
         private = request.semantic and self._admission.is_private(request.question)
+        if (run := current_run()) is not None:
+            run.before_lookup(request, self._stores.pin)
         result: Hit | Miss
         try:
             with deadline():
@@ -205,6 +208,8 @@ class SemanticCache:
         except Exception as error:
             self._runtime.faults.note("look up a question", error)
             result = Miss("error")
+        if run is not None:
+            run.after_lookup(request, result, self._stores.pin)
         object.__setattr__(result, "seconds", time.perf_counter() - started)  # nobody else has it yet
         return result
 
@@ -261,6 +266,8 @@ class SemanticCache:
             self._runtime.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
             return self._reject("error")
+        if not reason and (run := current_run()) is not None:
+            run.after_store(request, answer, self._stores.pin)
         return self._reject(reason) if reason else Stored(request.key, self._runtime.cache_id)
 
     def answer(self, request: Request, ask: Callable[[Request], Answer]) -> Answer:

@@ -8,12 +8,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock, deadline, in_thread
 from ibidem.errors import CacheClosed
 from ibidem.lifecycle.rules import Admission, Lifetime
+from ibidem.lifecycle.warming import DONE
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
 from ibidem.matching.policy import Policy, Strictness, Verdict, decide, supporting
@@ -23,6 +24,7 @@ from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
 from ibidem.telemetry.telemetry import step
 from ibidem.types import (
+    ANY_DOCUMENTS,
     Answer,
     Entry,
     Hit,
@@ -241,14 +243,53 @@ class StorePipeline:
     def _put(
         self, request: Request, answer: Answer, now: float, ttl: float | None, tags: tuple[str, ...]
     ) -> str | None:
+        index = self._runtime.semantic_index  # once, as in a lookup
+        entry = self._entry(index, request, answer, now, tags, self._lifetime.of(request.namespace, ttl))
+        # 4. Store it, unless one of its documents was invalidated meanwhile: one transaction.
+        if reason := self._runtime.put(entry, request.made, index, vetted_key(request)):
+            return reason
+        # 5. Keep it as an example.
+        if request.example:
+            self._examples.of_entry(entry, answer, index.fingerprint)
+        return None
+
+    def pin(self, request: Request, answer: Answer, *, alone: bool) -> tuple[str, str]:
+        """Store a given answer, which a person vouches for; return the id of its entry, and "" or why not.
+
+        If it stands `alone` it is served whatever is retrieved, else over these documents. `DONE` if it is
+        there already.
+        """
+        if self._admission.is_private(answer.text):
+            return "", "private"
+        index, now = self._runtime.semantic_index, self._runtime.clock()
+        tags = () if request.scope_context is None else request.scope_context.tags
+        entry = replace(self._entry(index, request, answer, now, tags, math.inf), pinned="warmed")
+        if alone:
+            entry = replace(entry, id=vetted_key(request), documents=ANY_DOCUMENTS, sources=())
+        known = self._runtime.store.entries.get(entry.id)
+        if known is not None and known.pinned and known.answer.text == answer.text:
+            return entry.id, DONE
+        if reason := self._runtime.pin(entry, request.made, index, replaces=request.key):
+            return "", reason
+        if request.example:
+            self._examples.of_entry(entry, answer, index.fingerprint)
+        return entry.id, ""
+
+    def _entry(
+        self,
+        index: SemanticIndex,
+        request: Request,
+        answer: Answer,
+        now: float,
+        tags: tuple[str, ...],
+        life: float,
+    ) -> Entry:
         # 2. Can the question be found by meaning?
         readable = request.semantic and not self._admission.is_private(request.question)
-        index = self._runtime.semantic_index  # once, as in a lookup
         semantic, vector = self._embed(index, request) if readable and answer.semantic else (False, None)
-        # 3. Which documents does the answer rest on, and how long does it live?
+        # 3. Which documents does the answer rest on?
         evidence = supporting(answer.text, request.question, request.documents)
-        life = self._lifetime.of(request.namespace, ttl)
-        entry = Entry(
+        return Entry(
             id=request.key,
             namespace=request.namespace,
             scope=request.scope_digest,
@@ -264,13 +305,6 @@ class StorePipeline:
             tags=tags,
             vector=vector,
         )
-        # 4. Store it, unless one of its documents was invalidated meanwhile: one transaction.
-        if reason := self._runtime.put(entry, request.made, index, vetted_key(request)):
-            return reason
-        # 5. Keep it as an example.
-        if request.example:
-            self._examples.of_entry(entry, answer, index.fingerprint)
-        return None
 
     def _embed(self, index: SemanticIndex, request: Request) -> tuple[bool, Vector | None]:
         """Return whether the question can be found by meaning, and its vector unless embedding failed."""

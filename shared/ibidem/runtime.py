@@ -163,9 +163,10 @@ class Runtime:
             self.flights.stored(entry.id)  # those who wait find the vetted answer
         return reason
 
-    def pin(self, entry: Entry, created_at: float, index: SemanticIndex) -> str:
-        """Store and index a vetted answer; return "", or why not: `invalidated` or `pins_full`."""
-        reason = self.store.pins.pin(entry, index.fingerprint, created_at, self.housekeeping.bounds)
+    def pin(self, entry: Entry, created_at: float, index: SemanticIndex, replaces: str) -> str:
+        """Store and index a vetted answer; return "", or why not (as `PinTable.pin`)."""
+        bounds = self.housekeeping.bounds
+        reason = self.store.pins.pin(entry, index.fingerprint, created_at, bounds, replaces)
         if not reason:
             self._index(entry, index)
         return reason

@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
 
 from typing import TYPE_CHECKING, Any
 
+from ibidem.adapter.warming import KnownAnswer, warm
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.few_shot import IbidemExampleSelector
 from langchain_ibidem.indexing import invalidating
@@ -24,9 +25,11 @@ __all__ = [
     "IbidemCache",
     "IbidemExampleSelector",
     "IbidemMiddleware",
+    "KnownAnswer",
     "install",
     "invalidating",
     "uninstall",
+    "warm",
 ]
 
 

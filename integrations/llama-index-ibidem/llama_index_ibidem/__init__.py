@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
 
     raise MissingExtra("llama_index_ibidem", "llama-index") from error
 
+from ibidem.adapter.warming import KnownAnswer, warm
 from llama_index_ibidem.few_shot import few_shot
 from llama_index_ibidem.handlers import IbidemCallbackHandler
 from llama_index_ibidem.indexing import invalidating
@@ -21,8 +22,10 @@ __all__ = [
     "CachedLLM",
     "CachedSynthesizer",
     "IbidemCallbackHandler",
+    "KnownAnswer",
     "few_shot",
     "install",
     "invalidating",
     "uninstall",
+    "warm",
 ]

@@ -115,6 +115,7 @@ class ExampleLog:
             seconds=answer.seconds,
             entry_id=entry.id,
             scope=entry.scope,
+            feedback=True if entry.pinned else None,
             tags=entry.tags,
         )
         if _fits(example):

@@ -39,7 +39,16 @@ def corrected(entry: Entry, given: str | Answer) -> Answer:
     old = entry.answer
     if not old.text.strip() or (not entry.semantic and _is_for_programs(old)):
         raise InvalidInput(f"the stored answer is one for a program (tool calls, structured output){_ADVICE}")
-    return replace(old, text=given, payload=_with_text(old.payload, old.text, given), finish_reason="")
+    return with_text(old, given)
+
+
+def with_text(answer: Answer, text: str) -> Answer:
+    """Return an answer with another text, also in what the adapter has serialised.
+
+    Raises:
+        InvalidInput: It has parts beside its text, or a payload that cannot be read.
+    """
+    return replace(answer, text=text, payload=_with_text(answer.payload, answer.text, text), finish_reason="")
 
 
 def _is_for_programs(answer: Answer) -> bool:

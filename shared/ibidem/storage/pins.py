@@ -98,11 +98,19 @@ class PinTable:
             db.execute(sa.delete(_withdrawn).where(_w.id == entry_id))
         return before, ""
 
-    def pin(self, entry: Entry, embedder: str, requested: float, bounds: Bounds = UNBOUNDED) -> str:
+    def pin(
+        self,
+        entry: Entry,
+        embedder: str,
+        requested: float,
+        bounds: Bounds = UNBOUNDED,
+        replaces: str = "",
+    ) -> str:
         """Store a vetted answer, in place of what there is; return "", or `invalidated` or `pins_full`.
 
         One that stands for itself also takes the place of models' answers to the same question over any
-        documents. `embedder` is the fingerprint of the embedder of its vector.
+        documents, and of that with the id `replaces`. `embedder` is the fingerprint of the embedder of its
+        vector.
         """
         with writing(self._engine) as db:
             exclude_stores(db, tables.invalidations)
@@ -112,6 +120,8 @@ class PinTable:
                 return "pins_full"
             _replace_entry(db, entry)
             put_related(db, entry, embedder)
+            if replaces != entry.id:
+                delete_entries(db, sa.and_(_e.id == replaces, ~_IS_PINNED))
             if entry.documents == ANY_DOCUMENTS and entry.point is not None:
                 same = (_vectors.c.embedder == embedder_id(embedder), _vectors.c.point == entry.point)
                 twins = sa.select(_vectors.c.entry_id).where(*same)
