@@ -99,6 +99,10 @@ class CrossEncoderScorer:
         """Return 0.5: stored questions below are rarely the same, and reading takes long."""
         return 0.5
 
+    def usual_cosine(self, threshold: float) -> None:
+        """Return None: it does not see the cosine."""
+        return
+
     def begin(self) -> threading.Thread:
         """Learn the scale in the background, unless that is under way or has failed; return the thread."""
         with self._lock:

@@ -76,11 +76,15 @@ class LearnedScorer:
         """Convert a nearness, from -1 to 1; it rises strictly."""
         return 0.5 + 0.5 * math.tanh(0.5 * (self.offset - self.slope * math.log(REACH - nearness)))
 
-    def min_cosine(self, threshold: float) -> float:
-        """Return where the highest bonus ends."""
+    def usual_cosine(self, threshold: float) -> float:
+        """Return the nearness of this probability: the bias makes it the cosine of ordinary rewordings."""
         if not 0.0 < threshold < 1.0:
             return math.copysign(1.0, threshold - 0.5)
-        near = REACH - math.exp((self.offset - math.log(threshold / (1.0 - threshold))) / self.slope)
+        return REACH - math.exp((self.offset - math.log(threshold / (1.0 - threshold))) / self.slope)
+
+    def min_cosine(self, threshold: float) -> float:
+        """Return where the highest bonus ends."""
+        near = self.usual_cosine(threshold)
         bonus = sum(weight * MAX_COUNTS.get(name, 1) for name, weight in self.weights.items() if weight > 0)
         return REACH - (REACH - near) * math.exp(max(0.0, bonus - self.bias))
 

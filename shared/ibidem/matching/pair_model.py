@@ -93,6 +93,10 @@ class PairModel:
         """Return a cosine below which no pair of questions reaches the threshold."""
         return max(self._least_cosine, self.calibration.min_cosine(threshold))
 
+    def usual_cosine(self, threshold: float) -> None:
+        """Return None: what the model reads counts for more."""
+        return
+
     def logits(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """Return the logit of each pair, the same in either order; None for one beyond the window."""
         rows = [self._tokenised(*sorted(pair)) for pair in pairs]

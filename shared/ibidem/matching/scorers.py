@@ -78,6 +78,10 @@ class Scorer(Verifier, Protocol):
         """Return a cosine below which no pair of questions reaches the threshold."""
         ...
 
+    def usual_cosine(self, threshold: float) -> float | None:
+        """Return the cosine from which on ordinary rewordings reach it; None if cosines do not tell."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -158,6 +162,10 @@ class CosineScorer:
         return score_each(self.score, question, candidates)
 
     def min_cosine(self, threshold: float) -> float:
+        """Return the threshold itself."""
+        return threshold
+
+    def usual_cosine(self, threshold: float) -> float:
         """Return the threshold itself."""
         return threshold
 

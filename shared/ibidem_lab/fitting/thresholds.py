@@ -35,7 +35,7 @@ class Remembered:
 
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.floor, self.thresholds = scorer.name, scorer.floor, scorer.thresholds
-        self.min_cosine = scorer.min_cosine
+        self.min_cosine, self.usual_cosine = scorer.min_cosine, scorer.usual_cosine
         self._verify = lru_cache(maxsize=None)(scorer.score)
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:

@@ -123,7 +123,7 @@ def histogram(bins: Sequence[tuple[float, float, Sequence[int]]], boundary: floa
         "order": {**_QUANTITY, "field": "order"},
     }
     bars = {"mark": {"type": "bar", "binSpacing": 1}, "encoding": encoding}
-    return _chart(size, values, layer=[bars, *_line_at(boundary, ends, "serves from {:.3f}")])
+    return _chart(size, values, layer=[bars, *_line_at(boundary, ends, "serves from about {:.3f}")])
 
 
 def intervals(found: Sequence[Interval], budget: float, width: int) -> Spec:

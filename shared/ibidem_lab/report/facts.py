@@ -23,6 +23,7 @@ from ibidem.storage.statistics import (
 
 if TYPE_CHECKING:
     from ibidem.audits.ledger import AuditStats
+    from ibidem.matching.scorers import Scorer
     from ibidem.settings import Settings
     from ibidem.storage.pins import PinCounts
     from ibidem.storage.statistics import EntryTotals
@@ -72,7 +73,11 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All figures of a report; times are seconds since the epoch, `width` is that of a period."""
+    """All figures of a report; times are seconds since the epoch, `width` is that of a period.
+
+    `boundary` is the least score that is served, None while nothing is; `line` the cosine from which on
+    ordinary rewordings are, None where cosines do not tell.
+    """
 
     place: str
     span: LogFilter
@@ -86,6 +91,7 @@ class Facts:
     reasons: dict[str, int]
     bins: Sequence[Bin]
     boundary: float | None
+    line: float | None
     near: Sequence[QuestionMatch]
     unsure: Sequence[QuestionMatch]
     valuable: Sequence[tuple[TopEntry, float | None]]
@@ -113,6 +119,7 @@ def gather(store: Store, settings: Settings, prices: Prices, span: LogFilter, no
     reasons = figures.miss_reasons(span)
     rate = settings.audit_rate or ASSUMED_RATE
     audits = report_of(store, settings.max_error_rate, rate, span.namespace)
+    boundary = boundary_of(store, settings, audits)
     holdings = store.statistics.entry_totals(span.namespace, TOP)
     by_namespace = groups(figures.lookups_by_namespace(span, TOP), prices)
     return Facts(
@@ -127,7 +134,8 @@ def gather(store: Store, settings: Settings, prices: Prices, span: LogFilter, no
         tiers=groups(sorted((row for row in served if row.tier), key=_tier), prices, _tier),
         reasons=reasons,
         bins=bins_of(figures.similarity_histogram(span)),
-        boundary=boundary_of(store, settings, audits),
+        boundary=boundary,
+        line=None if boundary is None else scorer_in_force(store, settings).usual_cosine(boundary),
         near=figures.near_misses(span, list(reasons)[:REASONS], EXAMPLES),
         unsure=figures.least_similar_hits(span, ENTRIES),
         valuable=[(one, _cost(one, prices)) for one in figures.top_entries(span, ENTRIES)],
@@ -156,8 +164,12 @@ def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) 
     """
     if settings.audit_rate or any(one.audits for one in audits):
         return min((one.threshold for one in audits if one.threshold is not None), default=None)
-    scorer = scorer_for(last_fingerprint(store), settings.verifier)
-    return policy_in_force(store, settings.strictness, scorer).threshold
+    return policy_in_force(store, settings.strictness, scorer_in_force(store, settings)).threshold
+
+
+def scorer_in_force(store: Store, settings: Settings) -> Scorer:
+    """Return what scores in a cache that is opened now with these settings; no model is loaded."""
+    return scorer_for(last_fingerprint(store), settings.verifier)
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:

@@ -88,7 +88,7 @@ def _outcomes(facts: Facts, width: int) -> Spec:
 def _histogram(facts: Facts, size: Size) -> Spec:
     step = facts.bins[1].low - facts.bins[0].low
     bins = [(one.low, one.low + step, (one.served, one.below, one.refused)) for one in facts.bins]
-    return charts.histogram(bins, facts.boundary, size)
+    return charts.histogram(bins, facts.line, size)
 
 
 def _wrong(facts: Facts, width: int, longest: int) -> Spec:

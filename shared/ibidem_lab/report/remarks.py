@@ -147,14 +147,17 @@ def outcomes(facts: Facts) -> Remark:
 def similarity(facts: Facts) -> Remark:
     """Remark on similarities."""
     seen = sum(one.served + one.below + one.refused for one in facts.bins)
-    edge = facts.boundary
-    if edge is None:
+    if facts.boundary is None:
         told = f"{plural(seen, 'lookup')} met a stored question; audits prove too little to serve any score."
         return Remark(
             told,
             "Let audits go on: about 195 right judgements in a row prove a budget of 2\N{NO-BREAK SPACE}%.",
         )
-    close = sum(one.below for one in facts.bins if one.low >= edge - CLOSE)
+    if facts.line is None:
+        return Remark(
+            f"{plural(seen, 'lookup')} met a stored question.", "Nothing to do: a model reads them."
+        )
+    close = sum(one.below for one in facts.bins if one.low >= facts.line - CLOSE)
     told = (
         f"{plural(seen, 'lookup')} met a stored question; {close:,} missed within {CLOSE:.2f} below the line."
     )

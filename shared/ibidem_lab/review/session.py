@@ -33,8 +33,9 @@ class ReviewQueue:
 
     Args:
         store: The database.
-        scorer: Scores pairs as the cache does.
+        scorer: Scores pairs as the cache does, or nearly so.
         boundary: The score from which on answers are served.
+        line: The cosine about which answers begin to be served.
         namespace: Only this one; None for all.
         bounds: Limits on the size of the cache, which pinned answers must not exceed.
     """
@@ -42,6 +43,7 @@ class ReviewQueue:
     store: Store
     scorer: Scorer
     boundary: float
+    line: float
     namespace: str | None = None
     bounds: Bounds = UNBOUNDED
 
@@ -51,9 +53,10 @@ class ReviewQueue:
         Audits come first, as budgets rest on them; then hits and near misses by how close their score is to
         the boundary; last the refusals by a guard or a changed document, which a score cannot change.
         """
-        reviews, wanted = self.store.reviews, (self.boundary, LIMIT, self.namespace)
+        reviews, wanted = self.store.reviews, (LIMIT, self.namespace)
+        looked_up = self._scored(reviews.looked_up(self.line, *wanted))
         found: dict[str, ReviewPair] = {}
-        for pair in (*reviews.audited(*wanted), *self._scored(reviews.looked_up(*wanted))):
+        for pair in (*reviews.audited(self.boundary, *wanted), *looked_up):
             if normalise(pair.asked) != normalise(pair.stored):
                 found.setdefault(pair.id, pair)
         return sorted(found.values(), key=self._rank)
@@ -86,7 +89,9 @@ def review_queue(store: Store, settings: Settings, namespace: str | None) -> Rev
     if boundary is None:
         boundary = policy_in_force(store, settings.strictness, scorer).threshold
     # Thousands of pairs are ranked for a page: the pair model would take half a minute, the rule does not.
-    return ReviewQueue(store, rule_for(fingerprint), boundary, namespace, settings.bounds)
+    rule = rule_for(fingerprint)
+    line = rule.usual_cosine(policy_in_force(store, settings.strictness, rule).threshold) or boundary
+    return ReviewQueue(store, rule, boundary, line, namespace, settings.bounds)
 
 
 class ReviewSession:
