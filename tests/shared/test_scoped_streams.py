@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ibidem
+from ibidem.adapter.method_wrappers import MethodWrappers
 from ibidem.adapter.streams import StreamMethods, keep_scope
 from ibidem.scope import EMPTY_SCOPE, current
 from ibidem.types import Scope
@@ -266,6 +267,55 @@ def test_methods_are_wrapped_while_somebody_holds_them() -> None:
     assert [told(kind()) for kind in (base, Before, After)] == [""] * 3
     assert base.known == ["Before", "After"]
     methods.release(two)
+
+
+def test_two_may_wrap_the_same_method_and_be_released_in_any_order() -> None:
+    """Over and over, without a layer that is left."""
+    base, called = family(), list[str]()
+    found = dict(vars(base))
+
+    def around(by: str) -> Any:
+        def noted(name: str, method: Any, instance: Any, args: Any, given: Any) -> Any:
+            called.append(f"{by} {name}")
+            return method(*args, **given)
+
+        return MethodWrappers({base: ("stream",)}, noted)
+
+    one, other, holder = around("one"), around("other"), Holder()
+    for first, last in ((one, other), (other, one)) * 3:
+        for each in (one, other):
+            each.hold(holder)
+        list(base().stream())
+        first.release(holder)
+        list(base().stream())
+        last.release(holder)
+        list(base().stream())
+        remains = "one stream" if last is one else "other stream"
+        assert called == ["other stream", "one stream", remains]
+        called.clear()
+        assert vars(base)["stream"] is found["stream"]
+
+
+def test_what_comes_from_beside_the_family_is_wrapped_too() -> None:
+    """A method that a class has from a part of it that is none of the family."""
+    base, holder = family(), Holder()
+
+    class Part:
+        def stream(self) -> Iterator[str]:
+            yield current().namespace
+
+    class Both(Part, base):  # type: ignore[misc, valid-type]
+        """Of two."""
+
+    plain, methods = vars(Part)["stream"], StreamMethods({base: ("stream",)})
+    methods.hold(holder)
+
+    class Later(Part, base):  # type: ignore[misc, valid-type]
+        """Of two, too."""
+
+    assert told(Both()) == told(Later()) == told(Part()) == "asker"
+    methods.release(holder)
+    assert vars(Part)["stream"] is plain
 
 
 def test_what_others_put_over_them_stays() -> None:

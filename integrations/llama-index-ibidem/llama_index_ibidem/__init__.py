@@ -1,4 +1,4 @@
-"""LlamaIndex on Ibidem: `llama_index_ibidem.install()` is all a program needs."""
+"""LlamaIndex on Ibidem: `Settings.callback_manager.add_handler(IbidemCallbackHandler())` is all it needs."""
 
 import ibidem._util.foreign
 

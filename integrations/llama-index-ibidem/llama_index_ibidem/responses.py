@@ -310,7 +310,7 @@ class LookupCounts:
 
 def mark(response: object, lookups: LookupCounts) -> None:
     """Let the response of an engine say in its metadata what the cache said; nothing else has any."""
-    if isinstance(response, _OF_ENGINES):
+    if isinstance(response, _OF_ENGINES) and isinstance(response.metadata or {}, dict):
         response.metadata = {**(response.metadata or {}), MARKER: lookups.marker()}
 
 

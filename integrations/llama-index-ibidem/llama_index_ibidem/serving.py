@@ -80,7 +80,7 @@ def _call_of(
     if inspect.iscoroutinefunction(method) is not name.startswith("a"):
         return None
     asked, others = (_of_chat if "chat" in name else _of_completion)(*args, **given)
-    replay = partial(Replay, llm.callback_manager, llm, span=partial(_in_span_of, method, llm))
+    replay = partial(Replay, llm.callback_manager, llm, span=partial(_in_span_of, method, llm, args, given))
     call = EndpointCall(name, llm, asked, others, partial(method, *args, **given), replay)
     return None if is_nested(call) else call
 
@@ -93,23 +93,27 @@ def _of_completion(prompt: Any, formatted: bool = False, **given: Any) -> tuple[
     return prompt, with_formatted(formatted, given)
 
 
-def _in_span_of(method: Method, llm: LLM, repeat: Method) -> Method:
-    """Wrap what repeats an answer in a span as LlamaIndex opens for the method."""
+def _in_span_of(
+    method: Method, llm: LLM, args: tuple[Any, ...], given: dict[str, Any], repeat: Method
+) -> Method:
+    """Wrap what repeats an answer in a span as LlamaIndex opens for the method with these arguments."""
 
-    def endpoint(self: LLM, *args: Any, **given: Any) -> Any:
-        return repeat(*args, **given)
+    def repeated(asked: Any, **others: Any) -> Any:
+        def endpoint(self: LLM, *_: Any, **__: Any) -> Any:
+            return repeat(asked, **others)
 
-    async def aendpoint(self: LLM, *args: Any, **given: Any) -> Any:
-        return await repeat(*args, **given)
+        async def aendpoint(self: LLM, *_: Any, **__: Any) -> Any:
+            return await repeat(asked, **others)
 
-    repeated: Any = aendpoint if inspect.iscoroutinefunction(repeat) else endpoint
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    parameters = inspect.signature(method).parameters.values()
-    repeated.__signature__ = inspect.Signature([itself, *parameters])
-    repeated.__name__, repeated.__qualname__ = method.__name__, method.__qualname__
-    spanned: Any = get_dispatcher(type(llm).__module__).span(repeated)
-    bound: Method = spanned.__get__(llm, type(llm))
-    return bound
+        like: Any = aendpoint if inspect.iscoroutinefunction(repeat) else endpoint
+        parameters = inspect.signature(method).parameters.values()
+        like.__signature__ = inspect.Signature([_SELF, *parameters])
+        like.__name__, like.__qualname__ = method.__name__, method.__qualname__
+        spanned: Any = get_dispatcher(type(llm).__module__).span(like)
+        return spanned.__get__(llm, type(llm))(*args, **given)
+
+    return repeated
 
 
+_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
 _faults = Faults()
