@@ -25,8 +25,7 @@ from ibidem.index.base import VectorIndex
 from ibidem.index.chroma import open_embedded, open_server
 from ibidem.index.compaction import CollectionRegistry, collection_name
 from ibidem.index.external import open_external
-from ibidem.index.memory import InMemoryIndex, VectorBuffer
-from ibidem.index.search import IndexOpener, SemanticIndex, VectorSearch
+from ibidem.index.search import SemanticIndex, VectorSearch
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.matching.fitted import adopted, warn_of_old_score
 from ibidem.matching.shipped import rule_for, scorer_for
@@ -375,21 +374,21 @@ def registry_of(settings: Settings, fingerprint: str, store: Store) -> Collectio
     return CollectionRegistry(store, collection_name(digest(fingerprint), cache_id), cache_id)
 
 
-def index_opener(settings: Settings, registry: CollectionRegistry) -> IndexOpener:
-    """Return a function that opens the vector index on the collection in use."""
-    directory = settings.path / "chroma"
+def index_directory(settings: Settings) -> Path:
+    """Return where an embedded index is, if there is one."""
+    return settings.path / "chroma"
 
-    def open_index(buffer: VectorBuffer | None = None) -> VectorIndex:
+
+def index_opener(settings: Settings, registry: CollectionRegistry) -> Callable[[], VectorIndex]:
+    """Return a function that opens the vector index on the collection in use."""
+
+    def open_index() -> VectorIndex:
         name = registry.read().name
         if settings.index is not None:
             return open_external(settings.index, name)
         if settings.chroma is not None:
             return open_server(settings.chroma, name, settings.headers)
-        if buffer is not None:
-            return InMemoryIndex(
-                directory, registry.base, buffer, partial(open_embedded, directory, registry.base)
-            )
-        return open_embedded(directory, name)
+        return open_embedded(index_directory(settings), name)
 
     return open_index
 
@@ -417,8 +416,9 @@ def build_semantic_index(
     except StorageError as error:  # the background tries again
         faults.note("note which embedder is used", error)
     registry = registry_of(settings, fingerprint, store)
-    opener, alone = index_opener(settings, registry), settings.embedded_index
-    vectors = VectorSearch(store, checked, opener, faults, registry, alone=alone, on_open=on_open)
+    opener = index_opener(settings, registry)
+    directory = index_directory(settings) if settings.embedded_index else None
+    vectors = VectorSearch(store, checked, opener, faults, registry, directory=directory, on_open=on_open)
     warn_of_old_score(store, fingerprint)
     rule, scorer = rule_for(fingerprint), scorer_for(fingerprint)
     scorers = {one.name: one for one in (rule, scorer)}

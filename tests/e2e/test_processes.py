@@ -23,7 +23,8 @@ from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded
 from tests.servers import ChromaServer, running_chroma
 
-# Obeys: `store N`, `exact N`, `reworded N`, `index`, `close`; one reply each.
+# Obeys: `store N`, `exact N`, `reworded N`, `index`, `close`; one reply each. Arguments: the path, the URL of
+# a Chroma server or "", how many vectors are searched in memory, and how many if another has the index.
 WORKER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
@@ -34,7 +35,9 @@ from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
 vectors.RETRY_SECONDS = 0.5
-where = {"chroma": sys.argv[2]} if len(sys.argv) > 2 else {}
+where = {"chroma": sys.argv[2]} if sys.argv[2:] and sys.argv[2] else {}
+if sys.argv[3:]:
+    vectors.EXACT_LIMIT, vectors.MEMORY_LIMIT = map(int, sys.argv[3:])
 cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9, **where)
 print("ready", flush=True)
 for line in sys.stdin:
@@ -89,18 +92,107 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(vectors, "EXACT_LIMIT", request.param)
 
 
-class TestTwoProcessesOnOnePath:
-    def test_the_second_repeats_answers_to_identical_questions(self, tmp_path: Path) -> None:
+# Arguments of a worker on a cache that is large enough for an index, or too large to be searched without.
+LARGE, HUGE = ("", 0, 100_000), ("", 0, 0)
+
+
+class TestSeveralProcessesOnOnePath:
+    @pytest.mark.parametrize("others", [(), LARGE], ids=["in memory", "beside an index"])
+    @pytest.mark.usefixtures("searched")
+    def test_each_finds_at_once_what_the_others_stored(
+        self, tmp_path: Path, others: tuple[object, ...]
+    ) -> None:
+        """By meaning: 4 processes store 4 answers each, and each finds all 16."""
+        workers = [Child(WORKER, tmp_path / "c", *others) for _ in range(4)]
+        try:
+            assert [worker.line() for worker in workers] == ["ready"] * 4
+            assert [worker.ask("reworded 99") for worker in workers] == ["empty"] * 4
+            for n in range(16):
+                assert workers[n % 4].ask(f"store {n}").startswith("Stored")
+                if others:  # the one with the index looks for others' answers every two seconds
+                    eventually(lambda n=n: all(w.ask(f"reworded {n}")[0] == "s" for w in workers))
+                assert {worker.ask(f"reworded {n}") for worker in workers} == {f"semantic: {answer(n)}"}
+            for worker in workers:
+                assert [worker.ask(f"reworded {n}") for n in range(16)] == [
+                    f"semantic: {answer(n)}" for n in range(16)
+                ]
+            assert {worker.ask("index") for worker in workers} == {"open"}
+            assert [worker.end() for worker in workers] == [0] * 4
+        finally:
+            for worker in workers:
+                worker.__exit__()
+
+    @pytest.mark.usefixtures("searched")
+    def test_all_find_while_one_after_the_other_is_killed(self, tmp_path: Path) -> None:
+        """Killed in the middle of storing: nothing acknowledged is lost, the others go on."""
+        path, stored = tmp_path / "c", list[int]()
+        with open_cache(path) as cache:
+            assert by_meaning(cache, 0) == "empty"
+            for first in range(0, 100, 20):
+                with Child(WORKER, path) as worker:
+                    worker.line()
+                    for n in range(first, first + 10):
+                        assert worker.ask(f"store {n}").startswith("Stored")
+                    for n in range(first + 10, first + 20):
+                        worker.tell(f"store {n}")
+                    acknowledged = sum(line.startswith("Stored") for line in worker.kill())
+                stored += range(first, first + 10 + acknowledged)
+                for n in stored:
+                    eventually(lambda n=n: by_meaning(cache, n) == f"semantic: {answer(n)}", 5)
+                    assert by_meaning(cache, n) == f"semantic: {answer(n)}"
+            assert cache.stats().faults == {}
+
+    def test_deletions_leave_the_memory_of_all(self, tmp_path: Path) -> None:
+        """Invalidated, evicted or cleared in another process: each holds what the database holds."""
+        with open_cache(tmp_path / "c", max_entries=40) as one, Child(WORKER, tmp_path / "c") as other:
+            held = one._runtime.vectors
+            other.line()
+            store(one, *range(30))
+            assert other.ask("reworded 29") == f"semantic: {answer(29)}"
+            one.invalidate(entry=one.lookup(ibidem.Request(question(3))).entry_id)
+            assert other.ask("reworded 3") == "below_threshold"
+            for n in range(30, 80):  # by a process without bounds
+                assert other.ask(f"store {n}").startswith("Stored")
+            assert by_meaning(one, 79) == f"semantic: {answer(79)}"
+            assert len(held._buffer) == 79
+            store(one, 80)
+            eventually(lambda: by_meaning(one, 80) and len(held._buffer) <= 40)
+            assert len(held._buffer) <= 40
+            assert one.clear() <= 40
+            assert by_meaning(one, 80) == other.ask("reworded 80") == "empty"
+            assert len(held._buffer) == 0
+            assert other.ask("store 81").startswith("Stored")
+            assert by_meaning(one, 81) == f"semantic: {answer(81)}"
+
+    def test_a_cache_grows_while_all_search(self, tmp_path: Path) -> None:
+        """One takes the index, the others go on in memory, also when it is killed."""
+        limits = ("", 50, 100_000)
+        with Child(WORKER, tmp_path / "c", *limits) as one, Child(WORKER, tmp_path / "c", *limits) as other:
+            assert [one.line(), other.line()] == ["ready"] * 2
+            assert one.ask("reworded 0") == other.ask("reworded 0") == "empty"
+            for n in range(120):
+                assert (one, other)[n % 2].ask(f"store {n}").startswith("Stored")
+                if n % 10 == 0:
+                    found = one.ask(f"reworded {n // 2}"), other.ask(f"reworded {n // 2}")
+                    assert found == (f"semantic: {answer(n // 2)}",) * 2
+            eventually((tmp_path / "c" / "chroma").exists)
+            one.kill()
+            assert {other.ask(f"reworded {n}")[:8] for n in range(120)} == {"semantic"}
+            with Child(WORKER, tmp_path / "c", *limits) as third:
+                third.line()
+                assert {third.ask(f"reworded {n}")[:8] for n in range(120)} == {"semantic"}
+
+    def test_beyond_the_limit_the_second_repeats_answers_to_identical_questions(self, tmp_path: Path) -> None:
         """It reads and writes the database, finds nothing by meaning and says once how to get that."""
         log = tmp_path / "stderr"
-        with open_cache(tmp_path / "c") as owner:
-            store(owner, 1)
-            assert by_meaning(owner, 1) == f"semantic: {answer(1)}"
-            with Child(WORKER, tmp_path / "c", stderr=log) as second:
+        with Child(WORKER, tmp_path / "c", *HUGE) as owner:
+            owner.line()
+            assert owner.ask("store 1").startswith("Stored")
+            assert owner.ask("reworded 1") == f"semantic: {answer(1)}"
+            with Child(WORKER, tmp_path / "c", *HUGE, stderr=log) as second:
                 second.line()
                 assert second.ask("exact 1") == f"exact: {answer(1)}"
                 assert second.ask("reworded 1") == "no_index"
-                assert second.ask("reworded 2") == "no_index"
                 assert second.ask("store 2").startswith("Stored")
                 assert second.ask("exact 2") == f"exact: {answer(2)}"
                 time.sleep(0.6)  # over its pause: it tries again
@@ -112,39 +204,36 @@ class TestTwoProcessesOnOnePath:
         assert "another process is using the vector index" in said
         assert "Traceback" not in said
 
+    @pytest.mark.parametrize("end", ["close", "kill"])
+    def test_beyond_the_limit_the_second_takes_the_index_over(self, tmp_path: Path, end: str) -> None:
+        """Closed or killed: some seconds after the first the other process finds by meaning."""
+        with Child(WORKER, tmp_path / "c", *HUGE) as owner, Child(WORKER, tmp_path / "c", *HUGE) as second:
+            owner.line(), second.line()
+            assert owner.ask("store 1").startswith("Stored")
+            assert owner.ask("reworded 1") == f"semantic: {answer(1)}"
+            assert second.ask("reworded 1") == "no_index"
+            if end == "close":
+                assert owner.ask("close") == "closed"
+            else:
+                owner.kill()
+            eventually(lambda: second.ask("reworded 1") == f"semantic: {answer(1)}")
+            assert second.ask("reworded 1") == f"semantic: {answer(1)}"
+            assert second.end() == 0
+
     @pytest.mark.usefixtures("searched")
     def test_the_owner_finds_by_meaning_what_the_second_stored(self, tmp_path: Path) -> None:
-        """Within some seconds, while it is in use."""
+        """Within some seconds, while it is in use; at once if it searches in memory."""
         with open_cache(tmp_path / "c") as owner, Child(WORKER, tmp_path / "c") as second:
             assert by_meaning(owner, 1) == "empty"
             second.line()
             for n in range(5):
                 assert second.ask(f"store {n}").startswith("Stored")
-            for n in range(5):
-                expected = f"semantic: {answer(n)}"
-                eventually(lambda n=n, expected=expected: by_meaning(owner, n) == expected, timeout=10)
-                assert by_meaning(owner, n) == expected
-
-    def test_the_second_takes_the_index_over_when_the_owner_ends(self, tmp_path: Path) -> None:
-        """Closed or killed: some seconds later the other process finds by meaning."""
-        for end in ("close", "kill"):
-            path = tmp_path / end
-            with Child(WORKER, path) as owner, Child(WORKER, path) as second:
-                owner.line(), second.line()
-                assert owner.ask("store 1").startswith("Stored")
-                assert owner.ask("reworded 1") == f"semantic: {answer(1)}"
-                assert second.ask("reworded 1") == "no_index"
-                if end == "close":
-                    assert owner.ask("close") == "closed"
-                else:
-                    owner.kill()
-                expected = f"semantic: {answer(1)}"
-                eventually(lambda s=second, e=expected: s.ask("reworded 1") == e)
-                assert second.ask("reworded 1") == expected
-                assert second.end() == 0
+                if vectors.EXACT_LIMIT == 0:
+                    eventually(lambda n=n: by_meaning(owner, n) == f"semantic: {answer(n)}", timeout=10)
+                assert by_meaning(owner, n) == f"semantic: {answer(n)}"
 
     def test_eight_processes_open_a_new_path_at_once(self, tmp_path: Path) -> None:
-        """None fails, each store is seen by all, exactly one has the index."""
+        """None fails, each store is seen by all."""
         workers = [Child(WORKER, tmp_path / "c") for _ in range(8)]
         try:
             assert [worker.line() for worker in workers] == ["ready"] * 8
@@ -155,7 +244,7 @@ class TestTwoProcessesOnOnePath:
                 for n in range(8):
                     assert worker.ask(f"exact {n}") == f"exact: {answer(n)}"
             states = [worker.ask("reworded 3") for worker in workers]
-            assert sorted(states) == ["no_index"] * 7 + [f"semantic: {answer(3)}"]
+            assert states == [f"semantic: {answer(3)}"] * 8
             assert [worker.end() for worker in workers] == [0] * 8
         finally:
             for worker in workers:
@@ -237,7 +326,7 @@ pid = os.fork()
 if pid == 0:
     found = cache.lookup(ibidem.Request(question(1)))
     stored = cache.store(ibidem.Request(question(1000)), ibidem.Answer(answer(1000)))
-    print("child", found.tier, bool(stored), cache.lookup(ibidem.Request(reworded(2))).reason, flush=True)
+    print("child", found.tier, bool(stored), cache.lookup(ibidem.Request(reworded(2))).tier, flush=True)
     sys.exit(3)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 print("child ended", status, flush=True)
@@ -248,17 +337,17 @@ print("parent", found.tier, cache.lookup(ibidem.Request(question(1000))).tier, f
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 class TestForks:
-    def test_a_forked_child_works_exactly_and_ends(self, tmp_path: Path) -> None:
-        """The child looks up and stores, ends through the interpreter; the parent goes on by meaning."""
+    def test_a_forked_child_works_and_ends(self, tmp_path: Path) -> None:
+        """The child looks up and stores, ends through the interpreter; the parent goes on."""
         with Child(FORKER, tmp_path / "c", stderr=tmp_path / "stderr") as child:
-            assert child.line(30) == "child exact True no_index"
+            assert child.line(30) == "child exact True semantic"
             assert child.line(30) == "child ended 3"
             assert child.line(30) == "parent semantic exact"
             assert child.end() == 0
 
     @pytest.mark.usefixtures("searched")
     def test_the_parent_finds_what_a_forked_child_stored(self, tmp_path: Path) -> None:
-        """By meaning too, within some seconds."""
+        """By meaning too: at once in memory, within some seconds where it has the index."""
         with open_cache(tmp_path / "c") as cache:
             store(cache, 1)
             assert by_meaning(cache, 1) == f"semantic: {answer(1)}"
@@ -267,8 +356,9 @@ class TestForks:
                 store(cache, 2)
                 return exact(cache, 1) + "|" + exact(cache, 2) + "|" + by_meaning(cache, 1)
 
-            assert in_fork(work) == f"exact: {answer(1)}|exact: {answer(2)}|no_index"
-            eventually(lambda: by_meaning(cache, 2).startswith("semantic"))
+            assert in_fork(work) == f"exact: {answer(1)}|exact: {answer(2)}|semantic: {answer(1)}"
+            if vectors.EXACT_LIMIT == 0:
+                eventually(lambda: by_meaning(cache, 2).startswith("semantic"))
             assert by_meaning(cache, 2) == f"semantic: {answer(2)}"
 
     def test_a_forked_child_may_open_the_same_path(self, tmp_path: Path) -> None:
@@ -284,11 +374,11 @@ class TestForks:
                     flushed = mine.flush()
                     return f"{exact(mine, 1)}|{exact(mine, 2)}|{by_meaning(mine, 1)}|{flushed}"
 
-            assert in_fork(work) == f"exact: {answer(1)}|exact: {answer(2)}|no_index|True"
+            assert in_fork(work) == f"exact: {answer(1)}|exact: {answer(2)}|semantic: {answer(1)}|True"
             assert by_meaning(cache, 1) == f"semantic: {answer(1)}"
 
     def test_closing_in_a_forked_child_leaves_the_parent_working(self, tmp_path: Path) -> None:
-        """The child's `close` ends nothing of the parent's, and the index stays the parent's."""
+        """The child's `close` ends nothing of the parent's."""
         with open_cache(tmp_path / "c") as cache:
             store(cache, 1)
             assert by_meaning(cache, 1) == f"semantic: {answer(1)}"
@@ -302,7 +392,7 @@ class TestForks:
             assert by_meaning(cache, 2) == f"semantic: {answer(2)}"
             with Child(WORKER, tmp_path / "c") as second:
                 second.line()
-                assert second.ask("reworded 1") == "no_index"
+                assert second.ask("reworded 1") == f"semantic: {answer(1)}"
 
     def test_a_child_forked_before_the_first_use_may_own_the_index(self, tmp_path: Path) -> None:
         """The pattern of preloading servers: open in the parent, use in the workers."""

@@ -24,8 +24,10 @@ pytestmark = pytest.mark.usefixtures("wide_console")
 OWNER = """
 import sys
 import ibidem
+from ibidem.index import search
 from tests.embedders import BagOfWords
 
+search.EXACT_LIMIT = 0  # as in a large cache
 cache = ibidem.open(sys.argv[1], embedder=BagOfWords())
 cache.lookup(ibidem.Request("opens the index"))
 print("ready", flush=True)
@@ -298,10 +300,12 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
 
 
 def test_doctor_takes_an_index_in_use_for_sound(filled: str, monkeypatch) -> None:
-    """The normal state while the application runs."""
+    """The normal state while the application runs, of a large cache; a small one is in no one's way."""
     monkeypatch.setattr("ibidem.active_model.resolve_embedder", lambda _: BagOfWords())
     with Child(OWNER, filled) as owner:
         owner.line()
+        assert "few enough to be searched in memory" in " ".join(run("doctor", "--path", filled).split())
+        monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
         said = " ".join(run("doctor", "--path", filled).split())
 
     assert f"in use by another process (process {owner.process.pid})" in said
@@ -384,9 +388,11 @@ def test_the_doctor_counts_what_is_missing_and_what_is_left_over(
 
 
 @pytest.mark.usefixtures("_bag_of_words")
-def test_rebuild_says_who_has_the_index(filled: str) -> None:
-    """Another process's index is left alone."""
+def test_rebuild_says_who_has_the_index(filled: str, monkeypatch) -> None:
+    """Another process's index is left alone; a small cache has none."""
     with Child(OWNER, filled) as owner:
         owner.line()
+        assert "The index holds 1 vector." in run("rebuild", "--path", filled)
+        monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
 
         assert f"process {owner.process.pid}" in run("rebuild", "--path", filled, code=2)

@@ -16,7 +16,6 @@ from ibidem.adapter.call import AdapterCache, CachedCall
 from ibidem.adapter.testing import AdapterContract, App, Model
 from ibidem.embedding import resolve_embedder
 from ibidem.index.chroma import open_embedded
-from ibidem.index.memory import InMemoryIndex, VectorBuffer
 from ibidem.matching.guards import numbers_differ
 from ibidem.matching.shipped import learned_scorer
 from ibidem.testing import (
@@ -67,11 +66,6 @@ class FlatIndex:
 class TestFlatIndex(VectorIndexContract):
     def open_index(self, directory: Path) -> FlatIndex:
         return FlatIndex()
-
-
-class TestInMemoryIndex(VectorIndexContract):
-    def open_index(self, directory: Path) -> InMemoryIndex:
-        return InMemoryIndex(directory / "owned", "c", VectorBuffer(), lambda lock: pytest.fail("not asked"))
 
 
 class TestEmbeddedChroma(VectorIndexContract):

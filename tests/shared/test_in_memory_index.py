@@ -13,7 +13,7 @@ from ibidem import Answer, Request
 from ibidem.index import search as vectors
 from ibidem.index.memory import InMemoryIndex
 from tests.embedders import BagOfWords, DenseWords
-from tests.helpers import Child, answer, fill, finds, question
+from tests.helpers import answer, fill, finds, question
 
 
 def test_chroma_is_not_even_loaded(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_what_is_deleted_leaves_buffer(open_cache) -> None:
 
     assert isinstance(held._index, InMemoryIndex)
     assert cache._runtime.vectors.table.count_dead() == 0
-    assert (len(held._buffer), held._buffer.waiting, cache.stats().unindexed) == (10, 0, 0)
+    assert (len(held._buffer), cache.stats().unindexed) == (10, 0)
     cache.close()
     again = open_cache()
     assert all(finds(again, n, "kept") for n in range(80, 90))
@@ -135,24 +135,3 @@ def test_clearing_deletes_what_chroma_once_held(open_cache, monkeypatch, tmp_pat
     cache.clear()
 
     assert not (tmp_path / "cache" / "chroma").exists()
-
-
-def test_a_second_process_is_told_that_the_first_searches(open_cache, tmp_path: Path) -> None:
-    """It repeats answers to identical questions, and searches itself when the first is gone."""
-    cache = open_cache()
-    fill(cache, range(5))
-    code = (
-        "import sys, ibidem\n"
-        "from tests.embedders import BagOfWords\n"
-        "from tests.helpers import question, reworded\n"
-        "cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.8)\n"
-        "for line in sys.stdin:\n"
-        "    if line.strip() == 'again':\n"
-        "        cache._runtime.vectors._retry_at = 0.0\n"
-        "    found = cache.lookup(ibidem.Request((question if line.strip() == 'same' else reworded)(3)))\n"
-        "    print(found.tier if found else found.reason, flush=True)\n"
-    )
-    with Child(code, tmp_path / "cache") as child:
-        assert [child.ask("same"), child.ask("other")] == ["exact", "no_index"]
-        cache.close()
-        assert child.ask("again") == "semantic"

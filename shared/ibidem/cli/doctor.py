@@ -16,7 +16,6 @@ from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageErro
 from ibidem.index import search as vectors
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
-from ibidem.index.memory import VectorBuffer
 from ibidem.matching import fitted as adoption
 from ibidem.matching.shipped import scorer_for
 from ibidem.runtime import index_opener, open_store, registry_of
@@ -144,7 +143,7 @@ def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Findi
     held = table.count(vectors.EXACT_LIMIT + 1)
     small = settings.embedded_index and held <= vectors.EXACT_LIMIT
     try:
-        index = index_opener(settings, registry)(VectorBuffer() if small else None)
+        index = None if small else index_opener(settings, registry)()
     except IndexInUse:
         text = f"in use by another process{index_holder(settings)}, which looks after it"
         yield Finding("vector index", True, text)
@@ -153,7 +152,8 @@ def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Findi
         yield Finding("vector index", False, str(error))
         return
     if not isinstance(index, Compactable):
-        index.close()
+        if index is not None:
+            index.close()
         lacking = table.count_missing()
         text = f"{held - lacking:,} vectors, few enough to be searched in memory"
         text += f"; {lacking:,} are still to be made, which happens when the cache is used" if lacking else ""

@@ -21,9 +21,11 @@ from ibidem.cli.output import (
     text_option,
 )
 from ibidem.errors import IndexInUse, IndexUnavailable
+from ibidem.index import search
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
-from ibidem.index.search import EXACT_LIMIT, VectorSearch
+from ibidem.index.memory import InMemoryIndex
+from ibidem.index.search import VectorSearch
 from ibidem.runtime import build_semantic_index, open_store, registry_of
 from ibidem.settings import Settings, read_settings
 
@@ -85,10 +87,12 @@ def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callabl
         IndexUnavailable: It belongs to another process, is down, or is being replaced by another process.
     """
     old = vectors.open()
+    if isinstance(old, InMemoryIndex) and vectors.table.count() > search.EXACT_LIMIT:
+        raise IndexInUse("another process is using the vector index")
     while vectors.index_batch():
         pass
     if not isinstance(old, Compactable):
-        return vectors.table.count(EXACT_LIMIT)
+        return vectors.table.count()
     total = vectors.table.count_indexed(old.generation, registry.read().generation)
     more = vectors.compact(wanted=True)
     while isinstance(index := vectors.open(), Compactable) and index.name == old.name:
@@ -97,4 +101,4 @@ def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callabl
         show(total - vectors.table.count_indexed(index.generation), total)
         more = vectors.compact()
     vectors.compact()  # deletes the old one
-    return index.count()
+    return vectors.table.count() if isinstance(index, InMemoryIndex) else index.count()

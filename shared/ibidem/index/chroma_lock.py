@@ -77,6 +77,23 @@ def _locked(directory: Path) -> filelock.BaseFileLock:
     return lock
 
 
+def delete_unused(directory: Path) -> bool:
+    """Delete the index that a process has left there; returns whether there is none now."""
+    if not directory.exists():
+        return True
+    try:
+        lock = DirectoryLock.acquire(directory)
+    except IndexUnavailable:
+        return False
+    try:
+        with lock.opening:
+            if not lock.clients:
+                shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        lock.release(clean=True)
+    return not directory.exists()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_held.clear)  # they are the parent's
 

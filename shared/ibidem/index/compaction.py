@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.index.base import Compactable, VectorIndex, generation_of
-from ibidem.index.memory import InMemoryIndex, VectorBuffer, with_scope_code
+from ibidem.index.memory import VectorBuffer, with_scope_code
 from ibidem.storage.engine import valid_rows
 from ibidem.storage.store import Store
 from ibidem.storage.vectors import RETIRED_KEY, VectorTable
@@ -54,8 +54,6 @@ class IndexCompactor:
 
     def on_open(self, index: VectorIndex) -> None:
         """Compare an index just opened with the database; refill it if it lacks points."""
-        if isinstance(index, InMemoryIndex):
-            return
         generation, other = generation_of(index), self._registry.read().generation
         before = self._table.count_indexed(generation, other)
         present = index.count()
@@ -82,8 +80,7 @@ class IndexCompactor:
         Nothing can be added while `adding` is held: what is stored again before that is alive, what is stored
         again later is added after it was removed.
         """
-        in_memory = isinstance(index, InMemoryIndex)
-        if not in_memory and self._registry.read().next and self._next is None:
+        if self._registry.read().next and self._next is None:
             return False  # the process that fills the new collection deletes from it
         table = self._table
         dead = table.dead_points(BATCH)
@@ -93,12 +90,11 @@ class IndexCompactor:
             alive = table.live_points(dead)
             gone = [point for point in dead if point not in alive]
             buffer.remove(gone)
-        if not in_memory:
-            if gone:  # what is being replaced need not be tidy
-                (self._next or index).delete(gone)
-            self._index_lost_again(index, table.live_points(dead))
+        if gone:  # what is being replaced need not be tidy
+            (self._next or index).delete(gone)
+        self._index_lost_again(index, table.live_points(dead))
         table.delete_dead(dead)
-        if gone and not in_memory:
+        if gone:
             self._registry.change(lambda now: replace(now, dead=now.dead + len(gone)))
         return len(dead) == BATCH
 
@@ -115,6 +111,11 @@ class IndexCompactor:
             return generation_of(index)
         self._next.upsert(points, rows)
         return self._next.generation
+
+    def drop_dead(self) -> None:
+        """Drop all dead points: there is no index that could hold one."""
+        if self._table.count_dead():
+            self._table.delete_all_dead()
 
     def limit_backlog(self) -> None:
         """Drop the dead points of an index that nobody opens: it is compared with the database when it is."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.concurrency import keep_alive_after_fork
-from ibidem.index.base import VectorIndex
-from ibidem.index.chroma_lock import DirectoryLock
+from ibidem.storage.vectors import StoredVector, VectorChanges, VectorTable
 from ibidem.types import Vector
 
 
@@ -61,6 +58,11 @@ class VectorBuffer:
     def __contains__(self, point: str) -> bool:
         with self._changing:
             return point in self._at
+
+    def points(self) -> set[str]:
+        """Return all points."""
+        with self._changing:
+            return set(self._at)
 
     def add(self, point: str, vector: Vector) -> None:
         """Append one vector unless its point is present; capacity grows by doubling."""
@@ -137,64 +139,79 @@ class VectorBuffer:
         return [points[at] for at in best[np.argsort(-scores[best])]]
 
 
-class InMemoryIndex:
-    """The index of a small embedded cache: all vectors are in a buffer, and Chroma is not even loaded.
+def load(buffer: VectorBuffer, rows: Iterable[StoredVector]) -> None:
+    """Add the rows that have a vector to the buffer."""
+    for row in rows:
+        if row.vector is not None and (point := row.point) is not None:
+            buffer.add(point, with_scope_code(row.vector, row.namespace, row.scope))
 
-    It owns the directory where Chroma would be: no other process searches there.
+
+IN_MEMORY = "memory"  # the generation of vectors that wait for no index
+FULL_SECONDS = 60.0  # how often all points are compared, in case a change was lost
+
+
+class InMemoryIndex:
+    """The vectors of an embedded cache in a buffer, the same in each of its processes. Thread-safe.
+
+    A SQLite database lists its last changes (`vector_changes`), which `follow` reads: a few microseconds if
+    there are none. Points are added and removed by what the database holds now, so nothing depends on the
+    order in which threads and processes store and follow.
 
     Args:
-        directory: Emptied when the cache is.
-        name: Name of the collection that it stands for.
-        buffer: Holds the vectors.
-        open_chroma: Opens the index that takes its place when it has grown too large; takes over the lock.
-
-    Raises:
-        IndexUnavailable: Another process owns the directory.
+        table: The vectors.
+        buffer: Receives them.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        name: str,
-        buffer: VectorBuffer,
-        open_chroma: Callable[[DirectoryLock], VectorIndex],
-    ) -> None:
-        self._directory, self._buffer, self._open_chroma = directory, buffer, open_chroma
-        self._lock = DirectoryLock.acquire(directory)
-        self.generation = f"memory-{name}"[:32]
-        keep_alive_after_fork(self)
+    def __init__(self, table: VectorTable, buffer: VectorBuffer) -> None:
+        self._table, self._buffer = table, buffer
+        self._following = threading.Lock()
+        self._stopped = False
+        self._last = table.last_change()  # before the vectors: what changes meanwhile is read again
+        load(buffer, table.with_vectors())
+        self._full_at = time.monotonic() + FULL_SECONDS
 
-    def migrate_to_chroma(self) -> VectorIndex:
-        """Open the Chroma index that takes the place of this one.
+    def follow(self) -> None:
+        """Bring the buffer up to date with the database."""
+        changes = self._table.changes(self._last)
+        if changes is not None and changes.last == self._last:
+            return
+        with self._following:  # a caller waits for another, which may be removing what he has just stored
+            if not self._stopped:
+                self._apply(self._table.changes(self._last))
 
-        Raises:
-            IndexUnavailable: It cannot be opened; the directory was released.
-        """
-        return self._open_chroma(self._lock)
+    def _apply(self, changes: VectorChanges | None) -> None:
+        if changes is None:
+            self._compare_all()
+            return
+        held = self._buffer
+        self._refresh([point for point, added in changes.added.items() if not added or point not in held])
+        self._last = changes.last
 
-    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Add vectors that the buffer lacks."""
-        for point, vector in zip(ids, vectors, strict=True):
-            self._buffer.add(point, vector)
+    def _refresh(self, points: Sequence[str]) -> None:
+        """Make the buffer hold those of these points that the database holds, and no other of them."""
+        if points:
+            rows = self._table.at(points)
+            load(self._buffer, rows)
+            self._buffer.remove(set(points).difference(row.point for row in rows if row.point))
 
-    def search(self, vector: Vector, k: int) -> list[str]:
-        """Return the ids of the k nearest, nearest first."""
-        return self._buffer.nearest(vector, k)
+    def compare(self) -> None:
+        """Compare all points with the database, if that is due."""
+        if time.monotonic() >= self._full_at:
+            with self._following:
+                if not self._stopped:
+                    self._compare_all()
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """Delete vectors."""
-        self._buffer.remove(ids)
-
-    def count(self) -> int:
-        """Return the number of vectors."""
-        return len(self._buffer)
-
-    def reset(self) -> None:
-        """Delete all vectors, also those on disk from when the cache was larger, unless they are in use."""
-        self._buffer.clear()
-        if not self._lock.clients:
-            shutil.rmtree(self._directory, ignore_errors=True)
+    def _compare_all(self) -> None:
+        last = self._table.last_change()  # before the points: what changes meanwhile is read again
+        self._refresh(sorted(self._table.all_points() ^ self._buffer.points()))
+        self._last = last
+        self._full_at = time.monotonic() + FULL_SECONDS
 
     def close(self, *, clean: bool = True) -> None:
-        """Release the directory; the last index of this process leaves it to others."""
-        self._lock.release(clean=clean)
+        """Stop following."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the buffer to another index."""
+        with self._following:
+            self._stopped = True

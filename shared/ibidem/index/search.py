@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
 
 from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.errors import IndexUnavailable
+from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of
+from ibidem.index.chroma_lock import delete_unused
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
-from ibidem.index.memory import InMemoryIndex, VectorBuffer, with_scope_code
+from ibidem.index.memory import IN_MEMORY, InMemoryIndex, VectorBuffer, load, with_scope_code
 from ibidem.matching.fitted import SHIPPED, Calibration
 from ibidem.matching.scorers import Scorer, Verifier
 from ibidem.storage.store import Store
@@ -26,6 +28,8 @@ BATCH = 50  # vectors per index write: each write holds the GIL, half a millisec
 # Up to here all vectors are held in memory (16 MB) and searched exactly: as fast as the index, and never
 # misses. An HNSW graph can: of 2,000 questions from one template it lost 1,766 with a bag-of-words embedder.
 EXACT_LIMIT = 10_000
+# Up to here (160 MB) a process searches exactly if another one has the index: only one can have it.
+MEMORY_LIMIT = 100_000
 RETRY_SECONDS = 5.0  # how long an embedded index that failed is left alone
 FIRST_SECONDS = 5.0  # how long the first lookup of a process waits for a server's index to be opened
 
@@ -66,13 +70,6 @@ class SemanticIndex:
         return self.embedder.fingerprint
 
 
-class IndexOpener(Protocol):
-    """Opens the vector index of a location; raises `IndexUnavailable`."""
-
-    def __call__(self, buffer: VectorBuffer | None = None) -> VectorIndex:
-        """Open the index; with a `buffer`, one that leaves all vectors there."""
-
-
 class VectorSearch:
     """Vectors of one embedder: writes behind, reads its own writes, rebuilds itself. Thread-safe.
 
@@ -82,8 +79,8 @@ class VectorSearch:
         open_index: Opens the index; called at the first use, and again some seconds after a failure.
         faults: Receives failures in the background.
         registry: Names the collection in use.
-        alone: Whether the index is embedded, so that only this process fills it: then a small one is
-            searched in memory. A server's index is opened in another thread: no caller waits for it.
+        directory: Of an embedded index, which one process can open; a small one is searched in memory
+            instead, by each process. None for a server's, opened in another thread: no caller waits for it.
         on_open: Called when a server's index is open, as entries may wait for it.
     """
 
@@ -91,15 +88,16 @@ class VectorSearch:
         self,
         store: Store,
         embedder: CheckedEmbedder,
-        open_index: IndexOpener,
+        open_index: Callable[[], VectorIndex],
         faults: Faults,
         registry: CollectionRegistry,
         *,
-        alone: bool,
+        directory: Path | None,
         on_open: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = store.vectors(embedder.fingerprint)
-        self._embedder, self._faults, self._alone, self._registry = embedder, faults, alone, registry
+        self._embedder, self._faults, self._registry = embedder, faults, registry
+        self._directory, self._alone = directory, (alone := directory is not None)
         self._compactor = IndexCompactor(self.table, registry, alone=alone)
         self._open_index = open_index
         self._closed = False
@@ -111,12 +109,12 @@ class VectorSearch:
         self._lock = threading.RLock()  # held for moments, while index and buffer are exchanged
         self._opening = threading.Lock()  # held while an embedded index is opened; taken before `_lock`
         self._working = threading.Lock()  # held while the index is written; taken before `_lock`
-        self._index: VectorIndex | None = None
+        self._index: VectorIndex | InMemoryIndex | None = None
         self._buffer = VectorBuffer()
         self._complete = False  # whether the buffer holds all that the index holds
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
         self._backfill = Backfill(self.table, self._registry, self._embedder, self._faults)
-        self._retry_at = 0.0
+        self._retry_at = self._index_at = 0.0
         self._failure: IndexUnavailable | None = None
         if self._breaker is not None:
             self._breaker.after_fork()
@@ -143,9 +141,15 @@ class VectorSearch:
             IndexUnavailable: The index belongs to another process, or is down.
         """
         index = self.open()
+        if isinstance(index, InMemoryIndex):
+            index.follow()
         target = with_scope_code(vector, namespace, scope)
         near = self._buffer.nearest(target, k)
-        return near if self._complete else list(dict.fromkeys([*near, *self._search(index, target, k)]))
+        if self._complete:
+            return near
+        index = self.open()  # read again: the vectors may just have moved there from memory
+        further = [] if isinstance(index, InMemoryIndex) else self._search(index, target, k)
+        return list(dict.fromkeys([*near, *further]))
 
     def _search(self, index: VectorIndex, target: Vector, k: int) -> list[str]:
         """Search the index; once more if the collection was replaced meanwhile."""
@@ -163,7 +167,8 @@ class VectorSearch:
             if self._index is index and not self._alone and isinstance(index, Compactable):
                 name = self._registry.read().name
                 self._index = index if name == index.name else index.sibling(name)
-            return self._index or index
+            current = self._index
+            return index if current is None or isinstance(current, InMemoryIndex) else current
 
     def index_batch(self) -> bool:
         """Index one batch of stored questions; returns whether there may be more."""
@@ -172,48 +177,79 @@ class VectorSearch:
             if index is None:
                 self._compactor.limit_backlog()
                 return False
+            if isinstance(index, InMemoryIndex):
+                return self._tend(index, buffer)
             try:
-                index = self._current(index)
-                more = self._compactor.delete_stale(index, buffer, self._lock)
-                if not buffer.waiting:
-                    self._backfill.fetch(buffer, generation_of(index))
-                points, rows = buffer.next_batch(BATCH)
-                if not points:
-                    return more
-                self.table.mark_indexed(points, self._compactor.put(index, points, rows))
-                buffer.mark_indexed(len(points))
-                if len(buffer) > EXACT_LIMIT and isinstance(index, InMemoryIndex):
-                    self._migrate_to_chroma(index, buffer)
-                    return True
+                return self._index_batch(index, buffer)
             except IndexUnavailable as error:
                 self._abandon(index, error)
                 raise
-            if not self._complete or len(buffer) > EXACT_LIMIT:
-                self._complete = False  # before dropping: a search that finds less here asks the index
-                buffer.drop_indexed()
-            return True
+
+    def _index_batch(self, index: VectorIndex, buffer: VectorBuffer) -> bool:
+        index = self._current(index)
+        more = self._compactor.delete_stale(index, buffer, self._lock)
+        if not buffer.waiting:
+            self._backfill.fetch(buffer, generation_of(index))
+        points, rows = buffer.next_batch(BATCH)
+        if not points:
+            return more
+        self.table.mark_indexed(points, self._compactor.put(index, points, rows))
+        buffer.mark_indexed(len(points))
+        if not self._complete or len(buffer) > EXACT_LIMIT:
+            self._complete = False  # before dropping: a search that finds less here asks the index
+            buffer.drop_indexed()
+        return True
+
+    def _tend(self, index: InMemoryIndex, buffer: VectorBuffer) -> bool:
+        """Embed a batch of questions that lack a vector; move to Chroma when there are too many vectors."""
+        index.follow()
+        index.compare()
+        if len(buffer) > EXACT_LIMIT:
+            if time.monotonic() >= self._index_at and self._move_to_chroma(index, buffer):
+                return True
+            more = False
+        else:
+            if self._directory is not None and self._directory.exists():  # an index from when it was larger
+                self._compactor.limit_backlog()
+            else:
+                self._compactor.drop_dead()
+            more = self.table.mark_pending(IN_MEMORY)
+        return bool(self._backfill.embed_batch()) or more
+
+    def _move_to_chroma(self, small: InMemoryIndex, buffer: VectorBuffer) -> bool:
+        """Begin to search in Chroma instead, unless another process does: this one goes on in memory."""
+        try:
+            index = self._open_index()
+        except IndexUnavailable as error:
+            self._index_at = time.monotonic() + RETRY_SECONDS
+            if len(buffer) > MEMORY_LIMIT:
+                self._abandon(small, error)
+                raise
+            if not isinstance(error, IndexInUse):
+                self._faults.note("open the vector index", error)
+            return False
+        self._compactor.on_open(index)
+        small.stop()
+        with self._lock:
+            buffer.mark_all_waiting()
+            self._index = index
+        return True
 
     def caught_up(self) -> bool:
         """Return whether the index is open and holds all questions that can be embedded now."""
         with self._working:
-            if self._index is None or self._backfill.due():
+            index = self._index
+            if index is None or self._backfill.due():
                 return False
-            # All that had vectors were read when an index in memory was opened.
-            in_memory = isinstance(self._index, InMemoryIndex)
-            return in_memory or self._backfill.is_read(self._buffer, generation_of(self._index))
-
-    def _migrate_to_chroma(self, small: InMemoryIndex, buffer: VectorBuffer) -> None:
-        """Move to Chroma, when there are too many vectors to be searched one by one."""
-        index = small.migrate_to_chroma()
-        self._compactor.on_open(index)
-        with self._lock:
-            buffer.mark_all_waiting()
-            self._index = index
+            if isinstance(index, InMemoryIndex):
+                index.follow()
+                return True
+            return self._backfill.is_read(self._buffer, generation_of(index))
 
     def compact(self, *, wanted: bool = False) -> bool:
         """Do one step towards a fresh collection, if one is due or wanted; returns whether there is more."""
         with self._working:
-            if self._index is None:
+            if self._index is None or isinstance(self._index, InMemoryIndex):
                 return False
             index = self._current(self._index)
             try:
@@ -231,10 +267,15 @@ class VectorSearch:
         with self._working:
             with self._lock:
                 index = self._index
-                if index is None:
-                    return
-                self._buffer.clear()
-                self._complete = False
+                if index is not None and not isinstance(index, InMemoryIndex):
+                    self._buffer.clear()
+                    self._complete = False
+            if index is None:
+                return
+            if isinstance(index, InMemoryIndex):  # follows by itself
+                if self._directory is not None and delete_unused(self._directory):
+                    self._compactor.on_reset()
+                return
             try:
                 if isinstance(index, Resettable):  # else its vectors are deleted a batch at a time
                     index.reset()
@@ -257,7 +298,7 @@ class VectorSearch:
             if index is not None:
                 index.close()
 
-    def open(self) -> VectorIndex:
+    def open(self) -> VectorIndex | InMemoryIndex:
         """Return the index, opened if that needs no waiting for a server that is down.
 
         Raises:
@@ -297,10 +338,8 @@ class VectorSearch:
                 raise self._unavailable()
             self._arrived = []
         try:
-            few = self._alone and self.table.count(EXACT_LIMIT + 1) <= EXACT_LIMIT
             buffer = VectorBuffer()
-            index = self._open_index(buffer if few and EXACT_LIMIT > 0 else None)
-            complete = self._fill(buffer, index)
+            index, complete = self._opened(buffer)
         except Exception as error:
             self._remember_failure(error)
             raise
@@ -314,6 +353,20 @@ class VectorSearch:
                 return
         index.close()
 
+    def _opened(self, buffer: VectorBuffer) -> tuple[VectorIndex | InMemoryIndex, bool]:
+        """Open the index and fill the buffer; returns, too, whether the buffer holds all its vectors."""
+        count = self.table.count(MEMORY_LIMIT + 1) if self._alone else 0
+        if self._alone and count <= EXACT_LIMIT and EXACT_LIMIT > 0:
+            return InMemoryIndex(self.table, buffer), True
+        try:
+            index = self._open_index()
+        except IndexInUse:
+            if count > MEMORY_LIMIT:
+                raise
+            self._index_at = time.monotonic() + RETRY_SECONDS
+            return InMemoryIndex(self.table, buffer), True
+        return index, self._fill(buffer, index)
+
     def _fill(self, buffer: VectorBuffer, index: VectorIndex) -> bool:
         """Read what is not in the index, and if it is small all that is; closes the index if that fails."""
         try:
@@ -324,7 +377,7 @@ class VectorSearch:
                 index.close(clean=False)
             raise
 
-    def _abandon(self, index: VectorIndex, error: IndexUnavailable) -> None:
+    def _abandon(self, index: VectorIndex | InMemoryIndex, error: IndexUnavailable) -> None:
         """Close an index that failed; it is opened, and if need be rebuilt, after a pause."""
         with self._lock:
             epoch = self._breaker.epoch if self._breaker is not None else 0
@@ -359,6 +412,7 @@ class VectorSearch:
 
 PAGE = 5_000  # entries read from the database at a time
 EMBED_BATCH = 32  # questions embedded at a time
+SPREAD = 8  # drawn from so many batches: other processes may be embedding, too
 REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
 
 
@@ -377,6 +431,7 @@ class Backfill:
     ) -> None:
         self._table, self._registry = table, registry
         self._embedder, self._faults = embedder, faults
+        self._draw = random.SystemRandom()
         self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
 
     def fill(self, buffer: VectorBuffer, generation: str, limit: int | None) -> bool:
@@ -413,7 +468,8 @@ class Backfill:
 
     def embed_batch(self) -> list[StoredVector]:
         """Embed some of the questions that lack a vector, and store their vectors."""
-        made = self._embedded(self.due()[:EMBED_BATCH])
+        due = self.due()
+        made = self._embedded(self._draw.sample(due, min(EMBED_BATCH, len(due))))
         if made:
             self._table.set_vectors(made)
         return made
@@ -422,7 +478,7 @@ class Backfill:
         """Return some of the questions that lack a vector and are to be tried now."""
         now = time.monotonic()
         self._refused = {id_: until for id_, until in self._refused.items() if until > now}
-        lacking = self._table.missing(EMBED_BATCH + len(self._refused))
+        lacking = self._table.missing(SPREAD * EMBED_BATCH + len(self._refused))
         return [row for row in lacking if row.id not in self._refused]
 
     def _embedded(self, rows: Sequence[StoredVector]) -> list[StoredVector]:
@@ -445,10 +501,3 @@ class Backfill:
         if unfit:
             self._table.set_exact_only(unfit)
         return made
-
-
-def load(buffer: VectorBuffer, rows: Sequence[StoredVector]) -> None:
-    """Add the rows that have a vector to the buffer."""
-    for row in rows:
-        if row.vector is not None and row.point is not None:
-            buffer.add(row.point, with_scope_code(row.vector, row.namespace, row.scope))

@@ -42,6 +42,7 @@ def migrate(engine: sa.Engine) -> None:
             db.execute(sa.schema.CreateTable(table, if_not_exists=True))
         if not found:
             db.execute(sa.insert(_meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
+            _record_vector_changes(db)
         for version in range(found + 1, tables.SCHEMA_VERSION + 1) if found else ():
             _MIGRATIONS[version](db)
         db.execute(sa.update(_meta).where(_VERSION).values(value=str(tables.SCHEMA_VERSION)))
@@ -130,6 +131,13 @@ def _add_pins(db: sa.Connection) -> None:
         _add_columns(db, tables.entries, "pinned")
 
 
+def _record_vector_changes(db: sa.Connection) -> None:
+    """Make the triggers that tell other processes of new and deleted vectors; on SQLite only."""
+    if db.dialect.name == "sqlite":
+        for trigger in tables.VECTOR_TRIGGERS:
+            db.exec_driver_sql(trigger)
+
+
 def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
     """Copy the rows into a new table with other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
@@ -147,4 +155,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     4: _extend_examples,
     5: _separate_vectors,
     6: _add_pins,
+    7: _record_vector_changes,
 }

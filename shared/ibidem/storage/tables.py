@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -186,6 +186,19 @@ entry_vectors = sa.Table(
     sa.Index("ix_entry_vectors_indexed_in", "embedder", "indexed_in"),
 )
 
+# The last changes of entry_vectors, for the processes that hold its vectors in memory: they read what is
+# newer than what they know. Written by the triggers below on SQLite, and not at all on PostgreSQL. An id is
+# never given again, as the newest row stays.
+vector_changes = sa.Table(
+    "vector_changes",
+    metadata,
+    _row_id(),
+    sa.Column("embedder", sa.BigInteger, nullable=False),
+    sa.Column("point", String(32, ""), nullable=False),
+    sa.Column("added", sa.Boolean, nullable=False),  # else an entry at this point was deleted
+)
+KEPT_CHANGES = 1_000  # who is farther behind compares all points
+
 # Files of promoted models, in pieces, so that every host has them. The manifest comes last.
 model_files = sa.Table(
     "model_files",
@@ -317,4 +330,21 @@ meta = sa.Table(
     metadata,
     sa.Column("key", String(64, ""), primary_key=True),
     sa.Column("value", Text(""), nullable=False),
+)
+
+
+def _record_change(name: str, event: str, row: str, added: int) -> str:
+    return f"""
+        CREATE TRIGGER IF NOT EXISTS {name} AFTER {event} ON entry_vectors WHEN {row}.point IS NOT NULL
+        BEGIN
+            INSERT INTO vector_changes (embedder, point, added) VALUES ({row}.embedder, {row}.point, {added});
+            DELETE FROM vector_changes WHERE id <= last_insert_rowid() - {KEPT_CHANGES};
+        END
+    """  # noqa: S608 (of constants)
+
+
+VECTOR_TRIGGERS = (
+    _record_change("vector_inserted", "INSERT", "new", 1),
+    _record_change("vector_made", "UPDATE OF point", "new", 1),
+    _record_change("vector_deleted", "DELETE", "old", 0),
 )

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from ibidem.errors import StorageUnavailable
 from ibidem.storage import tables
 from ibidem.storage.engine import (
+    Prepared,
     exclude_stores,
     fetch_all,
     fetch_column,
@@ -38,6 +39,7 @@ BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for
 RETIRED_KEY = "forgotten:"  # prefix of the meta keys of embedders whose index collections are to be deleted
 
 _entries, _vectors, _dead = tables.entries, tables.entry_vectors, tables.dead_points
+_changes = tables.vector_changes
 _embedders, _model_files = tables.embedders, tables.model_files
 
 
@@ -55,6 +57,24 @@ class StoredVector:
     def point(self) -> str | None:
         """The vector's point in the index."""
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
+
+
+_CHANGES = Prepared(
+    sa.select(_changes.c.id, _changes.c.embedder, _changes.c.point, _changes.c.added)
+    .where(_changes.c.id >= sa.bindparam("since"))
+    .order_by(_changes.c.id)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorChanges:
+    """The points of one embedder that got an entry or lost one, up to the change `last`.
+
+    `added` says of each whether its last change was an entry that came.
+    """
+
+    last: int
+    added: dict[str, bool]
 
 
 def _to_stored_vector(row: Any) -> StoredVector:
@@ -171,7 +191,32 @@ class VectorTable:
         """Return questions without a vector, in no order."""
         return self._stored(_vectors.c.indexed_in == MISSING, limit)
 
-    def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
+    def with_vectors(self) -> list[StoredVector]:
+        """Return all questions that have a vector, in no order."""
+        return self._stored(_vectors.c.point.is_not(None), None)
+
+    def at(self, points: Sequence[str]) -> list[StoredVector]:
+        """Return the questions at these points."""
+        found: list[StoredVector] = []
+        for first in range(0, len(points), BATCH):
+            found += self._stored(_vectors.c.point.in_(points[first : first + BATCH]), None)
+        return found
+
+    def last_change(self) -> int:
+        """Return the number of the last change of any vector; 0 if there was none."""
+        return fetch_value(self._engine, sa.select(sa.func.max(_changes.c.id))) or 0
+
+    def changes(self, since: int) -> VectorChanges | None:
+        """Return what changed after this change; None if not all of it is known any more. SQLite only."""
+        rows = _CHANGES.rows(self._engine, {"since": since})
+        if not rows:
+            return VectorChanges(0, {}) if since == 0 else None
+        if rows[0][0] != max(since, 1):
+            return None
+        mine = (row for row in rows if row[0] > since and row[1] == self.embedder)
+        return VectorChanges(rows[-1][0], {row[2]: bool(row[3]) for row in mine})
+
+    def _stored(self, where: sa.ColumnElement[bool], limit: int | None) -> list[StoredVector]:
         e = _entries.c
         query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector, _vectors.c.point)
         query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
@@ -213,6 +258,11 @@ class VectorTable:
             for row in fetch_all(self._engine, query.order_by(c.point).limit(limit))
         ]
 
+    def all_points(self) -> set[str]:
+        """Return all points."""
+        query = sa.select(_vectors.c.point).where(self._mine, _vectors.c.point.is_not(None))
+        return set(fetch_column(self._engine, query))
+
     def set_vectors(self, rows: Sequence[StoredVector]) -> None:
         """Store vectors of entries that lack them; they wait for indexing."""
         embedded = {row.id: row for row in rows if row.vector is not None}
@@ -249,6 +299,17 @@ class VectorTable:
             if dead := set(points) - _live_points(db, self.embedder, points):
                 insert = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
                 db.execute(insert, [{"embedder": self.embedder, "point": point} for point in dead])
+
+    def mark_pending(self, generation: str) -> bool:
+        """Record that a batch of what waits for indexing needs to wait no more; whether there may be more."""
+        c = _vectors.c
+        query = sa.select(c.entry_id).where(self._mine, c.indexed_in == PENDING).limit(BATCH)
+        ids = fetch_column(self._engine, query)
+        if ids:
+            with writing(self._engine) as db:
+                where = sa.and_(self._mine, c.entry_id.in_(ids), c.indexed_in == PENDING)
+                db.execute(sa.update(_vectors).where(where).values(indexed_in=generation))
+        return len(ids) == BATCH
 
     def mark_unindexed(self, points: Sequence[str]) -> None:
         """Record that the index does not hold these points: they wait for indexing again."""
