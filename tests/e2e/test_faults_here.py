@@ -15,7 +15,7 @@ import pytest
 
 import ibidem
 from ibidem._util.concurrency import DEADLINE_SECONDS
-from ibidem.index import search as lacking
+from ibidem.index import backfill as lacking
 from ibidem.index import search as vectors
 from ibidem.lifecycle.rules import CLOCK_SKEW
 from tests.e2e.test_faults import report, timed

@@ -173,7 +173,7 @@ def test_a_lookup_under_way_does_not_reopen_a_closed_index(open_cache, tmp_path:
 
 def test_what_could_not_be_embedded_is_embedded_later(open_cache, monkeypatch) -> None:
     """A short outage of the embedder costs meaning for a short while only."""
-    monkeypatch.setattr("ibidem.index.search.REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr("ibidem.index.backfill.REFUSED_SECONDS", 0.0)
     embedder = Flaky()
     cache = open_cache(embedder=embedder)
     cache.lookup(Request("opens the index"))
