@@ -98,7 +98,6 @@ LARGE, HUGE = ("", 0, 100_000), ("", 0, 0)
 
 class TestSeveralProcessesOnOnePath:
     @pytest.mark.parametrize("others", [(), LARGE], ids=["in memory", "beside an index"])
-    @pytest.mark.usefixtures("searched")
     def test_each_finds_at_once_what_the_others_stored(
         self, tmp_path: Path, others: tuple[object, ...]
     ) -> None:
