@@ -33,7 +33,7 @@ from pydantic import BaseModel, PrivateAttr
 import ibidem
 from ibidem.adapter.method_wrappers import _family
 from ibidem.cache import SemanticCache
-from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler
+from llama_index_ibidem import CachedLLM, CachedSynthesizer, IbidemCallbackHandler, endpoints
 from llama_index_ibidem.request import identity
 from llama_index_ibidem.serving import LED, _endpoints_for
 from tests.conftest import OpenCache
@@ -70,6 +70,7 @@ def _settings() -> Iterator[None]:
         Settings.embed_model = MockEmbedding(8)
         yield
         llama_index.core.global_handler = None
+        assert endpoints._calls == {}  # nobody is asking any longer
 
 
 @pytest.fixture
@@ -163,6 +164,24 @@ async def test_of_two_in_one_manager_the_first_answers(open_cache: OpenCache, tm
     assert [len(each.cache.examples.recent()) for each in (one, other)] == [1, 1]
     llm.callback_manager.remove_handler(one)
     assert [await answer_of(llm, "chat", ASKED) for _ in range(2)] == ["answer 2"] * 2
+
+
+async def test_a_notebook_cell_may_run_twice(tmp_path: Path) -> None:
+    """A second handler with the same cache changes nothing: an answer is one entry and one example."""
+    Settings.llm = llm = CountingFunctionCalling()
+    handlers = [IbidemCallbackHandler(path=tmp_path / "own", embedder=BagOfWords()) for _ in range(3)]
+    for handler in handlers:
+        Settings.callback_manager.add_handler(handler)
+    assert [str(await ask(engine())) for _ in range(2)] == ["answer 1"] * 2
+    assert [await answer_of(Settings.llm, "achat", OTHER) for _ in range(2)] == ["answer 2"] * 2
+    stream = await ask(engine(streaming=True, response_mode="refine"))
+    assert await asyncio.to_thread(str, stream) == "answer 4"
+    assert len(llm.script.asked) == 4
+    handlers[-1].cache.flush()
+    assert [each.question for each in handlers[0].cache.examples.recent()] == [ASKED, OTHER, ASKED]
+    for handler in handlers:
+        assert handler.faults() == {}
+        handler.close()
 
 
 async def test_a_global_handler_serves_what_is_built_from_then_on(handler: IbidemCallbackHandler) -> None:

@@ -47,6 +47,7 @@ class CallStats:
         cut: Why one of the calls stopped early; empty if none did.
         input_tokens: Their sum; None where providers gave none.
         output_tokens: As `input_tokens`.
+        logged: Where the answer is logged already.
     """
 
     count: int = 0
@@ -56,6 +57,7 @@ class CallStats:
     cut: str = ""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    logged: set[object] = field(default_factory=set)
 
     def add(self, response: ModelResponse, streamed: ResponseMetadata | None) -> None:
         """Add a call that has ended, with the metadata of its chunks if it was streamed."""

@@ -283,10 +283,16 @@ class IbidemCallbackHandler(ServingHandler):
         # No model was called ("Empty Response" and the like), or all answers were repeated.
         if stats.count == stats.repeated:
             return
+        namespace = question.scope.name(self._requests.options.namespace)
+        # A cell of a notebook that adds a handler may run twice: one example in one place.
+        place = (self.cache.steps.flights, namespace)
+        if place in stats.logged:
+            return
+        stats.logged.add(place)
         example = Example(
             question.text,
             text,
-            namespace=question.scope.name(self._requests.options.namespace),
+            namespace=namespace,
             tags=question.scope.tags,
             model=stats.model,
             documents=question.documents,
