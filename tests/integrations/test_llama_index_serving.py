@@ -640,6 +640,7 @@ def broken(*args: Any, **given: Any) -> Any:
     "part",
     [
         "llama_index_ibidem.serving._call_of",
+        "llama_index_ibidem.serving._spanned",
         "llama_index_ibidem.request.RequestBuilder.of_chat",
         "llama_index_ibidem.request.RequestBuilder.of_completion",
         "llama_index_ibidem.endpoints.decode",

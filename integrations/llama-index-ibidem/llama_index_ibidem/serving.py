@@ -99,20 +99,32 @@ def _in_span_of(
     """Wrap what repeats an answer in a span as LlamaIndex opens for the method with these arguments."""
 
     def repeated(asked: Any, **others: Any) -> Any:
-        def endpoint(self: LLM, *_: Any, **__: Any) -> Any:
+        try:
+            endpoint = _spanned(method, llm, partial(repeat, asked, **others))
+        except Exception as error:  # then without a span
+            _faults.note("open a span for a repeated answer", error)
             return repeat(asked, **others)
-
-        async def aendpoint(self: LLM, *_: Any, **__: Any) -> Any:
-            return await repeat(asked, **others)
-
-        like: Any = aendpoint if inspect.iscoroutinefunction(repeat) else endpoint
-        parameters = inspect.signature(method).parameters.values()
-        like.__signature__ = inspect.Signature([_SELF, *parameters])
-        like.__name__, like.__qualname__ = method.__name__, method.__qualname__
-        spanned: Any = get_dispatcher(type(llm).__module__).span(like)
-        return spanned.__get__(llm, type(llm))(*args, **given)
+        return endpoint(*args, **given)
 
     return repeated
+
+
+def _spanned(method: Method, llm: LLM, repeat: Method) -> Method:
+    """Return a method of the model that is called like another one, in a span, and repeats an answer."""
+
+    def endpoint(self: LLM, *_: Any, **__: Any) -> Any:
+        return repeat()
+
+    async def aendpoint(self: LLM, *_: Any, **__: Any) -> Any:
+        return await repeat()
+
+    like: Any = aendpoint if inspect.iscoroutinefunction(repeat) else endpoint
+    parameters = inspect.signature(method).parameters.values()
+    like.__signature__ = inspect.Signature([_SELF, *parameters])
+    like.__name__, like.__qualname__ = method.__name__, method.__qualname__
+    spanned: Any = get_dispatcher(type(llm).__module__).span(like)
+    bound: Method = spanned.__get__(llm, type(llm))
+    return bound
 
 
 _SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
