@@ -179,25 +179,26 @@ def with_probability(
     tell: Callable[[str], object],
 ) -> LearnedScorer:
     """Add slope, offset and thresholds: of the intent streams, with weights that are new to them."""
+    intents = [stream for stream in streams if stream.name in INTENTS]
     samples = {
-        stream: [(one.rows, list(one.vectors)) for one in (stream.sample(REQUESTS, n) for n in REPLAYED)]
-        for stream in streams
-        if stream.name in INTENTS
+        stream.name: [(one.rows, list(one.vectors)) for one in (stream.sample(REQUESTS, n) for n in REPLAYED)]
+        for stream in intents
     }
     judged = {
         stream.name: [
             (one.score, one.right)
-            for sample in found
+            for sample in samples[stream.name]
             for one in replay(*sample, curve_rule(_ByNearness(held_out(stream.family)))).judged
             if one.score <= 1.0
         ]
-        for stream, found in samples.items()
+        for stream in intents
     }
     slope, offset = _probability(list(judged.values()))
     measured = {}
-    for stream, found in samples.items():
+    for stream in intents:
         own = replace(held_out(stream.family), slope=slope, offset=offset)
-        measured[stream.name] = measure(own, found, [round(own.probability(near), 4) for near in GRID])
+        grid = [round(own.probability(near), 4) for near in GRID]
+        measured[stream.name] = measure(own, samples[stream.name], grid)
         for threshold, one in measured[stream.name].items():
             tell(f"{stream.name} {threshold}: hits {one.hit_ratio}, wrong/hit {one.wrong_per_hit}")
     return replace(scorer, slope=slope, offset=offset, thresholds=Thresholds(tuple(thresholds(measured))))
