@@ -266,8 +266,8 @@ class SemanticCache:
             self._runtime.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
             return self._reject("error")
-        if not reason and (run := current_run()) is not None:
-            run.after_store(request, answer, self._stores.pin)
+        if (run := current_run()) is not None:
+            run.after_store(request, answer, self._stores.pin, reason)
         return self._reject(reason) if reason else Stored(request.key, self._runtime.cache_id)
 
     def answer(self, request: Request, ask: Callable[[Request], Answer]) -> Answer:

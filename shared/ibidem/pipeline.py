@@ -269,7 +269,8 @@ class StorePipeline:
         known = self._runtime.store.entries.get(entry.id)
         if known is not None and known.pinned and known.answer.text == answer.text:
             return entry.id, DONE
-        if reason := self._runtime.pin(entry, request.made, index, replaces=request.key):
+        other = request.key if alone else vetted_key(request)
+        if reason := self._runtime.pin(entry, request.made, index, replaces=other):
             return "", reason
         if request.example:
             self._examples.of_entry(entry, answer, index.fingerprint)

@@ -20,6 +20,7 @@ from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from llama_index.core import Settings
+from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever as Retriever
@@ -34,6 +35,8 @@ from ibidem.adapter.warming import KnownAnswer, WarmingPlan
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app as commands
 from ibidem.errors import InvalidInput
+from ibidem.lifecycle.rules import Bounds
+from ibidem_lab.review.vetted import VettedAnswers
 from tests.contracts.langchain import RAG, Calls, join
 from tests.helpers import Child, eventually, question
 
@@ -138,6 +141,70 @@ def test_an_answer_may_rest_on_what_is_retrieved(cache: SemanticCache) -> None:
     assert [one.entry.answer.text for one in cache._runtime.store.pins.withdrawn(9)] == ["Within 30 days."]
     shelf.documents = edition()
     assert chain.invoke(ROWS[0][0]).startswith("What the model said")
+
+
+def test_the_last_warming_says_what_an_answer_rests_on(cache: SemanticCache) -> None:
+    """Neither kind is left over from before; a correction is kept, for its documents."""
+    model, shelf = Model(), Shelf(documents=edition())
+    chain, asked = rag(model, shelf), ROWS[0][0]
+    for number, (documents, pinned) in enumerate((("ignore", 1), ("retrieved", 1), ("ignore", 1))):
+        answer = f"The answer of warming {number}."
+        assert langchain_ibidem.warm(chain, [(asked, answer)], documents=documents).answered == 1
+        assert (chain.invoke(asked), cache.stats().entries, cache.stats().pinned) == (answer, pinned, pinned)
+    shelf.documents = edition("14 days")
+    assert chain.invoke(asked) == answer
+    assert model.calls == 1
+
+
+def test_a_known_answer_that_was_withdrawn_stands_for_itself_again(cache: SemanticCache) -> None:
+    """In the place of what the model has said since, over whatever documents."""
+    model, shelf = Model(), Shelf(documents=edition())
+    chain, asked = rag(model, shelf), ROWS[0][0]
+    langchain_ibidem.warm(chain, [KnownAnswer(*ROWS[0], tags=("faq",))])
+    cache.invalidate(tag="faq")
+    assert chain.invoke(asked).startswith("What the model said")
+    store = cache._runtime.store
+    (waiting,) = VettedAnswers(store, None, Bounds()).waiting()
+    assert waiting.fresh is not None
+
+    assert "pinned" in VettedAnswers(store, None, Bounds()).keep(waiting.entry.id, "Better words.")
+    for documents in (edition(), edition("14 days")):
+        shelf.documents = documents
+        assert chain.invoke(asked) == "Better words."
+    assert cache.stats().entries == 1
+
+
+def test_paraphrases_have_answers_of_their_own(cache: SemanticCache) -> None:
+    """Also with the same words in them: each is a hit for its very words."""
+    chain = rag(Model(), Shelf(documents=edition()))
+    asked, answer = ROWS[0]
+    for rows in ([(asked, answer)], [(f"please {asked}", answer)]):
+        assert langchain_ibidem.warm(chain, rows).answered == 1
+    assert chain.invoke(f"please {asked}") == answer
+    cache.flush()
+    assert cache.recent(1)[0].tier == "exact"
+    assert cache.stats().pinned == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LlamaIndex's own
+async def test_agents_of_llama_index_are_warmed_within_an_event_loop(open_cache) -> None:
+    """As in a notebook."""
+    model = Told()
+    agent = ReActAgent(tools=[], llm=llama_index_ibidem.CachedLLM(model, open_cache()))
+    done = llama_index_ibidem.warm(agent, ROWS[:3])
+    assert (done.answered, model.calls) == (3, 1)
+    assert str(await agent.run(ROWS[1][0])) == ROWS[1][1]
+    assert model.calls == 1
+
+
+def test_why_an_answer_cannot_be_given_is_said(open_cache) -> None:
+    """The cache does not store what this program is told."""
+    langchain_ibidem.install(open_cache(should_store=lambda request, answer: False))
+    try:
+        done = langchain_ibidem.warm(rag(Model(), Shelf(documents=edition())), ROWS[:1])
+    finally:
+        langchain_ibidem.uninstall()
+    assert "not_admitted" in done.problems[0].reason
 
 
 def test_the_other_calls_of_a_chain_reach_the_model(cache: SemanticCache) -> None:

@@ -7,8 +7,10 @@ The call whose answer the program returns gets the known one; its other calls re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -179,7 +181,8 @@ class _Warmer:
             return ""
         call = _answering(run, text)
         if call is None:
-            return _NO_CALL if run.calls or run.misses else _NO_CACHE
+            why = f"; the cache refused an answer ({run.rejected})" if run.rejected else ""
+            return f"{_NO_CALL}{why}" if run.calls or run.misses else _NO_CACHE
         run.learned = False
         if not run.give(call.request, _given(call.answer, row.answer), call.pin):
             return _REFUSED.get(run.refused, run.refused)
@@ -307,12 +310,22 @@ def _asking(app: Any, make_input: Callable[[str], Any] | None) -> Callable[[str]
         async def finished(question: str) -> Any:
             return await run(made(question))
 
-        return lambda question: asyncio.run(finished(question))
+        return lambda question: _completed(finished, question)
     if callable(app):
         return lambda question: app(made(question))
     raise InvalidInput(
         f"cannot ask a {type(app).__name__}: pass a chain, an engine, an agent, or a function of a question"
     )
+
+
+def _completed(ask: Callable[[str], Coroutine[Any, Any, Any]], question: str) -> Any:
+    """Return what a coroutine function returns, also where an event loop runs, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(ask(question))
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(copy_context().run, asyncio.run, ask(question)).result()
 
 
 def _input_of(app: Any) -> Callable[[str], Any]:

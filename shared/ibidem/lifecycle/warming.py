@@ -22,7 +22,10 @@ class Pin(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was answered: by its model, or from the cache (`repeated`), maybe by a `pinned` answer."""
+    """A call that was answered: by its model, or from the cache (`repeated`).
+
+    `pinned` if a person's answer to this very question was repeated.
+    """
 
     request: Request
     answer: Answer
@@ -44,6 +47,7 @@ class WarmingRun:
         done: Whether it had been pinned before.
         learned: False if the call that answers was only known when it had answered.
         refused: Why the answer was not pinned; "" if it was, or nobody tried.
+        rejected: Why the answer of a call was not stored, the last one; "" if all were.
         misses: Lookups that found nothing.
     """
 
@@ -55,6 +59,7 @@ class WarmingRun:
     done: bool = False
     learned: bool = True
     refused: str = ""
+    rejected: str = ""
     misses: int = 0
 
     def before_lookup(self, request: Request, pin: Pin) -> None:
@@ -66,13 +71,17 @@ class WarmingRun:
     def after_lookup(self, request: Request, result: Hit | Miss, pin: Pin) -> None:
         """Note a call that was answered from the cache, or is not."""
         if isinstance(result, Hit):
-            self.calls.append(Call(request, result.answer, pin, True, bool(result.pinned)))
+            pinned = bool(result.pinned) and result.tier == "exact"
+            self.calls.append(Call(request, result.answer, pin, True, pinned))
         else:
             self.misses += 1
 
-    def after_store(self, request: Request, answer: Answer, pin: Pin) -> None:
-        """Note a call that its model has answered."""
-        self.calls.append(Call(request, answer, pin))
+    def after_store(self, request: Request, answer: Answer, pin: Pin, rejected: str | None) -> None:
+        """Note a call that its model has answered, or why its answer is not stored."""
+        if rejected:
+            self.rejected = rejected
+        else:
+            self.calls.append(Call(request, answer, pin))
 
     def give(self, request: Request, answer: Answer, pin: Pin) -> bool:
         """Pin the answer to this request; return whether it was."""

@@ -28,7 +28,7 @@ from ibidem.types import ANY_DOCUMENTS, Answer, Entry, Source
 _entries, _withdrawn, _vectors = tables.entries, tables.withdrawn, tables.entry_vectors
 _documents, _tags = tables.entry_documents, tables.entry_tags
 _e, _w, _l = _entries.c, _withdrawn.c, tables.lookups.c
-_IS_PINNED = _e.pinned != ""
+_IS_PINNED, _IS_REPLACED = _e.pinned != "", _e.pinned != "corrected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ class PinTable:
     ) -> str:
         """Store a vetted answer, in place of what there is; return "", or `invalidated` or `pins_full`.
 
-        One that stands for itself also takes the place of models' answers to the same question over any
-        documents, and of that with the id `replaces`. `embedder` is the fingerprint of the embedder of its
-        vector.
+        One that stands for itself also takes the place of all others to the same question over any documents,
+        and each of that with the id `replaces`; but not of corrected ones. `embedder` is the fingerprint of
+        the embedder of its vector.
         """
         with writing(self._engine) as db:
             exclude_stores(db, tables.invalidations)
@@ -121,7 +121,7 @@ class PinTable:
             _replace_entry(db, entry)
             put_related(db, entry, embedder)
             if replaces != entry.id:
-                delete_entries(db, sa.and_(_e.id == replaces, ~_IS_PINNED))
+                delete_entries(db, sa.and_(_e.id == replaces, _IS_REPLACED))
             if entry.documents == ANY_DOCUMENTS and entry.point is not None:
                 same = (_vectors.c.embedder == embedder_id(embedder), _vectors.c.point == entry.point)
                 twins = sa.select(_vectors.c.entry_id).where(*same)
@@ -130,7 +130,7 @@ class PinTable:
                     _e.namespace == entry.namespace,
                     _e.scope == entry.scope,
                 )
-                delete_entries(db, sa.and_(_e.id.in_(twins), *asked, ~_IS_PINNED))
+                delete_entries(db, sa.and_(_e.id.in_(twins), _e.id != entry.id, *asked, _IS_REPLACED))
             db.execute(sa.delete(_withdrawn).where(_w.id == entry.id))
         return ""
 
@@ -190,6 +190,13 @@ class PinTable:
                 return "pins_full"
             _replace_entry(db, entry)
             put_related(db, replace(entry, semantic=False), "")
+            if entry.documents == ANY_DOCUMENTS:
+                asked = (
+                    _e.question == entry.question,
+                    _e.namespace == entry.namespace,
+                    _e.scope == entry.scope,
+                )
+                delete_entries(db, sa.and_(_e.id != entry_id, *asked, _IS_REPLACED))
             for number in db.scalars(sa.select(tables.embedders.c.id)).all() if entry.semantic else ():
                 enqueue_missing(db, number, entry_id)  # the caches embed its question
             db.execute(sa.delete(_withdrawn).where(_w.id == entry_id))

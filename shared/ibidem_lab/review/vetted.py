@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.lifecycle.pinning import corrected
+from ibidem.types import ANY_DOCUMENTS
 
 if TYPE_CHECKING:
     from ibidem.lifecycle.rules import Bounds
@@ -69,7 +70,7 @@ class VettedAnswers:
         if found is None:
             return _REFUSALS["unknown_entry"]
         fresh = self._fresh(found)
-        if fresh is not None:
+        if fresh is not None and found.entry.documents != ANY_DOCUMENTS:
             said = self.correct(fresh.id, text)
             if said == _REFUSALS[""]:
                 self._remove(found)
