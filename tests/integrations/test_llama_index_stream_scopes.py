@@ -14,6 +14,7 @@ import pytest
 from llama_index.core import PromptTemplate, Settings
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import (
     CondensePlusContextChatEngine,
     CondenseQuestionChatEngine,
@@ -21,7 +22,7 @@ from llama_index.core.chat_engine import (
     SimpleChatEngine,
 )
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.llms import ChatMessage, CustomLLM, LLMMetadata
+from llama_index.core.llms import LLM, ChatMessage, CustomLLM, LLMMetadata
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
@@ -32,7 +33,14 @@ from ibidem.adapter.method_wrappers import _family
 from ibidem.cache import SemanticCache
 from ibidem.scope import EMPTY_SCOPE, current, scope_of
 from ibidem.types import Scope
-from llama_index_ibidem import CachedLLM, CachedSynthesizer, few_shot, install, uninstall
+from llama_index_ibidem import (
+    CachedLLM,
+    CachedSynthesizer,
+    IbidemCallbackHandler,
+    few_shot,
+    install,
+    uninstall,
+)
 from llama_index_ibidem.spans import STREAMS
 from tests.contracts.langchain import Recording
 from tests.contracts.llama_index import CountingFunctionCalling, Library, Script, shelves
@@ -193,6 +201,21 @@ def model() -> CountingFunctionCalling:
     return CountingFunctionCalling()
 
 
+@pytest.fixture(params=["model", "handler"])
+def cached(
+    request: pytest.FixtureRequest,
+    model: CountingFunctionCalling,
+    core: Recording,
+    monkeypatch: pytest.MonkeyPatch,
+) -> LLM:
+    """The model, cached by a `CachedLLM` or by a handler that it carries."""
+    if request.param == "model":
+        return CachedLLM(model, core)  # type: ignore[arg-type]
+    model.callback_manager = CallbackManager([IbidemCallbackHandler(core)])  # type: ignore[arg-type]
+    monkeypatch.setattr(Settings, "_callback_manager", model.callback_manager)
+    return model
+
+
 def in_thread(work: Callable[[], Any]) -> Any:
     """In a thread with this scope: in the main one LlamaIndex makes an event loop and leaves it open."""
     with ThreadPoolExecutor(1) as pool:
@@ -256,18 +279,14 @@ async def aread_in_all_ways(core: Recording, begin: Callable[[str], Any]) -> Non
 
 @pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
 @pytest.mark.parametrize("way", WAYS)
-def test_the_scope_of_the_asker_counts(model: CountingFunctionCalling, core: Recording, way: str) -> None:
-    llm = CachedLLM(model, core)  # type: ignore[arg-type]
-    in_thread(lambda: read_in_all_ways(core, lambda question: WAYS[way](llm, question)))
+def test_the_scope_of_the_asker_counts(cached: LLM, core: Recording, way: str) -> None:
+    in_thread(lambda: read_in_all_ways(core, lambda question: WAYS[way](cached, question)))
 
 
 @pytest.mark.filterwarnings("ignore:The `json` method is deprecated")
 @pytest.mark.parametrize("way", AWAYS)
-async def test_the_scope_of_the_asker_counts_in_async_code(
-    model: CountingFunctionCalling, core: Recording, way: str
-) -> None:
-    llm = CachedLLM(model, core)  # type: ignore[arg-type]
-    await aread_in_all_ways(core, lambda question: AWAYS[way](llm, question))
+async def test_the_scope_of_the_asker_counts_in_async_code(cached: LLM, core: Recording, way: str) -> None:
+    await aread_in_all_ways(core, lambda question: AWAYS[way](cached, question))
 
 
 @pytest.mark.parametrize("mode", SYNTHESIZED)
@@ -292,11 +311,9 @@ def settings(monkeypatch: pytest.MonkeyPatch, model: CountingFunctionCalling) ->
 @pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")
 @pytest.mark.filterwarnings("ignore:The `__fields_set__` attribute is deprecated")
 @pytest.mark.filterwarnings("ignore:Accessing the 'model_")
-async def test_the_scope_of_the_asker_counts_for_agents(
-    model: CountingFunctionCalling, core: Recording
-) -> None:
+async def test_the_scope_of_the_asker_counts_for_agents(cached: LLM, core: Recording) -> None:
     """Their runs are tasks, begun when they are asked; events are read outside."""
-    llm, since, runs = CachedLLM(model, core), len(core.looked_up), []  # type: ignore[arg-type]
+    llm, since, runs = cached, len(core.looked_up), list[Any]()
     for said in SCOPES:
         with ibidem.scope(**said):
             runs.append(FunctionAgent(llm=llm, tools=[]).run(question()))
