@@ -3,7 +3,7 @@
     python examples/llama_index_folder.py FOLDER                              # anywhere: no key, no network
     python examples/llama_index_folder.py FOLDER --model openai:gpt-4o-mini
 
-The app is `Folder` and the line with `install`. The rest reads your questions, and says of each answer
+The app is `Folder` and the line with `add_handler`. The rest reads your questions, and says of each answer
 whether it was repeated, or why not. Answers are kept until the program ends, or in `--answers DIRECTORY`.
 """
 
@@ -26,7 +26,7 @@ from watchfiles import watch
 import ibidem
 from ibidem.cache import SemanticCache
 from ibidem.embedding import resolve_embedder
-from llama_index_ibidem import install, invalidating
+from llama_index_ibidem import IbidemCallbackHandler, invalidating
 
 
 class Folder:
@@ -94,7 +94,7 @@ def main() -> None:
     Settings.text_splitter = SentenceSplitter(chunk_size=200, chunk_overlap=0)  # tokens; it reads 256
     told_by = {"on_lookup": lambda request, found: lookups.append(found)}
     with tempfile.TemporaryDirectory() as place, ibidem.open(options.answers or place, **told_by) as cache:
-        install(cache)
+        Settings.callback_manager.add_handler(IbidemCallbackHandler(cache))
         folder = Folder(options.folder.resolve(), cache)
         following = Thread(target=folder.follow, args=(stop,))
         following.start()  # before the first look, so that no change is missed
