@@ -312,7 +312,7 @@ def test_a_probability_is_fitted_to_streams(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.slope > 0
     assert found.thresholds.table[0] == (0.0, 1.0)
     assert list(found.thresholds.table) == sorted(found.thresholds.table, key=lambda row: (row[0], -row[1]))
-    assert said[0].startswith("banking77 0.9")
+    assert said[0].startswith("banking77 ")
 
 
 # suites of pairs --------------------------------------------------------------------------------------

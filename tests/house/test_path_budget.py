@@ -21,14 +21,15 @@ from tests.house.paths import RECORD, Entered, entered
 SLACK = 2
 BUDGETS = {
     "core: exact hit": 8 + SLACK,
-    "core: hit by meaning": 16 + SLACK,
+    # What other processes stored is followed in the lookup; scores and rules are two modules.
+    "core: hit by meaning": 17 + SLACK,  # target: 16
     "core: store": 20 + SLACK,
     "core: invalidate": 9 + SLACK,  # target: 8
     "LangChain: exact hit": 18 + SLACK,  # target: 17
-    "LangChain: hit by meaning": 26 + SLACK,  # target: 25; scores and rules are two modules
+    "LangChain: hit by meaning": 27 + SLACK,  # target: 25
     "LangChain: miss until stored": 31 + SLACK,
-    "LangChain: stream hit": 31 + SLACK,  # target: 27; what wraps methods is a module of its own
-    "LlamaIndex: hit by meaning": 33 + SLACK,  # a model is led by a handler or a `CachedLLM`
+    "LangChain: stream hit": 32 + SLACK,  # target: 27; what wraps methods is a module of its own
+    "LlamaIndex: hit by meaning": 34 + SLACK,  # a model is led by a handler or a `CachedLLM`
     "LlamaIndex: miss until stored": 36 + SLACK,
 }
 FOLLOW = {

@@ -169,7 +169,7 @@ def slowed(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def default(open_cache: OpenCache) -> SemanticCache:
     """A cache with the embedder that users get."""
-    return open_cache(embedder=None, threshold=0.95)
+    return open_cache(embedder=None, min_probability=0.95)
 
 
 @dataclass

@@ -1089,7 +1089,7 @@ async def test_namespaces_are_kept(empty: Log) -> None:
 def test_invalid_arguments_raise_at_once(cache: SemanticCache) -> None:
     """An option that does not exist, a cache and options, a namespace that is no text."""
     with pytest.raises(ibidem.InvalidInput, match="did you mean 'min_similarity'"):
-        IbidemCallbackHandler(treshold=0.9)
+        IbidemCallbackHandler(min_similarty=0.9)
     with pytest.raises(ibidem.InvalidInput, match="not both"):
         IbidemCallbackHandler(cache, min_similarity=0.9)
     with pytest.raises(ibidem.InvalidInput, match="namespace must be a str"):

@@ -52,9 +52,8 @@ Pairs = Annotated[
 ]
 MaxErrorRate = Annotated[
     str | None,
-    typer.Option(
+    text_option(
         "--max-error-rate",
-        metavar="SHARE",
         help="Instead of the cache's own: the share of hits that may be wrong, or strict, default, generous.",
     ),
 ]
