@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ class StoredVector:
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
 
 
+_STORED = (
+    sa.select(
+        *(_entries.c[name] for name in ("id", "namespace", "scope", "question")),
+        *(_vectors.c.vector, _vectors.c.point),
+    )
+    .join(_vectors, _vectors.c.entry_id == _entries.c.id)
+    .where(_vectors.c.embedder == sa.bindparam("embedder"))
+)
+_WITH_VECTORS = Prepared(_STORED.where(_vectors.c.point.is_not(None)))
+_LISTED: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_each(sa.bindparam("points")))
+_AT = Prepared(_STORED.where(_vectors.c.point.in_(_LISTED)))
 _CHANGES = Prepared(
     sa.select(_changes.c.id, _changes.c.embedder, _changes.c.point, _changes.c.added)
     .where(_changes.c.id >= sa.bindparam("since"))
@@ -79,11 +91,12 @@ class VectorChanges:
 
 def _to_stored_vector(row: Any) -> StoredVector:
     """Convert a row to its question, with the vector if it has one."""
-    vector = None if row.vector is None else to_vector(row.vector)
-    if not (row.id and row.scope and isinstance(row.question, str)):
+    id_, namespace, scope, question, raw, point = row
+    vector = None if raw is None else to_vector(raw)
+    if not (id_ and scope and isinstance(question, str)):
         raise ValueError("a damaged row")
-    stored = StoredVector(row.id, row.namespace, row.scope, row.question, vector)
-    if stored.point != row.point:  # it would be indexed again and again
+    stored = StoredVector(id_, namespace, scope, question, vector)
+    if stored.point != point:  # it would be indexed again and again
         raise ValueError("a damaged row")
     return stored
 
@@ -171,6 +184,7 @@ class VectorTable:
         self._engine, self.fingerprint = engine, fingerprint
         self.embedder = embedder_id(fingerprint)
         self._mine = _vectors.c.embedder == self.embedder
+        self._me = {"embedder": self.embedder}
 
     def unindexed(self, generation: str, limit: int, other: str = "") -> list[StoredVector]:
         """Return questions with a vector that is not in the index of this generation, nor of the other."""
@@ -193,14 +207,12 @@ class VectorTable:
 
     def with_vectors(self) -> list[StoredVector]:
         """Return all questions that have a vector, in no order."""
-        return self._stored(_vectors.c.point.is_not(None), None)
+        return list(valid_rows(_to_stored_vector, _WITH_VECTORS.rows(self._engine, self._me)))
 
     def at(self, points: Sequence[str]) -> list[StoredVector]:
-        """Return the questions at these points."""
-        found: list[StoredVector] = []
-        for first in range(0, len(points), BATCH):
-            found += self._stored(_vectors.c.point.in_(points[first : first + BATCH]), None)
-        return found
+        """Return the questions at these points. SQLite only."""
+        rows = _AT.rows(self._engine, {**self._me, "points": json.dumps(points)})
+        return list(valid_rows(_to_stored_vector, rows))
 
     def last_change(self) -> int:
         """Return the number of the last change of any vector; 0 if there was none."""
@@ -216,11 +228,8 @@ class VectorTable:
         mine = (row for row in rows if row[0] > since and row[1] == self.embedder)
         return VectorChanges(rows[-1][0], {row[2]: bool(row[3]) for row in mine})
 
-    def _stored(self, where: sa.ColumnElement[bool], limit: int | None) -> list[StoredVector]:
-        e = _entries.c
-        query = sa.select(e.id, e.namespace, e.scope, e.question, _vectors.c.vector, _vectors.c.point)
-        query = query.join(_vectors, _vectors.c.entry_id == e.id).where(self._mine, where)
-        rows = fetch_all(self._engine, query.limit(limit))
+    def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
+        rows = fetch_all(self._engine, _STORED.where(where).limit(limit).params(self._me))
         return list(valid_rows(_to_stored_vector, rows))
 
     def count(self, limit: int | None = None) -> int:
