@@ -146,16 +146,14 @@ def load(buffer: VectorBuffer, rows: Iterable[StoredVector]) -> None:
             buffer.add(point, with_scope_code(row.vector, row.namespace, row.scope))
 
 
-IN_MEMORY = "memory"  # the generation of vectors that wait for no index
 FULL_SECONDS = 60.0  # how often all points are compared, in case a change was lost
 
 
-class InMemoryIndex:
-    """The vectors of an embedded cache in a buffer, the same in each of its processes. Thread-safe.
+class ChangeFollower:
+    """Adds to a buffer what other processes have stored and no index holds yet. Thread-safe.
 
     A SQLite database lists its last changes (`vector_changes`), which `follow` reads: a few microseconds if
-    there are none. Points are added and removed by what the database holds now, so nothing depends on the
-    order in which threads and processes store and follow.
+    there are none.
 
     Args:
         table: The vectors.
@@ -166,9 +164,7 @@ class InMemoryIndex:
         self._table, self._buffer = table, buffer
         self._following = threading.Lock()
         self._stopped = False
-        self._last = table.last_change()  # before the vectors: what changes meanwhile is read again
-        load(buffer, table.with_vectors())
-        self._full_at = time.monotonic() + FULL_SECONDS
+        self._last = table.last_change()
 
     def follow(self) -> None:
         """Bring the buffer up to date with the database."""
@@ -178,6 +174,37 @@ class InMemoryIndex:
         with self._following:  # a caller waits for another, which may be removing what he has just stored
             if not self._stopped:
                 self._apply(self._table.changes(self._last))
+
+    def _apply(self, changes: VectorChanges | None) -> None:
+        if changes is None:  # too many: the background reads what no index holds, a page at a time
+            self._last = self._table.last_change()
+            return
+        new = [point for point, added in changes.added.items() if added and point not in self._buffer]
+        if new:
+            load(self._buffer, self._table.unindexed_at(new))
+        self._last = changes.last
+
+    def stop(self) -> None:
+        """Leave the buffer to others."""
+        with self._following:
+            self._stopped = True
+
+
+class InMemoryIndex(ChangeFollower):
+    """The vectors of an embedded cache in a buffer, the same in each of its processes. Thread-safe.
+
+    Points are added and removed by what the database holds now, so nothing depends on the order in which
+    threads and processes store and follow.
+
+    Args:
+        table: The vectors.
+        buffer: Receives them.
+    """
+
+    def __init__(self, table: VectorTable, buffer: VectorBuffer) -> None:
+        super().__init__(table, buffer)  # notes the last change before the vectors are read
+        load(buffer, table.with_vectors())
+        self._full_at = time.monotonic() + FULL_SECONDS
 
     def _apply(self, changes: VectorChanges | None) -> None:
         if changes is None:
@@ -210,8 +237,3 @@ class InMemoryIndex:
     def close(self, *, clean: bool = True) -> None:
         """Stop following."""
         self.stop()
-
-    def stop(self) -> None:
-        """Leave the buffer to another index."""
-        with self._following:
-            self._stopped = True

@@ -17,7 +17,7 @@ from ibidem.index.backfill import Backfill
 from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of
 from ibidem.index.chroma_lock import delete_unused
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
-from ibidem.index.memory import IN_MEMORY, InMemoryIndex, VectorBuffer, with_scope_code
+from ibidem.index.memory import ChangeFollower, InMemoryIndex, VectorBuffer, with_scope_code
 from ibidem.matching.fitted import SHIPPED, Calibration
 from ibidem.matching.scorers import Scorer, Verifier
 from ibidem.storage.store import Store
@@ -110,6 +110,7 @@ class VectorSearch:
         self._working = threading.Lock()  # held while the index is written; taken before `_lock`
         self._index: VectorIndex | InMemoryIndex | None = None
         self._buffer = VectorBuffer()
+        self._follower: ChangeFollower | None = None  # of an embedded index, keeps the buffer up to date
         self._complete = False  # whether the buffer holds all that the index holds
         self._arrived: list[tuple[str, Vector]] | None = None  # entries stored while the index is opened
         self._backfill = Backfill(self.table, self._registry, self._embedder, self._faults)
@@ -140,8 +141,8 @@ class VectorSearch:
             IndexUnavailable: The index belongs to another process, or is down.
         """
         index = self.open()
-        if isinstance(index, InMemoryIndex):
-            index.follow()
+        if (follower := self._follower) is not None:
+            follower.follow()
         target = with_scope_code(vector, namespace, scope)
         near = self._buffer.nearest(target, k)
         if self._complete:
@@ -212,7 +213,7 @@ class VectorSearch:
                 self._compactor.limit_backlog()
             else:
                 self._compactor.drop_dead()
-            more = self.table.mark_pending(IN_MEMORY)
+            more = self.table.mark_in_memory()
         return bool(self._backfill.embed_batch()) or more
 
     def _move_to_chroma(self, small: InMemoryIndex, buffer: VectorBuffer) -> bool:
@@ -228,10 +229,12 @@ class VectorSearch:
                 self._faults.note("open the vector index", error)
             return False
         self._compactor.on_open(index)
+        follower = ChangeFollower(self.table, buffer)
+        small.follow()
         small.stop()
         with self._lock:
             buffer.mark_all_waiting()
-            self._index = index
+            self._index, self._follower = index, follower
         return True
 
     def caught_up(self) -> bool:
@@ -290,7 +293,7 @@ class VectorSearch:
         """Close the index; what waits is found again at the next opening."""
         with self._working, self._lock:
             self._closed = True  # a lookup under way must not open it again
-            index, self._index = self._index, None
+            index, self._index, self._follower = self._index, None, None
             if self._breaker is not None:
                 self._breaker.stop()
             self._compactor.forget()
@@ -338,7 +341,7 @@ class VectorSearch:
             self._arrived = []
         try:
             buffer = VectorBuffer()
-            index, complete = self._opened(buffer)
+            index, follower, complete = self._opened(buffer)
         except Exception as error:
             self._remember_failure(error)
             raise
@@ -347,24 +350,30 @@ class VectorSearch:
                 buffer.add(point, vector)
             self._arrived = None
             if not self._closed:
-                self._buffer, self._complete, self._index = buffer, complete, index
+                self._buffer, self._complete, self._follower = buffer, complete, follower
+                self._index = index
                 self._failure = None
                 return
         index.close()
 
-    def _opened(self, buffer: VectorBuffer) -> tuple[VectorIndex | InMemoryIndex, bool]:
+    def _opened(
+        self, buffer: VectorBuffer
+    ) -> tuple[VectorIndex | InMemoryIndex, ChangeFollower | None, bool]:
         """Open the index and fill the buffer; returns, too, whether the buffer holds all its vectors."""
         count = self.table.count(MEMORY_LIMIT + 1) if self._alone else 0
         if self._alone and count <= EXACT_LIMIT and EXACT_LIMIT > 0:
-            return InMemoryIndex(self.table, buffer), True
+            small = InMemoryIndex(self.table, buffer)
+            return small, small, True
         try:
             index = self._open_index()
         except IndexInUse:
             if count > MEMORY_LIMIT:
                 raise
             self._index_at = time.monotonic() + RETRY_SECONDS
-            return InMemoryIndex(self.table, buffer), True
-        return index, self._fill(buffer, index)
+            small = InMemoryIndex(self.table, buffer)
+            return small, small, True
+        follower = ChangeFollower(self.table, buffer) if self._alone else None
+        return index, follower, self._fill(buffer, index)
 
     def _fill(self, buffer: VectorBuffer, index: VectorIndex) -> bool:
         """Read what is not in the index, and if it is small all that is; closes the index if that fails."""
@@ -384,7 +393,7 @@ class VectorSearch:
                 return
             self._index = None
             self._compactor.forget()
-            self._buffer, self._complete = VectorBuffer(), False
+            self._buffer, self._follower, self._complete = VectorBuffer(), None, False
             self._remember_failure(error)
         try:
             index.close(clean=False)

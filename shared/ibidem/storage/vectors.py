@@ -33,6 +33,7 @@ from ibidem.types import Entry, Vector, digest, point_of, to_bytes, to_vector
 # Values of entry_vectors.indexed_in: the vector waits for indexing; it is missing. By any collation the first
 # sorts before all generations and the second after them.
 PENDING, MISSING = "", "zz"
+IN_MEMORY = "memory"  # of a vector that waits for no index, as there are few enough to be searched in memory
 RETENTION_SECONDS = 86_400.0  # how long the vectors of an embedder are kept after it was last used
 SMALL = 5_000  # entries whose missing vectors are enqueued in one transaction
 PIECE_BYTES = 2**20  # of a model file, in one row
@@ -71,6 +72,8 @@ _STORED = (
 _WITH_VECTORS = Prepared(_STORED.where(_vectors.c.point.is_not(None)))
 _LISTED: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_each(sa.bindparam("points")))
 _AT = Prepared(_STORED.where(_vectors.c.point.in_(_LISTED)))
+_unindexed = sa.or_(_vectors.c.indexed_in == PENDING, _vectors.c.indexed_in == IN_MEMORY)
+_UNINDEXED_AT = Prepared(_STORED.where(_vectors.c.point.in_(_LISTED), _unindexed))
 _CHANGES = Prepared(
     sa.select(_changes.c.id, _changes.c.embedder, _changes.c.point, _changes.c.added)
     .where(_changes.c.id >= sa.bindparam("since"))
@@ -214,6 +217,11 @@ class VectorTable:
         rows = _AT.rows(self._engine, {**self._me, "points": json.dumps(points)})
         return list(valid_rows(_to_stored_vector, rows))
 
+    def unindexed_at(self, points: Sequence[str]) -> list[StoredVector]:
+        """Return the questions at these points that no index holds. SQLite only."""
+        rows = _UNINDEXED_AT.rows(self._engine, {**self._me, "points": json.dumps(points)})
+        return list(valid_rows(_to_stored_vector, rows))
+
     def last_change(self) -> int:
         """Return the number of the last change of any vector; 0 if there was none."""
         return fetch_value(self._engine, sa.select(sa.func.max(_changes.c.id))) or 0
@@ -309,15 +317,15 @@ class VectorTable:
                 insert = insert_into(db.dialect.name)(_dead).on_conflict_do_nothing()
                 db.execute(insert, [{"embedder": self.embedder, "point": point} for point in dead])
 
-    def mark_pending(self, generation: str) -> bool:
-        """Record that a batch of what waits for indexing needs to wait no more; whether there may be more."""
+    def mark_in_memory(self) -> bool:
+        """Record that a batch of what waits for indexing waits for no index; whether there may be more."""
         c = _vectors.c
         query = sa.select(c.entry_id).where(self._mine, c.indexed_in == PENDING).limit(BATCH)
         ids = fetch_column(self._engine, query)
         if ids:
             with writing(self._engine) as db:
                 where = sa.and_(self._mine, c.entry_id.in_(ids), c.indexed_in == PENDING)
-                db.execute(sa.update(_vectors).where(where).values(indexed_in=generation))
+                db.execute(sa.update(_vectors).where(where).values(indexed_in=IN_MEMORY))
         return len(ids) == BATCH
 
     def mark_unindexed(self, points: Sequence[str]) -> None:
