@@ -16,6 +16,7 @@ from ibidem.audits.ledger import AuditStats
 from ibidem.costs import Prices, read_prices, savings
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
+from ibidem.explanation import Explainer, Explanation
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.warming import current_run
@@ -140,6 +141,7 @@ class SemanticCache:
         )
         self._verifier, self._guards = verifier, guards
         self._lookups = LookupPipeline(runtime, strictness, auditor, lifetime, verifier, guards)
+        self._explainer = Explainer(runtime, strictness, auditor, admission, self._lookups)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self._prices = prices or read_prices()
@@ -331,6 +333,34 @@ class SemanticCache:
             verifier=verifier,
             guards=self._guards,
             is_private=self._admission.is_private,
+        )
+
+    def why(
+        self, asked: Request | str, *, namespace: str | None = None, max_age: float | None = None
+    ) -> Explanation:
+        """Explain what a lookup would do with a request now, and why: step by step, with figures.
+
+        Nothing is stored, logged, audited or refreshed, and no language model is asked; a verifier of your
+        own is called as in a lookup.
+
+        Args:
+            asked: The request; or the question alone: then it is compared with the stored questions of all
+                scopes, whatever their documents.
+            namespace: With a question alone: its namespace; by default all of them.
+            max_age: As of `lookup`.
+
+        Raises:
+            InvalidInput: An argument cannot be used.
+            CacheClosed: The cache was closed.
+        """
+        self._ready(*([] if isinstance(asked, str) else [asked]))
+        if namespace is not None:
+            require_name("namespace", namespace)
+        require_seconds("max_age", max_age)
+        if isinstance(asked, str):
+            return self._explainer.of_question(asked, namespace)
+        return self._explainer.of_request(
+            asked if current_scope() is EMPTY_SCOPE else freeze_scope(asked), max_age
         )
 
     def invalidate(

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 NEIGHBOURS = 16  # points searched for; as the vectors carry the scope, the right one is nearly always first
 REFRESH_SECONDS = 60.0  # time for the caller that refreshes a stale answer, before another one does
 REFRESHING = 10_000  # stale answers known to be refreshed at one time
+# The reason of a miss without a candidate, by whether the scope has answers that are compared by meaning.
+NOTHING_NEAR = {None: "empty", False: "answer_exact_only", True: "below_threshold"}
 
 
 class LookupPipeline:
@@ -106,8 +108,8 @@ class LookupPipeline:
         if reason:
             return Miss(reason)
         # 3. Which of the nearest stored questions means the same, over the same documents?
-        candidates = self._candidates(index, request, now, max_age)
-        verifier, verdict = self._decide(index, request, candidates)
+        candidates = [one for one in self.near(index, request) if self.is_alive(one.entry, now, max_age)]
+        verifier, verdict = self.decide(index, request, candidates)
         # 4. May its answer be served, by the error budget and by its age?
         if (best := verdict.chosen) is not None:
             auditor = self._auditor
@@ -120,10 +122,9 @@ class LookupPipeline:
             return _miss("expired", Candidate(identical, 1.0))
         if verdict.nearest is not None:
             return _miss(verdict.reason, verdict.nearest)
-        kind = entries.kind_in_scope(request.namespace, request.scope_digest)
-        return Miss({None: "empty", False: "answer_exact_only", True: "below_threshold"}[kind])
+        return Miss(NOTHING_NEAR[entries.kind_in_scope(request.namespace, request.scope_digest)])
 
-    def _decide(
+    def decide(
         self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
     ) -> tuple[Verifier, Verdict]:
         """Decide by the cache's verifier; where the pair model fails, by the rule without it."""
@@ -140,10 +141,11 @@ class LookupPipeline:
         with self._lock:
             self._refreshing.pop(key)
 
-    def _candidates(
-        self, index: SemanticIndex, request: Request, now: float, max_age: float | None
-    ) -> list[Candidate]:
-        """Embed the question, search the index, and read the entries found from the database."""
+    def near(self, index: SemanticIndex, request: Request) -> list[Candidate]:
+        """Embed the question, search the index, and read the entries found from the database.
+
+        Expired ones are among them, the entry of the identical request is not.
+        """
         with step("ibidem.embed"):
             vector = index.embedder.vector_of(request.question)
         namespace, scope = request.namespace, request.scope_digest
@@ -163,8 +165,16 @@ class LookupPipeline:
             if entry.vector is not None
             and entry.vector.shape == vector.shape
             and entry.id != request.key  # the identical request is looked up before
-            and self._lifetime.state(entry, now, max_age) != "expired"
         ]
+
+    def is_alive(self, entry: Entry, now: float, max_age: float | None) -> bool:
+        """Return whether an entry is not expired."""
+        return self._lifetime.state(entry, now, max_age) != "expired"
+
+    def would_serve(self, entry: Entry, now: float, max_age: float | None) -> bool:
+        """Return whether the age of an entry lets its answer be served to this caller; refreshes nothing."""
+        state = self._lifetime.state(entry, now, max_age)
+        return state == "alive" or (state == "stale" and self._is_being_refreshed(entry))
 
     def _serve(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
         """Return the hit; None if the entry is expired, or stale and this caller is to refresh it."""
@@ -187,12 +197,14 @@ class LookupPipeline:
 
     def _is_to_refresh(self, entry: Entry) -> bool:
         """Return whether this caller is to refresh the entry, as no other does."""
-        now = time.monotonic()
         with self._lock:
-            if now < (self._refreshing.get(entry.id) or 0.0):
+            if self._is_being_refreshed(entry):
                 return False
-            self._refreshing.put(entry.id, now + REFRESH_SECONDS)
+            self._refreshing.put(entry.id, time.monotonic() + REFRESH_SECONDS)
             return True
+
+    def _is_being_refreshed(self, entry: Entry) -> bool:
+        return time.monotonic() < (self._refreshing.get(entry.id) or 0.0)
 
 
 def _miss(reason: str, candidate: Candidate) -> Miss:

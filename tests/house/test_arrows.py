@@ -18,7 +18,7 @@ LAYERS = [
     "index examples costs",
     "audits active_model telemetry settings",
     "runtime",
-    "ibidem opening cache pipeline",
+    "ibidem opening cache explanation pipeline",
     "adapter testing",
     "cli openai langchain_ibidem llama_index_ibidem ibidem_lab",
 ]

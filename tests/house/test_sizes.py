@@ -14,8 +14,8 @@ from tests.house.imports import FOLDERS, ROOT, modules_in
 
 SIZES = {
     # With `cache.decide`, verifiers (pair model, cross-encoders), vetted and known answers, wrapped methods.
-    ("ibidem", "modules"): 115,  # with the backfill of the index, which was in one with the search
-    ("ibidem", "lines"): 24_300,
+    ("ibidem", "modules"): 117,  # with `cache.why`, and the backfill of the index by itself
+    ("ibidem", "lines"): 24_820,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
     ("langchain_ibidem", "modules"): 11,
@@ -26,7 +26,7 @@ SIZES = {
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered
 #: Modules in a package, its `__init__` included and its sub-packages not.
-MOST_MODULES = 16
+MOST_MODULES = 17  # those of `ibidem` itself, with the explanation of lookups
 
 
 @pytest.mark.parametrize(("package", "what"), SIZES)

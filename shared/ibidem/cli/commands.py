@@ -44,6 +44,7 @@ from ibidem.cli.output import (
 from ibidem.cli.plugins import Commands
 from ibidem.cli.rebuild import rebuild_index
 from ibidem.cli.warm import warm_cache
+from ibidem.cli.why import explain
 from ibidem.costs import Prices, Savings, read_prices, savings
 from ibidem.errors import StorageError
 from ibidem.storage.statistics import LogFilter
@@ -248,6 +249,7 @@ def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
 app.add_typer(examples_app)
 app.command("rebuild")(rebuild_index)
 app.command("warm")(warm_cache)
+app.command("why")(explain)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
 

@@ -86,13 +86,16 @@ class Strictness:
 class Verdict:
     """Whether `chosen` may be served; if None, `reason` says why `nearest`, the most similar, may not.
 
-    `best` is the candidate with the highest score that is refused by nothing but its score.
+    `best` is the candidate with the highest score that is refused by nothing but its score. `scored` are all
+    that have one, `refused` those that were refused whatever their score, each with the reason.
     """
 
     chosen: Candidate | None
     reason: str
     nearest: Candidate | None
     best: Candidate | None = None
+    scored: Sequence[Candidate] = ()
+    refused: Sequence[tuple[Candidate, str]] = ()
 
 
 def decide(
@@ -122,12 +125,13 @@ def decide(
         return Verdict(None, "below_threshold", None)
     objections = [_objection(request, candidate, policy, floor, guards) for candidate in nearby]
     allowed = [one for one, objection in zip(nearby, objections, strict=True) if not objection]
+    refused = [(one, objection) for one, objection in zip(nearby, objections, strict=True) if objection]
     scored = _verified(request, allowed, verifier, policy.threshold) if allowed else []
     nearest = nearby[0] if objections[0] else scored[0]
     best = max(scored, key=lambda candidate: candidate.score, default=None)
     if best is not None and best.score >= policy.threshold:
-        return Verdict(best, "", best, best)
-    return Verdict(None, objections[0] or "below_threshold", nearest, best)
+        return Verdict(best, "", best, best, scored, refused)
+    return Verdict(None, objections[0] or "below_threshold", nearest, best, scored, refused)
 
 
 def _floor(verifier: Verifier, threshold: float) -> float:

@@ -1,0 +1,246 @@
+"""`cache.why` and `ibidem why`: what a lookup would do, and why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import ibidem
+from ibidem import Answer, CacheClosed, Document, Hit, InvalidInput, Miss, Request
+from ibidem.cache import SemanticCache
+from ibidem.cli.commands import app
+from ibidem.explanation import DocumentChange, Explanation
+from tests.contracts.cache import CacheContract
+from tests.contracts.lifecycle import LifecycleContract
+from tests.embedders import Broken
+from tests.helpers import question, reworded
+from tests.shared.test_audit import ENOUGH, audited, fill, judged, past  # noqa: F401
+from tests.shared.test_pair_decisions import Overlap, suite_pairs
+
+OpenCache = Callable[..., SemanticCache]
+FEES = Document("fees.md", "Returning goods costs 3 euros.", source="shop")
+EDITED = Document("fees.md", "Returning goods costs 4 euros.", source="shop")
+OTHER = Document("shops.md", "We also have a shop in Nice.")
+COSTS = Answer("Returning goods costs 3 euros.")
+
+
+def agree(found: Explanation, result: Hit | Miss) -> bool:
+    """Whether an explanation says what the lookup then did; audits draw by chance."""
+    if result:
+        score = found.nearest and next(one.score for one in found.nearest if one.entry_id == result.entry_id)
+        same = result.tier == "exact" or (score == result.score and score >= found.threshold)
+        return (found.tier, found.entry_id, found.reason) == (result.tier, result.entry_id, "") and same
+    if result.reason == "audit":
+        return found.tier == "semantic"
+    return (found.tier, found.reason) == (None, result.reason)
+
+
+@pytest.fixture
+def explained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each lookup of the main thread is explained before; returns the outcomes."""
+    seen, lookup = list[str](), SemanticCache.lookup
+
+    def explain_and_look_up(
+        cache: SemanticCache, request: Request, *, max_age: float | None = None
+    ) -> Hit | Miss:
+        if threading.current_thread() is not threading.main_thread():  # others change meanwhile what is found
+            return lookup(cache, request, max_age=max_age)
+        found = cache.why(request, max_age=max_age) if isinstance(request, Request) else None
+        result = lookup(cache, request, max_age=max_age)
+        assert found is not None
+        assert agree(found, result), (found, result)
+        assert found.steps
+        seen.append(found.tier or found.reason)
+        return result
+
+    monkeypatch.setattr(SemanticCache, "lookup", explain_and_look_up)
+    return seen
+
+
+@pytest.mark.usefixtures("explained")
+class TestExplained(CacheContract, LifecycleContract):
+    """All that a cache promises, with each lookup explained before: the explanation is true, and no trace."""
+
+
+@pytest.mark.parametrize("options", [{}, {"verifier": None}, {"verifier": Overlap(), "min_probability": 0.6}])
+def test_an_explanation_is_what_a_lookup_does(
+    open_cache: OpenCache, explained: list[str], options: dict[str, object]
+) -> None:
+    """For questions of all kinds, among each other, with each rule."""
+    cache = open_cache(**{"embedder": "all-MiniLM-L6-v2", "min_probability": None, **options})
+    pairs = suite_pairs(60)
+    for stored, _ in pairs[:40]:
+        cache.store(Request(stored), Answer("an answer"))
+    for _, asked in pairs:
+        cache.lookup(Request(asked))
+
+    assert {"semantic", "below_threshold"} < set(explained)
+    assert any(outcome.startswith("guard:") for outcome in explained)
+
+
+@pytest.mark.parametrize("document_policy", ["supporting", "all", "ignore"])
+def test_documents_that_differ_are_named(
+    open_cache: OpenCache, explained: list[str], document_policy: str
+) -> None:
+    """If, and only if, they are the reason, for the same words and others."""
+    cache, sets = (
+        open_cache(document_policy=document_policy),
+        [(FEES,), (EDITED,), (FEES, OTHER), (OTHER,), ()],
+    )
+    named: dict[tuple[object, object], tuple[DocumentChange, ...]] = {}
+    for number, (stored, given) in enumerate(itertools.product(sets, sets)):
+        place = f"place-{number}"
+        cache.store(Request("what does returning goods cost", documents=stored, namespace=place), COSTS)
+        for asked in ("what does returning goods cost", "what does returning the goods cost"):
+            found = cache.why(request := Request(asked, documents=given, namespace=place))
+            cache.lookup(request)
+            refused = found.reason == "documents_changed"
+            named[stored, given] = found.nearest[0].documents if refused else ()
+            assert refused == any(one.documents for one in found.nearest)
+            assert not refused or found.nearest[0].score > found.threshold
+
+    assert len(explained) == 2 * len(sets) ** 2
+    refusing, every = document_policy != "ignore", document_policy == "all"
+    assert named[(FEES,), (EDITED,)] == (DocumentChange("fees.md", "shop", "changed"),) * refusing
+    assert named[(FEES,), ()] == (DocumentChange("fees.md", "shop", "missing"),) * refusing
+    assert named[(FEES,), (FEES, OTHER)] == (DocumentChange("shops.md", "", "added"),) * every
+    assert named[(FEES, OTHER), (FEES,)] == (DocumentChange("shops.md", "", "missing"),) * every
+
+
+@pytest.mark.usefixtures("explained")
+def test_private_long_and_unnamed_questions(open_cache: OpenCache, explained: list[str]) -> None:
+    """What cannot be compared is told, with the reason of the lookup."""
+    cache = open_cache(redact=lambda text: text.replace("Ada", "***"))
+    for request in (
+        Request("what does Ada owe us"),
+        Request("what does it cost " * 100),
+        Request("all of the prompt", semantic=False),
+        Request("in a name", namespace="no\0name"),
+    ):
+        cache.lookup(request)
+        assert cache.why(request).threshold is None
+    with ibidem.scope(bypass=True):
+        cache.lookup(Request("anything"))
+
+    assert explained == [
+        "question_private",
+        "question_too_long",
+        "question_unknown",
+        "empty",
+        "bypassed",
+    ]
+
+
+def test_the_same_question_in_another_scope_is_pointed_out(cache: SemanticCache) -> None:
+    """Of the same namespace only, each wording once."""
+    asked = "what is in the box that came today"
+    for clock in ("10:00", "10:01", "10:02"):
+        cache.store(Request(asked, scope=clock), Answer("A pump."))
+    cache.store(Request(asked, scope="10:00", namespace="other"), Answer("A secret."))
+    found = cache.why(Request(asked, scope="10:03"))
+
+    assert (found.reason, found.nearest) == ("empty", ())
+    assert [(one.question, one.scopes, one.reason) for one in found.elsewhere] == [(asked, 3, "")]
+    assert "The same question is stored in 3 other scopes" in str(found)
+    assert cache.why(Request(asked, scope="10:00", namespace="third")).elsewhere == ()
+    cache.store(Request("who sells tea", scope="10:03"), Answer("We do."))
+    again = cache.why(Request(asked, scope="10:03"))
+    assert (again.reason, again.elsewhere[0].scopes) == ("below_threshold", 3)
+
+
+def test_nothing_is_left_behind(open_cache: OpenCache, tmp_path: Path) -> None:
+    """No log, no count of hits, no refresh, no audit; the callback hears nothing."""
+    heard: list[object] = []
+    cache = open_cache(ttl=100, stale_while_revalidate=50, on_lookup=lambda *told: heard.append(told))
+    fill(cache, 3)
+    cache.lookup(Request("this opens the index"))
+    cache.flush()
+    before = [cache._runtime.store.entries.newest(), cache.recent(), cache.stats()]
+    now = cache._runtime.clock()
+    cache._runtime.clock = lambda: now + 120.0
+    for n in (0, 1, 5):
+        for _ in range(2):
+            assert cache.why(Request(reworded(n))).reason in ("expired", "below_threshold")
+            assert cache.why(Request(question(n))).reason in ("expired", "below_threshold")
+            assert cache.why(question(n)).reason == "scope_unknown"
+    cache.flush()
+
+    assert [cache._runtime.store.entries.newest(), cache.recent(), cache.stats()] == before
+    assert len(heard) == 1
+    assert cache.lookup(Request(reworded(0))).reason == "expired"  # this one refreshes
+    assert cache.why(Request(reworded(0))).tier == "semantic"  # and others are served meanwhile
+
+
+def test_audits_decide(audited, past, explained: list[str]) -> None:  # noqa: F811
+    """From which score on, and what is below it; nothing at all at first."""
+    cache = audited(audit_rate=0.05)
+    fill(cache, 1)
+    found = cache.why(Request(reworded(0)))
+    assert (found.reason, found.threshold, found.nearest[0].reason) == (
+        "below_budget",
+        math.inf,
+        "below_budget",
+    )
+    assert "audits let nothing be served yet" in str(found)
+    cache.close()
+
+    past([judged(score=0.95) for _ in range(ENOUGH)])
+    cache = audited(audit_rate=0.05)
+    found = cache.why(Request(reworded(0)))
+    assert (found.tier, found.reason) == ("semantic", "")
+    assert 0.8 < found.threshold <= 0.95
+    for _ in range(20):
+        cache.lookup(Request(reworded(0)))
+    assert set(explained) == {"semantic"}
+
+
+def test_failures_are_told(open_cache: OpenCache, explained: list[str]) -> None:
+    """With the reason of the lookup, and what it was."""
+    cache = open_cache(embedder=Broken())
+    cache.lookup(Request("anything"))
+
+    assert explained == ["error"]
+    assert "RuntimeError" in str(cache.why(Request("anything")))
+
+
+def test_bad_arguments_are_refused(cache: SemanticCache) -> None:
+    """As those of a lookup."""
+    for asked, options in ((3, {}), ("a", {"namespace": 3}), (Request("a"), {"max_age": "old"}), (" ", {})):
+        with pytest.raises(InvalidInput):
+            cache.why(asked, **options)  # type: ignore[arg-type]
+    cache.close()
+    with pytest.raises(CacheClosed):
+        cache.why("a")
+
+
+@pytest.mark.usefixtures("wide_console")
+def test_the_command_explains_a_question(tmp_path: Path) -> None:
+    """Against all scopes, of one namespace or of all; as a table or for programs."""
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["why", *arguments, "--path", str(tmp_path / "cache")])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    with ibidem.open(tmp_path / "cache") as cache:
+        for clock in ("10:00", "10:01"):
+            cache.store(Request("How long can I return goods?", scope=clock), Answer("30 days."))
+        cache.store(Request("How long can I return 3 goods?", namespace="acme"), Answer("30 days."))
+        threshold = cache.policy.threshold
+        said = run("How long can I return the goods?")  # also while another has it open
+
+    assert "3 stored questions in 3 scopes in all namespaces" in said
+    assert "sure enough" in said
+    assert "guard:numbers" in said
+    assert f"from a score of {threshold:.4f} on" in said
+    assert "guard:numbers" not in run("How long can I return the goods?", "--namespace", "")
+    told = json.loads(run("How long can I return the goods?", "--namespace", "acme", "--json"))
+    assert [one["reason"] for one in told["nearest"]] == ["guard:numbers"]
+    assert json.loads(run("nothing there", "--namespace", "none", "--json"))["reason"] == "empty"
