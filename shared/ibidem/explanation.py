@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ibidem.index.search import SemanticIndex
     from ibidem.lifecycle.rules import Admission
     from ibidem.runtime import Runtime
-    from ibidem.storage.vectors import StoredVector
+    from ibidem.storage.entries import StoredQuestion
 
 SCANNED = 10_000  # newest questions of a namespace among which those of other scopes are looked for
 ELSEWHERE = 3  # questions of other scopes that are shown
@@ -244,7 +244,7 @@ class Explainer:
         told, index = Explanation(request.question), self._runtime.semantic_index
         if reason := self._refusal(index, request.question):
             return _uncompared(told, reason)
-        stored = index.vectors.table.newest(SCANNED, namespace)
+        stored = self._newest(index, namespace)
         verifier, least, nearest = self._anywhere(index, request, stored, MAX_CANDIDATES, now)
         where = "in all namespaces" if namespace is None else f"in the namespace {namespace!r}"
         counted = (
@@ -283,7 +283,7 @@ class Explainer:
         self, told: Explanation, index: SemanticIndex, request: Request, now: float
     ) -> Explanation:
         """Add the nearest questions of the same namespace in other scopes."""
-        stored = index.vectors.table.newest(SCANNED, request.namespace)
+        stored = self._newest(index, request.namespace)
         others = [one for one in stored if one.scope != request.scope_digest]
         if not others:
             return replace(told, steps=(*told.steps, "No other scope of this namespace holds a question."))
@@ -299,12 +299,17 @@ class Explainer:
             said += "; the nearest there:" if nearer else ", but none that is nearer."
         return replace(told, elsewhere=nearer, steps=(*told.steps, said, *map(str, nearer)))
 
+    def _newest(self, index: SemanticIndex, namespace: str | None) -> list[StoredQuestion]:
+        """Read the newest questions of a namespace, or of all, that have a vector."""
+        stored = self._runtime.store.entries.newest_questions(SCANNED, index.fingerprint, namespace)
+        return [one for one in stored if one.vector is not None]
+
     def _anywhere(
-        self, index: SemanticIndex, request: Request, stored: Iterable[StoredVector], most: int, now: float
+        self, index: SemanticIndex, request: Request, stored: Iterable[StoredQuestion], most: int, now: float
     ) -> tuple[Verifier, float, tuple[Neighbour, ...]]:
         """Compare with stored questions of any scope, each wording once, whatever their documents."""
         vector = index.embedder.vector_of(request.question)
-        wordings: dict[tuple[str, str], list[StoredVector]] = {}
+        wordings: dict[tuple[str, str], list[StoredQuestion]] = {}
         vectors: dict[str, Vector] = {}  # by the id of the newest entry of each wording
         for row in stored:
             if row.vector is not None and row.vector.shape == vector.shape:
@@ -405,7 +410,7 @@ def _nearest(candidates: Iterable[Candidate]) -> list[Candidate]:
     return heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda one: one.similarity)
 
 
-def _scopes(stored: Iterable[StoredVector]) -> int:
+def _scopes(stored: Iterable[StoredQuestion]) -> int:
     return len({(one.namespace, one.scope) for one in stored})
 
 

@@ -101,6 +101,7 @@ class StoredQuestion:
     for, if it exists.
     """
 
+    id: str
     namespace: str
     scope: str
     question: str
@@ -191,7 +192,7 @@ class EntryTable:
         self, limit: int, embedder: str, namespace: str | None = None
     ) -> list[StoredQuestion]:
         """Return the newest questions compared by meaning, newest first; all or those of one namespace."""
-        columns = (_e.namespace, _e.scope, _e.question, _e.documents, _e.answer, _vectors.c.vector)
+        columns = (_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.answer, _vectors.c.vector)
         mine = sa.and_(_vectors.c.entry_id == _e.id, _vectors.c.embedder == embedder_id(embedder))
         query = sa.select(*columns).outerjoin(_vectors, mine).where(_e.semantic, _e.question.is_not(None))
         query = in_namespace(query, _e.namespace, namespace)
@@ -350,4 +351,4 @@ def _to_question(row: Any) -> StoredQuestion:
     if row.question is None:
         raise ValueError("a damaged row")
     vector = row.vector and to_vector(row.vector)
-    return StoredQuestion(row.namespace, row.scope, row.question, row.documents, row.answer, vector)
+    return StoredQuestion(row.id, row.namespace, row.scope, row.question, row.documents, row.answer, vector)

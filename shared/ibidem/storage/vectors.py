@@ -236,17 +236,8 @@ class VectorTable:
         mine = (row for row in rows if row[0] > since and row[1] == self.embedder)
         return VectorChanges(rows[-1][0], {row[2]: bool(row[3]) for row in mine})
 
-    def newest(self, limit: int, namespace: str | None = None) -> list[StoredVector]:
-        """Return the newest questions that have a vector, of all or one namespace, newest first."""
-        e = _entries.c
-        mine = sa.true() if namespace is None else e.namespace == namespace
-        return self._stored(sa.and_(_vectors.c.vector.is_not(None), mine), limit, e.created.desc(), e.id)
-
-    def _stored(
-        self, where: sa.ColumnElement[bool], limit: int, *order: sa.ColumnElement[Any]
-    ) -> list[StoredVector]:
-        query = _STORED.where(where).order_by(*order).limit(limit)
-        rows = fetch_all(self._engine, query.params(self._me))
+    def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
+        rows = fetch_all(self._engine, _STORED.where(where).limit(limit).params(self._me))
         return list(valid_rows(_to_stored_vector, rows))
 
     def count(self, limit: int | None = None) -> int:
