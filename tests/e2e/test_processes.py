@@ -330,6 +330,29 @@ print("parent", found.tier, cache.lookup(ibidem.Request(question(1000))).tier, f
 """
 
 
+# What a server with `preload` does: opens, and with an argument uses, the cache, and forks 4 workers.
+PRELOADED = """
+import os, sys
+import ibidem
+from tests.embedders import BagOfWords
+from tests.helpers import answer, eventually, question, reworded
+
+cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9)
+if sys.argv[2:]:
+    cache.store(ibidem.Request(question(99)), ibidem.Answer(answer(99)))
+    assert cache.lookup(ibidem.Request(reworded(99))).tier == "semantic"
+found = lambda n: getattr(cache.lookup(ibidem.Request(reworded(n))), "answer", None)
+for worker in range(4):
+    if os.fork() == 0:
+        for n in range(4 * worker, 4 * worker + 4):
+            assert cache.store(ibidem.Request(question(n)), ibidem.Answer(answer(n)))
+        seen = eventually(lambda: all(found(n) and found(n).text == answer(n) for n in range(16)))
+        os._exit(0 if seen and cache.stats().faults == {} else 1)
+codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)]
+print(codes, all(found(n).text == answer(n) for n in range(16)), cache.stats().faults, flush=True)
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 class TestForks:
     def test_a_forked_child_works_and_ends(self, tmp_path: Path) -> None:
@@ -339,6 +362,14 @@ class TestForks:
             assert child.line(30) == "child ended 3"
             assert child.line(30) == "parent semantic exact"
             assert child.end() == 0
+
+    @pytest.mark.parametrize("used", [(), ("used",)], ids=["opened before", "used before"])
+    def test_four_workers_of_a_server_that_loads_before_it_forks(
+        self, tmp_path: Path, used: tuple[str, ...]
+    ) -> None:
+        """Each finds all 16 answers by meaning, and so does their parent."""
+        with Child(PRELOADED, tmp_path / "c", *used) as server:
+            assert server.line() == "[0, 0, 0, 0] True {}"
 
     @pytest.mark.usefixtures("searched")
     def test_the_parent_finds_what_a_forked_child_stored(self, tmp_path: Path) -> None:
