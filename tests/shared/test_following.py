@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ibidem
 from ibidem import Answer, Request
 from ibidem.index import memory
 from ibidem.index.memory import InMemoryIndex, VectorBuffer
@@ -22,8 +23,10 @@ from ibidem.storage.engine import writing
 from ibidem.storage.store import Store
 from ibidem.types import Entry
 from tests.embedders import BagOfWords
+from tests.helpers import eventually, fill, finds
+from tests.servers import running_postgres
 
-EMBEDDER = BagOfWords(64)
+EMBEDDER = BagOfWords(128)
 
 
 @pytest.fixture
@@ -218,3 +221,22 @@ def test_a_closed_index_leaves_the_buffer_alone(store: Store, other: Follower) -
     other.index.compare()
 
     assert len(other.buffer) == 0
+
+
+def test_on_postgresql_the_background_compares(tmp_path: Path) -> None:
+    """Processes with a database server and no server for vectors: what is stored and deleted is followed."""
+    with running_postgres() as url:
+        places = [{"path": tmp_path / name, "database": url} for name in ("one", "other")]
+        with (
+            ibidem.open(**places[0], embedder=EMBEDDER, min_similarity=0.8) as one,
+            ibidem.open(**places[1], embedder=EMBEDDER, min_similarity=0.8) as two,
+        ):
+            assert not finds(two, 1)
+            fill(one, range(20))
+            assert finds(one, 1)
+            assert eventually(lambda: two.flush() and all(finds(two, n) for n in range(20)))
+            assert one.clear() == 20
+            assert eventually(lambda: two.flush() and not len(two._runtime.vectors._buffer))
+            assert one.flush()
+            assert not len(one._runtime.vectors._buffer)
+            assert one.stats().faults == two.stats().faults == {}

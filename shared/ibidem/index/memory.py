@@ -168,6 +168,8 @@ class ChangeFollower:
 
     def follow(self) -> None:
         """Bring the buffer up to date with the database."""
+        if not self._table.lists_changes:  # then `compare` does it, in the background
+            return
         changes = self._table.changes(self._last)
         if changes is not None and changes.last == self._last:
             return
@@ -222,8 +224,8 @@ class InMemoryIndex(ChangeFollower):
             self._buffer.remove(set(points).difference(row.point for row in rows if row.point))
 
     def compare(self) -> None:
-        """Compare all points with the database, if that is due."""
-        if time.monotonic() >= self._full_at:
+        """Compare all points with the database, if that is due; always if it lists no changes."""
+        if not self._table.lists_changes or time.monotonic() >= self._full_at:
             with self._following:
                 if not self._stopped:
                     self._compare_all()

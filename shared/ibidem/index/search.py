@@ -245,6 +245,7 @@ class VectorSearch:
                 return False
             if isinstance(index, InMemoryIndex):
                 index.follow()
+                index.compare()
                 return True
             return self._backfill.is_read(self._buffer, generation_of(index))
 

@@ -178,6 +178,8 @@ def _live_points(db: sa.Connection, embedder: int, points: Sequence[str]) -> set
 class VectorTable:
     """The rows of `entry_vectors` of one embedder. Every method raises `StorageError` when it fails.
 
+    `lists_changes` is whether the database lists its last changes: SQLite does.
+
     Args:
         engine: Of the database.
         fingerprint: Of the embedder.
@@ -188,6 +190,7 @@ class VectorTable:
         self.embedder = embedder_id(fingerprint)
         self._mine = _vectors.c.embedder == self.embedder
         self._me = {"embedder": self.embedder}
+        self.lists_changes = engine.dialect.name == "sqlite"
 
     def unindexed(self, generation: str, limit: int, other: str = "") -> list[StoredVector]:
         """Return questions with a vector that is not in the index of this generation, nor of the other."""
@@ -213,7 +216,10 @@ class VectorTable:
         return list(valid_rows(_to_stored_vector, _WITH_VECTORS.rows(self._engine, self._me)))
 
     def at(self, points: Sequence[str]) -> list[StoredVector]:
-        """Return the questions at these points. SQLite only."""
+        """Return the questions at these points."""
+        if not self.lists_changes:
+            parts = [points[first : first + BATCH] for first in range(0, len(points), BATCH)]
+            return [row for part in parts for row in self._stored(_vectors.c.point.in_(part), None)]
         rows = _AT.rows(self._engine, {**self._me, "points": json.dumps(points)})
         return list(valid_rows(_to_stored_vector, rows))
 
@@ -236,7 +242,7 @@ class VectorTable:
         mine = (row for row in rows if row[0] > since and row[1] == self.embedder)
         return VectorChanges(rows[-1][0], {row[2]: bool(row[3]) for row in mine})
 
-    def _stored(self, where: sa.ColumnElement[bool], limit: int) -> list[StoredVector]:
+    def _stored(self, where: sa.ColumnElement[bool], limit: int | None) -> list[StoredVector]:
         rows = fetch_all(self._engine, _STORED.where(where).limit(limit).params(self._me))
         return list(valid_rows(_to_stored_vector, rows))
 
