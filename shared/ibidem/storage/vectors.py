@@ -61,11 +61,9 @@ class StoredVector:
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
 
 
+_QUESTION = tuple(_entries.c[name] for name in ("id", "namespace", "scope", "question"))
 _STORED = (
-    sa.select(
-        *(_entries.c[name] for name in ("id", "namespace", "scope", "question")),
-        *(_vectors.c.vector, _vectors.c.point),
-    )
+    sa.select(*_QUESTION, _vectors.c.vector, _vectors.c.point)
     .join(_vectors, _vectors.c.entry_id == _entries.c.id)
     .where(_vectors.c.embedder == sa.bindparam("embedder"))
 )
@@ -218,15 +216,15 @@ class VectorTable:
     def at(self, points: Sequence[str]) -> list[StoredVector]:
         """Return the questions at these points."""
         if not self.lists_changes:
-            parts = [points[first : first + BATCH] for first in range(0, len(points), BATCH)]
+            parts = (points[first : first + BATCH] for first in range(0, len(points), BATCH))
             return [row for part in parts for row in self._stored(_vectors.c.point.in_(part), None)]
-        rows = _AT.rows(self._engine, {**self._me, "points": json.dumps(points)})
-        return list(valid_rows(_to_stored_vector, rows))
+        values = {**self._me, "points": json.dumps(points)}
+        return list(valid_rows(_to_stored_vector, _AT.rows(self._engine, values)))
 
     def unindexed_at(self, points: Sequence[str]) -> list[StoredVector]:
         """Return the questions at these points that no index holds. SQLite only."""
-        rows = _UNINDEXED_AT.rows(self._engine, {**self._me, "points": json.dumps(points)})
-        return list(valid_rows(_to_stored_vector, rows))
+        values = {**self._me, "points": json.dumps(points)}
+        return list(valid_rows(_to_stored_vector, _UNINDEXED_AT.rows(self._engine, values)))
 
     def last_change(self) -> int:
         """Return the number of the last change of any vector; 0 if there was none."""
@@ -276,10 +274,8 @@ class VectorTable:
         """Return points after this one, in order, each with the generation that should hold it."""
         c = _vectors.c
         query = sa.select(c.point, c.indexed_in).where(self._mine, c.point > after)
-        return [
-            (row.point, row.indexed_in)
-            for row in fetch_all(self._engine, query.order_by(c.point).limit(limit))
-        ]
+        rows = fetch_all(self._engine, query.order_by(c.point).limit(limit))
+        return [(row.point, row.indexed_in) for row in rows]
 
     def all_points(self) -> set[str]:
         """Return all points."""
@@ -329,8 +325,8 @@ class VectorTable:
         query = sa.select(c.entry_id).where(self._mine, c.indexed_in == PENDING).limit(BATCH)
         ids = fetch_column(self._engine, query)
         if ids:
+            where = sa.and_(self._mine, c.entry_id.in_(ids), c.indexed_in == PENDING)
             with writing(self._engine) as db:
-                where = sa.and_(self._mine, c.entry_id.in_(ids), c.indexed_in == PENDING)
                 db.execute(sa.update(_vectors).where(where).values(indexed_in=IN_MEMORY))
         return len(ids) == BATCH
 
