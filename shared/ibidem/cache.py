@@ -341,7 +341,8 @@ class SemanticCache:
         """Explain what a lookup would do with a request now, and why: step by step, with figures.
 
         Nothing is stored, logged, audited or refreshed, and no language model is asked; a verifier of your
-        own is called as in a lookup.
+        own is called, as in a lookup. It shows stored questions of the whole namespace, whatever their scope:
+        for those who run the program, not for its users.
 
         Args:
             asked: The request; or the question alone: then it is compared with the stored questions of all

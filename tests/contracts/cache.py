@@ -64,6 +64,21 @@ class CacheContract:
             assert hit.seconds > 0
             cache.flush()
 
+    def test_a_lookup_is_explained(self, cache) -> None:
+        """With the nearest questions of its scope, and of others if there are none near."""
+        for scope in ("morning", "evening"):
+            cache.store(Request("how do I reset my password", scope=scope), ANSWER)
+        near = cache.why(Request("how do I reset my old password", scope="morning"))
+        far = cache.why(Request("how do I reset my password", scope="night"))
+
+        assert (near.tier, near.entry_id) == ("semantic", near.nearest[0].entry_id)
+        assert (far.reason, [one.scopes for one in far.elsewhere]) == ("empty", [2])
+        assert cache.recent() == []
+        assert (
+            cache.lookup(Request("how do I reset my old password", scope="morning")).score
+            == near.nearest[0].score
+        )
+
     def test_an_unrelated_question_misses(self, cache) -> None:
         """The nearest candidate is named."""
         cache.store(Request("how do I reset my password"), ANSWER)

@@ -19,7 +19,7 @@ from ibidem.cli.commands import app
 from ibidem.explanation import DocumentChange, Explanation
 from tests.contracts.cache import CacheContract
 from tests.contracts.lifecycle import LifecycleContract
-from tests.embedders import Broken
+from tests.embedders import BagOfWords, Broken
 from tests.helpers import question, reworded
 from tests.shared.test_audit import ENOUGH, audited, fill, judged, past  # noqa: F401
 from tests.shared.test_pair_decisions import Overlap, suite_pairs
@@ -236,6 +236,11 @@ def test_the_command_explains_a_question(tmp_path: Path) -> None:
         threshold = cache.policy.threshold
         said = run("How long can I return the goods?")  # also while another has it open
 
+    with ibidem.open(tmp_path / "other", embedder=BagOfWords(), min_similarity=0.8) as cache:
+        cache.store(Request("how long can I return goods"), Answer("30 days."))
+    refused = CliRunner().invoke(app, ["why", "goods", "--path", str(tmp_path / "other")])
+
+    assert (refused.exit_code, "IBIDEM_EMBEDDER" in refused.output) == (2, True)
     assert "3 stored questions in 3 scopes in all namespaces" in said
     assert "sure enough" in said
     assert "guard:numbers" in said

@@ -9,19 +9,25 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import ibidem
+from ibidem.active_model import active_embedder
 from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
     NamespaceOption,
     PathOption,
+    existing_store,
+    fail,
     out,
     print_json,
-    require_cache,
     sentences,
     settings_of,
     text_argument,
 )
+from ibidem.embedding.base import fingerprint_of
 from ibidem.explanation import Explanation, Neighbour, meaning_of
+from ibidem.matching.shipped import last_fingerprint
+from ibidem.settings import Settings
+from ibidem.storage.store import Store
 
 
 def explain(
@@ -36,11 +42,10 @@ def explain(
     A program's question is compared within its own scope (system prompt, history, model, ...), and with its
     documents; here it is compared with those of all scopes. `cache.why(request)` explains a whole request.
     """
-    with sentences():
-        settings = settings_of(path, database)
-        require_cache(settings)
-        with ibidem.open(path, database=database) as cache:
-            found = cache.why(question, namespace=namespace)
+    with existing_store(path, database) as store:
+        _require_its_embedder(settings_of(path, database), store)
+    with sentences(), ibidem.open(path, database=database) as cache:
+        found = cache.why(question, namespace=namespace)
     if as_json:
         print_json(plainly(found))
         return
@@ -48,6 +53,16 @@ def explain(
         out.print(step, soft_wrap=True)
     if found.nearest:
         out.print(_table(found.nearest))
+
+
+def _require_its_embedder(settings: Settings, store: Store) -> None:
+    """Exit if the questions were embedded by another: opening the cache would embed all of them anew."""
+    known, mine = store.embedders.registered(), fingerprint_of(active_embedder(settings, store))
+    if known and mine not in known:
+        fail(
+            f"the questions of this cache were embedded by {last_fingerprint(store)}, not by {mine}: name "
+            "that embedder in IBIDEM_EMBEDDER, or call cache.why in the program"
+        )
 
 
 def plainly(found: Explanation) -> dict[str, Any]:
