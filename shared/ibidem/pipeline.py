@@ -174,7 +174,8 @@ class LookupPipeline:
     def would_serve(self, entry: Entry, now: float, max_age: float | None) -> bool:
         """Return whether the age of an entry lets its answer be served to this caller; refreshes nothing."""
         state = self._lifetime.state(entry, now, max_age)
-        return state == "alive" or (state == "stale" and self._is_being_refreshed(entry))
+        with self._lock:
+            return state == "alive" or (state == "stale" and self._is_being_refreshed(entry))
 
     def _serve(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
         """Return the hit; None if the entry is expired, or stale and this caller is to refresh it."""
