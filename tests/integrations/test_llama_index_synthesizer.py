@@ -1137,7 +1137,7 @@ def test_only_synthesizers_can_be_wrapped(cache: SemanticCache, fake: FakeBacken
     with pytest.raises(ibidem.InvalidInput, match="cached already"):
         CachedSynthesizer(CachedSynthesizer(inner(fake.model), cache), cache)
     with pytest.raises(ibidem.InvalidInput, match="did you mean 'min_similarity'"):
-        CachedSynthesizer(inner(fake.model), treshold=0.9)
+        CachedSynthesizer(inner(fake.model), min_similarty=0.9)
     with pytest.raises(ibidem.InvalidInput, match="not both"):
         CachedSynthesizer(inner(fake.model), cache, min_similarity=0.9)
     with pytest.raises(ibidem.InvalidInput, match="namespace must be a str"):

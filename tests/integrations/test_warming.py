@@ -380,7 +380,8 @@ PROGRAM = """
 import ibidem, langchain_ibidem, sys
 from tests.embedders import BagOfWords
 from tests.integrations.test_warming import Model, Shelf, edition, rag
-langchain_ibidem.install(ibidem.open(PATH, embedder=BagOfWords(), min_similarity=0.8))
+cache = ibidem.open(PATH, embedder=BagOfWords(), min_similarity=0.8)
+langchain_ibidem.install(cache)
 model = Model()
 chain = rag(model, Shelf(documents=edition()))
 """
@@ -436,6 +437,7 @@ def test_the_command_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.Mo
         assert warmed_app.model.calls == 0
         assert [warmed_app.chain.invoke(asked) for asked, _ in ROWS[:120]] == [a for _, a in ROWS[:120]]
         assert warmed_app.model.calls == 0
+        warmed_app.cache.close()
     finally:
         langchain_ibidem.uninstall()
 

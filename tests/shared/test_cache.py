@@ -84,7 +84,7 @@ class TestServers(CacheContract, LifecycleContract, InvalidationContract, Pinnin
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Arguments win over variables, variables over defaults."""
     monkeypatch.setenv("IBIDEM_PATH", str(tmp_path / "from-env"))
-    monkeypatch.setenv("IBIDEM_THRESHOLD", "0.9")
+    monkeypatch.setenv("IBIDEM_MIN_SIMILARITY", "0.9")
     monkeypatch.setenv("IBIDEM_DOCUMENT_POLICY", "all")
     with ibidem.open(embedder=BagOfWords(), document_policy="ignore") as cache:
         assert (tmp_path / "from-env" / "ibidem.sqlite3").exists()
