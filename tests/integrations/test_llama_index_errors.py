@@ -261,10 +261,14 @@ def close(cache: ibidem.cache.SemanticCache, path: Path) -> None:
 
 
 def spoil(cache: ibidem.cache.SemanticCache, path: Path) -> None:
-    """Something else was written over the database."""
+    """Something else was written over the database.
+
+    In place and not cut first: `-shm` is mapped into memory, and who reads where a map has no file is killed.
+    """
     cache.flush()
     for file in path.glob("ibidem.sqlite3*"):
-        file.write_bytes(b"something else entirely" * 1000)
+        with file.open("r+b") as opened:
+            opened.write(b"something else entirely" * 1000)
 
 
 def cut_off(cache: ibidem.cache.SemanticCache, path: Path) -> None:
