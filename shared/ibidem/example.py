@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ibidem.errors import InvalidInput
-from ibidem.types import Document, require_bool, require_tags, require_text
+from ibidem.types import Answer, Document, Entry, require_bool, require_tags, require_text
 
 _SCOPE = re.compile("(?:[0-9a-f]{32})?")
 
@@ -89,6 +89,25 @@ class Example:
             raise InvalidInput(f"Example.id must be an int or None, not {type(self.id).__name__}")
         object.__setattr__(self, "documents", _refs(self.documents))
         object.__setattr__(self, "tags", require_tags(self.tags))
+
+
+def example_of(entry: Entry, answer: Answer, *, at: float, feedback: bool | None) -> Example:
+    """Make the example of an entry whose question is known, with this answer and feedback."""
+    return Example(
+        entry.question or "",
+        answer.text,
+        at=at,
+        namespace=entry.namespace,
+        model=answer.model,
+        documents=tuple(DocumentRef(one.id, one.digest, one.source) for one in entry.sources),
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        seconds=answer.seconds,
+        entry_id=entry.id,
+        scope=entry.scope,
+        feedback=feedback,
+        tags=entry.tags,
+    )
 
 
 def _require_number(name: str, value: object) -> None:

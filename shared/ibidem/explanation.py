@@ -17,7 +17,7 @@ from ibidem.matching.learned import LearnedScorer
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.policy import MAX_CANDIDATES, DocumentPolicy, Policy, Strictness, Verdict
 from ibidem.matching.scorers import Candidate, CosineScorer, Verifier
-from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed
+from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed, policy_of
 from ibidem.scope import BYPASSED
 from ibidem.types import ANY_DOCUMENTS, Entry, Request, Tier, Vector, cosine, storable, vetted_key
 
@@ -345,7 +345,7 @@ class Explainer:
         """Judge as a lookup does; what it does not score is scored too, where that takes milliseconds."""
         nearest = _nearest(alive)
         verifier, verdict = self._lookups.decide(index, request, nearest)
-        policy = self._strictness.policy(verifier, index.calibration(verifier))
+        _, policy = policy_of(verifier, index, self._strictness)
         scores = {one.entry.id: one.score for one in verdict.scored}
         shown = sorted([*nearest, *_nearest(expired)], key=lambda one: -one.similarity)
         if verifier.name in index.scorers:  # not a verifier of the user's, which may ask a service

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ibidem._util.statistics import auc
 from ibidem.errors import InvalidInput
 from ibidem.matching.decisions import PairDecision
 from ibidem.types import storable
 from ibidem_lab.replay import Judged, Share, hindsight, share
-from ibidem_lab.tuning.metrics import auc
 
 SHAPE = '{"a": stored question, "b": question asked, "same": true, false or missing}'
 _LABELS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": None}

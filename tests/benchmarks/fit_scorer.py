@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ibidem._util.regression import logistic
+from ibidem._util.statistics import logistic
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.matching.learned import REACH, LearnedScorer
 from ibidem.matching.scorers import COSINES, CosineScorer, Thresholds, Vectors

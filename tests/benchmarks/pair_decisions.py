@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ibidem
+from ibidem._util.statistics import auc
 from ibidem.matching.decisions import PairDecision
 from ibidem.matching.shipped import learned_scorer, scorer_for
 from ibidem.settings import ERROR_RATES
@@ -36,7 +37,6 @@ from ibidem_lab.decisions import LabelledPair, read_labelled_pairs
 from ibidem_lab.models.groups import load_groups
 from ibidem_lab.models.measure import RARE_KINDS
 from ibidem_lab.replay import share
-from ibidem_lab.tuning.metrics import auc
 from tests.benchmarks import suites
 
 COSINE = 0.95

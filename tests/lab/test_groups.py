@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ibidem._util.statistics import auc
 from ibidem_lab.models.groups import (
     Pair,
     commonest_frame,
@@ -21,7 +22,6 @@ from ibidem_lab.models.groups import (
 )
 from ibidem_lab.models.pairs import Workloads, labelled_pairs
 from ibidem_lab.models.reserved import OWN, KeepOut, text_hash, write_own
-from ibidem_lab.tuning.metrics import auc
 from tests.lab.reserved_texts import own_texts
 
 GROUPS = load_groups()

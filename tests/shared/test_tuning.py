@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import active_model
+from ibidem._util.statistics import auc
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import ConfigurationError, InvalidInput
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.tuning.data import distinct, divide
-from ibidem_lab.tuning.metrics import auc, cosines, labels_of, measure, resampled
+from ibidem_lab.tuning.metrics import cosines, labels_of, measure, resampled
 from tests.shop import products, stream
 
 PAIRS = st.lists(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem.errors import InvalidInput, StorageUnavailable
-from ibidem.example import DocumentRef, Example
+from ibidem.example import Example, example_of
 from ibidem.examples.selection import Selector, Wanted
 from ibidem.prompts.key import question_of
 from ibidem.scope import current, effective_namespace
@@ -103,21 +103,7 @@ class ExampleLog:
         """
         if not self.kept or entry.question is None or not answer.semantic:
             return
-        example = Example(
-            entry.question,
-            answer.text,
-            at=entry.created,
-            namespace=entry.namespace,
-            model=answer.model,
-            documents=tuple(DocumentRef(one.id, one.digest, one.source) for one in entry.sources),
-            input_tokens=answer.input_tokens,
-            output_tokens=answer.output_tokens,
-            seconds=answer.seconds,
-            entry_id=entry.id,
-            scope=entry.scope,
-            feedback=True if entry.pinned else None,
-            tags=entry.tags,
-        )
+        example = example_of(entry, answer, at=entry.created, feedback=True if entry.pinned else None)
         if _fits(example):
             given = EmbeddedExample(example, entry.vector, embedder, submitted=entry.created)
             self._shared.add(given, stored=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem._util.faults import log
-from ibidem._util.regression import logistic
+from ibidem._util.statistics import auc, logistic, sigmoid
 from ibidem.errors import InvalidInput
 from ibidem.matching.scorers import Candidate, Thresholds, Vectors, score_each
 from ibidem.types import digest
@@ -40,7 +40,7 @@ class Scale:
     def probabilities(self, scores: Sequence[float]) -> list[float]:
         """Convert scores to probabilities that one answer serves both questions."""
         found = self.slope * (np.asarray(scores, np.float64) - self.middle) / self.spread + self.offset
-        probabilities: list[float] = (0.5 + 0.5 * np.tanh(0.5 * found)).tolist()
+        probabilities: list[float] = sigmoid(found).tolist()
         return probabilities
 
 
@@ -136,14 +136,9 @@ def learn_scale(predict: Predict) -> Scale:
         Exception: What the model raises.
     """
     pairs, same = labelled_pairs()
-    scores = np.array(
-        [
-            number
-            for start in range(0, len(pairs), BATCH)
-            for number in _numbers(predict(pairs[start : start + BATCH]), len(pairs[start : start + BATCH]))
-        ]
-    )
-    area = _auc(scores, same)
+    batches = (pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH))
+    scores = np.array([number for batch in batches for number in _numbers(predict(batch), len(batch))])
+    area = auc(scores, same)
     if area < LEAST_AUC:
         raise InvalidInput(
             f"it tells questions with one answer from others with an AUC of {area:.2f} on {len(pairs)} "
@@ -177,12 +172,6 @@ def _thresholds(probabilities: Sequence[float]) -> Thresholds:
         if wrong / number > table[-1][0] + 1e-3:
             table.append((wrong / number, probability))
     return Thresholds(tuple(table))
-
-
-def _auc(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
-    """The chance that a pair of the same has a higher score than one of the different; ties count half."""
-    ours, theirs = scores[same][:, None], scores[~same][None, :]
-    return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from ibidem.matching.scorers import Candidate, Thresholds, Vectors, score_each
 from ibidem.matching.text import QuestionFeatures, parse_question
@@ -23,7 +23,7 @@ FARTHEST = 0.8  # nearness of the farthest candidates that audits and fits look 
 _MAX_MISSPELT = 64  # words of one side that are compared with all of the other
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LearnedScorer:
     """Weights of the features, learned for the embedder of this fingerprint.
 
@@ -46,7 +46,7 @@ class LearnedScorer:
     thresholds: Thresholds
     embedder: str = ""
 
-    @property
+    @cached_property  # each lookup asks for it
     def name(self) -> str:
         """Identify the weights, as judgements in databases are kept by this name."""
         return digest(self.embedder, "LearnedScorer", repr(self))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ibidem._util.statistics import sigmoid
 from ibidem.embedding.minilm_files import MANIFEST_FILE, open_directory
 from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError
@@ -39,8 +40,7 @@ class Calibration:
         """Combine both, elementwise, to numbers from 0 to 1; NaN where logit or cosine is."""
         clipped = np.clip(np.asarray(logits, np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
         found = self.logit * clipped + self.cosine * np.asarray(cosines, np.float64) + self.offset
-        sigmoid: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * found))  # this form never overflows
-        return sigmoid
+        return sigmoid(found)
 
     def probability(self, logit: float, cosine: float) -> float:
         """Combine those of one pair."""

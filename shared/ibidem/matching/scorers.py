@@ -138,19 +138,14 @@ class CosineScorer:
 
     Args:
         embedder: Fingerprint of the embedder.
-        thresholds: Of the cosine; default: `COSINES`, as nobody has measured an embedder that is not known.
     """
 
     floor = 0.8
+    thresholds = COSINES  # nobody has measured those of an embedder that is not known
 
-    def __init__(self, embedder: str = "", thresholds: Thresholds | None = None) -> None:
-        self._embedder = embedder
-        self.thresholds = thresholds or COSINES
-
-    @property
-    def name(self) -> str:
-        """Identify the scorer: judgements in databases are kept by this name, so it must not change."""
-        return digest(self._embedder, "CosineScorer", "")
+    def __init__(self, embedder: str = "") -> None:
+        # Judgements in databases are kept by this name, so it must not change.
+        self.name = digest(embedder, "CosineScorer", "")
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
         """Return the cosine; its distance from 1 counts twenty times if the number of negations differs."""

@@ -125,12 +125,7 @@ class PinTable:
             if entry.documents == ANY_DOCUMENTS and entry.point is not None:
                 same = (_vectors.c.embedder == embedder_id(embedder), _vectors.c.point == entry.point)
                 twins = sa.select(_vectors.c.entry_id).where(*same)
-                asked = (
-                    _e.question == entry.question,
-                    _e.namespace == entry.namespace,
-                    _e.scope == entry.scope,
-                )
-                delete_entries(db, sa.and_(_e.id.in_(twins), _e.id != entry.id, *asked, _IS_REPLACED))
+                delete_entries(db, sa.and_(_e.id.in_(twins), _gives_way_to(entry)))
             db.execute(sa.delete(_withdrawn).where(_w.id == entry.id))
         return ""
 
@@ -191,12 +186,7 @@ class PinTable:
             _replace_entry(db, entry)
             put_related(db, replace(entry, semantic=False), "")
             if entry.documents == ANY_DOCUMENTS:
-                asked = (
-                    _e.question == entry.question,
-                    _e.namespace == entry.namespace,
-                    _e.scope == entry.scope,
-                )
-                delete_entries(db, sa.and_(_e.id != entry_id, *asked, _IS_REPLACED))
+                delete_entries(db, _gives_way_to(entry))
             for number in db.scalars(sa.select(tables.embedders.c.id)).all() if entry.semantic else ():
                 enqueue_missing(db, number, entry_id)  # the caches embed its question
             db.execute(sa.delete(_withdrawn).where(_w.id == entry_id))
@@ -218,6 +208,12 @@ class PinTable:
 
 def _of(db: sa.Connection, table: sa.Table, entry_id: str) -> Any:
     return db.execute(sa.select(table).where(table.c.entry_id == entry_id)).all()
+
+
+def _gives_way_to(entry: Entry) -> sa.ColumnElement[bool]:
+    """Select the other answers to the same question in the same scope, but corrected ones."""
+    same = (_e.question == entry.question, _e.namespace == entry.namespace, _e.scope == entry.scope)
+    return sa.and_(_e.id != entry.id, *same, _IS_REPLACED)
 
 
 def _is_full(db: sa.Connection, entry_id: str, size: int, bounds: Bounds) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ibidem.errors import StorageError, StorageUnavailable
-from ibidem.example import DocumentRef, Example
+from ibidem.example import example_of
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.lifecycle.pinning import corrected
 from ibidem.lifecycle.rules import UNBOUNDED, Bounds
@@ -158,7 +158,7 @@ class Store:
         answer = corrected(before, given)
         self.examples.set_feedback_of(before, answer.text == before.answer.text)
         if examples and before.semantic and before.question and answer.text != before.answer.text:
-            self.examples.add([_example(before, answer, now)])
+            self.examples.add([example_of(before, answer, at=now, feedback=True)])
         return ""
 
     def totals(self, embedder: str | None = None) -> Totals:
@@ -193,22 +193,3 @@ class Store:
         with reading(self._engine) as db:
             found = [str(row[0]) for row in db.exec_driver_sql("PRAGMA quick_check(10)")]
         return [] if found == ["ok"] else found
-
-
-def _example(entry: Entry, answer: Answer, now: float) -> Example:
-    """Make the good example of a vetted answer."""
-    return Example(
-        entry.question or "",
-        answer.text,
-        at=now,
-        namespace=entry.namespace,
-        model=answer.model,
-        documents=tuple(DocumentRef(one.id, one.digest, one.source) for one in entry.sources),
-        input_tokens=answer.input_tokens,
-        output_tokens=answer.output_tokens,
-        seconds=answer.seconds,
-        entry_id=entry.id,
-        scope=entry.scope,
-        feedback=True,
-        tags=entry.tags,
-    )

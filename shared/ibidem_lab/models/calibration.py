@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.regression import logistic
+from ibidem._util.statistics import logistic
 from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration
 from ibidem_lab.models.groups import Pair
 

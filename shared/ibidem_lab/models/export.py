@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from ibidem._util.statistics import auc
 from ibidem.embedding.minilm_files import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -26,7 +27,6 @@ from ibidem_lab.models.groups import Pair
 from ibidem_lab.models.measure import Sets
 from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder, TextEncoder
 from ibidem_lab.models.verifier_graph import Digits, build_verifier
-from ibidem_lab.tuning.metrics import auc
 
 Scores = Mapping[str, NDArray[np.float32]]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ibidem_lab.tuning.metrics import auc
+from ibidem._util.statistics import auc
 
 DATA = Path(__file__).parent / "data"
 HELD_OUT_ONE_IN = 10

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem._util.statistics import auc
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.types import cosine
 from ibidem_lab.decisions import read_labelled_pairs
 from ibidem_lab.models.groups import Group, Pair
 from ibidem_lab.models.pairs import LABELLED, Workloads
-from ibidem_lab.tuning.metrics import auc
 
 NEAR_MISSES_SERVED = (0.02, 0.05)
 # Kinds of groups of which the first 2,141 had few; the rest is told as "groups".

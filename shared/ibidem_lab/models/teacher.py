@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ibidem._util.statistics import sigmoid
 from ibidem_lab.models.groups import Pair
 from ibidem_lab.models.network import CrossEncoder, Tokens, device, scores
 from ibidem_lab.models.training import Schedule, train
@@ -113,7 +114,7 @@ class TeacherScores:
         wanted = _hashes(pairs)
         places = np.searchsorted(self._hashes, wanted).clip(max=len(self) - 1)
         known = self._hashes[places] == wanted
-        probability = 1 / (1 + np.exp(-self._logits[places].astype(np.float64)))
+        probability = sigmoid(self._logits[places])
         return [
             Pair(pair.a, pair.b, float(p))
             for pair, p, is_known in zip(pairs, probability, known, strict=True)

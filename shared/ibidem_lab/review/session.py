@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.lifecycle.rules import UNBOUNDED, Bounds
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.shipped import last_fingerprint, policy_in_force, rule_for, scorer_for
+from ibidem.matching.shipped import last_fingerprint, policy_in_force, rule_for
 from ibidem.types import normalise
-from ibidem_lab.report.facts import BELOW, boundary_of
+from ibidem_lab.report.facts import BELOW, boundary_of, scorer_in_force
 
 if TYPE_CHECKING:
     from ibidem.matching.scorers import Scorer
@@ -82,12 +82,11 @@ def review_queue(store: Store, settings: Settings, namespace: str | None) -> Rev
         StorageError: The database failed.
     """
     fingerprint = last_fingerprint(store)
-    scorer = scorer_for(fingerprint, settings.verifier)
     rate = settings.audit_rate or ASSUMED_RATE
     audits = report_of(store, settings.max_error_rate, rate, namespace)
     boundary = boundary_of(store, settings, audits)
     if boundary is None:
-        boundary = policy_in_force(store, settings.strictness, scorer).threshold
+        boundary = policy_in_force(store, settings.strictness, scorer_in_force(store, settings)).threshold
     # Thousands of pairs are ranked for a page: the pair model would take half a minute, the rule does not.
     rule = rule_for(fingerprint)
     line = rule.usual_cosine(policy_in_force(store, settings.strictness, rule).threshold) or boundary

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ibidem._util.statistics import auc
 from ibidem.embedding.base import CheckedEmbedder, Embedder
 from ibidem.types import Vector
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.replay import Outcome, Row, ceiling, curve_rule, most_hits, p_chr_auc, replay, vectors_of
-from ibidem_lab.tuning.metrics import Array, PairMetrics, auc, cosines, measure
+from ibidem_lab.tuning.metrics import Array, PairMetrics, cosines, measure
 
 
 @dataclass(frozen=True, slots=True)

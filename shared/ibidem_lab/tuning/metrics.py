@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem._util.statistics import auc
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.replay import Judged, Share, most_hits, p_chr_auc
 from ibidem_lab.tuning.data import components
@@ -36,19 +37,6 @@ class PairMetrics:
     grey_auc: float
     hits: dict[float, Share]
     p_chr: float
-
-
-def auc(scores: Array, same: Bools) -> float:
-    """Compute the AUC, ties counted half (Mann-Whitney); NaN if all pairs are of one kind.
-
-    A score of NaN is below all others.
-    """
-    right = int(same.sum())
-    wrong = len(same) - right
-    if not right or not wrong:
-        return float("nan")
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    return float((_ranks(scores)[same].sum() - right * (right + 1) / 2) / (right * wrong))
 
 
 def measure(
@@ -118,11 +106,3 @@ def resampled(
         return float("nan"), float("nan")
     low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _ranks(scores: Array) -> Array:
-    """Rank scores from 1; equal scores share the mean of their ranks."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Array = (last - (counts - 1) / 2.0)[inverse]
-    return ranks

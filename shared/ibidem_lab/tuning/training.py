@@ -21,9 +21,10 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from ibidem._util.statistics import auc
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.tuning.loss import SharedAnswerLoss
-from ibidem_lab.tuning.metrics import auc, cosines, labels_of
+from ibidem_lab.tuning.metrics import cosines, labels_of
 
 LOSS_RATE = 5e-3  # of the two numbers of the loss, which are far from where they end
 WARM_UP = 0.1

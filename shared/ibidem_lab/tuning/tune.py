@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem._util.statistics import auc
 from ibidem.active_model import THRESHOLDS_FILE
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.embedding.minilm import OnnxEmbedder
@@ -26,7 +27,7 @@ from ibidem_lab.fitting.labels import Label, pairs_of
 from ibidem_lab.fitting.learning import best_of, report_of
 from ibidem_lab.tuning import card
 from ibidem_lab.tuning.data import Division, distinct, divide
-from ibidem_lab.tuning.metrics import Array, PairMetrics, auc, cosines, labels_of, measure, resampled
+from ibidem_lab.tuning.metrics import Array, PairMetrics, cosines, labels_of, measure, resampled
 
 if TYPE_CHECKING:
     from ibidem_lab.tuning.training import Recipe, Trained
