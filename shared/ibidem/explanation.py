@@ -55,7 +55,7 @@ UNCOMPARED = {
     "question_unknown": "the question is not known apart from the rest of the prompt",
     "question_private": "`redact` would change the question",
     "question_too_long": "the question is longer than the embedder reads",
-    "question_not_covered": "the question is in letters that the embedder cannot read",
+    "question_not_covered": "the question is in a language or in letters that the embedder does not know",
     "question_hides_text": "the question holds characters that nobody sees",
 }
 

@@ -363,10 +363,10 @@ class Miss:
 
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
-    and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a script
-    that the model does not know), `question_hides_text` (invisible characters), `no_index` (another process
-    owns it, or its server is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer
-    accepts its form), `error`.
+    and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a
+    language or script that the model does not know), `question_hides_text` (invisible characters), `no_index`
+    (another process owns it, or its server is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the
+    program no longer accepts its form), `error`.
     """
 
     reason: str

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.embedding.base import unit_rows
+from ibidem.embedding.languages import is_foreign
 from ibidem.embedding.minilm_files import ModelFiles, find_model, open_directory
 from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
 
@@ -88,12 +89,12 @@ class OnnxEmbedder:
         return self._tokenised(text).tokens
 
     def covers(self, text: str) -> bool:
-        """Return whether the model can represent the text: no unknown tokens, and Latin letters only.
+        """Return whether the model can represent the text: English, no unknown tokens, Latin letters only.
 
-        It was trained on English. Unknown characters all look alike to it, and so does much of other scripts:
-        two Chinese questions can have the very same vector.
+        Unknown characters all look alike to it, and so does much of other scripts: two Chinese questions can
+        have the very same vector.
         """
-        if self._tokenised(text).unknown:
+        if self._tokenised(text).unknown or is_foreign(text):
             return False
         return all(unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha() and c > "\x7f")
 

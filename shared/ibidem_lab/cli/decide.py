@@ -38,7 +38,7 @@ from ibidem_lab.decisions import (
 REASONS = {
     "below_threshold": "not sure enough",
     "question_too_long": "a question is too long to be compared",
-    "question_not_covered": "a question is in letters that the embedder cannot read",
+    "question_not_covered": "a question is in a language that the embedder does not know",
     "question_hides_text": "a question holds characters that nobody sees",
     "question_private": "redact would change a question",
 }

@@ -42,7 +42,7 @@ REMEDIES = {
         "Questions are longer than the embedder's window", "an `embedder` with a longer window"
     ),
     "question_not_covered": Remedy(
-        "The embedder does not know the script of the questions", "a multilingual `embedder`"
+        "The embedder does not know the language of the questions", "a multilingual `embedder`"
     ),
     "question_hides_text": Remedy(
         "Questions hold invisible characters, so only identical questions are hits",
