@@ -9,11 +9,11 @@ import pytest
 
 import ibidem
 from ibidem import Answer, Request
+from ibidem._util.words_en import IRREGULAR, SMALL_WORDS
 from ibidem.cache import SemanticCache
 from ibidem.errors import EmbedderUnavailable
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.opposites_en import EXCLUSIVE, OPPOSITES
-from ibidem.matching.words_en import IRREGULAR, SMALL_WORDS
 from tests import wording_pairs
 from tests.wording_pairs import KINDS, pairs, reworded
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ibidem.matching.words_en import SMALL_WORDS
+from ibidem._util.words_en import SMALL_WORDS
 
 LEAST = 2  # small words of one other language that make a text foreign, if fewer are English
 

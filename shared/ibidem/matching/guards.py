@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from ibidem._util import words_en
 from ibidem.errors import InvalidInput
-from ibidem.matching import identifiers, words_en
+from ibidem.matching import identifiers
 from ibidem.matching.opposites_en import (
     CONTRARY_PREFIXES,
     CONTRARY_SUFFIXES,

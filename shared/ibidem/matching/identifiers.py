@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ibidem.matching import words_en
+from ibidem._util import words_en
 
 MAX_COMPARED = 100  # identifiers that are searched in other spellings; a list of more must be the same
 

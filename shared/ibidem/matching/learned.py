@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from ibidem._util.words_en import DISTINCT_PREFIXES
 from ibidem.matching.scorers import Candidate, Thresholds, Vectors, score_each
 from ibidem.matching.text import QuestionFeatures, parse_question
-from ibidem.matching.words_en import DISTINCT_PREFIXES
 from ibidem.types import digest
 
 REACH = 1.02  # a little above 1, so that identical vectors have a finite logarithm

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal, cast
 
+from ibidem._util.words_en import COMMON_WORDS
 from ibidem.matching.fitted import SHIPPED, Calibration
 from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard
 from ibidem.matching.scorers import Candidate, CosineScorer, Scorer, Verifier
-from ibidem.matching.words_en import COMMON_WORDS
 from ibidem.types import ANY_DOCUMENTS, Document, Entry, Request
 
 DocumentPolicy = Literal["supporting", "all", "ignore"]

@@ -17,11 +17,9 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
+from ibidem._util import words_en
 from ibidem._util.text import has_hidden, normalize, strip_invisible
-from ibidem.matching import words_en
-from ibidem.matching.identifiers import Identifiers, identifiers
-from ibidem.matching.opposites_en import CONTRARY_PREFIXES, EXCLUSIVE, NEGATIVE_PREFIXES, OPPOSITES
-from ibidem.matching.words_en import (
+from ibidem._util.words_en import (
     COMMON_WORDS,
     COMPARISONS,
     FILLERS,
@@ -30,6 +28,8 @@ from ibidem.matching.words_en import (
     QUANTIFIERS,
     SMALL_WORDS,
 )
+from ibidem.matching.identifiers import Identifiers, identifiers
+from ibidem.matching.opposites_en import CONTRARY_PREFIXES, EXCLUSIVE, NEGATIVE_PREFIXES, OPPOSITES
 
 ENGLISH_SHARE = 0.3  # least share of known small words in an English question
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ibidem._util.words_en import COMMON_WORDS
 from ibidem.audits.judge import contradict, words_and_signs
 from ibidem.errors import InvalidInput
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.words_en import COMMON_WORDS
 from ibidem.pipeline import policy_of
 from ibidem.types import Vector, digest, require_name
 from ibidem_lab.labelling.gathering import Gathered, Kept, gather, sift
