@@ -16,7 +16,9 @@ from ibidem.audits.ledger import AuditStats
 from ibidem.costs import Prices, read_prices, savings
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
-from ibidem.explanation import Explainer, Explanation
+from ibidem.explanation.explainer import Explainer
+from ibidem.explanation.result import Explanation
+from ibidem.explanation.trial import current_trial
 from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.warming import current_run
@@ -141,7 +143,7 @@ class SemanticCache:
         )
         self._verifier, self._guards = verifier, guards
         self._lookups = LookupPipeline(runtime, strictness, auditor, lifetime, verifier, guards)
-        self._explainer = Explainer(runtime, strictness, auditor, admission, self._lookups)
+        self._explainer = Explainer(runtime, admission, self._lookups)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
         self._prices = prices or read_prices()
@@ -192,6 +194,8 @@ class SemanticCache:
         return await in_thread(partial(self.lookup, request, max_age=max_age))
 
     def _search(self, request: Request, max_age: float | None = None) -> Hit | Miss:
+        if (trial := current_trial()) is not None:
+            return trial.lookup(request, self._explainer, max_age)
         if is_bypassed(request):
             return Miss(BYPASSED)
         if max_age is None and request.scope_context is not None:
@@ -256,7 +260,7 @@ class SemanticCache:
     def _store(
         self, request: Request, answer: Answer, ttl: float | None, labels: tuple[str, ...]
     ) -> Stored | Rejected:
-        if is_bypassed(request):
+        if is_bypassed(request) or current_trial() is not None:
             return Rejected(BYPASSED)
         try:
             reason = self._stores.run(request, answer, self._runtime.clock(), ttl, labels)
@@ -572,11 +576,19 @@ class SemanticCache:
             withdrawn=pins.withdrawn,
         )
 
-    def recent(self, limit: int = 20) -> list[LookupRow]:
-        """Return the last lookups in the log with their results, newest first; of all processes."""
+    def recent(
+        self, limit: int = 20, namespace: str | None = None, reason: str | None = None
+    ) -> list[LookupRow]:
+        """Return the last lookups in the log with their results, newest first; of all processes.
+
+        All, or those of one namespace, or the misses for one reason (`guard` stands for all guards).
+        """
         self._ready()
+        for name, given in (("namespace", namespace), ("reason", reason)):
+            if given is not None:
+                require_name(name, given)
         self._runtime.flush()
-        return self._runtime.store.lookups.recent(limit)
+        return self._runtime.store.lookups.recent(limit, namespace, reason)
 
     def judgements(self, limit: int = 20, namespace: str | None = None) -> list[JudgementRow]:
         """Return the last judgements, newest first; of all processes. `flush` waits for those being made."""
@@ -627,6 +639,9 @@ class SemanticCache:
         self._runtime.check_process()
 
     def _log(self, request: Request, result: Hit | Miss) -> None:
+        if (trial := current_trial()) is not None:
+            trial.looked_up(request, result)
+            return
         self._telemetry.record_lookup(request, result)
         if is_bypassed(request):
             return

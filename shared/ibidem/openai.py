@@ -56,6 +56,7 @@ _CALLER = "store user safety_identifier metadata prompt_cache_key prompt_cache_o
 _ECHOED = frozenset(f"{_CALLER} instructions tools tool_choice text reasoning".split())
 # How the answer is delivered; the messages are compared by themselves.
 _NOT_COMPARED = frozenset(f"{_CALLER} messages input stream stream_options".split())
+_PARTS = ("model", "instructions", "tools", "functions")  # of the scope, by themselves
 # What the provider keeps, or is to keep; measurements of an answer, sound, and what is on the web today.
 _NEVER_CACHED = (
     "previous_response_id conversation background prompt store context_management "
@@ -238,14 +239,19 @@ class _Exchange:
             example=lambda parsed: parsed.masked is not None,
         )
 
-    def _described(self) -> list[str]:
-        """All that decides the answer, except the messages, without keys."""
+    def _described(self) -> dict[str, str]:
+        """All that decides the answer, except the messages, without keys, as JSON texts by name."""
         given = (self._options.get("headers") or {}).items()
         headers = {name.lower(): str(value) for name, value in given if not _NOT_SENT.match(name)}
         sent = {"client": self._client, "headers": headers, "params": self._options.get("params")}
-        parameters = {name: value for name, value in self._body.items() if name not in _NOT_COMPARED}
-        described = (values_of(sent, Rules(OPERATIONAL)), values_of(parameters))
-        return ["openai/1", self._path, *map(json.dumps, described)]
+        compared = {name: value for name, value in self._body.items() if name not in _NOT_COMPARED}
+        parts = {name: {name: compared.pop(name)} for name in _PARTS if name in compared}
+        return {
+            "adapter": f"openai/1{self._path}",
+            "client": json.dumps(values_of(sent, Rules(OPERATIONAL))),
+            **{name: json.dumps(values_of(part)) for name, part in parts.items()},
+            "parameters": json.dumps(values_of(compared)),
+        }
 
     def add(self, chunk: Any) -> None:
         """Take a chunk of the stream."""

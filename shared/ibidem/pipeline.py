@@ -18,7 +18,7 @@ from ibidem.lifecycle.warming import DONE
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
 from ibidem.matching.policy import Policy, Strictness, Verdict, decide, supporting
-from ibidem.matching.scorers import Candidate, Verifier
+from ibidem.matching.scorers import UNSCORED, Candidate, Verifier
 from ibidem.matching.shipped import Choice
 from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
@@ -36,6 +36,7 @@ from ibidem.types import (
     Tier,
     Vector,
     cosine,
+    parts_text,
     storable,
     vetted_key,
 )
@@ -109,32 +110,40 @@ class LookupPipeline:
             return Miss(reason)
         # 3. Which of the nearest stored questions means the same, over the same documents?
         candidates = [one for one in self.near(index, request) if self.is_alive(one.entry, now, max_age)]
-        verifier, verdict = self.decide(index, request, candidates)
+        verifier, policy, verdict = self.decide(index, request, candidates)
         # 4. May its answer be served, by the error budget and by its age?
         if (best := verdict.chosen) is not None:
             auditor = self._auditor
             ruling = "serve" if auditor is None else auditor.decide(request, best, verifier.name, now)
+            least = self.least(request.namespace, verifier, policy)
             if ruling != "serve":
-                return _miss("audit" if ruling == "audit" else "below_budget", best)
-            return self._serve(best, "semantic", now, max_age) or _miss("expired", best)
+                return _miss("audit" if ruling == "audit" else "below_budget", best, least)
+            hit = self._serve(best, "semantic", now, max_age, least)
+            return hit or _miss("expired", best, least)
         # 5. Why not?
         if identical is not None:
             return _miss("expired", Candidate(identical, 1.0))
         if verdict.nearest is not None:
-            return _miss(verdict.reason, verdict.nearest)
+            return _miss(verdict.reason, verdict.nearest, policy.threshold)
         return Miss(NOTHING_NEAR[entries.kind_in_scope(request.namespace, request.scope_digest)])
 
     def decide(
         self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
-    ) -> tuple[Verifier, Verdict]:
+    ) -> tuple[Verifier, Policy, Verdict]:
         """Decide by the cache's verifier; where the pair model fails, by the rule without it."""
         verifier, policy = policy_of(self._verifier, index, self._strictness)
         try:
-            return verifier, decide(request, candidates, policy, verifier, guards=self._guards)
+            return verifier, policy, decide(request, candidates, policy, verifier, guards=self._guards)
         except PairModelFailed as error:
             self._runtime.faults.note("score candidates with the pair model", error)
         rule, policy = policy_of("none", index, self._strictness)
-        return rule, decide(request, candidates, policy, rule, guards=self._guards)
+        return rule, policy, decide(request, candidates, policy, rule, guards=self._guards)
+
+    def least(self, namespace: str, verifier: Verifier, policy: Policy) -> float:
+        """Return the least score that is served in a namespace now, infinite while audits serve nothing."""
+        if self._auditor is None:
+            return policy.threshold
+        return max(policy.threshold, self._auditor.threshold(namespace, verifier.name))
 
     def refreshed(self, key: str) -> None:
         """Mark a stale answer as refreshed."""
@@ -177,12 +186,21 @@ class LookupPipeline:
         with self._lock:
             return state == "alive" or (state == "stale" and self._is_being_refreshed(entry))
 
-    def _serve(self, candidate: Candidate, tier: Tier, now: float, max_age: float | None) -> Hit | None:
+    def _serve(
+        self, candidate: Candidate, tier: Tier, now: float, max_age: float | None, least: float | None = None
+    ) -> Hit | None:
         """Return the hit; None if the entry is expired, or stale and this caller is to refresh it."""
         entry = candidate.entry
         state = self._lifetime.state(entry, now, max_age)
         if state == "expired" or (state == "stale" and self._is_to_refresh(entry)):
             return None
+        return self.hit_of(candidate, tier, now, least, stale=state == "stale")
+
+    def hit_of(
+        self, candidate: Candidate, tier: Tier, now: float, least: float | None, *, stale: bool = False
+    ) -> Hit:
+        """Return the hit on an entry, which may be served; `least` is the least score that is."""
+        entry = candidate.entry
         return Hit(
             answer=entry.answer,
             entry_id=entry.id,
@@ -191,9 +209,10 @@ class LookupPipeline:
             score=candidate.score if tier == "semantic" else 1.0,
             question=entry.question,
             age=max(0.0, now - entry.created),
-            stale=state == "stale",
+            stale=stale,
             place=self._runtime.cache_id,
             pinned=entry.pinned,
+            threshold=least,
         )
 
     def _is_to_refresh(self, entry: Entry) -> bool:
@@ -208,8 +227,11 @@ class LookupPipeline:
         return time.monotonic() < (self._refreshing.get(entry.id) or 0.0)
 
 
-def _miss(reason: str, candidate: Candidate) -> Miss:
-    return Miss(reason, candidate.entry.question, candidate.entry.id, candidate.similarity)
+def _miss(reason: str, candidate: Candidate, least: float | None = None) -> Miss:
+    """Return a miss with its candidate, and the least score that is served, if scores counted."""
+    score = None if least is None or candidate.score == UNSCORED else candidate.score
+    found = (candidate.entry.question, candidate.entry.id, candidate.similarity)
+    return Miss(reason, *found, score=score, threshold=least)
 
 
 def policy_of(
@@ -317,6 +339,7 @@ class StorePipeline:
             used=now,
             sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in request.documents),
             tags=tags,
+            scope_parts=parts_text(request.scope_parts),
             vector=vector,
         )
 
@@ -545,7 +568,8 @@ class PendingRequest:
 
 
 def _refused(hit: Hit, reason: str) -> Miss:
-    return Miss(reason, hit.question, hit.entry_id, hit.similarity, hit.seconds)
+    scored = (None if hit.threshold is None else hit.score), hit.threshold
+    return Miss(reason, hit.question, hit.entry_id, hit.similarity, hit.seconds, *scored)
 
 
 def _in_event_loop() -> bool:

@@ -2,13 +2,14 @@
 
 A request has four parts. Only `question` is compared by meaning; `scope` and `namespace` are compared
 exactly, `documents` by the document policy. Of the scope, which can hold secrets (system prompts, headers),
-only the digest is kept.
+only digests are kept.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -53,6 +54,44 @@ def key_of(namespace: str, scope: str, question: str, documents: str, *, semanti
 def digest_of(documents: Iterable[str]) -> str:
     """Return the digest of a set of documents, from their digests."""
     return digest(*sorted(set(documents)))
+
+
+PART_DIGITS = 8  # of the digest of a part of a scope that is kept: it tells why scopes differ, not whether
+
+
+def digest_scope(scope: object) -> tuple[str, dict[str, str]]:
+    """Return the digest of a scope, and the beginning of that of each of its parts, if they have names.
+
+    Raises:
+        InvalidInput: It is neither a text nor a mapping of texts by name.
+    """
+    if isinstance(scope, str):
+        return digest(scope), {}
+    if not isinstance(scope, Mapping):
+        raise InvalidInput(f"scope must be a str, or a mapping of texts by name, not {type(scope).__name__}")
+    parts = {require_name("scope", name): digest(require_text("scope", scope[name])) for name in scope}
+    flat = [text for name in sorted(parts) for text in (name, parts[name])]
+    return digest(*flat), {name: parts[name][:PART_DIGITS] for name in parts}
+
+
+def parts_text(parts: Mapping[str, str]) -> str:
+    """Format the digests of the parts of a scope for the database; "" if there are none."""
+    return json.dumps(dict(parts), separators=(",", ":")) if parts else ""
+
+
+def differing_parts(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, ...]:
+    """Name the parts in which two scopes differ; none if the parts of either are unknown."""
+    names = dict.fromkeys((*one, *other)) if one and other else {}
+    return tuple(name for name in names if one.get(name) != other.get(name))
+
+
+def read_parts(text: str) -> dict[str, str]:
+    """Read the output of `parts_text`; none of a damaged text."""
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def require_text(name: str, value: object) -> str:
@@ -218,7 +257,8 @@ class Request:
     Args:
         question: The user's question alone, without template, history or documents.
         scope: Everything else the answer depends on (system prompt, history, tools, model, parameters), in
-            any stable textual form. Compared exactly; only its digest is kept.
+            any stable textual form: one text, or texts by name, so that `cache.why` can name those that
+            differ. Compared exactly; only digests are kept.
         namespace: Tenant, user or application. Compared exactly; stored in clear.
         documents: The retrieved documents in the prompt, in any order.
         semantic: False if the question could not be separated from the rest of the prompt: then only the
@@ -235,7 +275,7 @@ class Request:
     """
 
     question: str
-    scope: str = field(default="", kw_only=True, repr=False)
+    scope: str | Mapping[str, str] = field(default="", kw_only=True, repr=False)
     namespace: str = field(default="", kw_only=True)
     documents: tuple[Document, ...] = field(default=(), kw_only=True)
     semantic: bool = field(default=True, kw_only=True)
@@ -244,6 +284,7 @@ class Request:
     example: bool = field(default=True, kw_only=True, compare=False, repr=False)
     scope_context: Scope | None = field(default=None, kw_only=True, compare=False, repr=False)
     scope_digest: str = field(init=False)
+    scope_parts: Mapping[str, str] = field(init=False, compare=False, repr=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
 
@@ -255,7 +296,7 @@ class Request:
         require_bool("semantic", self.semantic)
         require_bool("example", self.example)
         normal = normalise(question) if self.semantic else question
-        scope_digest = digest(require_text("scope", self.scope))
+        scope_digest, scope_parts = digest_scope(self.scope)
         documents_digest = digest_of(d.digest for d in documents)
         namespace = require_text("namespace", self.namespace)
         key = key_of(namespace, scope_digest, normal, documents_digest, semantic=self.semantic)
@@ -264,6 +305,7 @@ class Request:
         set_field(self, "documents", documents)
         set_field(self, "scope", "")
         set_field(self, "scope_digest", scope_digest)
+        set_field(self, "scope_parts", scope_parts)
         set_field(self, "documents_digest", documents_digest)
         set_field(self, "key", key)
 
@@ -321,9 +363,10 @@ class Hit:
     """A stored answer that may be repeated, and why.
 
     `question` is the one it was given to (None if its text is not kept), `similarity` the cosine of the two
-    questions, `score` that of the verifier, `age` the seconds since the answer was stored, `seconds` the
-    duration of the lookup, `stale` whether it is served beyond its lifetime while another caller refreshes
-    it, `place` the id of the cache location, `pinned` whether a person vouches for it, and how.
+    questions, `score` that of the verifier, `threshold` the least score that was served (None for the
+    identical request), `age` the seconds since the answer was stored, `seconds` the duration of the lookup,
+    `stale` whether it is served beyond its lifetime while another caller refreshes it, `place` the id of the
+    cache location, `pinned` whether a person vouches for it, and how.
     """
 
     answer: Answer
@@ -337,6 +380,7 @@ class Hit:
     stale: bool = False
     place: str = ""
     pinned: Pin = ""
+    threshold: float | None = None
 
     def __bool__(self) -> bool:
         return True
@@ -361,6 +405,9 @@ class Hit:
 class Miss:
     """No answer, and the reason; with the nearest candidate, if there was one.
 
+    `score` is that of the candidate, None if it has none; `threshold` the least that would have done,
+    infinite while audits serve nothing.
+
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a
@@ -374,6 +421,8 @@ class Miss:
     entry_id: str | None = None
     similarity: float | None = None
     seconds: float = 0.0
+    score: float | None = None
+    threshold: float | None = None
 
     def __bool__(self) -> bool:
         return False
@@ -466,6 +515,7 @@ class Entry:
     served) and `expires` (when it is deleted); `ttl` is its lifetime in seconds, None for ever. `vector` is
     the embedding of the question, shape (d,), unit length; None before it is embedded. A `pinned` answer was
     vetted by a person: it has no lifetime, is not evicted, and no model's answer takes its place.
+    `scope_parts` are the digests of the parts of the scope, as `Request` has them, in JSON; "" if unknown.
     """
 
     id: str
@@ -483,6 +533,7 @@ class Entry:
     tags: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
     pinned: Pin = ""
+    scope_parts: str = ""
     vector: Vector | None = field(default=None, repr=False, compare=False)
 
     @property

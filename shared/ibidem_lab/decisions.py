@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ibidem._util.json_lines import read_json_lines, read_text
 from ibidem._util.statistics import auc
 from ibidem.errors import InvalidInput
 from ibidem.matching.decisions import PairDecision
@@ -124,37 +124,19 @@ def read_labelled_pairs(path: Path) -> list[LabelledPair]:
     Raises:
         InvalidInput: The file cannot be read, holds no pairs, or a line is none; the message names it.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
-    rows = _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text, path)
-    found = [_pair(row, f"{path}, line {number}") for number, row in rows]
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_json_lines(path, SHAPE)
+    found = [_pair(row, where) for where, row in rows]
     if not found:
         raise InvalidInput(f"{path} holds no pairs: lines of {SHAPE}")
     return found
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     for row in reader:
         # The rest of a line that is too long has the key None.
-        yield reader.line_num, {name: value for name, value in row.items() if name is not None}
-
-
-def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path}, line {number}: invalid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InvalidInput(f"{path}, line {number}: must be {SHAPE}")
-        yield number, row
+        known = {name: value for name, value in row.items() if name is not None}
+        yield f"{path}, line {reader.line_num}", known
 
 
 def _pair(row: Mapping[str, Any], where: str) -> LabelledPair:

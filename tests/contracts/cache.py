@@ -64,6 +64,47 @@ class CacheContract:
             assert hit.seconds > 0
             cache.flush()
 
+    def test_the_parts_in_which_scopes_differ_are_named(self, cache) -> None:
+        """Of the most similar scope, as kept with its answers; nothing of a scope in one text."""
+        asked = "how do I reset my password"
+        parts = {"model": "m", "tools": "none", "system prompt": "It is 10:00."}
+        for given in ("in one text", {**parts, "model": "n", "tools": "all"}, parts):
+            cache.store(Request(asked, scope=given), ANSWER)
+        cache.store(Request(asked, scope=parts, namespace="other"), ANSWER)
+        (found,) = cache.why(Request(asked, scope={**parts, "system prompt": "It is 10:01."})).elsewhere
+        (vague,) = cache.why(Request(asked, scope="in other words")).elsewhere
+
+        assert (found.differs, found.scopes, found.entry_id) == (
+            ("system prompt",),
+            3,
+            Request(asked, scope=parts).key,
+        )
+        assert (vague.differs, vague.scopes) == ((), 3)
+        assert cache.lookup(Request(asked, scope=dict(reversed(parts.items())))).tier == "exact"
+        assert not cache.lookup(Request(asked, scope={**parts, "system prompt": ""}))
+        assert not cache.lookup(Request(asked, scope={**parts, "prompt": ""}))
+
+    def test_the_log_knows_what_decided(self, cache) -> None:
+        """Score and least score of a lookup by meaning, and of one namespace or reason."""
+        cache.store(Request("how do I reset my password"), ANSWER)
+        for asked in ("how do I reset my password", "how do I reset my old password", "who sells tea"):
+            result = cache.lookup(Request(asked))
+        cache.lookup(Request("how do I reset my password 2"))
+        cache.lookup(Request("who sells tea", scope={"model": "m"}, namespace="other"))
+        new, guarded, far, near, exact = cache.recent()
+
+        assert (exact.tier, exact.score, exact.threshold) == ("exact", None, None)
+        assert (near.tier, near.score >= near.threshold) == ("semantic", True)
+        assert (far.reason, far.score, far.threshold) == ("below_threshold", None, near.threshold)
+        assert (result.score, result.threshold) == (None, near.threshold)
+        assert (guarded.reason, guarded.threshold) == ("guard:numbers", near.threshold)
+        assert (new.reason, new.threshold) == ("empty", None)
+        assert '"model"' in new.scope_parts
+        assert [one.reason for one in cache.recent(namespace="other")] == ["empty"]
+        assert cache.recent(reason="guard") == cache.recent(reason="guard:numbers") == [guarded]
+        assert cache.recent(1, reason="empty") == [new]
+        assert cache.recent(reason="empty", namespace="") == []
+
     def test_a_lookup_is_explained(self, cache) -> None:
         """With the nearest questions of its scope, and of others if there are none near."""
         for scope in ("morning", "evening"):

@@ -14,8 +14,9 @@ from tests.house.imports import FOLDERS, ROOT, modules_in
 
 SIZES = {
     # With `cache.decide`, verifiers (pair model, cross-encoders), vetted and known answers, wrapped methods.
-    ("ibidem", "modules"): 117,  # with `cache.why`, and the backfill of the index by itself
-    ("ibidem", "lines"): 24_820,
+    # With the backfill of the index by itself, the explanation of lookups, of the log and of programs.
+    ("ibidem", "modules"): 124,
+    ("ibidem", "lines"): 25_560,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
     ("langchain_ibidem", "modules"): 11,
@@ -26,7 +27,7 @@ SIZES = {
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered
 #: Modules in a package, its `__init__` included and its sub-packages not.
-MOST_MODULES = 17  # those of `ibidem` itself, with the explanation of lookups
+MOST_MODULES = 17  # those of `ibidem` itself
 
 
 @pytest.mark.parametrize(("package", "what"), SIZES)

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 import ibidem
 import ibidem.openai
+from ibidem.adapter.programs import explain_run
 from ibidem.adapter.testing import AdapterContract, App, Model
 from ibidem.cache import SemanticCache
 from tests.conftest import OpenCache
@@ -142,6 +143,25 @@ def test_a_reworded_question_is_answered_from_the_cache(
     ask(client.with_options(default_headers={"X-Answer-In": "Dutch"}))
     ask(client, "May I smoke here?")
     assert server.count == 7
+
+
+@on_both
+def test_the_part_that_makes_a_call_new_is_named(
+    server: OpenAIServer, client: openai.OpenAI, ask: Any
+) -> None:
+    """By a run that ends before the server is asked."""
+    ask(client)
+    news: list[tuple[dict[str, Any], str]] = [
+        ({"system": "Answer at length."}, "system prompt" if ask is chat else "instructions"),
+        ({"temperature": 0.5}, "parameters"),
+        ({"tools": [TOOL]}, "tools"),
+        ({"extra_headers": {"X-Answer-In": "French"}}, "client"),
+    ]
+    for options, part in news:
+        ran = explain_run(lambda question, given=options: ask(client, question, **given), ASKED)
+        (one,) = ran.requests
+        assert [near.differs for near in one.explanation.elsewhere] == [(part,)]
+    assert server.count == 1
 
 
 @on_both

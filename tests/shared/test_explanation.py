@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import ibidem
 from ibidem import Answer, CacheClosed, Document, Hit, InvalidInput, Miss, Request
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
-from ibidem.explanation import DocumentChange, Explanation
+from ibidem.explanation.result import DocumentChange, Explanation, differing, in_words
 from tests.contracts.cache import CacheContract
 from tests.contracts.lifecycle import LifecycleContract
 from tests.embedders import BagOfWords, Broken
@@ -36,10 +37,13 @@ def agree(found: Explanation, result: Hit | Miss) -> bool:
     if result:
         score = found.nearest and next(one.score for one in found.nearest if one.entry_id == result.entry_id)
         same = result.tier == "exact" or (score == result.score and score >= found.threshold)
+        same = same and result.threshold == found.threshold
         return (found.tier, found.entry_id, found.reason) == (result.tier, result.entry_id, "") and same
     if result.reason == "audit":
         return found.tier == "semantic"
-    return (found.tier, found.reason) == (None, result.reason)
+    scores = [one.score for one in found.nearest if one.entry_id == result.entry_id]
+    scored = result.score is None or scores == [result.score]
+    return (found.tier, found.reason) == (None, result.reason) and scored
 
 
 @pytest.fixture
@@ -243,9 +247,85 @@ def test_the_command_explains_a_question(tmp_path: Path) -> None:
     assert (refused.exit_code, "IBIDEM_EMBEDDER" in refused.output) == (2, True)
     assert "3 stored questions in 3 scopes in all namespaces" in said
     assert "sure enough" in said
-    assert "guard:numbers" in said
+    assert "guard numbers" in said
     assert f"from a score of {threshold:.4f} on" in said
-    assert "guard:numbers" not in run("How long can I return the goods?", "--namespace", "")
+    assert "guard numbers" not in run("How long can I return the goods?", "--namespace", "")
     told = json.loads(run("How long can I return the goods?", "--namespace", "acme", "--json"))
     assert [one["reason"] for one in told["nearest"]] == ["guard:numbers"]
     assert json.loads(run("nothing there", "--namespace", "none", "--json"))["reason"] == "empty"
+
+
+def test_the_log_says_what_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 80 columns: score, least score, nearest question, the part in which an empty scope is new."""
+    monkeypatch.setattr("ibidem.cli.output.out._width", 80)
+    place = tmp_path / "cache"
+
+    def run(*options: str) -> str:
+        done = CliRunner().invoke(app, ["log", "--path", str(place), *options])
+        assert done.exit_code == 0, done.output
+        assert max(map(len, done.output.splitlines())) <= 80
+        return " ".join(done.output.split())
+
+    def scope(clock: str) -> dict[str, str]:
+        return {"model": "gpt-5", "system prompt": f"It is {clock}.", "prompt": "{question}"}
+
+    with ibidem.open(place, embedder=BagOfWords(), min_similarity=0.8) as cache:
+        for clock in ("10:00", "10:01"):
+            cache.lookup(Request("how long can i return goods", scope=scope(clock)))
+            cache.store(Request("how long can i return goods", scope=scope(clock)), Answer("30 days."))
+        hit = cache.lookup(Request("how long can i return the goods", scope=scope("10:00")))
+        cache.lookup(Request("how long can i return 3 goods", scope=scope("10:00")))
+        cache.lookup(Request("who sells tea", scope="a text", namespace="acme"))
+        cache.lookup(Request("what does it cost " * 100, scope=scope("10:00")))
+    said = run()
+    rows = json.loads(CliRunner().invoke(app, ["log", "--path", str(place), "--json"]).output)
+
+    assert f"{hit.score:.3f} 0.800 how long can i return the goods" in said
+    assert said.count("nearest: how long can i return") == 2
+    assert said.count("new scope: the system prompt differs") == 1  # the first scope of all is like no other
+    assert [row["reason"] for row in rows] == [
+        "question_too_long",
+        "empty",
+        "guard:numbers",
+        "",
+        "empty",
+        "empty",
+    ]
+    assert [row["differs"] for row in rows if row["reason"] == "empty"] == [[], ["system prompt"], []]
+    assert (rows[3]["nearest"], rows[3]["threshold"]) == ("how long can i return goods", 0.8)
+    assert list(rows[4]["scope_parts"]) == ["model", "system prompt", "prompt"]
+    assert "guard:numbers" in run("--reason", "guard")
+    assert "tea" not in run("--reason", "guard")
+    assert "who sells tea" in run("--namespace", "acme", "--reason", "empty")
+    assert run("--reason", "expired") == "No such lookups."
+
+
+def test_a_damaged_part_explains_nothing(tmp_path: Path) -> None:
+    """The answer is served as ever, and the lookup explained."""
+    with ibidem.open(tmp_path, embedder=BagOfWords(), min_similarity=0.8) as cache:
+        for clock in ("10:00", "10:01"):
+            cache.store(Request("what is in the box", scope={"clock": clock}), Answer("A pump."))
+        for damage in ("[1, 2]", "{", "[" * 100_000, '{"clock": 3}'):
+            with sqlite3.connect(tmp_path / "ibidem.sqlite3") as db:
+                db.execute("UPDATE entries SET scope_parts = ?", (damage,))
+            db.close()
+            (found,) = cache.why(Request("what is in the box", scope={"clock": "10:02"})).elsewhere
+            assert set(found.differs) <= {"clock"}
+            assert cache.lookup(Request("what is in the box", scope={"clock": "10:00"}))
+
+
+@pytest.mark.parametrize("scope", [{"model": 3}, {3: "model"}, {"mo\0del": "m"}, [("model", "m")], b"model"])
+def test_a_scope_is_made_of_texts(scope: object) -> None:
+    """The error says so."""
+    with pytest.raises(InvalidInput, match="scope"):
+        Request("what is in the box", scope=scope)  # type: ignore[arg-type]
+
+
+def test_each_reason_has_its_words() -> None:
+    """The same in all commands; a reason without is shown as it is."""
+    assert in_words("guard:numbers") == "guard numbers"
+    assert in_words("question_too_long") == "the question is longer than the embedder reads"
+    assert in_words("no_index") == "no_index"
+    assert differing(()) == ""
+    assert differing(("model",)) == "the model differs"
+    assert differing(("model", "tools", "prompt")) == "the model, the tools and the prompt differ"

@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateTable
 
 import ibidem
 from ibidem import Answer, Document, Example, Request
+from ibidem.cache import SemanticCache
 from ibidem.storage import migrations, tables
 from ibidem.storage.engine import reading
 from ibidem.storage.store import Store
@@ -139,6 +140,8 @@ def test_postgresql_is_migrated() -> None:
             db.exec_driver_sql(OLD_ENTRY)
             for name in ("scope", "feedback", "tags", "embedder", "vector"):
                 db.exec_driver_sql(f"ALTER TABLE examples DROP COLUMN {name}")
+            for name in ("score", "threshold", "scope_parts"):
+                db.exec_driver_sql(f"ALTER TABLE lookups DROP COLUMN {name}")
             db.exec_driver_sql(
                 "INSERT INTO examples (at, namespace, question, answer, model, documents, streamed) "
                 "VALUES (1.0, '', 'an old question', 'a', '', '[]', false)"
@@ -150,7 +153,7 @@ def test_postgresql_is_migrated() -> None:
             for store in pool.map(Store, [url] * 4):
                 store.close()
         columns, indexes = {}, set()
-        for table in (tables.entries, tables.examples):
+        for table in (tables.entries, tables.examples, tables.lookups):
             found = sqlalchemy.inspect(engine)
             columns[table] = {column["name"] for column in found.get_columns(table.name)}
             indexes |= {index["name"] for index in found.get_indexes(table.name)}
@@ -166,6 +169,53 @@ def test_postgresql_is_migrated() -> None:
     assert indexes >= {"ix_entries_rank", "ix_examples_entry", "ix_examples_vector"}
     assert (vector.question, list(vector.vector)) == ("q", [0.0, 1.0])
     assert kept == [Example("a new one", "a", tags=("t",)), Example("an old question", "a", at=1.0)]
+
+
+def explained_after_schema_7(path: Path, database: str | None = None) -> None:
+    """Store and log by schema 7, and ask why with that of today: older rows are read, and say no more."""
+    words, clock = "how long to return goods", {"system prompt": "It is 10:00."}
+    of_today = (
+        ("entries", "scope_parts"),
+        *(("lookups", name) for name in ("score", "threshold", "scope_parts")),
+    )
+
+    def open_it() -> SemanticCache:
+        return ibidem.open(path, database=database, embedder=BagOfWords(16), min_similarity=0.5)
+
+    with open_it() as cache:
+        for asked in (words, "who sells tea"):
+            cache.store(Request(asked, scope=clock), Answer("30 days."))
+            cache.correct(cache.lookup(Request(asked, scope=clock)), "40 days.")
+        cache.invalidate(entry=Request("who sells tea", scope=clock).key)
+    engine = sqlalchemy.create_engine(database or f"sqlite:///{path / 'ibidem.sqlite3'}")
+    with engine.begin() as db:
+        for table, column in of_today:
+            db.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+        db.exec_driver_sql("""UPDATE withdrawn SET entry = replace(entry, '"scope_parts"', '"unknown"')""")
+        db.exec_driver_sql("UPDATE meta SET value = '7' WHERE key = 'schema_version'")
+    engine.dispose()
+    with open_it() as cache:
+        other = Request(words, scope={"system prompt": "It is 10:01."})
+        (vague,) = cache.why(other).elsewhere
+        assert vague.differs == ()
+        assert "something else differs" in str(cache.why(other))
+        assert cache.lookup(Request(words, scope=clock)).answer.text == "40 days."
+        assert [(row.tier, row.score, row.scope_parts) for row in cache.recent()] == [("exact", None, "")] * 3
+        assert [one.entry.question for one in cache._runtime.store.pins.withdrawn(9)] == ["who sells tea"]
+        cache.store(Request(words, scope={"system prompt": "It is 9:00."}), Answer("30 days."))
+        (found,) = cache.why(other).elsewhere
+        assert (found.differs, found.scopes) == (("system prompt",), 2)
+
+
+def test_schema_7_is_migrated(tmp_path: Path) -> None:
+    """With its answers and logs; what explains them is only known of what comes."""
+    explained_after_schema_7(tmp_path)
+
+
+def test_schema_7_is_migrated_on_postgresql(tmp_path: Path) -> None:
+    """Likewise."""
+    with running_postgres() as url:
+        explained_after_schema_7(tmp_path, url)
 
 
 def test_ids_of_examples_are_not_reused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ PARIS = Retrieved("paris", "Paris is the capital of France.")
 
 def build(context: PromptContext, question: str = QUESTION, **options: object) -> Request:
     prompt = plain(f"Answer from these:\n{PARIS.text}\nQuestion: {question}")
-    return build_request(prompt, context, QuestionFinder(), model=("m",), scope=EMPTY_SCOPE, **options)  # type: ignore[arg-type]
+    known: dict[str, object] = {"model": {"model": "m"}, "scope": EMPTY_SCOPE, **options}
+    return build_request(prompt, context, QuestionFinder(), **known)  # type: ignore[arg-type]
 
 
 def test_a_run_and_the_recent_documents_know_the_queries() -> None:

@@ -101,7 +101,7 @@ def test_an_empty_question_is_refused(question: str) -> None:
     ("build", "message"),
     [
         (lambda: Request(None), "question must be a str, not NoneType"),
-        (lambda: Request("q", scope=3), "scope must be a str, not int"),
+        (lambda: Request("q", scope=3), "scope must be a str, or a mapping of texts by name, not int"),
         (lambda: Request("q", namespace=b"x"), "namespace must be a str, not bytes"),
         (lambda: Request("q", documents="text"), "sequence of ibidem.Document"),
         (lambda: Request("q", documents=["text"]), "sequence of ibidem.Document"),

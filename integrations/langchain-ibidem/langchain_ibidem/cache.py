@@ -257,16 +257,17 @@ class RequestBuilder:
         model = describe(llm_string, call, named=bool(options.model_id))
         parsed = parse(prompt) if isinstance(prompt, str) else prompt
         evaluates = call is not None and self._tracker.is_evaluating(call.parent)
-        structured = any(map(_STRUCTURED.search, (llm_string, *model)))
+        structured = any(map(_STRUCTURED.search, (llm_string, *model.values())))
+        named = {"model id": options.model_id} if options.model_id else {}
         return build_request(
             parsed,
             self._context(self._tracker.rendered_prompt(parsed.fingerprint), documents),
             self._questions,
-            model=("langchain/1", options.model_id, *model),
+            model={"adapter": "langchain/1", **named, **model},
             scope=scope,
             namespace=options.namespace,
             exact=not options.semantic or evaluates or structured,
-            temperature=temperature_of(model),
+            temperature=temperature_of(model.values()),
             example=not evaluates,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -53,14 +53,15 @@ _TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+
 _OPAQUE = re.compile(r"<class '| at 0x[0-9a-fA-F]+>")
 # A parameter that tells one model from another, and has a value.
 _NAMING = re.compile(r"""\('\w*(?:model|deployment|engine|repo|endpoint|responses)\w*', ['"][^'"]""")
+_TOOLS = ("tools", "functions")  # parameters
 _PREFIX = "ibidem_"  # of metadata
 _TERMS = frozenset(("namespace", "user", "bypass", "max_age", "ttl", "tags"))
 
 
-def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) -> list[str]:
-    """Describe the living model and its parameters; by `llm_string` where the call is unknown.
+def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) -> dict[str, str]:
+    """Describe the living model, its parameters and tools; by `llm_string` where the call is unknown.
 
-    The texts are compared; they may hold secrets: only ever hash them.
+    The texts, by what they describe, are compared; they may hold secrets: only ever hash them.
 
     Args:
         llm_string: LangChain's description of the model and the call. It is made once for a model, whatever
@@ -73,16 +74,20 @@ def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) ->
     """
     if call is None or call.model is None:
         _require_description(llm_string, named=named)
-        return [llm_string]
+        return {"model": llm_string}
     given = {name: value for name, value in sorted(call.parameters.items()) if name not in OPERATIONAL}
     if call.stop is not None:
         given["stop"] = call.stop
-    state = state_of(call.model, _RULES, lenient=named)
-    values = json.dumps(values_of(given)) if given else "{}"
-    return [state, with_numbers(values, ResponseFormat.of(call.parameters).names)]
+    tools = {name: given.pop(name) for name in _TOOLS if name in given}
+    names = ResponseFormat.of(call.parameters).names
+    described = {"model": state_of(call.model, _RULES, lenient=named)}
+    for name, values in (("parameters", given), ("tools", tools)):
+        if values:
+            described[name] = with_numbers(json.dumps(values_of(values)), names)
+    return described
 
 
-def temperature_of(described: Sequence[str]) -> float | None:
+def temperature_of(described: Iterable[str]) -> float | None:
     """Return the temperature, the highest if the call gives another than the model; None if unknown."""
     temperatures = [found for text in described if (found := _temperature_of(text)) is not None]
     return max(temperatures, default=None)

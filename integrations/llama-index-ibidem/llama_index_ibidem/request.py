@@ -106,7 +106,10 @@ class RequestBuilder:
     def _build(self, llm: LLM, prompt: Prompt, given: Mapping[str, Any]) -> Request:
         options, scope = self.options, require_scope(required=self.options.require_namespace)
         exact = not options.semantic or llm.output_parser is not None or _asks_for_format(llm, given)
-        described = ("llama_index/1", identity(llm, options.model_id), parameters(given))
+        described = {"adapter": "llama_index/1", "model": identity(llm, options.model_id)}
+        described["parameters"] = parameters({name: given[name] for name in given if name != "tools"})
+        if given.get("tools"):
+            described["tools"] = parameters({"tools": given["tools"]})
         context = span_watcher.context()
         template = _template_of(prompt, context)
         return build_request(

@@ -280,9 +280,10 @@ class CachedSynthesizer(BaseSynthesizer):
         options, scope = self._options, require_scope(required=self._options.require_namespace)
         return Request(
             question,
-            scope=json.dumps(
-                ["llama_index/1", "synthesizer", _identity(self._synthesizer, options.model_id, given)]
-            ),
+            scope={
+                "adapter": "llama_index/1",
+                **_described(self._synthesizer, options.model_id, given),
+            },
             namespace=scope.name(options.namespace),
             scope_context=scope,
             documents=documents_shown(texts, context.synthesis.documents),
@@ -361,8 +362,8 @@ def _overrides(synthesizer: BaseSynthesizer, name: str) -> bool:
 # What an answer depends on besides question and nodes.
 
 
-def _identity(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, Any]) -> str:
-    """Describe a synthesizer and the arguments of a call.
+def _described(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """Describe a synthesizer and the arguments of a call, each of its parts by name.
 
     Raises:
         NotCacheable: Something cannot be compared.
@@ -375,14 +376,13 @@ def _identity(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, A
     if own.get("output_cls") is not None:  # structured streams are texts
         settings["streams"] = own.get("streaming")
     prompts = {name: _template(prompt, llm) for name, prompt in synthesizer.get_prompts().items()}
-    described = [
-        f"{kind.__module__}.{kind.__qualname__}",
-        _model(llm, model_id),
-        parameters(settings, lenient=bool(model_id)),
-        parameters(prompts),
-        parameters(given),
-    ]
-    return json.dumps(described)
+    return {
+        "synthesizer": f"{kind.__module__}.{kind.__qualname__}",
+        "model": _model(llm, model_id),
+        "settings": parameters(settings, lenient=bool(model_id)),
+        "prompt": parameters(prompts),
+        "parameters": parameters(given),
+    }
 
 
 def _has_output_parser(synthesizer: BaseSynthesizer) -> bool:

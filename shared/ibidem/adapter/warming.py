@@ -6,14 +6,12 @@ The call whose answer the program returns gets the known one; its other calls re
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from contextvars import copy_context
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ibidem.adapter.programs import asker, text_in
 from ibidem.costs import Prices, read_prices
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.pinning import with_text
@@ -22,8 +20,6 @@ from ibidem.scope import scope
 from ibidem.types import Answer, normalise, require_name, require_tags
 
 Documents = Literal["ignore", "retrieved"]
-_QUESTION_KEYS = ("question", "query", "input", "user_input", "query_str")
-_ANSWER_KEYS = ("messages", "answer", "output", "result", "response", "text", "content")
 LEAST_PART = 20  # characters of a model's answer that is found within what the program returns
 _REFUSED = {
     "pins_full": "pinned answers fill max_entries or max_bytes (pins_full)",
@@ -127,7 +123,7 @@ def warm(
         raise InvalidInput(f"documents must be 'ignore' or 'retrieved', not {documents!r}")
     done = Warmed()
     rows = _distinct(pairs, done)
-    warmer = _Warmer(_asking(app, make_input), text_of or text_in, documents == "ignore", done)
+    warmer = _Warmer(asker(app, make_input), text_of or text_in, documents == "ignore", done)
     told = on_plan is None
     for number, row in enumerate(rows, 1):
         run = warmer.warm(row, may_raise=number == 1)
@@ -287,76 +283,3 @@ def _row(given: Any) -> KnownAnswer:
 
 
 _COLUMNS = frozenset(("question", "answer", "tags", "namespace"))
-
-
-def _asking(app: Any, make_input: Callable[[str], Any] | None) -> Callable[[str], Any]:
-    """Return a function that asks the program a question."""
-    if callable(invoke := getattr(app, "invoke", None)):
-        made = make_input or _input_of(app)
-        return lambda question: invoke(made(question))
-    made = make_input or (lambda question: question)
-    if callable(query := getattr(app, "query", None)):
-        return lambda question: query(made(question))
-    if callable(chat := getattr(app, "chat", None)):
-
-        def ask(question: str) -> Any:
-            if callable(reset := getattr(app, "reset", None)):
-                reset()  # each question begins a conversation
-            return chat(made(question))
-
-        return ask
-    if callable(run := getattr(app, "run", None)):
-
-        async def finished(question: str) -> Any:
-            return await run(made(question))
-
-        return lambda question: _completed(finished, question)
-    if callable(app):
-        return lambda question: app(made(question))
-    raise InvalidInput(
-        f"cannot ask a {type(app).__name__}: pass a chain, an engine, an agent, or a function of a question"
-    )
-
-
-def _completed(ask: Callable[[str], Coroutine[Any, Any, Any]], question: str) -> Any:
-    """Return what a coroutine function returns, also where an event loop runs, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(ask(question))
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(copy_context().run, asyncio.run, ask(question)).result()
-
-
-def _input_of(app: Any) -> Callable[[str], Any]:
-    """Return what makes the input of a LangChain runnable, by its schema."""
-    schema: Mapping[str, Any] = {}
-    with suppress(Exception):  # of a runnable that has none
-        schema = app.get_input_jsonschema()
-    names = list(schema.get("properties") or ())
-    if not names:
-        return lambda question: question
-    if "messages" in names:
-        return lambda question: {"messages": [{"role": "user", "content": question}]}
-    key = names[0] if len(names) == 1 else next((name for name in _QUESTION_KEYS if name in names), None)
-    if key is None:
-        raise InvalidInput(f"which of {', '.join(names)} is the question? Say it with make_input")
-    return lambda question: {key: question}
-
-
-def text_in(output: Any) -> str:
-    """Return the text of what a program returned."""
-    if isinstance(output, str):
-        return str(output)
-    if isinstance(output, Mapping):
-        held = next((output[name] for name in _ANSWER_KEYS if name in output), None)
-        return "" if held is None else text_in(held)
-    if isinstance(output, (list, tuple)):
-        return text_in(output[-1]) if output else ""
-    if callable(whole := getattr(output, "get_response", None)):  # of a stream
-        return text_in(whole())
-    for name in ("text", "content", "response"):
-        held = getattr(output, name, None)
-        if isinstance(held, str) or (held is not None and name == "response"):
-            return text_in(held)
-    return str(output)

@@ -47,6 +47,7 @@ from ibidem.cli.warm import warm_cache
 from ibidem.cli.why import explain
 from ibidem.costs import Prices, Savings, read_prices, savings
 from ibidem.errors import StorageError
+from ibidem.explanation.logged import explain_log
 from ibidem.storage.statistics import LogFilter
 from ibidem.storage.store import Store, Totals
 
@@ -96,12 +97,20 @@ def list_lookups(
     path: PathOption = None,
     database: DatabaseOption = None,
     limit: LimitOption = 20,
+    namespace: NamespaceOption = None,
+    reason: Annotated[
+        str | None, text_option("--reason", help="Only misses for this reason; guard: of all guards.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the last lookups: what was asked, and why it was a hit or a miss."""
+    """List the last lookups: what was asked, and why it was a hit or a miss.
+
+    With the score that decided, the least that was served then, and the nearest stored question.
+    """
     with existing_store(path, database) as store:
-        rows = store.lookups.recent(limit)
-    print_list(rows, as_json, asdict, tables.lookups, "No lookups yet.")
+        found = explain_log(store, store.lookups.recent(limit, namespace, reason))
+    nothing = "No lookups yet." if namespace is None and reason is None else "No such lookups."
+    print_list(found, as_json, tables.lookup_values, tables.lookups, nothing)
 
 
 @app.command()

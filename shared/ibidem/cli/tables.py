@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,10 +16,12 @@ from ibidem.cli.formatting import duration, named, saved_money
 from ibidem.cli.output import styled
 from ibidem.costs import Prices, Savings
 from ibidem.example import Example
+from ibidem.explanation.logged import LoggedLookup
+from ibidem.explanation.result import differing
 from ibidem.storage.examples import ExampleStats
-from ibidem.storage.logs import JudgementRow, LookupRow
+from ibidem.storage.logs import JudgementRow
 from ibidem.storage.store import Totals
-from ibidem.types import Entry
+from ibidem.types import Entry, read_parts
 
 NOT_KEPT = "(compared exactly; its text is not kept)"
 SHORT = 80  # characters shown of the texts of an example
@@ -110,17 +113,28 @@ def summary(one: Entry) -> dict[str, Any]:
     }
 
 
-def lookups(rows: Iterable[LookupRow]) -> Table:
-    """Make a table of lookups with their results."""
-    table = Table("at", "outcome", "cosine", "ms", "nearest", "question", box=SIMPLE_HEAD, pad_edge=False)
+def lookups(found: Iterable[LoggedLookup]) -> Table:
+    """Make a table of lookups with their results; what the question was nearest to stands below it."""
+    table = Table("at", "outcome", "score", "least", "question", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    for row in rows:
-        cosine = "" if row.similarity is None else f"{row.similarity:.3f}"
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    for one in found:
+        row, said = one.row, [one.row.question or NOT_KEPT]
+        if one.nearest is not None and one.nearest != row.question:
+            said.append(f"nearest: {one.nearest}")
+        if one.differs:
+            said.append(f"new scope: {differing(one.differs)}")
         outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
-        question, nearest = row.question or NOT_KEPT, (row.entry_id or "")[:8]
-        table.add_row(_minute(row.at), outcome, cosine, f"{row.seconds * 1000:.1f}", nearest, question)
+        figures = ("" if value is None else f"{value:.3f}" for value in (row.score, row.threshold))
+        table.add_row(_minute(row.at), outcome, *figures, "\n".join(said))
     return table
+
+
+def lookup_values(one: LoggedLookup) -> dict[str, Any]:
+    """Return all that is known of a lookup in JSON values."""
+    parts = read_parts(one.row.scope_parts)
+    return {**asdict(one.row), "scope_parts": parts, "nearest": one.nearest, "differs": one.differs}
 
 
 def examples(found: Iterable[Example]) -> Table:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from ibidem._util.json_lines import parse_object
 from ibidem.adapter.warming import Documents, KnownAnswer, Problem, Warmed, WarmingPlan, warm
 from ibidem.cli.formatting import money
 from ibidem.cli.output import (
@@ -172,11 +173,10 @@ def _csv(lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 def _jsonl(lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            try:
-                given = json.loads(line)
-            except (ValueError, RecursionError):
-                given = None
-            yield number, given if isinstance(given, dict) else {}
+            given: dict[str, Any] = {}  # a problem of this line alone
+            with suppress(InvalidInput):
+                given = parse_object(line, str(number), "an object")
+            yield number, given
 
 
 def _row(line: int, given: dict[str, Any]) -> KnownAnswer:

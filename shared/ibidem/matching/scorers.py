@@ -19,6 +19,9 @@ from ibidem.types import Document, Entry, Vector, digest, require_text
 Vectors = tuple[Vector, Vector]  # of the question asked and of the stored one: unit length, shape (d,)
 
 
+UNSCORED = -1.0  # the score of a candidate before the verifier has given one
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A stored answer near the question asked.
@@ -26,14 +29,14 @@ class Candidate:
     Attributes:
         entry: The stored question, its answer and the ids of its documents.
         similarity: The cosine similarity of the two questions.
-        score: What the verifier says; -1 before.
+        score: What the verifier says; `UNSCORED` before.
         vectors: The embeddings of the question asked and of the stored one.
         documents: Documents the stored answer was given with that were retrieved again, with their text.
     """
 
     entry: Entry
     similarity: float
-    score: float = -1.0
+    score: float = UNSCORED
     vectors: Vectors | None = field(default=None, compare=False, repr=False)
     documents: tuple[Document, ...] = field(default=(), compare=False, repr=False)
 

@@ -177,7 +177,7 @@ def build_request(
     context: PromptContext,
     finder: QuestionFinder,
     *,
-    model: Sequence[str],
+    model: Mapping[str, str],
     scope: Scope,
     namespace: str = "",
     exact: bool = False,
@@ -190,8 +190,8 @@ def build_request(
         prompt: What the model is shown.
         context: What is known about the prompt.
         finder: Finds its question.
-        model: Texts that describe the model and its parameters. They may hold headers with secrets: the
-            request keeps only their hash. Never log them.
+        model: Texts that describe the model, its parameters and its tools, by name. They may hold headers
+            with secrets: the request keeps only their hashes. Never log them.
         scope: The scope of the call (`ibidem.scope`).
         namespace: The namespace of the adapter, before that of the scope.
         exact: Compare the whole prompt exactly.
@@ -201,7 +201,7 @@ def build_request(
     parsed = parse(prompt, context, finder, exact=exact)
     return Request(
         parsed.question,
-        scope=json.dumps([*model, parsed.masked]),
+        scope={**model, **(parsed.masked or {})},
         namespace=scope.name(namespace),
         documents=parsed.documents,
         semantic=parsed.masked is not None,
@@ -229,13 +229,13 @@ _MAX_QUESTIONS = 32  # texts tried as the question; later ones have no better ev
 class ParsedPrompt:
     """A prompt in three parts that together determine it.
 
-    `documents` are those that occur in the prompt, `masked` is the rest as JSON text. It is None if no
-    question was found: then `question` is the whole prompt, and only the very same prompt matches.
+    `documents` are those that occur in the prompt, `masked` is the rest, as `MaskedPrompt.parts`. It is None
+    if no question was found: then `question` is the whole prompt, and only the very same prompt matches.
     """
 
     question: str
     documents: tuple[Document, ...]
-    masked: str | None
+    masked: Mapping[str, str] | None
 
 
 def parse_prompt(
@@ -250,7 +250,7 @@ def parse_prompt(
     for question in islice(questions, _MAX_QUESTIONS):
         masked = MaskedPrompt(compared, positions)
         if (found := _mask(masked, documents, question)) is not None:
-            return ParsedPrompt(question, _as_documents(found), json.dumps(masked.to_json()))
+            return ParsedPrompt(question, _as_documents(found), masked.parts())
     return parse_exact(prompt, documents)
 
 
@@ -407,6 +407,27 @@ class MaskedPrompt:
                 parts = []
             else:
                 parts.append(masked.part)
+
+    def parts(self) -> dict[str, str]:
+        """Return the masked prompt as JSON texts by name; together they determine it.
+
+        `prompt` is what stands around the question in the user's last text, `system prompt` what the system
+        says, `conversation` all else: earlier messages, results of tools, images.
+        """
+        frame, texts = self.to_json()
+        last = max((at for at, role in enumerate(self._roles) if role == "human"), default=None)
+        system = [text for text, role in zip(texts, self._roles, strict=True) if role == "system"]
+        # In the place of a text that belongs to another part stands its name: no text is a str.
+        others = [
+            "prompt" if at == last else "system prompt" if role == "system" else texts[at]
+            for at, role in enumerate(self._roles)
+        ]
+        found = {"conversation": json.dumps([frame, others])}
+        if system:
+            found["system prompt"] = json.dumps(system)
+        if last is not None:
+            found["prompt"] = json.dumps(texts[last])
+        return found
 
     def to_json(self) -> list[Any]:
         """Return the masked prompt as JSON values.

@@ -37,7 +37,7 @@ _e, _d = _entries.c, _documents.c
 ENTRY_COLUMNS = (
     *(_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.semantic),
     *(_e.answer, _e.payload, _e.model, _e.input_tokens, _e.output_tokens, _e.finish_reason, _e.seconds),
-    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits, _e.pinned),
+    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits, _e.pinned, _e.scope_parts),
 )
 _ID, _SET_OF_DOCUMENTS = ENTRY_COLUMNS.index(_e.id), ENTRY_COLUMNS.index(_e.documents)
 _TOKENS = ENTRY_COLUMNS.index(_e.input_tokens)  # followed by the output tokens
@@ -98,7 +98,7 @@ class StoredQuestion:
     """A question that can be compared by meaning, with its answer.
 
     `documents` is the digest of the document set; `vector` the embedding, shape (d,), by the embedder asked
-    for, if it exists.
+    for, if it exists; `scope_parts` as in `Entry`.
     """
 
     id: str
@@ -108,6 +108,17 @@ class StoredQuestion:
     documents: str
     answer: str
     vector: Vector | None = field(repr=False, compare=False)
+    scope_parts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScope:
+    """A scope: its digest and parts as in `Entry`, how many answers it has, and since when."""
+
+    scope: str
+    parts: str
+    answers: int
+    since: float
 
 
 class EntryTable:
@@ -192,12 +203,21 @@ class EntryTable:
         self, limit: int, embedder: str, namespace: str | None = None
     ) -> list[StoredQuestion]:
         """Return the newest questions compared by meaning, newest first; all or those of one namespace."""
-        columns = (_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.answer, _vectors.c.vector)
+        columns = (_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.answer)
         mine = sa.and_(_vectors.c.entry_id == _e.id, _vectors.c.embedder == embedder_id(embedder))
-        query = sa.select(*columns).outerjoin(_vectors, mine).where(_e.semantic, _e.question.is_not(None))
+        query = sa.select(*columns, _vectors.c.vector, _e.scope_parts).outerjoin(_vectors, mine)
+        query = query.where(_e.semantic, _e.question.is_not(None))
         query = in_namespace(query, _e.namespace, namespace)
         rows = fetch_all(self._engine, query.order_by(_e.created.desc(), _e.id).limit(limit))
         return list(valid_rows(_to_question, rows))
+
+    def scopes(self, namespace: str, limit: int) -> list[StoredScope]:
+        """Return the scopes of a namespace whose parts are known, those that were stored in last first."""
+        first, last = sa.func.min(_e.created), sa.func.max(_e.created)
+        columns = (_e.scope, _e.scope_parts, sa.func.count(), first)
+        query = sa.select(*columns).where(_e.namespace == namespace, _e.scope_parts != "")
+        query = query.group_by(_e.scope, _e.scope_parts).order_by(last.desc(), _e.scope).limit(limit)
+        return [StoredScope(*row) for row in fetch_all(self._engine, query)]
 
     def questions(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the questions of these entries by id; those of deleted or exact-only entries are missing."""
@@ -275,6 +295,7 @@ def entry_row(entry: Entry) -> dict[str, Any]:
         "hits": 0,
         "used": max(entry.created, entry.used),
         "pinned": entry.pinned,
+        "scope_parts": entry.scope_parts,
         "size": entry_size(entry),
         "cost": cost_of(answer),
     }
@@ -282,7 +303,8 @@ def entry_row(entry: Entry) -> dict[str, Any]:
 
 def entry_size(entry: Entry) -> int:
     """Estimate the bytes that the entry takes in the database."""
-    texts = (entry.answer.text, entry.answer.payload, entry.question or "", entry.namespace)
+    answer = entry.answer
+    texts = (answer.text, answer.payload, entry.question or "", entry.namespace, entry.scope_parts)
     vector = 0 if entry.vector is None else 2 * len(entry.vector)
     documents = DOCUMENT_BYTES * len(entry.sources)
     return OVERHEAD + sum(len(text.encode()) for text in texts) + vector + documents
@@ -317,7 +339,8 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
     if not plausible or max(row[_TOKENS] or 0, row[_TOKENS + 1] or 0) > MAX_NUMBER:
         raise ValueError("a value that its column does not hold")
     id_, namespace, scope, question, documents, semantic, text, payload, model, *rest = row
-    input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits, pinned = rest[:10]
+    input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits, *rest = rest
+    pinned, scope_parts = rest[:2]
     semantic = bool(semantic)  # SQLite's own driver returns 0 or 1
     return Entry(
         id=id_,
@@ -343,6 +366,7 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
         hits=hits,
         sources=sources,
         pinned=pinned,
+        scope_parts=scope_parts,
         vector=None if vector is None else to_vector(vector),
     )
 
@@ -351,4 +375,5 @@ def _to_question(row: Any) -> StoredQuestion:
     if row.question is None:
         raise ValueError("a damaged row")
     vector = row.vector and to_vector(row.vector)
-    return StoredQuestion(row.id, row.namespace, row.scope, row.question, row.documents, row.answer, vector)
+    of = (row.id, row.namespace, row.scope, row.question, row.documents, row.answer)
+    return StoredQuestion(*of, vector, row.scope_parts)

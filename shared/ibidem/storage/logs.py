@@ -18,7 +18,7 @@ from ibidem.storage import tables
 from ibidem.storage.engine import fetch_all, fetch_value, in_namespace, reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER
-from ibidem.types import Entry, Hit, Miss, Request, is_in_namespace, storable
+from ibidem.types import Entry, Hit, Miss, Request, is_in_namespace, parts_text, storable
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest are deleted
 JUDGEMENT_LIMIT = 100_000  # judgements kept
@@ -41,7 +41,12 @@ _REDACTED_COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class LookupRow:
-    """One line of the lookup log; the columns of the table `lookups`."""
+    """One line of the lookup log; the columns of the table `lookups`.
+
+    `entry_id`, `similarity` and `score` are of the answer served, or of the nearest; None if there was none,
+    or it had no score. `threshold` is the least score that was served then, None if no scores counted, or if
+    audits let nothing be served. `scope_parts`, as in `Entry`, are kept of a miss for the reason `empty`.
+    """
 
     at: float
     namespace: str
@@ -53,6 +58,9 @@ class LookupRow:
     similarity: float | None
     seconds: float
     tokens_saved: int
+    score: float | None = None
+    threshold: float | None = None
+    scope_parts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +100,21 @@ def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -
 
     Text that cannot be stored is left out.
     """
+    reason, least = result.reason if isinstance(result, Miss) else "", result.threshold
     return LookupRow(
         at=at,
         namespace=request.namespace if storable(request.namespace) else "",
         scope=request.scope_digest,
         question=question if request.semantic and storable(question) else None,
         tier=result.tier if isinstance(result, Hit) else "",
-        reason="" if isinstance(result, Hit) else result.reason,
+        reason=reason,
         entry_id=result.entry_id,
         similarity=result.similarity,
         seconds=result.seconds,
         tokens_saved=result.answer.tokens if isinstance(result, Hit) else 0,
+        score=None if least is None or result.score is None else float(result.score),
+        threshold=least if least is not None and math.isfinite(least) else None,
+        scope_parts=parts_text(request.scope_parts) if reason == "empty" else "",
     )
 
 
@@ -158,10 +170,20 @@ class LookupTable:
                 db.execute(_count_hits(bounds, floor, life), served)
             delete_oldest(db, _lookups, LOG_LIMIT)
 
-    def recent(self, limit: int = 20) -> list[LookupRow]:
-        """Return the last lookups, newest first."""
-        columns = [_lookups.c[name] for name in LookupRow.__slots__]
-        rows = fetch_all(self._engine, sa.select(*columns).order_by(_lookups.c.id.desc()).limit(limit))
+    def recent(
+        self, limit: int = 20, namespace: str | None = None, reason: str | None = None
+    ) -> list[LookupRow]:
+        """Return the last lookups, newest first: all, or of one namespace, or misses for one reason.
+
+        The reason `guard` stands for all guards.
+        """
+        query = sa.select(*(_lookups.c[name] for name in LookupRow.__slots__))
+        query = in_namespace(query, _lookups.c.namespace, namespace)
+        if reason == "guard":
+            query = query.where(_lookups.c.reason.startswith("guard:"))
+        elif reason is not None:
+            query = query.where(_lookups.c.reason == reason)
+        rows = fetch_all(self._engine, query.order_by(_lookups.c.id.desc()).limit(limit))
         return [LookupRow(*row) for row in rows]
 
     def counts(self) -> LookupCounts:

@@ -80,6 +80,12 @@ def _add_columns(db: sa.Connection, table: sa.Table, *names: str) -> None:
         db.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
 
 
+def _add_lacking(db: sa.Connection, table: sa.Table, name: str) -> None:
+    """Add a column, unless a step before has made the table anew."""
+    if name not in {column["name"] for column in sa.inspect(db).get_columns(table.name)}:
+        _add_columns(db, table, name)
+
+
 def _add_eviction(db: sa.Connection) -> None:
     """Add the columns for expiry and eviction; sizes are estimated."""
     entries, c = tables.entries, tables.entries.c
@@ -118,7 +124,7 @@ def _separate_vectors(db: sa.Connection) -> None:
         columns = [column.name for column in tables.entry_vectors.c]
         vectors = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
         db.execute(sa.insert(tables.entry_vectors).from_select(columns, vectors.where(mine)))
-    _recreate(db, tables.entries, {"pinned"})
+    _recreate(db, tables.entries, {"pinned", "scope_parts"})
     for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
         enqueue_missing(db, embedder_id(fingerprint))
     db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
@@ -127,8 +133,13 @@ def _separate_vectors(db: sa.Connection) -> None:
 
 def _add_pins(db: sa.Connection) -> None:
     """Add who vouches for an answer."""
-    if "pinned" not in {column["name"] for column in sa.inspect(db).get_columns(tables.entries.name)}:
-        _add_columns(db, tables.entries, "pinned")
+    _add_lacking(db, tables.entries, "pinned")
+
+
+def _add_explanations(db: sa.Connection) -> None:
+    """Add what explains a lookup: the parts of scopes, scores and thresholds. Of older rows it is unknown."""
+    _add_lacking(db, tables.entries, "scope_parts")
+    _add_columns(db, tables.lookups, "score", "threshold", "scope_parts")
 
 
 def _record_vector_changes(db: sa.Connection) -> None:
@@ -156,4 +167,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     5: _separate_vectors,
     6: _add_pins,
     7: _record_vector_changes,
+    8: _add_explanations,
 }

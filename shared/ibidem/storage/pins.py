@@ -61,13 +61,13 @@ class PinTable:
 
     def correct(
         self, entry_id: str, change: Callable[[Entry], Answer], now: float, bounds: Bounds = UNBOUNDED
-    ) -> tuple[Entry | None, str]:
+    ) -> tuple[tuple[Entry, Entry] | None, str]:
         """Pin the answer that `change` makes of the entry as it is, in one transaction.
 
         All its documents count as supporting from now on: which of them the new text rests on is not known.
 
         Returns:
-            The entry as it was, None if there is none; and "", or why nothing was changed: `unknown_entry`,
+            The entry as it was and as it is, None if nothing was changed; and "", or why: `unknown_entry`,
             `invalidated` or `pins_full`. What `change` raises passes through.
         """
         with writing(self._engine) as db:
@@ -78,7 +78,7 @@ class PinTable:
             before, size = found
             # One under way deletes what it has found, unless that is stored anew: this must not pass for it.
             if self._invalidations.rejects(db, before, max(before.created, now - KEPT_SECONDS)):
-                return before, "invalidated"
+                return None, "invalidated"
             after = replace(
                 before,
                 answer=change(before),
@@ -90,13 +90,13 @@ class PinTable:
             )
             size += entry_size(after) - entry_size(before)
             if _is_full(db, entry_id, size, bounds):
-                return before, "pins_full"
+                return None, "pins_full"
             row = {**entry_row(after), "size": size, "hits": before.hits}
             db.execute(sa.update(_entries).where(_e.id == entry_id).values(row))
             mine = _documents.c.entry_id == entry_id
             db.execute(sa.update(_documents).where(mine).values(supports=True))
             db.execute(sa.delete(_withdrawn).where(_w.id == entry_id))
-        return before, ""
+        return (before, after), ""
 
     def pin(
         self,
@@ -242,6 +242,7 @@ def _to_withdrawn(row: Any) -> Withdrawn:
     sources = tuple(
         Source(d["document_id"], d["digest"], d["supports"], d["source"]) for d in held[_documents.name]
     )
+    of.setdefault("scope_parts", "")  # of what was withdrawn before schema 8
     entry = to_entry([of[column.name] for column in ENTRY_COLUMNS], sources)
     tags = tuple(tag["tag"] for tag in held[_tags.name])
     return Withdrawn(replace(entry, tags=tags), row.at, Criteria.read(row.criteria))

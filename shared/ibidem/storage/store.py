@@ -152,10 +152,10 @@ class Store:
         Raises:
             InvalidInput: The stored answer cannot be replaced by a text.
         """
-        before, reason = self.pins.correct(entry_id, lambda entry: corrected(entry, given), now, bounds)
-        if reason or before is None:
+        change, reason = self.pins.correct(entry_id, lambda entry: corrected(entry, given), now, bounds)
+        if change is None:
             return reason
-        answer = corrected(before, given)
+        before, answer = change[0], change[1].answer
         self.examples.set_feedback_of(before, answer.text == before.answer.text)
         if examples and before.semantic and before.question and answer.text != before.answer.text:
             self.examples.add([example_of(before, answer, at=now, feedback=True)])

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -154,6 +154,8 @@ entries = sa.Table(
     sa.Column("rank", Float(0.0), nullable=False, server_default="0"),
     # Who vouches for the answer (`ibidem.types.Pin`); "" for a model's.
     sa.Column("pinned", String(16, ""), nullable=False, server_default=""),
+    # JSON, digests of the parts of the scope by name: they explain, and are compared in no lookup.
+    sa.Column("scope_parts", Text(""), nullable=False, server_default=""),
     sa.Index("ix_entries_scope", "namespace", "scope"),
     sa.Index("ix_entries_pinned", "pinned", sqlite_where=sa.text(_PINNED), postgresql_where=sa.text(_PINNED)),
     sa.Index("ix_entries_rank", "rank", "used"),  # among equal ranks the least recently used goes first
@@ -272,6 +274,11 @@ lookups = sa.Table(
     sa.Column("similarity", Float()),
     sa.Column("seconds", Float(0.0), nullable=False),
     sa.Column("tokens_saved", Integer(0), nullable=False),
+    # Of the nearest answer, or of the one served, and the least score that was served then; NULL: none.
+    sa.Column("score", Float()),
+    sa.Column("threshold", Float()),
+    # As in entries, of lookups whose scope held no answer.
+    sa.Column("scope_parts", Text(""), nullable=False, server_default=""),
 )
 
 examples = sa.Table(

@@ -26,6 +26,7 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
+from ibidem.explanation.result import in_words
 from ibidem.matching.decisions import PairDecision
 from ibidem.settings import read_settings
 from ibidem_lab.decisions import (
@@ -34,14 +35,6 @@ from ibidem_lab.decisions import (
     read_labelled_pairs,
     report_decisions,
 )
-
-REASONS = {
-    "below_threshold": "not sure enough",
-    "question_too_long": "a question is too long to be compared",
-    "question_not_covered": "a question is in a language that the embedder does not know",
-    "question_hides_text": "a question holds characters that nobody sees",
-    "question_private": "redact would change a question",
-}
 
 Pairs = Annotated[
     Path,
@@ -135,7 +128,7 @@ def _table(report: DecisionReport, name: str) -> Table:
     served = (str(report.served_same), str(report.served_different)) if report.labelled else ("", "")
     table.add_row("served", f"{report.served:,}", *served)
     for reason, refused in report.reasons.items():
-        table.add_row(f"  not: {_said(reason)}", *_counts(*refused, report.labelled))
+        table.add_row(f"  not: {in_words(reason)}", *_counts(*refused, report.labelled))
     return table
 
 
@@ -157,8 +150,3 @@ def _notes(report: DecisionReport) -> Iterator[str]:
     else:
         serves = f"serves {report.served_at} of the same"
         yield f"A least score of {report.threshold:.4f} has {wanted}, and {serves}."
-
-
-def _said(reason: str) -> str:
-    kind, _, guard = reason.partition(":")
-    return f"guard {guard}" if kind == "guard" else REASONS.get(reason, reason)

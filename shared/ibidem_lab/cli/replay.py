@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Hashable
@@ -14,6 +13,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from ibidem._util.json_lines import read_json_lines
 from ibidem.cli.output import err, fail, out
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
@@ -74,7 +74,7 @@ def replay_workload(
         if seed is not None:
             random.Random(seed).shuffle(rows)  # noqa: S311 (no secret)
         found = _replay(workload.name, rows[:requests], scorer, min_probability, max_error_rate)
-    except (IbidemError, OSError) as error:
+    except IbidemError as error:
         fail(str(error))
     out.print(_table(found))
 
@@ -94,27 +94,16 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a workload.
 
     Raises:
-        InvalidInput: A line is no such row; the message names it.
+        InvalidInput: The file cannot be read, or a line is no such row; the message names it.
     """
-    rows = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if line.strip():
-                rows.append(_row(line, f"{path}, line {number}"))
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
+    shape = 'an object with "text" and "meaning"'
+    rows = [_row(given, where) for where, given in read_json_lines(path, shape)]
     if not rows:
         raise InvalidInput(f"{path} holds no questions")
     return rows
 
 
-def _row(line: str, where: str) -> Row:
-    try:
-        given = json.loads(line)
-    except ValueError as error:
-        raise InvalidInput(f"{where}: invalid JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise InvalidInput(f'{where}: must be an object with "text" and "meaning"')
+def _row(given: dict[str, Any], where: str) -> Row:
     text, meaning, tokens = given.get("text"), given.get("meaning"), given.get("tokens", 0)
     if not isinstance(text, str) or not text.strip() or not storable(text):
         raise InvalidInput(f'{where}: "text" must be a question')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
+from ibidem._util.json_lines import read_json_lines
 from ibidem.errors import InvalidInput
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import MAX_CANDIDATES, Verdict
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST = 4_000  # questions that count, the newest: more take minutes to embed
 CANDIDATES = 3  # of a question with a meaning: the nearest stored ones that no guard refuses
+SHAPES = '{"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'
 SOURCES = ("audit", "probe", REVIEW)  # judgements that somebody made
 
 
@@ -60,43 +61,32 @@ def read_labels(path: Path) -> list[Label] | list[Row]:
             message names it.
     """
     found: list[Any] = []
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-            if line.strip():
-                label = _label(line, f"{path}, line {number}")
-                if label is None:
-                    continue
-                found.append(label)
-                if type(found[-1]) is not type(found[0]):
-                    raise InvalidInput(f"{path}, line {number}: is of another kind than the first line")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
+    for where, given in read_json_lines(path, SHAPES):
+        label = _label(given, where)
+        if label is None:
+            continue
+        found.append(label)
+        if type(found[-1]) is not type(found[0]):
+            raise InvalidInput(f"{where}: is of another kind than the first line")
     if not found:
         raise InvalidInput(f"{path} holds no labels; ibidem teach gives one to pairs without")
     return found
 
 
-def _label(line: str, where: str) -> Label | Row | None:
-    try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: invalid JSON: {error}") from None
-    if isinstance(given, dict) and "asked" in given:
+def _label(given: dict[str, Any], where: str) -> Label | Row | None:
+    if "asked" in given:
         asked, stored, right = (given.get(name) for name in Label._fields)
         if _is_question(asked) and _is_question(stored) and isinstance(right, bool):
             return Label(asked, stored, right)
         raise InvalidInput(f'{where}: "asked" and "stored" must be questions, "right" true or false')
-    if isinstance(given, dict) and "text" in given:
+    if "text" in given:
         if _is_question(given["text"]) and isinstance(given.get("meaning"), (str, int)):
             return Row(given["text"], given["meaning"])
         raise InvalidInput(f'{where}: "text" must be a question, "meaning" a text or a whole number')
-    if isinstance(given, dict) and "a" in given:
+    if "a" in given:
         pair = of_line(given, where)
         return None if pair.same is None else Label(pair.a, pair.b, pair.same)
-    shapes = '{"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'
-    raise InvalidInput(f"{where}: must be {shapes}")
+    raise InvalidInput(f"{where}: must be {SHAPES}")
 
 
 def _is_question(value: object) -> TypeGuard[str]:

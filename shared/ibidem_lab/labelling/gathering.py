@@ -52,7 +52,7 @@ def gather(store: Store, embedder: str, namespace: str | None = None) -> Gathere
     left_out: Counter[str] = Counter()
     rows = store.judgements.recent(JUDGEMENT_LIMIT, namespace)
     told = {(pair.namespace, pair.a, pair.b): pair for pair in _judged(rows)}
-    lookups = [row for row in store.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
+    lookups = store.lookups.recent(LOG_LIMIT, namespace)
     examples = store.examples.recent(2 * MOST, namespace)
     known = _stored_texts(store, rows, examples, lookups)
     for pair in _looked_up(lookups, known, left_out):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ibidem._util.json_lines import read_json_lines
 from ibidem.errors import InvalidInput
 from ibidem.types import storable
 from ibidem_lab.files import write_private
@@ -71,31 +72,16 @@ def read_pairs(path: Path) -> list[QuestionPair]:
     Raises:
         InvalidInput: It cannot be read, holds none, or a line is no pair; the message names it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not valid UTF-8: {error}") from None
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
-    found = [parsed(line, f"{path}, line {at}") for at, line in enumerate(lines, 1) if line.strip()]
+    found = [of_line(given, where) for where, given in read_json_lines(path, SHAPE)]
     if not found:
         raise InvalidInput(f"{path} holds no pairs; `ibidem pairs --out FILE` writes some")
     return found
 
 
-def parsed(line: str, where: str) -> QuestionPair:
-    """Parse a line; raises `InvalidInput`, which names `where`."""
-    try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where}: invalid JSON: {error}") from None
-    if not isinstance(given, dict) or not {"a", "b"} <= given.keys():
-        raise InvalidInput(f"{where}: must be {SHAPE}")
-    return of_line(given, where)
-
-
 def of_line(given: dict[str, Any], where: str) -> QuestionPair:
     """Make the pair of a decoded line; raises `InvalidInput`, which names `where`."""
+    if not {"a", "b"} <= given.keys():
+        raise InvalidInput(f"{where}: must be {SHAPE}")
     a, b, same, cosine = (given.get(name) for name in ("a", "b", "same", "cosine"))
     if not all(isinstance(text, str) and text.strip() and storable(text) for text in (a, b)):
         raise InvalidInput(f'{where}: "a" and "b" must be questions')

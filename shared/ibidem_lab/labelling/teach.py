@@ -10,10 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ibidem._util.json_lines import parse_object
 from ibidem.errors import InvalidInput, TeacherUnavailable
 from ibidem.types import digest
 from ibidem_lab.files import append_private, lock_file
-from ibidem_lab.labelling.pairs import QuestionPair, parsed
+from ibidem_lab.labelling.pairs import SHAPE, QuestionPair, of_line
 from ibidem_lab.labelling.teachers import VERSION, Answered, Asker, prompt_of, resolve_teacher
 from ibidem_lab.replay import Share, share
 
@@ -130,7 +131,7 @@ class LessonFile:
     def _take_line(self, line: bytes, where: str) -> None:
         try:
             text = line.decode("utf-8")
-            pair = parsed(text, where) if text.strip() else None
+            pair = of_line(parse_object(text, where, SHAPE), where) if text.strip() else None
         except UnicodeDecodeError:
             raise _Torn(f"{where}: not valid UTF-8") from None
         except InvalidInput as error:

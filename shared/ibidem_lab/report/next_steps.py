@@ -111,7 +111,7 @@ def judge_steps(
 
 def read_traffic(store: Store, embedder: CheckedEmbedder, namespace: str | None) -> Traffic:
     """Read both logs and group samples of their questions; raises as `judge_steps`."""
-    lookups = [row for row in store.lookups.recent(LOG_LIMIT) if namespace in (None, row.namespace)]
+    lookups = store.lookups.recent(LOG_LIMIT, namespace)
     examples = store.examples.recent(EXAMPLE_LIMIT, namespace)
     asked = [normalise(row.question or "") for row in evenly([row for row in lookups if row.question])]
     judged = evenly([normalise(one.question) for one in examples if one.feedback is not None])

@@ -132,7 +132,7 @@ def outcomes(facts: Facts) -> Remark:
     top = next(iter(facts.reasons), "")
     means = {
         "empty": "The commonest miss is `empty`: these scopes hold no answer yet; if it stays so, something "
-        "in the prompt (a date, an id) makes every scope new.",
+        "in the prompt (a date, an id) makes every scope new; `ibidem log` says in which part.",
         "below_threshold": "The commonest miss is `below_threshold`: see below how near the questions were.",
         "below_budget": "The commonest miss is `below_budget`: audits prove too little yet, see below.",
         "audit": "The commonest miss is `audit`: a lower `audit_rate` asks the model less often.",

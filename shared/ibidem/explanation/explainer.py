@@ -9,20 +9,38 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ibidem.errors import IndexUnavailable
+from ibidem.explanation.result import (
+    SAME_PARTS,
+    DocumentChange,
+    Explanation,
+    Neighbour,
+    differing,
+    in_words,
+)
 from ibidem.matching.cross_encoder import CrossEncoderScorer
 from ibidem.matching.learned import LearnedScorer
 from ibidem.matching.pair_model import PairModel
-from ibidem.matching.policy import MAX_CANDIDATES, DocumentPolicy, Policy, Strictness, Verdict
-from ibidem.matching.scorers import Candidate, CosineScorer, Verifier
-from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed, policy_of
+from ibidem.matching.policy import MAX_CANDIDATES, DocumentPolicy, Policy, Verdict
+from ibidem.matching.scorers import UNSCORED, Candidate, CosineScorer, Verifier
+from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed
 from ibidem.scope import BYPASSED
-from ibidem.types import ANY_DOCUMENTS, Entry, Request, Tier, Vector, cosine, storable, vetted_key
+from ibidem.types import (
+    ANY_DOCUMENTS,
+    Entry,
+    Hit,
+    Request,
+    Vector,
+    cosine,
+    differing_parts,
+    read_parts,
+    storable,
+    vetted_key,
+)
 
 if TYPE_CHECKING:
-    from ibidem.audits.auditor import Auditor
     from ibidem.index.search import SemanticIndex
     from ibidem.lifecycle.rules import Admission
     from ibidem.runtime import Runtime
@@ -30,127 +48,17 @@ if TYPE_CHECKING:
 
 SCANNED = 10_000  # newest questions of a namespace among which those of other scopes are looked for
 ELSEWHERE = 3  # questions of other scopes that are shown
-UNSCORED = -1.0  # the score of a candidate before
-SHORT = 160  # characters of a stored question in a step
 DECIDERS: dict[type[object], str] = {
     PairModel: "the pair model",
     LearnedScorer: "the rule without a model",
     CosineScorer: "the cosine",
     CrossEncoderScorer: "your cross-encoder",
 }
-REASONS = {
-    "": "sure enough",
-    "below_threshold": "not sure enough",
-    "below_budget": "below what the audits of this namespace allow",
-    "not_scored": "not read, as nearer ones are",
-    "expired": "expired",
-    "documents_changed": "other documents",
-}
 NOTHING = {
     None: "This scope holds no answers yet.",
     False: "The answers of this scope are for identical requests only.",
     True: "This scope holds no question near enough to be looked at.",
 }
-UNCOMPARED = {
-    "question_unknown": "the question is not known apart from the rest of the prompt",
-    "question_private": "`redact` would change the question",
-    "question_too_long": "the question is longer than the embedder reads",
-    "question_not_covered": "the question is in a language or in letters that the embedder does not know",
-    "question_hides_text": "the question holds characters that nobody sees",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentChange:
-    """A document in which a request differs from a stored answer.
-
-    Attributes:
-        id: Of the document.
-        source: Id of the file, or the like, that it is a part of; "" if unknown.
-        change: `missing` in the request; `changed`, if it is there with another text; `added` to the request.
-    """
-
-    id: str
-    source: str
-    change: Literal["missing", "changed", "added"]
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A stored question near the one asked, and why its answer would not be repeated.
-
-    Attributes:
-        question: The stored question.
-        entry_id: Id of the entry.
-        similarity: The cosine of the two questions.
-        score: What is compared with the threshold; None where a verifier of your own was not asked.
-        reason: Why the answer would not be repeated, as of a `Miss`, or `not_scored`, as the verifier reads
-            the nearest only; "" if it would.
-        documents: Those that differ, if the reason is `documents_changed`.
-        namespace: Of the entry.
-        scopes: Of how many scopes it is, where those of several are looked at.
-    """
-
-    question: str
-    entry_id: str
-    similarity: float
-    score: float | None
-    reason: str
-    documents: tuple[DocumentChange, ...] = ()
-    namespace: str = ""
-    scopes: int = 1
-
-    def __str__(self) -> str:
-        short = self.question if len(self.question) <= SHORT else f"{self.question[:SHORT]}..."
-        scored = "" if self.score is None else f", score {self.score:.4f}"
-        scopes = f", in {self.scopes:,} scopes" if self.scopes > 1 else ""
-        figures = f"cosine {self.similarity:.4f}{scored}"
-        return f"{short!r} ({self.entry_id[:8]}{scopes}): {figures}: {meaning_of(self)}"
-
-
-def meaning_of(one: Neighbour) -> str:
-    """Say why the answer to a neighbour would not be repeated, or that it would."""
-    if one.reason == "below_threshold" and one.score is None:
-        return "too far off to be scored"
-    changes = ", ".join(f"{change.id} {change.change}" for change in one.documents)
-    return REASONS.get(one.reason, one.reason) + (f": {changes}" if changes else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a lookup would do with a request now, and why; as a `str` the steps, a line each.
-
-    Attributes:
-        question: The question asked.
-        tier: How the answer would be found, as of a `Hit`; None if it would not.
-        reason: Why there would be none, as of a `Miss`; "" if there would. `scope_unknown` where a question
-            alone is explained. Audits draw by chance: what would be a hit may be an audit instead.
-        entry_id: Id of the entry whose answer would be repeated.
-        threshold: The least score that is served, infinite while audits serve nothing; None if the question
-            is not compared by meaning.
-        decided_by: What gives the scores; "" if the question is not compared by meaning.
-        nearest: The nearest stored questions of its scope, the most similar first; of a question alone, those
-            of all scopes.
-        elsewhere: Where the scope holds nothing near enough: nearer ones of the same namespace in other
-            scopes, whatever their documents.
-        steps: The steps as sentences.
-    """
-
-    question: str
-    tier: Tier | None = None
-    reason: str = ""
-    entry_id: str | None = None
-    threshold: float | None = None
-    decided_by: str = ""
-    nearest: tuple[Neighbour, ...] = ()
-    elsewhere: tuple[Neighbour, ...] = ()
-    steps: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self.tier is not None
-
-    def __str__(self) -> str:
-        return "\n".join(self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,22 +76,12 @@ class Explainer:
 
     Args:
         runtime: Database and vectors.
-        strictness: How sure the cache must be.
-        auditor: Knows which scores are served; None for no audits.
         admission: Knows which questions are private.
         lookups: The lookups explained.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        strictness: Strictness,
-        auditor: Auditor | None,
-        admission: Admission,
-        lookups: LookupPipeline,
-    ) -> None:
-        self._runtime, self._strictness, self._auditor = runtime, strictness, auditor
-        self._admission, self._lookups = admission, lookups
+    def __init__(self, runtime: Runtime, admission: Admission, lookups: LookupPipeline) -> None:
+        self._runtime, self._admission, self._lookups = runtime, admission, lookups
 
     def of_request(self, request: Request, max_age: float | None = None) -> Explanation:
         """Explain a lookup of a request; `max_age` in seconds, None for that of its scope."""
@@ -199,6 +97,17 @@ class Explainer:
         """Explain what a question alone is near to, in all scopes of one namespace, or of all."""
         request = Request(question, namespace=namespace or "")
         return _told(question, lambda: self._of_question(request, namespace, self._runtime.clock()))
+
+    def hit_of(self, found: Explanation) -> Hit | None:
+        """Return the hit that was explained; None if there was none, or its entry was just deleted."""
+        entry = self._runtime.store.entries.get(found.entry_id) if found.tier and found.entry_id else None
+        if entry is None or found.tier is None:
+            return None
+        known = next((one for one in found.nearest if one.entry_id == entry.id), None)
+        candidate = Candidate(entry, known.similarity if known else 1.0)
+        if known is not None and known.score is not None:
+            candidate = replace(candidate, score=known.score)
+        return self._lookups.hit_of(candidate, found.tier, self._runtime.clock(), found.threshold)
 
     def _refusal(self, index: SemanticIndex, question: str) -> str | None:
         """Return why a question must not be compared by meaning, or None."""
@@ -290,12 +199,10 @@ class Explainer:
         _, _, found = self._anywhere(index, request, others, ELSEWHERE, now)
         here = told.nearest[0].similarity if told.nearest else -1.0
         nearer = tuple(one for one in found if one.similarity > here)
-        said = f"This namespace has questions in {_counted(_scopes(others), 'other scope')}"
         if nearer and nearer[0].question == request.question:
-            scopes = _counted(nearer[0].scopes, "other scope")
-            said = f"The same question is stored in {scopes} of this namespace: something else differs "
-            said += "(system prompt, history, tools, model or parameters):"
+            said = _same_question(nearer[0])
         else:
+            said = f"This namespace has questions in {_counted(_scopes(others), 'other scope')}"
             said += "; the nearest there:" if nearer else ", but none that is nearer."
         return replace(told, elsewhere=nearer, steps=(*told.steps, said, *map(str, nearer)))
 
@@ -310,29 +217,30 @@ class Explainer:
         """Compare with stored questions of any scope, each wording once, whatever their documents."""
         vector = index.embedder.vector_of(request.question)
         wordings: dict[tuple[str, str], list[StoredQuestion]] = {}
-        vectors: dict[str, Vector] = {}  # by the id of the newest entry of each wording
         for row in stored:
             if row.vector is not None and row.vector.shape == vector.shape:
-                same = wordings.setdefault((row.namespace, row.question), [])
-                same.append(row)
-                vectors.setdefault(same[0].id, row.vector)
-        scopes = {same[0].id: _scopes(same) for same in wordings.values()}
-        cosines = {id_: cosine(vector, one) for id_, one in vectors.items()}
-        ids = heapq.nlargest(most, cosines, key=cosines.__getitem__)
+                wordings.setdefault((row.namespace, row.question), []).append(row)
+        near = heapq.nlargest(most, wordings.values(), key=lambda same: _cosine(vector, same[0]))
+        shown: dict[str, tuple[Vector, int, tuple[str, ...]]] = {}
+        for same in near:  # of each wording the entry in the most similar scope
+            row, differs = _like(request, same)
+            if row.vector is not None:
+                shown[row.id] = row.vector, _scopes(same), differs
         candidates = [
             Candidate(
                 replace(entry, documents=ANY_DOCUMENTS),
-                cosines[entry.id],
-                vectors=(vector, vectors[entry.id]),
+                cosine(vector, shown[entry.id][0]),
+                vectors=(vector, shown[entry.id][0]),
             )
-            for entry in self._runtime.store.entries.of_ids(ids)
+            for entry in self._runtime.store.entries.of_ids(list(shown))
         ]
         judged, nearest = self._judged(index, request, candidates), []
         for one in judged.candidates:
             least = self._least(judged, one.entry.namespace)
             served = self._lookups.would_serve(one.entry, now, None)
             found = _neighbour(one, request, judged, least, served)
-            nearest.append(replace(found, scopes=scopes[one.entry.id]))
+            _, scopes, differs = shown[one.entry.id]
+            nearest.append(replace(found, scopes=scopes, differs=differs))
         return judged.verifier, self._least(judged, request.namespace), tuple(nearest)
 
     def _judged(
@@ -344,8 +252,7 @@ class Explainer:
     ) -> _Judged:
         """Judge as a lookup does; what it does not score is scored too, where that takes milliseconds."""
         nearest = _nearest(alive)
-        verifier, verdict = self._lookups.decide(index, request, nearest)
-        _, policy = policy_of(verifier, index, self._strictness)
+        verifier, policy, verdict = self._lookups.decide(index, request, nearest)
         scores = {one.entry.id: one.score for one in verdict.scored}
         shown = sorted([*nearest, *_nearest(expired)], key=lambda one: -one.similarity)
         if verifier.name in index.scorers:  # not a verifier of the user's, which may ask a service
@@ -357,10 +264,25 @@ class Explainer:
 
     def _least(self, judged: _Judged, namespace: str) -> float:
         """Return the least score that is served in a namespace now."""
-        least = judged.policy.threshold
-        return (
-            max(least, self._auditor.threshold(namespace, judged.verifier.name)) if self._auditor else least
-        )
+        return self._lookups.least(namespace, judged.verifier, judged.policy)
+
+
+def _same_question(nearest: Neighbour) -> str:
+    """Say that the question asked is stored in other scopes, and in what the most similar one differs."""
+    said = f"The same question is stored in {_counted(nearest.scopes, 'other scope')} of this namespace"
+    if known := differing(nearest.differs):
+        return f"{said}; in the most similar one {known}:" if nearest.scopes > 1 else f"{said}: {known}:"
+    return f"{said}: something else differs ({SAME_PARTS}; which of them is only known of scopes in parts):"
+
+
+def _like(request: Request, same: Iterable[StoredQuestion]) -> tuple[StoredQuestion, tuple[str, ...]]:
+    """Return the entry whose scope is most like that of the request, and the parts in which it differs."""
+    found = [(one, differing_parts(request.scope_parts, read_parts(one.scope_parts))) for one in same]
+    return min(found, key=lambda pair: len(pair[1]) or math.inf)  # none: they are not known
+
+
+def _cosine(vector: Vector, stored: StoredQuestion) -> float:
+    return -1.0 if stored.vector is None else cosine(vector, stored.vector)
 
 
 def _told(question: str, explain: Callable[[], Explanation]) -> Explanation:
@@ -416,7 +338,7 @@ def _scopes(stored: Iterable[StoredQuestion]) -> int:
 
 def _uncompared(told: Explanation, why: str, reason: str = "") -> Explanation:
     """End an explanation, as the question is not compared by meaning; `reason` is that of the lookup."""
-    step = f"It cannot be compared by meaning: {UNCOMPARED.get(why, why)}."
+    step = f"It cannot be compared by meaning: {in_words(why)}."
     return replace(told, reason=reason or why, steps=(*told.steps, step))
 
 

@@ -1,0 +1,1 @@
+"""Why a request would be answered from the cache, or would not."""
