@@ -37,7 +37,7 @@ DOORS = {
 }
 LONGEST_FUNCTION, LONGEST_MODULE = 40, 500
 # Read from top to bottom; with vetted answers, and what explains a lookup.
-LONGEST = {"shared/ibidem/cache.py": 710, "shared/ibidem/pipeline.py": 580, "shared/ibidem/types.py": 550}
+LONGEST = {"shared/ibidem/cache.py": 710, "shared/ibidem/pipeline.py": 580, "shared/ibidem/types.py": 555}
 
 
 def imports(path: Path) -> Iterator[str]:

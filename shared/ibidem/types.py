@@ -56,7 +56,7 @@ def digest_of(documents: Iterable[str]) -> str:
     return digest(*sorted(set(documents)))
 
 
-PART_DIGITS = 8  # of the digest of a part of a scope that is kept: it tells why scopes differ, not whether
+PART_BYTES = 4  # of the digest of a part of a scope that are kept: it tells why scopes differ, not whether
 
 
 def digest_scope(scope: object) -> tuple[str, dict[str, str]]:
@@ -69,9 +69,15 @@ def digest_scope(scope: object) -> tuple[str, dict[str, str]]:
         return digest(scope), {}
     if not isinstance(scope, Mapping):
         raise InvalidInput(f"scope must be a str, or a mapping of texts by name, not {type(scope).__name__}")
-    parts = {require_name("scope", name): digest(require_text("scope", scope[name])) for name in scope}
-    flat = [text for name in sorted(parts) for text in (name, parts[name])]
-    return digest(*flat), {name: parts[name][:PART_DIGITS] for name in parts}
+    parts = {
+        require_name("scope", name): blake2b(
+            require_text("scope", text).encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
+        for name, text in scope.items()
+    }
+    whole = b"".join(f"{len(name)}:{name}".encode() + parts[name] for name in sorted(parts))
+    hashed = blake2b(b"parts" + whole, digest_size=16).hexdigest()
+    return hashed, {name: part[:PART_BYTES].hex() for name, part in parts.items()}
 
 
 def parts_text(parts: Mapping[str, str]) -> str:
