@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ibidem.matching.guards import Guard
     from ibidem.matching.policy import DocumentPolicy
     from ibidem.matching.scorers import Verifier
+    from ibidem.opinions.models import Opinion
 
 __version__ = "0.2.0"
 
@@ -80,6 +81,9 @@ def open(
     max_error_rate: float | Literal["strict", "default", "generous"] | None = None,
     audit_rate: float | None = None,
     compare: Callable[[str, str, str], bool] | None = None,
+    second_opinion: str | Opinion | Any = None,
+    second_opinion_from: float | None = None,
+    second_opinion_timeout: float | None = None,
     ttl: float | None = None,
     namespace_ttl: Mapping[str, float] | None = None,
     jitter: float | None = None,
@@ -128,6 +132,14 @@ def open(
         compare: Called with question, stored answer and fresh answer, in a background thread; returns
             whether the stored one would have been right. Default: `ibidem.audits.judge.AnswerJudge`, a
             stand-in for short answers.
+        second_opinion: A small model that is asked, where the score leaves doubt, whether the stored answer
+            serves the question (nothing is asked): a name such as `openai:gpt-5-nano` (LangChain's
+            `init_chat_model` resolves it), a LangChain chat model, a LlamaIndex LLM, or a function, sync or
+            async, of the stored question, the question asked and the stored answer that returns True, False,
+            or None if it cannot tell. Only True serves.
+        second_opinion_from: Least score of what it is asked about, below that of a hit (0.5; with an embedder
+            of your own a cosine of 0.8).
+        second_opinion_timeout: Seconds that a lookup waits for it (1.5); then it is a miss.
         document_policy: Which documents must be unchanged: `supporting` (those that support the answer;
             default), `all` or `ignore` (none).
         ttl: Lifetime of an answer in seconds (30 days); `math.inf` for ever.

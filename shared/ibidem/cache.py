@@ -28,6 +28,7 @@ from ibidem.matching.policy import Policy, Strictness
 from ibidem.matching.scorers import Verifier
 from ibidem.matching.shipped import Choice
 from ibidem.opening import Opening, build_parts
+from ibidem.opinions.second_opinion import SecondOpinion
 from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed, policy_of
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
@@ -75,6 +76,9 @@ class Stats:
     `prices_as_of` is the date of the shipped prices, "" if only your own count. `unpriced` counts, by model,
     the hits whose cost is unknown: no price, or no token count. `pinned` entries were vetted by a person,
     `withdrawn` ones also, but are not served: they wait for `ibidem review`.
+
+    `second_opinions` of the hits by meaning needed one. `tokens_spent` and `money_spent` (None if no price is
+    known) are what the small model has taken, which is subtracted from what is saved.
     """
 
     entries: int
@@ -98,6 +102,9 @@ class Stats:
     unpriced: dict[str, int] = field(default_factory=dict)
     pinned: int = 0
     withdrawn: int = 0
+    second_opinions: int = 0
+    tokens_spent: int = 0
+    money_spent: float | None = None
 
 
 class SemanticCache:
@@ -116,6 +123,7 @@ class SemanticCache:
         examples: Whether to keep stored answers as examples too.
         prices: Prices of models; by default the shipped ones.
         telemetry_namespace: Whether to report namespaces to telemetry.
+        second_opinion: Asked where scores leave doubt; None to refuse what they do not prove.
         opened_with: Settings and hooks of `ibidem.open`, for pickling.
     """
 
@@ -134,6 +142,7 @@ class SemanticCache:
         examples: bool = True,
         prices: Prices | None = None,
         telemetry_namespace: bool = False,
+        second_opinion: SecondOpinion | None = None,
         opened_with: tuple[Settings, Mapping[str, Any]] | None = None,
     ) -> None:
         self._runtime, self._strictness, self._lifetime = runtime, strictness, lifetime
@@ -142,7 +151,9 @@ class SemanticCache:
             runtime.examples, self._ready, admission.redacted, runtime.flush, kept=examples
         )
         self._verifier, self._guards = verifier, guards
-        self._lookups = LookupPipeline(runtime, strictness, auditor, lifetime, verifier, guards)
+        self._lookups = LookupPipeline(
+            runtime, strictness, auditor, lifetime, verifier, guards, second_opinion
+        )
         self._explainer = Explainer(runtime, admission, self._lookups)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
         self._lock = ForkSafeLock()
@@ -549,7 +560,8 @@ class SemanticCache:
             rejected = dict(self._rejected)
         runtime, prices = self._runtime, self._prices
         totals = runtime.store.totals(runtime.embedder.fingerprint)
-        saved = savings(runtime.store.statistics.lookups(LogFilter()), prices)
+        figures = runtime.store.statistics
+        saved = savings(figures.lookups(LogFilter()), prices, figures.opinions(LogFilter()))
         verifier, _ = policy_of(self._verifier, runtime.semantic_index, self._strictness)
         pins = runtime.store.pins.counts()
         return Stats(
@@ -558,7 +570,7 @@ class SemanticCache:
             unindexed=totals.unindexed,
             hits=totals.hits,
             misses=totals.misses,
-            tokens_saved=totals.tokens_saved,
+            tokens_saved=totals.tokens_saved - saved.tokens_spent,
             examples=totals.examples,
             rejected=rejected,
             faults=runtime.faults.counts(),
@@ -574,6 +586,9 @@ class SemanticCache:
             unpriced=saved.unpriced,
             pinned=pins.corrected + pins.warmed,
             withdrawn=pins.withdrawn,
+            second_opinions=totals.second_opinions,
+            tokens_spent=saved.tokens_spent,
+            money_spent=saved.spent if saved.opinions > saved.unpriced_opinions else None,
         )
 
     def recent(

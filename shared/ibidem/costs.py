@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ibidem.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ibidem.storage.statistics import LookupSums
+    from ibidem.storage.statistics import LookupSums, OpinionSums
 
 
 SHIPPED = Path(__file__).with_name("prices.json")
@@ -124,7 +124,9 @@ class Prices:
 class Savings:
     """The savings of hits: money is known of `priced` of them, time of `timed`; the others are left out.
 
-    `unpriced` counts, by model, the hits without a known price.
+    `unpriced` counts, by model, the hits without a known price. The second opinions (`opinions`) took
+    `tokens_spent` and `spent`, which are subtracted from `tokens` and `money`; of `unpriced_opinions` of
+    them the price is unknown.
     """
 
     hits: int = 0
@@ -134,10 +136,14 @@ class Savings:
     seconds: float = 0.0
     timed: int = 0
     unpriced: dict[str, int] = field(default_factory=dict)
+    opinions: int = 0
+    tokens_spent: int = 0
+    spent: float = 0.0
+    unpriced_opinions: int = 0
 
 
-def savings(rows: Iterable[LookupSums], prices: Prices) -> Savings:
-    """Sum up the hits among these rows."""
+def savings(rows: Iterable[LookupSums], prices: Prices, opinions: Iterable[OpinionSums] = ()) -> Savings:
+    """Sum up the hits among these rows, and subtract what second opinions took."""
     hits = tokens = priced = timed = 0
     money = seconds = 0.0
     unpriced: dict[str, int] = {}
@@ -151,7 +157,25 @@ def savings(rows: Iterable[LookupSums], prices: Prices) -> Savings:
         money, priced = money + (cost or 0.0), priced + known
         if known < row.count:
             unpriced[row.model] = unpriced.get(row.model, 0) + row.count - known
-    return Savings(hits, tokens, money, priced, seconds, timed, unpriced)
+    asked = spent_tokens = unknown = 0
+    spent = 0.0
+    for one in opinions:
+        cost = prices.cost(one.model, one.input, one.output)
+        asked, spent_tokens = asked + one.count, spent_tokens + one.input + one.output
+        spent, unknown = spent + (cost or 0.0), unknown + one.count - (0 if cost is None else one.known)
+    return Savings(
+        hits,
+        tokens - spent_tokens,
+        money - spent,
+        priced,
+        seconds,
+        timed,
+        unpriced,
+        opinions=asked,
+        tokens_spent=spent_tokens,
+        spent=spent,
+        unpriced_opinions=unknown,
+    )
 
 
 def read_prices(own: Path | Mapping[str, Any] | None = None) -> Prices:

@@ -22,6 +22,8 @@ from ibidem.matching.cross_encoder import CrossEncoderScorer
 from ibidem.matching.guards import with_guards
 from ibidem.matching.scorers import CheckedVerifier, CosineScorer, Scorer, Verifier
 from ibidem.matching.shipped import Choice
+from ibidem.opinions.models import Adviser, is_langchain, is_llama_index, resolve_adviser
+from ibidem.opinions.second_opinion import SecondOpinion
 from ibidem.pipeline import verifier_of
 from ibidem.runtime import Runtime, acquire, release
 from ibidem.settings import Settings, checked_settings, read_settings
@@ -50,6 +52,8 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
     require_new_names(hooks, "the pickled cache")
     prices = read_prices(settings.prices)
     verifier, guards = _verifier_of(settings), with_guards(hooks.get("guards") or ())
+    chosen = settings.second_opinion
+    adviser = None if chosen is None else resolve_adviser(chosen, settings.second_opinion_timeout)
     runtime = _acquire(settings, verifier)
     admission = Admission(
         runtime.faults,
@@ -79,8 +83,22 @@ def build_parts(settings: Settings, hooks: Mapping[str, Any]) -> dict[str, Any]:
         "examples": settings.examples,
         "prices": prices,
         "telemetry_namespace": settings.telemetry_namespace,
+        "second_opinion": adviser and _second_opinion(adviser, settings, runtime, admission),
         "opened_with": (settings, hooks),
     }
+
+
+def _second_opinion(
+    adviser: Adviser, settings: Settings, runtime: Runtime, admission: Admission
+) -> SecondOpinion:
+    return SecondOpinion(
+        adviser,
+        runtime.store,
+        least=settings.second_opinion_from,
+        seconds=settings.second_opinion_timeout,
+        redacted=admission.attempted,
+        faults=runtime.faults,
+    )
 
 
 def _acquire(settings: Settings, verifier: Verifier | Choice) -> Runtime:
@@ -123,6 +141,12 @@ def _require_threshold(settings: Settings, verifier: Verifier) -> None:
         raise ConfigurationError(
             "min_probability is for the default embedder, or a verifier: what the cosines of your embedder "
             "mean is not known; give min_similarity"
+        )
+    least, doubtful = settings.strictness.given(verifier), settings.second_opinion_from
+    if least is not None and doubtful is not None and doubtful >= least:
+        raise ConfigurationError(
+            f"second_opinion_from={doubtful:g} leaves nothing to ask about, as answers are served from a "
+            f"score of {least:g} on; give a lower one"
         )
     measured = not isinstance(verifier, (CheckedVerifier, CrossEncoderScorer))
     if measured and settings.strictness.is_by_rate(verifier):
@@ -214,6 +238,8 @@ def _in_environment(name: str) -> Any:
 def _is_secret(name: str, value: Any) -> bool:
     if name == "chroma_headers":
         return bool(value)
+    if name == "second_opinion":  # a model holds its key
+        return is_langchain(value) or is_llama_index(value)
     if name not in ("database", "chroma") or value is None:
         return False
     # In front of a Chroma server a bare user may be a token.

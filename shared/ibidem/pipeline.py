@@ -17,14 +17,16 @@ from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.warming import DONE
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
-from ibidem.matching.policy import Policy, Strictness, Verdict, decide, supporting
+from ibidem.matching.policy import Policy, Strictness, Verdict, _floor, decide, supporting
 from ibidem.matching.scorers import UNSCORED, Candidate, Verifier
 from ibidem.matching.shipped import Choice
+from ibidem.opinions.second_opinion import YES
 from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
 from ibidem.telemetry.telemetry import step
 from ibidem.types import (
     ANY_DOCUMENTS,
+    SECOND_OPINION,
     Answer,
     Entry,
     Hit,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from ibidem.audits.auditor import Auditor
     from ibidem.examples.log import ExampleLog
     from ibidem.index.search import SemanticIndex
+    from ibidem.opinions.second_opinion import SecondOpinion
     from ibidem.runtime import Runtime
     from ibidem.telemetry.telemetry import Telemetry
 
@@ -66,6 +69,7 @@ class LookupPipeline:
         lifetime: How long answers live.
         verifier: Scores candidates: the user's own, or which of those that come with Ibidem.
         guards: Refuse candidates whatever their score.
+        second_opinion: Asked about candidates whose score leaves doubt; None to refuse them.
     """
 
     def __init__(
@@ -76,9 +80,11 @@ class LookupPipeline:
         lifetime: Lifetime,
         verifier: Verifier | Choice = "default",
         guards: Sequence[NamedGuard] = GUARDS,
+        second_opinion: SecondOpinion | None = None,
     ) -> None:
         self._runtime, self._strictness, self._auditor = runtime, strictness, auditor
         self._lifetime, self._verifier, self._guards = lifetime, verifier, guards
+        self.second_opinion = second_opinion
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHING)  # until when, by entry
 
@@ -111,33 +117,71 @@ class LookupPipeline:
         # 3. Which of the nearest stored questions means the same, over the same documents?
         candidates = [one for one in self.near(index, request) if self.is_alive(one.entry, now, max_age)]
         verifier, policy, verdict = self.decide(index, request, candidates)
-        # 4. May its answer be served, by the error budget and by its age?
-        if (best := verdict.chosen) is not None:
-            auditor = self._auditor
-            ruling = "serve" if auditor is None else auditor.decide(request, best, verifier.name, now)
-            least = self.least(request.namespace, verifier, policy)
-            if ruling != "serve":
-                return _miss("audit" if ruling == "audit" else "below_budget", best, least)
-            hit = self._serve(best, "semantic", now, max_age, least)
-            return hit or _miss("expired", best, least)
-        # 5. Why not?
+        # 4. and 5. May its answer be served?
+        if (result := self._judge(request, verifier, verdict, policy, now, max_age)) is not None:
+            return result
+        # 6. Why not?
         if identical is not None:
             return _miss("expired", Candidate(identical, 1.0))
         if verdict.nearest is not None:
             return _miss(verdict.reason, verdict.nearest, policy.threshold)
         return Miss(NOTHING_NEAR[entries.kind_in_scope(request.namespace, request.scope_digest)])
 
+    def _judge(
+        self,
+        request: Request,
+        verifier: Verifier,
+        verdict: Verdict,
+        policy: Policy,
+        now: float,
+        max_age: float | None,
+    ) -> Hit | Miss | None:
+        """Serve the chosen candidate, or a likely one, or say why it is not; None if there is neither."""
+        # 4. May the answer be served, by the error budget and by its age?
+        best, ruling = verdict.chosen, "refuse"
+        if best is not None and self._auditor is not None:
+            ruling = self._auditor.decide(request, best, verifier.name, now)
+        elif best is not None:
+            ruling = "serve"
+        # 5. In doubt, what does a small model say? Where the large one is asked to compare, that is better.
+        opinion = self.second_opinion if ruling == "refuse" else None
+        doubted = None if opinion is None else opinion.doubted(verifier, verdict)
+        if (found := best or doubted) is None:
+            return None
+        least = self.least(request.namespace, verifier, policy)
+        if opinion is not None and doubted is not None:
+            said = opinion.ask(request, doubted, verifier.name, now)
+            refused = "" if said == YES else f"{SECOND_OPINION}:{said}"
+        else:
+            refused = {"serve": "", "audit": "audit"}.get(ruling, "below_budget")
+        hit = None if refused else self._serve(found, "semantic", now, max_age, least)
+        if hit is None:
+            return _miss(refused or "expired", found, least)
+        return hit if doubted is None else replace(hit, second_opinion=True)
+
     def decide(
         self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
     ) -> tuple[Verifier, Policy, Verdict]:
         """Decide by the cache's verifier; where the pair model fails, by the rule without it."""
-        verifier, policy = policy_of(self._verifier, index, self._strictness)
         try:
-            return verifier, policy, decide(request, candidates, policy, verifier, guards=self._guards)
+            return self._decide(self._verifier, index, request, candidates)
         except PairModelFailed as error:
             self._runtime.faults.note("score candidates with the pair model", error)
-        rule, policy = policy_of("none", index, self._strictness)
-        return rule, policy, decide(request, candidates, policy, rule, guards=self._guards)
+        return self._decide("none", index, request, candidates)
+
+    def _decide(
+        self,
+        chosen: Verifier | Choice,
+        index: SemanticIndex,
+        request: Request,
+        candidates: Sequence[Candidate],
+    ) -> tuple[Verifier, Policy, Verdict]:
+        verifier, policy = policy_of(chosen, index, self._strictness)
+        floor = None
+        if self.second_opinion is not None:  # farther ones are looked at, too
+            floor = _floor(verifier, min(policy.threshold, self.second_opinion.least(verifier)))
+        verdict = decide(request, candidates, policy, verifier, guards=self._guards, min_cosine=floor)
+        return verifier, policy, verdict
 
     def least(self, namespace: str, verifier: Verifier, policy: Policy) -> float:
         """Return the least score that is served in a namespace now, infinite while audits serve nothing."""

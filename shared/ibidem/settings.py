@@ -180,6 +180,9 @@ class Settings(BaseSettings):
     min_similarity: Annotated[float, BeforeValidator(_similarity)] | None = None
     max_error_rate: Annotated[float, BeforeValidator(_error_rate)] = ERROR_RATES["default"]
     audit_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    second_opinion: Any = None  # resolved by `ibidem.opinions.models`
+    second_opinion_from: Annotated[float, BeforeValidator(_probability)] | None = None
+    second_opinion_timeout: Annotated[float, Field(gt=0.0, le=60.0)] = 1.5
     document_policy: Annotated[DocumentPolicy, BeforeValidator(_document_policy)] = "supporting"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
     namespace_ttl: Mapping[str, Annotated[float, Field(gt=0)]] = {}
@@ -199,7 +202,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "ttl", "stale_while_revalidate", "max_entries", "max_bytes", "max_writes_per_hour", "max_temperature",
-        "single_flight", "example_ttl",
+        "single_flight", "example_ttl", "second_opinion_timeout",
         mode="before",
     )  # fmt: skip
     @classmethod

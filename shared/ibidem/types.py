@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Tier = Literal["exact", "semantic"]
 Pin = Literal["", "corrected", "warmed"]  # where a vetted answer comes from; "" for one of a model
+SECOND_OPINION = "second_opinion"  # in reasons: of hits that needed one, and of misses, with the outcome
 
 
 def digest(*parts: str) -> str:
@@ -372,7 +373,8 @@ class Hit:
     questions, `score` that of the verifier, `threshold` the least score that was served (None for the
     identical request), `age` the seconds since the answer was stored, `seconds` the duration of the lookup,
     `stale` whether it is served beyond its lifetime while another caller refreshes it, `place` the id of the
-    cache location, `pinned` whether a person vouches for it, and how.
+    cache location, `pinned` whether a person vouches for it, and how, `second_opinion` whether its score left
+    doubt, and a small model said that it serves.
     """
 
     answer: Answer
@@ -387,6 +389,7 @@ class Hit:
     place: str = ""
     pinned: Pin = ""
     threshold: float | None = None
+    second_opinion: bool = False
 
     def __bool__(self) -> bool:
         return True
@@ -403,8 +406,8 @@ class Hit:
             "stale": self.stale,
             "saved_tokens": {"input_tokens": spent, "output_tokens": said, "total_tokens": spent + said},
         }
-        known = {"place": self.place, "question": self.question, "pinned": self.pinned}
-        return {**told, **{name: value for name, value in known.items() if value}}
+        names = ("place", "question", "pinned", SECOND_OPINION)
+        return told | {name: value for name in names if (value := getattr(self, name))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,9 +420,10 @@ class Miss:
     Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
     `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
     and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a
-    language or script that the model does not know), `question_hides_text` (invisible characters), `no_index`
-    (another process owns it, or its server is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the
-    program no longer accepts its form), `error`.
+    language or script that the model does not know), `question_hides_text` (invisible characters),
+    `second_opinion:<outcome>` (in doubt, a small model did not say yes: `no`, `unsure`, `late`, `failed`,
+    `not_asked`, `gone`), `no_index` (another process owns it, or its server is down), `bypassed` (see
+    `ibidem.scope`), `answer_invalid` (the program no longer accepts its form), `error`.
     """
 
     reason: str

@@ -16,7 +16,7 @@ LAYERS = [
     "prompts matching lifecycle embedding single_flight provenance scope",
     "storage",
     "index examples costs",
-    "audits active_model telemetry settings",
+    "audits opinions active_model telemetry settings",
     "runtime",
     "ibidem opening cache explanation pipeline",
     "adapter testing",

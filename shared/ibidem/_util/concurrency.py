@@ -9,13 +9,16 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ibidem.errors import StorageUnavailable
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -104,6 +107,43 @@ def _thread_pool() -> ThreadPoolExecutor:
         if _pool is None or _pool[0] != os.getpid():
             _pool = (os.getpid(), ThreadPoolExecutor(WORKERS, thread_name_prefix="ibidem-async"))
         return _pool[1]
+
+
+_loop_lock = ForkSafeLock()
+_loop: tuple[int, asyncio.AbstractEventLoop] | None = None  # with the process that it belongs to
+
+
+def await_elsewhere(awaitable: Awaitable[T], seconds: float) -> T:
+    """Await in an event loop of Ibidem's own, in another thread, with the caller's context variables.
+
+    Raises:
+        TimeoutError: It took more than `seconds`, and was cancelled.
+    """
+    import asyncio  # not above, as in `in_thread`
+
+    async def awaited() -> T:
+        return await awaitable
+
+    future = asyncio.run_coroutine_threadsafe(awaited(), _event_loop())
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        future.cancel()
+        raise
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return the running loop of this process; a forked child needs its own."""
+    import asyncio
+
+    global _loop
+    with _loop_lock:
+        if _loop is None or _loop[0] != os.getpid():
+            loop = asyncio.new_event_loop()
+            keep_alive_after_fork(loop)
+            threading.Thread(target=loop.run_forever, name="ibidem-loop", daemon=True).start()
+            _loop = (os.getpid(), loop)
+        return _loop[1]
 
 
 class BoundedDict(Generic[K, V]):

@@ -247,12 +247,14 @@ def _watched(store: Store, known: Prices, seconds: float) -> Iterator[tuple[Tota
 
 
 def _read(store: Store, known: Prices) -> tuple[Totals, Savings]:
-    return store.totals(), savings(store.statistics.lookups(LogFilter()), known)
+    sums = store.statistics
+    return store.totals(), savings(sums.lookups(LogFilter()), known, sums.opinions(LogFilter()))
 
 
 def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
     told = {**asdict(saved), "currency": known.currency, "prices_as_of": known.as_of or None}
-    return {**asdict(counted), "hit_rate": counted.hit_rate, "saved": told}
+    net = counted.tokens_saved - saved.tokens_spent
+    return {**asdict(counted), "tokens_saved": net, "hit_rate": counted.hit_rate, "saved": told}
 
 
 app.add_typer(examples_app)

@@ -46,13 +46,18 @@ def amount(count: float) -> str:
 
 def money(value: float, prices: Prices) -> str:
     """Format an amount of money in the currency of the prices."""
-    digits = 0 if value >= 1_000 else 2 if value >= 0.1 or value == 0 else 4
+    digits = 0 if abs(value) >= 1_000 else 2 if abs(value) >= 0.1 or value == 0 else 4
     return f"{prices.currency}{_GAP}{value:,.{digits}f}"
 
 
 def saved_money(saved: Savings, prices: Prices) -> str:
     """Format the savings of hits; a dash if no price is known."""
     return money(saved.money, prices) if saved.priced else "-"
+
+
+def spent_money(saved: Savings, prices: Prices) -> str:
+    """Format what second opinions cost; a dash if no price is known."""
+    return money(saved.spent, prices) if saved.opinions > saved.unpriced_opinions else "-"
 
 
 def duration(seconds: float) -> str:

@@ -12,16 +12,16 @@ from rich.table import Table
 
 from ibidem.audits.ledger import AuditStats
 from ibidem.cli.doctor import Finding
-from ibidem.cli.formatting import duration, named, saved_money
+from ibidem.cli.formatting import duration, named, saved_money, spent_money
 from ibidem.cli.output import styled
 from ibidem.costs import Prices, Savings
 from ibidem.example import Example
 from ibidem.explanation.logged import LoggedLookup
 from ibidem.explanation.result import differing
 from ibidem.storage.examples import ExampleStats
-from ibidem.storage.logs import JudgementRow
+from ibidem.storage.logs import NO_OPINION, JudgementRow
 from ibidem.storage.store import Totals
-from ibidem.types import Entry, read_parts
+from ibidem.types import SECOND_OPINION, Entry, read_parts
 
 NOT_KEPT = "(compared exactly; its text is not kept)"
 SHORT = 80  # characters shown of the texts of an example
@@ -41,9 +41,11 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
         "hit rate": "-" if rate is None else f"{rate:.1%}",
     }
     rows |= {f"  hit: {tier}": count for tier, count in sorted(counted.hits.items())}
+    if counted.second_opinions:
+        rows["    after a second opinion"] = counted.second_opinions
     by_count = sorted(counted.misses.items(), key=lambda item: -item[1])
     rows |= {f"  miss: {reason}": count for reason, count in by_count}
-    rows["tokens saved"] = counted.tokens_saved
+    rows["tokens saved"] = counted.tokens_saved - saved.tokens_spent
     if saved.hits:
         priced, timed = saved.priced / saved.hits, saved.timed / saved.hits
         rows[f"money saved, known of {priced:.0%} of the hits"] = saved_money(saved, prices)
@@ -51,6 +53,10 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
         rows |= {f"  unknown: hits of {named(model)}": count for model, count in without}
         rows["prices"] = prices.dated
         rows[f"time saved, known of {timed:.0%} of the hits"] = duration(saved.seconds)
+    if saved.opinions:
+        rows["second opinions, subtracted"] = saved.opinions
+        rows["  tokens of these"] = saved.tokens_spent
+        rows["  money"] = spent_money(saved, prices)
     rows["examples"] = counted.examples
     if counted.audits:
         rows["audits (wrong)"] = f"{counted.audits:,} ({counted.audits_wrong:,})"
@@ -125,7 +131,8 @@ def lookups(found: Iterable[LoggedLookup]) -> Table:
             said.append(f"nearest: {one.nearest}")
         if one.differs:
             said.append(f"new scope: {differing(one.differs)}")
-        outcome = f"hit: {row.tier}" if row.tier else f"miss: {row.reason}"
+        needed = " (second opinion)" if row.reason == SECOND_OPINION else ""
+        outcome = f"hit: {row.tier}{needed}" if row.tier else f"miss: {row.reason}"
         figures = ("" if value is None else f"{value:.3f}" for value in (row.score, row.threshold))
         table.add_row(_minute(row.at), outcome, *figures, "\n".join(said))
     return table
@@ -243,6 +250,7 @@ def audit_judgements(rows: Iterable[JudgementRow]) -> Table:
     table.columns[0].no_wrap = True
     for row in rows:
         at = time.strftime("%m-%d %H:%M", time.localtime(row.at))
-        cells = (at, row.source, f"{row.score:.3f}", "right" if row.right else "wrong")
+        said = "" if row.source == NO_OPINION else "right" if row.right else "wrong"
+        cells = (at, row.source, f"{row.score:.3f}", said)
         table.add_row(*cells, short(row.asked), short(row.stored))
     return table

@@ -25,10 +25,12 @@ from ibidem.matching.learned import LearnedScorer
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.policy import MAX_CANDIDATES, DocumentPolicy, Policy, Verdict
 from ibidem.matching.scorers import UNSCORED, Candidate, CosineScorer, Verifier
+from ibidem.opinions.second_opinion import NO, UNSURE, YES
 from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed
 from ibidem.scope import BYPASSED
 from ibidem.types import (
     ANY_DOCUMENTS,
+    SECOND_OPINION,
     Entry,
     Hit,
     Request,
@@ -43,6 +45,7 @@ from ibidem.types import (
 if TYPE_CHECKING:
     from ibidem.index.search import SemanticIndex
     from ibidem.lifecycle.rules import Admission
+    from ibidem.opinions.second_opinion import SecondOpinion
     from ibidem.runtime import Runtime
     from ibidem.storage.entries import StoredQuestion
 
@@ -58,6 +61,12 @@ NOTHING = {
     None: "This scope holds no answers yet.",
     False: "The answers of this scope are for identical requests only.",
     True: "This scope holds no question near enough to be looked at.",
+}
+OPINIONS = {
+    None: "a lookup would ask {} whether the answer serves",
+    YES: "{} was asked, and said that the answer serves",
+    NO: "{} was asked, and said that the answer does not serve",
+    UNSURE: "{} was asked, and could not tell",
 }
 
 
@@ -107,7 +116,9 @@ class Explainer:
         candidate = Candidate(entry, known.similarity if known else 1.0)
         if known is not None and known.score is not None:
             candidate = replace(candidate, score=known.score)
-        return self._lookups.hit_of(candidate, found.tier, self._runtime.clock(), found.threshold)
+        hit = self._lookups.hit_of(candidate, found.tier, self._runtime.clock(), found.threshold)
+        doubted = found.tier == "semantic" and candidate.score < (found.threshold or 0.0)
+        return replace(hit, second_opinion=doubted)
 
     def _refusal(self, index: SemanticIndex, question: str) -> str | None:
         """Return why a question must not be compared by meaning, or None."""
@@ -138,7 +149,8 @@ class Explainer:
             return _uncompared(told, reason)
         # 3. and 4. Which of the nearest means the same, and may it be served?
         found = self._compared(told, index, request, now, max_age)
-        if found.tier or found.reason in ("below_budget", "expired"):
+        final = ("below_budget", "expired", SECOND_OPINION)
+        if found.tier or found.reason.partition(":")[0] in final:
             return found
         # 5. Why not?
         if not found.reason:
@@ -180,6 +192,12 @@ class Explainer:
             for one in judged.candidates
         )
         told = _compared_with(told, judged.verifier, least, nearest)
+        opinion = self._lookups.second_opinion
+        doubted = opinion and opinion.doubted(judged.verifier, verdict)
+        if opinion and doubted and doubted.score < least:
+            return _in_doubt(
+                told, opinion, doubted, served=self._lookups.would_serve(doubted.entry, now, max_age)
+            )
         if (best := verdict.chosen) is None:
             return replace(told, reason=verdict.reason if verdict.nearest else "")
         if best.score < least:
@@ -355,6 +373,17 @@ def _compared_with(
         step = f"Compared by meaning: audits let nothing be served yet; {_name(verifier)} gives the scores."
     steps = (*told.steps, step, *map(str, nearest))
     return replace(told, threshold=least, decided_by=_name(verifier), nearest=nearest, steps=steps)
+
+
+def _in_doubt(told: Explanation, opinion: SecondOpinion, doubted: Candidate, *, served: bool) -> Explanation:
+    """Add what a small model said of a candidate; `served` says whether its age allows it to be served."""
+    said = opinion.remembered(doubted.entry, told.question)
+    step = f"In doubt about {doubted.entry.id[:8]}: {OPINIONS[said].format(opinion.name)}."
+    told = replace(told, steps=(*told.steps, step))
+    if said == YES and served:
+        return replace(told, tier="semantic", entry_id=doubted.entry.id)
+    outcome = SECOND_OPINION if said is None else f"{SECOND_OPINION}:{said}"
+    return replace(told, reason="expired" if said == YES else outcome)
 
 
 def _counted(count: int, what: str) -> str:

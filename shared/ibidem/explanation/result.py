@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ibidem.types import Tier
+from ibidem.types import SECOND_OPINION, Tier
 
 SHORT = 160  # characters of a stored question in a step
 # Why an answer is not repeated, as of a `Miss`, and of neighbours.
@@ -28,8 +28,10 @@ SAME_PARTS = "system prompt, conversation, tools, model or parameters"  # those 
 
 def in_words(reason: str) -> str:
     """Say why an answer is not repeated; the reason itself where there are no words for it."""
-    kind, _, guard = reason.partition(":")
-    return f"guard {guard}" if kind == "guard" else REASONS.get(reason, reason)
+    kind, _, detail = reason.partition(":")
+    if kind == SECOND_OPINION and detail:
+        return f"in doubt, and the second opinion was {detail}"
+    return f"guard {detail}" if kind == "guard" else REASONS.get(reason, reason)
 
 
 def differing(parts: Iterable[str]) -> str:
@@ -108,7 +110,8 @@ class Explanation:
         question: The question asked.
         tier: How the answer would be found, as of a `Hit`; None if it would not.
         reason: Why there would be none, as of a `Miss`; "" if there would. `scope_unknown` where a question
-            alone is explained. Audits draw by chance: what would be a hit may be an audit instead.
+            alone is explained; `second_opinion` where a small model would be asked, which is not done here.
+            Audits draw by chance: what would be a hit may be an audit instead.
         entry_id: Id of the entry whose answer would be repeated.
         threshold: The least score that is served, infinite while audits serve nothing; None if the question
             is not compared by meaning.

@@ -18,20 +18,32 @@ from ibidem.storage import tables
 from ibidem.storage.engine import fetch_all, fetch_value, in_namespace, reading, sql_min, writing
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER
-from ibidem.types import Entry, Hit, Miss, Request, is_in_namespace, parts_text, storable
+from ibidem.types import (
+    SECOND_OPINION,
+    Entry,
+    Hit,
+    Miss,
+    Request,
+    is_in_namespace,
+    parts_text,
+    storable,
+)
 
 LOG_LIMIT = 100_000  # lookups kept; the oldest are deleted
 JUDGEMENT_LIMIT = 100_000  # judgements kept
 REDACTION_BATCH = 200  # rows that are redacted in one transaction
 REVIEW = "review"
 PEOPLE = ("feedback", REVIEW)  # sources of judgements that people made
+OPINION, NO_OPINION = "opinion", "no_opinion"  # of a small model, which could tell or could not
+OPINIONS = (OPINION, NO_OPINION)
 CORRECTED = "judgements_corrected"  # a meta key; its value changes when a person corrects an audit
 QUEUE_LIMIT = 10_000  # lookups that wait to be written, so that a slow database fills no memory
 BATCH = 500  # lookups written in one transaction
 
 _entries, _lookups = tables.entries, tables.lookups
 _judgements = tables.judgements
-_AUDITED = _judgements.c.source.not_in(PEOPLE)  # what people said does not crowd out what was measured
+# What people and small models said does not crowd out what was measured.
+_AUDITED = _judgements.c.source.not_in((*PEOPLE, *OPINIONS))
 _REDACTED_COLUMNS = {
     tables.judgements: ("asked", "stored"),
     tables.lookups: ("question",),
@@ -45,7 +57,8 @@ class LookupRow:
 
     `entry_id`, `similarity` and `score` are of the answer served, or of the nearest; None if there was none,
     or it had no score. `threshold` is the least score that was served then, None if no scores counted, or if
-    audits let nothing be served. `scope_parts`, as in `Entry`, are kept of a miss for the reason `empty`.
+    audits let nothing be served. `scope_parts`, as in `Entry`, are kept of a miss for the reason `empty`. The
+    `reason` of a hit is `second_opinion` if it needed one, else empty.
     """
 
     at: float
@@ -69,8 +82,9 @@ class JudgementRow:
 
     `entry_id` is the entry whose answer, given to the question `stored`, was compared with the model's to
     `asked`. `source` is `audit` if it would have been served, `probe` if not, `fit` for the label of a pair
-    to which a fit gave a new score, `feedback` for a user's feedback, `review` for a reviewer's judgement;
-    `scorer` names what gave the `score`.
+    to which a fit gave a new score, `feedback` for a user's feedback, `review` for a reviewer's judgement,
+    `opinion` for a second opinion, `no_opinion` where the small model could not tell (then `right` means
+    nothing); `scorer` names what gave the `score`. `model` is the small model, with its tokens if known.
     """
 
     at: float
@@ -84,15 +98,19 @@ class JudgementRow:
     scorer: str
     right: bool
     source: str
+    model: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LookupCounts:
-    """Sums over the lookup log: hits by tier, misses by reason."""
+    """Sums over the lookup log: hits by tier, misses by reason, and hits that needed a second opinion."""
 
     hits: dict[str, int]
     misses: dict[str, int]
     tokens_saved: int
+    second_opinions: int = 0
 
 
 def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -> LookupRow:
@@ -100,7 +118,7 @@ def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -
 
     Text that cannot be stored is left out.
     """
-    reason, least = result.reason if isinstance(result, Miss) else "", result.threshold
+    reason, least = _reason(result), result.threshold
     return LookupRow(
         at=at,
         namespace=request.namespace if storable(request.namespace) else "",
@@ -116,6 +134,12 @@ def lookup_row(request: Request, question: str, result: Hit | Miss, at: float) -
         threshold=least if least is not None and math.isfinite(least) else None,
         scope_parts=parts_text(request.scope_parts) if reason == "empty" else "",
     )
+
+
+def _reason(result: Hit | Miss) -> str:
+    if isinstance(result, Miss):
+        return result.reason
+    return SECOND_OPINION if result.second_opinion else ""
 
 
 def feedback_row(
@@ -191,9 +215,12 @@ class LookupTable:
         outcome = (_lookups.c.tier, _lookups.c.reason)
         rows = fetch_all(self._engine, sa.select(*outcome, sa.func.count()).group_by(*outcome))
         saved = fetch_value(self._engine, sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
-        hits = {tier: n for tier, _, n in rows if tier}
+        hits = Counter[str]()
+        for tier, _, n in rows:
+            hits[tier] += n
         misses = {reason: n for tier, reason, n in rows if not tier}
-        return LookupCounts(hits, misses, int(saved))
+        doubted = sum(n for tier, reason, n in rows if tier and reason == SECOND_OPINION)
+        return LookupCounts({tier: n for tier, n in hits.items() if tier}, misses, int(saved), doubted)
 
 
 def _count_hits(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:
@@ -294,6 +321,17 @@ class JudgementTable:
         query = sa.select(c.id, *self._columns).where(c.id > last)
         rows = fetch_all(self._engine, query.order_by(c.id).limit(limit))
         return [(row[0], JudgementRow(*row[1:])) for row in rows]
+
+    def opinion(self, entry_id: str, asked: str, since: float) -> JudgementRow | None:
+        """Return what was said of a question and the answer that an entry has had since then.
+
+        The last second opinion, or a reviewer's judgement, which goes before.
+        """
+        c = _judgements.c
+        query = sa.select(*self._columns).where(c.entry_id == entry_id, c.asked == asked, c.at >= since)
+        query = query.where(c.source.in_((*OPINIONS, REVIEW)))
+        query = query.order_by((c.source == REVIEW).desc(), c.id.desc()).limit(1)
+        return next((JudgementRow(*row) for row in fetch_all(self._engine, query)), None)
 
     def last_id(self) -> int:
         """Return the id of the newest judgement, 0 if there is none."""

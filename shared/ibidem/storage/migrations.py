@@ -149,6 +149,12 @@ def _record_vector_changes(db: sa.Connection) -> None:
             db.exec_driver_sql(trigger)
 
 
+def _add_opinions(db: sa.Connection) -> None:
+    """Add which small model judged, and its tokens."""
+    for name in ("model", "input_tokens", "output_tokens"):
+        _add_lacking(db, tables.judgements, name)
+
+
 def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
     """Copy the rows into a new table with other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
@@ -168,4 +174,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     6: _add_pins,
     7: _record_vector_changes,
     8: _add_explanations,
+    9: _add_opinions,
 }

@@ -18,14 +18,14 @@ from ibidem.storage.engine import (
     reading,
     writing,
 )
-from ibidem.storage.logs import CORRECTED, JUDGEMENT_LIMIT, PEOPLE, REVIEW, delete_oldest
+from ibidem.storage.logs import CORRECTED, JUDGEMENT_LIMIT, OPINION, PEOPLE, REVIEW, delete_oldest
 from ibidem.storage.meta import set_meta
 from ibidem.types import digest
 
 _entries, _lookups, _judgements = tables.entries, tables.lookups, tables.judgements
 _e, _l, _j, _t = _entries.c, _lookups.c, _judgements.c, tables.entry_tags.c
 _COMPARED = ("audit", "probe")
-_CORRECTABLE = (*_COMPARED, "fit")  # a fit copies what audits found
+_CORRECTABLE = (*_COMPARED, "fit", OPINION)  # a fit copies what audits found
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.engine import fetch_all
+from ibidem.storage.engine import fetch_all, fetch_value
+from ibidem.storage.logs import OPINIONS
+from ibidem.types import SECOND_OPINION
 
 # Tokens of a prompt up to which prices are known to be flat; some models charge more for longer ones.
 LONG_PROMPT = 128_000
+LOGGED_AFTER = 60.0  # seconds after a second opinion in which its lookup is logged
 MIN_SIMILARITY, BINS = 0.5, 50  # of the histogram; less similar lookups are counted in the lowest bin
 
 _lookups, _entries, _examples = tables.lookups, tables.entries, tables.examples
@@ -49,6 +52,17 @@ class LookupSums:
     output: int
     timed: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class OpinionSums:
+    """The second opinions of one model: of `known` of the `count`, the tokens are known and summed up."""
+
+    model: str
+    count: int
+    known: int
+    input: int
+    output: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,22 @@ class Statistics:
             sa.func.sum(sa.case((timed, c.model_seconds - c.seconds), else_=0.0)),
         ).group_by(c.key, c.tier, model)
         return [LookupSums(*row) for row in fetch_all(self._engine, query.order_by(c.key, c.tier, model))]
+
+    def opinions(self, logs: LogFilter) -> list[OpinionSums]:
+        """Sum up, by model, the second opinions that were asked for lookups in the log."""
+        began = sa.select(sa.func.min(_l.at)).where(*_matching(_lookups, logs)).scalar_subquery()
+        known = sa.and_(_j.input_tokens.is_not(None), _j.output_tokens.is_not(None))
+        sums = (_sum(sa.case((known, number), else_=0)) for number in (1, _j.input_tokens, _j.output_tokens))
+        query = sa.select(_j.model, sa.func.count(), *sums).where(
+            _j.source.in_(OPINIONS), _j.at >= began - LOGGED_AFTER, *_matching(_judgements, logs)
+        )
+        return [OpinionSums(*row) for row in fetch_all(self._engine, query.group_by(_j.model))]
+
+    def served_in_doubt(self, logs: LogFilter) -> int:
+        """Count the hits that needed a second opinion."""
+        doubted = (_HIT, _l.reason == SECOND_OPINION, *_matching(_lookups, logs))
+        query = sa.select(sa.func.count()).select_from(_lookups).where(*doubted)
+        return fetch_value(self._engine, query) or 0
 
     def miss_reasons(self, logs: LogFilter) -> dict[str, int]:
         """Count the misses by reason, the most common first."""

@@ -50,6 +50,7 @@ class Totals:
     audits: int = 0
     audits_wrong: int = 0
     bytes: int = 0
+    second_opinions: int = 0
 
     @property
     def hit_rate(self) -> float | None:
@@ -184,6 +185,7 @@ class Store:
             audits=audits,
             audits_wrong=wrong,
             bytes=size,
+            second_opinions=lookups.second_opinions,
         )
 
     def check(self) -> list[str]:

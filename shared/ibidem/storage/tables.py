@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -327,7 +327,12 @@ judgements = sa.Table(
     sa.Column("scorer", String(32, ""), nullable=False),
     sa.Column("right", sa.Boolean, nullable=False),
     sa.Column("source", String(16, ""), nullable=False),
+    # The small model of a second opinion, and what it took.
+    sa.Column("model", Text(""), nullable=False, server_default=""),
+    sa.Column("input_tokens", Integer()),
+    sa.Column("output_tokens", Integer()),
     sa.Index("ix_judgements_namespace", "namespace", "id"),
+    sa.Index("ix_judgements_entry", "entry_id"),  # a lookup in doubt looks for what was said before
     # An id is never given again: other processes read what is newer than the last one they saw.
     sqlite_autoincrement=True,
 )

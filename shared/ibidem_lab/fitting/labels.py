@@ -12,7 +12,7 @@ from ibidem.errors import InvalidInput
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import MAX_CANDIDATES, Verdict
 from ibidem.matching.scorers import Candidate, Vectors
-from ibidem.storage.logs import REVIEW
+from ibidem.storage.logs import OPINION, REVIEW
 from ibidem.types import Request, Vector, cosine, normalise, storable, to_bytes, to_vector
 from ibidem_lab.labelling.pairs import of_line
 from ibidem_lab.replay import CURVE_FROM, Row, replay
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 MOST = 4_000  # questions that count, the newest: more take minutes to embed
 CANDIDATES = 3  # of a question with a meaning: the nearest stored ones that no guard refuses
 SHAPES = '{"asked", "stored", "right"}, {"text", "meaning"} or {"a", "b", "same"}'
-SOURCES = ("audit", "probe", REVIEW)  # judgements that somebody made
+# Judgements that are labels: those of a higher rank go before.
+RANKS = {OPINION: 0, "audit": 1, "probe": 1, REVIEW: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,11 @@ def _is_question(value: object) -> TypeGuard[str]:
 
 
 def of_judgements(rows: Iterable[JudgementRow]) -> list[tuple[Label, JudgementRow]]:
-    """What audits, probes and reviewers found, in order; of one pair the later, a reviewer's before all."""
+    """What was judged, in order; of one pair the later, but a reviewer's before all, a small model's last."""
     found: dict[tuple[str, str], JudgementRow] = {}
     for row in rows:
         known = found.get((row.asked, row.stored))
-        if row.source in SOURCES and (known is None or known.source != REVIEW or row.source == REVIEW):
+        if row.source in RANKS and (known is None or RANKS[row.source] >= RANKS[known.source]):
             found[row.asked, row.stored] = row
     newest = list(found.values())[-MOST:]
     return [(Label(row.asked, row.stored, row.right), row) for row in newest]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT, PEOPLE, REVIEW
+from ibidem.storage.logs import JUDGEMENT_LIMIT, LOG_LIMIT, OPINION, PEOPLE, REVIEW
 from ibidem.types import digest_of, key_of, normalise, to_vector
 from ibidem_lab.labelling.pairs import QuestionPair
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 MOST = 10_000  # newest questions of one kind that are read: comparing all pairs of more takes minutes
 # The label's source, by the source of a judgement.
-_LABELLED_BY = {"audit": "judgement", "probe": "judgement", "feedback": "feedback", REVIEW: REVIEW}
+_LABELLED_BY = {
+    "audit": "judgement",
+    "probe": "judgement",
+    "feedback": "feedback",
+    REVIEW: REVIEW,
+    OPINION: OPINION,
+}
+_LAST_WORD = {REVIEW: 0, OPINION: 2}  # a reviewer has it, and a small model only where nobody else has judged
 DELETED = "the stored question is not known any more: its entry was deleted"
 
 
@@ -67,9 +74,9 @@ def gather(store: Store, embedder: str, namespace: str | None = None) -> Gathere
 
 
 def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
-    """Yield the pairs that audits, probes and people judged, newest first; a reviewer has the last word."""
+    """Yield the pairs that were judged, by who has the last word, newest first."""
     seen: set[tuple[str, str, str]] = set()
-    for row in sorted(rows, key=lambda row: row.source != REVIEW):
+    for row in sorted(rows, key=lambda row: _LAST_WORD.get(row.source, 1)):
         asked, stored = normalise(row.asked), normalise(row.stored)
         if row.source not in _LABELLED_BY or not asked or not stored or asked == stored:
             continue
@@ -79,7 +86,7 @@ def _judged(rows: Iterable[JudgementRow]) -> Iterable[QuestionPair]:
                 asked,
                 stored,
                 row.right,
-                source=row.source if row.source in PEOPLE else "audit",
+                source=row.source if row.source in (*PEOPLE, OPINION) else "audit",
                 namespace=row.namespace,
                 labelled_by=_LABELLED_BY[row.source],
             )

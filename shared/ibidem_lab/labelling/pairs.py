@@ -13,7 +13,8 @@ from ibidem.errors import InvalidInput
 from ibidem.types import storable
 from ibidem_lab.files import write_private
 
-JUDGED = ("judgement", "feedback", "review")  # labels by a comparison with a fresh answer, or by a person
+# Labels by a comparison with a fresh answer, by a person, or by a small model that the cache asked in doubt.
+JUDGED = ("judgement", "feedback", "review", "opinion")
 # Valid within JSON, but some programs end a line there.
 _BREAKS = {ord(one): json.dumps(one)[1:-1] for one in "\x85\u2028\u2029"}
 SHAPE = '{"a": question, "b": question, "same": 0, 1 or null}'
@@ -24,9 +25,10 @@ class QuestionPair:
     """Two questions of one namespace; `b` is the stored one where one is stored.
 
     `same` is whether the answer to `b` serves `a`, None if that is not known; `labelled_by` the source of
-    the label: `judgement` (of an audit), `feedback`, `review`, `answers` (the stored answers were compared),
-    `teacher`; empty if a file does not say. `source` is `audit`, `feedback`, `review`, `near_miss`, `hit`
-    or `neighbour`, `cosine` that of the two embeddings, `extra` the other keys of a line.
+    the label: `judgement` (of an audit), `feedback`, `review`, `opinion` (a second opinion), `answers` (the
+    stored answers were compared), `teacher`; empty if a file does not say. `source` is `audit`, `feedback`,
+    `review`, `opinion`, `near_miss`, `hit` or `neighbour`, `cosine` that of the two embeddings, `extra` the
+    other keys of a line.
     """
 
     a: str

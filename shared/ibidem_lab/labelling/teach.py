@@ -315,8 +315,8 @@ def teach(
 
 
 def _sample(pairs: Iterable[QuestionPair], count: int) -> list[QuestionPair]:
-    """Sample pairs of known label, whatever they say; labels from equal stored answers do not count."""
-    untold = ("answers", "teacher")
+    """Sample pairs of known label, whatever they say; those of models, or of equal answers, do not count."""
+    untold = ("answers", "teacher", "opinion")
     known = [pair for pair in pairs if pair.same is not None and pair.labelled_by not in untold]
     return sorted(known, key=lambda pair: digest(*id_of(pair)))[:count]
 

@@ -20,6 +20,7 @@ from ibidem.storage.statistics import (
     QuestionMatch,
     TopEntry,
 )
+from ibidem.types import SECOND_OPINION
 
 if TYPE_CHECKING:
     from ibidem.audits.ledger import AuditStats
@@ -35,6 +36,11 @@ WIDTHS, PERIODS = (MINUTE, 10 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY, 28 * DAY),
 AGES = (0.0, DAY, 7 * DAY, 30 * DAY, 90 * DAY)
 TOP, ENTRIES, REASONS, EXAMPLES = 20, 8, 8, 3  # rows of a table; reasons with examples, and how many of them
 BELOW = ("below_threshold", "below_budget")
+
+
+def is_below(reason: str) -> bool:
+    """Return whether a lookup missed since the score was too low, with or without a second opinion."""
+    return reason in BELOW or reason.startswith(SECOND_OPINION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ class Facts:
     """All figures of a report; times are seconds since the epoch, `width` is that of a period.
 
     `boundary` is the least score that is served, None while nothing is; `line` the cosine from which on
-    ordinary rewordings are, None where cosines do not tell.
+    ordinary rewordings are, None where cosines do not tell. `second_opinions` of the hits needed one; what
+    all of them took is subtracted in the `total`, not in its parts.
     """
 
     place: str
@@ -86,6 +93,7 @@ class Facts:
     last: float
     width: float
     total: Group
+    second_opinions: int
     periods: Sequence[Group]
     tiers: Sequence[Group]
     reasons: dict[str, int]
@@ -129,7 +137,8 @@ def gather(store: Store, settings: Settings, prices: Prices, span: LogFilter, no
         first=first,
         last=last,
         width=width,
-        total=Group("", count, savings(served, prices)),
+        total=Group("", count, savings(served, prices, figures.opinions(span))),
+        second_opinions=figures.served_in_doubt(span),
         periods=_without_gaps(groups(figures.lookups_over_time(span, width), prices)) if count else (),
         tiers=groups(sorted((row for row in served if row.tier), key=_tier), prices, _tier),
         reasons=reasons,
@@ -176,7 +185,7 @@ def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:
     """Return the histogram of similarities, in bins of equal width."""
     sums = [[0, 0, 0] for _ in range(BINS)]
     for place, tier, reason, count in counted:
-        sums[place][0 if tier else 1 if reason in BELOW else 2] += count
+        sums[place][0 if tier else 1 if is_below(reason) else 2] += count
     step = (1.0 - MIN_SIMILARITY) / BINS
     return [Bin(MIN_SIMILARITY + at * step, *three) for at, three in enumerate(sums)]
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ibidem._util.intervals import clopper_pearson
-from ibidem.cli.formatting import duration, moment, money, named, percent, plural, share, size
-from ibidem_lab.report.facts import BELOW, DAY, TOP, Facts
+from ibidem.cli.formatting import (
+    duration,
+    moment,
+    money,
+    named,
+    percent,
+    plural,
+    share,
+    size,
+    spent_money,
+)
+from ibidem_lab.report.facts import DAY, TOP, Facts, is_below
 
 LOOKUPS = 200  # below which shares of the lookups say little
 OFTEN = 0.1  # of the lookups: a reason that costs less is not worth the trouble
@@ -98,7 +108,17 @@ def saved(facts: Facts) -> Remark:
     if sums.timed:
         parts.append(f"{duration(sums.seconds)} of waiting (of {share(sums.timed, sums.hits)} of the hits)")
     told = f"{plural(sums.hits, 'answer')} served without the model saved {', '.join(parts)}."
-    return Remark(told, _against_unknown(facts))
+    return Remark(told + _spent(facts), _against_unknown(facts))
+
+
+def _spent(facts: Facts) -> str:
+    sums = facts.total.saved
+    if not sums.opinions:
+        return ""
+    cost = f"{sums.tokens_spent:,} tokens, {spent_money(sums, facts.prices)}"
+    told = f" {plural(sums.opinions, 'second opinion')} took {cost}, which is subtracted here"
+    unknown = f"; of {sums.unpriced_opinions:,} the price is unknown" if sums.unpriced_opinions else ""
+    return f"{told}, not in the charts{unknown}."
 
 
 def _against_unknown(facts: Facts) -> str:
@@ -129,6 +149,8 @@ def outcomes(facts: Facts) -> Remark:
             f"Of {plural(hits, 'hit')}, {share(by_tier.get('exact', 0), hits)} repeat the very question and "
             f"{share(by_tier.get('semantic', 0), hits)} were found by meaning."
         )
+        if facts.second_opinions:
+            told += f" {facts.second_opinions:,} of them needed a second opinion."
     top = next(iter(facts.reasons), "")
     means = {
         "empty": "The commonest miss is `empty`: these scopes hold no answer yet; if it stays so, something "
@@ -136,6 +158,8 @@ def outcomes(facts: Facts) -> Remark:
         "below_threshold": "The commonest miss is `below_threshold`: see below how near the questions were.",
         "below_budget": "The commonest miss is `below_budget`: audits prove too little yet, see below.",
         "audit": "The commonest miss is `audit`: a lower `audit_rate` asks the model less often.",
+        "second_opinion:late": "The commonest miss is `second_opinion:late`: take a faster small model, or a "
+        "longer `second_opinion_timeout`.",
     }
     remedy = REMEDIES.get(top.split(":")[0])
     do = means.get(top) or (
@@ -209,7 +233,7 @@ def near(facts: Facts) -> Remark:
         return Remark(
             told, f"Read those of `{guards[0]}`: if they mean the same, tell `ibidem fit` so with labels."
         )
-    if reasons & set(BELOW):
+    if any(map(is_below, reasons)):
         return Remark(
             told, "Where both mean the same, label the pairs: `ibidem pairs`, `ibidem teach`, `ibidem fit`."
         )

@@ -13,7 +13,7 @@ from ibidem.lifecycle.rules import UNBOUNDED, Bounds
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.shipped import last_fingerprint, policy_in_force, rule_for
 from ibidem.types import normalise
-from ibidem_lab.report.facts import BELOW, boundary_of, scorer_in_force
+from ibidem_lab.report.facts import boundary_of, is_below, scorer_in_force
 
 if TYPE_CHECKING:
     from ibidem.matching.scorers import Scorer
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ibidem.types import Entry
 
 LIMIT = 2_000  # pairs of audits, and of lookups, that are read: the nearest to the boundary
-SCORED = ("", "audit", *BELOW)  # outcomes that the score decided
 _VERDICTS = {True: "the same answer", False: "not the same answer"}
 
 
@@ -71,7 +70,7 @@ class ReviewQueue:
 
     def _rank(self, pair: ReviewPair) -> tuple[int, float, str]:
         score = pair.similarity if pair.score is None else pair.score
-        last = pair.kind != "audit" and pair.reason not in SCORED
+        last = pair.kind != "audit" and pair.reason not in ("", "audit") and not is_below(pair.reason)
         return 0 if pair.kind == "audit" else 1 + last, abs(score - self.boundary), pair.id
 
 
