@@ -34,6 +34,7 @@ from ibidem.cache import SemanticCache
 from ibidem.cli import tables
 from ibidem.cli.formatting import shown
 from ibidem.cli.output import plain
+from ibidem.explanation.logged import LoggedLookup
 from ibidem.lifecycle.rules import _texts
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.policy import supporting
@@ -145,7 +146,8 @@ def _feedback(place: Place, text: str) -> None:
 
 def _printed(place: Place, text: str) -> None:
     row = LookupRow(0.0, "", "", text, "exact", "", None, 1.0, 0.001, 0)
-    Console(file=io.StringIO(), width=100).print(plain(text)[:100], tables.lookups([row]).row_count)
+    table = tables.lookups([LoggedLookup(row, f"{text}?")])
+    Console(file=io.StringIO(), width=100).print(plain(text)[:100], table.row_count)
     readable(text), shown(text), tables.short(text), marked(text, f"{text} x")
 
 
