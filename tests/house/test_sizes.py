@@ -23,7 +23,7 @@ SIZES = {
     ("langchain_ibidem", "modules"): 11,
     ("langchain_ibidem", "lines"): 2_747,
     ("llama_index_ibidem", "modules"): 15,  # with the handler that serves
-    ("llama_index_ibidem", "lines"): 3_466,
+    ("llama_index_ibidem", "lines"): 3_500,  # with the names of the parts of scopes
 }
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered

@@ -13,8 +13,12 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableParallel
+from llama_index.core import PromptTemplate, get_response_synthesizer
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.llms import ChatMessage, MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from typer.testing import CliRunner
 
 import ibidem
@@ -23,10 +27,21 @@ from ibidem.adapter.programs import ExplainedRun, explain_run
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app as commands
 from ibidem.errors import InvalidInput
-from llama_index_ibidem import CachedLLM
+from llama_index_ibidem import CachedLLM, CachedSynthesizer
 from tests.integrations.test_warming import Model, Shelf, edition, rag
 
 ASKED = "How can I return the goods?"
+
+
+class Fixed(BaseRetriever):
+    """Always finds the same."""
+
+    def __init__(self, nodes: list[NodeWithScore]) -> None:
+        self._nodes = nodes
+        super().__init__()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
 
 
 @pytest.fixture
@@ -105,6 +120,34 @@ def test_a_run_ends_where_a_model_would_be_asked(cache: SemanticCache) -> None:
         explain_run(lambda question: 1 / 0, ASKED)
     with pytest.raises(InvalidInput, match="cannot ask a int"):
         explain_run(3, ASKED)
+
+
+def test_streams_and_query_engines_are_run(cache: SemanticCache, open_cache: Any, tmp_path: Path) -> None:
+    """A hit is replayed; after a miss no stream of a model begins, and no synthesis."""
+    model = Model()
+    chat(model, "10:00").invoke({"question": ASKED})
+
+    def stream(question: str, clock: str = "10:00") -> str:
+        chain = chat(model, clock)
+        return "".join(str(chunk.content) for chunk in chain.stream({"question": question}))
+
+    assert explain_run(stream, ASKED).answer == "What the model said, for the 1th time."
+    ended = explain_run(lambda question: stream(question, "10:01"), ASKED)
+    assert (ended.answer, the_only(ended).elsewhere[0].differs, model.calls) == (None, ("system prompt",), 1)
+
+    other = open_cache(path=tmp_path / "other")
+    nodes = [NodeWithScore(node=TextNode(text="Goods can be returned within 30 days.", id_="terms"))]
+    llm = MockLLM(max_tokens=5)
+
+    def engine(words: str) -> RetrieverQueryEngine:
+        template = PromptTemplate(words + " {context_str} {query_str}")
+        synthesizer = get_response_synthesizer(llm=llm, text_qa_template=template)
+        return RetrieverQueryEngine(Fixed(nodes), CachedSynthesizer(synthesizer, other))
+
+    first = str(engine("Answer:").query(ASKED))
+    assert explain_run(engine("Answer:"), ASKED).answer == first
+    ended = explain_run(engine("Answer briefly:"), ASKED)
+    assert (ended.answer, the_only(ended).elsewhere[0].differs) == (None, ("prompt",))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -376,11 +376,13 @@ def _described(synthesizer: BaseSynthesizer, model_id: str, given: Mapping[str, 
     if own.get("output_cls") is not None:  # structured streams are texts
         settings["streams"] = own.get("streaming")
     prompts = {name: _template(prompt, llm) for name, prompt in synthesizer.get_prompts().items()}
+    templates = [name for name in settings if isinstance(own.get(name), BasePromptTemplate)]
+    held = {name: settings.pop(name) for name in templates}
     return {
         "synthesizer": f"{kind.__module__}.{kind.__qualname__}",
         "model": _model(llm, model_id),
         "settings": parameters(settings, lenient=bool(model_id)),
-        "prompt": parameters(prompts),
+        "prompt": json.dumps([parameters(prompts), parameters(held, lenient=bool(model_id))]),
         "parameters": parameters(given),
     }
 
