@@ -22,11 +22,14 @@ from ibidem.costs import read_prices, savings
 from ibidem.opinions.models import Reply, prompt_of
 from ibidem.opinions.second_opinion import AT_ONCE
 from ibidem.scope import current
+from ibidem.settings import read_settings
 from ibidem.storage.logs import JudgementRow
 from ibidem.storage.reviews import ReviewPair
 from ibidem.storage.statistics import LogFilter, OpinionSums
 from ibidem_lab.fitting.labels import of_judgements
 from ibidem_lab.labelling.gathering import gather
+from ibidem_lab.report.facts import gather as facts_of
+from ibidem_lab.report.remarks import outcomes, saved
 from tests.embedders import BagOfWords
 from tests.helpers import answer, await_until, question, reworded, wait_until
 from tests.servers import running_postgres
@@ -467,6 +470,9 @@ def test_what_it_took_is_subtracted(doubting: OpenCache) -> None:
     assert (stats.tokens_spent, stats.tokens_saved) == (110, 1_390)
     assert stats.money_spent == pytest.approx(12e-6)
     assert stats.money_saved == pytest.approx(2_000e-6 - 12e-6)
+    facts = facts_of(cache._runtime.store, read_settings(), read_prices(PRICED), LogFilter(), time.time())
+    assert "1 second opinion took 110 tokens, USD\xa00.0000, which is subtracted here" in saved(facts).told
+    assert "1 of them needed a second opinion" in outcomes(facts).told
     unknown = savings(
         [], read_prices(PRICED), [OpinionSums("other", 3, 2, 5, 5), OpinionSums("small", 2, 1, 1, 0)]
     )
