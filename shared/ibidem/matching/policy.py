@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from ibidem._util.words_en import COMMON_WORDS
 from ibidem.matching.fitted import SHIPPED, Calibration
-from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard
+from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard, where_read
 from ibidem.matching.scorers import Candidate, CosineScorer, Scorer, Verifier
 from ibidem.types import ANY_DOCUMENTS, Document, Entry, Request
 
@@ -123,6 +123,8 @@ def decide(
     nearby = heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda c: c.similarity)
     if not nearby:
         return Verdict(None, "below_threshold", None)
+    if getattr(verifier, "reads_both", False):
+        guards = where_read(tuple(guards))
     objections = [_objection(request, candidate, policy, floor, guards) for candidate in nearby]
     allowed = [one for one, objection in zip(nearby, objections, strict=True) if not objection]
     refused = [(one, objection) for one, objection in zip(nearby, objections, strict=True) if objection]

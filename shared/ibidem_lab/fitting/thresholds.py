@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from ibidem.matching.policy import Policy
@@ -11,19 +11,30 @@ from ibidem.types import Vector
 from ibidem_lab.replay import Outcome, Row, by_policy, replay
 
 # Probabilities that are tried, the strictest first.
-GRID = (0.995, 0.99, 0.985, *(percent / 100 for percent in range(98, 48, -2)), 0.45, 0.4, 0.35, 0.3, 0.2)
+GRID = (
+    0.995, 0.98, 0.97, 0.965, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.9, 0.88, 0.85,
+    0.8, 0.75, 0.7, 0.6, 0.5, 0.4,
+)  # fmt: skip
 
 Sample = tuple[Sequence[Row], Sequence["Vector | None"]]  # questions in their order, and their vectors
 Measured = Mapping[float, Outcome]  # by threshold
 
 
-def measure(scorer: Scorer, samples: Sequence[Sample], grid: Sequence[float] = GRID) -> dict[float, Outcome]:
-    """What each threshold serves of some samples of one stream, guards included."""
+def measure(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    grid: Sequence[float] = GRID,
+    least_cosine: float | None = None,
+) -> dict[float, Outcome]:
+    """What each threshold serves of some samples of one stream, guards included.
+
+    `least_cosine`: of candidates that are scored; default: what the scorer says.
+    """
     remembered, found = Remembered(scorer), {}
     for threshold in grid:
         total = Outcome()
         for rows, vectors in samples:
-            one = replay(rows, vectors, by_policy(Policy(threshold), remembered))
+            one = replay(rows, vectors, by_policy(Policy(threshold), remembered, least_cosine))
             total.requests, total.hits = total.requests + one.requests, total.hits + one.hits
             total.wrong += one.wrong
         found[threshold] = total
@@ -36,6 +47,8 @@ class Remembered:
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.floor, self.thresholds = scorer.name, scorer.floor, scorer.thresholds
         self.min_cosine, self.usual_cosine = scorer.min_cosine, scorer.usual_cosine
+        self.most = getattr(scorer, "most", None)  # read one by one, as in a lookup
+        self.reads_both = getattr(scorer, "reads_both", False)
         self._verify = lru_cache(maxsize=None)(scorer.score)
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
@@ -43,20 +56,22 @@ class Remembered:
         return self._verify(asked, stored, cosine)
 
     def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
-        """Score all candidates, also those that a pair model would not read any more."""
+        """Score these candidates."""
         return score_each(self.score, question, candidates)
 
 
-def thresholds(measured: Mapping[str, Measured]) -> list[tuple[float, float]]:
+def thresholds(
+    measured: Mapping[str, Measured], across: Callable[[Sequence[float]], float] = max
+) -> list[tuple[float, float]]:
     """Pairs of a share and its threshold, from the strictest on, both monotone.
 
-    The share is what is wrong per hit on the worst of the streams. Thresholds that allow nothing more than a
-    stricter one are left out; so is what a laxer one would save.
+    The share is what is wrong per hit: of the worst stream, or what `across` makes of the shares of all.
+    Thresholds that allow nothing more than a stricter one are left out; so is what a laxer one would save.
     """
     grid = list(next(iter(measured.values())))
-    worst = [max(shares) for shares in zip(*map(smoothed, measured.values()), strict=True)]
+    shares = [across(found) for found in zip(*map(smoothed, measured.values()), strict=True)]
     rows = [(0.0, 1.0)]
-    for threshold, wrong in zip(grid, worst, strict=True):
+    for threshold, wrong in zip(grid, shares, strict=True):
         if wrong - rows[-1][0] < 5e-4:  # the same, but with more hits
             rows[-1] = (rows[-1][0], threshold)
         else:

@@ -9,9 +9,10 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from ibidem_lab.models.export import OnStreams
 from ibidem_lab.models.groups import DATA, Pair, load_groups
 from ibidem_lab.models.measure import (
     Measured,
+    Sets,
     development_sets,
     embedded_cosines,
     measure,
@@ -47,10 +49,12 @@ from ibidem_lab.models.training import Schedule, load
 from ibidem_lab.replay import vectors_of
 
 TEACHER_SCORES = DATA / "teacher_scores.npz"
-UNLABELLED = 300_000  # pairs that the teacher labels
+UNLABELLED = 65_536  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
 READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
+REPLAYED = 2_000  # questions of each stream on which thresholds are measured
+CALIBRATED = 500  # pairs of each set by which digits and calibration of the model that ships are chosen
 
 
 class Steps:
@@ -59,7 +63,7 @@ class Steps:
     Args:
         data: The folder of workloads.
         work: Where base models and checkpoints are kept.
-        share: Of the full number of examples; less than 1 to try things.
+        share: Of the number of examples that the models that ship have seen.
         seeds: Of the teachers.
         public: Folder of further pairs to measure on, one `.jsonl` for each set.
     """
@@ -80,7 +84,7 @@ class Steps:
         for seed in self.seeds:
             torch.manual_seed(seed)
             model = CrossEncoder(self._mpnet)
-            schedule = self._schedule(400_000, 32, 4e-5, seed)
+            schedule = self._schedule(64_000, 32, 4e-5, seed)
             teacher.train_cross_encoder(
                 model,
                 tokens,
@@ -113,7 +117,7 @@ class Steps:
         scored = teacher.TeacherScores.read(TEACHER_SCORES).label(self._unlabelled())
         say(f"{len(labelled):,} labelled pairs, {len(scored):,} that the teacher has scored")
         student = verifier.start_from(first, self._mpnet)
-        schedule = self._schedule(1_200_000, 64, 8e-5, 3)
+        schedule = self._schedule(222_000, 64, 8e-5, 3)
         verifier.distil(
             student,
             first,
@@ -141,22 +145,24 @@ class Steps:
         The cosines are those of the default embedder.
         """
         embedder = CheckedEmbedder(resolve_embedder(None), lambda _, value: value)
-        near = {name: embedded_cosines(embedder, pairs) for name, pairs in self.sets.items()}
+        chosen_by = some_of(self.development, CALIBRATED)
+        sets = chosen_by | self.test
+        near = {name: embedded_cosines(embedder, pairs) for name, pairs in sets.items()}
         student = CrossEncoder(self._mpnet, verifier.LAYERS)
         load(student, self._checkpoint("verifier"))
         pair_model = export.export_verifier(
             student,
             self._mpnet,
             self.work / "export" / "verifier",
-            self.development,
+            chosen_by,
             near,
-            lambda made: self._measured_on_streams(made, near, embedder),
+            lambda made: self._measured_on_streams(made, self._least_cosine(chosen_by, near), embedder),
             say,
         )
-        logits = {name: export.pair_logits(pair_model, pairs) for name, pairs in self.sets.items()}
-        told = {name: pair_model.calibration.probabilities(logits[name], near[name]) for name in self.sets}
+        logits = {name: export.pair_logits(pair_model, pairs) for name, pairs in sets.items()}
+        told = {name: pair_model.calibration.probabilities(logits[name], near[name]) for name in sets}
         say(f"{pair_model.calibration}, {pair_model.thresholds}")
-        say(table({"cosine": measure(self.sets, near), "as they ship": measure(self.sets, told)}))
+        say(table({"cosine": measure(sets, near), "as they ship": measure(sets, told)}))
         for name, pairs in self.test.items():
             same = np.array([pair.same == 1 for pair in pairs])
             say(
@@ -164,25 +170,24 @@ class Steps:
             )
 
     def _measured_on_streams(
-        self, made: PairModel, near: dict[str, NDArray[np.float32]], embedder: CheckedEmbedder
+        self, made: PairModel, least_cosine: float, embedder: CheckedEmbedder
     ) -> OnStreams:
-        """Thresholds by replaying streams; the cosine above which `READ_OF_SAME` of the same pairs are."""
+        """Thresholds by replaying streams as a cache with this model decides."""
         streams = {name: self.workloads.stream(name) for name in NEIGHBOURS}
         streams["groups"] = groups_as_stream(self.groups)
+        streams = {name: rows[:REPLAYED] for name, rows in streams.items()}
         measured = {}
         for name, rows in streams.items():
-            measured[name] = measure_thresholds(made, [(rows, vectors_of(rows, embedder))])
+            sample = (rows, vectors_of(rows, embedder))
+            measured[name] = measure_thresholds(made, [sample], least_cosine=least_cosine)
             for at, one in measured[name].items():
                 say(f"{name} {at}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
-        same = np.concatenate(
-            [
-                near[name][[pair.same == 1 for pair in pairs]]
-                for name, pairs in self.development.items()
-                if name in LABELLED
-            ]
-        )
-        least = float(np.nanquantile(same, 1 - READ_OF_SAME))
-        return OnStreams(thresholds(measured), round(least, 2))
+        return OnStreams(thresholds(measured, fmean), least_cosine)
+
+    def _least_cosine(self, sets: Sets, near: Mapping[str, NDArray[np.float32]]) -> float:
+        """The cosine above which `READ_OF_SAME` of the natural pairs with one answer are."""
+        same = [near[name][[pair.same == 1 for pair in sets[name]]] for name in LABELLED]
+        return round(float(np.nanquantile(np.concatenate(same), 1 - READ_OF_SAME)), 2)
 
     def table(self) -> None:
         """Print what the base models and all that has been trained score on the held-out sets."""
@@ -251,16 +256,19 @@ class Steps:
 
     def _validate(self, tokens: Tokens) -> Callable[[CrossEncoder], str]:
         """AUC by set on some of the pairs to choose by."""
-        rng = random.Random(0)  # noqa: S311
-        sets = {
-            name: rng.sample(pairs, min(len(pairs), VALIDATED)) for name, pairs in self.development.items()
-        }
+        sets = some_of(self.development, VALIDATED)
 
         def told(model: CrossEncoder) -> str:
             found = measure(sets, {name: scores(model, tokens, pairs) for name, pairs in sets.items()})
             return json.dumps({name: round(one.auc, 4) for name, one in found.items()})
 
         return told
+
+
+def some_of(sets: Sets, most: int) -> dict[str, list[Pair]]:
+    """At most so many pairs of each set, at random; the same at each call."""
+    rng = random.Random(0)  # noqa: S311
+    return {name: rng.sample(pairs, min(len(pairs), most)) for name, pairs in sets.items()}
 
 
 def say(line: str) -> None:
@@ -277,8 +285,10 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path(".models"), help="folder for base models and checkpoints"
     )
-    parser.add_argument("--share", type=float, default=1.0, help="of the examples; less than 1 to try things")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 7], help="of the teachers")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the examples; less to try things, more for better models"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3], help="of the teachers")
     parser.add_argument("--public", type=Path, help="folder of further pairs to measure on, a .jsonl a set")
     given = parser.parse_args()
     if not (given.data / "keep_out.txt").is_file():

@@ -60,12 +60,8 @@ class Workloads:
             yield Pair(row["a"], row["b"], float(row["same"])), bool(row["sure"])
 
     def stream(self, name: str) -> list[Row]:
-        """The questions of a labelled stream that nothing is trained on, in a random order."""
-        rows = [
-            Row(row["text"], row["meaning"])
-            for row in _rows(self.folder / "streams" / f"{name}.jsonl")
-            if for_calibration(row["text"])
-        ]
+        """The questions of a labelled stream, in a random order; their labels are never trained on."""
+        rows = [Row(row["text"], row["meaning"]) for row in _rows(self.folder / "streams" / f"{name}.jsonl")]
         random.Random(7).shuffle(rows)  # noqa: S311
         return rows
 

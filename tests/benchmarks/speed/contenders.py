@@ -7,7 +7,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ class IbidemCore(Contender):
     """`ibidem.open`, with everything at its default."""
 
     name = "Ibidem"
+    options: ClassVar[dict[str, Any]] = {}
 
     def fill(self, batches: Iterable[Batch], entries: int) -> None:
         from ibidem import Request
@@ -69,7 +70,7 @@ class IbidemCore(Contender):
         import ibidem
 
         self._ibidem = ibidem
-        self.cache = ibidem.open(self.folder)
+        self.cache = ibidem.open(self.folder, **self.options)
 
     def lookup(self, text: str) -> str | None:
         found = self.cache.lookup(self._ibidem.Request(text, scope=SCOPE))
@@ -80,6 +81,13 @@ class IbidemCore(Contender):
 
     def close(self) -> None:
         self.cache.close()
+
+
+class IbidemWithoutModel(IbidemCore):
+    """The rule decides instead of the pair model."""
+
+    name = "Ibidem, verifier=None"
+    options: ClassVar[dict[str, Any]] = {"verifier": None}
 
 
 class Floor(Contender):
@@ -249,6 +257,7 @@ def sentence_transformer() -> Any:
 
 CONTENDERS: dict[str, type[Contender]] = {
     "ibidem": IbidemCore,
+    "ibidem-rule": IbidemWithoutModel,
     "floor": Floor,
     "chroma": SentenceTransformersChroma,
     "gptcache": GPTCache,

@@ -1,0 +1,81 @@
+"""The pair model that ships: its files are whole, and it tells pairs apart that it was not trained on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ibidem
+from ibidem import Answer, Request
+from ibidem._util.statistics import auc
+from ibidem.embedding.minilm_files import file_digest
+from ibidem.matching.pair_model import PairModel
+from ibidem.matching.shipped import pair_model
+from ibidem_lab.models.groups import load_groups
+from tests.test_docs import ROOT
+
+FOLDER = ROOT / "shared/ibidem_models/verifier"
+LIMIT = 98_000_000  # bytes: what PyPI takes, with room for the rest of the package
+LEAST_AUC = 0.87  # of 300 pairs, by chance up to 0.04 below that of all
+
+
+@pytest.fixture(scope="module")
+def model() -> PairModel:
+    """As a cache finds it."""
+    found = pair_model()
+    assert found is not None
+    return found
+
+
+def test_its_files_are_those_of_the_manifest() -> None:
+    manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
+
+    assert {name: file_digest(FOLDER / name) for name in manifest["files"]} == manifest["files"]
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < LIMIT
+    assert manifest["recipe"].startswith("int8")
+
+
+def test_it_tells_pairs_of_held_out_groups_apart(model: PairModel) -> None:
+    """In this build of onnxruntime too; the model card has the figure for all pairs."""
+    pairs = [pair for group in load_groups() if group.held_out for pair in group.pairs()]
+    chosen = random.Random(5).sample(pairs, 300)
+    logits = model.logits([(pair.a, pair.b) for pair in chosen])
+    known = [(logit, pair.same == 1) for logit, pair in zip(logits, chosen, strict=True) if logit is not None]
+
+    assert len(known) >= 295
+    assert auc(np.array([logit for logit, _ in known]), np.array([same for _, same in known])) > LEAST_AUC
+
+
+def test_the_pair_has_one_score_in_either_order(model: PairModel) -> None:
+    one, other = "How do I cancel my order?", "What is the way to call off an order of mine?"
+
+    assert model.logits([(one, other)]) == model.logits([(other, one)])
+
+
+def test_a_batch_does_not_change_a_score(model: PairModel) -> None:
+    """Beyond the last digits: a pair is padded in it."""
+    pairs = [
+        ("How do I cancel my order?", text) for text in ("How to cancel?", "Where is my order now? " * 6)
+    ]
+    (alone,) = model.logits(pairs[:1])
+    together = model.logits(pairs)[0]
+
+    assert alone == pytest.approx(together, abs=0.05)
+
+
+def test_it_decides_in_a_new_cache(tmp_path: Path) -> None:
+    """What the rule without it does not dare, and not what changes the answer."""
+    stored = Request("How do I reset my password?")
+    with ibidem.open(tmp_path) as cache:
+        cache.store(stored, Answer("With the link below the form."))
+        hit = cache.lookup(Request("What is the way to reset my password?"))
+
+        assert isinstance(hit, ibidem.Hit)
+        assert 0.5 < hit.score < 1.0
+        assert not cache.lookup(Request("How do I change my user name?"))
+    with ibidem.open(tmp_path, verifier=None) as cache:
+        assert not cache.lookup(Request("What is the way to reset my password?"))
