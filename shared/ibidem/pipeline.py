@@ -17,7 +17,7 @@ from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.warming import DONE
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
-from ibidem.matching.policy import Policy, Strictness, Verdict, _floor, decide, supporting
+from ibidem.matching.policy import Policy, Strictness, Verdict, decide, least_cosine, supporting
 from ibidem.matching.scorers import UNSCORED, Candidate, Verifier
 from ibidem.matching.shipped import Choice
 from ibidem.opinions.second_opinion import YES
@@ -179,7 +179,7 @@ class LookupPipeline:
         verifier, policy = policy_of(chosen, index, self._strictness)
         floor = None
         if self.second_opinion is not None:  # farther ones are looked at, too
-            floor = _floor(verifier, min(policy.threshold, self.second_opinion.least(verifier)))
+            floor = least_cosine(verifier, min(policy.threshold, self.second_opinion.least(verifier)))
         verdict = decide(request, candidates, policy, verifier, guards=self._guards, min_cosine=floor)
         return verifier, policy, verdict
 

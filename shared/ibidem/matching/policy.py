@@ -119,7 +119,7 @@ def decide(
         guards: Refuse candidates whatever their score.
         min_cosine: Leave out candidates below it; default: those that cannot reach the threshold.
     """
-    floor = _floor(verifier, policy.threshold) if min_cosine is None else min_cosine
+    floor = least_cosine(verifier, policy.threshold) if min_cosine is None else min_cosine
     nearby = heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda c: c.similarity)
     if not nearby:
         return Verdict(None, "below_threshold", None)
@@ -136,8 +136,8 @@ def decide(
     return Verdict(None, objections[0] or "below_threshold", nearest, best, scored, refused)
 
 
-def _floor(verifier: Verifier, threshold: float) -> float:
-    """Return the cosine below which candidates are not looked at."""
+def least_cosine(verifier: Verifier, threshold: float) -> float:
+    """Return the cosine below which candidates are not looked at, as they cannot reach the threshold."""
     min_cosine: Callable[[float], float] | None = getattr(verifier, "min_cosine", None)
     return VERIFIED_FROM if min_cosine is None else min_cosine(threshold)
 
