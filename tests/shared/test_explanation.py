@@ -246,12 +246,13 @@ def test_the_command_explains_a_question(tmp_path: Path) -> None:
 
     assert (refused.exit_code, "IBIDEM_EMBEDDER" in refused.output) == (2, True)
     assert "3 stored questions in 3 scopes in all namespaces" in said
-    assert "sure enough" in said
-    assert "guard numbers" in said
+    assert said.count("sure enough") == 1 + said.count("not sure enough")  # of the one without a number
+    assert "return 3 goods" in said
     assert f"from a score of {threshold:.4f} on" in said
-    assert "guard numbers" not in run("How long can I return the goods?", "--namespace", "")
+    assert "return 3 goods" not in run("How long can I return the goods?", "--namespace", "")
     told = json.loads(run("How long can I return the goods?", "--namespace", "acme", "--json"))
-    assert [one["reason"] for one in told["nearest"]] == ["guard:numbers"]
+    (near,) = told["nearest"]  # which of them refuses it is for the model that decides
+    assert near["reason"] in ("guard:numbers", "below_threshold")
     assert json.loads(run("nothing there", "--namespace", "none", "--json"))["reason"] == "empty"
 
 
