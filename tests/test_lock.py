@@ -17,7 +17,12 @@ from packaging.version import Version
 
 from tests.test_docs import ROOT
 
-FOLDERS = (ROOT, ROOT / "integrations/langchain-ibidem", ROOT / "integrations/llama-index-ibidem")
+FOLDERS = (
+    ROOT,
+    ROOT / "shared/ibidem_models",
+    ROOT / "integrations/langchain-ibidem",
+    ROOT / "integrations/llama-index-ibidem",
+)
 FILES = [tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")) for folder in FOLDERS]
 PROJECTS = {file["project"]["name"]: file["project"] for file in FILES}
 PYTHONS = ("3.11.9", "3.12.9", "3.13.5", "3.14.1")
