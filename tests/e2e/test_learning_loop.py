@@ -93,7 +93,7 @@ def test_the_loop(tmp_path: Path) -> None:
 
     torch.set_num_threads(1)  # beside other tests, two threads wait for each other
     tuned = tmp_path / "tuned"
-    with ibidem.open(tmp_path / "cache") as cache:
+    with ibidem.open(tmp_path / "cache", verifier=None) as cache:
         serve(cache, stream(KNOWN))
 
         mined = ibidem_lab.pairs(cache, limit=1_200)

@@ -18,6 +18,7 @@ DIFFERENT = [
     ("numbers", "population in 2015", "population in 2016"),
     ("numbers", "population in 2015", "population"),
     ("numbers", "is -5 a valid index?", "is 5 a valid index?"),
+    ("asking", "What does an async for statement do?", "What does an async with statement do?"),
     ("dates", "opening hours on Monday", "opening hours on Tuesday"),
     ("dates", "weather today", "weather"),
     ("dates", "revenue last year", "revenue this year"),

@@ -58,6 +58,13 @@ class Oracle:
         return self.says
 
 
+class Unpicklable(Oracle):
+    """By no library that pickles more than pickle does either."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("cannot be pickled")
+
+
 @pytest.fixture
 def doubting(open_cache: OpenCache) -> OpenCache:
     """Opens caches that are in doubt about every rewording."""
@@ -579,4 +586,4 @@ def test_a_function_goes_with_a_pickled_cache(doubting: OpenCache) -> None:
     with pickle.loads(pickle.dumps(cache)) as copied:
         assert ask(copied).second_opinion
     with pytest.raises(InvalidInput, match="cannot be pickled with this second_opinion"):
-        pickle.dumps(doubting(Oracle()))
+        pickle.dumps(doubting(Unpicklable()))

@@ -68,7 +68,7 @@ def test_a_batch_does_not_change_a_score(model: PairModel) -> None:
 
 
 def test_it_decides_in_a_new_cache(tmp_path: Path) -> None:
-    """What the rule without it does not dare, and not what changes the answer."""
+    """A rewording is served, and not what changes the answer."""
     stored = Request("How do I reset my password?")
     with ibidem.open(tmp_path) as cache:
         cache.store(stored, Answer("With the link below the form."))
@@ -77,5 +77,3 @@ def test_it_decides_in_a_new_cache(tmp_path: Path) -> None:
         assert isinstance(hit, ibidem.Hit)
         assert 0.5 < hit.score < 1.0
         assert not cache.lookup(Request("How do I change my user name?"))
-    with ibidem.open(tmp_path, verifier=None) as cache:
-        assert not cache.lookup(Request("What is the way to reset my password?"))

@@ -48,6 +48,17 @@ DIRECTIONS = frozenset(
         "against than of"
     ).split()
 )
+# Prepositions of which one may stand for another without changing what is asked: "prices for", "prices of".
+INTERCHANGEABLE = frozenset(
+    frozenset((a, b))
+    for words in (
+        "in on at of within during into", "to into of for until till", "for on of about", "with in by",
+        "from of off", "by through", "over above", "under below", "than to",
+        "toward towards to", "around near at in",
+    )
+    for a in words.split()
+    for b in words.split()
+)  # fmt: skip
 SAME_DIRECTION = {"into": "to", "onto": "to", "until": "to", "since": "from"}
 CONTRARY = frozenset(
     (a, b) for x, y in (("from", "to"), ("before", "after"), ("over", "under")) for a, b in ((x, y), (y, x))

@@ -218,7 +218,7 @@ def asks_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     """Find another mode, time or kind of the same question: may I, must I; did it, does it; why, whether.
 
     By a contrast of how two yes-or-no questions begin, or of the modal verbs of two others, or by the one
-    word that differs at all.
+    word that differs at all, which may be a preposition too ("an async for", "an async with").
     """
     if frozenset((asked.mode, stored.mode)) in words_en.CONTRASTS:
         return True
@@ -231,6 +231,9 @@ def asks_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     differing = [(a, b) for a, b in zip(asked.words, stored.words, strict=True) if a != b]
     if len(differing) != 1:
         return False
+    swapped = frozenset(differing[0])
+    if swapped <= words_en.PREPOSITIONS and swapped not in words_en.INTERCHANGEABLE:
+        return True
     kinds = [frozenset(map(table.get, differing[0])) for table in (words_en.TENSES, words_en.ASKED_FOR)]
     return any(len(kind - {None}) == 2 for kind in kinds)
 

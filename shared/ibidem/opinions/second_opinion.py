@@ -112,12 +112,13 @@ class SecondOpinion:
         if first:
             self._begin(pair, verdict, request, candidate, scorer, now)
         try:
-            return verdict.result(self._seconds)
+            outcome = verdict.result(self._seconds)
         except TimeoutError:
-            if first:
-                self._record(ok=False)
-                self._faults.count(f"{_ASKING}: too slow", f"waited {self._seconds:g} s for {self.name}")
-            return LATE
+            outcome = LATE
+        if first and outcome == LATE:
+            self._record(ok=False)
+            self._faults.count(f"{_ASKING}: too slow", f"waited {self._seconds:g} s for {self.name}")
+        return outcome
 
     def remembered(self, entry: Entry, question: str) -> str | None:
         """Return the verdict on this question and the entry's present answer; None if there is none.
@@ -191,7 +192,9 @@ class SecondOpinion:
             if not self._is_late(started):
                 self._record(ok=True)
         except BaseException as error:
-            if not self._is_late(started):  # else it was counted by who waited
+            if self._is_late(started):  # who waited counts that
+                outcome = LATE
+            else:
                 self._record(ok=False)
                 self._faults.note(_ASKING, error)
         finally:
