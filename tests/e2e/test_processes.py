@@ -452,8 +452,8 @@ class TestForks:
             mine: list[str] = []
             asking = threading.Thread(target=lambda: mine.append(ask()))
             asking.start()
-            assert in_fork(ask) == "0 wrong []"
-            asking.join(30)
+            assert in_fork(ask, 60) == "0 wrong []"  # 200 lookups, beside as many
+            asking.join(60)
             assert mine == ["0 wrong []"]
             assert cache.stats().faults == {}
 
