@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.shared.test_shipped_model import LIMIT
 from tests.test_docs import ROOT
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,6 @@ PROJECTS = {
 }
 ADAPTERS = [name for name in PROJECTS if name != "ibidem_cache"]
 MODELS = ROOT / "shared/ibidem_models"
-LIMIT = 98_000_000  # bytes of a wheel: PyPI takes 100 MB
 DATA = {
     "ibidem_cache": {
         "ibidem/matching/scorer.json",

@@ -588,7 +588,7 @@ class SemanticCache:
             withdrawn=pins.withdrawn,
             second_opinions=totals.second_opinions,
             tokens_spent=saved.tokens_spent,
-            money_spent=saved.spent if saved.opinions > saved.unpriced_opinions else None,
+            money_spent=saved.known_spent,
         )
 
     def recent(

@@ -141,6 +141,11 @@ class Savings:
     spent: float = 0.0
     unpriced_opinions: int = 0
 
+    @property
+    def known_spent(self) -> float | None:
+        """What second opinions took; None if there were none of a known price."""
+        return self.spent if self.opinions > self.unpriced_opinions else None
+
 
 def savings(rows: Iterable[LookupSums], prices: Prices, opinions: Iterable[OpinionSums] = ()) -> Savings:
     """Sum up the hits among these rows, and subtract what second opinions took."""

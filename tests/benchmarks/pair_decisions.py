@@ -45,10 +45,7 @@ from tests.benchmarks import suites
 COSINE = 0.95
 SCORER = scorer_for(learned_scorer().embedder)
 GENEROUS = min(ERROR_RATES["generous"], SCORER.thresholds.highest)
-RATES: dict[str, dict[str, Any]] = {  # other than the default, by the same score
-    "strict": {"max_error_rate": "strict"},
-    f"max_error_rate={GENEROUS:g}": {"max_error_rate": GENEROUS},
-}
+RATES = {"strict": ERROR_RATES["strict"], f"max_error_rate={GENEROUS:g}": GENEROUS}  # by the same score
 WITHOUT: dict[str, dict[str, Any]] = {"without the pair model": {"verifier": None}}
 
 Sets = dict[str, list[LabelledPair]]
@@ -94,12 +91,6 @@ def decide(pairs: Sequence[LabelledPair], **options: Any) -> list[PairDecision]:
         return cache.decide((pair.stored, pair.asked) for pair in pairs)
 
 
-def threshold_of(**options: Any) -> float:
-    """The least score of a hit by meaning in a new cache."""
-    with TemporaryDirectory() as folder, ibidem.open(folder, **options) as cache:
-        return float(cache.policy.threshold)
-
-
 def compare(pairs: Sequence[LabelledPair]) -> Iterator[Row]:
     """The rules on one set."""
     same = np.array([pair.same for pair in pairs], bool)
@@ -111,8 +102,8 @@ def compare(pairs: Sequence[LabelledPair]) -> Iterator[Row]:
     served = np.array([one.served for one in default])
     yield _row("Ibidem's default", scores, served, same)
     comparable = np.array([one.served or one.reason == "below_threshold" for one in default])
-    for name, options in RATES.items():
-        least = threshold_of(**options)
+    for name, rate in RATES.items():
+        least = SCORER.thresholds.at(rate)
         near = cosines >= SCORER.min_cosine(least)
         yield _row(f"Ibidem, {name}", scores, comparable & near & (scores >= least), same)
     for name, options in WITHOUT.items():
@@ -166,7 +157,8 @@ def table_of_one_cache(groups: Sequence[Group]) -> Table:
         "by another's answer",
         "near misses answered",
     )
-    for name, options in {"Ibidem's default": {}, **RATES, **WITHOUT}.items():
+    rates = {name: {"max_error_rate": rate} for name, rate in RATES.items()}
+    for name, options in {"Ibidem's default": {}, **rates, **WITHOUT}.items():
         found = in_one_cache(groups, **options)
         same, near = found["same"], found["diff"]
         shown.add_row(

