@@ -570,7 +570,7 @@ class SemanticCache:
             unindexed=totals.unindexed,
             hits=totals.hits,
             misses=totals.misses,
-            tokens_saved=totals.tokens_saved - saved.tokens_spent,
+            tokens_saved=saved.tokens,
             examples=totals.examples,
             rejected=rejected,
             faults=runtime.faults.counts(),

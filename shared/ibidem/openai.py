@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from weakref import ref
 
+from ibidem._util.concurrency import context_value
 from ibidem.adapter.call import AdapterCache, CachedCall
 from ibidem.adapter.model_state import OPERATIONAL, Rules, values_of
 from ibidem.adapter.options import AdapterOptions
@@ -84,11 +85,8 @@ def call(*, question: str = "", documents: Sequence[Document] = ()) -> Iterator[
     given = tuple(documents)
     if not all(isinstance(document, Document) for document in given):
         raise InvalidInput("documents must be a sequence of ibidem.Document")
-    token = _known.set((require_text("question", question), given))
-    try:
+    with context_value(_known, (require_text("question", question), given)):
         yield
-    finally:
-        _known.reset(token)
 
 
 def wrap(

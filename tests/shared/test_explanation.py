@@ -17,6 +17,7 @@ import ibidem
 from ibidem import Answer, CacheClosed, Document, Hit, InvalidInput, Miss, Request
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
+from ibidem.explanation.logged import explain_log
 from ibidem.explanation.result import DocumentChange, Explanation, differing, in_words
 from tests.contracts.cache import CacheContract
 from tests.contracts.lifecycle import LifecycleContract
@@ -254,6 +255,38 @@ def test_the_command_explains_a_question(tmp_path: Path) -> None:
     (near,) = told["nearest"]  # which of them refuses it is for the model that decides
     assert near["reason"] in ("guard:numbers", "below_threshold")
     assert json.loads(run("nothing there", "--namespace", "none", "--json"))["reason"] == "empty"
+
+
+def test_a_score_that_is_shown_counts_also_where_a_lookup_would_not_read(open_cache: OpenCache) -> None:
+    """The pair model reads two in a lookup; `why` gives all their scores, and what they mean."""
+    cache = open_cache(embedder="all-MiniLM-L6-v2", min_similarity=None)
+    asked = Request("How long can I return goods?")
+    for text in ("Where", "Who", "Why would I", "How", "Until when may one"):
+        cache.store(Request(f"{text} can return goods?"), Answer(text))
+    found = cache.why(asked)
+    unread = [one for one in found.nearest if one.reason == "not_scored"]
+
+    assert len([one for one in found.nearest if not one.reason.startswith("guard:")]) > 2
+    assert [one.reason for one in found.nearest if one.score < found.threshold and one in unread] == []
+    assert all("sure enough, but only nearer ones are read" in str(one) for one in unread)
+
+
+def test_an_empty_scope_is_compared_with_those_of_the_same_question(tmp_path: Path) -> None:
+    """Another program's scope, alike in more parts, says nothing about it."""
+    question, prompt = "how long can i return goods", "You answer for a shop."
+    mine = {"model": "gpt-5", "tools": "a", "system prompt": prompt}
+    others = {"model": "gpt-6", "tools": "b", "system prompt": "You translate."}
+    now = {**mine, "model": "gpt-6", "tools": "b"}
+    with ibidem.open(tmp_path / "cache", embedder=BagOfWords(), min_similarity=0.8) as cache:
+        cache.store(Request("who sells tea", scope=others), Answer("We do."))
+        cache.store(Request(question, scope=mine), Answer("30 days."))
+        cache.lookup(Request(question, scope=now))
+        cache.lookup(Request("what is that", scope=now))  # nobody asked that
+        cache.store(Request(question, scope=others), Answer("Another."))  # later than it was asked
+        cache.flush()
+        rows = explain_log(cache._runtime.store, cache.recent())
+
+    assert [row.differs for row in rows] == [("system prompt",), ("model", "tools")]
 
 
 def test_the_log_says_what_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

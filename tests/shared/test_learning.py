@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from ibidem.cli.doctor import examine
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.fitted import key_of, old_key_of
 from ibidem.matching.scorers import COSINES, CosineScorer
+from ibidem.matching.text import QuestionFeatures
 from ibidem.settings import read_settings
 from ibidem.storage.logs import JudgementRow
 from ibidem.storage.store import Store
@@ -428,6 +430,24 @@ def test_labels_are_pairs_that_a_score_decides_about() -> None:
 
     assert (pair.asked, pair.stored, pair.right) == ("a b", "a c", True)
     assert pair.cosine == pytest.approx(0.5, abs=1e-3)
+
+
+def all_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("options", "counted"), [({}, 3), ({"verifier": None}, 0), ({"guards": [all_differ]}, 0)], ids=str
+)
+def test_labels_are_those_that_the_guards_of_the_cache_leave(
+    open_cache: Callable[..., SemanticCache], options: dict[str, Any], counted: int
+) -> None:
+    """Beside a model that reads both questions what only one of them says is no objection."""
+    cache = open_cache(embedder="all-MiniLM-L6-v2", min_similarity=None, **options)
+    labels = [Label(f"what does tea {n} cost", "what does tea cost", True) for n in (1, 2, 3)]
+
+    with pytest.raises(InvalidInput, match=f"too few labels: {counted} questions"):
+        ibidem_lab.fit(cache, labels)
 
 
 @pytest.mark.parametrize("mixed", [[TOLD[0], Row("a", 1)], ["a"], [("a", "b", True)]])

@@ -538,7 +538,7 @@ def named(cell: str) -> set[str]:
 
 
 @pytest.fixture
-def everything(sdk: Sdk, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch) -> Sdk:
+def everything(sdk: Sdk, open_cache: OpenCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sdk:
     """All that can be told was told."""
     cache = open_cache(telemetry_namespace=True, audit_rate=1.0, min_similarity=None, compare=lambda *_: True)
     cache.store(ASKED, PRICED)
@@ -547,6 +547,12 @@ def everything(sdk: Sdk, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch)
     cache.store(REWORDED, Answer("cut", finish_reason="length"))
     cache.lookup(Request(reworded(0) + " please"))
     cache.store(Request(reworded(0) + " please"), PRICED)
+    doubting = open_cache(path=tmp_path / "doubt", min_similarity=0.99, second_opinion=lambda *_: True)
+    doubting.store(ASKED, PRICED)
+    doubting.lookup(REWORDED)
+    with monkeypatch.context() as patch:
+        patch.setattr(doubting._runtime.store.judgements, "opinion", failing(StorageUnavailable("away")))
+        doubting.lookup(REWORDED)
     cache.flush()
     nearest, vector_of = cache._runtime.vectors.nearest, cache._runtime.embedder.vector_of
     with monkeypatch.context() as patch:

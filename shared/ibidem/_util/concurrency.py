@@ -1,4 +1,4 @@
-"""Locks that survive a fork, an LRU mapping, deadlines, background work, and threads for async callers."""
+"""Locks that survive a fork, context, an LRU mapping, deadlines, background work, and threads for async."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,6 +29,16 @@ WORKERS = 8  # threads for async callers; SQL and onnxruntime release the GIL
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _kept_alive: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+@contextmanager
+def context_value(variable: ContextVar[Any], value: T) -> Iterator[T]:
+    """Give a variable a value in this block, also in threads and tasks that frameworks start in it."""
+    token = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(token)
 
 
 class ForkSafeLock:

@@ -253,8 +253,7 @@ def _read(store: Store, known: Prices) -> tuple[Totals, Savings]:
 
 def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
     told = {**asdict(saved), "currency": known.currency, "prices_as_of": known.as_of or None}
-    net = counted.tokens_saved - saved.tokens_spent
-    return {**asdict(counted), "tokens_saved": net, "hit_rate": counted.hit_rate, "saved": told}
+    return {**asdict(counted), "tokens_saved": saved.tokens, "hit_rate": counted.hit_rate, "saved": told}
 
 
 app.add_typer(examples_app)

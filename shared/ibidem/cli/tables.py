@@ -45,7 +45,7 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
         rows["    after a second opinion"] = counted.second_opinions
     by_count = sorted(counted.misses.items(), key=lambda item: -item[1])
     rows |= {f"  miss: {reason}": count for reason, count in by_count}
-    rows["tokens saved"] = counted.tokens_saved - saved.tokens_spent
+    rows["tokens saved"] = saved.tokens
     if saved.hits:
         priced, timed = saved.priced / saved.hits, saved.timed / saved.hits
         rows[f"money saved, known of {priced:.0%} of the hits"] = saved_money(saved, prices)

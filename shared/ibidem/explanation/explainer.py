@@ -319,12 +319,13 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     """Describe a candidate; `served` says whether its age allows it to be served."""
     entry, verdict = one.entry, judged.verdict
     reason = next((why for refused, why in verdict.refused if refused.entry.id == entry.id), "")
-    if not reason and not any(scored.entry.id == entry.id for scored in verdict.scored):
-        reason = "not_scored" if served else "expired"
-    elif not reason and one.score < least:
+    read = any(scored.entry.id == entry.id for scored in verdict.scored)  # by the lookup, and not only here
+    if not reason and one.score != UNSCORED and one.score < least and (read or served):
         reason = "below_threshold" if one.score < judged.policy.threshold else "below_budget"
     elif not reason and not served:
         reason = "expired"
+    elif not reason and not read:
+        reason = "not_scored"
     changes: tuple[DocumentChange, ...] = ()
     if reason == "documents_changed":
         changes = _changes(request, entry, judged.policy.document_policy)

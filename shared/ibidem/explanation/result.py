@@ -67,7 +67,7 @@ class Neighbour:
         similarity: The cosine of the two questions.
         score: What is compared with the threshold; None where a verifier of your own was not asked.
         reason: Why the answer would not be repeated, as of a `Miss`, or `not_scored`, as the verifier reads
-            the nearest only; "" if it would.
+            the nearest only, and nothing else speaks against it; "" if it would.
         documents: Those that differ, if the reason is `documents_changed`.
         namespace: Of the entry.
         scopes: Of how many scopes it is, where those of several are looked at.
@@ -98,6 +98,8 @@ def meaning_of(one: Neighbour) -> str:
     """Say why the answer to a neighbour would not be repeated, or that it would."""
     if one.reason == "below_threshold" and one.score is None:
         return "too far off to be scored"
+    if one.reason == "not_scored" and one.score is not None:
+        return "sure enough, but only nearer ones are read"
     changes = ", ".join(f"{change.id} {change.change}" for change in one.documents)
     return in_words(one.reason) + (f": {changes}" if changes else "")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from ibidem._util.concurrency import context_value
 from ibidem.explanation.explainer import Explainer
 from ibidem.explanation.result import Explanation
 from ibidem.types import Hit, Miss, Request
@@ -64,11 +65,6 @@ _running: ContextVar[TrialRun | None] = ContextVar("ibidem_trial", default=None)
 current_trial: Callable[[], TrialRun | None] = _running.get
 
 
-@contextmanager
-def trying(run: TrialRun) -> Iterator[TrialRun]:
-    """Explain the calls of this block in `run`, also in threads and tasks that frameworks start in it."""
-    token = _running.set(run)
-    try:
-        yield run
-    finally:
-        _running.reset(token)
+def trying(run: TrialRun) -> AbstractContextManager[TrialRun]:
+    """Explain the calls of a block in `run`."""
+    return context_value(_running, run)

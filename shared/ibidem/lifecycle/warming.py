@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ibidem._util.concurrency import context_value
 from ibidem.types import Answer, Hit, Miss, Request, normalise
 
 DONE = "done"  # the answer was pinned before
@@ -104,11 +105,6 @@ _running: ContextVar[WarmingRun | None] = ContextVar("ibidem_warming", default=N
 current_run: Callable[[], WarmingRun | None] = _running.get
 
 
-@contextmanager
-def warming(run: WarmingRun) -> Iterator[WarmingRun]:
-    """Note the calls of this block in `run`, also in threads and tasks that frameworks start in it."""
-    token = _running.set(run)
-    try:
-        yield run
-    finally:
-        _running.reset(token)
+def warming(run: WarmingRun) -> AbstractContextManager[WarmingRun]:
+    """Note the calls of a block in `run`."""
+    return context_value(_running, run)

@@ -123,8 +123,7 @@ def decide(
     nearby = heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda c: c.similarity)
     if not nearby:
         return Verdict(None, "below_threshold", None)
-    if getattr(verifier, "reads_both", False):
-        guards = where_read(tuple(guards))
+    guards = guards_beside(verifier, guards)
     objections = [_objection(request, candidate, policy, floor, guards) for candidate in nearby]
     allowed = [one for one, objection in zip(nearby, objections, strict=True) if not objection]
     refused = [(one, objection) for one, objection in zip(nearby, objections, strict=True) if objection]
@@ -134,6 +133,11 @@ def decide(
     if best is not None and best.score >= policy.threshold:
         return Verdict(best, "", best, best, scored, refused)
     return Verdict(None, objections[0] or "below_threshold", nearest, best, scored, refused)
+
+
+def guards_beside(verifier: object, guards: Sequence[NamedGuard] = GUARDS) -> Sequence[NamedGuard]:
+    """Return those of the guards, or what they are weakened to, that pay beside a verifier."""
+    return where_read(tuple(guards)) if getattr(verifier, "reads_both", False) else guards
 
 
 def least_cosine(verifier: Verifier, threshold: float) -> float:

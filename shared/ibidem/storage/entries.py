@@ -219,6 +219,17 @@ class EntryTable:
         query = query.group_by(_e.scope, _e.scope_parts).order_by(last.desc(), _e.scope).limit(limit)
         return [StoredScope(*row) for row in fetch_all(self._engine, query)]
 
+    def scopes_of(self, namespace: str, questions: Sequence[str]) -> dict[str, list[StoredScope]]:
+        """Return, by question, the scopes of a namespace that hold these questions, as `scopes` does."""
+        found: dict[str, list[StoredScope]] = {}
+        for start in range(0, len(questions), BATCH):
+            some = _e.question.in_(questions[start : start + BATCH])
+            columns = (_e.question, _e.scope, _e.scope_parts, sa.func.count(), sa.func.min(_e.created))
+            query = sa.select(*columns).where(_e.namespace == namespace, _e.scope_parts != "", some)
+            for question, *scope in fetch_all(self._engine, query.group_by(*columns[:3])):
+                found.setdefault(question, []).append(StoredScope(*scope))
+        return found
+
     def questions(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the questions of these entries by id; those of deleted or exact-only entries are missing."""
         found = {}

@@ -109,7 +109,6 @@ class LookupCounts:
 
     hits: dict[str, int]
     misses: dict[str, int]
-    tokens_saved: int
     second_opinions: int = 0
 
 
@@ -214,13 +213,12 @@ class LookupTable:
         """Count the lookups that are still in the log."""
         outcome = (_lookups.c.tier, _lookups.c.reason)
         rows = fetch_all(self._engine, sa.select(*outcome, sa.func.count()).group_by(*outcome))
-        saved = fetch_value(self._engine, sa.select(sa.func.sum(_lookups.c.tokens_saved))) or 0
         hits = Counter[str]()
         for tier, _, n in rows:
             hits[tier] += n
         misses = {reason: n for tier, reason, n in rows if not tier}
         doubted = sum(n for tier, reason, n in rows if tier and reason == SECOND_OPINION)
-        return LookupCounts({tier: n for tier, n in hits.items() if tier}, misses, int(saved), doubted)
+        return LookupCounts({tier: n for tier, n in hits.items() if tier}, misses, doubted)
 
 
 def _count_hits(bounds: Bounds, floor: float, life: Lifetime | None) -> sa.Update:

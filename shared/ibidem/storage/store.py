@@ -45,7 +45,6 @@ class Totals:
     unindexed: int
     hits: dict[str, int] = field(default_factory=dict)
     misses: dict[str, int] = field(default_factory=dict)
-    tokens_saved: int = 0
     examples: int = 0
     audits: int = 0
     audits_wrong: int = 0
@@ -180,7 +179,6 @@ class Store:
             unindexed=vectors.count_pending(),
             hits=lookups.hits,
             misses=lookups.misses,
-            tokens_saved=lookups.tokens_saved,
             examples=self.examples.count(),
             audits=audits,
             audits_wrong=wrong,

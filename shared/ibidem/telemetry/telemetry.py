@@ -105,9 +105,9 @@ class RecordedSpan(Span):
         """Record the class of an error that happened in the span."""
         self._span.set_attribute("error.type", kind)
 
-    def child(self, name: str) -> Span:
+    def child(self, name: str, describe: Describe | None = None) -> Span:
         """Start a child span."""
-        return _start_span(self._tracer, name, self._on_error)
+        return _start_span(self._tracer, name, self._on_error, describe)
 
 
 def _start_span(tracer: Tracer, name: str, on_error: OnError, describe: Describe | None = None) -> Span:
@@ -128,10 +128,10 @@ def _current_span() -> RecordedSpan | None:
     return span if isinstance(span, RecordedSpan) else None
 
 
-def step(name: str) -> Span:
+def step(name: str, describe: Describe | None = None) -> Span:
     """Start a span of a step within the current span of Ibidem; a no-op if that is not recorded."""
     parent = _current_span()
-    return NOOP_SPAN if parent is None else parent.child(name)
+    return NOOP_SPAN if parent is None else parent.child(name, describe)
 
 
 class Telemetry:

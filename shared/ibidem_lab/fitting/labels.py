@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from ibidem._util.json_lines import read_json_lines
 from ibidem.errors import InvalidInput
-from ibidem.matching.guards import failed_guard
+from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard
 from ibidem.matching.policy import MAX_CANDIDATES, Verdict
 from ibidem.matching.scorers import Candidate, Vectors
 from ibidem.storage.logs import OPINION, REVIEW
@@ -105,8 +105,12 @@ def of_judgements(rows: Iterable[JudgementRow]) -> list[tuple[Label, JudgementRo
     return [(Label(row.asked, row.stored, row.right), row) for row in newest]
 
 
-def pairs_of(labels: Sequence[Label | Row], embedder: CheckedEmbedder) -> list[Pair]:
+def pairs_of(
+    labels: Sequence[Label | Row], embedder: CheckedEmbedder, guards: Sequence[NamedGuard] = GUARDS
+) -> list[Pair]:
     """The pairs that a score decides about: other questions, comparable by meaning, refused by no guard.
+
+    `guards` are those beside the score (`ibidem.matching.policy.guards_beside`).
 
     Raises:
         InvalidInput: Something is neither a `Label` nor a `Row`.
@@ -118,7 +122,9 @@ def pairs_of(labels: Sequence[Label | Row], embedder: CheckedEmbedder) -> list[P
         raise InvalidInput(
             "labels must all be ibidem_lab.fitting.labels.Label, or all be ibidem_lab.replay.Row"
         )
-    return _of_rows(rows[-MOST:], embedder) if rows else _of_labels(given[-MOST:], embedder)
+    if rows:
+        return _of_rows(rows[-MOST:], embedder, guards)
+    return _of_labels(given[-MOST:], embedder, guards)
 
 
 class _Vectors:
@@ -136,12 +142,14 @@ class _Vectors:
         return self._known[text]
 
 
-def _of_labels(labels: Sequence[Label], embedder: CheckedEmbedder) -> list[Pair]:
+def _of_labels(
+    labels: Sequence[Label], embedder: CheckedEmbedder, guards: Sequence[NamedGuard]
+) -> list[Pair]:
     vectors, found = _Vectors(embedder), []
     numbers: dict[str, int] = {}
     for label in labels:
         asked, stored = normalise(label.asked), normalise(label.stored)
-        if asked == stored or failed_guard(asked, stored):
+        if asked == stored or failed_guard(asked, stored, guards):
             continue
         one, other = vectors(asked), vectors(stored)
         if one is not None and other is not None:
@@ -151,7 +159,7 @@ def _of_labels(labels: Sequence[Label], embedder: CheckedEmbedder) -> list[Pair]
     return found
 
 
-def _of_rows(rows: Sequence[Row], embedder: CheckedEmbedder) -> list[Pair]:
+def _of_rows(rows: Sequence[Row], embedder: CheckedEmbedder, guards: Sequence[NamedGuard]) -> list[Pair]:
     """Every question with its nearest candidates, if all before it are stored."""
     vectors = _Vectors(embedder)
     found: list[Pair] = []
@@ -163,7 +171,7 @@ def _of_rows(rows: Sequence[Row], embedder: CheckedEmbedder) -> list[Pair]:
             stored = candidate.entry.question
             if stored is None or candidate.vectors is None or candidate.similarity < CURVE_FROM:
                 continue
-            if kept < CANDIDATES and not failed_guard(request.question, stored):
+            if kept < CANDIDATES and not failed_guard(request.question, stored, guards):
                 right = rows[int(candidate.entry.id)].meaning == rows[number].meaning
                 pair = Pair(request.question, stored, candidate.similarity, candidate.vectors, right, number)
                 found.append(pair)

@@ -11,7 +11,8 @@ import numpy as np
 from ibidem.errors import InvalidInput
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import SHIPPED, Calibration
-from ibidem.matching.policy import Strictness
+from ibidem.matching.guards import GUARDS, NamedGuard
+from ibidem.matching.policy import Strictness, guards_beside
 from ibidem.matching.scorers import Scorer
 from ibidem.pipeline import verifier_of
 from ibidem_lab.fitting.calibration import calibrate, served
@@ -90,7 +91,14 @@ def fit(
     cache.flush()
     runtime, index = cache._runtime, cache._runtime.semantic_index
     scorer = _scorer_of(cache, index)
-    place = Place(runtime.store, index.embedder, runtime.settings, scorer, cache._admission.is_private)
+    place = Place(
+        runtime.store,
+        index.embedder,
+        runtime.settings,
+        scorer,
+        cache._admission.is_private,
+        cache._guards,
+    )
     report = place.fit(labels, cache._strictness, dry_run=dry_run)
     if not dry_run:
         runtime.active.calibrate(index, scorer, report.calibration if report.adopted else SHIPPED)
@@ -142,6 +150,7 @@ class Place:
         settings: Of the caches there.
         scorer: For whose scores.
         is_private: Whether `redact` would change a text; such questions are no labels.
+        guards: Of the caches there.
     """
 
     store: Store
@@ -149,6 +158,7 @@ class Place:
     settings: Settings
     scorer: Scorer
     is_private: Callable[[str], bool] = lambda text: False
+    guards: Sequence[NamedGuard] = GUARDS
 
     def fit(
         self, labels: Sequence[Label | Row] | None, strictness: Strictness, *, dry_run: bool = False
@@ -158,7 +168,8 @@ class Place:
             judged = of_judgements(reversed(self.store.judgements.recent(2 * MOST)))
             labels = [label for label, _ in judged]
         labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
-        best = best_of(pairs_of(labels, self.embedder), self.scorer)
+        pairs = pairs_of(labels, self.embedder, guards_beside(self.scorer, self.guards))
+        best = best_of(pairs, self.scorer)
         level = min(strictness.max_error_rate, self.scorer.thresholds.highest)
         report = report_of(best, level, self.scorer, _decided_by(strictness, self.scorer))
         if not dry_run:

@@ -22,6 +22,7 @@ from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.matching.fitted import NEVER, to_json
+from ibidem.matching.policy import guards_beside
 from ibidem.matching.shipped import scorer_for
 from ibidem_lab.fitting.labels import Label, pairs_of
 from ibidem_lab.fitting.learning import best_of, report_of
@@ -205,7 +206,7 @@ def _fit_threshold(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Labe
     checked = CheckedEmbedder(embedder, lambda _, value: value)
     try:
         scorer = scorer_for(checked.fingerprint)
-        best = best_of(pairs_of(pairs, checked), scorer)
+        best = best_of(pairs_of(pairs, checked, guards_beside(scorer)), scorer)
     except InvalidInput as error:
         return {"fitted": False, "said": f"Not fitted, the threshold is the shipped one: {error}."}
     found = report_of(best, MAX_ERROR_RATE, scorer)
