@@ -18,7 +18,7 @@ from ibidem.lifecycle.warming import DONE
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
 from ibidem.matching.policy import Policy, Strictness, Verdict, decide, least_cosine, supporting
-from ibidem.matching.scorers import UNSCORED, Candidate, Verifier
+from ibidem.matching.scorers import NEIGHBOURS, UNSCORED, Candidate, Verifier, densities
 from ibidem.matching.shipped import Choice
 from ibidem.opinions.second_opinion import YES
 from ibidem.scope import current, freeze_scope
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from ibidem.telemetry.telemetry import Telemetry
 
 
-NEIGHBOURS = 16  # points searched for; as the vectors carry the scope, the right one is nearly always first
 REFRESH_SECONDS = 60.0  # time for the caller that refreshes a stale answer, before another one does
 REFRESHING = 10_000  # stale answers known to be refreshed at one time
 # The reason of a miss without a candidate, by whether the scope has answers that are compared by meaning.
@@ -214,12 +213,17 @@ class LookupPipeline:
                 embedder=index.fingerprint,
                 documents=request.documents_digest,
             )
-        return [
-            Candidate(entry, cosine(vector, entry.vector), vectors=(vector, entry.vector))
+        compared = [
+            (entry, cosine(vector, entry.vector), (vector, entry.vector))
             for entry in found
             if entry.vector is not None
             and entry.vector.shape == vector.shape
             and entry.id != request.key  # the identical request is looked up before
+        ]
+        near = densities([entry.question for entry, _, _ in compared], [near for _, near, _ in compared])
+        return [
+            Candidate(entry, similarity, vectors=vectors, density=density)
+            for (entry, similarity, vectors), density in zip(compared, near, strict=True)
         ]
 
     def is_alive(self, entry: Entry, now: float, max_age: float | None) -> bool:

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from ibidem._util.intervals import clopper_pearson
 from ibidem.matching.decisions import as_entry
 from ibidem.matching.policy import Policy, Verdict, decide
-from ibidem.matching.scorers import Candidate, Scorer
+from ibidem.matching.scorers import NEIGHBOURS, Candidate, Scorer, densities
 from ibidem.types import Entry, Request, Vector, normalise, to_bytes, to_vector
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
 
-NEIGHBOURS = 16  # as the cache asks of the vector index
 CURVE_FROM = 0.7  # cosine of the farthest candidates that curves show
 LEVELS = (0.01, 0.02, 0.05)  # of wrong hits, at which rules are compared
 LAXEST = 0.5  # the least threshold that can be set
@@ -209,13 +208,13 @@ class _Store:
         cosines = stored @ vector
         count = min(NEIGHBOURS, len(cosines))
         top = np.argpartition(-cosines, count - 1)[:count]
+        nearest = top[np.argsort(-cosines[top], kind="stable")]
+        entries = [self._entries[at] for at in nearest]
+        told = [1.0 if (stored[at] == rounded).all() else min(1.0, float(cosines[at])) for at in nearest]
+        around = densities([entry.question for entry in entries], told)
         return [
-            Candidate(
-                self._entries[at],
-                1.0 if (stored[at] == rounded).all() else min(1.0, float(cosines[at])),
-                vectors=(vector, stored[at]),
-            )
-            for at in top[np.argsort(-cosines[top], kind="stable")]
+            Candidate(entry, similarity, vectors=(vector, stored[at]), density=density)
+            for at, entry, similarity, density in zip(nearest, entries, told, around, strict=True)
         ]
 
 

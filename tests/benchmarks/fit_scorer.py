@@ -32,7 +32,7 @@ from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.matching.learned import REACH, LearnedScorer
 from ibidem.matching.scorers import COSINES, CosineScorer, Thresholds, Vectors
 from ibidem.matching.shipped import learned_scorer
-from ibidem_lab.fitting.thresholds import measure, thresholds
+from ibidem_lab.fitting.thresholds import Remembered, measure, thresholds
 from ibidem_lab.replay import Judged, curve_rule, hindsight, replay
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
@@ -198,7 +198,7 @@ def with_probability(
     for stream in intents:
         own = replace(held_out(stream.family), slope=slope, offset=offset)
         grid = [round(own.probability(near), 4) for near in GRID]
-        measured[stream.name] = measure(own, samples[stream.name], grid)
+        measured[stream.name] = measure(Remembered(own), samples[stream.name], grid)
         for threshold, one in measured[stream.name].items():
             tell(f"{stream.name} {threshold}: hits {one.hit_ratio}, wrong/hit {one.wrong_per_hit}")
     return replace(scorer, slope=slope, offset=offset, thresholds=Thresholds(tuple(thresholds(measured))))

@@ -31,9 +31,8 @@ Open = Callable[..., SemanticCache]
 def folder(tiny: Path, model: CrossEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair model that is sure of every pair that its window holds."""
     made = tmp_path_factory.mktemp("made") / "verifier"
-    export._write(
-        model, tiny, made, export.FULL, export.Calibration(0.0, 0.0, 3.0), export.OnStreams(THRESHOLDS, 0.25)
-    )
+    sure = export.OnStreams(export.Calibration(0.0, 0.0, 0.0, 3.0), THRESHOLDS, 0.25)
+    export._write(model, tiny, made, export.FULL, sure)
     return made
 
 

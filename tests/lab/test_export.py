@@ -7,6 +7,8 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,22 @@ pytest.importorskip("onnx")
 
 import ibidem  # noqa: E402
 from ibidem import Answer, Request  # noqa: E402
+from ibidem.embedding.base import CheckedEmbedder  # noqa: E402
 from ibidem.errors import ConfigurationError, EmbedderUnavailable  # noqa: E402
 from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration, PairModel  # noqa: E402
 from ibidem.testing import VerifierContract  # noqa: E402
 from ibidem_lab.models import export, network  # noqa: E402
-from ibidem_lab.models.calibration import deciles, fit_calibration  # noqa: E402
+from ibidem_lab.models.calibration import (  # noqa: E402
+    Compared,
+    RememberedLogits,
+    compared_on_stream,
+    compared_pairs,
+    deciles,
+    fit_calibration,
+)
 from ibidem_lab.models.groups import Pair  # noqa: E402
 from ibidem_lab.models.network import CrossEncoder, Tokens  # noqa: E402
+from ibidem_lab.replay import Row, vectors_of  # noqa: E402
 from tests.embedders import BagOfWords  # noqa: E402
 
 COLOURS = ("red", "green", "blue", "black", "white", "brown")
@@ -51,10 +62,14 @@ def rewrite(folder: Path, **changed: object) -> None:
 @pytest.fixture(scope="module")
 def written(tiny: Path, model: CrossEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "verifier"
-    cosines = {"cars": np.array([0.9 if pair.same else 0.5 for pair in PAIRS], np.float32)}
+    cosines = np.array([0.9 if pair.same else 0.5 for pair in PAIRS], np.float32)
     said: list[str] = []
-    measured = export.OnStreams(((0.0, 1.0), (0.02, 0.9), (0.05, 0.7)), 0.25)
-    export.export_verifier(model, tiny, folder, {"cars": PAIRS}, cosines, lambda made: measured, said.append)
+
+    def measure(made: PairModel, logits: export.Scores) -> export.OnStreams:
+        found = fit_calibration({"cars": compared_pairs(PAIRS, logits["cars"], cosines)}, {})
+        return export.OnStreams(found, ((0.0, 1.0), (0.02, 0.9), (0.05, 0.7)), 0.25)
+
+    export.export_verifier(model, tiny, folder, {"cars": PAIRS}, measure, said.append)
     assert 1 <= len(said) <= len(export.DIGITS)
     return folder
 
@@ -103,7 +118,7 @@ def test_a_cache_serves_by_it(written: Path, tmp_path: Path) -> None:
     folder = copied(written, tmp_path / "verifier")
     texts = [(f"a {one} car please", f"my {one} car please") for one in COLOURS]
     middle = float(np.median([logit or 0.0 for logit in PairModel(written).logits(texts)]))
-    rewrite(folder, calibration={"logit": 1.0, "cosine": 0.0, "offset": -middle})
+    rewrite(folder, calibration={"logit": 1.0, "cosine": 0.0, "density": 0.0, "offset": -middle})
     verifier = PairModel(folder)
     with ibidem.open(
         tmp_path / "cache", embedder=BagOfWords(), verifier=verifier, min_probability=0.5, guards=[]
@@ -138,7 +153,9 @@ def test_a_damaged_file_is_refused(written: Path, tmp_path: Path, broken: str) -
         PairModel(folder)
 
 
-@pytest.mark.parametrize("calibration", [None, {}, {"logit": 1.0, "cosine": "x", "offset": 0.0}, []])
+@pytest.mark.parametrize(
+    "calibration", [None, {}, {"logit": 1.0, "cosine": "x", "density": 0.0, "offset": 0.0}, []]
+)
 def test_a_manifest_without_calibration_is_refused(
     written: Path, tmp_path: Path, calibration: object
 ) -> None:
@@ -151,68 +168,112 @@ def test_a_manifest_without_calibration_is_refused(
 def test_another_calibration_is_another_verifier(written: Path, tmp_path: Path) -> None:
     """Audits keep judgements of scores by the name."""
     folder = copied(written, tmp_path / "verifier")
-    rewrite(folder, calibration={"logit": 0.5, "cosine": 5.0, "offset": -1.0})
+    rewrite(folder, calibration={"logit": 0.5, "cosine": 5.0, "density": -1.0, "offset": -1.0})
 
     assert PairModel(folder).name != PairModel(written).name == PairModel(written).name
 
 
-def drawn(count: int, weights: tuple[float, float, float], seed: int) -> tuple[list[Pair], ...]:
-    """Pairs whose labels are drawn by a known calibration, with their logits and cosines."""
+def drawn(count: int, weights: tuple[float, float, float, float], seed: int) -> Compared:
+    """Pairs whose labels are drawn by a known calibration."""
     rng = np.random.default_rng(seed)
-    z, c = rng.normal(0, 3, count), rng.uniform(0.5, 1.0, count)
-    probability = 1 / (1 + np.exp(-(weights[0] * z + weights[1] * c + weights[2])))
-    pairs = [Pair("a", "b", float(same)) for same in rng.uniform(size=count) < probability]
-    return pairs, z.astype(np.float32), c.astype(np.float32)  # type: ignore[return-value]
+    z, c, d = rng.normal(0, 3, count), rng.uniform(0.5, 1.0, count), rng.uniform(0.0, 0.8, count)
+    probability = Calibration(*weights).probabilities(z, c, d)
+    return Compared(z, c, d, rng.uniform(size=count) < probability)
 
 
 def test_a_calibration_finds_the_probabilities_that_drew_the_labels() -> None:
     """And says them: of each tenth, as many are the same as it says."""
-    pairs, z, c = drawn(40_000, (0.8, 6.0, -5.0), 1)
-    z[::100] = np.nan  # beyond the window
-    found = fit_calibration({"all": pairs}, {"all": z}, {"all": c})  # type: ignore[dict-item]
+    seen = drawn(40_000, (0.8, 6.0, -3.0, -4.0), 1)
+    found = fit_calibration({}, {"all": seen})
 
-    assert (found.logit, found.cosine, found.offset) == pytest.approx((0.8, 6.0, -5.0), rel=0.12)
-    told = found.probabilities(z, c)  # type: ignore[arg-type]
-    for count, mean, share in deciles(told, np.array([pair.same == 1 for pair in pairs])):
+    assert astuple(found) == pytest.approx((0.8, 6.0, -3.0, -4.0), rel=0.15)
+    told = found.probabilities(seen.logits, seen.cosines, seen.densities)
+    for count, mean, share in deciles(told, seen.same):
         assert abs(mean - share) < 4 * math.sqrt(0.25 / count)
-    assert told[1] == pytest.approx(found.probability(float(z[1]), float(c[1])), abs=1e-6)
+    one = (float(values[1]) for values in (seen.logits, seen.cosines, seen.densities))
+    assert told[1] == pytest.approx(found.probability(*one), abs=1e-6)
+
+
+def test_the_offset_is_that_of_the_streams() -> None:
+    """Pairs have more near misses; both together say what logit and cosine weigh."""
+    stream, pairs = drawn(30_000, (0.8, 4.0, -3.0, 0.0), 2), drawn(30_000, (0.8, 4.0, -3.0, -3.0), 3)
+    found = fit_calibration({"pairs": pairs}, {"stream": stream})
+
+    assert astuple(found) == pytest.approx((0.8, 4.0, -3.0, 0.0), abs=0.5)
 
 
 def test_each_set_counts_as_much_as_another() -> None:
     """However many pairs it has."""
-    one, other = drawn(4_000, (1.0, 0.0, 2.0), 2), drawn(400, (1.0, 0.0, -2.0), 3)
-    sets = [{"one": one[i], "other": other[i]} for i in range(3)]
-    twice = {"one": one, "again": one, "other": other}
-    by_count = [{name: part[i] for name, part in twice.items()} for i in range(3)]
+    one, other = drawn(4_000, (1.0, 0.0, 0.0, 2.0), 2), drawn(400, (1.0, 0.0, 0.0, -2.0), 3)
 
-    assert fit_calibration(*sets).probability(0.0, 0.75) == pytest.approx(0.5, abs=0.05)  # type: ignore[arg-type]
-    assert fit_calibration(*by_count).probability(0.0, 0.75) > 0.6  # type: ignore[arg-type]
+    assert fit_calibration({"one": one, "other": other}, {}).probability(0.0, 0.75) == pytest.approx(
+        0.5, abs=0.05
+    )
+    assert fit_calibration({"one": one, "again": one, "other": other}, {}).probability(0.0, 0.75) > 0.6
 
 
-def test_a_higher_cosine_never_lowers_the_probability() -> None:
-    """Where the labels say so, the cosine does not count."""
-    pairs, z, c = drawn(5_000, (1.0, -4.0, 3.0), 4)
-    found = fit_calibration({"all": pairs}, {"all": z}, {"all": c})  # type: ignore[dict-item]
+def test_a_higher_cosine_never_lowers_the_probability_and_a_higher_density_never_raises_it() -> None:
+    """Where the labels say so, they do not count."""
+    found = fit_calibration({}, {"all": drawn(5_000, (1.0, -4.0, 4.0, 1.0), 4)})
 
-    assert found.cosine == 0.0
+    assert (found.cosine, found.density) == (0.0, 0.0)
     assert found.logit == pytest.approx(1.0, rel=0.15)
+
+
+def test_pairs_beyond_the_window_are_left_out() -> None:
+    pairs = [Pair("a", "b", 1.0), Pair("a", "c", 0.0), Pair("a", "d", 0.0)]
+    found = compared_pairs(pairs, np.float32([1.0, np.nan, -1.0]), np.float32([0.9, 0.8, np.nan]))
+
+    assert (len(found), found.same.tolist()) == (1, [True])
+
+
+def test_a_stream_is_compared_as_a_cache_compares_it(written: Path) -> None:
+    """Of each question the best candidate, with the others that were near; no pair is read twice."""
+    rows = [Row(f"{article} {one} car please", one) for article in ("a", "my", "the") for one in COLOURS]
+    embedder = CheckedEmbedder(BagOfWords(), lambda _, value: value)
+    read: list[tuple[str, str]] = []
+
+    class Counting(RememberedLogits):
+        def logits(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
+            read.extend(pairs)
+            return super().logits(pairs)
+
+    verifier = Counting(PairModel(written))
+    found = compared_on_stream(verifier, rows, vectors_of(rows, embedder), 0.1)
+    known = len(verifier._known)
+
+    assert len(found) > 0
+    assert found.densities.min() >= 0.0
+    assert found.densities.max() > 0.1
+    assert known < len(read)
+    assert verifier.logits(read[:3]) == pytest.approx(PairModel(written).logits(read[:3]), abs=1e-5)
 
 
 @given(
     st.floats(0, 3),
     st.floats(0, 30),
+    st.floats(-20, 0),
     st.floats(-20, 5),
     st.floats(0.01, 0.99),
     st.floats(-1, 1),
     st.floats(-99, 99),
+    st.floats(0, 1),
 )
 @settings(deadline=None)
 def test_below_the_least_cosine_no_pair_reaches_the_threshold(
-    logit: float, cosine: float, offset: float, threshold: float, asked: float, z: float
+    logit: float,
+    cosine: float,
+    density: float,
+    offset: float,
+    threshold: float,
+    asked: float,
+    z: float,
+    around: float,
 ) -> None:
-    calibration = Calibration(logit, cosine, offset)
+    calibration = Calibration(logit, cosine, density, offset)
     if asked < calibration.min_cosine(threshold) - 1e-6:
-        assert calibration.probability(z, asked) < threshold
+        assert calibration.probability(z, asked, around) < threshold
     assert calibration.probability(z, asked) == calibration.probability(
         max(-LARGEST_LOGIT, min(LARGEST_LOGIT, z)), asked
     )
+    assert calibration.probability(z, asked, around) <= calibration.probability(z, asked)

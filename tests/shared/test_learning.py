@@ -437,7 +437,9 @@ def all_differ(asked: QuestionFeatures, stored: QuestionFeatures) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("options", "counted"), [({}, 3), ({"verifier": None}, 0), ({"guards": [all_differ]}, 0)], ids=str
+    ("options", "counted"),
+    [({}, 3), ({"verifier": None}, 0), ({"guards": [all_differ]}, 0)],
+    ids=["by default", "without a verifier", "a guard that refuses all"],
 )
 def test_labels_are_those_that_the_guards_of_the_cache_leave(
     open_cache: Callable[..., SemanticCache], options: dict[str, Any], counted: int

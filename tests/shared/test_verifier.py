@@ -60,6 +60,26 @@ def test_one_batch_with_question_answer_and_documents(open_cache) -> None:
     assert all(one.documents == (LYON, PARIS) for one in batch)
 
 
+def test_it_is_told_how_near_the_others_are(open_cache) -> None:
+    """The mean over 15, each stored question once, whatever its documents; the candidate's own left out."""
+    verifier = Recording(lambda asked, candidates: [0.4] * len(candidates))
+    cache = open_cache(verifier=verifier, min_probability=0.9, guards=[], document_policy="ignore")
+    cache.store(Request(question(1)), Answer(answer(1)))
+    cache.lookup(Request(reworded(1)))
+    others = [f"{question(1)} also", f"{question(1)} now"]
+    for text, documents in ((others[0], (PARIS,)), (others[0], (LYON,)), (others[1], (PARIS,))):
+        cache.store(Request(text, documents=documents), Answer(answer(1)))
+    cache.lookup(Request(reworded(1), documents=(PARIS,)))
+    alone, crowded = verifier.batches
+    near = {one.entry.question: one.similarity for one in crowded}
+
+    assert [one.density for one in alone] == [0.0]
+    assert (set(near), len(crowded)) == ({question(1), *others}, 4)
+    for one in crowded:
+        rest = [similarity for text, similarity in near.items() if text != one.entry.question]
+        assert one.density == pytest.approx(sum(rest) / 15)
+
+
 def test_a_low_score_is_a_miss(open_cache) -> None:
     cache = open_cache(verifier=Recording(lambda asked, candidates: [0.4] * len(candidates)))
     cache.store(Request(question(1)), Answer(answer(1)))

@@ -15,10 +15,11 @@ from ibidem._util.statistics import sigmoid
 from ibidem.embedding.minilm_files import MANIFEST_FILE, open_directory
 from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError
-from ibidem.matching.scorers import Candidate, Thresholds, Vectors, score_each
+from ibidem.matching.scorers import Candidate, Thresholds, Vectors
 from ibidem.types import digest
 
 LARGEST_LOGIT = 8.0  # beyond it a model only says that it is sure, and how much is not to be trusted
+SPARSE = 0.35  # density of open questions: how the probability rises where even fewer are near is not known
 
 
 class PairModelFailed(IbidemError):
@@ -27,30 +28,36 @@ class PairModelFailed(IbidemError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The probability that one answer serves both questions: sigmoid(logit * z + cosine * c + offset).
+    """The probability that one answer serves both: sigmoid(logit * z + cosine * c + density * d + offset).
 
-    z is the model's logit within ±`LARGEST_LOGIT`, c the cosine of the questions' vectors.
+    z is the model's logit within ±`LARGEST_LOGIT`, c the cosine of the questions' vectors, d the density of
+    the stored questions around (`ibidem.matching.scorers.densities`), at least `SPARSE`.
     """
 
     logit: float
     cosine: float
+    density: float
     offset: float
 
-    def probabilities(self, logits: ArrayLike, cosines: ArrayLike) -> NDArray[np.float64]:
-        """Combine both, elementwise, to numbers from 0 to 1; NaN where logit or cosine is."""
+    def probabilities(
+        self, logits: ArrayLike, cosines: ArrayLike, densities: ArrayLike = 0.0
+    ) -> NDArray[np.float64]:
+        """Combine them, elementwise, to numbers from 0 to 1; NaN where logit or cosine is."""
         clipped = np.clip(np.asarray(logits, np.float64), -LARGEST_LOGIT, LARGEST_LOGIT)
-        found = self.logit * clipped + self.cosine * np.asarray(cosines, np.float64) + self.offset
-        return sigmoid(found)
+        around = np.maximum(np.asarray(densities, np.float64), SPARSE)
+        found = self.logit * clipped + self.cosine * np.asarray(cosines, np.float64)
+        return sigmoid(found + self.density * around + self.offset)
 
-    def probability(self, logit: float, cosine: float) -> float:
+    def probability(self, logit: float, cosine: float, density: float = 0.0) -> float:
         """Combine those of one pair."""
-        return float(self.probabilities(logit, cosine))
+        return float(self.probabilities(logit, cosine, density))
 
     def min_cosine(self, probability: float) -> float:
         """Return the cosine below which no logit reaches the probability, from -1 to 1."""
         if self.cosine <= 0 or not 0 < probability < 1:
             return -1.0
         needed = math.log(probability / (1 - probability)) - self.offset - self.logit * LARGEST_LOGIT
+        needed -= self.density * SPARSE
         return max(-1.0, min(1.0, needed / self.cosine))
 
 
@@ -83,10 +90,14 @@ class PairModel:
 
     def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
         """Return the probability for each candidate; 0 for a pair that is longer than the window."""
-        return score_each(self.score, question, candidates)
+        return [
+            0.0 if logit is None else self.calibration.probability(logit, one.similarity, one.density)
+            for one in candidates
+            for logit in self.logits([(question, one.entry.question or "")])
+        ]
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
-        """Return the probability that one answer serves both; 0 beyond the window."""
+        """Return the probability that one answer serves both if no other is stored; 0 beyond the window."""
         (logit,) = self.logits([(asked, stored)])
         return 0.0 if logit is None else self.calibration.probability(logit, cosine)
 
@@ -130,7 +141,9 @@ class PairModel:
 def _measured(manifest: Path) -> tuple[Calibration, Thresholds, float]:
     try:
         held = json.loads(manifest.read_text(encoding="utf-8"))
-        weights = {name: float(held["calibration"][name]) for name in ("logit", "cosine", "offset")}
+        weights = {
+            name: float(held["calibration"][name]) for name in ("logit", "cosine", "density", "offset")
+        }
         table = tuple((float(share), float(threshold)) for share, threshold in held["thresholds"])
         return Calibration(**weights), Thresholds(table), float(held["least_cosine"])
     except (OSError, ValueError, KeyError, TypeError) as error:

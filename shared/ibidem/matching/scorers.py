@@ -20,6 +20,7 @@ Vectors = tuple[Vector, Vector]  # of the question asked and of the stored one: 
 
 
 UNSCORED = -1.0  # the score of a candidate before the verifier has given one
+NEIGHBOURS = 16  # points searched for; as the vectors carry the scope, the right one is nearly always first
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Candidate:
         similarity: The cosine similarity of the two questions.
         score: What the verifier says; `UNSCORED` before.
         vectors: The embeddings of the question asked and of the stored one.
+        density: How near the other stored questions are, as `densities` says; 0 if nothing is known of them.
         documents: Documents the stored answer was given with that were retrieved again, with their text.
     """
 
@@ -38,7 +40,21 @@ class Candidate:
     similarity: float
     score: float = UNSCORED
     vectors: Vectors | None = field(default=None, compare=False, repr=False)
+    density: float = field(default=0.0, compare=False)
     documents: tuple[Document, ...] = field(default=(), compare=False, repr=False)
+
+
+def densities(questions: Sequence[str | None], cosines: Sequence[float]) -> list[float]:
+    """Return for each candidate the mean cosine of the other stored questions near the one asked.
+
+    The more of them are near, the likelier a near one is another question. Each question counts once, however
+    often it is stored; where fewer than `NEIGHBOURS` are, those that lack count as 0.
+    """
+    nearest: dict[str | None, float] = {}
+    for question, cosine in zip(questions, cosines, strict=True):
+        nearest[question] = max(cosine, nearest.get(question, -1.0))
+    total = sum(nearest.values())
+    return [(total - nearest[question]) / (NEIGHBOURS - 1) for question in questions]
 
 
 class Verifier(Protocol):

@@ -32,7 +32,8 @@ RANKS = {OPINION: 0, "audit": 1, "probe": 1, REVIEW: 2}
 class Pair:
     """A question, a stored one near to it that no guard refuses, and whether its answer was right.
 
-    `request` numbers the questions: pairs of one number are the candidates of one lookup.
+    `request` numbers the questions: pairs of one number are the candidates of one lookup. `density` is that
+    of `ibidem.matching.scorers.Candidate`, 0 where nothing is known of the others.
     """
 
     asked: str
@@ -41,6 +42,7 @@ class Pair:
     vectors: Vectors
     right: bool
     request: int
+    density: float = 0.0
 
 
 class Label(NamedTuple):
@@ -173,8 +175,8 @@ def _of_rows(rows: Sequence[Row], embedder: CheckedEmbedder, guards: Sequence[Na
                 continue
             if kept < CANDIDATES and not failed_guard(request.question, stored, guards):
                 right = rows[int(candidate.entry.id)].meaning == rows[number].meaning
-                pair = Pair(request.question, stored, candidate.similarity, candidate.vectors, right, number)
-                found.append(pair)
+                compared = (request.question, stored, candidate.similarity, candidate.vectors)
+                found.append(Pair(*compared, right, number, candidate.density))
                 kept += 1
         return Verdict(None, "below_threshold", None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
@@ -10,11 +10,13 @@ import numpy as np
 
 from ibidem.errors import InvalidInput
 from ibidem.matching import fitted as adoption
+from ibidem.matching.decisions import as_entry
 from ibidem.matching.fitted import SHIPPED, Calibration
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Strictness, guards_beside
-from ibidem.matching.scorers import Scorer
+from ibidem.matching.scorers import Candidate, Scorer
 from ibidem.pipeline import verifier_of
+from ibidem.types import Request
 from ibidem_lab.fitting.calibration import calibrate, served
 from ibidem_lab.fitting.labels import MOST, Label, Pair, of_judgements, pairs_of
 from ibidem_lab.replay import Judged, Row, Share, most_hits
@@ -164,12 +166,14 @@ class Place:
         self, labels: Sequence[Label | Row] | None, strictness: Strictness, *, dry_run: bool = False
     ) -> FitReport:
         """As `ibidem_lab.fit`; the caller tells its own process."""
+        told: dict[tuple[str, str], float] = {}
         if labels is None:
             judged = of_judgements(reversed(self.store.judgements.recent(2 * MOST)))
             labels = [label for label, _ in judged]
+            told = {(row.asked, row.stored): row.score for _, row in judged if row.scorer == self.scorer.name}
         labels = [label for label in labels if not any(map(self.is_private, _texts(label)))]
         pairs = pairs_of(labels, self.embedder, guards_beside(self.scorer, self.guards))
-        best = best_of(pairs, self.scorer)
+        best = best_of(pairs, self.scorer, told)
         level = min(strictness.max_error_rate, self.scorer.thresholds.highest)
         report = report_of(best, level, self.scorer, _decided_by(strictness, self.scorer))
         if not dry_run:
@@ -185,8 +189,15 @@ def _decided_by(strictness: Strictness, scorer: Scorer) -> Decided:
     return "audits" if strictness.given(scorer) is None else "given"
 
 
-def best_of(pairs: Sequence[Pair], scorer: Scorer) -> list[Judged]:
+def best_of(
+    pairs: Sequence[Pair], scorer: Scorer, told: Mapping[tuple[str, str], float] | None = None
+) -> list[Judged]:
     """The best candidate of each question, in their order.
+
+    Args:
+        pairs: The candidates of all questions.
+        scorer: Scores them.
+        told: What it said of a question and a stored one in a lookup, where it knew what else was near.
 
     Raises:
         InvalidInput: There are too few labels, or too few of one kind.
@@ -194,10 +205,17 @@ def best_of(pairs: Sequence[Pair], scorer: Scorer) -> list[Judged]:
     _require_enough(pairs)
     best: dict[int, Judged] = {}
     for pair in pairs:
-        score = scorer.score(pair.asked, pair.stored, pair.cosine, pair.vectors)
+        score = (told or {}).get((pair.asked, pair.stored))
+        if score is None:
+            (score,) = scorer.verify(pair.asked, [_candidate(pair)])
         if pair.request not in best or score > best[pair.request].score:
             best[pair.request] = Judged(score, pair.right)
     return list(best.values())
+
+
+def _candidate(pair: Pair) -> Candidate:
+    stored = as_entry(Request(pair.stored), "")
+    return Candidate(stored, pair.cosine, vectors=pair.vectors, density=pair.density)
 
 
 def _require_enough(pairs: Sequence[Pair]) -> None:

@@ -21,11 +21,18 @@ from numpy.typing import NDArray
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.pair_model import PairModel
+from ibidem.matching.scorers import Thresholds
+from ibidem_lab.fitting.thresholds import Sample, thresholds
 from ibidem_lab.fitting.thresholds import measure as measure_thresholds
-from ibidem_lab.fitting.thresholds import thresholds
 from ibidem_lab.models import base, encoder, export, teacher, verifier
-from ibidem_lab.models.calibration import deciles
-from ibidem_lab.models.export import OnStreams
+from ibidem_lab.models.calibration import (
+    RememberedLogits,
+    compared_on_stream,
+    compared_pairs,
+    deciles,
+    fit_calibration,
+)
+from ibidem_lab.models.export import OnStreams, Scores
 from ibidem_lab.models.groups import DATA, Pair, load_groups
 from ibidem_lab.models.measure import (
     Measured,
@@ -46,14 +53,16 @@ from ibidem_lab.models.pairs import (
     unlabelled_pairs,
 )
 from ibidem_lab.models.training import Schedule, load
-from ibidem_lab.replay import vectors_of
+from ibidem_lab.replay import Row, vectors_of
 
 TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 65_536  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
 READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
-REPLAYED = 2_000  # questions of each stream on which thresholds are measured
+REPLAYED = 2_000  # questions of each stream to calibrate by and to measure thresholds on
+CHECKED = 2_000  # the next ones of each stream, on which these thresholds are only looked at
+LEVELS = (0.005, 0.02, 0.05)  # shares of wrong hits whose thresholds are looked at
 CALIBRATED = 500  # pairs of each set by which digits and calibration of the model that ships are chosen
 
 
@@ -155,8 +164,7 @@ class Steps:
             self._mpnet,
             self.work / "export" / "verifier",
             chosen_by,
-            near,
-            lambda made: self._measured_on_streams(made, self._least_cosine(chosen_by, near), embedder),
+            lambda made, logits: self._measured_on_streams(made, chosen_by, logits, near, embedder),
             say,
         )
         logits = {name: export.pair_logits(pair_model, pairs) for name, pairs in sets.items()}
@@ -170,19 +178,36 @@ class Steps:
             )
 
     def _measured_on_streams(
-        self, made: PairModel, least_cosine: float, embedder: CheckedEmbedder
+        self, made: PairModel, sets: Sets, logits: Scores, near: Scores, embedder: CheckedEmbedder
     ) -> OnStreams:
-        """Thresholds by replaying streams as a cache with this model decides."""
+        """Calibrate, and measure thresholds, by replaying streams as a cache with this model decides."""
+        least_cosine = self._least_cosine(sets, near)
         streams = {name: self.workloads.stream(name) for name in NEIGHBOURS}
         streams["groups"] = groups_as_stream(self.groups)
-        streams = {name: rows[:REPLAYED] for name, rows in streams.items()}
+        seen = {name: self._sample(rows[:REPLAYED], embedder) for name, rows in streams.items()}
+        pairs = {name: compared_pairs(known, logits[name], near[name]) for name, known in sets.items()}
+        reader = RememberedLogits(made)
+        reader.calibration = fit_calibration(pairs, {})
+        on_streams = {
+            name: compared_on_stream(reader, *sample, least_cosine) for name, sample in seen.items()
+        }
+        reader.calibration = fit_calibration(pairs, on_streams)
         measured = {}
-        for name, rows in streams.items():
-            sample = (rows, vectors_of(rows, embedder))
-            measured[name] = measure_thresholds(made, [sample], least_cosine=least_cosine)
+        for name, sample in seen.items():
+            measured[name] = measure_thresholds(reader, [sample], least_cosine=least_cosine)
             for at, one in measured[name].items():
                 say(f"{name} {at}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
-        return OnStreams(thresholds(measured, fmean), least_cosine)
+        found = Thresholds(tuple(thresholds(measured, fmean)))
+        for name, rows in streams.items():
+            sample = self._sample(rows[REPLAYED : REPLAYED + CHECKED], embedder)
+            least = [found.at(level) for level in LEVELS]
+            for at, one in measure_thresholds(reader, [sample], least, least_cosine).items():
+                say(f"{name}, looked at {at:.3f}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
+        return OnStreams(reader.calibration, found.table, least_cosine)
+
+    @staticmethod
+    def _sample(rows: Sequence[Row], embedder: CheckedEmbedder) -> Sample:
+        return rows, vectors_of(rows, embedder)
 
     def _least_cosine(self, sets: Sets, near: Mapping[str, NDArray[np.float32]]) -> float:
         """The cosine above which `READ_OF_SAME` of the natural pairs with one answer are."""

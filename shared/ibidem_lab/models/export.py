@@ -22,7 +22,6 @@ from ibidem.embedding.minilm_files import (
     file_digest,
 )
 from ibidem.matching.pair_model import Calibration, PairModel
-from ibidem_lab.models.calibration import fit_calibration
 from ibidem_lab.models.groups import Pair
 from ibidem_lab.models.measure import Sets
 from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder, TextEncoder
@@ -33,16 +32,17 @@ Scores = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class OnStreams:
-    """What was measured with a verifier: thresholds by share of wrong hits, and which pairs it need not read.
+    """What was measured with a verifier: its calibration, and thresholds by share of wrong hits.
 
     `least_cosine`: of two questions, below which the same are so rare that it does not pay to read them.
     """
 
+    calibration: Calibration
     thresholds: Sequence[tuple[float, float]]
     least_cosine: float
 
 
-UNKNOWN = OnStreams(((0.0, 1.0),), -1.0)
+UNKNOWN = OnStreams(Calibration(1.0, 0.0, 0.0, 0.0), ((0.0, 1.0),), -1.0)
 RECIPE = 1  # of the graph: change it whenever other logits would come out
 FULL = Digits(0, 0, 0, 0)
 # From the fastest to the most exact: a layer with two digits takes nearly twice as long as with one.
@@ -64,35 +64,27 @@ def export_verifier(
     base: Path,
     directory: Path,
     sets: Sets,
-    cosines: Scores,
-    measure: Callable[[PairModel], OnStreams],
+    measure: Callable[[PairModel, Scores], OnStreams],
     report: Callable[[str], None] = print,
 ) -> PairModel:
     """Write a verifier with the fastest quantisation that loses at most `AUC_LOST` on each set.
-
-    Its calibration is fitted to the logits of the very graph that is written, its thresholds are measured
-    with it.
 
     Args:
         model: Trained.
         base: Folder of its tokenizer.
         directory: Where to; what is there is replaced.
-        sets: Labelled pairs to choose and to calibrate by, which it was not trained on.
-        cosines: Of the pairs of each set, by the encoder that it is used with.
-        measure: Measures thresholds and the least cosine of the model as it has been written.
+        sets: Labelled pairs to choose by, which it was not trained on.
+        measure: Calibrates and measures the model as it has been written, given its logits of these pairs.
         report: Told the AUC by set of each way that was tried.
     """
-    raw = Calibration(1.0, 0.0, 0.0)
-    exact = _aucs(sets, _logits(_write(model, base, directory, FULL, raw), sets))
+    exact = _aucs(sets, _logits(_write(model, base, directory, FULL), sets))
     for digits in DIGITS:
-        logits = _logits(_write(model, base, directory, digits, raw), sets)
+        logits = _logits(written := _write(model, base, directory, digits), sets)
         found = _aucs(sets, logits)
         report(f"{digits}: {json.dumps({name: round(value, 4) for name, value in found.items()})}")
         if all(exact[name] - found[name] <= AUC_LOST for name in exact):
             break
-    calibration = fit_calibration(sets, logits, cosines)
-    told = measure(_write(model, base, directory, digits, calibration))
-    return _write(model, base, directory, digits, calibration, told)
+    return _write(model, base, directory, digits, measure(written, logits))
 
 
 def pair_logits(verifier: PairModel, pairs: Sequence[Pair], size: int = 8) -> NDArray[np.float32]:
@@ -111,7 +103,6 @@ def _write(
     base: Path,
     directory: Path,
     digits: Digits,
-    calibration: Calibration,
     measured: OnStreams = UNKNOWN,
 ) -> PairModel:
     """Write graph, tokenizer and manifest; the model as a cache opens it."""
@@ -130,7 +121,7 @@ def _write(
         "weights": hashed.hexdigest(),
         "max_tokens": PAIR_WINDOW,
         "files": {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
-        "calibration": asdict(calibration),
+        "calibration": asdict(measured.calibration),
         "thresholds": measured.thresholds,
         "least_cosine": measured.least_cosine,
     }
