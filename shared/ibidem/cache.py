@@ -350,6 +350,17 @@ class SemanticCache:
             is_private=self._admission.is_private,
         )
 
+    def load_models(self) -> None:
+        """Load the models now; otherwise the first lookup by meaning does, which takes half a second.
+
+        A server that forks its workers afterwards (`gunicorn --preload`) has them in memory once, on Linux.
+
+        Raises:
+            EmbedderUnavailable: A model cannot be loaded.
+            CacheClosed: The cache was closed.
+        """
+        self.decide([("What does it cost?", "How much is it?")])
+
     def why(
         self, asked: Request | str, *, namespace: str | None = None, max_age: float | None = None
     ) -> Explanation:

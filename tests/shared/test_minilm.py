@@ -294,6 +294,56 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         result = run(code, cache)
         assert (result.returncode, result.stderr) == (0, "")
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each process loads its own")
+    @pytest.mark.parametrize(
+        ("threads", "meanwhile", "same"),
+        [
+            (1, "pass", True),
+            (1, "threading.Thread(target=compute, daemon=True).start()", True),
+            (1, "onnx_model._computing.acquire()", False),  # one that does not end
+            (2, "pass", False),  # it has threads of its own
+        ],
+    )
+    def test_a_forked_child_shares_the_session_of_its_parent(self, cache, threads, meanwhile, same):
+        """Unless somebody may be within; then it loads its own. A grandchild has it too."""
+        code = f"""
+import os, signal, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from ibidem.embedding import onnx_model
+from ibidem.embedding.minilm import OnnxEmbedder
+from ibidem.embedding.minilm_files import find_model
+onnx_model.FORK_SECONDS = 0.3
+model, going = OnnxEmbedder(find_model(), threads={threads}), threading.Event()
+expected, session = model.embed(["a question"]), model._model.loaded().session
+def compute():
+    while True:
+        model.embed(["a question that takes a while " * 8])
+        going.set()
+{meanwhile}
+if "compute" in {meanwhile!r}:
+    going.wait()
+def child():
+    signal.alarm(60)
+    right = (model.embed(["a question"]) == expected).all()
+    return right and (model._model.loaded().session is session) is {same}
+for generation in range(2):
+    pid = os.fork()
+    if pid:
+        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os._exit(ended if (model.embed(["a question"]) == expected).all() else 2)
+    if not child():
+        os._exit(1)
+os._exit(0)
+"""
+        result = run(code, cache)
+        assert (result.returncode, result.stderr) == (0, "")
+
+    def test_the_bytes_of_a_loaded_graph_are_freed(self, model):
+        """The library would keep them, 67 MB of the pair model."""
+        model.embed(["a question"])
+        held = [value for value in vars(model._model.loaded().session).values() if isinstance(value, bytes)]
+        assert held == []
+
     def test_nothing_heavy_is_imported_early(self, cache):
         code = """
 import sys, ibidem.embedding

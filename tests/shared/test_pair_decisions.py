@@ -16,7 +16,7 @@ from ibidem.cli.commands import app
 from ibidem.matching.decisions import PairDecision
 from ibidem.matching.scorers import Candidate
 from ibidem_lab.decisions import read_labelled_pairs, report_decisions
-from tests.embedders import BagOfWords
+from tests.embedders import BagOfWords, Broken
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 OpenCache = Callable[..., SemanticCache]
@@ -40,6 +40,18 @@ class Overlap:
             len(set(question.split()) & set((one.entry.question or "").split())) / len(set(question.split()))
             for one in candidates
         ]
+
+
+def test_models_are_loaded_before_the_first_lookup(open_cache: OpenCache) -> None:
+    """All of them, and nothing is stored or logged by it."""
+    cache = open_cache(embedder="all-MiniLM-L6-v2", min_similarity=None)
+    cache.load_models()
+    models = (cache._runtime.embedder._embedder._model, cache._runtime.semantic_index.scorer._model)
+
+    assert all(model._loaded is not None for model in models)
+    assert (cache.stats().entries, cache.recent(), cache.stats().faults) == (0, [], {})
+    with pytest.raises(RuntimeError, match="down"):
+        open_cache(embedder=Broken()).load_models()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
@@ -28,6 +29,7 @@ CHARACTERS_PER_TOKEN = 64  # what has more per token of the window is not tokeni
 class LoadedModel:
     """A graph with its tokenizer, shared by all users of the same files in a process."""
 
+    definition: str  # of the tokenizer
     tokenizer: Tokenizer
     session: Any  # an InferenceSession of onnxruntime
     inputs: frozenset[str]
@@ -66,6 +68,7 @@ class OnnxModel:
         model = self.loaded()
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         feed = {name: value for name, value in feed.items() if name in model.inputs}
+        _may_begin.wait()
         with _computing:
             found: NDArray[np.float32] = model.session.run([model.output], feed)[0]
         return found
@@ -74,8 +77,8 @@ class OnnxModel:
         self._lock = threading.Lock()
 
     def _after_fork(self) -> None:
-        # The locks may be held by a thread that does not exist here. The session is kept alive but unused:
-        # its destructor would wait for such threads too.
+        # The locks may be held by a thread that does not exist here. The session is kept alive, also if it is
+        # not used: its destructor would wait for such threads too.
         self._make_locks()
         if self._loaded is not None:
             _abandoned.append(self._loaded)
@@ -90,13 +93,16 @@ def _cores() -> int:
 
 _alive: WeakSet[OnnxModel] = WeakSet()
 _abandoned: list[LoadedModel] = []
-# One session for each model, however many caches are open: it takes 65 MB, and stays until the last of
+# One session for each model, however many caches are open: 49 MB or more. It stays until the last of
 # them is collected.
 _loaded: WeakValueDictionary[tuple[object, ...], LoadedModel] = WeakValueDictionary()
+# In a forked child, by the same keys: those of its parent that it can use. Their memory is shared.
+_inherited: dict[tuple[object, ...], LoadedModel] = {}
 _loading = threading.Lock()
 # Of all models: more threads computing than there are cores slow all down, as the one that holds Python's
 # lock is kept from running. With 32 threads on two cores it cost a third of the lookups.
-_computing = threading.BoundedSemaphore(_cores())
+_AT_ONCE = _cores()
+_computing = threading.BoundedSemaphore(_AT_ONCE)
 
 
 def _shared(files: ModelFiles, rank: int, threads: int) -> LoadedModel:
@@ -106,20 +112,56 @@ def _shared(files: ModelFiles, rank: int, threads: int) -> LoadedModel:
     key = (*sorted(files.digests.items()), files.max_tokens, rank, threads)
     with _loading:
         if (model := _loaded.get(key)) is None:
-            model = _loaded[key] = _load(files, rank, threads)
+            known = _inherited.get(key)
+            model = _inherit(known) if known is not None else _load(files, rank, threads)
+            _loaded[key] = model
         return model
 
 
+def _inherit(model: LoadedModel) -> LoadedModel:
+    """Return the parent's model for its forked child, with a tokenizer of its own: that may hold locks."""
+    from tokenizers import Tokenizer
+
+    return replace(model, tokenizer=_plain(Tokenizer.from_str(model.definition)))
+
+
+FORK_SECONDS = 1.0  # how long a fork waits for those who compute
+_may_begin = threading.Event()  # to compute: not while a thread forks
+_may_begin.set()
+_stopped = threading.local()  # how many others the thread that forks keeps from computing
+
+
+def _stop_computing() -> None:
+    """Wait until no thread is within a session: its locks are free in the child then."""
+    _may_begin.clear()
+    until = time.monotonic() + FORK_SECONDS
+    waits = (max(0.0, until - time.monotonic()) for _ in range(_AT_ONCE))
+    _stopped.number = sum(_computing.acquire(timeout=seconds) for seconds in waits)
+
+
+def _go_on_computing() -> None:
+    if _stopped.number:
+        _computing.release(_stopped.number)
+    _may_begin.set()
+
+
 def _reload_after_fork() -> None:
-    global _loading, _computing
-    _loading, _computing = threading.Lock(), threading.BoundedSemaphore(_cores())
+    global _loading, _computing, _may_begin
+    _loading, _computing = threading.Lock(), threading.BoundedSemaphore(_AT_ONCE)
+    _may_begin = threading.Event()
+    _may_begin.set()
+    if _stopped.number == _AT_ONCE and sys.platform == "linux" and not telemetry_is_on():
+        # For one thread, the caller's, a session has none of its own that would be missing here.
+        _inherited.update((key, model) for key, model in _loaded.items() if key[-1] == 1)
     _loaded.clear()
     for model in list(_alive):
         model._after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_reload_after_fork)
+    os.register_at_fork(
+        before=_stop_computing, after_in_parent=_go_on_computing, after_in_child=_reload_after_fork
+    )
 
 
 def encodable(text: str) -> str:
@@ -133,19 +175,24 @@ def _load(files: ModelFiles, rank: int, threads: int) -> LoadedModel:
     try:
         model, definition = files.read()
         session = open_session(model, threads)
-        tokenizer = Tokenizer.from_str(definition)
+        tokenizer = _plain(Tokenizer.from_str(definition))
     except (EmbedderUnavailable, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # of both libraries; a panic of the tokenizer is no Exception
         raise EmbedderUnavailable(f"cannot load the model in {files.directory}: {error}") from error
-    tokenizer.no_truncation()  # the file configures truncation and padding to 128
-    tokenizer.no_padding()
     inputs = frozenset(node.name for node in session.get_inputs())
     outputs = [node for node in session.get_outputs() if len(node.shape) == rank]
     if not outputs or not inputs <= {"input_ids", "attention_mask", "token_type_ids"}:
         raise ConfigurationError(_signature_problem(files, rank, session))
     width = outputs[0].shape[-1]
-    return LoadedModel(tokenizer, session, inputs, outputs[0].name, width if isinstance(width, int) else 0)
+    width = width if isinstance(width, int) else 0
+    return LoadedModel(definition, tokenizer, session, inputs, outputs[0].name, width)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_truncation()  # the file configures truncation and padding to 128
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _signature_problem(files: ModelFiles, rank: int, session: Any) -> str:
@@ -215,4 +262,8 @@ def open_session(model: bytes | Path, threads: int) -> Any:
     # waiting threads must leave the CPU to the application
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session.disable_fallback()  # to other providers: there are none
+    if getattr(session, "_model_bytes", None) is not None:
+        session._model_bytes = None  # all of them, kept for a fallback only
+    return session
