@@ -493,7 +493,9 @@ def test_a_prompt_compared_as_a_whole_still_names_its_documents() -> None:
 
 
 @pytest.mark.parametrize(
-    "shown", ["<class '__main__.Out'>", "<function f at 0x7f00aa>", "<X object at 0x7F>"]
+    "shown",
+    ["<class '__main__.Out'>", "<function f at 0x7f00aa>", "<X object at 0x7F>"],
+    ids=["class", "function", "object"],
 )
 def test_parameters_that_do_not_show_what_they_hold_are_not_cacheable(shown: str) -> None:
     with pytest.raises(NotCacheable):
