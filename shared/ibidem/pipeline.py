@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from ibidem.index.search import SemanticIndex
     from ibidem.opinions.second_opinion import SecondOpinion
     from ibidem.runtime import Runtime
-    from ibidem.telemetry.metrics import Attributes
     from ibidem.telemetry.telemetry import Telemetry
 
 
@@ -150,7 +149,7 @@ class LookupPipeline:
             return None
         least = self.least(request.namespace, verifier, policy)
         if opinion is not None and doubted is not None:
-            with step("ibidem.second_opinion", _described) as span:
+            with step("ibidem.second_opinion", "ibidem.second_opinion") as span:
                 said = span.set_result(opinion.ask(request, doubted, verifier.name, now))
             refused = "" if said == YES else f"{SECOND_OPINION}:{said}"
         else:
@@ -275,10 +274,6 @@ class LookupPipeline:
 
     def _is_being_refreshed(self, entry: Entry) -> bool:
         return time.monotonic() < (self._refreshing.get(entry.id) or 0.0)
-
-
-def _described(opinion: object) -> Attributes:
-    return {"ibidem.second_opinion": str(opinion)}
 
 
 def _miss(reason: str, candidate: Candidate, least: float | None = None) -> Miss:

@@ -105,8 +105,9 @@ class RecordedSpan(Span):
         """Record the class of an error that happened in the span."""
         self._span.set_attribute("error.type", kind)
 
-    def child(self, name: str, describe: Describe | None = None) -> Span:
-        """Start a child span."""
+    def child(self, name: str, attribute: str = "") -> Span:
+        """Start a child span, whose result becomes an attribute, if it has one."""
+        describe: Describe | None = (lambda result: {attribute: str(result)}) if attribute else None
         return _start_span(self._tracer, name, self._on_error, describe)
 
 
@@ -128,10 +129,13 @@ def _current_span() -> RecordedSpan | None:
     return span if isinstance(span, RecordedSpan) else None
 
 
-def step(name: str, describe: Describe | None = None) -> Span:
-    """Start a span of a step within the current span of Ibidem; a no-op if that is not recorded."""
+def step(name: str, attribute: str = "") -> Span:
+    """Start a span of a step within the current span of Ibidem; a no-op if that is not recorded.
+
+    The result of the step, if it has one, becomes an attribute of this name.
+    """
     parent = _current_span()
-    return NOOP_SPAN if parent is None else parent.child(name, describe)
+    return NOOP_SPAN if parent is None else parent.child(name, attribute)
 
 
 class Telemetry:
