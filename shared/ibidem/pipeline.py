@@ -373,7 +373,8 @@ class StorePipeline:
         readable = request.semantic and not self._admission.is_private(request.question)
         semantic, vector = self._embed(index, request) if readable and answer.semantic else (False, None)
         # 3. Which documents does the answer rest on?
-        evidence = supporting(answer.text, request.question, request.documents)
+        documents = (*request.documents, *answer.documents)
+        evidence = supporting(answer.text, request.question, documents)
         return Entry(
             id=request.key,
             namespace=request.namespace,
@@ -386,7 +387,7 @@ class StorePipeline:
             expires=self._lifetime.expires(life, now),
             ttl=None if math.isinf(life) else life,
             used=now,
-            sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in request.documents),
+            sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in documents),
             tags=tags,
             scope_parts=parts_text(request.scope_parts),
             vector=vector,

@@ -68,7 +68,8 @@ def forget(response: object) -> bool:
     Args:
         response: A `Hit` or `Stored`; of LangChain a message, generation or `LLMResult`; of LlamaIndex a
             `ChatResponse`, `CompletionResponse` or `Response`, the last chunk of a stream, or the stream
-            itself, read to its end. A plain text does not show where it comes from.
+            itself, read to its end; or a dictionary that holds one. A plain text does not show where it comes
+            from.
 
     Returns:
         Whether there was a stored answer.
@@ -117,10 +118,7 @@ def _sources(response: object, depth: int = 4) -> Iterator[Source]:
     if isinstance(response, (Hit, Stored)):
         yield response.place, response.entry_id
     elif isinstance(response, Mapping):
-        entry_id, marker = entry_of(response)
-        place = marker.get("place")
-        if entry_id and isinstance(place, str):
-            yield place, entry_id
+        yield from _sources_in(response, depth)
     elif isinstance(response, (list, tuple)):
         for each in response if depth else ():
             yield from _sources(each, depth - 1)
@@ -131,6 +129,18 @@ def _sources(response: object, depth: int = 4) -> Iterator[Source]:
                 yield from _sources(metadata)
         for held in _attributes(response, _HOLDERS) if depth else ():
             yield from _sources(held, depth - 1)
+
+
+def _sources_in(response: Mapping[str, object], depth: int) -> Iterator[Source]:
+    """List the entry that a mapping names, or those behind it and what it holds."""
+    entry_id, marker = entry_of(response)
+    place = marker.get("place")
+    if entry_id and isinstance(place, str):
+        yield place, entry_id
+        return
+    yield from _remembered(response)
+    for held in response.values() if depth else ():
+        yield from _sources(held, depth - 1)
 
 
 def _remembered(response: object) -> Iterator[Source]:

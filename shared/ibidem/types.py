@@ -339,6 +339,7 @@ class Answer:
         finish_reason: Why the model stopped, in its own words; only complete answers are stored.
         seconds: How long the model took, if known.
         semantic: False if the answer fits the identical question only (tool calls, structured output).
+        documents: Retrieved after the lookup, which knows none: not compared, but they can be invalidated.
     """
 
     text: str
@@ -349,10 +350,12 @@ class Answer:
     finish_reason: str = field(default="", kw_only=True)
     seconds: float | None = field(default=None, kw_only=True)
     semantic: bool = field(default=True, kw_only=True)
+    documents: tuple[Document, ...] = field(default=(), kw_only=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("text", "payload", "model", "finish_reason"):
             require_text(f"Answer.{name}", getattr(self, name))
+        object.__setattr__(self, "documents", _documents(self.documents))
         for name in ("input_tokens", "output_tokens", "seconds"):
             value = getattr(self, name)
             if not isinstance(value, (int, float if name == "seconds" else int, type(None))):

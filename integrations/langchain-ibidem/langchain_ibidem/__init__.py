@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 from typing import TYPE_CHECKING, Any
 
 from ibidem.adapter.warming import KnownAnswer, warm
+from langchain_ibidem.before_retrieval import answer_first
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.few_shot import IbidemExampleSelector
 from langchain_ibidem.indexing import invalidating
@@ -26,6 +27,7 @@ __all__ = [
     "IbidemExampleSelector",
     "IbidemMiddleware",
     "KnownAnswer",
+    "answer_first",
     "install",
     "invalidating",
     "uninstall",

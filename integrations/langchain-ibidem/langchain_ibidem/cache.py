@@ -231,8 +231,8 @@ class RequestBuilder:
     """Builds the requests of one cache. Stateless but for what the tracker remembers of runs."""
 
     def __init__(self, tracker: Tracker, options: AdapterOptions | None = None) -> None:
-        self._tracker, self._options = tracker, options or AdapterOptions()
-        self._questions = QuestionFinder(self._options.question_keys, any_message=self._options.any_message)
+        self._tracker, self.options = tracker, options or AdapterOptions()
+        self._questions = QuestionFinder(self.options.question_keys, any_message=self.options.any_message)
 
     def build(
         self,
@@ -252,7 +252,7 @@ class RequestBuilder:
         Raises:
             NotCacheable: They do not say all that the answer depends on, or not whose call it is.
         """
-        options = self._options
+        options = self.options
         scope = scope_for(call, required=options.require_namespace)
         model = describe(llm_string, call, named=bool(options.model_id))
         parsed = parse(prompt) if isinstance(prompt, str) else prompt

@@ -217,11 +217,11 @@ def encode(
     usage = _ai_message(first).usage_metadata if isinstance(first, ChatGeneration) else None
     return Answer(
         first.text,
-        payload=with_numbers(_to_json([_pack(generation) for generation in generations]), names),
-        model=_first_text(_provider_info(first), MODEL_KEYS),
+        payload=with_numbers(to_json([_pack(generation) for generation in generations]), names),
+        model=_first_text(provider_info(first), MODEL_KEYS),
         input_tokens=usage["input_tokens"] if usage else None,
         output_tokens=usage["output_tokens"] if usage else None,
-        finish_reason=_finish_reason(generations),
+        finish_reason=finish_reason_of(generations),
         seconds=seconds,
         semantic=not any(map(_is_for_programs, generations)),
     )
@@ -241,7 +241,7 @@ def decode(hit: Hit, names: Sequence[str] = ()) -> list[Generation]:
 
 def require_finished(generations: Sequence[Generation]) -> None:
     """Raise `NotCacheable` if nothing says that the stream was whole which these are of."""
-    if not _finish_reason(generations):
+    if not finish_reason_of(generations):
         raise NotCacheable(
             "unfinished_stream",
             "a stream ended without a finish reason, so it may have been cut off; let the model's last chunk "
@@ -249,7 +249,12 @@ def require_finished(generations: Sequence[Generation]) -> None:
         )
 
 
-def _to_json(packed: list[dict[str, Any]]) -> str:
+def to_json(packed: Any) -> str:
+    """Return JSON values as a text.
+
+    Raises:
+        NotCacheable: JSON would change them.
+    """
     try:
         text = json.dumps(packed, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
@@ -279,12 +284,24 @@ def _unpack(item: dict[str, Any], hit: Hit, number: int) -> Generation:
     info = item["info"]
     if item["kind"] == "text":
         return Generation(text=item["text"], generation_info=info)
-    if item["kind"] != "chat" or item["message"]["type"] not in ("ai", "AIMessageChunk"):
+    if item["kind"] != "chat":
         raise ValueError("unexpected kind of stored answer")
-    (message,) = messages_from_dict([item["message"]])
+    repeated = repeated_message(item["message"], hit, number)
+    return ChatGeneration(message=repeated, generation_info=info and _as_repeated(info))
+
+
+def repeated_message(dumped: Mapping[str, Any], hit: Hit, number: int = 0) -> AIMessage:
+    """Return a new message that says what the stored one said, marked as repeated.
+
+    Raises:
+        Exception: The stored one is not one of ours.
+    """
+    if dumped["type"] not in ("ai", "AIMessageChunk"):
+        raise ValueError("unexpected kind of stored answer")
+    (message,) = messages_from_dict([dict(dumped)])
     if not isinstance(message, AIMessage):
         raise TypeError("the stored answer is not an AIMessage")
-    repeated = message.model_copy(
+    return message.model_copy(
         update={
             # A repeated id would make LangGraph replace the earlier message instead of adding this one.
             "id": f"lc_run--{uuid4()}-{number}",
@@ -292,7 +309,6 @@ def _unpack(item: dict[str, Any], hit: Hit, number: int) -> Generation:
             "response_metadata": {**_as_repeated(message.response_metadata), MARKER: hit.provenance()},
         }
     )
-    return ChatGeneration(message=repeated, generation_info=info and _as_repeated(info))
 
 
 def _as_repeated(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +317,7 @@ def _as_repeated(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {key: zeroed(value) if key in USAGE_KEYS else value for key, value in kept.items()}
 
 
-def _provider_info(generation: Generation) -> dict[str, Any]:
+def provider_info(generation: Generation) -> dict[str, Any]:
     """Return the provider's metadata of an answer, wherever LangChain put it."""
     info = generation.generation_info or {}
     if isinstance(generation, ChatGeneration):
@@ -313,9 +329,9 @@ def _first_text(about: Mapping[str, Any], keys: Sequence[str]) -> str:
     return next((value for key in keys if isinstance(value := about.get(key), str)), "")
 
 
-def _finish_reason(generations: Sequence[Generation]) -> str:
+def finish_reason_of(generations: Sequence[Generation]) -> str:
     """Return why the model stopped, "" if unknown; of several answers, that of one that was cut off."""
-    reasons = [_first_text(_provider_info(generation), _FINISH_REASON_KEYS) for generation in generations]
+    reasons = [_first_text(provider_info(generation), _FINISH_REASON_KEYS) for generation in generations]
     return next((reason for reason in reasons if reason.lower() not in COMPLETE), reasons[0])
 
 

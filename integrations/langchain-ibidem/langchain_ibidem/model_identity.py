@@ -42,7 +42,7 @@ OPERATIONAL = frozenset(
         "validate_model_on_init validate_base_url"
     ).split()
 )
-_RULES = Rules(
+RULES = Rules(
     operational=OPERATIONAL,
     ambiguous=frozenset("tags metadata name profile batch_size count_tokens".split()),
     # Of LangChain's fakes, which of their answers comes next; of messages, what each call writes into them.
@@ -80,7 +80,7 @@ def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) ->
         given["stop"] = call.stop
     tools = {name: given.pop(name) for name in _TOOLS if name in given}
     names = ResponseFormat.of(call.parameters).names
-    described = {"model": state_of(call.model, _RULES, lenient=named)}
+    described = {"model": state_of(call.model, RULES, lenient=named)}
     for name, values in (("parameters", given), ("tools", tools)):
         if values:
             described[name] = with_numbers(json.dumps(values_of(values)), names)
@@ -203,8 +203,19 @@ def scope_for(call: ModelCall | None, *, required: bool) -> Scope:
     Raises:
         NotCacheable: It does not; or it says what contradicts itself or cannot be used.
     """
+    if call is None:
+        return scope_of_run({}, {}, required=required)
+    return scope_of_run(call.metadata, call.inherited, required=required)
+
+
+def scope_of_run(metadata: Mapping[str, Any], inherited: Mapping[str, Any], *, required: bool) -> Scope:
+    """Return the scope of a run with these metadata, of which those `inherited` are not its own.
+
+    Raises:
+        NotCacheable: As `scope_for`.
+    """
     here = current()
-    named = _from_metadata(call) if call is not None else EMPTY_SCOPE
+    named = _from_metadata(metadata, inherited)
     if named is not EMPTY_SCOPE:
         here = _joined(here, named)
     if required:
@@ -212,13 +223,13 @@ def scope_for(call: ModelCall | None, *, required: bool) -> Scope:
     return here
 
 
-def _from_metadata(call: ModelCall) -> Scope:
-    """Return the scope that the metadata of the run name."""
-    given = {key: value for key, value in call.metadata.items() if key.startswith(_PREFIX)}
+def _from_metadata(metadata: Mapping[str, Any], inherited: Mapping[str, Any]) -> Scope:
+    """Return the scope that the metadata of a run name."""
+    given = {key: value for key, value in metadata.items() if key.startswith(_PREFIX)}
     if not given:
         return EMPTY_SCOPE
     for key, value in given.items():
-        if call.inherited.get(key, value) != value:  # the model's own metadata against that of the call
+        if inherited.get(key, value) != value:  # the model's own metadata against that of the call
             raise _conflict(key)
         if key.removeprefix(_PREFIX) not in _TERMS:
             raise NotCacheable("metadata_invalid", f"there is no metadata {key}")

@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("llama_index_ibidem", "llama-index") from error
 
 from ibidem.adapter.warming import KnownAnswer, warm
+from llama_index_ibidem.before_retrieval import AnswerFirst
 from llama_index_ibidem.few_shot import few_shot
 from llama_index_ibidem.handlers import IbidemCallbackHandler
 from llama_index_ibidem.indexing import invalidating
@@ -19,6 +20,7 @@ from llama_index_ibidem.llm import CachedLLM
 from llama_index_ibidem.synthesizer import CachedSynthesizer
 
 __all__ = [
+    "AnswerFirst",
     "CachedLLM",
     "CachedSynthesizer",
     "IbidemCallbackHandler",

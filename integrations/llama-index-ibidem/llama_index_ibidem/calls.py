@@ -5,7 +5,9 @@ One instrumentation handler for the process, `call_watcher`, hears of the calls 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +75,19 @@ class CallStats:
         self.output_tokens = _sum(self.output_tokens, metadata.output_tokens)
 
 
+_run_stats: ContextVar[CallStats | None] = ContextVar("ibidem_run_stats", default=None)
+
+
+@contextmanager
+def counted_in(stats: CallStats) -> Iterator[None]:
+    """Add the calls that begin in this block to `stats` too, whatever answers they belong to."""
+    token = _run_stats.set(stats)
+    try:
+        yield
+    finally:
+        _run_stats.reset(token)
+
+
 def _sum(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
 
@@ -84,12 +99,14 @@ class _Call:
     Attributes:
         answer: The id of the answer that it belongs to: that of a synthesis, else of its own span.
         stats: The calls behind this answer.
+        run_stats: Those of the run that counts its calls, if there is one.
         streamed: The metadata of its chunks so far.
         listeners: Called with its response when it ends, or with None if it fails.
     """
 
     answer: str
     stats: CallStats
+    run_stats: CallStats | None = None
     streamed: ResponseMetadata | None = None
     listeners: list[Callable[[ModelResponse | None], None]] = field(default_factory=list)
 
@@ -163,7 +180,11 @@ class CallWatcher(BaseEventHandler):
             names = (event.model_dict.get(key) for key in MODEL_KEYS)
             stats.model = next((name for name in names if isinstance(name, str) and name), stats.model)
             self._stats.put(answer, stats)
-            self._calls.put(span, _Call(answer, stats))
+            run_stats = _run_stats.get()
+            if run_stats is not None:
+                run_stats.count += 1
+                run_stats.model = stats.model or run_stats.model
+            self._calls.put(span, _Call(answer, stats, run_stats))
 
     def _add_chunk(self, event: LLMChatInProgressEvent | LLMCompletionInProgressEvent) -> None:
         with self._lock:
@@ -178,6 +199,8 @@ class CallWatcher(BaseEventHandler):
                 return
             if event.response is not None:
                 call.stats.add(event.response, call.streamed)
+                if call.run_stats is not None:
+                    call.run_stats.add(event.response, call.streamed)
         span_watcher.stream_consumed(call.answer)
         for listener in call.listeners:
             listener(event.response)
@@ -191,6 +214,9 @@ class CallWatcher(BaseEventHandler):
         # It is no failure of a stream if its reader only stopped reading.
         abandoned = isinstance(event, ExceptionEvent) and isinstance(event.exception, GeneratorExit)
         answer = call.answer if call is not None else span_watcher.synthesis_id(span)
+        run_stats = call.run_stats if call is not None else _run_stats.get()
+        if run_stats is not None and not abandoned:
+            run_stats.cut = run_stats.cut or _FAILED
         if answer is not None and not abandoned:
             with self._lock:
                 stats = self._stats.get(answer) or CallStats()

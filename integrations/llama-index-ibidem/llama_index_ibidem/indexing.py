@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llama_index.core.storage.docstore import BaseDocumentStore
+from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
@@ -27,11 +28,22 @@ def invalidating(docstore: BaseDocumentStore, cache: SemanticCache) -> Iterator[
     Raises:
         IbidemError: The cache could not be changed; its answers may be out of date.
     """
-    before = docstore.get_all_document_hashes()  # ids by hash
+    before = document_hashes(docstore)
     try:
         yield
     finally:
-        after = docstore.get_all_document_hashes()
-        changed = [id_ for hash_, id_ in before.items() if after.get(hash_) != id_]
+        after = document_hashes(docstore)
+        changed = [id_ for id_, hash_ in before.items() if after.get(id_) != hash_]
         if changed:
             cache.invalidate(document=changed)
+
+
+def document_hashes(docstore: BaseDocumentStore) -> dict[str, str]:
+    """Return the hashes of all documents and nodes by their ids.
+
+    `get_all_document_hashes` gives ids by hash: of documents that say the same it names one.
+    """
+    if not isinstance(docstore, KVDocumentStore):
+        return {id_: hash_ for hash_, id_ in docstore.get_all_document_hashes().items()}
+    held = docstore._kvstore.get_all(collection=docstore._metadata_collection)
+    return {id_: hash_ for id_, told in held.items() if (hash_ := told.get("doc_hash"))}

@@ -62,11 +62,11 @@ _NOT_SEEN = frozenset(
     "prompt_tokens completion_tokens total_tokens usage token_usage logprobs parsed".split()
 )
 # Settings that do not change what an answer says, but when it comes or who pays for it.
-_OPERATIONAL = OPERATIONAL | frozenset("reuse_client num_workers show_progress".split())
+OPERATIONAL_SETTINGS = OPERATIONAL | frozenset("reuse_client num_workers show_progress".split())
 # The effect of these is seen in the prompt, or on a sample of it.
 _BY_EFFECT = frozenset("messages_to_prompt completion_to_prompt output_parser query_wrapper_prompt".split())
-_RULES = Rules(
-    operational=_OPERATIONAL | _BY_EFFECT,
+RULES = Rules(
+    operational=OPERATIONAL_SETTINGS | _BY_EFFECT,
     ambiguous=frozenset(("tags", "metadata")),
     late_clients=True,
 )
@@ -313,7 +313,7 @@ def identity(llm: LLM, model_id: str = "") -> str:
     described = [
         llm.metadata.model_name,
         model_id,
-        state_of(llm, _RULES, lenient=bool(model_id)),
+        state_of(llm, RULES, lenient=bool(model_id)),
         _effect(llm.messages_to_prompt, _conversation, lambda: _conversation()[1:]),
         _effect(llm.completion_to_prompt, lambda: "user"),
     ]
@@ -327,8 +327,8 @@ def parameters(given: Mapping[str, Any], *, lenient: bool = False) -> str:
         NotCacheable: An argument is used up by reading it. With `lenient`, only the class counts of what can
             only be compared by identity.
     """
-    told = {name: given[name] for name in sorted(given) if name not in _OPERATIONAL}
-    return json.dumps(values_of(told, _RULES, lenient=lenient))
+    told = {name: given[name] for name in sorted(given) if name not in OPERATIONAL_SETTINGS}
+    return json.dumps(values_of(told, RULES, lenient=lenient))
 
 
 def _asks_for_format(llm: LLM, given: Mapping[str, Any]) -> bool:

@@ -15,8 +15,12 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Iterator,
     Mapping,
 )
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 from weakref import finalize, ref
@@ -40,6 +44,7 @@ Stream = TypeVar("Stream")
 Chunk = TypeVar("Chunk")
 Chunk_contra = TypeVar("Chunk_contra", contravariant=True)
 
+_calls_within: ContextVar[CallsWithin | None] = ContextVar("ibidem_calls_within", default=None)
 _READ_CHUNK, _CLOSE_STREAM = "read a chunk of a stream", "close a stream of the model"
 
 
@@ -64,6 +69,24 @@ async def aattempt(faults: Faults, operation: str, work: Awaitable[T]) -> T | No
     except Exception as error:
         faults.swallow(operation, error)
     return None
+
+
+@dataclass(slots=True)
+class CallsWithin:
+    """What the calls of models within a run of a program found, and whether one of them left an example."""
+
+    hits: list[Hit] = field(default_factory=list)
+    example: bool = False
+
+
+@contextmanager
+def collect_calls(within: CallsWithin) -> Iterator[None]:
+    """Note all calls in this block in `within`, also those in threads and tasks that are begun in it."""
+    token = _calls_within.set(within)
+    try:
+        yield
+    finally:
+        _calls_within.reset(token)
 
 
 class AdapterCache:
@@ -203,6 +226,8 @@ class CachedCall(Generic[Found]):
             return None
         with pending:
             self.stored = self._attempt(self._adapter.storing, partial(_store, pending, answer))
+        if self.stored and (within := _calls_within.get()) is not None:
+            within.example |= pending.request.example
         if self.stored:
             for known in filter(None, (response, self._stream and self._stream())):
                 remember(known, self.stored)
@@ -313,6 +338,9 @@ class CachedCall(Generic[Found]):
     def _read(self, hit: Hit | None) -> Found | None:
         found = self._attempt(self._adapter.looking_up, partial(self._read_hit, hit)) if hit else None
         self.hit = None if found is None else hit
+        if self.hit is not None and (within := _calls_within.get()) is not None:
+            within.hits.append(self.hit)
+            within.example |= self.request is not None and self.request.example
         return found
 
     def _wait(self) -> bool:

@@ -69,21 +69,29 @@ class Rules(NamedTuple):
     it says; of those that are `ambiguous` only the framework's own, since a model of the program may mean
     something else by them. `working` are fields in which the framework's own objects keep state.
     `late_clients` says that they make their clients at the first call, as their settings say then.
+
+    Of a whole program also: objects of classes in `by_attributes` count by these, as models do by their
+    fields; those of classes in `by_identity` never by what they hold; `configs` are the names of mappings
+    whose entries count as settings do; and `unwrap` returns what a wrapper stands for.
     """
 
     operational: frozenset[str]
     ambiguous: frozenset[str] = frozenset()
     working: frozenset[str] = frozenset()
     late_clients: bool = False
+    by_attributes: tuple[type, ...] = ()
+    by_identity: tuple[type, ...] = ()
+    configs: frozenset[str] = frozenset()
+    unwrap: Callable[[Any], Any] | None = None
 
 
-def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
+def state_of(model: Any, rules: Rules, *, lenient: bool = False) -> str:
     """Return class, the program's own code, fields and other values of a model, without secrets, as JSON.
 
     A model is read again only if something of it has changed.
 
     Args:
-        model: The model.
+        model: The model, or an object of one of the classes that `rules` names.
         rules: What does not count.
         lenient: Whether somebody else vouches for what could only be compared by identity: then it counts by
             its class.
@@ -91,7 +99,7 @@ def state_of(model: BaseModel, rules: Rules, *, lenient: bool = False) -> str:
     Raises:
         NotCacheable: It is nested too deeply.
     """
-    return _read_once(model, (rules, lenient), lambda walk: json.dumps(walk.model(model)))
+    return _read_once(model, (rules, lenient), lambda walk: json.dumps(walk.value(model)))
 
 
 def function_state(function: Callable[..., Any]) -> Any:
@@ -178,7 +186,8 @@ class _Walk:
             )
         self._path.append(number)
         try:
-            return self._composed(value)
+            unwrap = self._rules.unwrap if self._rules is not None else None
+            return self._composed(value if unwrap is None else unwrap(value))
         finally:
             self._path.pop()
 
@@ -189,6 +198,9 @@ class _Walk:
         if self._rules and isinstance(value, Mapping) and "headers" in name:
             self.watch.mapping(value)
             return self.value({key: inner for key, inner in value.items() if not _is_secret(str(key))})
+        if self._rules and isinstance(value, Mapping) and name in self._rules.configs:
+            self.watch.mapping(value)
+            return self.value({k: inner for k, inner in value.items() if k not in self._rules.operational})
         return self.value(value)
 
     def _composed(self, value: Any) -> Any:
@@ -213,8 +225,26 @@ class _Walk:
             return {"function": self._function(value)}
         return self._object(value)
 
+    def _attributes(self, value: Any, rules: Rules) -> dict[str, Any]:
+        """An object by its attributes, with the program's own code of its class."""
+        kind, held = type(value), vars(value)
+        self.watch.mapping(held)
+        made = {name for base in kind.__mro__ for name, m in vars(base).items() if type(m) is cached_property}
+        counted = counted_in(kind)
+        told = {
+            name: self.named(name.lstrip("_"), inner)
+            for name, inner in held.items()
+            if name not in made
+            and _counts(name.lstrip("_"), rules, not own_classes(kind))
+            and not (isinstance(inner, _SECRETS) or (type(inner) is int and name in counted))
+        }
+        code = {"code": self._code(kind)} if own_classes(kind) else {}
+        return {"class": name_of(kind), "attributes": told, **code}
+
     def _object(self, value: Any) -> Any:
         kind = type(value)
+        if self._rules is not None and isinstance(value, self._rules.by_attributes):
+            return self._attributes(value, self._rules)
         if isinstance(value, (bytes, bytearray)):
             if isinstance(value, bytearray):
                 self.watch.give_up()
@@ -233,7 +263,11 @@ class _Walk:
                 f"the call is given a {kind.__name__}, which reading it uses up; "
                 "pass what it holds, as a text or a list",
             )
-        return {"is": name_of(kind), **({} if self._lenient else {"this": token_of(value)})}
+        return self._identity(value)
+
+    def _identity(self, value: Any) -> dict[str, str]:
+        """Which object it is; its class, where somebody vouches for it."""
+        return {"is": name_of(type(value)), **({} if self._lenient else {"this": token_of(value)})}
 
     def _class(self, kind: type) -> Any:
         try:
@@ -256,6 +290,8 @@ class _Walk:
 
     def model(self, model: BaseModel) -> dict[str, Any]:
         """A pydantic object."""
+        if self._rules is not None and isinstance(model, self._rules.by_identity):
+            return self._identity(model)
         kind = type(model)
         about = _about(kind, self._rules)
         held = model.__dict__

@@ -128,7 +128,8 @@ def _unfit(request: Request, answer: Answer) -> str | None:
         return f"finish_reason:{answer.finish_reason}"
     if answer.semantic and not answer.text.strip():
         return "empty"
-    ids = (name for document in request.documents for name in (document.id, document.source))
+    documents = (*request.documents, *answer.documents)
+    ids = (name for document in documents for name in (document.id, document.source))
     texts = (request.question, request.namespace, answer.text, answer.model, answer.payload, *ids)
     return None if all(map(storable, texts)) else "invalid_text"
 
