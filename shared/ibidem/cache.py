@@ -29,7 +29,15 @@ from ibidem.matching.scorers import Verifier
 from ibidem.matching.shipped import Choice
 from ibidem.opening import Opening, build_parts
 from ibidem.opinions.second_opinion import SecondOpinion
-from ibidem.pipeline import CacheSteps, LookupPipeline, PendingRequest, StorePipeline, is_bypassed, policy_of
+from ibidem.pipeline import (
+    CacheSteps,
+    LookupPipeline,
+    PendingRequest,
+    StorePipeline,
+    in_conversation,
+    is_bypassed,
+    policy_of,
+)
 from ibidem.provenance import entry_of, register
 from ibidem.runtime import Runtime, release
 from ibidem.scope import BYPASSED, EMPTY_SCOPE, freeze_scope
@@ -152,7 +160,7 @@ class SemanticCache:
         )
         self._verifier, self._guards = verifier, guards
         self._lookups = LookupPipeline(
-            runtime, strictness, auditor, lifetime, verifier, guards, second_opinion
+            runtime, strictness, auditor, lifetime, verifier, guards, second_opinion, admission.is_private
         )
         self._explainer = Explainer(runtime, admission, self._lookups)
         self._stores = StorePipeline(runtime, admission, lifetime, self.examples)
@@ -166,7 +174,14 @@ class SemanticCache:
             namespaced=telemetry_namespace,
         )
         self.steps = CacheSteps(
-            self._ready, self._search, self._log, self.store, self._telemetry, runtime.flights, single_flight
+            self._ready,
+            self._lookups.resolve,
+            self._search,
+            self._log,
+            self.store,
+            self._telemetry,
+            runtime.flights,
+            single_flight,
         )
         self._rejected: dict[str, int] = {}
         self.opened_with, self._closed = opened_with, False
@@ -195,6 +210,7 @@ class SemanticCache:
         require_seconds("max_age", max_age)
         if current_scope() is not EMPTY_SCOPE:
             request = freeze_scope(request)
+        request = self._lookups.resolve(request)
         with self._telemetry.start_lookup(request) as span:
             result = span.set_result(self._search(request, max_age))
         self._log(request, result)
@@ -255,6 +271,7 @@ class SemanticCache:
         labels = require_tags(tags)
         if current_scope() is not EMPTY_SCOPE:
             request = freeze_scope(request)
+        request = self._lookups.resolve(request)
         if (scope := request.scope_context) is not None:
             ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
         with self._telemetry.start_store(request, answer) as span:
@@ -273,8 +290,9 @@ class SemanticCache:
     ) -> Stored | Rejected:
         if is_bypassed(request) or current_trial() is not None:
             return Rejected(BYPASSED)
+        placed = in_conversation(request, answer)
         try:
-            reason = self._stores.run(request, answer, self._runtime.clock(), ttl, labels)
+            reason = self._stores.run(placed, answer, self._runtime.clock(), ttl, labels)
             if not reason:
                 self._lookups.refreshed(request.key)
             if self._auditor is not None:
@@ -285,7 +303,7 @@ class SemanticCache:
             return self._reject("error")
         if (run := current_run()) is not None:
             run.after_store(request, answer, self._stores.pin, reason)
-        return self._reject(reason) if reason else Stored(request.key, self._runtime.cache_id)
+        return self._reject(reason) if reason else Stored(placed.key, self._runtime.cache_id)
 
     def answer(self, request: Request, ask: Callable[[Request], Answer]) -> Answer:
         """Return the stored answer, or call `ask` and store its answer.
@@ -386,9 +404,8 @@ class SemanticCache:
         require_seconds("max_age", max_age)
         if isinstance(asked, str):
             return self._explainer.of_question(asked, namespace)
-        return self._explainer.of_request(
-            asked if current_scope() is EMPTY_SCOPE else freeze_scope(asked), max_age
-        )
+        request = asked if current_scope() is EMPTY_SCOPE else freeze_scope(asked)
+        return self._explainer.of_request(self._lookups.resolve(request), max_age)
 
     def invalidate(
         self,
@@ -671,6 +688,8 @@ class SemanticCache:
         self._telemetry.record_lookup(request, result)
         if is_bypassed(request):
             return
+        if isinstance(result, Hit):
+            self._lookups.remember(request, result)
         question = self._admission.redacted(request.question)
         self._runtime.log_lookup(lookup_row(request, question, result, self._runtime.clock()))
         if self._on_lookup is not None:

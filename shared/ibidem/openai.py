@@ -23,7 +23,8 @@ from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.provider_fields import zeroed
 from ibidem.adapter.streams import split_text
 from ibidem.errors import InvalidInput, MissingExtra, NotCacheable
-from ibidem.prompts.documents import Prompt, Retrieved, Segment
+from ibidem.prompts.documents import Message, Prompt, Retrieved, Segment, of_messages
+from ibidem.prompts.history import mode_of
 from ibidem.prompts.key import PromptContext, QuestionFinder, build_request
 from ibidem.provenance import MARKER, remember
 from ibidem.scope import require_scope
@@ -97,6 +98,7 @@ def wrap(
     any_message: bool = False,
     semantic: bool = True,
     require_namespace: bool = False,
+    history: str | None = None,
 ) -> Client:
     """Return a copy of the client, with the same connections, which is answered from the cache.
 
@@ -110,13 +112,15 @@ def wrap(
         any_message: Whether every line of the user is taken for a question, as in a support chat.
         semantic: Whether reworded questions are answered; else identical requests only.
         require_namespace: Whether only calls whose scope names a namespace are cached.
+        history: How the earlier turns of a chat are compared: "exact", not where the last message stands
+            alone ("standalone"), or never ("ignore").
 
     Raises:
         InvalidInput: The client is of another kind, or an option has the wrong type.
     """
     if not isinstance(client, (OpenAI, AsyncOpenAI)):
         raise InvalidInput(f"client must be an openai.OpenAI or AsyncOpenAI, not {type(client).__name__}")
-    options = AdapterOptions(namespace, (), "", any_message, semantic, require_namespace)
+    options = AdapterOptions(namespace, (), "", any_message, semantic, require_namespace, mode_of(history))
     wrapped: Client = _wrapped(client, AdapterCache(cache, "the OpenAI client"), options)
     return wrapped
 
@@ -235,6 +239,7 @@ class _Exchange:
             exact=not (options.semantic and has_only_texts and is_asked),
             temperature=temperature if isinstance(temperature, (int, float)) else None,
             example=lambda parsed: parsed.masked is not None,
+            history=options.history,
         )
 
     def _described(self) -> dict[str, str]:
@@ -304,10 +309,11 @@ class _Exchange:
 
 def _prompt(items: Sequence[Json]) -> tuple[Prompt, bool]:
     """The prompt, and whether it is made of texts only."""
-    segments: list[Segment] = []
-    frames: list[Json] = []
+    messages: list[Message] = []
     has_only_texts = True
     for item in items:
+        segments: list[Segment] = []
+        role = _ROLES.get(str(item.get("role")), "tool")
         content, shown = item.get("content"), []
         for part in content if isinstance(content, list) else filter(None, [content]):
             given = {"type": "text", "text": part} if isinstance(part, str) else part
@@ -315,10 +321,14 @@ def _prompt(items: Sequence[Json]) -> tuple[Prompt, bool]:
             has_only_texts &= is_text
             shown.append("text" if is_text else given)
             if is_text:
-                segments.append(Segment(_ROLES.get(str(item.get("role")), "tool"), given["text"]))
+                segments.append(Segment(role, given["text"]))
         rest = {name: value for name, value in item.items() if name not in ("content", "id", "status")}
-        frames.append({**rest, "content": shown})
-    return Prompt(json.dumps(values_of({"messages": frames})), tuple(segments)), has_only_texts
+        frame = json.dumps(values_of({**rest, "content": shown}))
+        # Other fields name a speaker, or call a tool.
+        is_plain = {name for name, value in rest.items() if value} <= {"role", "type"}
+        is_plain = is_plain and all(part == "text" for part in shown)
+        messages.append(Message(role, frame, tuple(segments), is_plain))
+    return of_messages(messages, "messages"), has_only_texts
 
 
 def _require_repeatable(body: Json, items: Sequence[Json]) -> None:

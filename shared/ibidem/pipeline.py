@@ -21,8 +21,10 @@ from ibidem.matching.policy import Policy, Strictness, Verdict, decide, least_co
 from ibidem.matching.scorers import NEIGHBOURS, UNSCORED, Candidate, Verifier, densities
 from ibidem.matching.shipped import Choice
 from ibidem.opinions.second_opinion import YES
+from ibidem.prompts.standing_alone import RELATED, refers_back
 from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
+from ibidem.storage.turns import AnsweredTurn, said_in
 from ibidem.telemetry.telemetry import step
 from ibidem.types import (
     ANY_DOCUMENTS,
@@ -37,10 +39,13 @@ from ibidem.types import (
     Stored,
     Tier,
     Vector,
+    conversation_digests,
     cosine,
     parts_text,
     storable,
+    turn_digest,
     vetted_key,
+    with_history,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +74,7 @@ class LookupPipeline:
         verifier: Scores candidates: the user's own, or which of those that come with Ibidem.
         guards: Refuse candidates whatever their score.
         second_opinion: Asked about candidates whose score leaves doubt; None to refuse them.
+        is_private: Says which texts must not be embedded.
     """
 
     def __init__(
@@ -80,12 +86,51 @@ class LookupPipeline:
         verifier: Verifier | Choice = "default",
         guards: Sequence[NamedGuard] = GUARDS,
         second_opinion: SecondOpinion | None = None,
+        is_private: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._runtime, self._strictness, self._auditor = runtime, strictness, auditor
         self._lifetime, self._verifier, self._guards = lifetime, verifier, guards
-        self.second_opinion = second_opinion
+        self.second_opinion, self._is_private = second_opinion, is_private
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHING)  # until when, by entry
+
+    def resolve(self, request: Request) -> Request:
+        """Return the request in its conversation as it is stored, if turns of it were answered from there.
+
+        A question that seems to stand alone does not, if an earlier turn is about the same subject.
+        """
+        history = request.history
+        if history is None or not history.turns or history.stored is not None or is_bypassed(request):
+            return request
+        stored, alone = history.conversation, False
+        try:
+            with deadline():
+                stored = self._runtime.turns.stored_wording(request.namespace, history)
+                alone = history.alone and not self._is_related(request.question, history.said)
+        except Exception as error:  # then the turns are compared, as they were said
+            self._runtime.faults.note("look up earlier turns", error)
+        return with_history(request, replace(history, stored=stored, alone=alone))
+
+    def _is_related(self, question: str, said: Sequence[str]) -> bool:
+        """Return whether a question is near to one of these texts, or cannot be compared with all of them."""
+        embedder = self._runtime.semantic_index.embedder
+        for text in (question, *said) if said else ():
+            if self._is_private(text) or embedder.refusal(text):
+                return True
+        vectors = [embedder.vector_of(text) for text in said]
+        return any(float(vector @ embedder.vector_of(question)) >= RELATED for vector in vectors)
+
+    def remember(self, request: Request, hit: Hit) -> None:
+        """Remember that a hit answers a reworded question: what follows may follow the stored one."""
+        history = request.history
+        if history is None or hit.question is None or history.asked.strip() != request.question:
+            return
+        asked, stored = (turn_digest(one, hit.answer.text) for one in (request.question, hit.question))
+        if asked != stored:
+            said = conversation_digests((*history.turns, asked))[-1]
+            after = conversation_digests((stored,), history.conversation)[-1]
+            key = said_in(request.namespace, said)
+            self._runtime.turns.put(AnsweredTurn(key, after, hit.entry_id, request.namespace))
 
     def run(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
         """Return the answer, or why there is none. Exceptions of storage, index and embedder pass through.
@@ -291,6 +336,14 @@ def policy_of(
     return verifier, strictness.policy(verifier, index.calibration(verifier))
 
 
+def in_conversation(request: Request, answer: Answer) -> Request:
+    """Return the request to store an answer for: with the earlier turns if the answer refers to them."""
+    history = request.history
+    if history is None or not history.alone or not refers_back(answer.text):
+        return request
+    return with_history(request, replace(history, alone=False))
+
+
 def verifier_of(chosen: Verifier | Choice, index: SemanticIndex) -> Verifier:
     """Return what scores candidates with this index: a user's verifier, the pair model, or the rule."""
     if isinstance(chosen, str):
@@ -411,6 +464,7 @@ class CacheSteps:
 
     Attributes:
         check: Raises if the cache was closed, or its argument is not a request.
+        resolve: Returns a request in its conversation as it is stored.
         search: Looks up; a failure is a miss. Writes no log entry.
         log: Logs the result of a lookup.
         store: Stores an answer.
@@ -420,6 +474,7 @@ class CacheSteps:
     """
 
     check: Callable[[Request], None]
+    resolve: Callable[[Request], Request]
     search: Callable[[Request], Hit | Miss]
     log: Callable[[Request, Hit | Miss], None]
     store: Callable[[Request, Answer], Stored | Rejected]
@@ -536,7 +591,9 @@ class PendingRequest:
         except BaseException:
             self.abort()
             raise
-        if not result:
+        if (
+            not isinstance(result, Stored) or result.entry_id != self.request.key
+        ):  # those who wait find nothing
             self.reject()
         return result
 
@@ -566,6 +623,7 @@ class PendingRequest:
         self._since, self._miss = self._steps.flights.completed, None
         try:
             self._steps.check(self.request)
+            self.request = self._steps.resolve(self.request)
             return self._steps.search(self.request)
         except CacheClosed:
             if self._deadline is None:

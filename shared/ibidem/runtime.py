@@ -36,6 +36,7 @@ from ibidem.storage.entries import entry_size
 from ibidem.storage.logs import LogRedactor, LookupQueue, LookupRow
 from ibidem.storage.maintenance import Housekeeping
 from ibidem.storage.store import Store
+from ibidem.storage.turns import TurnQueue
 from ibidem.telemetry import metrics
 from ibidem.telemetry.telemetry import record_audit
 from ibidem.types import Entry, digest
@@ -74,6 +75,7 @@ class Runtime:
             partial(record_audit, self.cache_id),
         )
         self._lookups = LookupQueue(self.store.lookups, self.faults)
+        self.turns = TurnQueue(self.store.turns)
         self._masking = collections.deque[LogRedactor]()
         self.examples = SharedExamples(
             self.store.examples,
@@ -93,6 +95,7 @@ class Runtime:
             {
                 "index questions": lambda: self.vectors.index_batch(),
                 "write the lookup log": self._write_lookups,
+                "write answered turns": self._write_turns,
                 "keep examples": self._write_examples,
                 "delete old examples": self.examples.expiry.work,
                 "delete entries": self.housekeeping.work,
@@ -140,6 +143,7 @@ class Runtime:
             self.judgement_log.after_fork()
             self.flights.after_fork()
             self._lookups.drop()
+            self.turns.drop()
             self.examples.queue.drop()
 
     def put(self, entry: Entry, created_at: float, index: SemanticIndex, vetted: str) -> str:
@@ -209,6 +213,10 @@ class Runtime:
         with self._writing:
             return self._lookups.write(house.ranking, house.floor, house.lifetime)
 
+    def _write_turns(self) -> bool:
+        with self._writing:
+            return self.turns.write()
+
     def _write_examples(self) -> bool:
         with self._writing:
             return self.examples.write()
@@ -225,6 +233,7 @@ class Runtime:
         with self._writing:
             count = self.judgement_log.clear(namespace, partial(self.store.clear, namespace))
             self._lookups.drop(namespace)
+            self.turns.drop(namespace)
             self.examples.queue.drop(namespace)
         if namespace is None:
             self.vectors.reset()

@@ -32,7 +32,7 @@ SINGLE_FLIGHT = 30.0
 
 PREFIX = "IBIDEM_"
 IGNORE = "IBIDEM_IGNORE"
-ELSEWHERE = ("IBIDEM_MODEL_CACHE", IGNORE)  # read by no setting
+ELSEWHERE = ("IBIDEM_MODEL_CACHE", "IBIDEM_HISTORY", IGNORE)  # read by no setting
 # Variables that Kubernetes sets in each container for a service whose name begins with ours.
 _OF_A_SERVICE = re.compile(
     r"(?=\w+\Z)IBIDEM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_[A-Z]+(_[A-Z]+)?)?)"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ibidem._util.text import normalize
@@ -257,6 +258,46 @@ def _documents(given: object) -> tuple[Document, ...]:
     return found
 
 
+def turn_digest(question: str, answer: str) -> str:
+    """Return the digest of a turn of a conversation; blanks around its texts do not count."""
+    return digest(normalise(question), answer.strip())
+
+
+def conversation_digests(turns: Iterable[str], before: str = "") -> list[str]:
+    """Return the digests of the conversation up to each of these turns, which follow on `before`."""
+    return list(accumulate(turns, digest, initial=before))[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The earlier turns of the conversation that a request belongs to, as digests.
+
+    Attributes:
+        base: The digest of the scope without them.
+        turns: The digests of the turns.
+        asked: What the user said last, as the next request will have it among its turns.
+        alone: Whether the question stands alone: then the turns are not compared.
+        said: What the user said in these turns, if it must be on other subjects for the question to do so.
+        stored: The digest of the conversation in which answered turns have the stored wording; None before
+            the database was asked for it.
+    """
+
+    base: str
+    turns: tuple[str, ...]
+    asked: str
+    alone: bool = False
+    said: tuple[str, ...] = ()
+    stored: str | None = None
+
+    @property
+    def conversation(self) -> str:
+        """The digest of the conversation so far; "" before the first turn."""
+        return (conversation_digests(self.turns) or [""])[-1] if self.stored is None else self.stored
+
+
+_HISTORY = "history"  # the part of a scope
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A question with everything its answer depends on.
@@ -294,6 +335,7 @@ class Request:
     scope_parts: Mapping[str, str] = field(init=False, compare=False, repr=False)
     documents_digest: str = field(init=False)
     key: str = field(init=False)
+    history: History | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         question = require_text("question", self.question)
@@ -315,6 +357,23 @@ class Request:
         set_field(self, "scope_parts", scope_parts)
         set_field(self, "documents_digest", documents_digest)
         set_field(self, "key", key)
+
+
+def with_history(request: Request, history: History) -> Request:
+    """Return a copy of the request in this conversation: the turns are a part of its scope, if compared."""
+    scope, parts = history.base, dict(request.scope_parts)
+    parts.pop(_HISTORY, None)
+    if history.turns and not history.alone:
+        scope = digest(history.base, history.conversation)
+        parts[_HISTORY] = history.conversation[: 2 * PART_BYTES]
+    copied = copy(request)
+    key = (request.namespace, scope, request.question, request.documents_digest)
+    set_field = object.__setattr__
+    set_field(copied, "history", history)
+    set_field(copied, "scope_digest", scope)
+    set_field(copied, "scope_parts", parts)
+    set_field(copied, "key", key_of(*key, semantic=request.semantic))
+    return copied
 
 
 ANY_DOCUMENTS = "*"  # in place of their digest, of a vetted answer that stands for itself

@@ -22,6 +22,7 @@ from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
 from tests.benchmarks import few_shot, pair_decisions, suites
 from tests.benchmarks import fit as fit_benchmark
+from tests.benchmarks.conversations import __main__ as conversations
 from tests.benchmarks.fit_scorer import fit, judged, scores, with_probability, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
 from tests.benchmarks.streams import Stream
@@ -45,12 +46,28 @@ MISSING = _model_missing()
 needs_model = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
-def run(*arguments: object, program: str = "scopes") -> str:
-    """What a benchmark prints."""
+def run(*arguments: object, program: str = "scopes", fails: bool = False) -> str:
+    """What a benchmark prints; why it ends, if it `fails`."""
     command = [sys.executable, "-m", f"tests.benchmarks.{program}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert (done.returncode == 0) is not fails, done.stderr[-2000:]
+    return done.stderr if fails else done.stdout
+
+
+@needs_model
+def test_conversations() -> None:
+    """More hits than with `exact`, and hardly a trap; what is not there is left out, and said."""
+    pairs = [pair for pair in conversations.own("held_out") if pair.kind in ("other history", "told fact")]
+    alone, exact = (conversations.served(pairs, mode) for mode in ("standalone", "exact"))
+    right = sum(hit for hit, pair in zip(alone, pairs, strict=True) if pair.same)
+    told = run(
+        "--set", "development", "--history", "--fow-cache", "nowhere", program="conversations", fails=True
+    )
+
+    assert right >= 4
+    assert sum(alone) <= right + 1
+    assert not any(exact)
+    assert "no conversations of fow-cache below nowhere" in told
 
 
 def test_telemetry() -> None:

@@ -25,12 +25,13 @@ BUDGETS = {
     "core: hit by meaning": 17 + SLACK,  # target: 16
     "core: store": 20 + SLACK,
     "core: invalidate": 9 + SLACK,  # target: 8
-    "LangChain: exact hit": 18 + SLACK,  # target: 17
-    "LangChain: hit by meaning": 27 + SLACK,  # target: 25
-    "LangChain: miss until stored": 31 + SLACK,
-    "LangChain: stream hit": 32 + SLACK,  # target: 27; what wraps methods is a module of its own
-    "LlamaIndex: hit by meaning": 34 + SLACK,  # a model is led by a handler or a `CachedLLM`
-    "LlamaIndex: miss until stored": 36 + SLACK,
+    # Each request may be one of a conversation, and a hit by meaning is remembered as one of its turns.
+    "LangChain: exact hit": 19 + SLACK,  # target: 17
+    "LangChain: hit by meaning": 29 + SLACK,  # target: 25
+    "LangChain: miss until stored": 32 + SLACK,
+    "LangChain: stream hit": 34 + SLACK,  # target: 27; what wraps methods is a module of its own
+    "LlamaIndex: hit by meaning": 36 + SLACK,  # a model is led by a handler or a `CachedLLM`
+    "LlamaIndex: miss until stored": 37 + SLACK,
 }
 FOLLOW = {
     "core": functools.cache(paths.of_core),

@@ -10,6 +10,7 @@ import sqlalchemy
 
 import ibidem
 from tests.contracts.cache import CacheContract
+from tests.contracts.conversations import ConversationContract
 from tests.contracts.invalidation import InvalidationContract
 from tests.contracts.lifecycle import LifecycleContract
 from tests.contracts.pinning import PinningContract
@@ -17,7 +18,9 @@ from tests.embedders import BagOfWords, DenseWords
 from tests.servers import running_chroma, running_postgres
 
 
-class TestEmbedded(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
+class TestEmbedded(
+    CacheContract, ConversationContract, LifecycleContract, InvalidationContract, PinningContract
+):
     """SQLite and an embedded Chroma; a small index is searched in memory."""
 
 
@@ -60,7 +63,9 @@ class TestChromaServer(CacheContract, LifecycleContract, InvalidationContract, P
         return open_one
 
 
-class TestServers(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
+class TestServers(
+    CacheContract, ConversationContract, LifecycleContract, InvalidationContract, PinningContract
+):
     """PostgreSQL and a Chroma server; each test on an empty database and a collection of its own."""
 
     @pytest.fixture

@@ -15,6 +15,7 @@ from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput
 from ibidem.prompts.documents import Prompt, Retrieved
+from ibidem.prompts.history import mode_of
 from ibidem.prompts.key import PromptContext, QuestionFinder, build_request
 from ibidem.scope import current
 from ibidem.types import Answer, Hit, Request
@@ -53,6 +54,8 @@ class IbidemCache(BaseCache):
             card"). By default it must ask something, since it might be a text to work on.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         require_namespace: True to cache only calls that say by scope or metadata whose they are.
+        history: How the earlier turns of a chat are compared: "exact", not where the last message stands
+            alone ("standalone"), or never ("ignore").
         **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
@@ -70,6 +73,7 @@ class IbidemCache(BaseCache):
         semantic: bool = True,
         any_message: bool = False,
         require_namespace: bool = False,
+        history: str | None = None,
         **options: Any,
     ) -> None:
         if namespace and require_namespace:
@@ -81,6 +85,7 @@ class IbidemCache(BaseCache):
             any_message=any_message,
             semantic=semantic,
             require_namespace=require_namespace,
+            history=mode_of(history),
         )
         self._adapter = AdapterCache.of(cache, "LangChain", owner=type(self).__name__, options=options)
         self._requests = RequestBuilder(tracker(), settings)
@@ -269,6 +274,7 @@ class RequestBuilder:
             exact=not options.semantic or evaluates or structured,
             temperature=temperature_of(model.values()),
             example=not evaluates,
+            history=options.history,
         )
 
     def _context(self, rendered: RenderedPrompt | None, documents: Sequence[Retrieved]) -> PromptContext:
@@ -282,4 +288,6 @@ class RequestBuilder:
             documents=[*documents, *rendered.documents, *retrievals.of_run(rendered.run)],
             recent=retrievals.recent,
             few_shot=rendered.few_shot,
+            searched=retrievals.queries_of(rendered.run),
+            turns=rendered.texts,
         )

@@ -34,7 +34,8 @@ from ibidem.adapter.provider_fields import FINISH_REASON_KEYS, MODEL_KEYS, USAGE
 from ibidem.adapter.streams import split_text
 from ibidem.errors import NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
-from ibidem.prompts.documents import Ordinals, Prompt, Segment, plain
+from ibidem.prompts import documents
+from ibidem.prompts.documents import Message, Ordinals, Prompt, Segment, plain
 from ibidem.provenance import MARKER, remember
 from ibidem.types import Answer, Hit, Stored
 
@@ -103,9 +104,22 @@ def fingerprints_of(rendered: PromptValue) -> tuple[str, ...]:
 
 def _assemble(messages: Sequence[Mapping[str, Any]]) -> Prompt:
     ordinals = Ordinals()
+    return documents.of_messages([_message(message, ordinals) for message in messages])
+
+
+def _message(message: Mapping[str, Any], ordinals: Ordinals) -> Message:
     segments: list[Segment] = []
-    frames = [_frame(message, ordinals, segments) for message in messages]
-    return Prompt(json.dumps(frames, sort_keys=True), tuple(segments))
+    frame = _frame(message, ordinals, segments)
+    is_plain = frame.keys() <= {"role", "fields", "blocks"} and not frame["fields"]
+    is_plain = is_plain and all(map(_is_text, frame.get("blocks", ())))
+    return Message(frame["role"], json.dumps(frame, sort_keys=True), tuple(segments), is_plain)
+
+
+def _is_text(block: Any) -> bool:
+    """Return whether a block, in its canonical form, is nothing but a text."""
+    if isinstance(block, list):
+        return not any(value for name, value in block[1].items() if name != "type")
+    return bool(block == "text")
 
 
 def _frame(message: Mapping[str, Any], ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.prompts.documents import Prompt
+from ibidem.prompts.history import mode_of
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope, require_bool
 from llama_index_ibidem.calls import CallStats, call_watcher
@@ -106,6 +107,8 @@ class IbidemCallbackHandler(ServingHandler):
             must ask something.
         semantic: False to repeat answers to identical prompts only.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
+        history: How the earlier turns of a chat are compared: "exact", not where the last message stands
+            alone ("standalone"), or never ("ignore").
         **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
@@ -124,12 +127,15 @@ class IbidemCallbackHandler(ServingHandler):
         any_message: bool = False,
         semantic: bool = True,
         require_namespace: bool = False,
+        history: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
         require_bool("serve", serve)
         self._requests = RequestBuilder(
-            AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
+            AdapterOptions(
+                namespace, question_keys, model_id, any_message, semantic, require_namespace, mode_of(history)
+            )
         )
         self._adapter = AdapterCache.of(cache, "LlamaIndex", owner=type(self).__name__, options=options)
         self.cache = self._adapter.cache

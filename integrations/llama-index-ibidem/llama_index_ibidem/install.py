@@ -13,6 +13,7 @@ from llama_index.core.llms.llm import LLM
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import ConfigurationError
+from ibidem.prompts.history import mode_of
 from llama_index_ibidem.handlers import IbidemCallbackHandler
 from llama_index_ibidem.llm import CachedLLM
 from llama_index_ibidem.spans import STREAMS
@@ -57,6 +58,7 @@ def install(
     any_message: bool = False,
     semantic: bool = True,
     require_namespace: bool = False,
+    history: str | None = None,
     **options: Any,
 ) -> IbidemCallbackHandler:
     """Wrap `Settings.llm`, add a logging handler to `Settings.callback_manager`, and return the handler.
@@ -72,6 +74,8 @@ def install(
         any_message: True to take every line of the user for a question.
         semantic: False to repeat answers to identical prompts only.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
+        history: How the earlier turns of a chat are compared: "exact", not where the last message stands
+            alone ("standalone"), or never ("ignore").
         **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
@@ -81,7 +85,9 @@ def install(
         IbidemError: The cache cannot be opened.
     """
     global _installed
-    settings = AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
+    settings = AdapterOptions(
+        namespace, question_keys, model_id, any_message, semantic, require_namespace, mode_of(history)
+    )
     given = (cache, settings, options)
     with _lock:
         model = _model()

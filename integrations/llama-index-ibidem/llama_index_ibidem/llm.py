@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from ibidem.adapter.call import AdapterCache
 from ibidem.adapter.options import AdapterOptions
+from ibidem.prompts.history import mode_of
 from llama_index_ibidem.calls import call_watcher
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.endpoints import CachedEndpoints, EndpointCall, with_formatted
@@ -41,6 +42,8 @@ class CachedLLM(DelegatingLLM):
             card"). By default a line without a template must ask something.
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
+        history: How the earlier turns of a chat are compared: "exact", not where the last message stands
+            alone ("standalone"), or never ("ignore").
         **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:
@@ -62,11 +65,14 @@ class CachedLLM(DelegatingLLM):
         any_message: bool = False,
         semantic: bool = True,
         require_namespace: bool = False,
+        history: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(llm)
         requests = RequestBuilder(
-            AdapterOptions(namespace, question_keys, model_id, any_message, semantic, require_namespace)
+            AdapterOptions(
+                namespace, question_keys, model_id, any_message, semantic, require_namespace, mode_of(history)
+            )
         )
         self._adapter = AdapterCache.of(cache, "LlamaIndex", owner=type(self).__name__, options=options)
         self._endpoints = CachedEndpoints(self._adapter, requests)

@@ -18,7 +18,15 @@ from pydantic import BaseModel
 from ibidem.adapter.model_state import OPERATIONAL, Rules, function_state, state_of, values_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import NotCacheable
-from ibidem.prompts.documents import Ordinals, Prompt, Segment, find_positions, occurs_at
+from ibidem.prompts.documents import (
+    Message,
+    Ordinals,
+    Prompt,
+    Segment,
+    find_positions,
+    occurs_at,
+    of_messages,
+)
 from ibidem.prompts.key import ParsedPrompt, PromptContext, QuestionFinder, build_request, parse
 from ibidem.scope import require_scope
 from ibidem.types import Document, Request, digest
@@ -123,6 +131,7 @@ class RequestBuilder:
             temperature=_temperature(llm, given),
             # Of a synthesis this may be one call of many: the whole answer is the example.
             example=lambda parsed: context.synthesis is None and answers_user(parsed, prompt, context),
+            history=options.history,
         )
 
 
@@ -182,6 +191,12 @@ def _texts(template: BasePromptTemplate) -> list[str]:
     return ["\0"]  # a kind whose texts are not known: no prompt holds this
 
 
+def _has_examples(template: BasePromptTemplate, context: SpanContext) -> bool:
+    """Return whether a template holds answers of a model; chat engines make one of the turns each time."""
+    messages = template.message_templates if isinstance(template, ChatPromptTemplate) else ()
+    return "ChatEngine" not in (context.run or "") and any(_ROLES[one.role] == "ai" for one in messages)
+
+
 def _template_of(prompt: Prompt, context: SpanContext) -> FilledTemplate | None:
     """Return the template around the call, if it made the prompt."""
     filled = context.template
@@ -201,6 +216,8 @@ def _prompt_context(context: SpanContext, template: FilledTemplate | None) -> Pr
         recent=span_watcher.retrieved.recent,
         values=context.template.variables if context.template else None,
         few_shot=context.few_shot,
+        searched=span_watcher.retrieved.queries_of(context.run),
+        turns=frozenset() if template and _has_examples(template.template, context) else None,
     )
 
 
@@ -222,14 +239,21 @@ def chat_prompt(messages: Sequence[ChatMessage]) -> Prompt:
     Raises:
         NotCacheable: A message holds something that cannot be compared.
     """
-    ordinals, segments = Ordinals(), list[Segment]()
-    frames = [_frame(message, ordinals, segments) for message in messages]
-    return Prompt(json.dumps(["chat", frames], sort_keys=True, default=_refuse), tuple(segments))
+    ordinals = Ordinals()
+    return of_messages([_message(message, ordinals) for message in messages], "chat")
 
 
 def completion_prompt(prompt: str, *, formatted: bool) -> Prompt:
     """Convert the prompt of a completion endpoint; the model formats an unformatted one itself."""
     return Prompt("complete, formatted" if formatted else "complete", (Segment("human", prompt),))
+
+
+def _message(message: ChatMessage, ordinals: Ordinals) -> Message:
+    segments = list[Segment]()
+    frame = _frame(message, ordinals, segments)
+    is_plain = frame.keys() == {"role", "blocks"} and all(block == "text" for block in frame["blocks"])
+    shown = json.dumps(frame, sort_keys=True, default=_refuse)
+    return Message(_ROLES[message.role], shown, tuple(segments), is_plain)
 
 
 def _frame(message: ChatMessage, ordinals: Ordinals, segments: list[Segment]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ibidem
 from ibidem._util.renamed import require_new_names
 from ibidem.errors import InvalidInput
+from ibidem.prompts.history import HistoryMode, mode_of
 from ibidem.types import require_bool, require_name, require_text
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class AdapterOptions:
         any_message: Whether every line of the user is taken for a question.
         semantic: Whether reworded questions are answered; else identical prompts only.
         require_namespace: Whether only calls whose scope names a namespace are cached.
+        history: How the earlier turns of a conversation are compared: `exact`, not where the last message
+            stands alone (`standalone`), or never (`ignore`); by default as `IBIDEM_HISTORY` says.
 
     Raises:
         InvalidInput: A value has the wrong type, or the namespace cannot be stored.
@@ -39,6 +42,7 @@ class AdapterOptions:
     any_message: bool = False
     semantic: bool = True
     require_namespace: bool = False
+    history: HistoryMode = field(default_factory=mode_of)
 
     def __post_init__(self) -> None:
         require_bool("require_namespace", self.require_namespace)
@@ -46,6 +50,7 @@ class AdapterOptions:
         require_text("model_id", self.model_id)
         keys = (self.question_keys,) if isinstance(self.question_keys, str) else tuple(self.question_keys)
         object.__setattr__(self, "question_keys", keys)
+        mode_of(self.history)
 
 
 def open_or_use(cache: SemanticCache | None, options: Mapping[str, Any], owner: str) -> SemanticCache:

@@ -39,17 +39,36 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A message of a prompt: who says it, what, and its frame: canonical JSON of all that is not text.
+
+    `plain` if the model sees nothing of it but its role and its texts.
+    """
+
+    role: str
+    frame: str
+    segments: tuple[Segment, ...]
+    plain: bool
+
+    @property
+    def text(self) -> str:
+        """Return its texts, as one."""
+        return "\n".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt split into its texts, in order, and its frame: canonical JSON of everything that is not text.
 
     `known` is False for a prompt that is neither plain text nor messages of a known kind. `cut` is a range
-    of its text that is left out of the comparison.
+    of its text that is left out of the comparison. `messages` are those it was made of; none if it is text.
     """
 
     frame: str
     segments: tuple[Segment, ...]
     known: bool = True
     cut: Cut | None = None
+    messages: tuple[Message, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -65,6 +84,13 @@ class Prompt:
 def plain(text: str) -> Prompt:
     """Build the prompt of a completion model."""
     return Prompt("text", (Segment("human", text),))
+
+
+def of_messages(messages: Sequence[Message], kind: str = "") -> Prompt:
+    """Build the prompt of a chat model; `kind` names the interface, where the messages do not."""
+    frames = f"[{', '.join(message.frame for message in messages)}]"
+    segments = tuple(segment for message in messages for segment in message.segments)
+    return Prompt(f'["{kind}", {frames}]' if kind else frames, segments, messages=tuple(messages))
 
 
 class Ordinals:
@@ -394,6 +420,7 @@ class RetrievalLog(Generic[Run]):
         self._lock = ForkSafeLock()
         # Documents by id and text: several may have the same text, and one may have changed.
         self._of_run: BoundedDict[Run, dict[tuple[str, str], Retrieved]] = BoundedDict(runs)
+        self._queries: BoundedDict[Run, frozenset[str]] = BoundedDict(runs)
         self._recent: BoundedDict[tuple[str, str], Retrieved] = BoundedDict(RECENT_DOCUMENTS)
 
     def add(self, documents: Iterable[Retrieved], *, run: Run | None, query: str | None = None) -> None:
@@ -410,11 +437,18 @@ class RetrievalLog(Generic[Run]):
                     in_run[key] = known
             if run is not None:
                 self._of_run.put(run, in_run)
+            if run is not None and query:
+                self._queries.put(run, (self._queries.get(run) or frozenset()) | {query})
 
     def of_run(self, run: Run | None) -> list[Retrieved]:
         """Return what was retrieved within an outermost run, while it is remembered."""
         with self._lock:
             return list((self._of_run.get(run) or {}).values()) if run is not None else []
+
+    def queries_of(self, run: Run | None) -> frozenset[str]:
+        """Return what was searched for within an outermost run, while it is remembered."""
+        with self._lock:
+            return (self._queries.get(run) or frozenset()) if run is not None else frozenset()
 
     def recent(self) -> list[Retrieved]:
         """Return what any run retrieved lately."""
@@ -425,9 +459,11 @@ class RetrievalLog(Generic[Run]):
         """Forget the documents of a run; they stay among the recent ones."""
         with self._lock:
             self._of_run.pop(run)
+            self._queries.pop(run)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._of_run.clear()
+            self._queries.clear()
             self._recent.clear()

@@ -103,7 +103,7 @@ def _without_messages(prompt: Prompt, first: int, last: int, label: str, count: 
         return prompt
     frames[first : last + 1] = [{"examples": label, "each": kinds}]
     segments = prompt.segments[:first] + prompt.segments[last + 1 :]
-    return replace(prompt, frame=json.dumps(frames, sort_keys=True), segments=segments)
+    return replace(prompt, frame=json.dumps(frames, sort_keys=True), segments=segments, messages=())
 
 
 def _find_text(whole: str, text: str) -> _Range | None:

@@ -10,7 +10,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
@@ -28,7 +28,9 @@ from ibidem.prompts.documents import (
     occurs_at,
 )
 from ibidem.prompts.few_shot import FewShotBlock, without_examples
-from ibidem.types import Document, Request, Scope
+from ibidem.prompts.history import HistoryMode, Turn, split_history, told
+from ibidem.prompts.standing_alone import dependence
+from ibidem.types import Document, History, Request, Scope, with_history
 
 # Template variables that hold the question, in this order, and those that may also hold a ready-made prompt.
 QUESTION_KEYS = ("question", "user_question", "query", "query_str", "user_query", "q")
@@ -60,6 +62,9 @@ class PromptContext:
         recent: Returns the documents that any run retrieved lately.
         values: All values of the template that may have made it, if these are more than `variables`.
         few_shot: The examples that were selected for it.
+        searched: What its own run searched documents for.
+        turns: The messages among the values of its template: others are its own, such as examples. None if
+            that is not known.
     """
 
     variables: Mapping[str, str] | None = None
@@ -70,6 +75,8 @@ class PromptContext:
     recent: Callable[[], Iterable[Retrieved]] = tuple
     values: Mapping[str, Any] | None = None
     few_shot: FewShotBlock | None = None
+    searched: frozenset[str] = frozenset()
+    turns: frozenset[str] | None = None
 
 
 class QuestionFinder:
@@ -183,6 +190,7 @@ def build_request(
     exact: bool = False,
     temperature: float | None = None,
     example: bool | Callable[[ParsedPrompt], bool] = True,
+    history: HistoryMode = "exact",
 ) -> Request:
     """Build the request for a call of a model.
 
@@ -197,9 +205,11 @@ def build_request(
         exact: Compare the whole prompt exactly.
         temperature: At which the model samples, if known.
         example: Whether the answer may become an example; a function decides by the parsed prompt.
+        history: How the earlier turns of a conversation are compared.
     """
-    parsed = parse(prompt, context, finder, exact=exact)
-    return Request(
+    conversation = None if exact else split_conversation(prompt, context, finder, history)
+    parsed = parse(prompt, context, finder, exact=exact) if conversation is None else conversation.parsed
+    request = Request(
         parsed.question,
         scope={**model, **(parsed.masked or {})},
         namespace=scope.name(namespace),
@@ -209,6 +219,7 @@ def build_request(
         example=example(parsed) if callable(example) else example,
         scope_context=scope,
     )
+    return request if conversation is None else conversation.follow(request, model)
 
 
 def parse(
@@ -222,6 +233,72 @@ def parse(
     return parse_prompt(prompt, documents, finder.find(prompt, context, documents), context.few_shot)
 
 
+def split_conversation(
+    prompt: Prompt, context: PromptContext, finder: QuestionFinder, mode: HistoryMode
+) -> ParsedConversation | None:
+    """Split a prompt into its last question and the turns before it; None if it cannot be told apart.
+
+    So it is with turns that belong to a template, as examples do, or that hold documents.
+    """
+    split = None if context.few_shot is not None else split_history(prompt)
+    if split is None:
+        return None
+    rest, turns = split
+    said = [turn.question for turn in turns if turn.question.strip()]
+    if context.turns is not None and not context.turns.issuperset(said):
+        return None
+    values = context.variables if context.values is None else context.values
+    documents = match_documents(prompt, context.documents, context.recent, values)
+    if contains_any("\0".join(said), documents):
+        return None
+    parsed = parse_prompt(rest, documents, finder.find(rest, context, documents))
+    if parsed.masked is None or parsed.question not in rest.last_human:
+        return None
+    # What the template says there, not what the documents say.
+    said_by_system = json.loads(parsed.masked.get("system prompt", "[]"))
+    system = "\n".join(text for parts in said_by_system for text in parts if isinstance(text, str))
+    counted = turns if mode == "exact" else told(turns)
+    found = ParsedConversation(parsed, counted, system, mode, parsed.question)
+    return found.condensed(context.searched) if parsed.documents else found
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedConversation:
+    """The last prompt of a conversation, parsed; the turns before it, and what the system says.
+
+    `asked` is the question as the user asked it: the program may have made one of it that stands alone.
+    """
+
+    parsed: ParsedPrompt
+    turns: tuple[Turn, ...]
+    system: str
+    mode: HistoryMode
+    asked: str
+
+    def condensed(self, searched: frozenset[str]) -> ParsedConversation:
+        """Take the question that the program made of the last one and its history, to find documents by."""
+        if self.mode != "standalone" or not self.turns or len(searched) != 1:
+            return self
+        (question,) = searched
+        if question.strip() == self.asked.strip() or self._dependence(question, condensed=True):
+            return self
+        return replace(self, parsed=replace(self.parsed, question=question))
+
+    def follow(self, request: Request, model: Mapping[str, str]) -> Request:
+        """Return the request as one of this conversation; `model` as in `build_request`."""
+        alone, said = self.mode == "ignore", tuple[str, ...]()
+        if self.mode == "standalone" and self.turns and not any(map(model.get, _TOOLS)):
+            alone = self.parsed.question != self.asked or not self._dependence(self.asked)
+            said = () if self.parsed.question != self.asked else tuple(turn.question for turn in self.turns)
+        turns = tuple(turn.digest for turn in self.turns)
+        return with_history(request, History(request.scope_digest, turns, self.asked, alone, said))
+
+    def _dependence(self, question: str, *, condensed: bool = False) -> str:
+        turns = [(turn.question, turn.answer) for turn in self.turns]
+        return dependence(question, turns, self.system, condensed=condensed)
+
+
+_TOOLS = ("tools", "functions")  # parts of a scope: what they are called with may have been said before
 _MAX_QUESTIONS = 32  # texts tried as the question; later ones have no better evidence
 
 

@@ -1,7 +1,7 @@
 """Deletion of entries: expiry, eviction, clearing, and invalidation with its table `invalidations`.
 
-Everything goes through `delete_entries`, in the caller's transaction: with an entry go its documents, tags
-and vectors, and its points are recorded as dead, for the vector indexes to delete them later.
+Everything goes through `delete_entries`, in the caller's transaction: with an entry go its documents, tags,
+answered turns and vectors, and its points are recorded as dead, for the vector indexes to delete them later.
 
 An invalidation also leaves a tombstone, which rejects answers that are just being made. A store reads the
 tombstones in its own transaction, an invalidation writes one before it looks for what is to be deleted, and
@@ -35,7 +35,7 @@ MIN_BATCH, MAX_BATCH = 20, 1_000  # entries of such a transaction
 LOG_BATCH = 4_000  # ids of a log that one transaction scans
 
 _entries, _invalidations, _withdrawn = tables.entries, tables.invalidations, tables.withdrawn
-_LOGS = (tables.lookups, tables.examples, tables.judgements)
+_LOGS = (tables.lookups, tables.examples, tables.judgements, tables.answered_turns)
 _PREFIXES = "0123456789abcdef"  # with which ids begin
 _FLOOR, _RANKING = "eviction_floor", "eviction_ranking"
 
@@ -44,7 +44,7 @@ def delete_entries(db: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     """Delete the entries that fulfil the condition; return how many."""
     mine = sa.select(_entries.c.id).where(where)
     delete_vectors(db, mine)
-    for table in (tables.entry_documents, tables.entry_tags):
+    for table in (tables.entry_documents, tables.entry_tags, tables.answered_turns):
         db.execute(sa.delete(table).where(table.c.entry_id.in_(mine)))
     return int(db.execute(sa.delete(_entries).where(where)).rowcount)
 

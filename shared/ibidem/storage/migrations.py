@@ -155,6 +155,10 @@ def _add_opinions(db: sa.Connection) -> None:
         _add_lacking(db, tables.judgements, name)
 
 
+def _add_table(db: sa.Connection) -> None:
+    """Do nothing: a table that is lacking is made before."""
+
+
 def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
     """Copy the rows into a new table with other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
@@ -175,4 +179,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     7: _record_vector_changes,
     8: _add_explanations,
     9: _add_opinions,
+    10: _add_table,  # answered_turns
 }

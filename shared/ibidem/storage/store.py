@@ -30,6 +30,7 @@ from ibidem.storage.migrations import migrate
 from ibidem.storage.pins import PinTable
 from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
+from ibidem.storage.turns import TurnTable
 from ibidem.storage.vectors import EmbedderTable, ModelFilesTable, VectorTable
 from ibidem.types import Answer, Entry
 
@@ -77,6 +78,7 @@ class Store:
         self.embedders, self.model_files = EmbedderTable(engine), ModelFilesTable(engine)
         self.lookups, self.judgements = LookupTable(engine), JudgementTable(engine)
         self.examples = ExampleTable(engine)
+        self.turns = TurnTable(engine)
         self.evictor = Evictor(engine)
         self.statistics = Statistics(engine)
         self.reviews = ReviewTable(engine)

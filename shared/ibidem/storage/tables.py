@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -335,6 +335,18 @@ judgements = sa.Table(
     sa.Index("ix_judgements_entry", "entry_id"),  # a lookup in doubt looks for what was said before
     # An id is never given again: other processes read what is newer than the last one they saw.
     sqlite_autoincrement=True,
+)
+
+# Conversations whose last answer came from the cache (`ibidem.storage.turns`): digests only.
+answered_turns = sa.Table(
+    "answered_turns",
+    metadata,
+    _row_id(),
+    sa.Column("conversation", String(32, ""), nullable=False),
+    sa.Column("stored", String(32, ""), nullable=False),
+    sa.Column("entry_id", String(32, ""), nullable=False, index=True),
+    sa.Column("namespace", Text(""), nullable=False),
+    sa.Index("ix_answered_turns_conversation", "conversation", unique=True),
 )
 
 meta = sa.Table(
