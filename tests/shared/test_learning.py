@@ -342,6 +342,16 @@ def test_what_audits_judged_is_learned_from(fit_cache, tmp_path: Path) -> None:
     assert cache.lookup(Request(SAME))
 
 
+def test_a_score_of_a_lookup_counts_as_it_was(fit_cache, tmp_path: Path) -> None:
+    """The scorer in use gave it beside other stored questions, which a label does not hold."""
+    cache = fit_cache()
+    name = cache._runtime.semantic_index.scorer.name
+    cache._runtime.store.judgements.add([judgement(label, scorer=name, score=0.31) for label in TOLD])
+
+    assert ibidem_lab.fit(cache, TOLD, dry_run=True).adopted
+    assert not ibidem_lab.fit(cache, dry_run=True).adopted
+
+
 def judgement(label: Label, **changes: object) -> JudgementRow:
     """A judgement of another scorer."""
     row = {

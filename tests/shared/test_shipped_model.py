@@ -77,3 +77,27 @@ def test_it_decides_in_a_new_cache(tmp_path: Path) -> None:
         assert isinstance(hit, ibidem.Hit)
         assert 0.5 < hit.score < 1.0
         assert not cache.lookup(Request("How do I change my user name?"))
+
+
+def test_it_is_less_sure_among_many_near_questions(tmp_path: Path) -> None:
+    """The more are near, the likelier a near one is another; `why` shows it where it counts."""
+    stored, asked = "How do I cancel my order?", Request("Is there a way to cancel an order?")
+    others = [
+        f"How do I {do} my order?" for do in ("pay", "change", "track", "return", "gift", "print", "sign")
+    ]
+    others += [
+        f"How do I cancel my {what}?" for what in ("flight", "visit", "lesson", "lease", "loan", "party")
+    ]
+    with ibidem.open(tmp_path) as cache:
+        cache.store(Request(stored), Answer("In your account."))
+        alone = next(one for one in cache.why(asked).nearest if one.question == stored)
+        for text in others:
+            cache.store(Request(text), Answer(text))
+        crowded = next(one for one in cache.why(asked).nearest if one.question == stored)
+
+    assert alone.score is not None
+    assert crowded.score is not None
+    assert crowded.score < alone.score
+    assert (alone.density, crowded.similarity) == (0.0, alone.similarity)
+    assert 0.35 < crowded.density < 1.0
+    assert f"others {crowded.density:.2f}" in str(crowded)

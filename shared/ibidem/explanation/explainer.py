@@ -22,7 +22,7 @@ from ibidem.explanation.result import (
 )
 from ibidem.matching.cross_encoder import CrossEncoderScorer
 from ibidem.matching.learned import LearnedScorer
-from ibidem.matching.pair_model import PairModel
+from ibidem.matching.pair_model import SPARSE, PairModel
 from ibidem.matching.policy import MAX_CANDIDATES, DocumentPolicy, Policy, Verdict
 from ibidem.matching.scorers import UNSCORED, Candidate, CosineScorer, Verifier
 from ibidem.opinions.second_opinion import NO, UNSURE, YES
@@ -330,7 +330,9 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     if reason == "documents_changed":
         changes = _changes(request, entry, judged.policy.document_policy)
     score = one.score if one.score != UNSCORED else None
-    return Neighbour(entry.question or "", entry.id, one.similarity, score, reason, changes, entry.namespace)
+    found = Neighbour(entry.question or "", entry.id, one.similarity, score, reason, changes, entry.namespace)
+    counts = isinstance(judged.verifier, PairModel) and one.density > SPARSE
+    return replace(found, density=one.density) if counts else found
 
 
 def _changes(request: Request, entry: Entry, document_policy: DocumentPolicy) -> tuple[DocumentChange, ...]:

@@ -65,6 +65,8 @@ class Neighbour:
         question: The stored question.
         entry_id: Id of the entry.
         similarity: The cosine of the two questions.
+        density: The mean cosine of the other stored questions near the one asked; the higher, the lower the
+            score. 0 where it does not count.
         score: What is compared with the threshold; None where a verifier of your own was not asked.
         reason: Why the answer would not be repeated, as of a `Miss`, or `not_scored`, as the verifier reads
             the nearest only, and nothing else speaks against it; "" if it would.
@@ -84,12 +86,14 @@ class Neighbour:
     namespace: str = ""
     scopes: int = 1
     differs: tuple[str, ...] = ()
+    density: float = 0.0
 
     def __str__(self) -> str:
         short = self.question if len(self.question) <= SHORT else f"{self.question[:SHORT]}..."
         scored = "" if self.score is None else f", score {self.score:.4f}"
         scopes = f", in {self.scopes:,} scopes" if self.scopes > 1 else ""
-        figures = f"cosine {self.similarity:.4f}{scored}"
+        others = f" (others {self.density:.2f})" if self.density else ""
+        figures = f"cosine {self.similarity:.4f}{others}{scored}"
         scope = f"; {differing(self.differs)}" if self.differs else ""
         return f"{short!r} ({self.entry_id[:8]}{scopes}): {figures}: {meaning_of(self)}{scope}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from ibidem.matching.policy import Policy
@@ -31,14 +31,23 @@ def measure(
     `least_cosine`: of candidates that are scored; default: what the scorer says. Each threshold scores the
     same pairs again, so give a scorer that remembers them.
     """
-    found = {}
-    for threshold in grid:
-        total = Outcome()
-        for rows, vectors in samples:
-            one = replay(rows, vectors, by_policy(Policy(threshold), scorer, least_cosine))
+    return together(
+        {
+            threshold: replay(rows, vectors, by_policy(Policy(threshold), scorer, least_cosine))
+            for threshold in grid
+        }
+        for rows, vectors in samples
+    )
+
+
+def together(measured: Iterable[Measured]) -> dict[float, Outcome]:
+    """What was measured on several samples of one stream, at the same thresholds."""
+    found: dict[float, Outcome] = {}
+    for sample in measured:
+        for threshold, one in sample.items():
+            total = found.setdefault(threshold, Outcome())
             total.requests, total.hits = total.requests + one.requests, total.hits + one.hits
             total.wrong += one.wrong
-        found[threshold] = total
     return found
 
 
@@ -59,16 +68,14 @@ class Remembered:
         return score_each(self.score, question, candidates)
 
 
-def thresholds(
-    measured: Mapping[str, Measured], across: Callable[[Sequence[float]], float] = max
-) -> list[tuple[float, float]]:
+def thresholds(measured: Mapping[str, Measured]) -> list[tuple[float, float]]:
     """Pairs of a share and its threshold, from the strictest on, both monotone.
 
-    The share is what is wrong per hit: of the worst stream, or what `across` makes of the shares of all.
-    Thresholds that allow nothing more than a stricter one are left out; so is what a laxer one would save.
+    The share is what is wrong per hit of the worst stream. Thresholds that allow nothing more than a stricter
+    one are left out; so is what a laxer one would save.
     """
     grid = list(next(iter(measured.values())))
-    shares = [across(found) for found in zip(*map(smoothed, measured.values()), strict=True)]
+    shares = [max(found) for found in zip(*map(smoothed, measured.values()), strict=True)]
     rows = [(0.0, 1.0)]
     for threshold, wrong in zip(grid, shares, strict=True):
         if wrong - rows[-1][0] < 5e-4:  # the same, but with more hits

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -27,10 +26,9 @@ from ibidem_lab.fitting.thresholds import measure as measure_thresholds
 from ibidem_lab.models import base, encoder, export, teacher, verifier
 from ibidem_lab.models.calibration import (
     RememberedLogits,
-    compared_on_stream,
+    calibrated_on_streams,
     compared_pairs,
     deciles,
-    fit_calibration,
 )
 from ibidem_lab.models.export import OnStreams, Scores
 from ibidem_lab.models.groups import DATA, Pair, load_groups
@@ -60,7 +58,7 @@ UNLABELLED = 65_536  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
 READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
-REPLAYED = 2_000  # questions of each stream to calibrate by and to measure thresholds on
+REPLAYED = 2_000  # questions of each half of a stream, to calibrate by and to measure thresholds on
 CHECKED = 2_000  # the next ones of each stream, on which these thresholds are only looked at
 LEVELS = (0.005, 0.02, 0.05)  # shares of wrong hits whose thresholds are looked at
 CALIBRATED = 500  # pairs of each set by which digits and calibration of the model that ships are chosen
@@ -181,33 +179,36 @@ class Steps:
         self, made: PairModel, sets: Sets, logits: Scores, near: Scores, embedder: CheckedEmbedder
     ) -> OnStreams:
         """Calibrate, and measure thresholds, by replaying streams as a cache with this model decides."""
-        least_cosine = self._least_cosine(sets, near)
-        streams = {name: self.workloads.stream(name) for name in NEIGHBOURS}
-        streams["groups"] = groups_as_stream(self.groups)
-        seen = {name: self._sample(rows[:REPLAYED], embedder) for name, rows in streams.items()}
+        halves, later = self._streams(embedder)
         pairs = {name: compared_pairs(known, logits[name], near[name]) for name, known in sets.items()}
-        reader = RememberedLogits(made)
-        reader.calibration = fit_calibration(pairs, {})
-        on_streams = {
-            name: compared_on_stream(reader, *sample, least_cosine) for name, sample in seen.items()
-        }
-        reader.calibration = fit_calibration(pairs, on_streams)
-        measured = {}
-        for name, sample in seen.items():
-            measured[name] = measure_thresholds(reader, [sample], least_cosine=least_cosine)
-            for at, one in measured[name].items():
+        reader, least = RememberedLogits(made), self._least_cosine(sets, near)
+        calibration, measured = calibrated_on_streams(reader, pairs, halves, least)
+        for name, outcomes in measured.items():
+            for at, one in outcomes.items():
                 say(f"{name} {at}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
-        found = Thresholds(tuple(thresholds(measured, fmean)))
-        for name, rows in streams.items():
-            sample = self._sample(rows[REPLAYED : REPLAYED + CHECKED], embedder)
-            least = [found.at(level) for level in LEVELS]
-            for at, one in measure_thresholds(reader, [sample], least, least_cosine).items():
-                say(f"{name}, looked at {at:.3f}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
-        return OnStreams(reader.calibration, found.table, least_cosine)
+        found = Thresholds(tuple(thresholds(measured)))
+        reader.calibration = calibration
+        for name, sample in later.items():
+            told = measure_thresholds(reader, [sample], [found.at(level) for level in LEVELS], least)
+            for at, one in told.items():
+                say(f"{name}, later, {at:.3f}: hits {one.hit_ratio}, wrong per hit {one.wrong_per_hit}")
+        return OnStreams(calibration, found.table, least)
 
-    @staticmethod
-    def _sample(rows: Sequence[Row], embedder: CheckedEmbedder) -> Sample:
-        return rows, vectors_of(rows, embedder)
+    def _streams(self, embedder: CheckedEmbedder) -> tuple[list[dict[str, Sample]], dict[str, Sample]]:
+        """Two halves of streams of questions, and what comes later in those that are longer."""
+
+        def sample(rows: Sequence[Row]) -> Sample:
+            return rows, vectors_of(rows, embedder)
+
+        rows = {name: self.workloads.stream(name) for name in NEIGHBOURS}
+        groups = [group for group in self.groups if group.held_out]
+        halves = [
+            {name: sample(found[half * REPLAYED : (half + 1) * REPLAYED]) for name, found in rows.items()}
+            | {"groups": sample(groups_as_stream(groups[half::2]))}
+            for half in (0, 1)
+        ]
+        later = {name: sample(found[2 * REPLAYED : 2 * REPLAYED + CHECKED]) for name, found in rows.items()}
+        return halves, later
 
     def _least_cosine(self, sets: Sets, near: Mapping[str, NDArray[np.float32]]) -> float:
         """The cosine above which `READ_OF_SAME` of the natural pairs with one answer are."""
