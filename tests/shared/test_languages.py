@@ -122,3 +122,14 @@ def test_a_foreign_question_is_served_word_for_word_only(tmp_path: Path) -> None
         assert miss.reason == "question_not_covered"
         (decided,) = cache.decide([("Wo ist mein Paket?", "Wo ist denn mein Paket?")])
         assert decided.reason == "question_not_covered"
+
+
+@pytest.mark.parametrize("text", [".", "?!", "\u2026", "\U0001f44d", "-- + --", "\u200b"])
+def test_what_has_no_letter_and_no_digit_is_compared_exactly(tmp_path: Path, text: str) -> None:
+    """Its vector says nothing: that of "." is near to that of any other sign."""
+    with ibidem.open(tmp_path) as cache:
+        cache.store(Request("."), Answer("a dot"))
+        cache.store(Request(text), Answer(text))
+
+        assert cache.lookup(Request(text)).answer.text == text
+        assert not cache.lookup(Request(";"))

@@ -107,7 +107,7 @@ class CheckedEmbedder:
         `question_hides_text` if it contains characters that people do not see and models may read
         (`ibidem._util.text`); `question_too_long` if its end would be cut off; `question_not_covered` if the
         embedder has a method `covers` that returns False: a text that a model cannot read gets the vector of
-        another.
+        another. So does one without a letter or a digit.
         """
         if text in self._cached:
             return None
@@ -115,6 +115,8 @@ class CheckedEmbedder:
             return "question_hides_text"
         if self.count_tokens(text) > self.max_tokens:
             return "question_too_long"
+        if not any(map(str.isalnum, text)):
+            return "question_not_covered"
         covers = getattr(self._embedder, "covers", None)
         return None if covers is None or covers(text) else "question_not_covered"
 
