@@ -8,10 +8,13 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from langchain_classic.indexes import SQLRecordManager
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -27,9 +30,12 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import PrivateAttr
 
 import ibidem
+from ibidem.adapter import corpus
+from ibidem.adapter.programs import explain_run
 from ibidem.cache import SemanticCache
 from ibidem.errors import InvalidInput
-from langchain_ibidem import IbidemCache, answer_first, install, invalidating, uninstall
+from langchain_ibidem import IbidemCache, answer_first, install, invalidating, uninstall, warm
+from langchain_ibidem.indexing import record_keys
 from tests.conftest import OpenCache
 from tests.contracts.langchain import Calls
 from tests.embedders import BagOfWords
@@ -417,6 +423,41 @@ async def test_a_record_manager_with_async_methods_only(shop: Shop) -> None:
     assert shop.retriever.calls == 1
 
 
+def test_a_record_manager_of_sql(shop: Shop, tmp_path: Path) -> None:
+    """Within one second a document is deleted and comes back; then the answer does too."""
+    records = SQLRecordManager("shop", db_url=f"sqlite:///{tmp_path}/records.sqlite3")
+    records.create_schema()
+    first, texts = shop.first(corpus=records), dict(shop.texts)
+    retrieved = []
+    for held in (texts, {}, texts, {**texts, "sofa.md": "Sofas come red."}, texts):
+        shop.texts = held
+        shop.index("full", records)
+        before = shop.retriever.calls
+        assert ("3 days" in first.invoke(ASKED)) is bool(held)
+        retrieved.append(shop.retriever.calls - before)
+    assert retrieved == [1, 1, 0, 1, 0]
+    other = SQLRecordManager("other", engine=records.engine)
+    other.update(["key"])
+    assert record_keys(other) == {"key": ""}
+    assert record_keys(invalidating(records, shop.cache)) == dict.fromkeys(records.list_keys(), "")
+
+
+async def test_a_record_manager_of_async_sql(shop: Shop, tmp_path: Path) -> None:
+    """It has no sync methods."""
+    place = f"sqlite+aiosqlite:///{tmp_path}/records.sqlite3"
+    records = SQLRecordManager("shop", db_url=place, async_mode=True)
+    await records.acreate_schema()
+    await records.aupdate(shop.records.list_keys())
+    first = shop.first(corpus=records)
+    for _ in range(2):
+        await first.ainvoke(ASKED)
+    assert shop.retriever.calls == 1
+    await records.adelete_keys(shop.records.list_keys()[:1])
+    await first.ainvoke(ASKED)
+    assert shop.retriever.calls == 2
+    await cast(Any, records.engine).dispose()
+
+
 def test_if_the_version_cannot_be_read_the_chain_runs(shop: Shop) -> None:
     """Before or after: the caller gets his answer, and nothing is stored."""
     answers: list[Any] = ["v1", ConnectionError("down"), ConnectionError("down")]
@@ -548,6 +589,34 @@ def test_tenants_never_answer_each_other(shop: Shop) -> None:
     assert first.faults() == {"no_namespace": 1}
 
 
+def test_what_is_not_named_is_said(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Once for the same kinds of objects, and how to name them."""
+    corpus._told_of.clear()
+    for _ in range(2):
+        shop.first()
+        shop.first(name="shop")
+    (told,) = (
+        record.getMessage() for record in caplog.records if "in this process only" in record.getMessage()
+    )
+    assert "InMemoryVectorStore" in told
+    assert "name=" in told
+
+
+def test_the_log_says_that_the_corpus_differs(shop: Shop) -> None:
+    """And so does `ibidem why`, which stores nothing and asks no model."""
+    first = shop.first()
+    first.invoke(ASKED)
+    shop.texts["sofa.md"] = "Sofas come red."
+    shop.index()
+    run = explain_run(first, ASKED)
+    assert run.answer is None
+    assert run.requests[0].explanation.reason == "empty"
+    assert "corpus" in str(run.requests[0].explanation)
+    assert shop.model.calls == 1
+    first.invoke(ASKED)
+    assert explain_run(first, ASKED).answer == first.invoke(ASKED)
+
+
 def test_a_bypass_is_one(shop: Shop) -> None:
     """Nothing is looked up, and the corpus is not read."""
     read = Calls()
@@ -613,6 +682,17 @@ def test_what_functions_fill_into_a_prompt_counts(shop: Shop) -> None:
     assert shop.retriever.calls == 2
 
 
+def test_configuration_within_the_chain_counts(shop: Shop) -> None:
+    """As far as it can change an answer."""
+    chain = shop.chain()
+    for number, config in enumerate(
+        [{"tags": ["a"]}, {"tags": ["b"], "callbacks": [BaseCallbackHandler()]}, {"configurable": {"x": 1}}]
+    ):
+        within: Any = RunnableLambda(str) | chain.with_config(cast(Any, config))
+        answer_first(within, shop.cache, corpus="v1").invoke(ASKED)
+        assert shop.retriever.calls == (1, 1, 2)[number]
+
+
 def test_configuration_counts(shop: Shop) -> None:
     """What is configured at the call, and what the call is given."""
     first = shop.first(corpus="v1")
@@ -651,6 +731,17 @@ def test_a_dictionary_with_documents_and_a_message(shop: Shop) -> None:
     assert ibidem.forget(first.invoke(asked))  # what was just stored
     first.invoke(asked)
     assert shop.retriever.calls == 3
+
+
+def test_a_dictionary_repeats_the_question_that_was_asked(shop: Shop) -> None:
+    """Not the one that was answered first."""
+    chain = RunnablePassthrough.assign(answer=RunnableLambda(lambda given: given["input"]) | shop.chain())
+    first = answer_first(chain, shop.cache, corpus="v1")
+    first.invoke({"input": ASKED, "reader": "Ann"})
+    again = first.invoke({"input": REWORDED, "reader": "Ann"})
+    assert shop.retriever.calls == 1
+    assert again == chain.invoke({"input": REWORDED, "reader": "Ann"})
+    assert again["input"] == REWORDED
 
 
 def test_a_streamed_dictionary_is_stored_as_invoke_gives_it(shop: Shop) -> None:
@@ -803,6 +894,28 @@ def test_one_of_many_runs_the_chain(shop: Shop) -> None:
     assert shop.retriever.calls == 2
 
 
+def test_changes_while_others_ask(cache: SemanticCache) -> None:
+    """Between two states: what was answered in the midst of an indexing is not repeated in one of them."""
+    shop = Shop(cache, {"lamp.md": "The lamp takes 1 days to France."})
+    first, chain, ended = shop.first(), shop.chain(), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            with suppress(RuntimeError, KeyError):  # the store of LangChain is none for threads
+                first.invoke(ASKED)
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        try:
+            for number in range(40):
+                shop.texts = {"lamp.md": f"The lamp takes {number % 2} days to France."}
+                shop.index("incremental")
+                assert first.invoke(ASKED) == chain.invoke(ASKED), number
+        finally:
+            ended.set()
+    assert [each.result() for each in asking] == [None] * 3
+
+
 def test_who_waits_is_released_if_the_chain_fails(shop: Shop) -> None:
     """One of them runs it."""
     first = shop.first()
@@ -859,6 +972,17 @@ def test_an_answer_for_other_words_is_not_stored_again(installed: IbidemCache, s
         first.invoke(REWORDED)
     assert (shop.retriever.calls, shop.model.calls) == (3, 1)
     assert first.faults() == {}
+
+
+def test_known_answers_are_those_of_the_model(installed: IbidemCache, shop: Shop) -> None:
+    """They hold whatever the corpus says, and follow a correction: nothing here copies them."""
+    first = shop.first()
+    assert warm(first, [(ASKED, "Four days."), (OTHER, "Two kilos.")]).answered == 2
+    for text in ("Sofas come red.", "The lamp takes 9 days to France."):
+        shop.texts["sofa.md"] = text
+        shop.index()
+        assert [first.invoke(ASKED), first.invoke(REWORDED)] == ["Four days."] * 2
+    assert shop.cache.stats().pinned == 2
 
 
 # What it cannot be around

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -12,19 +11,12 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document as Chunk
 from langchain_core.globals import get_llm_cache
 from langchain_core.indexing import RecordManager
-from langchain_core.language_models import BaseLanguageModel
-from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
-from langchain_core.prompts import BasePromptTemplate
-from langchain_core.prompts.message import BaseMessagePromptTemplate
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSerializable
-from langchain_core.vectorstores import VectorStore
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, PrivateAttr
 
-from ibidem._util.concurrency import in_thread
-from ibidem.adapter.call import AdapterCache, collect_calls
-from ibidem.adapter.corpus import RESTS_ON, Corpus, NewDocuments, ProgramCall
-from ibidem.adapter.model_state import state_of, values_of
+from ibidem.adapter.call import AdapterCache, attempt, collect_calls
+from ibidem.adapter.corpus import RESTS_ON, Corpus, NewDocuments, ProgramCall, warn_unnamed
 from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
@@ -34,22 +26,15 @@ from ibidem.provenance import MARKER
 from ibidem.types import Answer, Document, Request, require_name
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.call import HOOKS, ChunkWatcher
-from langchain_ibidem.messages import finish_reason_of, of_messages, provider_info, to_json
-from langchain_ibidem.model_identity import OPERATIONAL, RULES, scope_of_run, temperature_of
+from langchain_ibidem.chain_identity import describe_chain, described, filled_in, require_stateless
+from langchain_ibidem.indexing import arecord_keys, record_keys
+from langchain_ibidem.messages import finish_reason_of, provider_info, to_json
+from langchain_ibidem.model_identity import scope_of_run, temperature_of
 from langchain_ibidem.outputs import OutputAccumulator, RepeatedOutput, pack_output, remember_output
 from langchain_ibidem.tracking import retrieved
 
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
-
-_OF_CONFIGS = frozenset(("run_name", "run_id", "max_concurrency", "recursion_limit"))
-_RULES = RULES._replace(
-    operational=OPERATIONAL | _OF_CONFIGS,
-    by_attributes=(Runnable, BaseMessagePromptTemplate),
-    by_identity=(VectorStore, RecordManager),
-    configs=frozenset(("config",)),
-)
-_ELSEWHERE = "put answer_first around the chain inside of it, which retrieves and answers, and give that the "
 
 
 def answer_first(
@@ -112,7 +97,7 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
         name: str,
         options: Mapping[str, Any],
     ) -> None:
-        _require_stateless(chain)
+        require_stateless(chain)
         require_name("input_key", input_key)
         require_name("name", name)
         if isinstance(cache, IbidemCache) and options:
@@ -126,6 +111,8 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
         named = tuple(filter(None, (input_key, *self._cache._requests.options.question_keys)))
         self._question_keys = named if input_key else (*named, *QUESTION_KEYS, *GENERAL_KEYS)
         HOOKS.hold(self._adapter)
+        if not name:
+            attempt(self._adapter.faults, "describe a chain", self._warn_unnamed)
 
     @property
     def cache(self) -> SemanticCache:
@@ -141,6 +128,10 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
         HOOKS.release(self._adapter)
         if self._owned:
             self._cache.close()
+
+    def _warn_unnamed(self) -> None:
+        strict, lenient = (describe_chain(self.chain, named=named) for named in (False, True))
+        warn_unnamed(strict, lenient, "a chain", "answer_first(..., name=...)")
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Return the stored answer, or run the chain."""
@@ -258,20 +249,35 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
     ) -> tuple[ProgramCall[RepeatedOutput], _Run]:
         run = _Run()
         cast(Any, config["callbacks"]).add_handler(run, inherit=True)
-        build = partial(self._request, given, config, kwargs)
-        return ProgramCall(self._adapter, self._corpus, build, RepeatedOutput.of), run
+        asked = self._question_of(given)
+        run.question = asked[0] if asked is not None else ""
+        build = partial(self._request, asked, config, kwargs)
+        read_hit = partial(RepeatedOutput.of, run.question)
+        return ProgramCall(self._adapter, self._corpus, build, read_hit), run
 
-    def _request(self, given: Any, config: RunnableConfig, kwargs: Mapping[str, Any], corpus: str) -> Request:
+    def _request(
+        self,
+        asked: tuple[str, dict[str, Any]] | None,
+        config: RunnableConfig,
+        kwargs: Mapping[str, Any],
+        corpus: str,
+    ) -> Request:
         options = self._cache._requests.options
         scope = scope_of_run(config.get("metadata") or {}, {}, required=options.require_namespace)
-        question, others = self._question_of(given)
-        chain = state_of(self.chain, _RULES, lenient=bool(self._name))
+        if asked is None:
+            raise NotCacheable(
+                "no_question",
+                "the input of the chain is no text, and no input that holds the question is known: name it "
+                "with answer_first(..., input_key=...)",
+            )
+        question, others = asked
+        chain = describe_chain(self.chain, named=bool(self._name))
         chosen = config.get("configurable") or {}
         parts = {
-            "input": _described(others),
-            "parameters": _described(kwargs),
-            "configuration": _described({k: v for k, v in chosen.items() if not k.startswith("__")}),
-            "prompt variables": _described(_filled_in(self.chain)),
+            "input": described(others),
+            "parameters": described(kwargs),
+            "configuration": described({k: v for k, v in chosen.items() if not k.startswith("__")}),
+            "prompt variables": described(filled_in(self.chain)),
             "name": self._name,
         }
         return Request(
@@ -288,118 +294,32 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
             temperature=temperature_of([chain]),
         )
 
-    def _question_of(self, given: Any) -> tuple[str, dict[str, Any]]:
-        """Return the question among the inputs, and the others."""
+    def _question_of(self, given: Any) -> tuple[str, dict[str, Any]] | None:
+        """Return the question among the inputs, and the others; None if there is none."""
         if isinstance(given, str) and given.strip():
             return given, {}
         for key in self._question_keys if isinstance(given, Mapping) else ():
             if isinstance(text := given.get(key), str) and text.strip():
                 return text, {"question in": key, **{k: v for k, v in given.items() if k != key}}
-        raise NotCacheable(
-            "no_question",
-            "the input of the chain is no text, and no input that holds the question is known: name it with "
-            "answer_first(..., input_key=...)",
-        )
+        return None
 
 
 def _corpus_of(given: object, new_documents: object) -> Corpus:
     corpus = Corpus.of((lambda: "") if isinstance(given, RecordManager) else given, new_documents)
     if not isinstance(given, RecordManager):
         return corpus
-    records = given
-
-    def read() -> dict[str, str]:
-        # The keys are digests of what the documents say: a change is another key, whatever the clock says.
-        return dict.fromkeys(records.list_keys(), "")
-
-    async def aread() -> dict[str, str]:
-        try:
-            return await in_thread(read)
-        except (AssertionError, NotImplementedError):  # one that only has the async methods
-            return dict.fromkeys(await records.alist_keys(), "")
-
-    return Corpus(f"records {records.namespace}", read, aread, corpus.new_documents)
+    name = f"records {given.namespace}"
+    return Corpus(name, partial(record_keys, given), partial(arecord_keys, given), corpus.new_documents)
 
 
-# The chain ----------------------------------------------------------------------------------------------
-
-
-def _parts_of(program: Any) -> Iterator[Any]:
-    """Yield the runnables and templates of a program, itself included, but not what a model holds."""
-    left, seen = [program], set[int]()
-    while left:
-        one = left.pop()
-        if id(one) in seen or not _is_part(cast(Any, type(one))):
-            continue
-        seen.add(id(one))
-        if isinstance(one, (list, tuple)):
-            left += one
-        elif isinstance(one, Mapping):
-            left += one.values()
-        else:
-            yield one
-            left += () if isinstance(one, BaseLanguageModel) else vars(one).values()
-            left += one.deps if isinstance(one, RunnableLambda) else ()
-
-
-@lru_cache(1024)
-def _is_part(kind: type) -> bool:
-    """Whether objects of this class are parts of a program, or may hold some."""
-    return issubclass(kind, (list, tuple, Mapping, Runnable, BaseMessagePromptTemplate))
-
-
-def _require_stateless(chain: object) -> None:
-    """Raise `InvalidInput` unless the answers of the chain depend on its input, and on what it retrieves."""
-    if not isinstance(chain, Runnable):
-        raise InvalidInput(f"chain must be a runnable of LangChain, not {type(chain).__name__}")
-    for part in _parts_of(chain):
-        names = {base.__name__ for base in type(part).__mro__}
-        if isinstance(part, AnswerFirst):
-            raise InvalidInput("answer_first is around this chain, or a part of it, already")
-        remembers = hasattr(getattr(part, "memory", None), "load_memory_variables")
-        if remembers or "RunnableWithMessageHistory" in names:
-            raise InvalidInput(
-                f"a {type(part).__name__} keeps a conversation, which is not known before it runs; "
-                f"{_ELSEWHERE}history as an input"
-            )
-        if type(part).__module__.startswith("langgraph."):
-            raise InvalidInput(
-                "an agent or graph acts and keeps a state, which is not known before it runs; "
-                f"{_ELSEWHERE}question as its input, or use IbidemMiddleware"
-            )
-
-
-def _filled_in(chain: Any) -> dict[str, Any]:
-    """Return what functions fill into the prompts of the chain now, such as the date."""
-    templates = [part for part in _parts_of(chain) if isinstance(part, BasePromptTemplate)]
-    return {
-        f"{number} {name}": value()
-        for number, template in enumerate(templates)
-        for name, value in template.partial_variables.items()
-        if callable(value)
-    }
-
-
-def _described(values: Mapping[str, Any]) -> str:
-    """Describe inputs; of messages what a model sees of them."""
-    return json.dumps(values_of(cast(Any, _without_bookkeeping(dict(values)))))
-
-
-def _without_bookkeeping(value: Any) -> Any:
-    if isinstance(value, BaseMessage):
-        value = [value]
-    if isinstance(value, (list, tuple)) and value and all(isinstance(each, BaseMessage) for each in value):
-        prompt = of_messages(value)
-        return [prompt.frame, [segment.text for segment in prompt.segments]]
-    if isinstance(value, Mapping):
-        return {key: _without_bookkeeping(inner) for key, inner in value.items()}
-    return value
+# One run of it -----------------------------------------------------------------------------------------
 
 
 class _Run(BaseCallbackHandler):
     """What happens within one run of the chain: documents, what models spent, and what went wrong."""
 
     def __init__(self) -> None:
+        self.question = ""
         self.documents: dict[tuple[str, str], Document] = {}
         self._searching: set[UUID | None] = set()  # runs in which other retrievers searched
         self._streams: dict[UUID, ChunkWatcher] = {}
@@ -470,7 +390,7 @@ class _Run(BaseCallbackHandler):
         documents = tuple((self.documents or _documents(_documents_in(output))).values())
         if (rests_on := call.rests_on(documents)) is None:
             return None
-        text, packed, semantic = pack_output(output)
+        text, packed, semantic = pack_output(output, self.question)
         spent = call.tokens(self._usage)
         return Answer(
             text,

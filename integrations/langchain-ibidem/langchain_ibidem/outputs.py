@@ -33,10 +33,11 @@ ANSWER_KEYS = ("answer", "output", "result", "response", "text", "content")
 _KIND = "lc"  # key of the kind of an object in JSON
 
 
-def pack_output(output: Any) -> tuple[str, dict[str, Any], bool]:
+def pack_output(output: Any, question: str) -> tuple[str, dict[str, Any], bool]:
     """Return the text of an output, JSON of it, and whether people read it.
 
-    The text stands by itself, where `cache.correct` replaces it.
+    The text stands by itself, where `cache.correct` replaces it. Where a dictionary repeats the question, a
+    hit repeats the one asked then.
 
     Raises:
         NotCacheable: It holds what cannot be restored.
@@ -49,11 +50,11 @@ def pack_output(output: Any) -> tuple[str, dict[str, Any], bool]:
     if isinstance(output, dict):
         for key in ANSWER_KEYS:
             if isinstance(answer := output.get(key), (str, AIMessage)) and answer:
-                text, packed, semantic = pack_output(answer)
+                text, packed, semantic = pack_output(answer, question)
                 others = {name: value for name, value in output.items() if name != key}
                 return (
                     text,
-                    {**packed, "key": key, "others": _to_values(others), "order": [*output]},
+                    {**packed, "key": key, "others": _to_values(others, question), "order": [*output]},
                     semantic,
                 )
     values = _to_values(output)
@@ -66,11 +67,13 @@ def _is_json(text: str) -> bool:
     return False
 
 
-def _to_values(value: Any) -> Any:
+def _to_values(value: Any, question: str | None = None) -> Any:
+    if isinstance(value, str) and value == question:
+        return {_KIND: "question"}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, list):
-        return [_to_values(inner) for inner in value]
+        return [_to_values(inner, question) for inner in value]
     if isinstance(value, Document):
         return {_KIND: "document", "id": value.id, "page_content": value.page_content, "of": value.metadata}
     if isinstance(value, BaseMessage):
@@ -80,7 +83,7 @@ def _to_values(value: Any) -> Any:
             )
         return {_KIND: "message", "message": message_to_dict(value)}
     if isinstance(value, dict) and _KIND not in value:
-        return {key: _to_values(inner) for key, inner in value.items()}
+        return {key: _to_values(inner, question) for key, inner in value.items()}
     raise NotCacheable(
         "output_kind",
         f"the chain returns a {type(value).__name__}; texts, JSON, messages and documents can be stored: "
@@ -91,8 +94,8 @@ def _to_values(value: Any) -> Any:
 class RepeatedOutput:
     """A stored output, to be repeated."""
 
-    def __init__(self, hit: Hit) -> None:
-        self._hit = hit
+    def __init__(self, question: str, hit: Hit) -> None:
+        self._question, self._hit = question, hit
         self._held = held = json.loads(hit.answer.payload)
         self._answer: str | AIMessage | None = None
         if "value" in held:
@@ -107,9 +110,9 @@ class RepeatedOutput:
             )
 
     @classmethod
-    def of(cls, hit: Hit) -> RepeatedOutput:
-        """Restore the output; whatever may be wrong with what is stored is raised."""
-        found = cls(hit)
+    def of(cls, question: str, hit: Hit) -> RepeatedOutput:
+        """Restore the output for a question; whatever may be wrong with what is stored is raised."""
+        found = cls(question, hit)
         remember_output(found.output, hit)
         return found
 
@@ -132,6 +135,8 @@ class RepeatedOutput:
         kind = value.get(_KIND)
         if kind == "document":
             return Document(id=value["id"], page_content=value["page_content"], metadata=value["of"])
+        if kind == "question":
+            return self._question
         if kind == "message":
             dumped = value["message"]
             if dumped["type"] in ("ai", "AIMessageChunk"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,7 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ibidem.adapter.call import AdapterCache, attempt, collect_calls
-from ibidem.adapter.corpus import RESTS_ON, Corpus, NewDocuments, ProgramCall
+from ibidem.adapter.corpus import RESTS_ON, Corpus, NewDocuments, ProgramCall, warn_unnamed
 from ibidem.adapter.model_state import state_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.streams import astep_within, step_within
@@ -41,7 +42,7 @@ from ibidem.types import Answer, Document, Hit, Request, Stored, require_name
 from llama_index_ibidem.calls import CallStats, call_watcher, counted_in
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.few_shot import selected_by
-from llama_index_ibidem.indexing import document_hashes
+from llama_index_ibidem.indexing import document_hashes, nodes_of_documents
 from llama_index_ibidem.replay import astream_of, stream_of
 from llama_index_ibidem.request import OPERATIONAL_SETTINGS, RULES, parameters
 from llama_index_ibidem.responses import MARKER
@@ -51,6 +52,7 @@ from llama_index_ibidem.synthesizer import CachedSynthesizer, TextAccumulator
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
+_TEMPERATURE = re.compile(r'"temperature": ([0-9.]+)')
 _STREAMING = (StreamingResponse, AsyncStreamingResponse)
 
 
@@ -102,6 +104,8 @@ class AnswerFirst(BaseQueryEngine):
         super().__init__(callback_manager=query_engine.callback_manager)
         call_watcher.watch()
         STREAMS.hold(self._adapter)
+        if not name:
+            attempt(self._adapter.faults, "describe an engine", self._warn_unnamed)
 
     @property
     def cache(self) -> SemanticCache:
@@ -121,6 +125,10 @@ class AnswerFirst(BaseQueryEngine):
         """Close the cache if it was opened here; one that was passed in stays open."""
         self._adapter.close()
         STREAMS.release(self._adapter)
+
+    def _warn_unnamed(self) -> None:
+        strict, lenient = (state_of(self._engine, _RULES, lenient=named) for named in (False, True))
+        warn_unnamed(strict, lenient, "an engine", "AnswerFirst(..., name=...)")
 
     @property
     def callback_manager(self) -> CallbackManager:
@@ -200,7 +208,7 @@ class AnswerFirst(BaseQueryEngine):
         question, options = query_bundle.query_str, self._options
         if not question.strip():
             raise NotCacheable("no_question", "the question is empty")
-        scope = require_scope(required=options.require_namespace)
+        scope, judged = require_scope(required=options.require_namespace), span_watcher.context().judged
         _require_known_prompts(self._engine)
         others = {
             "texts": query_bundle.custom_embedding_strs,
@@ -220,7 +228,9 @@ class AnswerFirst(BaseQueryEngine):
             },
             namespace=scope.name(options.namespace),
             scope_context=scope,
-            semantic=options.semantic,
+            semantic=options.semantic and not judged,
+            example=not judged,
+            temperature=max(map(float, _TEMPERATURE.findall(engine)), default=None),
         )
 
     def _note(self, hit: Hit | None) -> None:
@@ -326,10 +336,9 @@ def _index_state(index: BaseIndex[Any]) -> dict[str, str]:
         return hashes
     if not held:  # the vector store holds the nodes, or there are none
         return hashes
-    known = set(held)
-    stored = {id_ for info in (index.docstore.get_all_ref_doc_info() or {}).values() for id_ in info.node_ids}
-    kept = {id_: hash_ for id_, hash_ in hashes.items() if id_ in known or id_ not in stored}
-    return {**dict.fromkeys(held, ""), **kept, "nodes": json.dumps(sorted(held))}
+    gone = nodes_of_documents(index.docstore).difference(held)
+    kept = {id_: hash_ for id_, hash_ in hashes.items() if id_ not in gone}
+    return {**dict.fromkeys(held, ""), **kept, "number of nodes": str(len(held))}
 
 
 def _unwrap(value: Any) -> Any:

@@ -45,5 +45,16 @@ def document_hashes(docstore: BaseDocumentStore) -> dict[str, str]:
     """
     if not isinstance(docstore, KVDocumentStore):
         return {id_: hash_ for hash_, id_ in docstore.get_all_document_hashes().items()}
-    held = docstore._kvstore.get_all(collection=docstore._metadata_collection)
-    return {id_: hash_ for id_, told in held.items() if (hash_ := told.get("doc_hash"))}
+    return {id_: hash_ for id_, told in _metadata(docstore).items() if (hash_ := told.get("doc_hash"))}
+
+
+def nodes_of_documents(docstore: BaseDocumentStore) -> set[str]:
+    """Return the ids of the nodes that were cut from documents."""
+    if not isinstance(docstore, KVDocumentStore):
+        found = (docstore.get_all_ref_doc_info() or {}).values()
+        return {id_ for info in found for id_ in info.node_ids}
+    return {id_ for id_, told in _metadata(docstore).items() if told.get("ref_doc_id")}
+
+
+def _metadata(docstore: KVDocumentStore) -> dict[str, dict[str, str]]:
+    return docstore._kvstore.get_all(collection=docstore._metadata_collection)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import AdapterCache, CachedCall, CallsWithin, aattempt
 from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.lifecycle.warming import current_run
 from ibidem.scope import current
 from ibidem.types import Answer, Document, Hit, Request, Stored, digest
 
@@ -26,6 +30,9 @@ State = str | Mapping[str, str]
 NewDocuments = Literal["miss", "ignore"]
 
 RESTS_ON = "rests_on"  # in a payload: the documents of an answer with what told their contents apart
+_BY_IDENTITY = re.compile(r'\{"is": "([^"]+)", "this": ')
+_log = logging.getLogger("ibidem")
+_told_of: set[frozenset[str]] = set()  # kinds of objects without a name, of which the log was told
 _ADVICE = "return a version as a text or a number, or a mapping of document ids to versions"
 
 
@@ -62,7 +69,7 @@ class Corpus:
                     'new_documents="ignore" needs to know each document: pass a RecordManager or a document '
                     "store as the corpus, or a function that returns a mapping of document ids to versions"
                 )
-            return cls("version", lambda: given)
+            return cls("version", partial(str, given))
         if callable(given):
             return cls("function", given, new_documents=mode)
         raise InvalidInput(
@@ -196,7 +203,7 @@ class ProgramCall(CachedCall[Found], Generic[Found]):
 
     async def alookup(self) -> Found | None:
         """As `CachedCall.alookup`."""
-        if not current().bypass:
+        if not _steps_aside():
             self._before = await aattempt(
                 self._adapter.faults, self._adapter.looking_up, self._corpus.astate()
             )
@@ -239,7 +246,7 @@ class ProgramCall(CachedCall[Found], Generic[Found]):
         return cast(tuple[int | None, int | None], tuple(map(_sum, zip(spent, *said, strict=True))))
 
     def _of_corpus(self) -> Request | None:
-        if self._unreadable or current().bypass:
+        if self._unreadable or _steps_aside():
             return None
         if self._before is None:
             self._before = self._corpus.state()
@@ -249,6 +256,32 @@ class ProgramCall(CachedCall[Found], Generic[Found]):
         return self._corpus.objection(cast(State, self._before), hit)
 
 
+def _steps_aside() -> bool:
+    """Whether nothing is asked: in a bypass, and while known answers are given to the calls of models."""
+    return current().bypass or current_run() is not None
+
+
 def _sum(counts: tuple[int | None, ...]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
+
+
+def warn_unnamed(strict: str, lenient: str, program: str, advice: str) -> None:
+    """Log, once for the same kinds of objects, that answers are found in this process only.
+
+    Args:
+        strict: The description of a program, with what counts by identity.
+        lenient: The same if somebody vouches for that.
+        program: What it is.
+        advice: How to name it.
+    """
+    kinds = frozenset(kind.rpartition(".")[2] for kind in _BY_IDENTITY.findall(strict))
+    if strict != lenient and kinds not in _told_of:
+        _told_of.add(kinds)
+        _log.warning(
+            "Ibidem finds the answers of %s in this process only: nothing describes what is in its %s; name "
+            "it with %s if it is the same in other processes, and after a restart",
+            program,
+            ", ".join(sorted(kinds)) or "functions",
+            advice,
+        )
