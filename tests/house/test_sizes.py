@@ -22,10 +22,10 @@ SIZES = {
     ("ibidem", "lines"): 28_000,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
-    ("langchain_ibidem", "modules"): 13,  # with whole chains: what they depend on, and what they return
-    ("langchain_ibidem", "lines"): 3_510,
+    ("langchain_ibidem", "modules"): 14,  # with whole chains: what they depend on, and what they return
+    ("langchain_ibidem", "lines"): 3_580,
     ("llama_index_ibidem", "modules"): 16,  # with the handler that serves, and whole engines
-    ("llama_index_ibidem", "lines"): 4_030,  # with the names of the parts of scopes
+    ("llama_index_ibidem", "lines"): 4_060,  # with the names of the parts of scopes
 }
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered

@@ -26,7 +26,7 @@ from ibidem.provenance import MARKER
 from ibidem.types import Answer, Document, Request, require_name
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.call import HOOKS, ChunkWatcher
-from langchain_ibidem.chain_identity import describe_chain, described, filled_in, require_stateless
+from langchain_ibidem.chain_identity import describe_chain, described, digest_of, filled_in, require_stateless
 from langchain_ibidem.indexing import arecord_keys, record_keys
 from langchain_ibidem.messages import finish_reason_of, provider_info, to_json
 from langchain_ibidem.model_identity import scope_of_run, temperature_of
@@ -284,7 +284,7 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
             question,
             scope={
                 "adapter": "answer_first/1",
-                "chain": chain,
+                "chain": digest_of(chain),
                 "corpus": corpus,
                 **{key: text for key, text in parts.items() if text not in ("", "{}")},
             },

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -38,7 +38,7 @@ from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
-from ibidem.types import Answer, Document, Hit, Request, Stored, require_name
+from ibidem.types import Answer, Document, Hit, Request, Stored, digest, require_name
 from llama_index_ibidem.calls import CallStats, call_watcher, counted_in
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.few_shot import selected_by
@@ -221,7 +221,7 @@ class AnswerFirst(BaseQueryEngine):
             question,
             scope={
                 "adapter": "answer_first/llama_index/1",
-                "engine": engine,
+                "engine": _digest_of(engine),
                 "corpus": corpus,
                 **({"input": parameters(given)} if given else {}),
                 **({"name": self._name} if self._name else {}),
@@ -302,6 +302,12 @@ def _require_engine(query_engine: object) -> None:
         raise InvalidInput(f"query_engine must be a query engine of LlamaIndex, not {kind}")
     if isinstance(query_engine, AnswerFirst):
         raise InvalidInput("this engine answers first already")
+
+
+@lru_cache(64)
+def _digest_of(described: str) -> str:
+    """The digest of a description, which is the same text as long as the engine is."""
+    return digest(described)
 
 
 def _require_known_prompts(engine: BaseQueryEngine) -> None:
