@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.embedding import is_default
+from ibidem.embedding import is_default, onnx_model
+from ibidem.embedding.minilm_files import MODEL_NAME
+from ibidem.storage.migrations import migrate
 from tests.embedders import BagOfWords
 
 OpenCache = Callable[..., SemanticCache]
@@ -41,6 +50,70 @@ def _event_loop_of_the_main_thread() -> Iterator[None]:
     asyncio.set_event_loop(loop)
     yield
     loop.close()
+
+
+# What thousands of tests would do again, each with a cache of its own, is done once in a process. Children
+# that tests start do it all themselves, and so do the tests of each of these.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statements_are_compiled_once() -> Iterator[None]:
+    """For all databases of a kind: SQLAlchemy compiles them for each engine anew, half the time of a test.
+
+    What was compiled is found by its dialect, which each engine has of its own.
+    """
+    create, compiled = sqlalchemy.create_engine, sqlalchemy.util.LRUCache[Any, Any](2_000)
+
+    @functools.wraps(create)
+    def create_engine(*arguments: Any, **options: Any) -> sqlalchemy.Engine:
+        engine = create(*arguments, **options)
+        engine._compiled_cache = compiled
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        for dialect in (SQLiteDialect_pysqlite, PGDialect_psycopg):
+            patch.setattr(dialect, "__eq__", lambda self, other: type(self) is type(other))
+            patch.setattr(dialect, "__hash__", lambda self: hash(type(self)))
+        patch.setattr(sqlalchemy, "create_engine", create_engine)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_are_created_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty SQLite file becomes a copy of one that was migrated."""
+    made, lock = tmp_path_factory.mktemp("empty") / "ibidem.sqlite3", threading.Lock()
+
+    def copied(engine: sqlalchemy.Engine) -> None:
+        file = Path(engine.url.database or "")
+        with lock:
+            if engine.dialect.name == "sqlite" and file.is_file() and not file.stat().st_size:
+                if not made.exists():
+                    migrate(blank := sqlalchemy.create_engine(f"sqlite:///{made}"))
+                    blank.dispose()
+                with suppress(OSError):  # which is for the cache to say
+                    shutil.copyfile(made, file)
+        migrate(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ibidem.storage.store.migrate", copied)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_default_model_stays_loaded() -> Iterator[None]:
+    """Once the first test has loaded it: else it goes with the last cache that is open, after each test."""
+    load, kept = onnx_model._shared, []
+
+    @functools.wraps(load)
+    def shared(files: Any, *how: Any) -> onnx_model.LoadedModel:
+        model = load(files, *how)
+        if files.fingerprint.startswith(f"{MODEL_NAME}/"):
+            kept[:] = [model]
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_model, "_shared", shared)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,8 @@ def growth_of(make: Call, sizes: tuple[int, int] = ANY_SIZE, base: float = 0.0) 
 
 
 def _exponent(first: float, last: float) -> float:
-    return log2(last / max(first, ENOUGH / 2)) / DOUBLINGS
+    least = ENOUGH / 2  # a difference of two times may be nothing, or less
+    return log2(max(last, least) / max(first, least)) / DOUBLINGS
 
 
 @dataclass(frozen=True)

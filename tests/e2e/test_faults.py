@@ -97,14 +97,14 @@ class TestPostgres:
         with open_cache(tmp_path / "c", database=postgres.url) as cache:
             filled(cache)
             before = sum(cache.stats().hits.values()) + sum(cache.stats().misses.values())
-            with Load(cache, KNOWN) as seen:
-                time.sleep(1.0)
+            with Load(cache, KNOWN, pause=0.02) as seen:
+                time.sleep(0.5)
                 postgres.stop(how)
                 time.sleep(1.5)
                 postgres.start()
                 up = time.monotonic()
                 assert eventually(lambda: seen.lookups[-1][2] == "semantic", 10, 0.02)
-                time.sleep(0.5)
+                time.sleep(0.3)
             assert seen.wrong == []
             assert set(seen.outcomes) == {"exact", "semantic", "error"}
             assert seen.slowest("error") < FIRST
@@ -202,7 +202,7 @@ class TestChroma:
         with open_cache(tmp_path / "c", chroma=chroma.url) as cache:
             filled(cache)
             with Load(cache, KNOWN, pause=0.02) as seen:
-                time.sleep(1.0)
+                time.sleep(0.5)
                 chroma.kill()
                 time.sleep(1.5)
                 chroma.start()

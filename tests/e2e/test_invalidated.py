@@ -15,7 +15,7 @@ from tests.helpers import Child, question, rounds
 from tests.servers import running_chroma, running_postgres
 
 ENTRIES = 40
-ROUNDS = rounds(2, 20)
+ROUNDS = rounds(1, 20)
 
 # Looks up all questions again and again, in their own and other words, until it is told to stop. Then it
 # prints how often it looked, how often it hit, and the hits of lookups that began after the time it is given.

@@ -20,7 +20,7 @@ from ibidem import runtime
 from ibidem.index import chroma as chroma_server
 from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
-from tests.helpers import Child, answer, eventually, question, reworded
+from tests.helpers import Child, answer, eventually, question, reworded, rounds
 from tests.servers import ChromaServer, running_chroma
 
 # Obeys: `store N`, `exact N`, `reworded N`, `index`, `close`; one reply each. Arguments: the path, the URL of
@@ -125,7 +125,7 @@ class TestSeveralProcessesOnOnePath:
         path, stored = tmp_path / "c", list[int]()
         with open_cache(path) as cache:
             assert by_meaning(cache, 0) == "empty"
-            for first in range(0, 100, 20):
+            for first in range(0, rounds(60, 100), 20):
                 with Child(WORKER, path) as worker:
                     worker.line()
                     for n in range(first, first + 10):
@@ -227,20 +227,21 @@ class TestSeveralProcessesOnOnePath:
                 assert second.ask(f"store {n}").startswith("Stored")
                 assert by_meaning(owner, n) == f"semantic: {answer(n)}"
 
-    def test_eight_processes_open_a_new_path_at_once(self, tmp_path: Path) -> None:
+    def test_many_processes_open_a_new_path_at_once(self, tmp_path: Path) -> None:
         """None fails, each store is seen by all."""
-        workers = [Child(WORKER, tmp_path / "c") for _ in range(8)]
+        count = rounds(4, 8)
+        workers = [Child(WORKER, tmp_path / "c") for _ in range(count)]
         try:
-            assert [worker.line() for worker in workers] == ["ready"] * 8
+            assert [worker.line() for worker in workers] == ["ready"] * count
             for n, worker in enumerate(workers):
                 worker.tell(f"store {n}")
-            assert [worker.line()[:6] for worker in workers] == ["Stored"] * 8
+            assert [worker.line()[:6] for worker in workers] == ["Stored"] * count
             for worker in workers:
-                for n in range(8):
+                for n in range(count):
                     assert worker.ask(f"exact {n}") == f"exact: {answer(n)}"
             states = [worker.ask("reworded 3") for worker in workers]
-            assert states == [f"semantic: {answer(3)}"] * 8
-            assert [worker.end() for worker in workers] == [0] * 8
+            assert states == [f"semantic: {answer(3)}"] * count
+            assert [worker.end() for worker in workers] == [0] * count
         finally:
             for worker in workers:
                 worker.__exit__()
@@ -267,12 +268,12 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 def test_new_paths_opened_at_the_same_moment(tmp_path: Path) -> None:
-    """40 times 4 processes make one database at once, store and close: none is told that it is locked."""
+    """Many times 4 processes make one database at once, store and close: none is told that it is locked."""
     openers = [Child(OPENER, tmp_path / f"own{n}") for n in range(4)]
     draw, said = random.Random(3), []
     try:
         assert [opener.line() for opener in openers] == ["ready"] * 4
-        for number in range(40):
+        for number in range(rounds(12, 40)):
             moment = time.time() + 0.02
             for opener in openers:
                 opener.tell(f"{tmp_path / str(number)} {moment + draw.random() * 0.02}")

@@ -1,6 +1,7 @@
 """Every way of calling a LlamaIndex model: one row each, columns as tests.
 
-Each with a `CachedLLM` in its place, with a callback handler alone, and after `install()`.
+Each with a `CachedLLM` in its place, with a callback handler alone, and after `install()`: every row in the
+first column, in the others a row in one of these ways, in turn. `make thorough` runs every row in every way.
 """
 
 from __future__ import annotations
@@ -525,21 +526,31 @@ ROWS = [
 ]
 
 
-def on(rows: Iterable[Row], *kinds: str) -> Any:
-    """Each row on the fakes and on OpenAI's client, which is for chat models; `CachedLLM` or a handler."""
-    cases = [
-        (one, "fake" if one.model != "chat" else kind.removesuffix(BY_HANDLER), kind.endswith(BY_HANDLER))
-        for one in rows
-        for kind in kinds
-        if one.model == "chat" or kind != "openai"
-    ]
-    names = [f"{one.name}-{kind}{BY_HANDLER * handler}" for one, kind, handler in cases]
-    return pytest.mark.parametrize(("case", "kind", "by_handler"), cases, ids=names)
+def on(rows: Iterable[Row], *kinds: str, in_turn: bool = False) -> Any:
+    """Each row on the fakes and on OpenAI's client, which is for chat models; `CachedLLM` or a handler.
+
+    In turn: on one of them, the next row on the next; only `make thorough` runs the others.
+    """
+    cases = []
+    for number, one in enumerate(rows):
+        possible = [kind for kind in kinds if one.model == "chat" or kind != "openai"]
+        for kind in possible:
+            client = "fake" if one.model != "chat" else kind.removesuffix(BY_HANDLER)
+            handler = kind.endswith(BY_HANDLER)
+            left_out = in_turn and kind != possible[number % len(possible)]
+            cases.append(
+                pytest.param(
+                    *(one, client, handler),
+                    id=f"{one.name}-{client}{BY_HANDLER * handler}",
+                    marks=[pytest.mark.thorough] * left_out,
+                )
+            )
+    return pytest.mark.parametrize(("case", "kind", "by_handler"), cases)
 
 
-def on_all(rows: Iterable[Row]) -> Any:
+def on_all(rows: Iterable[Row], *, in_turn: bool = False) -> Any:
     """The rows on both, and on OpenAI's client by a handler."""
-    return on(rows, "fake", "openai", f"openai{BY_HANDLER}")
+    return on(rows, "fake", "openai", f"openai{BY_HANDLER}", in_turn=in_turn)
 
 
 # Asking ---------------------------------------------------------------------------------------------------
@@ -688,7 +699,7 @@ async def test_only_the_supporting_document_counts(case: Row, backend: Backend, 
     assert (await cached.ask(REWORDED)).calls == 1
 
 
-@on_all(ROWS)
+@on_all(ROWS, in_turn=True)
 async def test_another_question(case: Row, cached: Show) -> None:
     """Reworded, answers for people are repeated; otherwise the model is asked, however near it is."""
     cold = await cached.ask(ASKED)
@@ -703,7 +714,7 @@ async def test_another_question(case: Row, cached: Show) -> None:
     assert (again.answer, again.calls) == (cold.answer, 0)
 
 
-@on((one for one in ROWS if one.reads), "fake", f"fake{BY_HANDLER}")
+@on((one for one in ROWS if one.reads), "fake", f"fake{BY_HANDLER}", in_turn=True)
 async def test_other_documents(case: Row, cached: Show) -> None:
     """The model is asked if a document has changed, or others are found; with the former ones it is not."""
     cold = await cached.ask(ASKED)

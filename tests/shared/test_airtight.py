@@ -12,7 +12,7 @@ from tests.embedders import BagOfWords, Constant
 from tests.helpers import rounds
 
 WORDS = "how do I reset change open close my new old account card order".split()
-OPERATIONS = rounds(1500, 20_000)
+OPERATIONS = rounds(600, 20_000)
 
 
 @pytest.mark.parametrize("embedder", [BagOfWords, Constant], ids=["near", "all the same"])

@@ -22,7 +22,7 @@ from ibidem.explanation.result import DocumentChange, Explanation, differing, in
 from tests.contracts.cache import CacheContract
 from tests.contracts.lifecycle import LifecycleContract
 from tests.embedders import BagOfWords, Broken
-from tests.helpers import question, reworded
+from tests.helpers import question, reworded, rounds
 from tests.shared.test_audit import ENOUGH, audited, fill, judged, past  # noqa: F401
 from tests.shared.test_pair_decisions import Overlap, suite_pairs
 
@@ -80,8 +80,8 @@ def test_an_explanation_is_what_a_lookup_does(
 ) -> None:
     """For questions of all kinds, among each other, with each rule."""
     cache = open_cache(**{"embedder": "all-MiniLM-L6-v2", "min_probability": None, **options})
-    pairs = suite_pairs(60)
-    for stored, _ in pairs[:40]:
+    pairs = suite_pairs(rounds(30, 120))
+    for stored, _ in pairs[: len(pairs) * 2 // 3]:
         cache.store(Request(stored), Answer("an answer"))
     for _, asked in pairs:
         cache.lookup(Request(asked))

@@ -84,7 +84,7 @@ def test_it_grows_out_of_buffer_while_four_threads_ask(open_cache, monkeypatch) 
 
     def ask(start: int) -> None:
         n = start
-        while not stop.is_set():
+        while not stop.wait(0.002):
             n = (n + 7) % max(1, stored[0])
             if stored[0] and not finds(cache, n):
                 lost.append(n)
@@ -93,7 +93,7 @@ def test_it_grows_out_of_buffer_while_four_threads_ask(open_cache, monkeypatch) 
     threads = [threading.Thread(target=ask, args=(start,)) for start in range(4)]
     for thread in threads:
         thread.start()
-    for n in range(250):
+    for n in range(150):
         cache.store(Request(question(n)), Answer(answer(n)))
         stored[0] = n + 1
     assert cache.flush()
@@ -103,11 +103,11 @@ def test_it_grows_out_of_buffer_while_four_threads_ask(open_cache, monkeypatch) 
 
     assert lost == []
     assert not isinstance(cache._runtime.vectors._index, InMemoryIndex)
-    assert cache._runtime.vectors._index.count() == 250
+    assert cache._runtime.vectors._index.count() == 150
     assert cache.stats().faults == {}
     cache.close()
     again = open_cache(embedder=DenseWords())
-    assert all(finds(again, n) for n in range(250))
+    assert all(finds(again, n) for n in range(150))
 
 
 def test_vectors_of_another_embedder_are_made_anew(open_cache) -> None:

@@ -22,7 +22,7 @@ from ibidem.lifecycle.invalidation import KEPT_SECONDS, NAMES, Criteria, Tombsto
 from ibidem.storage.logs import LookupRow
 from ibidem.storage.store import Store
 from ibidem.types import Entry, Source, digest
-from tests.helpers import Clock
+from tests.helpers import Clock, rounds
 from tests.servers import running_postgres
 
 names = st.sampled_from(["a", "b", "c%", "c", '\N{GREEK SMALL LETTER PI}"\\', "A"])
@@ -65,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     opened.close()
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=rounds(100, 1_000), deadline=None)
 @given(
     stored=st.lists(entries, max_size=8, unique_by=lambda entry: entry.id),
     criteria=some_criteria,
@@ -290,22 +290,24 @@ def test_invalidation_uses_indexes(store: Store) -> None:
 
 def test_counting_hits_and_invalidating_do_not_deadlock() -> None:
     """On a server, where each locks many rows, in the same order."""
-    numbers = range(100)
+    numbers = range(rounds(40, 100))
     with running_postgres() as url, closing(Store(url)) as store, ThreadPoolExecutor(3) as pool:
         stop = threading.Event()
 
         def count_hits(seed: int) -> None:
             draw = random.Random(seed)
             while not stop.is_set():
-                ids = draw.sample([digest(str(n)) for n in numbers], 80)
+                ids = draw.sample([digest(str(n)) for n in numbers], len(numbers) * 4 // 5)
                 store.lookups.add(
                     [LookupRow(1.0, "", "s", "q", "exact", "", id_, 1.0, 0.1, 1) for id_ in ids]
                 )
 
         writers = [pool.submit(count_hits, seed) for seed in range(3)]
-        for round_ in range(5):
+        for round_ in range(rounds(3, 10)):
             for n in numbers:
                 store.entries.put(entry(id=digest(str(n)), created=float(round_)), "e")
-            assert len(store.invalidations.invalidate(Criteria(documents=("guide",)), lambda: 0.0)[0]) == 100
+            assert len(store.invalidations.invalidate(Criteria(documents=("guide",)), lambda: 0.0)[0]) == len(
+                numbers
+            )
         stop.set()
         assert [writer.result(30) for writer in writers] == [None] * 3

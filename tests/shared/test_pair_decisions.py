@@ -17,6 +17,7 @@ from ibidem.matching.decisions import PairDecision
 from ibidem.matching.scorers import Candidate
 from ibidem_lab.decisions import read_labelled_pairs, report_decisions
 from tests.embedders import BagOfWords, Broken
+from tests.helpers import rounds
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 OpenCache = Callable[..., SemanticCache]
@@ -61,7 +62,7 @@ def test_a_decision_is_what_a_lookup_does(open_cache: OpenCache, options: dict[s
     """With the same score and reason, for pairs of all kinds and each rule; and it leaves nothing behind."""
     cache = open_cache(**{"embedder": "all-MiniLM-L6-v2", **options})
     pairs = [
-        *suite_pairs(60),
+        *suite_pairs(rounds(30, 120)),
         ("What is the capital of France?", " what is  the capital of France?"),
         ("What is the capital of France?", "Was ist die Hauptstadt von Frankreich?"),
         ("long " * 400 + "question", "long " * 399 + "question"),
@@ -81,7 +82,7 @@ def test_a_decision_is_what_a_lookup_does(open_cache: OpenCache, options: dict[s
             assert decision.score == pytest.approx(found.score, abs=1e-3)
         elif decision.reason.startswith(("guard:", "question_")):
             assert decision.reason == found.reason
-    assert 10 < sum(one.served for one in decided) < len(pairs) - 10
+    assert 5 < sum(one.served for one in decided) < len(pairs) - 5
 
 
 def test_a_private_question_is_not_compared(open_cache: OpenCache) -> None:

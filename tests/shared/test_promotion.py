@@ -25,6 +25,8 @@ from tests.helpers import Child, rounds
 from tests.models import measured
 from tests.servers import running_chroma, running_postgres
 
+FEW = 4  # answers
+
 
 class TestInMemory(PromotionContract):
     """SQLite, and vectors in memory."""
@@ -76,9 +78,9 @@ def run(*arguments: object, code: int = 0) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A cache with ten answers, closed."""
+    """A cache with some answers, closed."""
     with ibidem.open(tmp_path / "c", min_probability=0.5) as cache:
-        fill(cache, *range(10))
+        fill(cache, *range(FEW))
     return tmp_path / "c"
 
 
@@ -91,7 +93,7 @@ def copy(models: list[Path], tmp_path: Path) -> Path:  # noqa: F811
 def used(path: Path) -> str:
     """The model of a cache that is opened now; what is stored is found with it."""
     with ibidem.open(path, min_probability=0.5) as cache:
-        assert [ask(cache, n) for n in range(10)] == [right(n) for n in range(10)]
+        assert [ask(cache, n) for n in range(FEW)] == [right(n) for n in range(FEW)]
         return cache._runtime.embedder.fingerprint
 
 
@@ -161,7 +163,7 @@ def test_the_command_line_tells_what_is_used(path: Path, models: list[Path]) -> 
     """Promote, status, doctor, rebuild, roll back."""
     assert "No model was promoted" in run("promote", "--status", "--path", path)
     said = run("promote", models[0], "--path", path)
-    assert "Embedded 10 questions" in said
+    assert f"Embedded {FEW} questions" in said
     assert "auc 0.500 -> 0.700" in said
     assert "Used from now on: flipped-0/" in said
     assert "is in use already" in run("promote", models[0], "--path", path)
@@ -169,11 +171,11 @@ def test_the_command_line_tells_what_is_used(path: Path, models: list[Path]) -> 
     assert "Used since" in status
     assert "Before: all-MiniLM-L6-v2/" in status
     told = json.loads(run("promote", "--status", "--json", "--path", path))
-    assert {one["questions"] for one in told["embedders"]} == {10}
+    assert {one["questions"] for one in told["embedders"]} == {FEW}
     doctor = {one["check"]: one["text"] for one in json.loads(run("doctor", "--path", path, "--json"))}
     assert "kept for ibidem promote --rollback" in doctor["embedding model"]
-    assert doctor["vector index"] == "10 vectors, few enough to be searched in memory"
-    assert "The index holds 10 vectors" in run("rebuild", "--path", path)
+    assert doctor["vector index"] == f"{FEW} vectors, few enough to be searched in memory"
+    assert f"The index holds {FEW} vectors" in run("rebuild", "--path", path)
     assert "Used from now on: all-MiniLM-L6-v2/" in run("promote", "--rollback", "--path", path)
     assert used(path).startswith("all-MiniLM")
 
@@ -213,7 +215,7 @@ def test_a_lost_copy_of_the_model_is_fetched_again(path: Path, models: list[Path
     assert used(path).startswith("flipped-0")
 
 
-ENTRIES = 150
+ENTRIES = rounds(60, 150)
 PROMOTE = """
 import sys
 import ibidem
@@ -233,10 +235,10 @@ def test_a_kill_leaves_the_old_or_the_new_model(tmp_path: Path, models: list[Pat
     with ibidem.open(path, min_probability=0.5) as cache:
         fill(cache, *range(ENTRIES))
     draw, seen, target = random.Random(0), set(), 0
-    for _ in range(rounds(4, 30)):
+    for _ in range(rounds(3, 30)):
         with Child(PROMOTE, path, models[target]) as child:
             child.line()
-            time.sleep(draw.uniform(0.0, 1.0))
+            time.sleep(draw.uniform(0.0, ENTRIES / 150))
             said = child.kill()
         model = used(path)
         seen.add((model.split("/")[0] == f"flipped-{target}", "done" in said))

@@ -169,15 +169,12 @@ def test_time_is_linear(unit: str) -> None:
 
     def per_character(count: int) -> float:
         text = (unit * count)[:count]
-        times = []
-        for _ in range(3):
-            start = time.process_time()
-            secrets(text)
-            times.append(time.process_time() - start)
-        return min(times) / count
+        start = time.thread_time()
+        secrets(text)
+        return (time.thread_time() - start) / count
 
-    small, large = 1_000, 64_000
-    assert per_character(large) < 16 * max(per_character(small), 1e-7)
+    least = 16 * max(min(per_character(1_000) for _ in range(3)), 1e-7)
+    assert any(per_character(64_000) < least for _ in range(3))  # a disturbance is gone the next time
 
 
 # what is kept already ---------------------------------------------------------------------------------

@@ -141,9 +141,9 @@ def test_a_stranger_sends_no_body(served: Served) -> None:
 
 
 def ends(client: socket.socket, more: Callable[[], bytes]) -> bool:
-    """Whether the server ends this connection within three times its patience while `more` is sent."""
+    """Whether the server ends this connection while `more` is sent, in a few times its patience."""
     client.settimeout(PATIENCE / 10)
-    until = time.monotonic() + 3 * PATIENCE
+    until = time.monotonic() + 10 * PATIENCE  # it shares the machine
     while time.monotonic() < until:
         try:
             if not client.recv(65_536):

@@ -180,7 +180,7 @@ def test_a_slow_one_is_a_miss_and_its_verdict_is_kept(doubting: OpenCache) -> No
         "second_opinion:late",
         {"ask for a second opinion: too slow": 1},
     )
-    assert 0.05 <= waited < 1.0
+    assert 0.05 <= waited < 5.0  # the opinion comes when it is let go, below
     assert miss.seconds >= 0.05
     opinion.gate.set()
     wait_until(cache.judgements)

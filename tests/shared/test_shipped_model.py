@@ -16,11 +16,12 @@ from ibidem.embedding.minilm_files import file_digest
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.shipped import pair_model
 from ibidem_lab.models.groups import load_groups
-from tests.test_docs import ROOT
+from tests.helpers import ROOT, rounds
 
 FOLDER = ROOT / "shared/ibidem_models/verifier"
 LIMIT = 98_000_000  # bytes: what PyPI takes, with room for the rest of the package
-LEAST_AUC = 0.87  # of 300 pairs, by chance up to 0.04 below that of all
+PAIRS = rounds(60, 300)
+LEAST_AUC = 0.87  # these 60 reach 0.92, all 0.91; the sample is the same each time
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,11 @@ def test_its_files_are_those_of_the_manifest() -> None:
 def test_it_tells_pairs_of_held_out_groups_apart(model: PairModel) -> None:
     """In this build of onnxruntime too; the model card has the figure for all pairs."""
     pairs = [pair for group in load_groups() if group.held_out for pair in group.pairs()]
-    chosen = random.Random(5).sample(pairs, 300)
+    chosen = random.Random(5).sample(pairs, PAIRS)
     logits = model.logits([(pair.a, pair.b) for pair in chosen])
     known = [(logit, pair.same == 1) for logit, pair in zip(logits, chosen, strict=True) if logit is not None]
 
-    assert len(known) >= 295
+    assert len(known) >= PAIRS - 5
     assert auc(np.array([logit for logit, _ in known]), np.array([same for _, same in known])) > LEAST_AUC
 
 
