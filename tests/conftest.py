@@ -7,12 +7,14 @@ import functools
 import gc
 import shutil
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import sqlalchemy
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -24,6 +26,7 @@ from ibidem.embedding import is_default, onnx_model
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.storage.migrations import migrate
 from tests.embedders import BagOfWords
+from tests.servers import end_shared_servers
 
 OpenCache = Callable[..., SemanticCache]
 
@@ -97,6 +100,27 @@ def _tables_are_created_once(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ibidem.storage.store.migrate", copied)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_of_strangers_are_not_read() -> Iterator[None]:
+    """No test calls a host that has one; each client of a provider would read them all, for 30 ms."""
+    load, public = ssl.SSLContext.load_verify_locations, certifi.where()
+
+    def load_others(context: ssl.SSLContext, cafile: Any = None, *places: Any, **named: Any) -> None:
+        if cafile != public:
+            load(context, cafile, *places, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl.SSLContext, "load_verify_locations", load_others)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_are_started_once() -> Iterator[None]:
+    """And ended."""
+    yield
+    end_shared_servers()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,11 +15,13 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from tests.helpers import eventually
 
@@ -156,11 +158,30 @@ def running_postgres_server() -> Iterator[PostgresServer]:
             server.stop()
 
 
+_started = contextlib.ExitStack()  # what the tests of this process share
+_postgres: list[str] = []  # its URL
+
+
 @contextlib.contextmanager
 def running_postgres() -> Iterator[str]:
-    """The SQLAlchemy URL of a running PostgreSQL."""
-    with running_postgres_server() as server:
-        yield server.url
+    """The SQLAlchemy URL of an empty database; it is on a server that all tests of a process share."""
+    if not _postgres:
+        _postgres.append(_started.enter_context(running_postgres_server()).url)
+    name = f"t{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(_postgres[0], isolation_level="AUTOCOMMIT")
+    with contextlib.closing(engine.connect()) as db:
+        db.exec_driver_sql(f"CREATE DATABASE {name}")
+        try:
+            yield f"{_postgres[0].removesuffix('postgres')}{name}"
+        finally:
+            db.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    engine.dispose()
+
+
+def end_shared_servers() -> None:
+    """End what was started for all tests of this process."""
+    _postgres.clear()
+    _started.close()
 
 
 class Gate:

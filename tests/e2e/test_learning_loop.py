@@ -23,6 +23,7 @@ from ibidem_lab import promote, rollback
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.labelling.teach import teach
 from ibidem_lab.replay import Row, curve_rule, hindsight, replay
+from tests.helpers import rounds
 from tests.shop import products, stream
 
 pytestmark = pytest.mark.slow
@@ -96,7 +97,7 @@ def test_the_loop(tmp_path: Path) -> None:
     with ibidem.open(tmp_path / "cache", verifier=None) as cache:
         serve(cache, stream(KNOWN))
 
-        mined = ibidem_lab.pairs(cache, limit=1_200)
+        mined = ibidem_lab.pairs(cache, limit=rounds(600, 1_200))
         assert {pair.source for pair in mined.pairs} >= {"near_miss", "neighbour"}
         taught = teach(mined.pairs, oracle, out=tmp_path / "labelled.jsonl")
         assert min(taught.same, taught.different) > 20

@@ -6,13 +6,11 @@ import json
 import random
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy
 from typer.testing import CliRunner
 
 import ibidem
@@ -49,24 +47,13 @@ def chroma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with running_postgres() as url:
-        yield url
-
-
 class TestOnServers(PromotionContract):
     """PostgreSQL and a Chroma server: with the two above, each database and each index."""
 
     @pytest.fixture
-    def place(self, tmp_path: Path, chroma: str, postgres: str, patient: None) -> dict[str, Any]:
-        name = f"t{uuid.uuid4().hex}"
-        engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
-        with engine.connect() as db:
-            db.exec_driver_sql(f"CREATE DATABASE {name}")
-        engine.dispose()
-        database = postgres.removesuffix("postgres") + name
-        return {"path": str(tmp_path / "c"), "database": database, "chroma": chroma}
+    def place(self, tmp_path: Path, chroma: str, patient: None) -> Iterator[dict[str, Any]]:
+        with running_postgres() as database:
+            yield {"path": str(tmp_path / "c"), "database": database, "chroma": chroma}
 
 
 def run(*arguments: object, code: int = 0) -> str:
