@@ -54,7 +54,13 @@ class Served:
         return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
 
     def status(self, request: bytes) -> int:
-        """Of the answer to what is sent at once; 0 if the connection just ends."""
+        """Of the answer to what is sent at once; 0 if the connection just ends.
+
+        That is tried thrice: on a busy machine the server may lose its patience with this process.
+        """
+        return next(filter(None, (self._status(request) for _ in range(3))), 0)
+
+    def _status(self, request: bytes) -> int:
         with closing(self.socket()) as client, suppress(ConnectionError):
             with suppress(ConnectionError):  # it may answer before all is sent
                 client.sendall(request)
