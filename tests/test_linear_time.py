@@ -37,8 +37,8 @@ from ibidem.cli.output import plain
 from ibidem.explanation.logged import LoggedLookup
 from ibidem.lifecycle.rules import _texts
 from ibidem.matching.guards import failed_guard
-from ibidem.matching.policy import supporting
 from ibidem.matching.shipped import learned_scorer
+from ibidem.matching.support import supporting
 from ibidem.prompts.documents import Retrieved
 from ibidem.storage.logs import LookupRow
 from ibidem_lab.labelling.teachers import prompt_of, verdict_of

@@ -20,7 +20,7 @@ import ibidem
 from common.corpus import Passage
 from common.reader import LABEL
 from common.report import Question, Row, make_console, print_checks, print_rows, print_totals, read_questions
-from ibidem.matching.policy import supporting
+from ibidem.matching.support import supporting
 
 QUESTIONS = Path(__file__).parent.parent / "questions_python.json"
 

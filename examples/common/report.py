@@ -18,7 +18,7 @@ import ibidem
 WIDTH = 100
 
 # Reasons that say what speaks against the nearest question; others (`error`, `no_index`) explain nothing.
-_EXPLAINED = ("below_threshold", "documents_changed", "guard:")
+_EXPLAINED = ("below_threshold", "documents_changed", "documents_added", "guard:")
 
 
 @dataclass(frozen=True, slots=True)

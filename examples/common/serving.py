@@ -26,7 +26,7 @@ from common.trial import try_out
 from ibidem.embedding import resolve_embedder
 
 DOCUMENTS = Path(__file__).parent.parent / "documents"
-STALE = ("documents_changed", "expired")
+STALE = ("documents_changed", "documents_added", "expired")
 
 
 Lookup = tuple[ibidem.Request, ibidem.Hit | ibidem.Miss]

@@ -10,6 +10,7 @@ WHY = {
     "empty": "nothing is stored yet",
     "below_threshold": "no stored question is similar enough",
     "documents_changed": "the documents behind the stored answer are not retrieved as they were",
+    "documents_added": "a document is retrieved that is newer than the stored answer",
     "expired": "the stored answer is too old",
 }
 

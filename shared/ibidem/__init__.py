@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ibidem.embedding.base import Embedder
     from ibidem.index.base import VectorIndex
     from ibidem.lifecycle.rules import Eviction
+    from ibidem.matching.documents import DocumentPolicy, NewDocuments
     from ibidem.matching.guards import Guard
-    from ibidem.matching.policy import DocumentPolicy
     from ibidem.matching.scorers import Verifier
     from ibidem.opinions.models import Opinion
 
@@ -78,6 +78,7 @@ def open(
     min_probability: float | None = None,
     min_similarity: float | None = None,
     document_policy: DocumentPolicy | None = None,
+    new_documents: NewDocuments | None = None,
     max_error_rate: float | Literal["strict", "default", "generous"] | None = None,
     audit_rate: float | None = None,
     compare: Callable[[str, str, str], bool] | None = None,
@@ -140,8 +141,11 @@ def open(
         second_opinion_from: Least score of what it is asked about, below that of a hit (0.5; with an embedder
             of your own a cosine of 0.8).
         second_opinion_timeout: Seconds that a lookup waits for it (1.5); then it is a miss.
-        document_policy: Which documents must be unchanged: `supporting` (those that support the answer;
-            default), `all` or `ignore` (none).
+        document_policy: Which of the documents retrieved must be those of the stored answer: `unchanged`
+            (default: one that supports it, and none that it knows has changed), `supporting` (all that
+            support it), `all`, or `ignore` (none).
+        new_documents: What `unchanged` makes of a retrieved document that was added after the answer, as far
+            as that was told (`SemanticCache.announce` and the like): a `miss` (default), or `ignore` it.
         ttl: Lifetime of an answer in seconds (30 days); `math.inf` for ever.
         namespace_ttl: Lifetimes for single namespaces, by name.
         jitter: Share of its lifetime (0 to below 1; 0) by which an answer may expire earlier, so that answers

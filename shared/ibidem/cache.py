@@ -19,7 +19,7 @@ from ibidem.examples.log import ExampleLog
 from ibidem.explanation.explainer import Explainer
 from ibidem.explanation.result import Explanation
 from ibidem.explanation.trial import current_trial
-from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of
+from ibidem.lifecycle.invalidation import Criteria, Invalidated, criteria_of, names_of
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.warming import current_run
 from ibidem.matching.decisions import PairDecision, decide_pairs
@@ -464,6 +464,29 @@ class SemanticCache:
         if dry_run:
             return self._runtime.store.preview(criteria)
         return self._runtime.invalidate(criteria)
+
+    def announce(
+        self, document: str | Document | Iterable[str | Document], *, namespace: str | None = None
+    ) -> None:
+        """Tell that documents are new: an answer made before is not repeated where one of them is retrieved.
+
+        Under `document_policy="unchanged"`, unless the answer was made with it: `documents_added`. Nothing is
+        deleted. `invalidate` tells so too of the documents it is given; `invalidating` of the adapters does
+        both.
+
+        Args:
+            document: Ids of documents, or of their sources.
+            namespace: Only for answers of this namespace.
+
+        Raises:
+            InvalidInput: An argument cannot be used.
+            StorageError: The database failed.
+            CacheClosed: The cache was closed.
+        """
+        self._ready()
+        if namespace is not None:
+            require_name("namespace", namespace)
+        self._runtime.store.told.add(names_of(document), namespace, self._runtime.clock())
 
     def feedback(
         self, answer: str | Hit | Stored | Mapping[str, Any], *, good: bool, question: str | None = None

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock, deadline, in_thread
 from ibidem.errors import CacheClosed
 from ibidem.lifecycle.rules import Admission, Lifetime
+from ibidem.lifecycle.told import Told
 from ibidem.lifecycle.warming import DONE
+from ibidem.matching.documents import NOTHING_TOLD, unknown_documents
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
-from ibidem.matching.policy import Policy, Strictness, Verdict, decide, least_cosine, supporting
-from ibidem.matching.scorers import NEIGHBOURS, UNSCORED, Candidate, Verifier, densities
+from ibidem.matching.policy import Policy, Strictness, Verdict, decide, least_cosine
+from ibidem.matching.scorers import NEIGHBOURS, UNSCORED, Candidate, CosineScorer, Verifier, densities
 from ibidem.matching.shipped import Choice
+from ibidem.matching.support import supporting
 from ibidem.opinions.second_opinion import YES
 from ibidem.prompts.standing_alone import RELATED, refers_back
 from ibidem.scope import current, freeze_scope
@@ -208,11 +211,21 @@ class LookupPipeline:
         self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
     ) -> tuple[Verifier, Policy, Verdict]:
         """Decide by the cache's verifier; where the pair model fails, by the rule without it."""
+        told = self.told(request, candidates)
         try:
-            return self._decide(self._verifier, index, request, candidates)
+            return self._decide(self._verifier, index, request, candidates, told)
         except PairModelFailed as error:
             self._runtime.faults.note("score candidates with the pair model", error)
-        return self._decide("none", index, request, candidates)
+        return self._decide("none", index, request, candidates, told)
+
+    def told(self, request: Request, candidates: Iterable[Candidate]) -> Told:
+        """Return when the documents that a candidate does not know were told of; asks only if it matters."""
+        if self._strictness.document_policy != "unchanged":
+            return NOTHING_TOLD
+        retrieved = {document.digest for document in request.documents}
+        again = [one.entry for one in candidates if not one.entry.evidence.isdisjoint(retrieved)]
+        unknown = {id(one): one for entry in again for one in unknown_documents(request, entry)}
+        return self._runtime.store.told.of(unknown.values(), request.namespace) if unknown else NOTHING_TOLD
 
     def _decide(
         self,
@@ -220,12 +233,15 @@ class LookupPipeline:
         index: SemanticIndex,
         request: Request,
         candidates: Sequence[Candidate],
+        told: Told,
     ) -> tuple[Verifier, Policy, Verdict]:
         verifier, policy = policy_of(chosen, index, self._strictness)
         floor = None
         if self.second_opinion is not None:  # farther ones are looked at, too
             floor = least_cosine(verifier, min(policy.threshold, self.second_opinion.least(verifier)))
-        verdict = decide(request, candidates, policy, verifier, guards=self._guards, min_cosine=floor)
+        verdict = decide(
+            request, candidates, policy, verifier, guards=self._guards, min_cosine=floor, told=told
+        )
         return verifier, policy, verdict
 
     def least(self, namespace: str, verifier: Verifier, policy: Policy) -> float:
@@ -427,7 +443,7 @@ class StorePipeline:
         semantic, vector = self._embed(index, request) if readable and answer.semantic else (False, None)
         # 3. Which documents does the answer rest on?
         documents = (*request.documents, *answer.documents)
-        evidence = supporting(answer.text, request.question, documents)
+        evidence = self._evidence(index, request, answer)
         return Entry(
             id=request.key,
             namespace=request.namespace,
@@ -443,8 +459,21 @@ class StorePipeline:
             sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in documents),
             tags=tags,
             scope_parts=parts_text(request.scope_parts),
+            requested=request.made,
             vector=vector,
         )
+
+    def _evidence(self, index: SemanticIndex, request: Request, answer: Answer) -> frozenset[str]:
+        """Return the digests of the documents that support the answer; by meaning only with our embedder."""
+        documents = (*request.documents, *answer.documents)
+        ours = request.documents and request.semantic and not isinstance(index.rule, CosineScorer)
+        try:
+            return supporting(
+                answer.text, request.question, documents, index.embedder.embed if ours else None
+            )
+        except Exception as error:
+            self._runtime.faults.note("find what supports an answer", error)
+            return frozenset()
 
     def _embed(self, index: SemanticIndex, request: Request) -> tuple[bool, Vector | None]:
         """Return whether the question can be found by meaning, and its vector unless embedding failed."""

@@ -19,7 +19,8 @@ from ibidem._util.renamed import ARGUMENTS, VALUES
 from ibidem._util.urls import redact_url
 from ibidem.errors import ConfigurationError
 from ibidem.lifecycle.rules import DAYS, MAX_TEMPERATURE, Bounds, Eviction, Lifetime
-from ibidem.matching.policy import DocumentPolicy, Strictness
+from ibidem.matching.documents import DocumentPolicy, NewDocuments
+from ibidem.matching.policy import Strictness
 from ibidem.types import storable
 
 ERROR_RATES = {"strict": 0.005, "default": 0.02, "generous": 0.05}  # names for `max_error_rate`
@@ -183,7 +184,8 @@ class Settings(BaseSettings):
     second_opinion: Any = None  # resolved by `ibidem.opinions.models`
     second_opinion_from: Annotated[float, BeforeValidator(_probability)] | None = None
     second_opinion_timeout: Annotated[float, Field(gt=0.0, le=60.0)] = 1.5
-    document_policy: Annotated[DocumentPolicy, BeforeValidator(_document_policy)] = "supporting"
+    document_policy: Annotated[DocumentPolicy, BeforeValidator(_document_policy)] = "unchanged"
+    new_documents: NewDocuments = "miss"
     ttl: Annotated[float, Field(gt=0)] = 30 * DAYS
     namespace_ttl: Mapping[str, Annotated[float, Field(gt=0)]] = {}
     jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -236,6 +238,7 @@ class Settings(BaseSettings):
             self.min_similarity,
             audited=self.audit_rate > 0.0,
             document_policy=self.document_policy,
+            new_documents=self.new_documents,
         )
 
     @property

@@ -479,13 +479,14 @@ class Miss:
     `score` is that of the candidate, None if it has none; `threshold` the least that would have done,
     infinite while audits serve nothing.
 
-    Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `expired`, `question_unknown`,
-    `question_private` (see `ibidem.open`'s `redact`), `answer_exact_only` (tool calls and the like), `audit`
-    and `below_budget` (see `ibidem.audits.auditor`), `question_too_long`, `question_not_covered` (in a
-    language or script that the model does not know), `question_hides_text` (invisible characters),
-    `second_opinion:<outcome>` (in doubt, a small model did not say yes: `no`, `unsure`, `late`, `failed`,
-    `not_asked`, `gone`), `no_index` (another process owns it, or its server is down), `bypassed` (see
-    `ibidem.scope`), `answer_invalid` (the program no longer accepts its form), `error`.
+    Reasons: `empty`, `below_threshold`, `guard:<name>`, `documents_changed`, `documents_added` (see
+    `docs/invalidation.md`), `expired`, `question_unknown`, `question_private` (see `ibidem.open`'s `redact`),
+    `answer_exact_only` (tool calls and the like), `audit` and `below_budget` (see `ibidem.audits.auditor`),
+    `question_too_long`, `question_not_covered` (in a language or script that the model does not know),
+    `question_hides_text` (invisible characters), `second_opinion:<outcome>` (in doubt, a small model did not
+    say yes: `no`, `unsure`, `late`, `failed`, `not_asked`, `gone`), `no_index` (another process owns it, or
+    its server is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer accepts its
+    form), `error`.
     """
 
     reason: str
@@ -588,6 +589,7 @@ class Entry:
     the embedding of the question, shape (d,), unit length; None before it is embedded. A `pinned` answer was
     vetted by a person: it has no lifetime, is not evicted, and no model's answer takes its place.
     `scope_parts` are the digests of the parts of the scope, as `Request` has them, in JSON; "" if unknown.
+    `requested` is when its request was made: what was told of documents since, the answer does not know.
     """
 
     id: str
@@ -606,6 +608,7 @@ class Entry:
     sources: tuple[Source, ...] = ()
     pinned: Pin = ""
     scope_parts: str = ""
+    requested: float = 0.0
     vector: Vector | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -15,6 +15,8 @@ TERMS = Document("terms#4", "Goods can be returned within 30 days of delivery.",
 NEWS = Document("news#1", "Parcels leave Lyon every morning.", source="news.md")
 QUESTION = Request("how long to return goods", documents=(TERMS, NEWS))
 REWORDED = Request("how long to return the goods ok", documents=(TERMS, NEWS))
+SALE = Document("sale#1", "Goods from the sale cannot be returned.", source="sale.md")
+AMONG_NEW = Request("how long to return the goods ok", documents=(TERMS, SALE))
 ANSWER = Answer("Within 30 days of delivery.", model="m")
 
 
@@ -116,6 +118,122 @@ class InvalidationContract:
 
         assert [example.question for example in cache.examples.recent()] == ["afterwards"]
 
+    @pytest.mark.parametrize(
+        "tell",
+        [
+            lambda cache: cache.announce("sale#1"),
+            lambda cache: cache.announce(["other", SALE]),
+            lambda cache: cache.announce("sale.md", namespace=""),
+            lambda cache: cache.invalidate(document="sale.md"),
+            lambda cache: cache.invalidate(document="sale#1", namespace=""),
+            lambda cache: cache.invalidate(document="sale.md", current=SALE.text),
+            lambda cache: cache.invalidate(document="sale.md", current="The whole file.\n\n" + SALE.text),
+            lambda cache: cache.invalidate(document=["sale.md", "other.md"], current=[SALE.text]),
+        ],
+    )
+    def test_an_answer_is_not_repeated_where_a_new_document_is_found(self, open_cache, tell) -> None:
+        """Told of since it was asked for; an answer that was made with it is."""
+        cache = open_cache()
+        cache.store(QUESTION, ANSWER)
+        assert cache.lookup(AMONG_NEW)
+        tell(cache)
+        assert cache.lookup(AMONG_NEW).reason == "documents_added"
+        assert cache.why(AMONG_NEW).reason == "documents_added"
+        assert [one.change for one in cache.why(AMONG_NEW).nearest[0].documents] == ["added"]
+        assert cache.lookup(REWORDED)  # where it is not found
+        assert open_cache(new_documents="ignore").lookup(AMONG_NEW)
+        assert open_cache(document_policy="supporting").lookup(AMONG_NEW)
+        new = Request("how long to return the goods", documents=(TERMS, SALE))
+        if stored := cache.store(new, Answer("Within 30 days of delivery, unless from the sale.")):
+            assert cache.lookup(AMONG_NEW).entry_id == new.key
+        assert stored or stored.reason == "invalidated"  # the whole file is another text than this part of it
+        assert cache.stats().faults == {}
+
+    @pytest.mark.parametrize(
+        "tell",
+        [
+            lambda cache: None,
+            lambda cache: cache.announce(["sale#2", "sale"]),
+            lambda cache: cache.announce("sale.md", namespace="other"),
+            lambda cache: cache.announce("terms#4"),  # with the text that the answer knows
+            lambda cache: cache.invalidate(document="sale.md", namespace="other"),
+            lambda cache: cache.invalidate(document="sale.md", tag="other"),
+            lambda cache: cache.invalidate(document="sale.md", dry_run=True),
+        ],
+    )
+    def test_what_was_told_of_others_costs_nothing(self, cache, tell) -> None:
+        """Of other documents, for other namespaces, or of some answers only."""
+        cache.store(QUESTION, ANSWER)
+        tell(cache)
+        assert cache.lookup(AMONG_NEW)
+
+    def test_what_was_told_before_is_not_new(self, cache) -> None:
+        """Nor a text that a document said before, as far as that was told; one that was gone meanwhile is."""
+        texts = [f"On sale {number}." for number in range(3)]
+
+        def asked(text: str) -> str:
+            documents = (TERMS, Document("sale", text, source="sale.md"))
+            found = cache.lookup(Request("how long to return the goods ok", documents=documents))
+            return "" if found else found.reason
+
+        cache.announce("sale.md")
+        cache.invalidate(document="sale.md", current=texts[:2])
+        cache.store(Request(QUESTION.question, documents=QUESTION.documents), ANSWER)
+        cache.invalidate(document="sale.md", current=texts[1:])
+        assert [asked(text) for text in texts] == ["documents_added", "", "documents_added"]
+        cache.invalidate(document="sale.md", current=[])
+        cache.invalidate(document="sale.md", current=texts[1:])
+        assert [asked(text) for text in texts] == ["documents_added"] * 3
+
+    def test_what_is_told_while_an_answer_is_made_is_new(self, cache) -> None:
+        """The model has not seen it; nor has one whose answer is stored for another entry."""
+        asked = Request(QUESTION.question, documents=QUESTION.documents)
+        cache.announce("sale#1")
+        assert cache.store(asked, ANSWER)
+        assert cache.lookup(AMONG_NEW).reason == "documents_added"
+        assert cache.store(Request(QUESTION.question, documents=QUESTION.documents), ANSWER)
+        assert cache.lookup(AMONG_NEW)
+
+    def test_a_vetted_answer_knows_what_there_is_when_it_is_vetted(self, cache) -> None:
+        """Until something else is told."""
+        cache.store(QUESTION, ANSWER)
+        cache.announce("sale#1")
+        assert cache.correct(QUESTION.key, "Within 30 days.")
+        assert cache.lookup(AMONG_NEW).pinned == "corrected"
+        cache.announce("sale#1")
+        assert cache.lookup(AMONG_NEW).reason == "documents_added"
+
+    def test_what_was_told_is_bounded(self, cache, monkeypatch) -> None:
+        """What may be forgotten counts as new for answers of that time, and not for later ones."""
+        monkeypatch.setattr("ibidem.storage.told.KEPT", 5)
+        cache.store(QUESTION, ANSWER)
+        cache.announce([f"d{number}" for number in range(40)])
+        assert cache.lookup(AMONG_NEW)
+        cache._runtime.store.evictor.delete_expired(0.0)
+        assert cache.lookup(AMONG_NEW).reason == "documents_added"
+        assert cache.lookup(REWORDED)
+        cache.store(Request(QUESTION.question, documents=QUESTION.documents), ANSWER)
+        assert cache.lookup(AMONG_NEW)
+        cache._runtime.store.evictor.delete_expired(0.0)
+        assert cache.lookup(AMONG_NEW)
+
+    def test_tellings_at_once_do_not_lock_one_another(self, open_cache) -> None:
+        """Of the same documents, in any order, beside invalidations of them."""
+        cache = open_cache()
+        names = [f"d{number}" for number in range(40)]
+
+        def tell(worker: int) -> None:
+            for round_ in range(6):
+                shown = names[:: 1 if worker % 2 else -1]
+                if (worker + round_) % 3:
+                    cache.announce(shown)
+                else:
+                    cache.invalidate(document=shown[0], current=shown)
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(tell, worker) for worker in range(4)]:
+                done.result(60)
+
     def test_feedback_keeps_the_examples(self, cache) -> None:
         """Marked; the answer is gone."""
         stored = cache.store(QUESTION, ANSWER)
@@ -195,6 +313,11 @@ class InvalidationContract:
         ):
             with pytest.raises(InvalidInput, match=match):
                 cache.invalidate(**criteria)
+        for document in (None, [], "", [None], "a\0b"):
+            with pytest.raises(InvalidInput):
+                cache.announce(document)
+        with pytest.raises(InvalidInput, match="namespace must be a str"):
+            cache.announce("d", namespace=3)
         with pytest.raises(InvalidInput, match="must be a Hit"):
             cache.feedback(None, good=True)
         with pytest.raises(InvalidInput, match="good must be a bool"):

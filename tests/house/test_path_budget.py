@@ -22,15 +22,16 @@ SLACK = 2
 BUDGETS = {
     "core: exact hit": 8 + SLACK,
     # What other processes stored is followed in the lookup; scores and rules are two modules.
-    "core: hit by meaning": 17 + SLACK,  # target: 16
+    # Which documents allow an answer, and which support it, are modules of their own.
+    "core: hit by meaning": 18 + SLACK,  # target: 16
     "core: store": 20 + SLACK,
-    "core: invalidate": 9 + SLACK,  # target: 8
+    "core: invalidate": 11 + SLACK,  # target: 8; it also tells of the documents
     # Each request may be one of a conversation, and a hit by meaning is remembered as one of its turns.
     "LangChain: exact hit": 19 + SLACK,  # target: 17
-    "LangChain: hit by meaning": 29 + SLACK,  # target: 25
-    "LangChain: miss until stored": 32 + SLACK,
-    "LangChain: stream hit": 34 + SLACK,  # target: 27; what wraps methods is a module of its own
-    "LlamaIndex: hit by meaning": 36 + SLACK,  # a model is led by a handler or a `CachedLLM`
+    "LangChain: hit by meaning": 30 + SLACK,  # target: 25
+    "LangChain: miss until stored": 33 + SLACK,
+    "LangChain: stream hit": 35 + SLACK,  # target: 27; what wraps methods is a module of its own
+    "LlamaIndex: hit by meaning": 37 + SLACK,  # a model is led by a handler or a `CachedLLM`
     "LlamaIndex: miss until stored": 37 + SLACK,
 }
 FOLLOW = {

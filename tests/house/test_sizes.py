@@ -17,9 +17,10 @@ SIZES = {
     # With the backfill of the index by itself, the explanation of lookups, of the log and of programs, and
     # second opinions: how a model is asked and read has moved there from the lab. With corpora, and programs
     # that are looked up before they retrieve. With conversations: their turns, what stands alone, its words,
-    # and the turns that were answered.
-    ("ibidem", "modules"): 132,
-    ("ibidem", "lines"): 28_000,
+    # and the turns that were answered. With what the cache was told of documents, and what becomes of them
+    # from one retrieval to the next.
+    ("ibidem", "modules"): 136,
+    ("ibidem", "lines"): 28_400,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
     ("langchain_ibidem", "modules"): 14,  # with whole chains: what they depend on, and what they return
@@ -30,7 +31,7 @@ SIZES = {
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered
 #: Modules in a package, its `__init__` included and its sub-packages not.
-MOST_MODULES = 17  # those of `ibidem` itself
+MOST_MODULES = 18  # those of `ibidem.storage`, with a table each
 
 
 @pytest.mark.parametrize(("package", "what"), SIZES)

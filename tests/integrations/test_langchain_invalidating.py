@@ -12,6 +12,7 @@ from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_text_splitters import CharacterTextSplitter
@@ -19,6 +20,7 @@ from langchain_text_splitters import CharacterTextSplitter
 from ibidem.cache import SemanticCache
 from ibidem.errors import StorageError
 from langchain_ibidem import IbidemCache, invalidating
+from tests.conftest import OpenCache
 
 RETURNS = "Goods can be returned within {} days of delivery."
 SHOPS = "Our shops are in Lyon and in Nice."
@@ -160,3 +162,45 @@ def test_a_message_tells_which_answer_was_bad(cache: SemanticCache, mark: Callab
     assert cache.feedback(mark(repeated.response_metadata), good=False)
     assert model.invoke("How long can I return goods?").content == "good"
     assert model.invoke("How long can I return goods?").content == "good"
+
+
+class _Found(BaseRetriever):
+    """Finds what the test says."""
+
+    found: Any
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return list(self.found)
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+async def test_what_is_indexed_anew_is_new_to_answers_made_before(
+    open_cache: OpenCache, relaxed: bool
+) -> None:
+    """A passage that was added and is retrieved now; one that was indexed again is not new."""
+    cache = open_cache(new_documents="ignore" if relaxed else "miss")
+    shop = Shop(cache)
+    retrieved: list[Document] = []
+    model = FakeListChatModel(
+        responses=["Goods can be returned within 30 days."] * 9, cache=IbidemCache(cache)
+    )
+    context = _Found(found=retrieved) | (lambda found: "\n".join(one.page_content for one in found))
+    chain = {"context": context, "question": RunnablePassthrough()} | PROMPT | model | StrOutputParser()
+
+    def ask(question: str) -> str:
+        chain.invoke(question)
+        (last,) = cache.recent(1)
+        return last.tier or last.reason
+
+    shop.index(30)
+    retrieved[:] = shop.store.similarity_search("returned", k=1, filter=lambda one: "30" in one.page_content)
+    assert ask("How long can I return goods?") == "empty"
+    retrieved += shop.store.similarity_search("shops", k=1, filter=lambda one: "Lyon" in one.page_content)
+    assert ask("How long can I return the goods?") == "semantic"
+    shop.index(30)
+    assert ask("How long can I return the goods ok?") == "semantic"
+    sale = Document("Sale goods cannot be returned.", metadata={"source": "sale.md"})
+    records = invalidating(shop.records, cache)
+    await aindex([sale], records, shop.store, cleanup=None, key_encoder="sha256")
+    retrieved += shop.store.similarity_search("sale", k=1, filter=lambda one: "Sale" in one.page_content)
+    assert ask("How long can I return the goods please?") == ("semantic" if relaxed else "documents_added")

@@ -8,16 +8,19 @@ import pytest
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata, MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import ExactMatchFilter, MetadataFilters, SimpleVectorStore
 
 from ibidem.cache import SemanticCache
 from ibidem.errors import StorageError
 from llama_index_ibidem import CachedLLM, CachedSynthesizer, invalidating
+from tests.conftest import OpenCache
 from tests.contracts.llama_index import settings_restored
 
 KINDS = ("model", "synthesizer")
@@ -167,3 +170,58 @@ def test_a_response_tells_which_answer_was_bad(index: VectorStoreIndex, cache: S
     fresh, repeated = (llm.complete("How long can I return goods?") for _ in range(2))
     assert cache.feedback(repeated.raw, good=False)
     assert not llm.complete("How long can I return goods?").raw
+
+
+class CustomMock(CustomLLM):
+    """Says the same always."""
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text="Goods can be returned within 30 days.")
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        yield self.complete(prompt)
+
+
+class Found(BaseRetriever):
+    """Finds the nodes that hold one of the words."""
+
+    def __init__(self, index: VectorStoreIndex, *words: str) -> None:
+        self._index, self._words = index, words
+        super().__init__()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        nodes = self._index.docstore.docs.values()
+        held = [one for one in nodes if any(word in one.get_content() for word in self._words)]
+        return [NodeWithScore(node=node) for node in held]
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_what_is_new_is_new_to_answers_made_before(open_cache: OpenCache, kind: str, relaxed: bool) -> None:
+    """A document that was inserted and is retrieved now; one that was refreshed unchanged is not new."""
+    cache = open_cache(new_documents="ignore" if relaxed else "miss")
+    index = VectorStoreIndex.from_documents(documents(30))
+
+    def asked(question: str, *words: str) -> str:
+        model = CustomMock()
+        llm = CachedLLM(model, cache) if kind == "model" else model
+        synthesizer = get_response_synthesizer(llm=llm)
+        if kind == "synthesizer":
+            synthesizer = CachedSynthesizer(synthesizer, cache)
+        RetrieverQueryEngine(Found(index, *words), synthesizer).query(question)
+        (last,) = cache.recent(1)
+        return last.tier or last.reason
+
+    assert asked("How long can I return goods?", "returned") == "empty"
+    assert asked("How long can I return the goods?", "returned", "Lyon") == "semantic"
+    with invalidating(index.docstore, cache):
+        index.refresh_ref_docs(documents(30))
+    assert asked("How long can I return the goods ok?", "returned", "Lyon") == "semantic"
+    with invalidating(index.docstore, cache):
+        index.insert(Document(text="Sale goods cannot be returned.", id_="sale.md"))
+    wanted = "semantic" if relaxed else "documents_added"
+    assert asked("How long can I return the goods please?", "returned", "Lyon") == wanted
+    assert asked("How long can I return the goods please ok?", "30", "Lyon") == "semantic"

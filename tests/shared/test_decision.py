@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem import Answer, Document, Request
-from ibidem.matching.policy import Policy, decide, documents_agree
+from ibidem.matching.documents import document_objection
+from ibidem.matching.policy import Policy, decide
 from ibidem.matching.scorers import Candidate, CosineScorer
 from ibidem.types import Entry, Source
 
@@ -31,7 +32,7 @@ def stored(question: str, *documents: Document, supports: tuple[Document, ...] =
         semantic=True,
         answer=Answer("a"),
         created=0.0,
-        sources=tuple(Source(d.id, d.digest, d in supports) for d in documents),
+        sources=tuple(Source(d.id, d.digest, d in supports, d.source) for d in documents),
     )
 
 
@@ -100,17 +101,87 @@ def test_a_stricter_threshold_never_serves_more(similarity: float, one: float, o
         ("supporting", stored("x", ONE, TWO), (ONE,), False),
         ("supporting", stored("x"), (ONE,), False),
         ("ignore", stored("x", ONE), (), True),
+        ("unchanged", stored("x", ONE, TWO, supports=(ONE,)), (ONE, THREE), True),
+        ("unchanged", stored("x", ONE, TWO, supports=(ONE, TWO)), (ONE, THREE), True),
+        ("unchanged", stored("x", ONE, TWO, supports=(ONE,)), (TWO, THREE), False),
+        ("unchanged", stored("x", ONE, TWO), (ONE, TWO), True),
+        ("unchanged", stored("x", ONE, TWO), (ONE,), False),
+        ("unchanged", stored("x", ONE, supports=(ONE,)), (), False),
     ],
 )
 def test_document_policies(policy, entry: Entry, asked: tuple[Document, ...], agree: bool) -> None:
-    """`all` compares the sets, `supporting` the documents behind the answer, `ignore` nothing."""
-    assert documents_agree(Request("x", documents=asked), entry, policy) is agree
+    """`all` compares the sets, `supporting` and `unchanged` the documents behind it, `ignore` nothing."""
+    objection = document_objection(Request("x", documents=asked), entry, policy)
+    assert objection == ("" if agree else "documents_changed")
 
 
-@given(st.permutations([ONE, TWO, THREE]), st.sampled_from(["all", "supporting", "ignore"]))
+A4, B4 = "3f2a0c1e-7d55-4c11-9a3e-0123456789ab", "0b1c2d3e-4f50-4a61-8b72-abcdef012345"
+A5, B5 = "3f2a0c1e-7d55-5c11-9a3e-0123456789ab", "0b1c2d3e-4f50-5a61-8b72-abcdef012345"
+
+
+def passage(id_: str, text: str, source: str = "") -> Document:
+    """A passage of a source."""
+    return Document(id_, text, source=source)
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "agree"),
+    [
+        # A name, as far as one knows: of another text it says that the passage has changed.
+        ([("a", "A"), ("b", "B")], [("a", "A"), ("c", "C")], True),
+        ([("a", "A"), ("b", "B")], [("a", "A"), ("b", "edited")], False),
+        ([("a", "A", "f"), ("b", "B", "g")], [("a", "A", "f"), ("b", "edited", "g")], False),
+        ([("a", "A", "f"), ("b", "B", "f")], [("a", "A", "f"), ("c", "C", "f")], True),
+        # Nothing shows that its source was not cut anew.
+        ([("a", "A", "f"), ("b", "B", "g")], [("a", "A", "f"), ("c", "C", "g")], False),
+        ([("a", "A", "f"), ("b", "B", "g")], [("a", "A", "f"), ("c", "C", "h")], True),
+        # The same text has another name: its source was cut anew, and what became of the rest is not known.
+        ([("a", "A", "f"), ("b", "B", "f")], [("x", "A", "f"), ("c", "C", "f")], False),
+        ([("a", "A", "f"), ("b", "B", "f")], [("x", "A", "f")], True),
+        ([("a", "A", "f"), ("b", "B", "f")], [("x", "A", "f"), ("c", "C", "h")], True),
+        ([("a", "A"), ("b", "B")], [("x", "A"), ("c", "C")], False),
+        ([(A4, "A"), (B4, "B")], [(A4, "A"), ("c", "C")], True),
+        # Even the source has another name.
+        ([("a", "A", "f"), ("b", "B", "g")], [("x", "A", "f2"), ("y", "C", "g2")], False),
+        (
+            [("a", "A", "f"), ("b", "B", "g"), ("c", "C", "f")],
+            [("a", "A", "f"), ("y", "B", "g2"), ("d", "D", "h")],
+            False,
+        ),
+        (
+            [("a", "A", "f"), ("b", "B", "f"), ("c", "C", "f")],
+            [("a", "A", "f"), ("x", "B", "f"), ("d", "D", "f")],
+            False,
+        ),
+        # Made from source, position or text.
+        ([("a", "A", "f"), ("b", "B", "f")], [("a", "A", "f"), ("f#7", "C", "f")], False),
+        ([("f", "A", "f"), ("f", "B", "f")], [("f", "A", "f"), ("f", "C", "f")], False),
+        ([("f", "A", "f"), ("f", "B", "f")], [("f", "A", "f")], True),
+        ([("f#0", "A", "f"), ("f#1", "B", "f")], [("f#0", "A", "f"), ("f#2", "C", "f")], False),
+        ([("f#0", "A", "f"), ("f#1", "B", "f")], [("f#0", "new", "f"), ("f#1", "A", "f")], False),
+        ([("f#0", "A", "f"), ("g#1", "B", "g")], [("f#0", "new", "h"), ("f#1", "A", "f")], True),
+        ([("chunk-0", "A", "f"), ("1", "B", "f")], [("chunk-0", "A", "f"), ("2", "C", "f")], False),
+        ([(A5, "A", "f"), (B5, "B", "f")], [(A5, "A", "f"), ("c", "C", "f")], False),
+        ([("a" * 40, "A"), ("b" * 40, "B")], [("a" * 40, "A"), ("c" * 40, "C")], False),
+        # Nothing is known of them.
+        ([("", "A"), ("", "B")], [("", "A"), ("", "C")], False),
+        ([(passage("", "A").digest, "A"), ("b", "B")], [(passage("", "A").digest, "A"), ("c", "C")], False),
+    ],
+)
+def test_what_has_changed(known, asked, agree: bool) -> None:
+    """By ids that stay with a passage, else by its source: `docs/invalidation.md` has the table."""
+    before = [passage(*one) for one in known]
+    entry = stored("x", *before, supports=tuple(before))
+    request = Request("x", documents=tuple(passage(*one) for one in asked))
+
+    assert document_objection(request, entry, "unchanged") == ("" if agree else "documents_changed")
+
+
+@given(st.permutations([ONE, TWO, THREE]), st.sampled_from(["unchanged", "all", "supporting", "ignore"]))
 def test_the_same_documents_always_agree(order: list[Document], policy) -> None:
     """Under every policy, in every order."""
-    assert documents_agree(Request("x", documents=tuple(order)), stored("x", ONE, TWO, THREE), policy)
+    asked = Request("x", documents=tuple(order))
+    assert not document_objection(asked, stored("x", ONE, TWO, THREE), policy)
 
 
 class ByVectors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ibidem import Document
-from ibidem.matching.policy import supporting
+from ibidem.matching.support import supporting
 
 RETURNS = Document("returns", "Goods can be returned within 30 days of delivery with the receipt.")
 SHIPPING = Document("shipping", "Parcels leave our warehouse in Lyon every morning by courier.")

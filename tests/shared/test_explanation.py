@@ -18,7 +18,8 @@ from ibidem import Answer, CacheClosed, Document, Hit, InvalidInput, Miss, Reque
 from ibidem.cache import SemanticCache
 from ibidem.cli.commands import app
 from ibidem.explanation.logged import explain_log
-from ibidem.explanation.result import DocumentChange, Explanation, differing, in_words
+from ibidem.explanation.result import Explanation, differing, in_words
+from ibidem.matching.documents import DocumentChange
 from tests.contracts.cache import CacheContract
 from tests.contracts.lifecycle import LifecycleContract
 from tests.embedders import BagOfWords, Broken
@@ -90,7 +91,7 @@ def test_an_explanation_is_what_a_lookup_does(
     assert any(outcome.startswith("guard:") for outcome in explained)
 
 
-@pytest.mark.parametrize("document_policy", ["supporting", "all", "ignore"])
+@pytest.mark.parametrize("document_policy", ["unchanged", "supporting", "all", "ignore"])
 def test_documents_that_differ_are_named(
     open_cache: OpenCache, explained: list[str], document_policy: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""LangChain's record managers: what they hold, and answers that rest on documents which they delete."""
+"""LangChain's record managers: what they hold, and what the cache is told of when they change."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def invalidating(record_manager: RecordManager, cache: SemanticCache) -> RecordM
     """Wrap a record manager: what rests on the documents it deletes is invalidated in the cache.
 
     `index(documents, invalidating(record_manager, cache), vector_store, cleanup="incremental", ...)`: what a
-    changed document said before is deleted, and so are the answers that rest on it. The vector store must
-    return documents with their ids, as LangChain's standard tests demand.
+    changed document said before is deleted, and so are the answers that rest on it. What is new is announced:
+    answers made before are not repeated where it is retrieved. The vector store must return documents with
+    their ids, as LangChain's standard tests demand.
 
     Args:
         record_manager: Yours.
@@ -39,20 +40,29 @@ def _delegated(name: str) -> Any:
 
 
 class _Invalidating(RecordManager):
-    """Delegates to the program's record manager, and invalidates keys before they are deleted.
+    """Delegates to the program's record manager, and tells the cache of keys before it adds or deletes them.
 
-    If that fails `index` can be run again: it still knows of them.
+    If that fails `index` can be run again: it still knows what there is to do.
     """
 
     create_schema, acreate_schema = _delegated("create_schema"), _delegated("acreate_schema")
     get_time, aget_time = _delegated("get_time"), _delegated("aget_time")
-    update, aupdate = _delegated("update"), _delegated("aupdate")
     exists, aexists = _delegated("exists"), _delegated("aexists")
     list_keys, alist_keys = _delegated("list_keys"), _delegated("alist_keys")
 
     def __init__(self, record_manager: RecordManager, cache: SemanticCache) -> None:
         super().__init__(record_manager.namespace)
         self._theirs, self._cache = record_manager, cache
+
+    def update(self, keys: Sequence[str], **kwargs: Any) -> None:
+        if new := _unknown(keys, self._theirs.exists(keys)):
+            self._cache.announce(new)
+        self._theirs.update(keys, **kwargs)
+
+    async def aupdate(self, keys: Sequence[str], **kwargs: Any) -> None:
+        if new := _unknown(keys, await self._theirs.aexists(keys)):
+            await in_thread(partial(self._cache.announce, new))
+        await self._theirs.aupdate(keys, **kwargs)
 
     def delete_keys(self, keys: Sequence[str]) -> None:
         if keys:
@@ -63,6 +73,11 @@ class _Invalidating(RecordManager):
         if keys:
             await in_thread(partial(self._cache.invalidate, document=list(keys)))
         await self._theirs.adelete_keys(keys)
+
+
+def _unknown(keys: Sequence[str], known: Sequence[bool]) -> list[str]:
+    """Return the keys that the record manager does not know yet: those of new documents."""
+    return [key for key, is_known in zip(keys, known, strict=True) if not is_known]
 
 
 def record_keys(records: RecordManager) -> dict[str, str]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def invalidating(docstore: BaseDocumentStore, cache: SemanticCache) -> Iterator[None]:
     """Invalidate the answers that rest on documents which change within the block, also if the block fails.
 
+    What is new at its end is announced: answers made before are not repeated where it is retrieved.
+
     `with invalidating(index.docstore, cache): index.refresh_ref_docs(documents)`, or around
     `pipeline.run(...)`. A document has changed if the document store has another hash for its id, or none:
     `delete_ref_doc` only removes the hash with `delete_from_docstore=True`.
@@ -34,6 +36,9 @@ def invalidating(docstore: BaseDocumentStore, cache: SemanticCache) -> Iterator[
     finally:
         after = document_hashes(docstore)
         changed = [id_ for id_, hash_ in before.items() if after.get(id_) != hash_]
+        added = [id_ for id_, hash_ in after.items() if before.get(id_) != hash_]
+        if added:
+            cache.announce(added)
         if changed:
             cache.invalidate(document=changed)
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from ibidem.errors import IndexUnavailable
 from ibidem.explanation.result import (
     SAME_PARTS,
-    DocumentChange,
     Explanation,
     Neighbour,
     differing,
     in_words,
 )
 from ibidem.matching.cross_encoder import CrossEncoderScorer
+from ibidem.matching.documents import ADDED, CHANGED, DocumentChange, document_changes
 from ibidem.matching.learned import LearnedScorer
 from ibidem.matching.pair_model import SPARSE, PairModel
-from ibidem.matching.policy import MAX_CANDIDATES, DocumentPolicy, Policy, Verdict
+from ibidem.matching.policy import MAX_CANDIDATES, Policy, Verdict
 from ibidem.matching.scorers import UNSCORED, Candidate, CosineScorer, Verifier
 from ibidem.opinions.second_opinion import NO, UNSURE, YES
 from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed
@@ -45,6 +45,7 @@ from ibidem.types import (
 if TYPE_CHECKING:
     from ibidem.index.search import SemanticIndex
     from ibidem.lifecycle.rules import Admission
+    from ibidem.lifecycle.told import Told
     from ibidem.opinions.second_opinion import SecondOpinion
     from ibidem.runtime import Runtime
     from ibidem.storage.entries import StoredQuestion
@@ -78,6 +79,7 @@ class _Judged:
     policy: Policy
     verdict: Verdict
     candidates: list[Candidate]
+    told: Told
 
 
 class Explainer:
@@ -278,7 +280,7 @@ class Explainer:
             said = verifier.verify(request.question, others) if others else ()
             scores |= {one.entry.id: score for one, score in zip(others, said, strict=True)}
         candidates = [replace(one, score=scores.get(one.entry.id, one.score)) for one in shown]
-        return _Judged(verifier, policy, verdict, candidates)
+        return _Judged(verifier, policy, verdict, candidates, self._lookups.told(request, nearest))
 
     def _least(self, judged: _Judged, namespace: str) -> float:
         """Return the least score that is served in a namespace now."""
@@ -327,26 +329,13 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     elif not reason and not read:
         reason = "not_scored"
     changes: tuple[DocumentChange, ...] = ()
-    if reason == "documents_changed":
-        changes = _changes(request, entry, judged.policy.document_policy)
+    if reason in (CHANGED, ADDED):
+        policy = judged.policy
+        changes = document_changes(request, entry, policy.document_policy, policy.new_documents, judged.told)
     score = one.score if one.score != UNSCORED else None
     found = Neighbour(entry.question or "", entry.id, one.similarity, score, reason, changes, entry.namespace)
     counts = isinstance(judged.verifier, PairModel) and one.density > SPARSE
     return replace(found, density=one.density) if counts else found
-
-
-def _changes(request: Request, entry: Entry, document_policy: DocumentPolicy) -> tuple[DocumentChange, ...]:
-    """List the documents because of which the stored answer is refused."""
-    asked = {document.digest for document in request.documents}
-    names, known = {one.id for one in request.documents}, {source.digest for source in entry.sources}
-    supporting = document_policy == "supporting" and bool(entry.evidence)  # else all of them count
-    gone = [one for one in entry.sources if one.digest not in asked and (one.supports or not supporting)]
-    found = [DocumentChange(one.id, one.source, "changed" if one.id in names else "missing") for one in gone]
-    if not supporting:
-        told = {one.id for one in gone}
-        new = [one for one in request.documents if one.digest not in known and one.id not in told]
-        found += [DocumentChange(one.id, one.source, "added") for one in new]
-    return tuple(found)
 
 
 def _nearest(candidates: Iterable[Candidate]) -> list[Candidate]:

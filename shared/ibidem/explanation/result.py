@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
+from ibidem.matching.documents import DocumentChange
 from ibidem.types import SECOND_OPINION, Tier
 
 SHORT = 160  # characters of a stored question in a step
@@ -17,6 +17,7 @@ REASONS = {
     "not_scored": "not read, as nearer ones are",
     "expired": "expired",
     "documents_changed": "other documents",
+    "documents_added": "new documents",
     "question_unknown": "the question is not known apart from the rest of the prompt",
     "question_private": "`redact` would change the question",
     "question_too_long": "the question is longer than the embedder reads",
@@ -43,21 +44,6 @@ def differing(parts: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentChange:
-    """A document in which a request differs from a stored answer.
-
-    Attributes:
-        id: Of the document.
-        source: Id of the file, or the like, that it is a part of; "" if unknown.
-        change: `missing` in the request; `changed`, if it is there with another text; `added` to the request.
-    """
-
-    id: str
-    source: str
-    change: Literal["missing", "changed", "added"]
-
-
-@dataclass(frozen=True, slots=True)
 class Neighbour:
     """A stored question near the one asked, and why its answer would not be repeated.
 
@@ -70,7 +56,7 @@ class Neighbour:
         score: What is compared with the threshold; None where a verifier of your own was not asked.
         reason: Why the answer would not be repeated, as of a `Miss`, or `not_scored`, as the verifier reads
             the nearest only, and nothing else speaks against it; "" if it would.
-        documents: Those that differ, if the reason is `documents_changed`.
+        documents: Those that differ, if the reason is `documents_changed` or `documents_added`.
         namespace: Of the entry.
         scopes: Of how many scopes it is, where those of several are looked at.
         differs: The parts in which its scope, the most similar of these, differs from that of the request;

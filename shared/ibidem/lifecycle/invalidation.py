@@ -132,7 +132,7 @@ def criteria_of(*, document: object, current: object, before: object, **texts: o
         InvalidInput: None is given, or one cannot be used.
     """
     contents = None if current is None else _documents("current", current)
-    names = () if document is None else _names(document)
+    names = () if document is None else names_of(document)
     if contents is not None and document is None:
         names = tuple({part.id: None for part in contents if isinstance(part, Document)})
         if len(names) != 1 or not all(isinstance(part, Document) for part in contents):
@@ -152,7 +152,12 @@ def criteria_of(*, document: object, current: object, before: object, **texts: o
     return criteria
 
 
-def _names(document: object) -> tuple[str, ...]:
+def names_of(document: object) -> tuple[str, ...]:
+    """Return the ids of one document or several.
+
+    Raises:
+        InvalidInput: One is no id, or there is none.
+    """
     several = [document] if isinstance(document, (str, Document)) else document
     if not isinstance(several, Iterable):
         raise InvalidInput(f"document must be an id or several, not {type(document).__name__}")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import heapq
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Literal, cast
+from typing import cast
 
-from ibidem._util.words_en import COMMON_WORDS
+from ibidem.lifecycle.told import Told
+from ibidem.matching.documents import NOTHING_TOLD, DocumentPolicy, NewDocuments, document_objection
 from ibidem.matching.fitted import SHIPPED, Calibration
 from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard, where_read
 from ibidem.matching.scorers import Candidate, CosineScorer, Scorer, Verifier
-from ibidem.types import ANY_DOCUMENTS, Document, Entry, Request
+from ibidem.types import Document, Entry, Request
 
-DocumentPolicy = Literal["supporting", "all", "ignore"]
 MAX_CANDIDATES = 6  # the most similar ones, which are judged: a rule scores one in up to 0.2 ms
 # Cosine of the farthest candidates that a user's verifier sees: of those a little above it (to 0.85) 9 % are
 # wrong on clinc150 and 21 % on banking77.
@@ -31,12 +28,13 @@ class Policy:
 
     Args:
         threshold: Least score of a candidate.
-        document_policy: Which documents must be the same. `all` of them; `supporting`: those that support the
-            stored answer must be retrieved again, unchanged; `ignore`: none.
+        document_policy: Which documents allow the stored answer (`ibidem.matching.documents`).
+        new_documents: Whether `unchanged` refuses it where a passage is retrieved that was added since.
     """
 
     threshold: float
-    document_policy: DocumentPolicy = "supporting"
+    document_policy: DocumentPolicy = "unchanged"
+    new_documents: NewDocuments = "miss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +48,15 @@ class Strictness:
         min_similarity: Likewise where the score is the cosine of an embedder that Ibidem does not know.
         audited: Whether an error budget decides, above the least score that is judged.
         document_policy: As in `Policy`.
+        new_documents: As in `Policy`.
     """
 
     max_error_rate: float
     min_probability: float | None = None
     min_similarity: float | None = None
     audited: bool = False
-    document_policy: DocumentPolicy = "supporting"
+    document_policy: DocumentPolicy = "unchanged"
+    new_documents: NewDocuments = "miss"
 
     def given(self, verifier: Verifier) -> float | None:
         """Return the least score that was given for such a verifier, None if none was."""
@@ -79,7 +79,7 @@ class Strictness:
         if threshold is None:
             known = cast("Scorer", verifier).thresholds
             threshold = fitted.threshold(min(self.max_error_rate, known.highest), known)
-        return Policy(threshold, self.document_policy)
+        return Policy(threshold, self.document_policy, self.new_documents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ def decide(
     *,
     guards: Sequence[NamedGuard] = GUARDS,
     min_cosine: float | None = None,
+    told: Told = NOTHING_TOLD,
 ) -> Verdict:
     """Choose the candidate with the highest score that neither guards nor documents refuse.
 
@@ -118,13 +119,14 @@ def decide(
         verifier: Scores the candidates.
         guards: Refuse candidates whatever their score.
         min_cosine: Leave out candidates below it; default: those that cannot reach the threshold.
+        told: When documents of the request were told of.
     """
     floor = least_cosine(verifier, policy.threshold) if min_cosine is None else min_cosine
     nearby = heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda c: c.similarity)
     if not nearby:
         return Verdict(None, "below_threshold", None)
     guards = guards_beside(verifier, guards)
-    objections = [_objection(request, candidate, policy, floor, guards) for candidate in nearby]
+    objections = [_objection(request, candidate, policy, floor, guards, told) for candidate in nearby]
     allowed = [one for one, objection in zip(nearby, objections, strict=True) if not objection]
     refused = [(one, objection) for one, objection in zip(nearby, objections, strict=True) if objection]
     scored = _verified(request, allowed, verifier, policy.threshold) if allowed else []
@@ -147,7 +149,12 @@ def least_cosine(verifier: Verifier, threshold: float) -> float:
 
 
 def _objection(
-    request: Request, candidate: Candidate, policy: Policy, floor: float, guards: Sequence[NamedGuard]
+    request: Request,
+    candidate: Candidate,
+    policy: Policy,
+    floor: float,
+    guards: Sequence[NamedGuard],
+    told: Told,
 ) -> str:
     """Return the reason why the candidate may not be served, whatever its score; "" if there is none."""
     entry = candidate.entry
@@ -155,7 +162,7 @@ def _objection(
         return "below_threshold"
     if guard := failed_guard(request.question, entry.question, guards):
         return f"guard:{guard}"
-    return "" if documents_agree(request, entry, policy.document_policy) else "documents_changed"
+    return document_objection(request, entry, policy.document_policy, policy.new_documents, told)
 
 
 def _verified(
@@ -183,68 +190,3 @@ def _shared(request: Request, entry: Entry) -> tuple[Document, ...]:
         return request.documents
     known = {source.digest for source in entry.sources}
     return tuple(document for document in request.documents if document.digest in known)
-
-
-def documents_agree(request: Request, entry: Entry, document_policy: DocumentPolicy) -> bool:
-    """Return whether the documents of the request allow the stored answer under the document policy."""
-    if document_policy == "ignore" or entry.documents in (request.documents_digest, ANY_DOCUMENTS):
-        return True
-    if document_policy == "all":
-        return False
-    evidence = entry.evidence
-    return bool(evidence) and evidence <= {document.digest for document in request.documents}
-
-
-# Share of a sentence's new words a document must hold to count, and share of the best document's share.
-LEAST_SHARE = 0.2
-SHARE_OF_BEST = 0.5
-# Pairs of a word of the answer and a document that holds it: as many as an answer of 4,000 words has with 500
-# documents that hold a fifth of its words each. With more, the support is unknown.
-MAX_PAIRS = 400_000
-
-_WORD = re.compile(r"\w+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-
-
-def supporting(answer: str, question: str, documents: Sequence[Document]) -> frozenset[str]:
-    """Return the digests of the documents that support the answer; empty if unknown."""
-    known = _words(question)
-    sentences = [(sentence, _words(sentence)) for sentence in _SENTENCE_END.split(answer)]
-    holders = _holders(frozenset().union(*(words for _, words in sentences)), documents)
-    found, pairs = set[str](), 0
-    for sentence, words in sentences:
-        # A sentence that only repeats the question affirms it, which has a source as well.
-        new = words - known or words
-        pairs += sum(len(holders.get(word, ())) for word in new)
-        if pairs > MAX_PAIRS:
-            return frozenset()
-        supporters = _supporters(new, holders) if words else frozenset()
-        if words and not supporters and not sentence.endswith("?"):  # asking back needs no source
-            return frozenset()
-        found |= supporters
-    return frozenset(found)
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.lower())) - COMMON_WORDS
-
-
-def _holders(words: frozenset[str], documents: Sequence[Document]) -> dict[str, list[str]]:
-    """Map each word to the digests of the documents that hold it."""
-    holders: dict[str, list[str]] = {}
-    for key, text in {document.digest: document.text for document in documents}.items():
-        for word in _words(text) & words:
-            holders.setdefault(word, []).append(key)
-    return holders
-
-
-def _supporters(new: frozenset[str], holders: dict[str, list[str]]) -> frozenset[str]:
-    names = {word: holders.get(word, ()) for word in new}
-    counts = Counter(chain.from_iterable(names.values()))
-    best = max(counts.values(), default=0)
-    if best < LEAST_SHARE * len(new):
-        return frozenset()
-    distinctive = {digests[0] for digests in names.values() if len(digests) == 1}
-    distinctive.update(*(digests for word, digests in names.items() if word[0].isdecimal()))
-    least = SHARE_OF_BEST * best
-    return frozenset(name for name, count in counts.items() if count >= least or name in distinctive)

@@ -21,11 +21,13 @@ import sqlalchemy as sa
 
 from ibidem.lifecycle.invalidation import KEPT_SECONDS, Criteria, Tombstones
 from ibidem.lifecycle.rules import RANKINGS, UNBOUNDED, Bounds
+from ibidem.lifecycle.told import telling_of
 from ibidem.storage import tables
 from ibidem.storage.engine import exclude_stores, reading, sql_min, valid_rows, writing
 from ibidem.storage.examples import to_documents
 from ibidem.storage.meta import get_meta, set_meta
 from ibidem.storage.tables import MAX_NUMBER
+from ibidem.storage.told import note, trim
 from ibidem.storage.vectors import delete_vectors
 from ibidem.types import Entry, user_prefix
 
@@ -93,6 +95,7 @@ class Evictor:
         old = sa.and_(_invalidations.c.at < now - KEPT_SECONDS, _invalidations.c.id < newest)
         with writing(self._engine) as db:
             db.execute(sa.delete(_invalidations).where(old))
+            trim(db)
             found = list(db.scalars(sa.select(_entries.c.id).where(expired).limit(limit)))
             found = _lock_matching(db, found, expired)  # else one that was just refreshed would go
             return delete_entries(db, _entries.c.id.in_(found)) if found else 0
@@ -275,8 +278,10 @@ class InvalidationTable:
         c = _entries.c
         with writing(self._engine) as db:
             exclude_stores(db, _invalidations)
-            tombstone = {"at": clock(), "criteria": criteria.as_json()}
+            now = clock()
+            tombstone = {"at": now, "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))
+            note(db, telling_of(criteria), now)
         with reading(self._engine) as db:  # what is stored from now on does not match; this locks nothing
             query = sa.select(c.id, c.created).where(_matching_entries(criteria))
             if db.dialect.name == "sqlite":  # what lies side by side in the file is deleted ten times as fast

@@ -37,7 +37,7 @@ _e, _d = _entries.c, _documents.c
 ENTRY_COLUMNS = (
     *(_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.semantic),
     *(_e.answer, _e.payload, _e.model, _e.input_tokens, _e.output_tokens, _e.finish_reason, _e.seconds),
-    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits, _e.pinned, _e.scope_parts),
+    *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits, _e.pinned, _e.scope_parts, _e.requested),
 )
 _ID, _SET_OF_DOCUMENTS = ENTRY_COLUMNS.index(_e.id), ENTRY_COLUMNS.index(_e.documents)
 _TOKENS = ENTRY_COLUMNS.index(_e.input_tokens)  # followed by the output tokens
@@ -307,6 +307,7 @@ def entry_row(entry: Entry) -> dict[str, Any]:
         "used": max(entry.created, entry.used),
         "pinned": entry.pinned,
         "scope_parts": entry.scope_parts,
+        "requested": entry.requested,
         "size": entry_size(entry),
         "cost": cost_of(answer),
     }
@@ -351,7 +352,7 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
         raise ValueError("a value that its column does not hold")
     id_, namespace, scope, question, documents, semantic, text, payload, model, *rest = row
     input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits, *rest = rest
-    pinned, scope_parts = rest[:2]
+    pinned, scope_parts, requested = rest[:3]
     semantic = bool(semantic)  # SQLite's own driver returns 0 or 1
     return Entry(
         id=id_,
@@ -378,6 +379,7 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
         sources=sources,
         pinned=pinned,
         scope_parts=scope_parts,
+        requested=requested,
         vector=None if vector is None else to_vector(vector),
     )
 

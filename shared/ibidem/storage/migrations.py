@@ -124,7 +124,7 @@ def _separate_vectors(db: sa.Connection) -> None:
         columns = [column.name for column in tables.entry_vectors.c]
         vectors = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
         db.execute(sa.insert(tables.entry_vectors).from_select(columns, vectors.where(mine)))
-    _recreate(db, tables.entries, {"pinned", "scope_parts"})
+    _recreate(db, tables.entries, {"pinned", "scope_parts", "requested"})
     for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
         enqueue_missing(db, embedder_id(fingerprint))
     db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
@@ -159,6 +159,12 @@ def _add_table(db: sa.Connection) -> None:
     """Do nothing: a table that is lacking is made before."""
 
 
+def _add_told_documents(db: sa.Connection) -> None:
+    """Add when a request was made; of older entries only when they were stored is known."""
+    _add_lacking(db, tables.entries, "requested")
+    db.execute(sa.update(tables.entries).values(requested=tables.entries.c.created))
+
+
 def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
     """Copy the rows into a new table with other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
@@ -180,4 +186,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     8: _add_explanations,
     9: _add_opinions,
     10: _add_table,  # answered_turns
+    11: _add_told_documents,
 }

@@ -84,6 +84,7 @@ class PinTable:
                 answer=change(before),
                 pinned="corrected",
                 created=now,
+                requested=now,  # the person knows what there is now
                 used=now,
                 expires=None,
                 ttl=None,
@@ -149,7 +150,11 @@ class PinTable:
     def outdated(self, limit: int, namespace: str | None = None) -> list[Withdrawn]:
         """Return vetted answers that were not served, since other documents were retrieved, newest first."""
         last = sa.func.max(_l.at).label("last")
-        changed = sa.select(_l.entry_id, last).where(_l.reason == "documents_changed").group_by(_l.entry_id)
+        changed = (
+            sa.select(_l.entry_id, last)
+            .where(_l.reason.in_(("documents_changed", "documents_added")))
+            .group_by(_l.entry_id)
+        )
         c = changed.subquery().c
         query = sa.select(_e.id, c.last).join(c.last.table, c.entry_id == _e.id)
         query = in_namespace(query.where(_IS_PINNED, _e.created < c.last), _e.namespace, namespace)
@@ -178,7 +183,7 @@ class PinTable:
             found = next(valid_rows(_to_withdrawn, rows), None)
             if found is None:
                 return "unknown_entry"
-            entry = replace(found.entry, answer=change(found.entry), created=now, used=now)
+            entry = replace(found.entry, answer=change(found.entry), created=now, requested=now, used=now)
             if self._invalidations.rejects(db, entry, now):
                 return "invalidated"
             if _is_full(db, entry_id, entry_size(entry), bounds):
@@ -243,6 +248,7 @@ def _to_withdrawn(row: Any) -> Withdrawn:
         Source(d["document_id"], d["digest"], d["supports"], d["source"]) for d in held[_documents.name]
     )
     of.setdefault("scope_parts", "")  # of what was withdrawn before schema 8
+    of.setdefault("requested", of["created"])  # and before schema 11
     entry = to_entry([of[column.name] for column in ENTRY_COLUMNS], sources)
     tags = tuple(tag["tag"] for tag in held[_tags.name])
     return Withdrawn(replace(entry, tags=tags), row.at, Criteria.read(row.criteria))

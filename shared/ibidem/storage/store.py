@@ -30,6 +30,7 @@ from ibidem.storage.migrations import migrate
 from ibidem.storage.pins import PinTable
 from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
+from ibidem.storage.told import ToldTable
 from ibidem.storage.turns import TurnTable
 from ibidem.storage.vectors import EmbedderTable, ModelFilesTable, VectorTable
 from ibidem.types import Answer, Entry
@@ -83,6 +84,7 @@ class Store:
         self.statistics = Statistics(engine)
         self.reviews = ReviewTable(engine)
         self.pins = PinTable(engine, self.invalidations, self.entries)
+        self.told = ToldTable(engine)
         try:
             migrate(engine)
         except Exception as error:  # also of drivers, for options of the URL that they do not take

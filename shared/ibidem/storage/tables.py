@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -156,6 +156,8 @@ entries = sa.Table(
     sa.Column("pinned", String(16, ""), nullable=False, server_default=""),
     # JSON, digests of the parts of the scope by name: they explain, and are compared in no lookup.
     sa.Column("scope_parts", Text(""), nullable=False, server_default=""),
+    # When its request was made: what was told of documents since then, it does not know.
+    sa.Column("requested", Float(0.0), nullable=False, server_default="0"),
     sa.Index("ix_entries_scope", "namespace", "scope"),
     sa.Index("ix_entries_pinned", "pinned", sqlite_where=sa.text(_PINNED), postgresql_where=sa.text(_PINNED)),
     sa.Index("ix_entries_rank", "rank", "used"),  # among equal ranks the least recently used goes first
@@ -238,6 +240,16 @@ invalidations = sa.Table(
     sa.Column("at", Float(0.0), nullable=False, index=True),
     # JSON: criteria are only ever read as a whole.
     sa.Column("criteria", Text(""), nullable=False),
+)
+
+# Documents that were added or changed, and when that was told; only hashes of their names and texts.
+told_documents = sa.Table(
+    "told_documents",
+    metadata,
+    sa.Column("key", String(32, ""), primary_key=True),
+    # The key of the document that a text is in; "" for a document itself.
+    sa.Column("document", String(32, ""), nullable=False, index=True),
+    sa.Column("at", Float(0.0), nullable=False, index=True),
 )
 
 # Vetted answers that were invalidated: they are not served, and wait for a person.

@@ -37,8 +37,13 @@ class Remedy(NamedTuple):
 REMEDIES = {
     "documents_changed": Remedy(
         "The documents behind stored answers keep changing",
-        '`document_policy="supporting"` if it is `"all"`; give each `Document` an id and a text that stay '
-        "the same from one retrieval to the next",
+        '`document_policy="unchanged"` if it is `"supporting"` or `"all"`; give each `Document` an id and a '
+        "text that stay the same from one retrieval to the next",
+    ),
+    "documents_added": Remedy(
+        "New documents are found that stored answers do not know",
+        "tell of what is new alone (`invalidating`, or `invalidate` with `current=`); or "
+        '`new_documents="ignore"` if it cannot change answers',
     ),
     "expired": Remedy(
         "Answers expire before they are asked for again",
