@@ -71,6 +71,7 @@ class Words(Embeddings):
 class Extractive(BaseChatModel):
     """Says what it reads in the context: an answer from another context is another answer."""
 
+    temperature: float = 0.0
     ends: str = "stop"
     fails: bool = False
     _calls: Calls = PrivateAttr(default_factory=Calls)
@@ -818,6 +819,15 @@ def test_what_was_cut_off_is_not_stored(shop: Shop, way: str) -> None:
     for _ in range(2):
         WAYS[way](first, ASKED)
     assert shop.retriever.calls == 2
+
+
+def test_what_asks_for_variety_is_not_stored(shop: Shop) -> None:
+    """By its temperature, whatever the model within the chain is."""
+    shop.model.temperature = 1.5
+    first = shop.first()
+    for _ in range(2):
+        first.invoke(ASKED)
+    assert shop.cache.stats().rejected == {"temperature": 2}
 
 
 def test_a_stream_without_a_finish_reason_is_not_stored(shop: Shop) -> None:

@@ -252,17 +252,23 @@ class _First(BaseSelector):
         """There are none."""
 
 
-def test_a_response_can_be_forgotten(shop: Shop) -> None:
-    """That of a hit, what was just stored, and a stream that was read."""
-    for engine in (shop.engine(), shop.engine(streaming=True)):
-        first = shop.first(engine)
-        for _ in range(2):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_response_can_be_forgotten(shop: Shop, streaming: bool) -> None:
+    """What was just stored, of a stream once it was read, and that of a hit; or judged."""
+    first = shop.first(shop.engine(streaming=streaming))
+    for asks in (1, 2):  # the response of the engine, and one that is repeated
+        for _ in range(asks):
             response = first.query(ASKED)
             str(response)
-            assert ibidem.forget(response)
-            first.query(ASKED)
-            str(first.query(ASKED))
-            assert shop.cache.feedback(first.query(ASKED).metadata, good=False) or engine
+        assert ibidem.forget(response)
+        assert not ibidem.forget(response)
+    for _ in range(2):
+        response = first.query(ASKED)
+        str(response)
+    assert shop.cache.feedback(response.metadata, good=False)
+    assert shop.searches == 3
+    first.query(ASKED)
+    assert shop.searches == 4
 
 
 # The corpus changes
@@ -469,6 +475,16 @@ def test_what_was_cut_off_or_abandoned_is_not_stored(shop: Shop) -> None:
     assert shop.cache.stats().entries == 1
 
 
+def test_what_asks_for_variety_is_not_stored(shop: Shop) -> None:
+    """By its temperature, whatever the model within the engine is."""
+
+    class Varied(CountingFunctionCalling):
+        temperature: float = 1.5
+
+    shop.first(shop.index.as_query_engine(llm=Varied())).query(ASKED)
+    assert shop.cache.stats().rejected == {"temperature": 1}
+
+
 def test_one_of_many_asks(shop: Shop) -> None:
     """The others wait for its answer."""
     first, goes_on, begun = shop.first(), threading.Event(), threading.Event()
@@ -499,7 +515,7 @@ def test_beside_another_cache(shop: Shop, inner: str) -> None:
     first = shop.first(engine)
     engine.query(ASKED)
     entries = shop.cache.stats().entries
-    assert not first.query(REWORDED).metadata["ibidem"].get("entry_id") or inner
+    first.query(REWORDED)
     assert shop.cache.stats().entries == entries
     first.query(ASKED)
     assert shop.cache.stats().entries == entries + 1

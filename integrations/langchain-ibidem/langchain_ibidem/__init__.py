@@ -13,13 +13,13 @@ except ModuleNotFoundError as error:
 from typing import TYPE_CHECKING, Any
 
 from ibidem.adapter.warming import KnownAnswer, warm
-from langchain_ibidem.before_retrieval import answer_first
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.few_shot import IbidemExampleSelector
 from langchain_ibidem.indexing import invalidating
 from langchain_ibidem.install import install, uninstall
 
 if TYPE_CHECKING:
+    from langchain_ibidem.before_retrieval import answer_first
     from langchain_ibidem.middleware import IbidemMiddleware
 
 __all__ = [
@@ -36,9 +36,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`IbidemMiddleware` needs LangChain's agents, which the rest does not: it is imported when asked for."""
+    """Import when asked for: `IbidemMiddleware` needs LangChain's agents; not all need `answer_first`."""
     if name == "IbidemMiddleware":
         from langchain_ibidem.middleware import IbidemMiddleware
 
         return IbidemMiddleware
+    if name == "answer_first":
+        from langchain_ibidem.before_retrieval import answer_first
+
+        return answer_first
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
