@@ -96,7 +96,10 @@ def entry_of(answer: object) -> tuple[str, Mapping[str, Any]]:
         return answer.entry_id, {"similarity": answer.similarity, "score": answer.score}
     if not isinstance(answer, Mapping):
         kind = type(answer).__name__
-        raise InvalidInput(f"answer must be a Hit, the id of an entry or a message's metadata, not {kind}")
+        raise InvalidInput(
+            f"answer must be a Hit, the id of an entry or a message's metadata, not {kind}; pass that of a "
+            "message: message.response_metadata (LangChain), response.metadata or .raw (LlamaIndex)"
+        )
     marker = answer.get(MARKER, answer)
     entry_id = marker.get("entry_id") if isinstance(marker, Mapping) else None
     return (entry_id, marker) if isinstance(entry_id, str) else ("", {})

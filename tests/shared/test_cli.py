@@ -282,6 +282,25 @@ def test_feedback_deletes_what_is_bad(filled: str) -> None:
     assert told["namespaces"] == []
 
 
+def test_correct_puts_an_answer_in_place_of_a_stored_one(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned; where that is not possible it says why, and changes nothing."""
+    newest, oldest = json.loads(run("ls", "--path", filled, "--json"))
+    said = run("correct", newest["id"][:8], "Within 14 days.", "--path", filled)
+    shown = json.loads(run("show", newest["id"], "--path", filled, "--json"))
+    monkeypatch.setenv("IBIDEM_MAX_ENTRIES", "1")
+    full = run("correct", oldest["id"], "Never.", "--path", filled, code=2)
+    unchanged = json.loads(run("show", oldest["id"], "--path", filled, "--json"))
+
+    assert "is corrected, and pinned" in said
+    assert "Within 14 days." in json.dumps(shown)
+    assert "corrected" in json.dumps(shown)
+    assert "pinned answers fill max_entries" in " ".join(full.split())
+    assert "Never." not in json.dumps(unchanged)
+    assert "no entry begins with" in run("correct", "zz", "Never.", "--path", filled, code=2)
+
+
 def test_looking_does_not_create(tmp_path: Path) -> None:
     """A wrong path is an error, not a new empty cache."""
     assert "there is no cache in" in run("stats", "--path", str(tmp_path / "typo"), code=2)

@@ -17,7 +17,7 @@ from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.cli import tables
 from ibidem.cli.doctor import examine
 from ibidem.cli.examples import examples_app
-from ibidem.cli.invalidate import give_feedback, invalidate
+from ibidem.cli.invalidate import correct, give_feedback, invalidate
 from ibidem.cli.output import (
     DatabaseOption,
     IdArgument,
@@ -262,6 +262,7 @@ app.command("warm")(warm_cache)
 app.command("why")(explain)
 app.command("invalidate")(invalidate)
 app.command("feedback")(give_feedback)
+app.command("correct")(correct)
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""`ibidem invalidate` and `ibidem feedback`: answers that are out of date, or wrong."""
+"""`ibidem invalidate`, `feedback` and `correct`: answers that are out of date, or wrong."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from ibidem.cli.output import (
     moment,
     out,
     print_json,
+    settings_of,
+    text_argument,
     text_option,
 )
 from ibidem.lifecycle.invalidation import Invalidated, criteria_of
@@ -49,6 +51,11 @@ Before = Annotated[
     str | None,
     typer.Option("--before", metavar="WHEN", help="Older answers: than 2026-01-31T12:00Z, or than 3d, 12h."),
 ]
+NOT_CORRECTED = {
+    "unknown_entry": "the entry was just deleted",
+    "invalidated": "what the answer rests on has just been invalidated",
+    "pins_full": "pinned answers fill max_entries or max_bytes",
+}
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")]
 
 
@@ -107,6 +114,20 @@ def give_feedback(
         entry = entry_of(store, entry_id)
         store.record_feedback(entry, good)
     out.print("Noted." if good else f"Noted, and deleted entry {entry.id[:8]}.")
+
+
+def correct(
+    entry_id: IdArgument,
+    answer: Annotated[str, text_argument(metavar="ANSWER", help="What is said from now on.")],
+    path: PathOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Put an answer of yours in the place of a stored one, and pin it."""
+    with existing_store(path, database) as store:
+        entry = entry_of(store, entry_id)
+        if reason := store.correct(entry.id, answer, time.time(), settings_of(path, database).bounds):
+            fail(f"{NOT_CORRECTED.get(reason, reason)}; nothing was changed")
+    out.print(f"Entry {entry.id[:8]} is corrected, and pinned: `ibidem show {entry.id[:8]}`.")
 
 
 def _entries(count: int) -> str:
