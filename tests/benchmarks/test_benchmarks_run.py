@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -97,6 +98,26 @@ def test_langchain_streams() -> None:
     said = run("--chunks", 20, "--runs", 2, program="langchain_streams")
     cases = re.findall(r"(a?stream), (no cache|stored|replayed) +│ +[\d.]+ +│ +[\d.]+ +│ +[\d.]+", said)
     assert len(set(cases)) == 6, said
+
+
+@needs_model
+def test_workers(tmp_path: Path) -> None:
+    """If one of two is killed nothing acknowledged is lost, and the next one finds by meaning at once."""
+    things = "coat hat scarf lamp chair desk vase bowl spoon knife".split()
+    ways = "sell repair paint rent lend clean pack ship store insure".split()
+    kinds, places = "red blue green white black old new small".split(), "Rome Oslo Lima Bern Bonn".split()
+    lines = [
+        json.dumps({"question": f"do you {way} a {kind} {thing} in {place}"})
+        for way, kind, thing, place in itertools.product(ways, kinds, things, places)
+    ]
+    (tmp_path / "nq_questions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    few = "--servers uvicorn --entries 30 --workers 2 --stores 0.5 --kill 0.06 --every 1.2".split()
+    said = run(*few, "--data", tmp_path, "--work", tmp_path, program="workers")
+
+    assert "2 workers killed" in said
+    assert "the longest without meaning after a first answer: 0.00 s" in said
+    assert re.search(r"acknowledged: [1-9]\d*, lost: 0;", said), said
+    assert "damage to the database: none" in said
 
 
 def test_scopes(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ IN_MEMORY = "memory"  # of a vector that waits for no index, as there are few en
 RETENTION_SECONDS = 86_400.0  # how long the vectors of an embedder are kept after it was last used
 SMALL = 5_000  # entries whose missing vectors are enqueued in one transaction
 PIECE_BYTES = 2**20  # of a model file, in one row
+PAGE = 1_000  # vectors read at a time: those of all at once took 4 KB each, and the process kept the memory
 BATCH = 500  # vectors deleted in one transaction, so that nobody waits long for the lock
 RETIRED_KEY = "forgotten:"  # prefix of the meta keys of embedders whose index collections are to be deleted
 
@@ -67,7 +68,9 @@ _STORED = (
     .join(_vectors, _vectors.c.entry_id == _entries.c.id)
     .where(_vectors.c.embedder == sa.bindparam("embedder"))
 )
-_WITH_VECTORS = Prepared(_STORED.where(_vectors.c.point.is_not(None)))
+_WITH_VECTORS = Prepared(
+    _STORED.where(_vectors.c.point > sa.bindparam("after")).order_by(_vectors.c.point).limit(PAGE)
+)
 _LISTED: sa.Select[Any] = sa.select(sa.column("value")).select_from(sa.func.json_each(sa.bindparam("points")))
 _AT = Prepared(_STORED.where(_vectors.c.point.in_(_LISTED)))
 _unindexed = sa.or_(_vectors.c.indexed_in == PENDING, _vectors.c.indexed_in == IN_MEMORY)
@@ -209,9 +212,12 @@ class VectorTable:
         """Return questions without a vector, in no order."""
         return self._stored(_vectors.c.indexed_in == MISSING, limit)
 
-    def with_vectors(self) -> list[StoredVector]:
-        """Return all questions that have a vector, in no order."""
-        return list(valid_rows(_to_stored_vector, _WITH_VECTORS.rows(self._engine, self._me)))
+    def with_vectors(self) -> Iterator[StoredVector]:
+        """Read all questions that have a vector, a page at a time; of those at one point one at least."""
+        after = ""
+        while rows := _WITH_VECTORS.rows(self._engine, {**self._me, "after": after}):
+            yield from valid_rows(_to_stored_vector, rows)
+            after = rows[-1][-1]
 
     def at(self, points: Sequence[str]) -> list[StoredVector]:
         """Return the questions at these points."""
