@@ -42,6 +42,7 @@ LONGEST = {
     "shared/ibidem/pipeline.py": 720,
     "shared/ibidem/types.py": 625,
     "shared/ibidem/prompts/key.py": 580,
+    "shared/ibidem/storage/vectors.py": 510,  # all vectors, read a page at a time
 }
 
 
