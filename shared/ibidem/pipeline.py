@@ -24,7 +24,7 @@ from ibidem.matching.scorers import NEIGHBOURS, UNSCORED, Candidate, CosineScore
 from ibidem.matching.shipped import Choice
 from ibidem.matching.support import supporting
 from ibidem.opinions.second_opinion import YES
-from ibidem.prompts.standing_alone import RELATED, refers_back
+from ibidem.prompts.standing_alone import RELATED, refers_back, tells
 from ibidem.scope import current, freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
 from ibidem.storage.turns import AnsweredTurn, said_in
@@ -44,6 +44,7 @@ from ibidem.types import (
     Vector,
     conversation_digests,
     cosine,
+    normalise,
     parts_text,
     storable,
     turn_digest,
@@ -124,12 +125,15 @@ class LookupPipeline:
         return any(float(vector @ embedder.vector_of(question)) >= RELATED for vector in vectors)
 
     def remember(self, request: Request, hit: Hit) -> None:
-        """Remember that a hit answers a reworded question: what follows may follow the stored one."""
+        """Remember that a hit answers a reworded question: what follows may follow the stored one.
+
+        Not if either says something beside the question, such as "I live on an island": what follows differs.
+        """
         history = request.history
-        if history is None or hit.question is None or history.asked.strip() != request.question:
+        if history is None or hit.question is None or normalise(history.asked) != request.question:
             return
         asked, stored = (turn_digest(one, hit.answer.text) for one in (request.question, hit.question))
-        if asked != stored:
+        if asked != stored and not tells(request.question) and not tells(hit.question):
             said = conversation_digests((*history.turns, asked))[-1]
             after = conversation_digests((stored,), history.conversation)[-1]
             key = said_in(request.namespace, said)

@@ -69,6 +69,14 @@ class ConversationContract:
             assert not ask(cache, PASSWORD, "Use the menu.", HOW_LONG)
             cache.flush()
 
+    def test_a_fact_beside_a_question_is_not_lost(self, cache) -> None:
+        """The answer may be the same; what follows is not."""
+        told(cache, PASSWORD, STEPS, HOW_LONG, MINUTES)
+        with_fact = f"{PASSWORD}, I moved"
+        assert ask(cache, with_fact).answer.text == STEPS
+
+        assert not ask(cache, with_fact, STEPS, HOW_LONG)
+
     def test_what_is_stored_after_an_answered_turn_serves_the_stored_conversation(self, cache) -> None:
         """Both ways: the new turn is one of the conversation that was there."""
         told(cache, PASSWORD, STEPS)

@@ -17,7 +17,8 @@ from ibidem.matching.text import parse_question, stem
 # Least cosine, of the default embedder, of a question and an earlier message about the same subject.
 RELATED = 0.25
 _LONGEST = 40  # words; a longer message brings a context of its own, or is a text to work on
-_LONGEST_TEXT = 2_000  # characters of a message
+_LONGEST_TEXT, _MOST_TURNS = 2_000, 16  # characters of a message; turns that are read and embedded
+_ENGLISH_SHARE, _FEW = 0.2, 8  # least share of small words in an English text; words that do not tell
 _RICH = 3  # words for its subject, with which a question hardly means a part of what was named before
 _SHORT_REPLY = 30  # words of an answer to a greeting
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d[\d.,:/-]*")
@@ -59,13 +60,13 @@ def dependence(
         condensed: Whether a model made the question of the last message and the turns: then it may be about
             their subject.
     """
-    if any(len(text) > _LONGEST_TEXT for text in (question, *(said for said, _ in turns))):
+    if len(turns) > _MOST_TURNS or any(len(one) > _LONGEST_TEXT for one in (question, *dict(turns))):
         return "long"
     if reason := unclear(question):
         return reason
     if _matters(system):
         return "system prompt"
-    if any(_tells(said) for said, _ in turns):
+    if any(tells(said) or not parse_question(said).is_english for said, _ in turns if said):
         return "told"
     if condensed:
         return ""
@@ -82,8 +83,14 @@ def dependence(
 
 @lru_cache(maxsize=64)
 def _matters(system: str) -> bool:
-    """Return whether a system prompt makes what was said before matter to every answer."""
-    return bool(_SYSTEM.search(system))
+    """Return whether a system prompt makes what was said before matter to every answer, or may do so."""
+    return bool(_SYSTEM.search(system)) or _is_foreign(system)
+
+
+def _is_foreign(text: str) -> bool:
+    """Return whether a text is in another language than English, where its words tell."""
+    words = _words(text)
+    return len(words) > _FEW and sum(word in SMALL_WORDS for word in words) < _ENGLISH_SHARE * len(words)
 
 
 @lru_cache(maxsize=4096)
@@ -131,7 +138,7 @@ def is_small_talk(said: str, answer: str) -> bool:
     return len(replied) <= _SHORT_REPLY and not any(character.isdigit() for character in answer)
 
 
-def _tells(said: str) -> bool:
+def tells(said: str) -> bool:
     """Return whether a message says something of its author, or how to answer, rather than asking."""
     if is_small_talk(said, ""):
         return False
