@@ -155,6 +155,11 @@ class ConversationContract:
         cache.flush()
         near = cache.why(request((PAELLA, RICE, HOW_LONG))).elsewhere[0]
         assert (near.question, near.differs) == (HOW_LONG, ("history",))
+        for texts, said in (
+            ((PASSWORD, STEPS, PAELLA), "stands alone"),
+            ((PASSWORD, STEPS, "Why?"), "1 turn"),
+        ):
+            assert said in cache.why(request(texts)).steps[0]
 
     def test_history_can_be_ignored_or_compared(self, cache) -> None:
         """`ignore` asks as if each message were the first, `exact` never does."""

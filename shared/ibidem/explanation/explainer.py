@@ -9,7 +9,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ibidem.errors import IndexUnavailable
 from ibidem.explanation.result import (
@@ -129,20 +129,20 @@ class Explainer:
 
     def _of_request(self, request: Request, now: float, max_age: float | None) -> Explanation:
         """Follow the steps of `LookupPipeline.run`."""
-        told = Explanation(request.question)
+        told = Explanation(request.question, steps=_turns(request))
         # 1. The answer to the identical request.
         if not storable(request.namespace):
-            return replace(told, reason="empty", steps=("No database can hold the name of the namespace.",))
+            return _with_step(told, "No database can hold the name of the namespace.", reason="empty")
         entries = self._runtime.store.entries
         identical, vetted = entries.get(request.key), entries.get(vetted_key(request))
         for one in (identical, vetted):
             if one is not None and self._lookups.would_serve(one, now, max_age):
                 step = f"An answer to the identical request is stored ({_age(one, now)}): it is repeated."
-                return replace(told, tier="exact", entry_id=one.id, steps=(step,))
+                return _with_step(told, step, tier="exact", entry_id=one.id)
         said = "No answer to the identical request is stored."
         if identical is not None:
             said = f"The answer to the identical request is expired ({_age(identical, now)})."
-        told = replace(told, steps=(said,))
+        told = _with_step(told, said)
         # 2. Can the question be compared by meaning?
         if not request.semantic:
             return _uncompared(told, "question_unknown", "" if identical is None else "expired")
@@ -344,6 +344,21 @@ def _nearest(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def _scopes(stored: Iterable[StoredQuestion]) -> int:
     return len({(one.namespace, one.scope) for one in stored})
+
+
+def _turns(request: Request) -> tuple[str, ...]:
+    """Say in a step how the earlier turns of a conversation count, if there are any."""
+    history = request.history
+    if history is None or not history.turns:
+        return ()
+    said = _counted(len(history.turns), "turn")
+    if history.alone:
+        return (f"The message stands alone: it is compared without the {said} before it.",)
+    return (f"Compared as what follows the {said} before it.",)
+
+
+def _with_step(told: Explanation, step: str, **changes: Any) -> Explanation:
+    return replace(told, steps=(*told.steps, step), **changes)
 
 
 def _uncompared(told: Explanation, why: str, reason: str = "") -> Explanation:

@@ -24,7 +24,9 @@ REASONS = {
     "question_not_covered": "the question is in a language or in letters that the embedder does not know",
     "question_hides_text": "the question holds characters that nobody sees",
 }
-SAME_PARTS = "system prompt, conversation, tools, model or parameters"  # those that scopes usually have
+SAME_PARTS = (
+    "system prompt, conversation, history, tools, model or parameters"  # those that scopes usually have
+)
 
 
 def in_words(reason: str) -> str:
