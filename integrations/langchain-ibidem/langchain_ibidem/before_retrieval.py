@@ -16,11 +16,12 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from pydantic import ConfigDict, PrivateAttr
 
 from ibidem.adapter.call import AdapterCache, attempt, collect_calls
-from ibidem.adapter.corpus import RESTS_ON, Corpus, NewDocuments, ProgramCall, warn_unnamed
+from ibidem.adapter.corpus import RESTS_ON, Corpus, ProgramCall, warn_unnamed
 from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
+from ibidem.matching.documents import NewDocuments
 from ibidem.prompts.key import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.provenance import MARKER
 from ibidem.types import Answer, Document, Request, require_name

@@ -31,11 +31,12 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ibidem.adapter.call import AdapterCache, attempt, collect_calls
-from ibidem.adapter.corpus import RESTS_ON, Corpus, NewDocuments, ProgramCall, warn_unnamed
+from ibidem.adapter.corpus import RESTS_ON, Corpus, ProgramCall, warn_unnamed
 from ibidem.adapter.model_state import state_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.matching.documents import NewDocuments
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
 from ibidem.types import Answer, Document, Hit, Request, Stored, digest, require_name

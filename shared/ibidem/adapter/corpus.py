@@ -14,12 +14,13 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import AdapterCache, CachedCall, CallsWithin, aattempt
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.lifecycle.warming import current_run
+from ibidem.matching.documents import NewDocuments
 from ibidem.scope import current
 from ibidem.types import Answer, Document, Hit, Request, Stored, digest
 
@@ -27,7 +28,6 @@ Found = TypeVar("Found")
 
 #: A version, or by the id of each document what tells its contents apart.
 State = str | Mapping[str, str]
-NewDocuments = Literal["miss", "ignore"]
 
 RESTS_ON = "rests_on"  # in a payload: the documents of an answer with what told their contents apart
 _BY_IDENTITY = re.compile(r'\{"is": "([^"]+)", "this": ')
