@@ -135,7 +135,8 @@ def _served(
         entry = entries[request(one.text).question]
         for text in one.reworded:
             asked = request(text)
-            served.perfect += not document_objection(asked, entry, cache.policy.document_policy)
+            told = cache._runtime.store.told.of(asked.documents, asked.namespace)
+            served.perfect += not document_objection(asked, entry, cache.policy.document_policy, told=told)
             hit = cache.lookup(asked)
             served.reworded += isinstance(hit, Hit) and hit.entry_id == entry.id
             served.wrong += isinstance(hit, Hit) and hit.entry_id != entry.id

@@ -21,6 +21,7 @@ from ibidem.matching.shipped import learned_scorer
 from ibidem_lab.fitting.thresholds import GRID, smoothed, thresholds
 from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
+from tests.benchmarks import documents as documents_benchmark
 from tests.benchmarks import few_shot, pair_decisions, suites
 from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks.conversations import __main__ as conversations
@@ -401,6 +402,24 @@ def test_pair_decisions(tmp_path: Path) -> None:
     assert matched.different.startswith("0.0%")
     assert np.isnan(found[suites.MUST_MISS][1][0].auc)
     Console(width=130).print(pair_decisions.table(found))
+
+
+@needs_model
+def test_documents() -> None:
+    """Each policy serves no more than the next one, and near misses no more than without documents."""
+    passages = [
+        one for one in documents_benchmark.language_reference() if one.topic in ("for", "break", "while")
+    ]
+    retriever = documents_benchmark.Retriever(resolve_embedder(None), passages)
+    questions = documents_benchmark.load()[:3]
+    found = documents_benchmark.measure(questions, retriever, "hashes, told", extracted=True)
+    Console(width=110).print(documents_benchmark.table({"hashes, told": found}, questions, "some"))
+
+    served = [found[policy].reworded for policy in ("ignore", "unchanged", "supporting", "all")]
+    assert served == sorted(served, reverse=True)
+    assert served[0] > 0
+    assert found["ignore"].perfect == 9 >= found["unchanged"].perfect >= found["supporting"].perfect
+    assert found["unchanged"].near <= found["ignore"].near
 
 
 def test_eviction(tmp_path: Path) -> None:
