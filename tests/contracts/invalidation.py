@@ -199,9 +199,11 @@ class InvalidationContract:
         cache.store(QUESTION, ANSWER)
         cache.announce("sale#1")
         assert cache.correct(QUESTION.key, "Within 30 days.")
-        assert cache.lookup(AMONG_NEW).pinned == "corrected"
+        beside = Request(AMONG_NEW.question, documents=(TERMS, NEWS, SALE))
+        assert cache.lookup(beside).pinned == "corrected"
         cache.announce("sale#1")
-        assert cache.lookup(AMONG_NEW).reason == "documents_added"
+        assert cache.lookup(beside).reason == "documents_added"
+        assert cache.lookup(AMONG_NEW).reason == "documents_changed"
 
     def test_what_was_told_is_bounded(self, cache, monkeypatch) -> None:
         """What may be forgotten counts as new for answers of that time, and not for later ones."""

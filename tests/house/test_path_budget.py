@@ -32,7 +32,7 @@ BUDGETS = {
     "LangChain: miss until stored": 33 + SLACK,
     "LangChain: stream hit": 35 + SLACK,  # target: 27; what wraps methods is a module of its own
     "LlamaIndex: hit by meaning": 37 + SLACK,  # a model is led by a handler or a `CachedLLM`
-    "LlamaIndex: miss until stored": 37 + SLACK,
+    "LlamaIndex: miss until stored": 38 + SLACK,
 }
 FOLLOW = {
     "core": functools.cache(paths.of_core),

@@ -59,7 +59,9 @@ def document_objection(
     if document_policy == "supporting":
         return "" if evidence and evidence <= retrieved else CHANGED
     unknown = unknown_documents(request, entry)
-    if evidence.isdisjoint(retrieved) or _changed(request, entry, unknown, told):
+    # What a person wrote rests on any of them.
+    wanted = evidence if entry.pinned == "corrected" else evidence & retrieved
+    if not wanted or not wanted <= retrieved or _changed(request, entry, unknown, told):
         return CHANGED
     new = new_documents == "miss" and any(told.is_new(one, entry.requested) for one in unknown)
     return ADDED if new else ""
