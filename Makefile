@@ -65,7 +65,7 @@ suite: $(VENV)/.dev ## All tests
 	$(BIN)/python -m pytest $(WARNINGS) -m alone $$(grep -rlE 'mark\.alone' tests --include='test_*.py')
 
 thorough: export THOROUGH = 1
-thorough: ## All tests, with many more rounds of what fails by chance only: an hour
+thorough: ## All tests, with many more rounds of what fails by chance only, and all rows of tables: an hour
 	PYTEST_TIMEOUT=3600 $(MAKE) suite THOROUGH=1
 
 fast: $(VENV)/.dev ## The tests that take no longer than seconds

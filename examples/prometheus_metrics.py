@@ -54,8 +54,8 @@ def main() -> None:
     given = options.parse_args()
     url = serve_metrics(given.port)
     print(f"Prometheus reads {url}", flush=True)
-    until = time.monotonic() + (given.seconds or float("inf"))
     with tempfile.TemporaryDirectory() as place, ibidem.open(place) as cache:
+        until = time.monotonic() + (given.seconds or float("inf"))
         while time.monotonic() < until:
             cache.answer(ibidem.Request(random.choice(QUESTIONS), scope="shop"), model)  # noqa: S311
             time.sleep(0.05)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from sqlalchemy.pool import NullPool
 
 from tests.helpers import eventually
 
@@ -168,14 +169,14 @@ def running_postgres() -> Iterator[str]:
     if not _postgres:
         _postgres.append(_started.enter_context(running_postgres_server()).url)
     name = f"t{uuid.uuid4().hex}"
-    engine = sqlalchemy.create_engine(_postgres[0], isolation_level="AUTOCOMMIT")
-    with contextlib.closing(engine.connect()) as db:
+    engine = sqlalchemy.create_engine(_postgres[0], isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as db:
         db.exec_driver_sql(f"CREATE DATABASE {name}")
-        try:
-            yield f"{_postgres[0].removesuffix('postgres')}{name}"
-        finally:
+    try:
+        yield f"{_postgres[0].removesuffix('postgres')}{name}"
+    finally:
+        with engine.connect() as db:
             db.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    engine.dispose()
 
 
 def end_shared_servers() -> None:

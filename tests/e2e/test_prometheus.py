@@ -22,7 +22,7 @@ def page() -> str:
     """What Prometheus reads of the example."""
     script = ROOT / "examples" / "prometheus_metrics.py"
     done = subprocess.run(
-        [sys.executable, script, "--port", "0", "--seconds", "4"],
+        [sys.executable, script, "--port", "0", "--seconds", "8"],
         capture_output=True,
         text=True,
         timeout=60,
