@@ -28,10 +28,10 @@ BUDGETS = {
     "core: invalidate": 11 + SLACK,  # target: 8; it also tells of the documents
     # Each request may be one of a conversation, and a hit by meaning is remembered as one of its turns.
     "LangChain: exact hit": 19 + SLACK,  # target: 17
-    "LangChain: hit by meaning": 30 + SLACK,  # target: 25
+    "LangChain: hit by meaning": 31 + SLACK,  # target: 25
     "LangChain: miss until stored": 33 + SLACK,
-    "LangChain: stream hit": 35 + SLACK,  # target: 27; what wraps methods is a module of its own
-    "LlamaIndex: hit by meaning": 37 + SLACK,  # a model is led by a handler or a `CachedLLM`
+    "LangChain: stream hit": 36 + SLACK,  # target: 27; what wraps methods is a module of its own
+    "LlamaIndex: hit by meaning": 38 + SLACK,  # a model is led by a handler or a `CachedLLM`
     "LlamaIndex: miss until stored": 38 + SLACK,
 }
 FOLLOW = {
