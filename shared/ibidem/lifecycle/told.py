@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.types import Document, digest
 
+KEYS = 8_192  # kept in memory: hashing takes longer than the rest of a lookup with many documents
 FORGOTTEN = ""  # the key under which it stands until when what was told may be forgotten
 
 
+@lru_cache(KEYS)
 def name_key(namespace: str | None, name: str) -> str:
     """Return the key of a document, by its id or that of its source; in one namespace, or in all (None)."""
     return digest("all", name) if namespace is None else digest("one", namespace, name)
 
 
+@lru_cache(KEYS)
 def content_key(name: str, content: str) -> str:
     """Return the key of a text, by its digest, in a document with the key `name`; "" for all others in it."""
     return digest(name, content)
