@@ -686,9 +686,31 @@ async def test_after_install(
     assert faults == show.faults() == {}
 
 
-@on_all(
+_SOME = [
     one for one in READING if one.name in ("query compact", "chat engine context", "prompt built by hand")
-)
+]
+
+
+@pytest.fixture
+def supporting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches are opened with this policy."""
+    monkeypatch.setenv("IBIDEM_DOCUMENT_POLICY", "supporting")
+
+
+@on_all(_SOME)
+async def test_a_document_that_the_answer_was_made_with_must_not_change(
+    case: Row, backend: Backend, cached: Show
+) -> None:
+    """Though it does not support it."""
+    backend.obey(lambda last, number: "At a broad one.")
+    await cached.ask(ASKED)
+    cached.stage.library = Library({"France": nodes_about("France", later=" new")})
+    assert (await cached.ask(REWORDED)).calls == 1
+    assert (await cached.ask(ASKED)).calls == 0
+
+
+@pytest.mark.usefixtures("supporting")
+@on_all(_SOME)
 async def test_only_the_supporting_document_counts(case: Row, backend: Backend, cached: Show) -> None:
     """If the answer tells what it rests on, the other documents may change."""
     backend.obey(lambda last, number: "At a broad one.")

@@ -105,7 +105,9 @@ def made_of(*blocks: ContentBlock, role: str = "user", **extras: Any) -> ChatMes
 
 
 def request_of(messages: Messages, llm: LLM | None = None, **arguments: Any) -> Request:
-    return RequestBuilder(AdapterOptions()).of_chat(llm or CountingFunctionCalling(), messages, arguments)
+    """The request of a chat that is compared whole, whatever its last message stands for."""
+    options = AdapterOptions(history="exact")
+    return RequestBuilder(options).of_chat(llm or CountingFunctionCalling(), messages, arguments)
 
 
 class Plain(CustomLLM):

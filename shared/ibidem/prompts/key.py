@@ -29,7 +29,7 @@ from ibidem.prompts.documents import (
 )
 from ibidem.prompts.few_shot import FewShotBlock, without_examples
 from ibidem.prompts.history import HistoryMode, Turn, split_history, told
-from ibidem.prompts.standing_alone import dependence
+from ibidem.prompts.standing_alone import dependence, unclear
 from ibidem.types import Document, History, Request, Scope, with_history
 
 # Template variables that hold the question, in this order, and those that may also hold a ready-made prompt.
@@ -276,8 +276,12 @@ class ParsedConversation:
     asked: str
 
     def condensed(self, searched: frozenset[str]) -> ParsedConversation:
-        """Take the question that the program made of the last one and its history, to find documents by."""
-        if self.mode != "standalone" or not self.turns or len(searched) != 1:
+        """Take the question that the program made of the last one and its history, to find documents by.
+
+        Where the last one is clear by itself it stays: a program that made the very same of it cannot be told
+        from one that searches for whatever is asked, and rewording it must not make the difference.
+        """
+        if self.mode != "standalone" or not self.turns or len(searched) != 1 or not unclear(self.asked):
             return self
         (question,) = searched
         if question.strip() == self.asked.strip() or self._dependence(question, condensed=True):
