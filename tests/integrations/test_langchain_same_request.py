@@ -26,7 +26,9 @@ from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as CompletionOpenAI
 from pydantic import BaseModel, PrivateAttr, SecretStr
 
+from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import NotCacheable
+from ibidem.types import normalise
 from langchain_ibidem import IbidemCache
 from langchain_ibidem.cache import RequestBuilder
 from langchain_ibidem.call import ModelCall
@@ -35,7 +37,7 @@ from tests.conftest import OpenCache
 from tests.contracts.langchain import CountingCompletion
 
 ASKED = "What is the capital of France?"
-BUILDER = RequestBuilder(Tracker())
+BUILDER = RequestBuilder(Tracker(), AdapterOptions(history="exact"))  # whatever the last message stands for
 
 
 def key(model: BaseChatModel, messages: Any = ASKED, **parameters: Any) -> str:
@@ -576,13 +578,23 @@ def test_what_a_model_sees_always_does(messages: list[BaseMessage], data: st.Dat
 def test_two_conversations_share_a_key_only_if_they_read_alike(
     one: list[BaseMessage], other: list[BaseMessage]
 ) -> None:
-    def reads(messages: list[BaseMessage]) -> Any:
+    """Blanks around what was said, or answered, need not count."""
+
+    def reads(messages: list[BaseMessage], *, blanks: bool = True) -> Any:
         return [
-            (m.type, m.content, getattr(m, "tool_calls", None), getattr(m, "tool_call_id", None))
+            (
+                m.type,
+                m.content if blanks or not isinstance(m.content, str) else normalise(m.content),
+                getattr(m, "tool_calls", None),
+                getattr(m, "tool_call_id", None),
+            )
             for m in messages
         ]
 
-    assert (key_of(dumps(one)) == key_of(dumps(other))) == (reads(one) == reads(other))
+    if key_of(dumps(one)) == key_of(dumps(other)):
+        assert reads(one, blanks=False) == reads(other, blanks=False)
+    else:
+        assert reads(one) != reads(other)
 
 
 def test_bound_completions_share_nothing(open_cache: OpenCache) -> None:

@@ -10,6 +10,8 @@ import pytest
 from ibidem._util.intervals import clopper_pearson
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
+from ibidem.prompts.documents import Message, Segment, of_messages
+from ibidem.prompts.history import split_history
 from ibidem.prompts.standing_alone import RELATED, dependence, is_small_talk, refers_back, unclear
 
 DATA = Path(__file__).parent / "data"
@@ -95,3 +97,27 @@ def test_greetings_and_thanks(said: str, answer: str, small: bool) -> None:
 def test_answers_that_refer_back(answer: str, refers: bool) -> None:
     """They are stored with their conversation."""
     assert refers_back(answer) is refers
+
+
+def test_turns_are_told_apart_message_by_message() -> None:
+    """Two messages are not one with a line break, nor is one without an answer one with an empty answer."""
+
+    def turns(*said: tuple[str, str]) -> tuple[str, ...]:
+        said = (*said, ("human", "the last"))
+        messages = [Message(role, "{}", (Segment(role, text),), plain=True) for role, text in said]
+        split = split_history(of_messages(messages))
+        assert split is not None
+        return tuple(turn.digest for turn in split[1])
+
+    found = [
+        turns(("human", "a"), ("human", "b"), ("ai", "c")),
+        turns(("human", "a\nb"), ("ai", "c")),
+        turns(("human", "a"), ("ai", ""), ("human", "b"), ("ai", "c")),
+        turns(("human", "a"), ("ai", "b")),
+        turns(("human", "a"), ("ai", "b"), ("ai", "")),
+        turns(("ai", "b")),
+        turns(("human", ""), ("ai", "b")),
+        turns(("human", "a")),
+        turns(("human", "a"), ("ai", "")),
+    ]
+    assert len(set(found)) == len(found)

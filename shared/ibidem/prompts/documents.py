@@ -52,8 +52,8 @@ class Message:
 
     @property
     def text(self) -> str:
-        """Return its texts, as one."""
-        return "\n".join(segment.text for segment in self.segments)
+        """Return its texts, as one that no single text reads like."""
+        return "\n\0\n".join(segment.text for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ question does not make a new conversation of it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -26,15 +27,27 @@ VARIABLE = "IBIDEM_HISTORY"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user said, and the answer; either may be empty."""
+    """What the user said, and what was answered: the texts of one message each, as a rule."""
 
-    question: str
-    answer: str
+    said: tuple[str, ...]
+    answered: tuple[str, ...]
+
+    @property
+    def question(self) -> str:
+        """Return what the user said, as one text."""
+        return "\n".join(self.said)
+
+    @property
+    def answer(self) -> str:
+        """Return what was answered, as one text."""
+        return "\n".join(self.answered)
 
     @property
     def digest(self) -> str:
-        """Hash the turn."""
-        return turn_digest(self.question, self.answer)
+        """Hash the turn; with several messages or none it is never one of single messages."""
+        if len(self.said) == len(self.answered) == 1:
+            return turn_digest(self.said[0], self.answered[0])
+        return turn_digest(json.dumps([self.said, self.answered]), "\0")
 
 
 def mode_of(given: str | None = None) -> HistoryMode:
@@ -74,19 +87,14 @@ _KIND = re.compile(r'\["(\w+)", \[')
 
 def _turns(messages: Sequence[Message]) -> list[Turn]:
     """Return the turns: all that the user says at one time, and all that is answered."""
-    turns: list[Turn] = []
+    turns: list[tuple[list[str], list[str]]] = []
     for message in messages:
-        last = turns[-1] if turns else None
-        if message.role == "human":
-            if last is not None and not last.answer:
-                turns[-1] = Turn(f"{last.question}\n{message.text}", "")
-            else:
-                turns.append(Turn(message.text, ""))
-        elif last is None:
-            turns.append(Turn("", message.text))
-        else:
-            turns[-1] = Turn(last.question, f"{last.answer}\n{message.text}" if last.answer else message.text)
-    return turns
+        said = message.role == "human"
+        if not turns or (said and turns[-1][1]):
+            turns.append(([], []))
+        question, answer = turns[-1]
+        (question if said else answer).append(message.text)
+    return [Turn(tuple(said), tuple(answered)) for said, answered in turns]
 
 
 def told(turns: Sequence[Turn]) -> tuple[Turn, ...]:
