@@ -117,12 +117,13 @@ class LookupPipeline:
 
     def _is_related(self, question: str, said: Sequence[str]) -> bool:
         """Return whether a question is near to one of these texts, or cannot be compared with all of them."""
+        if not said:
+            return False
         embedder = self._runtime.semantic_index.embedder
-        for text in (question, *said) if said else ():
-            if self._is_private(text) or embedder.refusal(text):
-                return True
-        vectors = [embedder.vector_of(text) for text in said]
-        return any(float(vector @ embedder.vector_of(question)) >= RELATED for vector in vectors)
+        if any(self._is_private(text) or embedder.refusal(text) for text in (question, *said)):
+            return True
+        asked = embedder.vector_of(question)
+        return any(float(embedder.vector_of(text) @ asked) >= RELATED for text in said)
 
     def remember(self, request: Request, hit: Hit) -> None:
         """Remember that a hit answers a reworded question: what follows may follow the stored one.
@@ -215,14 +216,14 @@ class LookupPipeline:
         self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
     ) -> tuple[Verifier, Policy, Verdict]:
         """Decide by the cache's verifier; where the pair model fails, by the rule without it."""
-        told = self.told(request, candidates)
+        told = self._told(request, candidates)
         try:
             return self._decide(self._verifier, index, request, candidates, told)
         except PairModelFailed as error:
             self._runtime.faults.note("score candidates with the pair model", error)
         return self._decide("none", index, request, candidates, told)
 
-    def told(self, request: Request, candidates: Iterable[Candidate]) -> Told:
+    def _told(self, request: Request, candidates: Iterable[Candidate]) -> Told:
         """Return when the documents that a candidate does not know were told of; asks only if it matters."""
         if self._strictness.document_policy != "unchanged":
             return NOTHING_TOLD

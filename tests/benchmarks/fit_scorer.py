@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from rich.table import Table
 from ibidem._util.statistics import logistic
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.matching.learned import REACH, LearnedScorer
-from ibidem.matching.scorers import COSINES, CosineScorer, Thresholds, Vectors
+from ibidem.matching.scorers import COSINES, Candidate, CosineScorer, Scorer, Thresholds, Vectors, score_each
 from ibidem.matching.shipped import learned_scorer
-from ibidem_lab.fitting.thresholds import Remembered, measure, thresholds
+from ibidem_lab.fitting.thresholds import measure, thresholds
 from ibidem_lab.replay import Judged, curve_rule, hindsight, replay
 from tests.benchmarks.pairs import NAMES, Array, Pairs, pairs_by_family
 from tests.benchmarks.streams import Stream, load_answers, load_streams
@@ -198,7 +199,7 @@ def with_probability(
     for stream in intents:
         own = replace(held_out(stream.family), slope=slope, offset=offset)
         grid = [round(own.probability(near), 4) for near in GRID]
-        measured[stream.name] = measure(Remembered(own), samples[stream.name], grid)
+        measured[stream.name] = measure(_Remembered(own), samples[stream.name], grid)
         for threshold, one in measured[stream.name].items():
             tell(f"{stream.name} {threshold}: hits {one.hit_ratio}, wrong/hit {one.wrong_per_hit}")
     return replace(scorer, slope=slope, offset=offset, thresholds=Thresholds(tuple(thresholds(measured))))
@@ -213,6 +214,21 @@ class _ByNearness(CosineScorer):
 
     def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
         return self._scorer.nearness(asked, stored, cosine)
+
+
+class _Remembered:
+    """A scorer that compares the two questions alone, and keeps what it said of each pair."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.name, self.floor, self.thresholds = scorer.name, scorer.floor, scorer.thresholds
+        self.min_cosine, self.usual_cosine = scorer.min_cosine, scorer.usual_cosine
+        self._score = lru_cache(maxsize=None)(scorer.score)
+
+    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
+        return self._score(asked, stored, cosine)
+
+    def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
+        return score_each(self.score, question, candidates)
 
 
 def _probability(streams: Sequence[Sequence[tuple[float, bool]]]) -> tuple[float, float]:

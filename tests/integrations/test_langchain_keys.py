@@ -34,6 +34,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
 import ibidem
+from ibidem.adapter.model_state import temperature_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import NotCacheable
 from ibidem.prompts.documents import (
@@ -49,7 +50,6 @@ from ibidem.prompts.documents import (
 from ibidem.prompts.key import GENERAL_KEYS, QUESTION_KEYS, MaskedPrompt
 from langchain_ibidem.cache import RequestBuilder
 from langchain_ibidem.messages import of_messages, parse
-from langchain_ibidem.model_identity import temperature_of
 from langchain_ibidem.tracking import Tracker
 from tests.contracts.langchain import Library
 

@@ -16,7 +16,8 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from pydantic import ConfigDict, PrivateAttr
 
 from ibidem.adapter.call import AdapterCache, attempt, collect_calls
-from ibidem.adapter.corpus import RESTS_ON, Corpus, ProgramCall, warn_unnamed
+from ibidem.adapter.corpus import RESTS_ON, Corpus, ProgramCall, description_digest, warn_unnamed
+from ibidem.adapter.model_state import temperature_of
 from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
@@ -27,10 +28,10 @@ from ibidem.provenance import MARKER
 from ibidem.types import Answer, Document, Request, require_name
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.call import HOOKS, ChunkWatcher
-from langchain_ibidem.chain_identity import describe_chain, described, digest_of, filled_in, require_stateless
+from langchain_ibidem.chain_identity import describe_chain, described, filled_in, require_stateless
 from langchain_ibidem.indexing import arecord_keys, record_keys
 from langchain_ibidem.messages import finish_reason_of, provider_info, to_json
-from langchain_ibidem.model_identity import scope_of_run, temperature_of
+from langchain_ibidem.model_identity import scope_of_run
 from langchain_ibidem.outputs import OutputAccumulator, RepeatedOutput, pack_output, remember_output
 from langchain_ibidem.tracking import retrieved
 
@@ -285,7 +286,7 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
             question,
             scope={
                 "adapter": "answer_first/1",
-                "chain": digest_of(chain),
+                "chain": description_digest(chain),
                 "corpus": corpus,
                 **{key: text for key, text in parts.items() if text not in ("", "{}")},
             },
@@ -305,12 +306,11 @@ class AnswerFirst(RunnableSerializable[Any, Any]):
         return None
 
 
-def _corpus_of(given: object, new_documents: object) -> Corpus:
-    corpus = Corpus.of((lambda: "") if isinstance(given, RecordManager) else given, new_documents)
+def _corpus_of(given: object, new_documents: NewDocuments) -> Corpus:
     if not isinstance(given, RecordManager):
-        return corpus
+        return Corpus.of(given, new_documents)
     name = f"records {given.namespace}"
-    return Corpus(name, partial(record_keys, given), partial(arecord_keys, given), corpus.new_documents)
+    return Corpus(name, partial(record_keys, given), partial(arecord_keys, given), new_documents)
 
 
 # One run of it -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from langchain_core.outputs import Generation
 
 from ibidem._util.concurrency import in_thread
 from ibidem.adapter.call import AdapterCache, CachedCall, attempt
+from ibidem.adapter.model_state import temperature_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput
 from ibidem.prompts.documents import Prompt, Retrieved
@@ -21,7 +22,7 @@ from ibidem.scope import current
 from ibidem.types import Answer, Hit, Request
 from langchain_ibidem.call import HOOKS, ChunkWatcher, ModelCall, PendingCalls, TokenEvents, pending_calls
 from langchain_ibidem.messages import attach_source, decode, parse, require_finished
-from langchain_ibidem.model_identity import ResponseFormat, describe, scope_for, temperature_of
+from langchain_ibidem.model_identity import ResponseFormat, describe, scope_for
 from langchain_ibidem.tracking import RenderedPrompt, Tracker, tracker
 
 if TYPE_CHECKING:

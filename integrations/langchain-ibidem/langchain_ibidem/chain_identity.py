@@ -17,7 +17,6 @@ from langchain_core.vectorstores import VectorStore
 
 from ibidem.adapter.model_state import state_of, values_of
 from ibidem.errors import InvalidInput
-from ibidem.types import digest
 from langchain_ibidem.messages import of_messages
 from langchain_ibidem.model_identity import OPERATIONAL, RULES
 
@@ -29,12 +28,6 @@ _RULES = RULES._replace(
     configs=frozenset(("config",)),
 )
 _ELSEWHERE = "put answer_first around the chain inside of it, which retrieves and answers, and give that the "
-
-
-@lru_cache(64)
-def digest_of(described: str) -> str:
-    """Return the digest of a description, which is the same text as long as the chain is."""
-    return digest(described)
 
 
 def describe_chain(chain: Runnable[Any, Any], *, named: bool) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from langchain_core.outputs import ChatGeneration, Generation
@@ -48,7 +47,6 @@ RULES = Rules(
     # Of LangChain's fakes, which of their answers comes next; of messages, what each call writes into them.
     working=frozenset(("i", "id", "response_metadata")),
 )
-_TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)""")
 # A class shows its name but not its fields, an object its address: neither says what the model was told.
 _OPAQUE = re.compile(r"<class '| at 0x[0-9a-fA-F]+>")
 # A parameter that tells one model from another, and has a value.
@@ -85,17 +83,6 @@ def describe(llm_string: str, call: ModelCall | None, *, named: bool = False) ->
         if values:
             described[name] = with_numbers(json.dumps(values_of(values)), names)
     return described
-
-
-def temperature_of(described: Iterable[str]) -> float | None:
-    """Return the temperature, the highest if the call gives another than the model; None if unknown."""
-    temperatures = [found for text in described if (found := _temperature_of(text)) is not None]
-    return max(temperatures, default=None)
-
-
-@lru_cache(256)
-def _temperature_of(text: str) -> float | None:
-    return max(map(float, _TEMPERATURE.findall(text)), default=None)
 
 
 def _require_description(llm_string: str, *, named: bool) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -31,15 +30,15 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ibidem.adapter.call import AdapterCache, attempt, collect_calls
-from ibidem.adapter.corpus import RESTS_ON, Corpus, ProgramCall, warn_unnamed
-from ibidem.adapter.model_state import state_of
+from ibidem.adapter.corpus import RESTS_ON, Corpus, ProgramCall, description_digest, warn_unnamed
+from ibidem.adapter.model_state import state_of, temperature_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.matching.documents import NewDocuments
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
-from ibidem.types import Answer, Document, Hit, Request, Stored, digest, require_name
+from ibidem.types import Answer, Document, Hit, Request, Stored, require_name
 from llama_index_ibidem.calls import CallStats, call_watcher, counted_in
 from llama_index_ibidem.delegation import DelegatingLLM
 from llama_index_ibidem.few_shot import selected_by
@@ -53,7 +52,6 @@ from llama_index_ibidem.synthesizer import CachedSynthesizer, TextAccumulator
 if TYPE_CHECKING:
     from ibidem.cache import SemanticCache
 
-_TEMPERATURE = re.compile(r'"temperature": ([0-9.]+)')
 _STREAMING = (StreamingResponse, AsyncStreamingResponse)
 
 
@@ -222,7 +220,7 @@ class AnswerFirst(BaseQueryEngine):
             question,
             scope={
                 "adapter": "answer_first/llama_index/1",
-                "engine": _digest_of(engine),
+                "engine": description_digest(engine),
                 "corpus": corpus,
                 **({"input": parameters(given)} if given else {}),
                 **({"name": self._name} if self._name else {}),
@@ -231,7 +229,7 @@ class AnswerFirst(BaseQueryEngine):
             scope_context=scope,
             semantic=options.semantic and not judged,
             example=not judged,
-            temperature=max(map(float, _TEMPERATURE.findall(engine)), default=None),
+            temperature=temperature_of([engine]),
         )
 
     def _note(self, hit: Hit | None) -> None:
@@ -305,12 +303,6 @@ def _require_engine(query_engine: object) -> None:
         raise InvalidInput("this engine answers first already")
 
 
-@lru_cache(64)
-def _digest_of(described: str) -> str:
-    """The digest of a description, which is the same text as long as the engine is."""
-    return digest(described)
-
-
 def _require_known_prompts(engine: BaseQueryEngine) -> None:
     """Raise `NotCacheable` if functions fill the prompts of the engine: what they return is not known."""
     for prompt in engine.get_prompts().values():
@@ -321,15 +313,12 @@ def _require_known_prompts(engine: BaseQueryEngine) -> None:
             )
 
 
-def _corpus_of(given: object, new_documents: object) -> Corpus:
-    read: Callable[[], Mapping[str, str]] | None = None
+def _corpus_of(given: object, new_documents: NewDocuments) -> Corpus:
     if isinstance(given, BaseIndex):
-        read, name = partial(_index_state, given), "index"
-    elif isinstance(given, BaseDocumentStore):
-        read, name = partial(document_hashes, given), "docstore"
-    if read is None:
-        return Corpus.of(given, new_documents)
-    return Corpus(name, read, new_documents=Corpus.of(read, new_documents).new_documents)
+        return Corpus("index", partial(_index_state, given), new_documents=new_documents)
+    if isinstance(given, BaseDocumentStore):
+        return Corpus("docstore", partial(document_hashes, given), new_documents=new_documents)
+    return Corpus.of(given, new_documents)
 
 
 def _index_state(index: BaseIndex[Any]) -> dict[str, str]:

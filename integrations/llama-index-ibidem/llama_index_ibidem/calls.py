@@ -5,8 +5,8 @@ One instrumentation handler for the process, `call_watcher`, hears of the calls 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.events.span import SpanDropEvent
 from pydantic import PrivateAttr
 
-from ibidem._util.concurrency import BoundedDict, ForkSafeLock
+from ibidem._util.concurrency import BoundedDict, ForkSafeLock, context_value
 from ibidem._util.faults import Faults
 from ibidem.adapter.provider_fields import MODEL_KEYS
 from ibidem.lifecycle.rules import COMPLETE
@@ -78,14 +78,9 @@ class CallStats:
 _run_stats: ContextVar[CallStats | None] = ContextVar("ibidem_run_stats", default=None)
 
 
-@contextmanager
-def counted_in(stats: CallStats) -> Iterator[None]:
-    """Add the calls that begin in this block to `stats` too, whatever answers they belong to."""
-    token = _run_stats.set(stats)
-    try:
-        yield
-    finally:
-        _run_stats.reset(token)
+def counted_in(stats: CallStats) -> AbstractContextManager[CallStats]:
+    """Add the calls that begin in a block to `stats` too, whatever answers they belong to."""
+    return context_value(_run_stats, stats)
 
 
 def _sum(total: int | None, more: int | None) -> int | None:

@@ -15,17 +15,16 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
 )
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 from weakref import finalize, ref
 
-from ibidem._util.concurrency import in_thread
+from ibidem._util.concurrency import context_value, in_thread
 from ibidem._util.faults import Faults
 from ibidem.adapter.options import open_or_use
 from ibidem.adapter.streams import keep_scope
@@ -79,14 +78,9 @@ class CallsWithin:
     example: bool = False
 
 
-@contextmanager
-def collect_calls(within: CallsWithin) -> Iterator[None]:
-    """Note all calls in this block in `within`, also those in threads and tasks that are begun in it."""
-    token = _calls_within.set(within)
-    try:
-        yield
-    finally:
-        _calls_within.reset(token)
+def collect_calls(within: CallsWithin) -> AbstractContextManager[CallsWithin]:
+    """Note all calls in a block in `within`, also those in threads and tasks that are begun in it."""
+    return context_value(_calls_within, within)
 
 
 class AdapterCache:

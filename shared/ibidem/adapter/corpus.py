@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar, cast
 
 from ibidem._util.concurrency import in_thread
@@ -46,6 +46,9 @@ class Corpus:
         aread: The same for async code, if that is another function.
         new_documents: `miss`: an answer is repeated while nothing was added, changed or deleted. `ignore`:
             while the documents that it was given with are unchanged.
+
+    Raises:
+        InvalidInput: `new_documents` is neither.
     """
 
     name: str
@@ -53,25 +56,26 @@ class Corpus:
     aread: Callable[[], Awaitable[Any]] | None = None
     new_documents: NewDocuments = "miss"
 
+    def __post_init__(self) -> None:
+        if self.new_documents not in ("miss", "ignore"):
+            raise InvalidInput(f'new_documents must be "miss" or "ignore", not {self.new_documents!r}')
+
     @classmethod
-    def of(cls, given: object, new_documents: object) -> Corpus:
+    def of(cls, given: object, new_documents: NewDocuments) -> Corpus:
         """Make a corpus of a version, or of a function that returns the state.
 
         Raises:
             InvalidInput: It is neither, or cannot tell what `new_documents` asks for.
         """
-        if new_documents not in ("miss", "ignore"):
-            raise InvalidInput(f'new_documents must be "miss" or "ignore", not {new_documents!r}')
-        mode: Any = new_documents
         if isinstance(given, str) and given.strip():
-            if mode == "ignore":
+            if new_documents == "ignore":
                 raise InvalidInput(
                     'new_documents="ignore" needs to know each document: pass a RecordManager or a document '
                     "store as the corpus, or a function that returns a mapping of document ids to versions"
                 )
-            return cls("version", partial(str, given))
+            return cls("version", partial(str, given), new_documents=new_documents)
         if callable(given):
-            return cls("function", given, new_documents=mode)
+            return cls("function", given, new_documents=new_documents)
         raise InvalidInput(
             f"corpus must not be a {type(given).__name__}: pass a version (a text that is not empty), a "
             "function that returns it, LangChain's RecordManager, or a document store or index of LlamaIndex"
@@ -161,6 +165,12 @@ class Corpus:
             kind = type(found).__name__
             raise NotCacheable("corpus_unknown", f"the function of the corpus returned a {kind}; {_ADVICE}")
         return str(found)
+
+
+@lru_cache(64)
+def description_digest(described: str) -> str:
+    """Return the digest of the description of a program, the same text as long as the program is."""
+    return digest(described)
 
 
 def _digest(state: Mapping[str, str]) -> str:

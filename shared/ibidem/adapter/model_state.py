@@ -16,7 +16,7 @@ import re
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -44,6 +44,7 @@ OPERATIONAL = frozenset(
         "cache tags metadata custom_get_token_ids"
     ).split()
 )
+_TEMPERATURE = re.compile(r"""["']temperature["'][:,]\s*(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)""")
 _CLIENT = re.compile(r"(^|_)a?clients?$|^_?http_")
 _SECRET = re.compile(
     r"(?i)^_?([a-z0-9]+[-_])*?(api[-_]?key|authorization|password|secret[-_]?key|secret[-_]?access[-_]?key|"
@@ -83,6 +84,17 @@ class Rules(NamedTuple):
     by_identity: tuple[type, ...] = ()
     configs: frozenset[str] = frozenset()
     unwrap: Callable[[Any], Any] | None = None
+
+
+def temperature_of(described: Iterable[str]) -> float | None:
+    """Return the highest temperature that descriptions name; None if unknown."""
+    temperatures = [found for text in described if (found := _temperature_of(text)) is not None]
+    return max(temperatures, default=None)
+
+
+@lru_cache(256)
+def _temperature_of(text: str) -> float | None:
+    return max(map(float, _TEMPERATURE.findall(text)), default=None)
 
 
 def state_of(model: Any, rules: Rules, *, lenient: bool = False) -> str:

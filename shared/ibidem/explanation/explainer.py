@@ -45,7 +45,6 @@ from ibidem.types import (
 if TYPE_CHECKING:
     from ibidem.index.search import SemanticIndex
     from ibidem.lifecycle.rules import Admission
-    from ibidem.lifecycle.told import Told
     from ibidem.opinions.second_opinion import SecondOpinion
     from ibidem.runtime import Runtime
     from ibidem.storage.entries import StoredQuestion
@@ -79,7 +78,6 @@ class _Judged:
     policy: Policy
     verdict: Verdict
     candidates: list[Candidate]
-    told: Told
 
 
 class Explainer:
@@ -280,7 +278,7 @@ class Explainer:
             said = verifier.verify(request.question, others) if others else ()
             scores |= {one.entry.id: score for one, score in zip(others, said, strict=True)}
         candidates = [replace(one, score=scores.get(one.entry.id, one.score)) for one in shown]
-        return _Judged(verifier, policy, verdict, candidates, self._lookups.told(request, nearest))
+        return _Judged(verifier, policy, verdict, candidates)
 
     def _least(self, judged: _Judged, namespace: str) -> float:
         """Return the least score that is served in a namespace now."""
@@ -331,7 +329,7 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     changes: tuple[DocumentChange, ...] = ()
     if reason in (CHANGED, ADDED):
         policy = judged.policy
-        changes = document_changes(request, entry, policy.document_policy, policy.new_documents, judged.told)
+        changes = document_changes(request, entry, policy.document_policy, policy.new_documents, verdict.told)
     score = one.score if one.score != UNSCORED else None
     found = Neighbour(entry.question or "", entry.id, one.similarity, score, reason, changes, entry.namespace)
     counts = isinstance(judged.verifier, PairModel) and one.density > SPARSE

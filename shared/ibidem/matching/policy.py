@@ -87,7 +87,8 @@ class Verdict:
     """Whether `chosen` may be served; if None, `reason` says why `nearest`, the most similar, may not.
 
     `best` is the candidate with the highest score that is refused by nothing but its score. `scored` are all
-    that have one, `refused` those that were refused whatever their score, each with the reason.
+    that have one, `refused` those that were refused whatever their score, each with the reason; `told` is
+    when documents of the request were told of.
     """
 
     chosen: Candidate | None
@@ -96,6 +97,7 @@ class Verdict:
     best: Candidate | None = None
     scored: Sequence[Candidate] = ()
     refused: Sequence[tuple[Candidate, str]] = ()
+    told: Told = NOTHING_TOLD
 
 
 def decide(
@@ -133,8 +135,8 @@ def decide(
     nearest = nearby[0] if objections[0] else scored[0]
     best = max(scored, key=lambda candidate: candidate.score, default=None)
     if best is not None and best.score >= policy.threshold:
-        return Verdict(best, "", best, best, scored, refused)
-    return Verdict(None, objections[0] or "below_threshold", nearest, best, scored, refused)
+        return Verdict(best, "", best, best, scored, refused, told)
+    return Verdict(None, objections[0] or "below_threshold", nearest, best, scored, refused, told)
 
 
 def guards_beside(verifier: object, guards: Sequence[NamedGuard] = GUARDS) -> Sequence[NamedGuard]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 
 from ibidem.matching.policy import Policy
-from ibidem.matching.scorers import Candidate, Scorer, Vectors, score_each
+from ibidem.matching.scorers import Scorer
 from ibidem.types import Vector
 from ibidem_lab.replay import Outcome, Row, by_policy, replay
 
@@ -49,23 +48,6 @@ def together(measured: Iterable[Measured]) -> dict[float, Outcome]:
             total.requests, total.hits = total.requests + one.requests, total.hits + one.hits
             total.wrong += one.wrong
     return found
-
-
-class Remembered:
-    """A scorer that compares the two questions alone, and keeps what it said of each pair."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.name, self.floor, self.thresholds = scorer.name, scorer.floor, scorer.thresholds
-        self.min_cosine, self.usual_cosine = scorer.min_cosine, scorer.usual_cosine
-        self._verify = lru_cache(maxsize=None)(scorer.score)
-
-    def score(self, asked: str, stored: str, cosine: float, vectors: Vectors | None = None) -> float:
-        """As the scorer, which is not asked twice."""
-        return self._verify(asked, stored, cosine)
-
-    def verify(self, question: str, candidates: Sequence[Candidate]) -> list[float]:
-        """Score these candidates."""
-        return score_each(self.score, question, candidates)
 
 
 def thresholds(measured: Mapping[str, Measured]) -> list[tuple[float, float]]:
