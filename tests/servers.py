@@ -93,8 +93,8 @@ def running_chroma(directory: Path) -> Iterator[ChromaServer]:
 class PostgresServer:
     """A PostgreSQL of its own; `url` is its SQLAlchemy URL. It can be stopped and started again."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.port, self.user = directory, free_port(), _unprivileged()
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        self.directory, self.port, self.user = directory, port or free_port(), _unprivileged()
         self.url = f"postgresql+psycopg://ibidem@127.0.0.1:{self.port}/postgres"
         self.process: subprocess.Popen[bytes] | None = None
         self._stopped: list[int] = []
@@ -148,10 +148,10 @@ def _children(parent: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_postgres_server() -> Iterator[PostgresServer]:
-    """A running PostgreSQL, ended at the end. Skips where none is installed."""
+def running_postgres_server(instead_of: PostgresServer | None = None) -> Iterator[PostgresServer]:
+    """A running PostgreSQL, ended at the end, also in place of a stopped one. Skips where none is installed."""
     with tempfile.TemporaryDirectory() as data:  # not below pytest's own, which another user cannot enter
-        server = PostgresServer(Path(data))
+        server = PostgresServer(Path(data), None if instead_of is None else instead_of.port)
         server.start()
         try:
             yield server

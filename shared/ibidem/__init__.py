@@ -70,6 +70,7 @@ def open(
     path: str | Path | None = None,
     *,
     database: str | None = None,
+    create: bool | None = None,
     chroma: str | None = None,
     chroma_headers: Mapping[str, str] | None = None,
     index: Callable[[str], VectorIndex] | None = None,
@@ -110,6 +111,8 @@ def open(
     Args:
         path: Directory for the database and the vector index; default: the user's data directory.
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
+        create: False to refuse a place without a cache (True: begin one). For production: a wrong URL, or a
+            database that was lost, is an error then, and not an empty cache.
         chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
         chroma_headers: Headers of each request to the server, such as the token of a proxy.
         index: Function that opens your own vector index (`ibidem.index.base.VectorIndex`) instead of Chroma,
@@ -184,7 +187,7 @@ def open(
         InvalidInput: `compare`, `redact`, `should_store` or a guard cannot be called, or an argument was
             renamed in 0.2.
         EmbedderUnavailable: No embedding model was found.
-        StorageError: The location cannot be used.
+        StorageError: The location cannot be used, or holds no cache with `create=False`.
     """
     given = dict(locals())
     from ibidem.cache import SemanticCache

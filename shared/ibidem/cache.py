@@ -239,8 +239,7 @@ class SemanticCache:
             self._runtime.faults.note("search by meaning", error)
             result = Miss("no_index")
         except Exception as error:
-            self._runtime.faults.note("look up a question", error)
-            result = Miss("error")
+            result = Miss(self._runtime.faults.reason("look up a question", error))
         if run is not None:
             run.after_lookup(request, result, self._stores.pin)
         object.__setattr__(result, "seconds", time.perf_counter() - started)  # nobody else has it yet
@@ -298,9 +297,8 @@ class SemanticCache:
             if self._auditor is not None:
                 self._auditor.record_answer(request, None if reason else answer)
         except Exception as error:
-            self._runtime.faults.note("store an answer", error)
             self._admission.give_back(request.namespace)
-            return self._reject("error")
+            return self._reject(self._runtime.faults.reason("store an answer", error))
         if (run := current_run()) is not None:
             run.after_store(request, answer, self._stores.pin, reason)
         return self._reject(reason) if reason else Stored(placed.key, self._runtime.cache_id)

@@ -34,6 +34,14 @@ class StorageUnavailable(StorageError):
     """The database is temporarily unavailable, locked or full; retry later."""
 
 
+class NoCache(StorageError):
+    """There is no cache in this place, and `create=False` was asked for."""
+
+
+class OtherCache(StorageUnavailable):
+    """The database has become another cache than the one that was opened; nothing is read or written."""
+
+
 class IndexUnavailable(IbidemError):
     """The vector index cannot be opened or used; the exact tier still works."""
 

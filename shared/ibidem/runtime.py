@@ -8,7 +8,6 @@ import contextlib
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from ibidem.active_model import ActiveIndex, active_embedder
 from ibidem.audits.ledger import JudgementLog
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
-from ibidem.errors import StorageError
+from ibidem.errors import NoCache, StorageError
 from ibidem.examples.log import SharedExamples
 from ibidem.index.base import VectorIndex
 from ibidem.index.chroma import open_embedded, open_server
@@ -35,7 +34,7 @@ from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
 from ibidem.storage.entries import entry_size
 from ibidem.storage.logs import LogRedactor, LookupQueue, LookupRow
 from ibidem.storage.maintenance import Housekeeping
-from ibidem.storage.store import Store
+from ibidem.storage.store import Store, no_cache
 from ibidem.storage.turns import TurnQueue
 from ibidem.telemetry import metrics
 from ibidem.telemetry.telemetry import record_audit
@@ -58,7 +57,7 @@ class Runtime:
         self.cache_id = digest(settings.database or str(settings.path.resolve()))  # contains no password
         self.faults, self.flights = Faults(), SingleFlight()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
-        self.store = open_store(settings)
+        self.store = open_store(settings, create=settings.create)
         self.housekeeping = Housekeeping(
             self.store.evictor, settings.bounds, settings.lifetime, lambda: self.clock()
         )
@@ -333,22 +332,25 @@ def _close_all() -> None:
         runtime.close()
 
 
-def open_store(settings: Settings) -> Store:
-    """Open the database for these settings; creates directory and file, private to the user.
+def open_store(settings: Settings, *, create: bool = True) -> Store:
+    """Open the database for these settings; by default creates directory and file, private to the user.
 
     An existing file keeps its mode: to share a cache with a group, create it first. A file that is not a
     database is renamed, never deleted, and a new database created.
 
     Raises:
+        NoCache: There is none in this place, and `create` is False.
         StorageError: The location cannot be used.
     """
     if settings.database is None:
-        _make_private(settings.path)
         file = settings.database_file
+        if not create and not file.exists():
+            raise NoCache(no_cache(str(settings.path)))
+        _make_private(settings.path)
         try:
             if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be read for ever
                 raise StorageError(f"cannot use {file}: it is no file; move it away, or use another path")
-            aside = set_aside_if_damaged(file) if file.exists() else None
+            aside = set_aside_if_damaged(file) if create and file.exists() else None
             if not file.exists():
                 file.touch(mode=0o600)  # SQLite would let others read it; its log files take the same mode
         except OSError as error:
@@ -358,7 +360,7 @@ def open_store(settings: Settings) -> Store:
             log.warning(
                 "%s is not a database; it was kept as %s and a new one begun", file, aside, extra=about
             )
-    return Store(settings.database or sqlite_url(settings.database_file))
+    return Store(settings.database or sqlite_url(settings.database_file), create=create)
 
 
 def _make_private(path: Path) -> None:
@@ -379,7 +381,7 @@ def registry_of(settings: Settings, fingerprint: str, store: Store) -> Collectio
     On a server, or in a user's index, each database has its own collections: what is deleted from one may
     still be in another.
     """
-    cache_id = "" if settings.embedded_index else store.meta.set_default("place", uuid.uuid4().hex)
+    cache_id = "" if settings.embedded_index else store.id
     return CollectionRegistry(store, collection_name(digest(fingerprint), cache_id), cache_id)
 
 

@@ -171,6 +171,7 @@ class Settings(BaseSettings):
     path: Annotated[Path, BeforeValidator(_directory)] = Field(
         default_factory=lambda: user_data_path("ibidem", appauthor=False)
     )
+    create: bool = True
     database: str | None = Field(None, repr=False)  # these two may hold passwords
     chroma: Annotated[str, BeforeValidator(_server)] | None = Field(None, repr=False)
     chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None

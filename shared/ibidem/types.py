@@ -486,7 +486,7 @@ class Miss:
     `question_hides_text` (invisible characters), `second_opinion:<outcome>` (in doubt, a small model did not
     say yes: `no`, `unsure`, `late`, `failed`, `not_asked`, `gone`), `no_index` (another process owns it, or
     its server is down), `bypassed` (see `ibidem.scope`), `answer_invalid` (the program no longer accepts its
-    form), `error`.
+    form), `other_cache` (the database has become another cache, as by a failover), `error`.
     """
 
     reason: str
@@ -518,8 +518,8 @@ class Rejected:
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
     `write_quota` (`max_writes_per_hour` of `ibidem.open`), `invalidated` (one of its documents was, while it
-    was generated), `pinned` (there is a vetted answer), `bypassed`, `error`; of a vetted answer also
-    `pins_full` (pinned answers fill the bounds) and `unknown_entry`.
+    was generated), `pinned` (there is a vetted answer), `bypassed`, `other_cache` (as in `Miss`), `error`; of
+    a vetted answer also `pins_full` (pinned answers fill the bounds) and `unknown_entry`.
     """
 
     reason: str

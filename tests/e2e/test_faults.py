@@ -87,6 +87,15 @@ def in_flight(call: Callable[[int], object], threads: int = 32) -> list[float]:
     return took
 
 
+def _refusal(cache: ibidem.SemanticCache) -> str:
+    """Why the database of a cache is not used."""
+    try:
+        cache.recent()
+    except ibidem.StorageError as error:
+        return str(error)
+    return ""
+
+
 class TestPostgres:
     @pytest.mark.slow
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
@@ -188,6 +197,33 @@ class TestPostgres:
 
                 assert eventually(written, 20)
             engine.dispose()
+
+    def test_failover_to_another_server(self, tmp_path: Path, postgres: PostgresServer) -> None:
+        """To an empty one, then to one with another cache: neither is touched; then the right one is back."""
+        with open_cache(tmp_path / "c", database=postgres.url) as cache:
+            filled(cache)
+            in_flight(lambda n: exact(cache, n % KNOWN))
+            postgres.stop(signal.SIGQUIT)
+            with running_postgres_server(instead_of=postgres) as other:
+                assert eventually(lambda: exact(cache, 1) == "other_cache", 20, 0.02)
+                assert cache.store(ibidem.Request("q"), ibidem.Answer("a")).reason == "other_cache"
+                with pytest.raises(ibidem.StorageError, match="is empty, or no cache, and not the cache"):
+                    cache.stats()
+                time.sleep(1.0)  # the background has tried, and failed
+                engine = sqlalchemy.create_engine(other.url)
+                assert sqlalchemy.inspect(engine).get_table_names() == []
+                engine.dispose()
+                with open_cache(tmp_path / "d", database=f"{other.url}?application_name=d") as begun:
+                    store(begun, 1)
+                    assert eventually(lambda: "is the cache" in _refusal(cache), 40, 0.1)
+                    assert exact(cache, 1) == "other_cache"
+                    assert exact(begun, 1) == f"exact: {answer(1)}"
+                    assert begun.stats().entries == 1
+            postgres.start()
+            heals = timed(lambda: eventually(lambda: exact(cache, 1) == f"exact: {answer(1)}", 40, 0.02))
+            assert eventually(cache.flush, 40)
+            assert cache.stats().faults["use the database: OtherCache"] > 2
+            report("failover", heals=heals)
 
     def test_not_there_at_opening(self, tmp_path: Path) -> None:
         """That is an error, as a wrong URL would be: nothing was answered by this cache yet."""

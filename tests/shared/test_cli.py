@@ -313,7 +313,7 @@ def test_doctor_finds_a_sound_cache_sound(filled: str, monkeypatch) -> None:
     findings = {f["check"]: f for f in json.loads(run("doctor", "--path", filled, "--json"))}
 
     assert findings["database"]["text"].startswith("2 entries")
-    assert re.search(r", schema \d+, answers in [\d.]+ ms$", findings["database"]["text"])
+    assert re.search(r", schema \d+, cache \w{8}, answers in [\d.]+ ms$", findings["database"]["text"])
     assert findings["vector index"]["text"] == "1 vectors, few enough to be searched in memory"
     assert all(finding["ok"] for finding in findings.values())
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem.errors import IbidemError, NotCacheable
+from ibidem.errors import IbidemError, NotCacheable, OtherCache
 
 log = logging.getLogger("ibidem")
 _listener: Callable[[str, str], None] | None = None
@@ -43,6 +43,12 @@ class Faults:
         self.count(cause, f"failed to {operation} and went on without it ({shown})", kind)
         attributes = {"event.name": "ibidem.fault.detail", "ibidem.fault": cause, "error.type": kind}
         log.debug("Ibidem failed to %s", operation, exc_info=error, extra=attributes)
+
+    def reason(self, operation: str, error: BaseException) -> str:
+        """Count a failure that was kept from the caller; return the reason that he is told."""
+        other = isinstance(error, OtherCache)
+        self.note("use the database" if other else operation, error)
+        return "other_cache" if other else "error"
 
     def swallow(self, operation: str, error: Exception, refused: str = "does not cache a call") -> None:
         """Count a failure in an adapter, whose caller goes on without the result.

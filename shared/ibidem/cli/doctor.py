@@ -44,7 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
     Raises:
         StorageError: The database cannot be opened at all.
     """
-    store = open_store(settings)
+    store = open_store(settings, create=False)
     try:
         findings = [*_package(), *_leftovers(settings), _database(store)]
         if not findings[-1].ok:
@@ -112,7 +112,8 @@ def _database(store: Store) -> Finding:
     if problems:
         text = f"{problems[0]}; restore {store.url} from a backup, or move it away to begin a new one"
         return Finding("database", False, text)
-    text = f"{store.totals().entries:,} entries in {store.url}, schema {schema}, answers in {took}"
+    held = f"{store.totals().entries:,} entries in {store.url}"
+    text = f"{held}, schema {schema}, cache {store.id[:8]}, answers in {took}"
     return Finding("database", True, text)
 
 

@@ -157,7 +157,7 @@ def existing_store(path: Path | None, database: str | None) -> Iterator[Store]:
     with sentences():
         settings = settings_of(path, database)
         require_cache(settings)
-        store = open_store(settings)
+        store = open_store(settings, create=False)
         try:
             yield store
         finally:

@@ -61,7 +61,7 @@ def rebuild_index(
 
 
 def _rebuilt(settings: Settings) -> int:
-    store, faults = open_store(settings), Faults()
+    store, faults = open_store(settings, create=False), Faults()
     try:
         built = build_semantic_index(settings, store, active_embedder(settings, store), faults, lambda: None)
         vectors, registry = built.vectors, registry_of(settings, built.fingerprint, store)

@@ -19,7 +19,7 @@ from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.concurrency import DEADLINE_SECONDS, ForkSafeLock, charge, deadline, has_deadline
 from ibidem._util.faults import log
 from ibidem._util.urls import redact_secrets, redact_url
-from ibidem.errors import MissingExtra, StorageError, StorageUnavailable
+from ibidem.errors import MissingExtra, OtherCache, StorageError, StorageUnavailable
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -258,6 +258,9 @@ def _translated_errors(engine: sa.Engine) -> Iterator[None]:
     try:
         with charge():
             yield
+    except OtherCache as error:
+        breaker.trip(error, epoch)  # until the right one is back
+        raise
     except sa.exc.SQLAlchemyError as error:
         failure = storage_error(error, engine)
         if _is_server_down(error):

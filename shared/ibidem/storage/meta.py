@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.errors import StorageUnavailable
+from ibidem.errors import OtherCache, StorageUnavailable
 from ibidem.storage.engine import insert_into, reading, writing
 from ibidem.storage.tables import meta as _meta
+
+# The id of the cache that a database holds. Backups keep it, a copy by `ibidem copy` has one of its own. The
+# collections of a Chroma server are named by it.
+ID_KEY = "place"
+_READ_ID = f"SELECT value FROM {_meta.name} WHERE key = '{ID_KEY}'"  # noqa: S608 (of constants)
+_UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
 
 
 def get_meta(db: sa.Connection, key: str) -> str | None:
@@ -68,3 +76,49 @@ class MetaTable:
                 execution_options={"preserve_rowcount": True},  # else it is -1 after an insert
             )
         return int(done.rowcount) == 1
+
+
+class Identity:
+    """Refuses connections to another cache than the one that was opened.
+
+    Behind the same URL may be another database after a failover, or after a backup of another cache was
+    restored. Open connections end then, so it is enough to look at new ones: no statement takes longer.
+
+    Args:
+        engine: Its new connections are looked at from `expect` on.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._id: str | None = None
+        sa.event.listen(engine, "connect", self._look)
+
+    def expect(self, cache_id: str) -> None:
+        """Refuse all but the cache of this id from now on: `OtherCache`."""
+        self._id = cache_id
+
+    def _look(self, connection: Any, _: object) -> None:
+        if self._id is None or (found := _id_in(connection)) == self._id:
+            return
+        connection.close()
+        what = f"the cache {found[:8]}" if found else "empty, or no cache"
+        raise OtherCache(
+            f"the database is {what}, and not the cache {self._id[:8]} that was opened: after a failover or "
+            "a restored backup, bring the right one back; to use this one, start the program again"
+        )
+
+
+def _id_in(connection: Any) -> str:
+    """Return the id in the database of a driver's new connection, "" if it has none."""
+    cursor = connection.cursor()
+    try:
+        cursor.execute(_READ_ID)
+        row = cursor.fetchone()
+    except Exception as error:
+        code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        lacking = isinstance(error, sqlite3.OperationalError) and "no such table" in str(error)
+        if code != _UNDEFINED_TABLE and not lacking:
+            raise
+        row = None
+    cursor.close()
+    connection.rollback()
+    return "" if row is None else str(row[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -49,6 +50,15 @@ def migrate(engine: sa.Engine) -> None:
         for table in tables.metadata.sorted_tables:
             for index in table.indexes:
                 db.execute(sa.schema.CreateIndex(index, if_not_exists=True))
+
+
+def is_cache(engine: sa.Engine) -> bool:
+    """Return whether the database holds a cache, of any version; raises `StorageError` if it failed."""
+    file = engine.url.database or ""
+    if engine.dialect.name == "sqlite" and not file.startswith("file:") and not Path(file).is_file():
+        return False  # and connecting would make the file
+    with reading(engine) as db:
+        return _version(db) != 0
 
 
 def _version(db: sa.Connection) -> int:

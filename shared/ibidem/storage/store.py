@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ibidem.errors import StorageError, StorageUnavailable
+from ibidem.errors import NoCache, StorageError, StorageUnavailable
 from ibidem.example import example_of
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.lifecycle.pinning import corrected
@@ -25,8 +26,8 @@ from ibidem.storage.engine import (
 from ibidem.storage.entries import EntryTable
 from ibidem.storage.examples import ExampleTable
 from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable, feedback_row
-from ibidem.storage.meta import MetaTable
-from ibidem.storage.migrations import migrate
+from ibidem.storage.meta import ID_KEY, Identity, MetaTable
+from ibidem.storage.migrations import is_cache, migrate
 from ibidem.storage.pins import PinTable
 from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
@@ -60,18 +61,30 @@ class Totals:
         return hits / (hits + misses) if hits + misses else None
 
 
+def no_cache(place: str) -> str:
+    """Return what to say if there is no cache in a place that must have one."""
+    return (
+        f"there is no cache in {place}, and none is begun here (create=False); if it is the right place, "
+        "open it once with create=True"
+    )
+
+
 class Store:
     """Access to one database.
 
+    `id` is that of the cache: if the database becomes another one, every method raises `OtherCache`.
+
     Args:
         url: SQLAlchemy URL.
+        create: Whether an empty database becomes a cache.
 
     Raises:
+        NoCache: The database is empty, and `create` is False.
         StorageError: The database cannot be opened, or was made by a newer Ibidem. Every method raises it
             when the database fails.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         engine = self._engine = open_engine(url)
         self.meta = MetaTable(engine)
         self.invalidations = InvalidationTable(engine)
@@ -85,8 +98,16 @@ class Store:
         self.reviews = ReviewTable(engine)
         self.pins = PinTable(engine, self.invalidations, self.entries)
         self.told = ToldTable(engine)
+        identity = Identity(engine)
         try:
+            if not create and not is_cache(engine):
+                raise NoCache(no_cache(self.url))
             migrate(engine)
+            self.id = self.meta.get(ID_KEY) or self.meta.set_default(ID_KEY, uuid.uuid4().hex)
+            identity.expect(self.id)
+        except NoCache:
+            engine.dispose()
+            raise
         except Exception as error:  # also of drivers, for options of the URL that they do not take
             engine.dispose()
             advice = "move it away to begin a new one, or use another path"

@@ -66,6 +66,9 @@ REMEDIES = {
     "no_index": Remedy(
         "The vector index was not available, so nothing was found by meaning", "run `ibidem doctor`"
     ),
+    "other_cache": Remedy(
+        "The database was another cache than the one that was opened", "bring the right one back"
+    ),
     "error": Remedy("Lookups failed", "run `ibidem doctor`, and see `cache.stats().faults`"),
     "guard": Remedy(
         "Guards refuse near questions",
