@@ -1,6 +1,6 @@
 """Pairs of conversations, played through the whole product, turn by turn.
 
-    python -m tests.benchmarks.conversations [--fow-cache FOLDER] [--history MODE ...] [--wrong]
+    python -m tests.benchmarks.conversations [--fow-cache FOLDER [--play]] [--history MODE ...] [--wrong]
 
 Of each pair the first conversation is played: each message of the user is asked, and the written answer
 stored. Then the second one is played, in the same namespace: what the cache repeats takes the place of the
@@ -11,7 +11,11 @@ The sets: `development.json`, on which the rules were written; `held_out.json`, 
 not looked at; and the conversations of fow-cache (CC BY 4.0; PyPI), if the folder that holds its
 `conv-*/*.jsonl` is named: nothing was tuned on them. As their answers speak of one customer's affairs, these
 are not played: the first one is stored as it is written, and the last message of the second asked after what
-is written before it. "With an oracle" a second opinion that knows the label is asked in doubt.
+is written before it. `--play` plays them nevertheless. Some of their traps differ only in what the assistant
+offers before the user says yes: where the cache has repeated the first offer there, the second conversation
+has become the first one, word for word, and is no trap any more. These are counted apart.
+
+"With an oracle" a second opinion that knows the label is asked in doubt.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -108,8 +112,8 @@ class Oracle:
 
 def play(
     cache: SemanticCache, texts: Sequence[str], system: str, namespace: str, mode: HistoryMode, last: str
-) -> str:
-    """Ask what the user says, turn by turn; return the last answer."""
+) -> list[str]:
+    """Ask what the user says, turn by turn; return all that was said, the last answer too."""
     said = list[str]()
     for at in range(0, len(texts), 2):
         said.append(texts[at])
@@ -121,7 +125,7 @@ def play(
         else:
             cache.store(request, Answer(written))
         said.append(written)
-    return said[-1]
+    return said
 
 
 def ask_as_written(cache: SemanticCache, pair: Pair, namespace: str, mode: HistoryMode) -> str:
@@ -147,11 +151,11 @@ def _message(role: str, text: str) -> Message:
     return Message(role, json.dumps({"role": role}), (Segment(role, text),), plain=True)
 
 
-def served(pairs: Sequence[Pair], mode: HistoryMode, *, oracle: bool = False) -> list[bool]:
-    """Whether each pair is a hit."""
+def served(pairs: Sequence[Pair], mode: HistoryMode, *, oracle: bool = False) -> list[bool | None]:
+    """Whether each pair is a hit; None for a trap that has become the first conversation."""
     model = Oracle()
     options = {"second_opinion": model, "second_opinion_timeout": 60.0} if oracle else {}
-    found = []
+    found = list[bool | None]()
     with TemporaryDirectory() as folder, ibidem.open(folder, examples=False, **options) as cache:
         for number, pair in enumerate(pairs):
             model.same = pair.same
@@ -159,19 +163,23 @@ def served(pairs: Sequence[Pair], mode: HistoryMode, *, oracle: bool = False) ->
             if pair.as_written:
                 found.append(ask_as_written(cache, pair, namespace, mode) == LAST)
                 continue
-            play(cache, pair.first, pair.system, namespace, mode, LAST)
-            found.append(play(cache, pair.second, pair.system, namespace, mode, OTHER) == LAST)
+            first = play(cache, pair.first, pair.system, namespace, mode, LAST)
+            second = play(cache, pair.second, pair.system, namespace, mode, OTHER)
+            became_first = not pair.same and second[:-2] == first[:-2]
+            found.append(None if became_first else second[-1] == LAST)
     return found
 
 
-def _share(hits: Sequence[bool]) -> str:
+def _share(found: Sequence[bool | None]) -> str:
+    hits = [hit for hit in found if hit is not None]
     if not hits:
         return ""
     low, high = clopper_pearson(sum(hits), len(hits))
-    return f"{sum(hits)} of {len(hits)}: {sum(hits) / len(hits):.1%} ({low:.1%} to {high:.1%})"
+    became = f"; {len(found) - len(hits)} became the first" if len(hits) < len(found) else ""
+    return f"{sum(hits)} of {len(hits)}: {sum(hits) / len(hits):.1%} ({low:.1%} to {high:.1%}){became}"
 
 
-def rows(pairs: Sequence[Pair], modes: Sequence[HistoryMode]) -> Iterator[tuple[str, list[bool]]]:
+def rows(pairs: Sequence[Pair], modes: Sequence[HistoryMode]) -> Iterator[tuple[str, list[bool | None]]]:
     """Each way to compare, and which pairs it serves."""
     for mode in modes:
         yield f"history={mode}", served(pairs, mode)
@@ -182,6 +190,7 @@ def main() -> None:
     """Print a table for each set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fow-cache", type=Path, help="the folder `data` of the package fow-cache")
+    parser.add_argument("--play", action="store_true", help="play them too")
     parser.add_argument("--set", choices=("development", "held_out"), help="this set alone")
     parser.add_argument("--history", nargs="*", choices=MODES, default=MODES)
     parser.add_argument("--wrong", action="store_true", help="list what is served wrongly, or is not served")
@@ -191,7 +200,7 @@ def main() -> None:
     if given.fow_cache is None:
         console.print("fow-cache: left out, as --fow-cache names no folder (pip download fow-cache, unpack)")
     else:
-        sets["fow-cache"] = fow_cache(given.fow_cache)
+        sets["fow-cache"] = [replace(pair, as_written=not given.play) for pair in fow_cache(given.fow_cache)]
     for name, pairs in sets.items():
         table = Table("way", "should be hits: served", "traps: served", title=f"{name}, {len(pairs)} pairs")
         told = []
@@ -202,7 +211,8 @@ def main() -> None:
             ]
             table.add_row(way, *map(_share, split))
             kinds = Counter((one.same, one.kind, hit) for hit, one in zip(hits, pairs, strict=True))
-            told.append((way, kinds, [one for hit, one in zip(hits, pairs, strict=True) if hit != one.same]))
+            wrong = [one for hit, one in zip(hits, pairs, strict=True) if hit is not None and hit != one.same]
+            told.append((way, kinds, wrong))
         console.print(table)
         for way, kinds, wrong in told if given.wrong else ():
             console.print(way, style="bold")
