@@ -300,7 +300,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         [
             (1, "pass", True),
             (1, "threading.Thread(target=compute, daemon=True).start()", True),
-            (1, "onnx_model._computing.acquire()", False),  # one that does not end
+            (1, "threading.Thread(target=never_out, daemon=True).start()", False),
             (2, "pass", False),  # it has threads of its own
         ],
     )
@@ -309,18 +309,23 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         code = f"""
 import os, signal, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
+from ibidem._util import concurrency
 from ibidem.embedding import onnx_model
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import find_model
-onnx_model.FORK_SECONDS = 0.3
+concurrency.FORK_SECONDS = 0.3
 model, going = OnnxEmbedder(find_model(), threads={threads}), threading.Event()
 expected, session = model.embed(["a question"]), model._model.loaded().session
 def compute():
     while True:
         model.embed(["a question that takes a while " * 8])
         going.set()
+def never_out():
+    with onnx_model._in_session:
+        going.set()
+        threading.Event().wait()
 {meanwhile}
-if "compute" in {meanwhile!r}:
+if "Thread" in {meanwhile!r}:
     going.wait()
 def child():
     signal.alarm(60)

@@ -1,4 +1,4 @@
-"""Locks that survive a fork, context, an LRU mapping, deadlines, background work, and threads for async."""
+"""Locks and a gate for forks, context, an LRU mapping, deadlines, background work, and threads for async."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -86,7 +86,87 @@ def _keep_objects_alive() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
 
 
-if hasattr(os, "register_at_fork"):
+FORK_SECONDS = 1.0  # how long a fork waits for the threads that are within
+
+
+class ForkGate:
+    """Keeps all other threads out of a library while one forks.
+
+    A lock of the library that one of them held would never be released in the child. A fork waits for those
+    within, at most `FORK_SECONDS`; `was_empty` says whether that was enough at the last one.
+    """
+
+    def __init__(self) -> None:
+        self.was_empty = True
+        self.reset()
+        _gates.append(self)
+
+    def reset(self) -> None:
+        """Open it in a forked child, where those within do not exist."""
+        self._within: deque[None] = deque()  # its `append` and `pop` need no lock
+        self._open = threading.Event()
+        self._open.set()
+
+    def __enter__(self) -> None:
+        while True:
+            self._within.append(None)  # before looking: else a fork could begin in between
+            if self._open.is_set():
+                return
+            self._within.pop()
+            self._open.wait()
+
+    def __exit__(self, *error: object) -> None:
+        self._within.pop()
+
+    def shut(self) -> None:
+        """Let no thread in."""
+        self._open.clear()
+
+    def empty_by(self, until: float) -> None:
+        """Wait until nobody is within, or it is `until` on the monotonic clock."""
+        while self._within and time.monotonic() < until:
+            time.sleep(0.0005)
+        self.was_empty = not self._within
+
+    def reopen(self) -> None:
+        """Let threads in again."""
+        self._open.set()
+
+
+_gates: list[ForkGate] = []
+_forks = 0  # that are under way in this process; threads may fork at the same time
+_forks_lock = threading.Lock()
+
+
+def _shut_gates() -> None:
+    global _forks
+    with _forks_lock:
+        _forks += 1
+    for gate in _gates:
+        gate.shut()
+    until = time.monotonic() + FORK_SECONDS
+    for gate in _gates:
+        gate.empty_by(until)
+
+
+def _reopen_gates() -> None:
+    global _forks
+    with _forks_lock:
+        _forks -= 1
+        if not _forks:
+            for gate in _gates:
+                gate.reopen()
+
+
+def _reset_gates() -> None:
+    global _forks, _forks_lock
+    _forks, _forks_lock = 0, threading.Lock()
+    for gate in _gates:
+        gate.reset()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_shut_gates, after_in_parent=_reopen_gates, after_in_child=_reset_gates)
     os.register_at_fork(after_in_child=_reset_locks)
     os.register_at_fork(after_in_child=_keep_objects_alive)
 

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import threading
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from weakref import WeakSet, WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem._util.concurrency import ForkGate
 from ibidem._util.faults import log
 from ibidem.embedding.minilm_files import ModelFiles
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
@@ -68,8 +68,7 @@ class OnnxModel:
         model = self.loaded()
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         feed = {name: value for name, value in feed.items() if name in model.inputs}
-        _may_begin.wait()
-        with _computing:
+        with _computing, _in_session:
             found: NDArray[np.float32] = model.session.run([model.output], feed)[0]
         return found
 
@@ -103,6 +102,7 @@ _loading = threading.Lock()
 # lock is kept from running. With 32 threads on two cores it cost a third of the lookups.
 _AT_ONCE = _cores()
 _computing = threading.BoundedSemaphore(_AT_ONCE)
+_in_session = ForkGate()
 
 
 def _shared(files: ModelFiles, rank: int, threads: int) -> LoadedModel:
@@ -125,32 +125,10 @@ def _inherit(model: LoadedModel) -> LoadedModel:
     return replace(model, tokenizer=_plain(Tokenizer.from_str(model.definition)))
 
 
-FORK_SECONDS = 1.0  # how long a fork waits for those who compute
-_may_begin = threading.Event()  # to compute: not while a thread forks
-_may_begin.set()
-_stopped = threading.local()  # how many others the thread that forks keeps from computing
-
-
-def _stop_computing() -> None:
-    """Wait until no thread is within a session: its locks are free in the child then."""
-    _may_begin.clear()
-    until = time.monotonic() + FORK_SECONDS
-    waits = (max(0.0, until - time.monotonic()) for _ in range(_AT_ONCE))
-    _stopped.number = sum(_computing.acquire(timeout=seconds) for seconds in waits)
-
-
-def _go_on_computing() -> None:
-    if _stopped.number:
-        _computing.release(_stopped.number)
-    _may_begin.set()
-
-
 def _reload_after_fork() -> None:
-    global _loading, _computing, _may_begin
+    global _loading, _computing
     _loading, _computing = threading.Lock(), threading.BoundedSemaphore(_AT_ONCE)
-    _may_begin = threading.Event()
-    _may_begin.set()
-    if _stopped.number == _AT_ONCE and sys.platform == "linux" and not telemetry_is_on():
+    if _in_session.was_empty and sys.platform == "linux" and not telemetry_is_on():
         # For one thread, the caller's, a session has none of its own that would be missing here.
         _inherited.update((key, model) for key, model in _loaded.items() if key[-1] == 1)
     _loaded.clear()
@@ -159,9 +137,7 @@ def _reload_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(
-        before=_stop_computing, after_in_parent=_go_on_computing, after_in_child=_reload_after_fork
-    )
+    os.register_at_fork(after_in_child=_reload_after_fork)
 
 
 def encodable(text: str) -> str:

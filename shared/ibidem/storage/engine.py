@@ -16,7 +16,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ibidem._util.circuit_breaker import CircuitBreaker
-from ibidem._util.concurrency import DEADLINE_SECONDS, ForkSafeLock, charge, deadline, has_deadline
+from ibidem._util.concurrency import (
+    DEADLINE_SECONDS,
+    ForkGate,
+    ForkSafeLock,
+    charge,
+    deadline,
+    has_deadline,
+)
 from ibidem._util.faults import log
 from ibidem._util.urls import redact_secrets, redact_url
 from ibidem.errors import MissingExtra, OtherCache, StorageError, StorageUnavailable
@@ -34,6 +41,7 @@ _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
 _UNAVAILABLE_CODES = ("57P01", "57P02", "57P03", "53300")
 _warned = False  # of a damaged row
+_in_sqlite = ForkGate()  # its lock for the whole process is held for moments also while a file is only read
 _draw = random.SystemRandom()  # the module's own generator is the program's, which may have seeded it
 
 
@@ -248,10 +256,11 @@ def _translated_errors(engine: sa.Engine) -> Iterator[None]:
     """Raise `StorageError` for the database's errors; fail fast while a server is down."""
     breaker = breaker_of(engine)
     if breaker is None:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise storage_error(error, engine) from cause_of(error, engine)
+        with _in_sqlite:
+            try:
+                yield
+            except sa.exc.SQLAlchemyError as error:
+                raise storage_error(error, engine) from cause_of(error, engine)
         return
     breaker.check()
     epoch = breaker.epoch
@@ -321,12 +330,13 @@ class FilePool(sa.Pool):
         Without SQLAlchemy's checkout, which takes as long as the statement: there is no transaction to roll
         back.
         """
-        record = self._do_get()
-        try:
-            rows: list[tuple[Any, ...]] = record.get_connection().execute(sql, values).fetchall()
-        finally:
-            self._do_return_conn(record)
-        return rows
+        with _in_sqlite:
+            record = self._do_get()
+            try:
+                rows: list[tuple[Any, ...]] = record.get_connection().execute(sql, values).fetchall()
+            finally:
+                self._do_return_conn(record)
+            return rows
 
     def _do_get(self) -> Any:
         try:
