@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -23,6 +23,7 @@ from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.lifecycle.rules import COMPLETE
 from ibidem.matching.documents import NewDocuments
+from ibidem.options import AnswerFirstOptions
 from ibidem.prompts.key import GENERAL_KEYS, QUESTION_KEYS
 from ibidem.provenance import MARKER
 from ibidem.types import Answer, Document, Request, require_name
@@ -47,7 +48,7 @@ def answer_first(
     new_documents: NewDocuments = "miss",
     input_key: str = "",
     name: str = "",
-    **options: Any,
+    **options: Unpack[AnswerFirstOptions],
 ) -> AnswerFirst:
     """Return the chain, which is only run for questions that it has not answered over this corpus before.
 

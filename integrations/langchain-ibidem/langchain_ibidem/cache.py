@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 from langchain_core.outputs import Generation
@@ -15,6 +15,7 @@ from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.model_state import temperature_of
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput
+from ibidem.options import OpenOptions
 from ibidem.prompts.documents import Prompt, Retrieved
 from ibidem.prompts.history import mode_of
 from ibidem.prompts.key import PromptContext, QuestionFinder, build_request
@@ -75,7 +76,7 @@ class IbidemCache(BaseCache):
         any_message: bool = False,
         require_namespace: bool = False,
         history: str | None = None,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> None:
         if namespace and require_namespace:
             raise InvalidInput("with require_namespace each call names its own: leave out namespace")

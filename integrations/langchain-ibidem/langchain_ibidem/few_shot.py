@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from langchain_core.example_selectors import BaseExampleSelector
 from langchain_core.runnables import ensure_config
@@ -14,6 +14,7 @@ from ibidem._util.faults import Faults
 from ibidem.adapter.call import attempt
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
+from ibidem.options import ExampleOptions
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.scope import current
 from ibidem.types import require_bool, require_name, require_text
@@ -43,8 +44,8 @@ class IbidemExampleSelector(BaseExampleSelector):
         answer_key: Under which name it gives its answer.
         in_key: True to compare the selected examples as any other part of the prompt.
         namespace: Whose examples; `ibidem.scope` takes its place.
-        **options: For `cache.examples.select`: `max_tokens`, `diversity`, `min_feedback`, `tags`, `model`,
-            `count_tokens`.
+        max_tokens: The maximum number of tokens of all questions and answers together.
+        **options: For `cache.examples.select`: `diversity`, `min_feedback`, `tags`, `model`, `count_tokens`.
 
     Raises:
         InvalidInput: An argument cannot be used.
@@ -60,11 +61,13 @@ class IbidemExampleSelector(BaseExampleSelector):
         answer_key: str = "answer",
         in_key: bool = False,
         namespace: str = "",
-        **options: Any,
+        max_tokens: int | None = None,
+        **options: Unpack[ExampleOptions],
     ) -> None:
         require_bool("in_key", in_key)
         self.cache = cache.cache if isinstance(cache, IbidemCache) else cache
-        self._k, self._in_key, self._options = k, in_key, {**options}
+        self._k, self._in_key = k, in_key
+        self._options: dict[str, Any] = {**options, "max_tokens": max_tokens}
         self._input_key = require_text("input_key", input_key)
         self._names = (require_text("question_key", question_key), require_text("answer_key", answer_key))
         self._options["namespace"] = self._namespace = require_name("namespace", namespace)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache, set_llm_cache
 
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.errors import InvalidInput
+from ibidem.options import AdapterCacheOptions
 from langchain_ibidem.cache import IbidemCache
 from langchain_ibidem.call import HOOKS
 from langchain_ibidem.streaming import STREAMS
@@ -23,7 +24,7 @@ class _Installed:
     """The installed cache, the options it was opened with, and the global cache before it."""
 
     cache: IbidemCache
-    options: dict[str, Any] | None
+    options: AdapterCacheOptions | None
     before: BaseCache | None
 
     def close(self) -> None:
@@ -38,7 +39,10 @@ _installed: _Installed | None = None
 
 
 def install(
-    cache: IbidemCache | SemanticCache | None = None, *, streams: bool = True, **options: Any
+    cache: IbidemCache | SemanticCache | None = None,
+    *,
+    streams: bool = True,
+    **options: Unpack[AdapterCacheOptions],
 ) -> IbidemCache:
     """Make an `IbidemCache` LangChain's global cache, also for streams of all models, and return it.
 
@@ -88,7 +92,9 @@ def uninstall() -> None:
         done.close()
 
 
-def _means(cache: IbidemCache | SemanticCache | None, options: dict[str, Any], installed: _Installed) -> bool:
+def _means(
+    cache: IbidemCache | SemanticCache | None, options: AdapterCacheOptions, installed: _Installed
+) -> bool:
     """Whether these arguments ask for what is installed."""
     if cache is None:
         return not options or options == installed.options

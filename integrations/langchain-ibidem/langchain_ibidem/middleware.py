@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ibidem.errors import InvalidInput, MissingExtra
 
@@ -28,6 +28,7 @@ from ibidem._util.concurrency import in_thread
 from ibidem._util.faults import Faults
 from ibidem.adapter.call import AdapterCache, CachedCall, aattempt, attempt
 from ibidem.errors import NotCacheable
+from ibidem.options import AdapterCacheOptions
 from ibidem.prompts.documents import Retrieved
 from ibidem.provenance import remember
 from ibidem.scope import bypassing
@@ -82,7 +83,7 @@ class IbidemMiddleware(Middleware):
         cache: IbidemCache | SemanticCache | None = None,
         *,
         volatile: Iterable[str] = (),
-        **options: Any,
+        **options: Unpack[AdapterCacheOptions],
     ) -> None:
         super().__init__()
         if isinstance(cache, IbidemCache) and options:

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -36,6 +36,7 @@ from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.matching.documents import NewDocuments
+from ibidem.options import CacheOptions
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
 from ibidem.types import Answer, Document, Hit, Request, Stored, require_name
@@ -93,7 +94,7 @@ class AnswerFirst(BaseQueryEngine):
         namespace: str = "",
         semantic: bool = True,
         require_namespace: bool = False,
-        **options: Any,
+        **options: Unpack[CacheOptions],
     ) -> None:
         _require_engine(query_engine)
         self._engine, self._name = query_engine, require_name("name", name)

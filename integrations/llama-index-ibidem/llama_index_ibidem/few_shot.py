@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ibidem._util.faults import Faults
 from ibidem.adapter.call import attempt
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
+from ibidem.options import ExampleOptions
 from ibidem.prompts.few_shot import FewShotBlock, settings_of
 from ibidem.prompts.key import question_of
 from ibidem.types import require_bool, require_text
@@ -32,7 +33,8 @@ def few_shot(
     separator: str = "\n\n",
     max_tokens: int = MAX_TOKENS,
     in_key: bool = False,
-    **options: Any,
+    namespace: str = "",
+    **options: Unpack[ExampleOptions],
 ) -> Callable[..., str]:
     """Return a function that selects the examples for the question of a template, as one text.
 
@@ -53,25 +55,25 @@ def few_shot(
         separator: The text between two examples.
         max_tokens: The maximum number of tokens of all questions and answers together.
         in_key: True to compare the examples like any other part of the prompt.
-        **options: For `cache.examples.select`: `namespace` (`ibidem.scope` overrides it), `diversity`,
-            `min_feedback`, `tags`, `model`, `count_tokens`.
+        namespace: Whose examples; `ibidem.scope` overrides it.
+        **options: For `cache.examples.select`: `diversity`, `min_feedback`, `tags`, `model`, `count_tokens`.
 
     Raises:
         InvalidInput: An argument cannot be used.
     """
     require_bool("in_key", in_key)
     _check_format(require_text("example", example), require_text("separator", separator))
-    options = {**options, "max_tokens": max_tokens}
+    chosen: dict[str, Any] = {**options, "max_tokens": max_tokens, "namespace": namespace}
     try:
-        cache.examples.check(k, **options)
+        cache.examples.check(k, **chosen)
     except TypeError as error:
         raise InvalidInput(f"few_shot: {error}") from None
-    settings = settings_of(k, question_key, example, separator, **options)
+    settings = settings_of(k, question_key, example, separator, **chosen)
     require_text("question_key", question_key)
     faults = Faults()
 
     def select(variables: Mapping[str, Any]) -> str:
-        found = cache.examples.select_for(variables, k, input_key=question_key, **options)
+        found = cache.examples.select_for(variables, k, input_key=question_key, **chosen)
         text = separator.join(map(partial(_filled, example), found))
         if text and not in_key:
             span_watcher.record_few_shot(FewShotBlock(settings, text=text))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import (
@@ -24,6 +24,7 @@ from ibidem.adapter.call import AdapterCache, attempt
 from ibidem.adapter.options import AdapterOptions
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
+from ibidem.options import OpenOptions
 from ibidem.prompts.documents import Prompt
 from ibidem.prompts.history import mode_of
 from ibidem.scope import current, use_scope
@@ -128,7 +129,7 @@ class IbidemCallbackHandler(ServingHandler):
         semantic: bool = True,
         require_namespace: bool = False,
         history: str | None = None,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> None:
         super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
         require_bool("serve", serve)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager
@@ -13,6 +13,7 @@ from llama_index.core.llms.llm import LLM
 from ibidem._util.concurrency import ForkSafeLock
 from ibidem.adapter.options import AdapterOptions, open_or_use
 from ibidem.errors import ConfigurationError
+from ibidem.options import OpenOptions
 from ibidem.prompts.history import mode_of
 from llama_index_ibidem.handlers import IbidemCallbackHandler
 from llama_index_ibidem.llm import CachedLLM
@@ -59,7 +60,7 @@ def install(
     semantic: bool = True,
     require_namespace: bool = False,
     history: str | None = None,
-    **options: Any,
+    **options: Unpack[OpenOptions],
 ) -> IbidemCallbackHandler:
     """Wrap `Settings.llm`, add a logging handler to `Settings.callback_manager`, and return the handler.
 

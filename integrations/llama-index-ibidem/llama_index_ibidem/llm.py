@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.llms.llm import LLM
@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from ibidem.adapter.call import AdapterCache
 from ibidem.adapter.options import AdapterOptions
+from ibidem.options import OpenOptions
 from ibidem.prompts.history import mode_of
 from llama_index_ibidem.calls import call_watcher
 from llama_index_ibidem.delegation import DelegatingLLM
@@ -66,7 +67,7 @@ class CachedLLM(DelegatingLLM):
         semantic: bool = True,
         require_namespace: bool = False,
         history: str | None = None,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> None:
         super().__init__(llm)
         requests = RequestBuilder(

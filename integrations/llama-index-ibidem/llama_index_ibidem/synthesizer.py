@@ -11,7 +11,7 @@ from copy import copy, deepcopy
 from functools import partial
 from itertools import accumulate
 from types import MethodType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -30,6 +30,7 @@ from ibidem.adapter.call import AdapterCache, CachedCall, attempt
 from ibidem.adapter.options import AdapterOptions
 from ibidem.adapter.streams import astep_within, step_within
 from ibidem.errors import InvalidInput, NotCacheable
+from ibidem.options import OpenOptions
 from ibidem.prompts.documents import Retrieved, find_positions
 from ibidem.provenance import remember
 from ibidem.scope import require_scope
@@ -103,7 +104,7 @@ class CachedSynthesizer(BaseSynthesizer):
         model_id: str = "",
         semantic: bool = True,
         require_namespace: bool = False,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> None:
         if not isinstance(synthesizer, BaseSynthesizer):
             kind = type(synthesizer).__name__
