@@ -149,7 +149,7 @@ def _children(parent: int) -> list[int]:
 
 @contextlib.contextmanager
 def running_postgres_server(instead_of: PostgresServer | None = None) -> Iterator[PostgresServer]:
-    """A running PostgreSQL, ended at the end, also in place of a stopped one. Skips where none is installed."""
+    """A running PostgreSQL, ended at the end, also in place of a stopped one. Skips without one installed."""
     with tempfile.TemporaryDirectory() as data:  # not below pytest's own, which another user cannot enter
         server = PostgresServer(Path(data), None if instead_of is None else instead_of.port)
         server.start()
