@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,10 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import sqlalchemy
@@ -191,36 +193,31 @@ class Gate:
     Who comes without it is refused with a page that quotes all headers, as debugging pages do.
     """
 
+    header = "Authorization"
+
     def __init__(self, target: str, token: str, certificate: Path | None = None) -> None:
         gate = self
         self.target, self.token, self.refused, self.passed = target, token, 0, 0
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 65536  # one packet: a second one waits 40 ms for the receipt of the first
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if self.headers.get("Authorization") != gate.token:
+                if self.headers.get(gate.header) != gate.token:
                     gate.refused += 1
                     self.reply(403, f"forbidden; you sent {dict(self.headers)}".encode())
                     return
                 gate.passed += 1
-                url = gate.target + self.path.removeprefix("/chroma")
-                sent = urllib.request.Request(url, body or None, method=self.command)
-                sent.add_header("Content-Type", "application/json")
-                try:
-                    with urllib.request.urlopen(sent, timeout=10) as got:
-                        self.reply(got.status, got.read())
-                except urllib.error.HTTPError as error:
-                    with error:
-                        self.reply(error.code, error.read())
-                except OSError:
-                    self.reply(502, b"bad gateway")
+                self.reply(*gate.answer(self.command, self.path.removeprefix("/chroma"), body))
 
             do_GET = do_POST = do_DELETE = do_PUT = answer
 
-            def reply(self, status: int, body: bytes) -> None:
+            def reply(self, status: int, body: bytes, headers: Mapping[str, str] = {}) -> None:
                 self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -230,21 +227,141 @@ class Gate:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self.port = self._server.server_port
         scheme = "http"
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
             scheme = "https"
-        self.url = f"{scheme}://localhost:{self._server.server_port}/chroma"
+        self.url = f"{scheme}://localhost:{self.port}/chroma"
 
-    def __enter__(self) -> Gate:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[Any, ...]:
+        """What the server behind it says: status, body and perhaps headers."""
+        sent = urllib.request.Request(self.target + path, body or None, method=method)
+        sent.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(sent, timeout=10) as got:
+                return got.status, got.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except OSError:
+            return 502, b"bad gateway"
+
+    def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class Cloud(Gate):
+    """What Chroma Cloud asks for and refuses, before a real Chroma: key, database, quotas.
+
+    The texts of its refusals are those of Chroma's sources. `busy` is how many of the next requests are
+    refused with `status`, and a `Retry-After` of `retry_after` seconds, if that is not None.
+    """
+
+    header = "x-chroma-token"
+    quota, at_once = 300, 10
+    tenant, databases = "tenant-of-the-key", ("database-of-the-key",)
+
+    def __init__(self, target: str, token: str, certificate: Path | None = None) -> None:
+        super().__init__(target, token, certificate)
+        self.busy, self.retry_after, self.status = 0, None, 429
+        self.most, self.asked = 0, []  # at once, and what in order
+        self.wait: Callable[[], object] = lambda: None  # before each answer
+        self._under_way, self._lock = 0, threading.Lock()
+        for path, names in (
+            ("/api/v2/tenants", (self.tenant,)),
+            (f"/api/v2/tenants/{self.tenant}/databases", self.databases),
+        ):
+            for name in names:
+                super().answer("POST", path, json.dumps({"name": name}).encode())
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[Any, ...]:
+        with self._lock:
+            self._under_way += 1
+            self.most = max(self.most, self._under_way)
+            self.asked.append(f"{method} {path.rpartition('/')[2]}")
+            over, self.busy = self.busy > 0 or self._under_way > self.at_once, max(0, self.busy - 1)
+        try:
+            if over:
+                after = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+                return self.status, b'{"error":"ChromaError","message":"Rate limit exceeded"}', after
+            self.wait()
+            return self._refused(path, json.loads(body or b"{}")) or super().answer(method, path, body)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _refused(self, path: str, body: dict[str, Any]) -> tuple[int, bytes] | None:
+        if path == "/api/v2/auth/identity":
+            known = {"user_id": "u", "tenant": self.tenant, "databases": list(self.databases)}
+            return 200, json.dumps(known).encode()
+        if path != "/api/v2/pre-flight-checks" and not path.startswith(f"/api/v2/tenants/{self.tenant}/"):
+            return 403, b'{"error":"AuthError","message":"Permission denied"}'
+        used = max(body.get("limit") or 0, body.get("n_results") or 0, len(body.get("ids") or ()))
+        if used > self.quota:
+            said = f"'Limit value' exceeded quota limit for action 'Get': current usage of {used} exceeds "
+            said = f"Quota exceeded: {said}limit of {self.quota}"
+            return 422, json.dumps({"error": "ChromaError", "message": said}).encode()
+        return None
+
+
+class Tunnel:
+    """An HTTPS proxy that leads all connections to one port of this machine, wherever they are meant for."""
+
+    def __init__(self, port: int) -> None:
+        tunnel, self.port = self, port
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_CONNECT(self) -> None:
+                with socket.create_connection(("127.0.0.1", tunnel.port)) as there:
+                    self.send_response(200)
+                    self.end_headers()
+                    back = threading.Thread(target=_copied, args=(there, self.connection), daemon=True)
+                    back.start()
+                    _copied(self.connection, there)
+                    back.join(5)
+                self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Tunnel:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _copied(source: socket.socket, to: socket.socket) -> None:
+    """Copy until one end closes, and tell the other."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            to.sendall(data)
+    with contextlib.suppress(OSError):
+        to.shutdown(socket.SHUT_WR)
+
+
+def certificate(directory: Path, host: str) -> tuple[Path, Path]:
+    """Make a certificate for a host: the file of the server, with its key, and the one to trust."""
+    pem, trusted = directory / "own.pem", directory / "own.crt"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={host} -addext".split()
+    both = ["-keyout", str(pem), "-out", str(trusted)]
+    subprocess.run([*command, f"subjectAltName=DNS:{host}", *both], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + trusted.read_text())
+    return pem, trusted
 
 
 def _program(name: str) -> str | None:

@@ -73,6 +73,8 @@ def open(
     create: bool | None = None,
     chroma: str | None = None,
     chroma_headers: Mapping[str, str] | None = None,
+    chroma_tenant: str | None = None,
+    chroma_database: str | None = None,
     index: Callable[[str], VectorIndex] | None = None,
     embedder: str | Embedder | Any = None,
     verifier: Verifier | Literal["default"] | None = "default",
@@ -113,8 +115,12 @@ def open(
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
         create: False to refuse a place without a cache (True: begin one). For production: a wrong URL, or a
             database that was lost, is an error then, and not an empty cache.
-        chroma: URL of a Chroma server; default: an embedded index in `path`, for one process at a time.
-        chroma_headers: Headers of each request to the server, such as the token of a proxy.
+        chroma: URL of a Chroma server, or of Chroma Cloud (`https://api.trychroma.com`), whose key is in
+            `CHROMA_API_KEY`; default: an embedded index in `path`, for one process at a time.
+        chroma_headers: Headers of each request to the server, such as the token of a proxy or, instead of
+            `CHROMA_API_KEY`, `{"x-chroma-token": key}`.
+        chroma_tenant: Tenant on the server; default: that of the key. Chroma Cloud: `CHROMA_TENANT`.
+        chroma_database: Database on the server; default: that of the key. Chroma Cloud: `CHROMA_DATABASE`.
         index: Function that opens your own vector index (`ibidem.index.base.VectorIndex`) instead of Chroma,
             by the name of the collection; called at the first use, after a failure and in a forked child.
         embedder: Embeds the questions: a model name, a directory, a `SentenceTransformer`, a LangChain

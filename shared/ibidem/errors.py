@@ -50,6 +50,10 @@ class IndexInUse(IndexUnavailable):
     """Another process uses the embedded vector index; the exact tier still works."""
 
 
+class IndexBusy(IndexUnavailable):
+    """The server of the vector index takes no more requests for now; the exact tier still works."""
+
+
 class TeacherUnavailable(IbidemError):
     """A teacher failed repeatedly; earlier labels are kept."""
 

@@ -21,7 +21,8 @@ from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
 from ibidem.errors import NoCache, StorageError
 from ibidem.examples.log import SharedExamples
 from ibidem.index.base import VectorIndex
-from ibidem.index.chroma import open_embedded, open_server
+from ibidem.index.chroma import open_embedded
+from ibidem.index.chroma_server import open_server
 from ibidem.index.compaction import CollectionRegistry, collection_name
 from ibidem.index.external import open_external
 from ibidem.index.search import SemanticIndex, VectorSearch
@@ -286,7 +287,7 @@ _open_lock = ForkSafeLock()
 def acquire(settings: Settings) -> Runtime:
     """Open the runtime for these settings, or share the open one with the same location and embedder."""
     embedder = None if settings.embedder is None else resolve_embedder(settings.embedder)
-    chroma = settings.chroma or str(settings.path / "chroma")
+    chroma = settings.chroma or str(settings.path / "chroma"), *settings.tenant_and_database
     headers = digest(*(text for pair in sorted(settings.headers.items()) for text in pair))
     fingerprint = "" if embedder is None else fingerprint_of(embedder)
     location = settings.database or str(settings.path)
@@ -398,7 +399,7 @@ def index_opener(settings: Settings, registry: CollectionRegistry) -> Callable[[
         if settings.index is not None:
             return open_external(settings.index, name)
         if settings.chroma is not None:
-            return open_server(settings.chroma, name, settings.headers)
+            return open_server(settings.chroma, name, settings.headers, *settings.tenant_and_database)
         return open_embedded(index_directory(settings), name)
 
     return open_index

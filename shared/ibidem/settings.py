@@ -33,6 +33,7 @@ SINGLE_FLIGHT = 30.0
 
 PREFIX = "IBIDEM_"
 IGNORE = "IBIDEM_IGNORE"
+KEY_HEADER = "x-chroma-token"  # of Chroma Cloud
 ELSEWHERE = ("IBIDEM_MODEL_CACHE", "IBIDEM_HISTORY", IGNORE)  # read by no setting
 # Variables that Kubernetes sets in each container for a service whose name begins with ours.
 _OF_A_SERVICE = re.compile(
@@ -128,6 +129,12 @@ def _headers(value: Any) -> Any:
     return dict(value)
 
 
+def _chroma_name(value: Any) -> Any:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("must be the name of a tenant or database on the Chroma server")
+    return value.strip()
+
+
 def _document_policy(value: Any) -> Any:
     """Refuse the values of version 0.1 by naming the new ones."""
     renamed = VALUES["document_policy"].get(value) if isinstance(value, str) else None
@@ -175,6 +182,8 @@ class Settings(BaseSettings):
     database: str | None = Field(None, repr=False)  # these two may hold passwords
     chroma: Annotated[str, BeforeValidator(_server)] | None = Field(None, repr=False)
     chroma_headers: Annotated[dict[str, SecretStr], BeforeValidator(_headers)] | None = None
+    chroma_tenant: Annotated[str, BeforeValidator(_chroma_name)] | None = None
+    chroma_database: Annotated[str, BeforeValidator(_chroma_name)] | None = None
     index: Annotated[Any, BeforeValidator(_index)] = None  # opened by `ibidem.index.external`
     embedder: Any = None
     verifier: Annotated[Any, BeforeValidator(_verifier)] = "default"  # or "none", or a `Verifier`
@@ -226,9 +235,34 @@ class Settings(BaseSettings):
         return self.chroma is None and self.index is None
 
     @property
+    def in_chroma_cloud(self) -> bool:
+        """Whether the Chroma server is Chroma Cloud, which gets what the variables of Chroma's client say."""
+        parts = urlsplit(self.chroma or "")
+        return parts.scheme == "https" and f".{parts.hostname}".endswith(".trychroma.com")
+
+    @property
     def headers(self) -> dict[str, str]:
-        """The headers of each request to the Chroma server, in clear."""
-        return {name: value.get_secret_value() for name, value in (self.chroma_headers or {}).items()}
+        """The headers of each request to the Chroma server, in clear.
+
+        Raises:
+            ConfigurationError: The key in `CHROMA_API_KEY` cannot be sent.
+        """
+        headers = {name: value.get_secret_value() for name, value in (self.chroma_headers or {}).items()}
+        key = os.environ.get("CHROMA_API_KEY", "").strip() if self.in_chroma_cloud else ""
+        if key and KEY_HEADER not in map(str.lower, headers):
+            if not (key.isascii() and key.isprintable()):
+                raise ConfigurationError("cannot open the cache: CHROMA_API_KEY must be printable ASCII")
+            headers[KEY_HEADER] = key
+        return headers
+
+    @property
+    def tenant_and_database(self) -> tuple[str | None, str | None]:
+        """Both on the Chroma server; None for those that the key belongs to."""
+        tenant, database = self.chroma_tenant, self.chroma_database
+        if self.in_chroma_cloud:
+            tenant = tenant or os.environ.get("CHROMA_TENANT") or None
+            database = database or os.environ.get("CHROMA_DATABASE") or None
+        return tenant, database
 
     @property
     def strictness(self) -> Strictness:

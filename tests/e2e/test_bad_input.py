@@ -20,7 +20,7 @@ import pytest
 
 import ibidem
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError, InvalidInput, StorageError
-from ibidem.index import chroma as chroma_server
+from ibidem.index import chroma_server
 from ibidem.index import search as vectors
 from ibidem.settings import read_settings
 from ibidem.storage import engine as engines

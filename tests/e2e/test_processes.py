@@ -17,7 +17,7 @@ import pytest
 
 import ibidem
 from ibidem import runtime
-from ibidem.index import chroma as chroma_server
+from ibidem.index import chroma_server
 from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded, rounds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import ibidem
 from tests.e2e.test_processes import by_meaning, open_cache, store
 from tests.helpers import Child, answer, eventually
-from tests.servers import ChromaServer, Gate, running_chroma
+from tests.servers import ChromaServer, Gate, certificate, running_chroma
 
 SECRET = "hunter2-of-the-proxy"
 TOKEN = f"Bearer {SECRET}"
@@ -117,15 +116,11 @@ def test_headers_come_from_the_environment_too(tmp_path: Path, gate: Gate, monke
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
 def test_a_certificate_of_ones_own(tmp_path: Path, server: ChromaServer, monkeypatch) -> None:
     """`SSL_CERT_FILE` names it, as for other programs; without it the connection is refused."""
-    pem = tmp_path / "own.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext".split()
-    both = ["-keyout", str(pem), "-out", str(tmp_path / "crt")]
-    subprocess.run([*command, "subjectAltName=DNS:localhost", *both], check=True, capture_output=True)
-    pem.write_text(pem.read_text() + (tmp_path / "crt").read_text())
+    pem, trusted = certificate(tmp_path, "localhost")
     with Gate(server.url, TOKEN, certificate=pem) as gate:
         monkeypatch.setenv("IBIDEM_CHROMA", gate.url)
         monkeypatch.setenv("IBIDEM_CHROMA_HEADERS", json.dumps({"Authorization": TOKEN}))
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "crt"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
         with open_cache(tmp_path / "c") as cache:
             store(cache, 1)
             assert eventually(lambda: by_meaning(cache, 1) == f"semantic: {answer(1)}", 10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibidem import Answer, IndexUnavailable, Request
-from ibidem.index import chroma as chroma_server
 from ibidem.index.memory import VectorBuffer, scope_code, with_scope_code
 from tests.embedders import BagOfWords, DenseWords
 
@@ -217,28 +215,3 @@ class Flaky(BagOfWords):
         if self.down:
             raise RuntimeError("embedding service is down")
         return super().embed(texts)
-
-
-@pytest.mark.parametrize(("failures", "asked"), [(0, 1), (2, 3), (3, 3)])
-def test_a_server_that_still_writes_is_asked_again(
-    monkeypatch: pytest.MonkeyPatch, failures: int, asked: int
-) -> None:
-    """Two more times; then it is not available."""
-    monkeypatch.setattr(chroma_server, "RETRY_SECONDS", (0.0, 0.0))
-    told: list[int] = []
-
-    def query(**_: object) -> dict[str, list[list[str]]]:
-        told.append(1)
-        if len(told) <= failures:
-            raise RuntimeError("Error creating hnsw segment reader: Nothing found on disk")
-        return {"ids": [["a"]]}
-
-    collection = SimpleNamespace(query=query, metadata={})
-    client = SimpleNamespace(get_or_create_collection=lambda *_, **__: collection)
-    index = chroma_server.ServerIndex(client, "name")
-    if failures == asked:
-        with pytest.raises(IndexUnavailable, match="Nothing found"):
-            index.search(np.ones(2, np.float32), 1)
-    else:
-        assert index.search(np.ones(2, np.float32), 1) == ["a"]
-    assert len(told) == asked

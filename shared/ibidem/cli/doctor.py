@@ -15,6 +15,7 @@ from ibidem.embedding.onnx_model import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.index import search as vectors
 from ibidem.index.base import Compactable
+from ibidem.index.chroma_server import ServerIndex
 from ibidem.index.compaction import CollectionRegistry
 from ibidem.matching import fitted as adoption
 from ibidem.matching.pair_model import PairModel
@@ -26,7 +27,7 @@ from ibidem.storage.store import Store
 from ibidem.storage.vectors import VectorTable
 
 TELEMETRY_SECONDS = 86_400.0  # how long a process with telemetry on is reported
-PAGE = 5_000  # points read at once
+PAGE = 5_000  # points read at once; a server may give fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +181,10 @@ def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Findi
         yield Finding("vector index", True, text)
         return
     try:
-        if settings.chroma is not None:
+        if isinstance(index, ServerIndex):
             started = time.perf_counter()
             index.count()
-            yield Finding("Chroma server", True, f"answers in {_ms(started)}")
+            yield Finding("Chroma server", True, f"{index.place} answers in {_ms(started)}")
         sound, text = compare_index(index, table, registry)
     except IndexUnavailable as error:
         sound, text = False, f"{error}; run `ibidem rebuild`"

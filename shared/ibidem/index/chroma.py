@@ -1,4 +1,4 @@
-"""The vector index in Chroma, embedded or on a server; the only module that imports chromadb.
+"""The vector index in Chroma, embedded in this process; the only module that imports chromadb.
 
 Settings follow measurements: ef_search cannot be raised later in a process and 200 gives recall 1.0 for
 neighbours worth serving; the default sync_threshold of 1000 makes single writes slower by half than 100;
@@ -10,30 +10,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-import threading
-import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem._util.concurrency import DEADLINE_SECONDS, charge, keep_alive_after_fork, remaining
+from ibidem._util.concurrency import keep_alive_after_fork
 from ibidem._util.faults import log
-from ibidem._util.urls import redact_url
 from ibidem.errors import IndexUnavailable
 from ibidem.index.chroma_lock import DirectoryLock, delete_orphaned_folders, loads
 from ibidem.types import Vector
 
-_HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
+HNSW = {"space": "cosine", "ef_search": 200, "sync_threshold": 100}
 
 
 @contextlib.contextmanager
 def unavailable(doing: str) -> Iterator[None]:
-    """Raise `IndexUnavailable` for all that Chroma raises: its errors, httpx's, ValueError, bare Exception.
+    """Raise `IndexUnavailable` for all that Chroma raises: its errors, ValueError, bare Exception.
 
     A panic in its native part is a BaseException, which nobody up the stack would catch.
     """
@@ -45,20 +41,35 @@ def unavailable(doing: str) -> Iterator[None]:
         raise IndexUnavailable(f"the vector index could not {doing}: {error}") from error
 
 
-class ChromaIndex:
-    """A collection in Chroma; open it with `open_embedded` or `open_server`."""
+class EmbeddedIndex:
+    """A collection of Chroma in this process, on a directory that no other process uses meanwhile.
 
-    def __init__(self, client: Any, name: str) -> None:
-        self._client, self._name = client, name
+    Two files beside the directory tell the next process how this one ended: `index.in-use` exists while the
+    index is open, `index.writing` while its files change.
+    """
+
+    def __init__(self, client: Any, name: str, lock: DirectoryLock, directory: Path) -> None:
+        self._client, self._name, self._directory = client, name, directory
+        self._lock, self._markers = lock, lock.markers
+        self._replayed = False  # the first search also writes: it takes what was stored last into the graph
         with unavailable("open its collection"):
             self._collection = self._open()
+        self._markers.claim()
+        # Chroma's destructor waits for threads that exist only in the parent.
+        keep_alive_after_fork(self, client)
 
     def _open(self, generation: str | None = None) -> Any:
         """Get or make the collection; `get_or_create` keeps an existing collection's metadata."""
         metadata = {"generation": generation or uuid.uuid4().hex}
         return self._client.get_or_create_collection(
-            self._name, configuration={"hnsw": _HNSW}, metadata=metadata, embedding_function=None
+            self._name, configuration={"hnsw": HNSW}, metadata=metadata, embedding_function=None
         )
+
+    @contextlib.contextmanager
+    def _writing(self, doing: str) -> Iterator[None]:
+        """Change the files; an interruption leaves a mark."""
+        with self._markers.while_writing(), unavailable(doing):
+            yield
 
     @property
     def name(self) -> str:
@@ -72,18 +83,26 @@ class ChromaIndex:
 
     def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add or replace vectors; a few milliseconds per call plus half a millisecond each."""
-        with unavailable("store vectors"):
+        with self._writing("store vectors"):
             self._collection.upsert(ids=list(ids), embeddings=vectors)
 
     def search(self, vector: Vector, k: int) -> list[str]:
         """Return the ids of the k nearest; about a millisecond at 100,000 vectors."""
+        if self._replayed:
+            return self._search(vector, k)
+        with self._markers.while_writing():
+            found = self._search(vector, k)
+        self._replayed = True
+        return found
+
+    def _search(self, vector: Vector, k: int) -> list[str]:
         with unavailable("search"):
             found = self._collection.query(query_embeddings=[vector], n_results=k, include=[])
             return list(found["ids"][0])
 
     def delete(self, ids: Sequence[str]) -> None:
         """Mark vectors as deleted, one to two milliseconds each; only a new collection is free of them."""
-        with unavailable("delete vectors"):
+        with self._writing("delete vectors"):
             self._collection.delete(ids=list(ids))
 
     def present(self, ids: Sequence[str]) -> set[str]:
@@ -98,19 +117,21 @@ class ChromaIndex:
         with unavailable("list its vectors"):
             return list(self._collection.get(offset=offset, limit=limit, include=[])["ids"])
 
-    def sibling(self, name: str, generation: str | None = None) -> ChromaIndex:
-        """Open another collection with the same client."""
+    def sibling(self, name: str, generation: str | None = None) -> EmbeddedIndex:
+        """Open another collection in the same directory with the same client."""
         other = copy.copy(self)
-        other._name = name
-        with unavailable("open its collection"):
+        other._name, other._replayed = name, False
+        with self._writing("open its collection"):
             other._collection = other._open(generation)
+        keep_alive_after_fork(other)
         return other
 
     def drop(self, name: str) -> None:
-        """Delete another collection, if it exists."""
-        with unavailable("delete a collection"):
+        """Delete another collection with its folder, if it exists."""
+        with self._writing("delete a collection"):
             if name in {collection.name for collection in self._client.list_collections()}:
                 self._client.delete_collection(name)
+            delete_orphaned_folders(self._directory)
 
     def count(self) -> int:
         """Return the number of vectors; a scan, 6 ms at 100,000."""
@@ -118,77 +139,18 @@ class ChromaIndex:
             return int(self._collection.count())
 
     def reset(self) -> None:
-        """Delete the collection and create a new one."""
-        with unavailable("reset"):
+        """Delete the collection with its folder and create a new one."""
+        with self._writing("reset"):
             self._client.delete_collection(self._name)
             self._collection = self._open()
-
-    def close(self, *, clean: bool = True) -> None:
-        """Release the client; a server needs no check for corruption."""
-        with unavailable("close"):
-            self._client.close()
-
-
-class EmbeddedIndex(ChromaIndex):
-    """Chroma in this process, on a directory that no other process uses meanwhile.
-
-    Two files beside the directory tell the next process how this one ended: `index.in-use` exists while the
-    index is open, `index.writing` while its files change.
-    """
-
-    def __init__(self, client: Any, name: str, lock: DirectoryLock, directory: Path) -> None:
-        self._lock, self._markers, self._directory = lock, lock.markers, directory
-        self._replayed = False  # the first search also writes: it takes what was stored last into the graph
-        super().__init__(client, name)
-        self._markers.claim()
-        # Chroma's destructor waits for threads that exist only in the parent.
-        keep_alive_after_fork(self, client)
-
-    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Add or replace vectors; an interruption leaves a mark."""
-        with self._markers.while_writing():
-            super().upsert(ids, vectors)
-
-    def search(self, vector: Vector, k: int) -> list[str]:
-        """Return the ids of the k nearest."""
-        if self._replayed:
-            return super().search(vector, k)
-        with self._markers.while_writing():
-            found = super().search(vector, k)
-        self._replayed = True
-        return found
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """Mark vectors as deleted; an interruption leaves a mark."""
-        with self._markers.while_writing():
-            super().delete(ids)
-
-    def sibling(self, name: str, generation: str | None = None) -> EmbeddedIndex:
-        """Open another collection in the same directory."""
-        with self._markers.while_writing():
-            other = super().sibling(name, generation)
-        assert isinstance(other, EmbeddedIndex)  # noqa: S101 (for the type checker)
-        other._replayed = False
-        keep_alive_after_fork(other)
-        return other
-
-    def drop(self, name: str) -> None:
-        """Delete another collection with its folder."""
-        with self._markers.while_writing():
-            super().drop(name)
-            delete_orphaned_folders(self._directory)
-
-    def reset(self) -> None:
-        """Delete the collection with its folder and create a new one."""
-        with self._markers.while_writing():
-            super().reset()
             delete_orphaned_folders(self._directory)
 
     def close(self, *, clean: bool = True) -> None:
         """Release the directory; the last index of this process leaves it to others."""
         closed = False
         try:
-            super().close(clean=clean)
+            with unavailable("close"):
+                self._client.close()
             closed = clean
         finally:
             with self._lock.opening:
@@ -268,158 +230,3 @@ def _set_aside(directory: Path) -> None:
     """Rename a directory that Chroma refuses; it may hold something that is not ours."""
     if directory.exists():
         directory.rename(f"{directory}.damaged-{uuid.uuid4().hex[:8]}")
-
-
-HTTP_SECONDS = 5.0  # Chroma's client has no timeout of its own
-RETRY_SECONDS = (0.05, 0.2)  # a loaded server takes the longer one to write the first vectors
-# The requests of Chroma's client in its constructor, when it cannot be given a timeout yet.
-_FIRST_REQUESTS = (
-    "heartbeat",
-    "auth/identity",
-    "tenants/default_tenant",
-    "tenants/default_tenant/databases/default_database",
-)
-
-
-class ServerIndex(ChromaIndex):
-    """A collection on a Chroma server.
-
-    Args:
-        client: Chroma's client.
-        name: The collection.
-        secrets: Texts to remove from error messages, since a proxy may quote headers.
-    """
-
-    def __init__(self, client: Any, name: str, secrets: Sequence[str] = ()) -> None:
-        self._secrets = secrets
-        self._using = threading.Condition()
-        self._users, self._closed = 0, False
-        with self._in_use():
-            super().__init__(client, name)
-
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Keep the connections open: another thread would read the response of a closed one."""
-        with self._using:
-            if self._closed:
-                raise IndexUnavailable("the vector index was closed")
-            self._users += 1
-        try:
-            with _redacted_errors(self._secrets), charge():
-                yield
-        finally:
-            with self._using:
-                self._users -= 1
-                last = self._closed and not self._users
-            if last:
-                self._release()
-
-    def search(self, vector: Vector, k: int) -> list[str]:
-        """Return the ids of the k nearest; retried, as a server may fail during its first writes."""
-        for pause in RETRY_SECONDS:
-            try:
-                return self._search(vector, k)
-            except IndexUnavailable as error:
-                if _is_unreachable(error) or remaining() < pause:
-                    raise
-            time.sleep(pause)
-        return self._search(vector, k)
-
-    def _search(self, vector: Vector, k: int) -> list[str]:
-        with self._in_use():
-            return super().search(vector, k)
-
-    def upsert(self, ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Add or replace vectors."""
-        with self._in_use():
-            super().upsert(ids, vectors)
-
-    def count(self) -> int:
-        """Return the number of vectors."""
-        with self._in_use():
-            return super().count()
-
-    def reset(self) -> None:
-        """Delete the collection and create a new one."""
-        with self._in_use():
-            super().reset()
-
-    def close(self, *, clean: bool = True) -> None:
-        """Release the client, after the last request under way."""
-        with self._using:
-            if self._closed:
-                return
-            self._closed = True
-            if self._users:
-                return
-        self._release()
-
-    def _release(self) -> None:
-        """Also close the connections, which Chroma's own `close` leaves open."""
-        super().close()
-        for session in _sessions(self._client):
-            session.close()
-
-
-def _sessions(client: Any) -> list[Any]:
-    """Return the httpx clients inside Chroma's client, which have no public name."""
-    parts = (client, getattr(client, "_admin_client", None))
-    found = (getattr(getattr(part, "_server", None), "_session", None) for part in parts)
-    return [session for session in found if session is not None]
-
-
-def _is_unreachable(error: IndexUnavailable) -> bool:
-    import httpx
-
-    return isinstance(error.__cause__, (httpx.TransportError, OSError))
-
-
-@contextlib.contextmanager
-def _redacted_errors(secrets: Sequence[str]) -> Iterator[None]:
-    """Remove secrets from error messages, which are logged: a proxy may quote headers."""
-    try:
-        yield
-    except IndexUnavailable as error:
-        message = str(error)
-        for secret in secrets:
-            message = message.replace(secret, "***")
-        if message == str(error):
-            raise
-        raise IndexUnavailable(message) from None
-
-
-def _limit(request: Any) -> None:
-    """Limit a request to the time that its thread may wait; httpx calls this before each."""
-    seconds = min(HTTP_SECONDS, remaining())
-    request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
-
-
-def open_server(url: str, name: str, headers: Mapping[str, str] | None = None) -> ServerIndex:
-    """Open a collection on a Chroma server.
-
-    Raises:
-        IndexUnavailable: The server cannot be reached, or refuses.
-    """
-    parts = urlsplit(url)
-    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    sent = dict(headers or {})
-    # A proxy may quote only the second half of "Bearer abc".
-    secrets = sorted({part for value in sent.values() for part in (value, value.split()[-1])}, key=len)[::-1]
-    with _redacted_errors(secrets), unavailable(f"be reached at {redact_url(address)}"):
-        import chromadb
-        import httpx
-        from chromadb.config import Settings
-
-        with httpx.Client(headers=sent, timeout=DEADLINE_SECONDS) as first:  # the first lookup waits for this
-            for path in _FIRST_REQUESTS:
-                first.get(f"{address}/api/v2/{path}").raise_for_status()
-        client = chromadb.HttpClient(
-            host=address,
-            port=parts.port or (443 if parts.scheme == "https" else 80),
-            ssl=parts.scheme == "https",
-            headers=sent,
-            settings=Settings(anonymized_telemetry=False),
-        )
-        for session in _sessions(client):
-            session.event_hooks = {"request": [_limit]}
-        return ServerIndex(client, name, secrets)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.errors import IndexInUse, IndexUnavailable
+from ibidem.errors import IndexBusy, IndexInUse, IndexUnavailable
 from ibidem.index.backfill import Backfill
 from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of
 from ibidem.index.chroma_lock import delete_unused
@@ -288,7 +288,7 @@ class VectorSearch:
             except IndexUnavailable as error:
                 # What it still holds, the database does not confirm.
                 self._faults.note("empty the vector index", error)
-                self._abandon(index, error)
+                self._abandon(index, IndexUnavailable(str(error)))
 
     def close(self) -> None:
         """Close the index; what waits is found again at the next opening."""
@@ -388,6 +388,8 @@ class VectorSearch:
 
     def _abandon(self, index: VectorIndex | InMemoryIndex, error: IndexUnavailable) -> None:
         """Close an index that failed; it is opened, and if need be rebuilt, after a pause."""
+        if isinstance(error, IndexBusy):  # it works: there are too many requests for now
+            return
         with self._lock:
             epoch = self._breaker.epoch if self._breaker is not None else 0
             if self._index is not index:  # another thread was first, or it is a new one already
