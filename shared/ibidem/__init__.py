@@ -113,10 +113,12 @@ def open(
     Args:
         path: Directory for the database and the vector index; default: the user's data directory.
         database: SQLAlchemy URL of a PostgreSQL or SQLite database; default: a SQLite file in `path`.
+            PostgreSQL with pgvector searches the vectors, too.
         create: False to refuse a place without a cache (True: begin one). For production: a wrong URL, or a
             database that was lost, is an error then, and not an empty cache.
         chroma: URL of a Chroma server, or of Chroma Cloud (`https://api.trychroma.com`), whose key is in
-            `CHROMA_API_KEY`; default: an embedded index in `path`, for one process at a time.
+            `CHROMA_API_KEY`; default: PostgreSQL, if it can search vectors, else an embedded index in `path`,
+            for one process at a time, as "embedded" asks for in any case.
         chroma_headers: Headers of each request to the server, such as the token of a proxy or, instead of
             `CHROMA_API_KEY`, `{"x-chroma-token": key}`.
         chroma_tenant: Tenant on the server; default: that of the key. Chroma Cloud: `CHROMA_TENANT`.

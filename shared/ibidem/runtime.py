@@ -20,11 +20,12 @@ from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
 from ibidem.errors import NoCache, StorageError
 from ibidem.examples.log import SharedExamples
-from ibidem.index.base import VectorIndex
+from ibidem.index.base import QuestionSearch, VectorIndex
 from ibidem.index.chroma import open_embedded
 from ibidem.index.chroma_server import open_server
 from ibidem.index.compaction import CollectionRegistry, collection_name
 from ibidem.index.external import open_external
+from ibidem.index.pgvector import PgvectorSearch
 from ibidem.index.search import SemanticIndex, VectorSearch
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
 from ibidem.matching.fitted import adopted, warn_of_old_score
@@ -59,6 +60,7 @@ class Runtime:
         self.faults, self.flights = Faults(), SingleFlight()
         self.clock: Callable[[], float] = time.time  # seconds since the epoch; a test may set its own
         self.store = open_store(settings, create=settings.create)
+        _warn_of(self.store.pgvector_problem)
         self.housekeeping = Housekeeping(
             self.store.evictor, settings.bounds, settings.lifetime, lambda: self.clock()
         )
@@ -129,7 +131,7 @@ class Runtime:
         return self.active.current.embedder
 
     @property
-    def vectors(self) -> VectorSearch:
+    def vectors(self) -> QuestionSearch:
         """The vectors of the embedder in use."""
         return self.active.current.vectors
 
@@ -361,7 +363,19 @@ def open_store(settings: Settings, *, create: bool = True) -> Store:
             log.warning(
                 "%s is not a database; it was kept as %s and a new one begun", file, aside, extra=about
             )
-    return Store(settings.database or sqlite_url(settings.database_file), create=create)
+    url = settings.database or sqlite_url(settings.database_file)
+    return Store(url, create=create, pgvector=settings.wants_pgvector)
+
+
+def _warn_of(problem: str) -> None:
+    """Say why PostgreSQL does not search the vectors, if it does not."""
+    if problem:
+        log.warning(
+            "The vectors are not kept in PostgreSQL: %s. Until then each process searches in memory, up to "
+            "100,000 answers; chroma='embedded' says that this is wanted, and ibidem doctor how it stands",
+            problem,
+            extra={"event.name": "ibidem.pgvector.missing"},
+        )
 
 
 def _make_private(path: Path) -> None:
@@ -398,11 +412,24 @@ def index_opener(settings: Settings, registry: CollectionRegistry) -> Callable[[
         name = registry.read().name
         if settings.index is not None:
             return open_external(settings.index, name)
-        if settings.chroma is not None:
-            return open_server(settings.chroma, name, settings.headers, *settings.tenant_and_database)
+        if (server := settings.chroma_server) is not None:
+            return open_server(server, name, settings.headers, *settings.tenant_and_database)
         return open_embedded(index_directory(settings), name)
 
     return open_index
+
+
+def build_search(
+    settings: Settings, store: Store, embedder: CheckedEmbedder, faults: Faults, on_open: Callable[[], None]
+) -> QuestionSearch:
+    """Build the search among the vectors of an embedder; arguments as `build_semantic_index`."""
+    table = store.vectors(embedder.fingerprint)
+    if table.pgvector:
+        return PgvectorSearch(table, embedder, faults, on_open)
+    registry = registry_of(settings, embedder.fingerprint, store)
+    opener = index_opener(settings, registry)
+    directory = index_directory(settings) if settings.embedded_index else None
+    return VectorSearch(store, embedder, opener, faults, registry, directory=directory, on_open=on_open)
 
 
 def build_semantic_index(
@@ -427,10 +454,7 @@ def build_semantic_index(
         store.embedders.register(fingerprint)
     except StorageError as error:  # the background tries again
         faults.note("note which embedder is used", error)
-    registry = registry_of(settings, fingerprint, store)
-    opener = index_opener(settings, registry)
-    directory = index_directory(settings) if settings.embedded_index else None
-    vectors = VectorSearch(store, checked, opener, faults, registry, directory=directory, on_open=on_open)
+    vectors = build_search(settings, store, checked, faults, on_open)
     warn_of_old_score(store, fingerprint)
     rule, scorer = rule_for(fingerprint), scorer_for(fingerprint)
     scorers = {one.name: one for one in (rule, scorer)}

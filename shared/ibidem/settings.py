@@ -30,6 +30,8 @@ MIN_BYTES = 1_000_000  # a lower bound is a mistake: it would hold a few hundred
 # leading call hangs, the waiting ones can still ask the model themselves.
 SINGLE_FLIGHT = 30.0
 
+EMBEDDED = "embedded"  # as `chroma`: no server, and nothing in PostgreSQL
+
 
 PREFIX = "IBIDEM_"
 IGNORE = "IBIDEM_IGNORE"
@@ -104,6 +106,8 @@ def _directory(value: Any) -> Any:
 
 def _server(value: Any) -> Any:
     """Refuse an invalid URL now, not in the first lookup."""
+    if value == EMBEDDED:
+        return value
     try:
         parts = urlsplit(value)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -111,7 +115,7 @@ def _server(value: Any) -> Any:
     except (ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
-        raise ValueError("must be a URL such as http://localhost:8000")
+        raise ValueError(f"must be a URL such as http://localhost:8000, or {EMBEDDED!r}")
     return value
 
 
@@ -230,9 +234,20 @@ class Settings(BaseSettings):
         return self.path / "ibidem.sqlite3"
 
     @property
+    def chroma_server(self) -> str | None:
+        """The URL of the Chroma server, if there is one."""
+        return None if self.chroma == EMBEDDED else self.chroma
+
+    @property
+    def wants_pgvector(self) -> bool:
+        """Whether the database is to search the vectors itself, if it can: as it is shared, so are they."""
+        shared = self.database is not None and self.database.startswith("postgresql")
+        return shared and self.chroma is None and self.index is None
+
+    @property
     def embedded_index(self) -> bool:
-        """Whether the vector index is an embedded Chroma in `path`, which only one process can use."""
-        return self.chroma is None and self.index is None
+        """Whether vectors are searched in memory or in `path`, unless PostgreSQL does it."""
+        return self.chroma_server is None and self.index is None
 
     @property
     def in_chroma_cloud(self) -> bool:

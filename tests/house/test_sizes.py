@@ -19,9 +19,9 @@ SIZES = {
     # that are looked up before they retrieve. With conversations: their turns, what stands alone, its words,
     # and the turns that were answered. With what the cache was told of documents, and what becomes of them
     # from one retrieval to the next. With the typed options of all front doors, and the requests to a Chroma
-    # server and their limits.
-    ("ibidem", "modules"): 138,
-    ("ibidem", "lines"): 29_050,
+    # server and their limits. With the search in PostgreSQL.
+    ("ibidem", "modules"): 140,
+    ("ibidem", "lines"): 29_600,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
     ("langchain_ibidem", "modules"): 14,  # with whole chains: what they depend on, and what they return
@@ -32,7 +32,7 @@ SIZES = {
 SLACK = 0.01  # a size may exceed its figure by this share
 LOOSE = 0.05  # if it falls short by more than this share, the figure is to be lowered
 #: Modules in a package, its `__init__` included and its sub-packages not.
-MOST_MODULES = 18  # those of `ibidem.storage`, with a table each
+MOST_MODULES = 19  # those of `ibidem.storage`, with a table each
 
 
 @pytest.mark.parametrize(("package", "what"), SIZES)

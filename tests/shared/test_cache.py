@@ -70,7 +70,7 @@ def empty(database: str) -> None:
     engine = sqlalchemy.create_engine(database, isolation_level="AUTOCOMMIT")
     with engine.connect() as db:
         if sqlalchemy.inspect(db).has_table(tables.meta.name):
-            db.exec_driver_sql(f"TRUNCATE {', '.join(names)} RESTART IDENTITY")
+            db.exec_driver_sql(f"TRUNCATE {', '.join(names)} RESTART IDENTITY CASCADE")
             db.execute(tables.meta.delete().where(tables.meta.c.key != "schema_version"))
     engine.dispose()
 
@@ -92,6 +92,17 @@ class TestServers(
             return open_cache(embedder=embedder, database=postgres, chroma=chroma_server, **settings)
 
         return open_one
+
+
+class TestPgvector(
+    CacheContract, ConversationContract, LifecycleContract, InvalidationContract, PinningContract
+):
+    """PostgreSQL alone, which searches the vectors."""
+
+    @pytest.fixture
+    def open_cache(self, open_cache, postgres: str, patient: None):
+        empty(postgres)
+        return lambda **settings: open_cache(**{"database": postgres, **settings})
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

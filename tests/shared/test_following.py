@@ -226,7 +226,9 @@ def test_a_closed_index_leaves_the_buffer_alone(store: Store, other: Follower) -
 def test_on_postgresql_the_background_compares(tmp_path: Path) -> None:
     """Processes with a database server and no server for vectors: what is stored and deleted is followed."""
     with running_postgres() as url:
-        places = [{"path": tmp_path / name, "database": url} for name in ("one", "other")]
+        places = [
+            {"path": tmp_path / name, "database": url, "chroma": "embedded"} for name in ("one", "other")
+        ]
         with (
             ibidem.open(**places[0], embedder=EMBEDDER, min_similarity=0.8) as one,
             ibidem.open(**places[1], embedder=EMBEDDER, min_similarity=0.8) as two,

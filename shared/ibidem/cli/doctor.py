@@ -62,6 +62,11 @@ def examine(settings: Settings) -> list[Finding]:
             return [*findings, Finding("verifier", False, str(error))]
         findings.append(_verifier(settings, scorer))
         findings.extend(_threshold(settings, store, fingerprint, scorer))
+        if store.pgvector_problem:
+            findings.append(Finding("pgvector", False, store.pgvector_problem))
+        table = store.vectors(fingerprint)
+        if table.pgvector:
+            return [*findings, _in_postgres(table)]
         return [*findings, *_index(settings, store, fingerprint)]
     finally:
         store.close()
@@ -157,6 +162,22 @@ def _threshold(settings: Settings, store: Store, fingerprint: str, scorer: Score
         rate = settings.max_error_rate
         text = f"{fitted.threshold(rate, scorer.thresholds):.4f} for max_error_rate {rate:g}, by ibidem fit"
         yield Finding("threshold", True, f"{text} to {fitted.labels:,} labelled questions")
+
+
+def _in_postgres(table: VectorTable) -> Finding:
+    """Report the vectors that PostgreSQL searches."""
+    embeddings, lacking = table.embeddings(), table.count_missing()
+    held, waiting = embeddings.count(), table.count_pending() - lacking
+    lost, rows = embeddings.count_lost(), embeddings.index.rows()
+    how = "compared one by one" if rows is None else f"an HNSW index of {rows:,}"
+    notes = [
+        (waiting, f"{waiting:,} wait to be entered, which happens when the cache is used"),
+        (lacking, f"{lacking:,} are still to be made, which happens when the cache is used"),
+        (lost, f"{lost:,} are missing; run `ibidem rebuild`"),
+        (int(rows is None and embeddings.index.exists()), "an HNSW index is being built, or was interrupted"),
+    ]
+    remarks = "".join(f"; {note}" for count, note in notes if count)
+    return Finding("vector index", not lost, f"{held:,} vectors in PostgreSQL (pgvector), {how}{remarks}")
 
 
 def _index(settings: Settings, store: Store, fingerprint: str) -> Iterator[Finding]:

@@ -22,10 +22,9 @@ from ibidem.cli.output import (
 )
 from ibidem.errors import IndexInUse, IndexUnavailable
 from ibidem.index import search
-from ibidem.index.base import Compactable
+from ibidem.index.base import Compactable, QuestionSearch
 from ibidem.index.compaction import CollectionRegistry
 from ibidem.index.memory import InMemoryIndex
-from ibidem.index.search import VectorSearch
 from ibidem.runtime import build_semantic_index, open_store, registry_of
 from ibidem.settings import Settings, read_settings
 
@@ -47,7 +46,8 @@ def rebuild_index(
 ) -> None:
     """Fill a new vector index from the database and put it in place of the old one.
 
-    A small embedded cache (10,000 vectors) has none: they are searched in memory.
+    A small embedded cache (10,000 vectors) has none: they are searched in memory. In PostgreSQL with pgvector
+    what is lacking is entered, and the HNSW index built anew.
     """
     with sentences():
         settings = read_settings(path=path, database=database, chroma=chroma, embedder=embedder)
@@ -80,7 +80,7 @@ def _rebuilt(settings: Settings) -> int:
         store.close()
 
 
-def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callable[[int, int], None]) -> int:
+def _replaced(vectors: QuestionSearch, registry: CollectionRegistry, show: Callable[[int, int], None]) -> int:
     """Replace the index at once; `show` is told how many vectors of how many it has. Returns how many.
 
     Raises:
@@ -92,6 +92,7 @@ def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callabl
     while vectors.index_batch():
         pass
     if not isinstance(old, Compactable):
+        vectors.compact(wanted=True)
         return vectors.table.count()
     total = vectors.table.count_indexed(old.generation, registry.read().generation)
     more = vectors.compact(wanted=True)
@@ -101,4 +102,4 @@ def _replaced(vectors: VectorSearch, registry: CollectionRegistry, show: Callabl
         show(total - vectors.table.count_indexed(index.generation), total)
         more = vectors.compact()
     vectors.compact()  # deletes the old one
-    return vectors.table.count() if isinstance(index, InMemoryIndex) else index.count()
+    return index.count() if isinstance(index, Compactable) else vectors.table.count()

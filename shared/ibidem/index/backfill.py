@@ -19,55 +19,19 @@ SPREAD = 8  # drawn from so many batches: other processes may be embedding, too
 REFUSED_SECONDS = 60.0  # how long a question that could not be embedded is left alone
 
 
-class Backfill:
-    """Reads stored vectors that the index lacks, and makes those that are missing, in batches.
+class MissingVectors:
+    """Makes the vectors of stored questions that have none, in batches.
 
     Args:
         table: The vectors of the embedder.
-        registry: Names the collections that exist.
         embedder: Makes vectors.
         faults: Receives its failures.
     """
 
-    def __init__(
-        self, table: VectorTable, registry: CollectionRegistry, embedder: CheckedEmbedder, faults: Faults
-    ) -> None:
-        self._table, self._registry = table, registry
-        self._embedder, self._faults = embedder, faults
+    def __init__(self, table: VectorTable, embedder: CheckedEmbedder, faults: Faults) -> None:
+        self._table, self._embedder, self._faults = table, embedder, faults
         self._draw = random.SystemRandom()
         self._refused: dict[str, float] = {}  # entries whose question was not embedded, and when to try again
-
-    def fill(self, buffer: VectorBuffer, generation: str, limit: int | None) -> bool:
-        """Read a page of what the index lacks into an empty buffer.
-
-        All that the index holds comes first, and True is returned, if that is at most `limit`.
-        """
-        self._refused = {}
-        complete = False
-        other = self._registry.read().generation
-        if limit is not None:
-            indexed = self._table.indexed(generation, limit + 1, other)
-            complete = len(indexed) <= limit
-            if complete:
-                load(buffer, indexed)
-                buffer.mark_indexed(len(buffer))
-        load(buffer, self._table.unindexed(generation, max(PAGE, limit or 0), other))
-        return complete
-
-    def fetch(self, buffer: VectorBuffer, generation: str) -> None:
-        """Read the next page; embed a batch of questions that have no vector."""
-        page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
-        # Another entry with the same vector may have been indexed before.
-        known = [row.point for row in page if row.point is not None and row.point in buffer]
-        if known:
-            self._table.mark_indexed(known, generation)
-        load(buffer, page)
-        load(buffer, self.embed_batch())
-
-    def is_read(self, buffer: VectorBuffer, generation: str) -> bool:
-        """Return whether each stored vector is in the buffer or in the index."""
-        page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
-        return len(page) < PAGE and all(row.point in buffer for row in page if row.point)
 
     def embed_batch(self) -> list[StoredVector]:
         """Embed some of the questions that lack a vector, and store their vectors."""
@@ -104,3 +68,52 @@ class Backfill:
         if unfit:
             self._table.set_exact_only(unfit)
         return made
+
+
+class Backfill(MissingVectors):
+    """Reads stored vectors that the index lacks, and makes those that are missing, in batches.
+
+    Args:
+        table: The vectors of the embedder.
+        registry: Names the collections that exist.
+        embedder: Makes vectors.
+        faults: Receives its failures.
+    """
+
+    def __init__(
+        self, table: VectorTable, registry: CollectionRegistry, embedder: CheckedEmbedder, faults: Faults
+    ) -> None:
+        super().__init__(table, embedder, faults)
+        self._registry = registry
+
+    def fill(self, buffer: VectorBuffer, generation: str, limit: int | None) -> bool:
+        """Read a page of what the index lacks into an empty buffer.
+
+        All that the index holds comes first, and True is returned, if that is at most `limit`.
+        """
+        self._refused = {}
+        complete = False
+        other = self._registry.read().generation
+        if limit is not None:
+            indexed = self._table.indexed(generation, limit + 1, other)
+            complete = len(indexed) <= limit
+            if complete:
+                load(buffer, indexed)
+                buffer.mark_indexed(len(buffer))
+        load(buffer, self._table.unindexed(generation, max(PAGE, limit or 0), other))
+        return complete
+
+    def fetch(self, buffer: VectorBuffer, generation: str) -> None:
+        """Read the next page; embed a batch of questions that have no vector."""
+        page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
+        # Another entry with the same vector may have been indexed before.
+        known = [row.point for row in page if row.point is not None and row.point in buffer]
+        if known:
+            self._table.mark_indexed(known, generation)
+        load(buffer, page)
+        load(buffer, self.embed_batch())
+
+    def is_read(self, buffer: VectorBuffer, generation: str) -> bool:
+        """Return whether each stored vector is in the buffer or in the index."""
+        page = self._table.unindexed(generation, PAGE, self._registry.read().generation)
+        return len(page) < PAGE and all(row.point in buffer for row in page if row.point)

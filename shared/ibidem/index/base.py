@@ -1,4 +1,4 @@
-"""The protocols of a vector index.
+"""The protocols of a vector index, and of the search that uses one.
 
 An index makes finding cheap and decides nothing: what it returns is confirmed by the database, from which
 it can be rebuilt at any time.
@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem.storage.vectors import VectorTable
 from ibidem.types import Vector
 
 
@@ -65,6 +66,53 @@ class Compactable(Resettable, VectorIndex, Protocol):
 
     def drop(self, name: str) -> None:
         """Delete another collection with its files, if it exists."""
+
+
+class QuestionSearch(Protocol):
+    """Finds the stored questions of one embedder nearest to one asked; thread-safe.
+
+    `VectorSearch` keeps an index beside the database up to date, `PgvectorSearch` has the database search.
+    """
+
+    @property
+    def table(self) -> VectorTable:
+        """The stored vectors."""
+
+    @property
+    def state(self) -> str:
+        """`open`, `unused` (not needed yet), or why there is no search."""
+
+    def open(self) -> object:
+        """Make ready what a search needs. Raises `IndexUnavailable`."""
+
+    def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
+        """Return points near the vector, most of them of this namespace and scope.
+
+        Raises:
+            IndexUnavailable: There is no search now.
+            StorageUnavailable: The database is away.
+        """
+
+    def add(self, namespace: str, scope: str, vector: Vector) -> None:
+        """Make a stored entry findable at once."""
+
+    def index_batch(self) -> bool:
+        """Make one batch of stored questions findable that are not; returns whether there may be more."""
+
+    def caught_up(self) -> bool:
+        """Return whether all questions that can be embedded now are findable."""
+
+    def compact(self, *, wanted: bool = False) -> bool:
+        """Do one step towards a better index, if one is due or wanted; returns whether there is more."""
+
+    def reset(self) -> None:
+        """Empty the index; used when all entries are cleared."""
+
+    def after_fork(self) -> None:
+        """Start afresh in a forked child."""
+
+    def close(self) -> None:
+        """Release everything."""
 
 
 def generation_of(index: VectorIndex) -> str:

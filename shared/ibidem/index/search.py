@@ -14,7 +14,7 @@ from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IndexBusy, IndexInUse, IndexUnavailable
 from ibidem.index.backfill import Backfill
-from ibidem.index.base import Compactable, Resettable, VectorIndex, generation_of
+from ibidem.index.base import Compactable, QuestionSearch, Resettable, VectorIndex, generation_of
 from ibidem.index.chroma_lock import delete_unused
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
 from ibidem.index.memory import ChangeFollower, InMemoryIndex, VectorBuffer, with_scope_code
@@ -49,7 +49,7 @@ class SemanticIndex:
     """
 
     embedder: CheckedEmbedder
-    vectors: VectorSearch
+    vectors: QuestionSearch
     scorer: Scorer
     rule: Scorer
     calibrations: Mapping[str, Calibration]

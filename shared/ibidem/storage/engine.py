@@ -36,6 +36,8 @@ STATEMENT_SECONDS = 30  # limit for its answer to one statement
 LOCK_MS = 800  # limit for a statement that waits for another's lock
 BUSY_SECONDS = 5.0  # limit for waiting on other writers of a SQLite file, without a deadline
 IDLE_CONNECTIONS = 16  # to a SQLite file; more are closed when they are returned
+# How pgvector searches an HNSW index, where there is one: until it has found enough in a scope.
+_SEARCH = "-c hnsw.iterative_scan=strict_order -c hnsw.ef_search=64"
 EXCLUSIVE_LOCK = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers hardly ever wait
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
@@ -91,7 +93,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     chosen = sa.make_url(url).query
     limits = {name: value for name, value in limits.items() if name not in chosen}
     # The server ends a wait for a lock before we would take it for a server that does not answer.
-    ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms"
+    ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms {_SEARCH}"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
     return {"pool_timeout": DEADLINE_SECONDS, "pool_pre_ping": True, "connect_args": limits}
 

@@ -28,6 +28,7 @@ from ibidem.storage.examples import ExampleTable
 from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable, feedback_row
 from ibidem.storage.meta import ID_KEY, Identity, MetaTable
 from ibidem.storage.migrations import is_cache, migrate
+from ibidem.storage.pgvector import prepare
 from ibidem.storage.pins import PinTable
 from ibidem.storage.reviews import ReviewTable
 from ibidem.storage.statistics import Statistics
@@ -77,6 +78,8 @@ class Store:
     Args:
         url: SQLAlchemy URL.
         create: Whether an empty database becomes a cache.
+        pgvector: Whether PostgreSQL is to search the vectors itself, if it can. `pgvector_problem` says why
+            it cannot, and who can help.
 
     Raises:
         NoCache: The database is empty, and `create` is False.
@@ -84,7 +87,7 @@ class Store:
             when the database fails.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, pgvector: bool = False) -> None:
         engine = self._engine = open_engine(url)
         self.meta = MetaTable(engine)
         self.invalidations = InvalidationTable(engine)
@@ -99,12 +102,15 @@ class Store:
         self.pins = PinTable(engine, self.invalidations, self.entries)
         self.told = ToldTable(engine)
         identity = Identity(engine)
+        self.pgvector_problem = ""
         try:
             if not create and not is_cache(engine):
                 raise NoCache(no_cache(self.url))
             migrate(engine)
             self.id = self.meta.get(ID_KEY) or self.meta.set_default(ID_KEY, uuid.uuid4().hex)
             identity.expect(self.id)
+            if pgvector:
+                self.pgvector_problem = prepare(engine)
         except NoCache:
             engine.dispose()
             raise

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.errors import StorageUnavailable
-from ibidem.storage import tables
+from ibidem.storage import pgvector, tables
 from ibidem.storage.engine import (
     Prepared,
     exclude_stores,
@@ -131,8 +131,13 @@ def put_vector(db: sa.Connection, entry: Entry, embedder: int) -> None:
     An existing vector stays: the same id means the same question.
     """
     mine, others = _put_statements(db.dialect.name)
-    db.execute(mine, vector_row(entry, embedder))
+    row = vector_row(entry, embedder)
+    inside = db.dialect.name == "postgresql" and pgvector.is_used(db) and entry.vector is not None
+    db.execute(mine, {**row, "indexed_in": pgvector.GENERATION} if inside else row)
     db.execute(others, {"of": entry.id, "by": embedder})
+    if inside and entry.vector is not None:
+        of = (entry.id, embedder, entry.namespace, entry.scope, entry.vector)
+        pgvector.add(db, [pgvector.embedding_row(*of)])
 
 
 @lru_cache
@@ -179,7 +184,8 @@ def _live_points(db: sa.Connection, embedder: int, points: Sequence[str]) -> set
 class VectorTable:
     """The rows of `entry_vectors` of one embedder. Every method raises `StorageError` when it fails.
 
-    `lists_changes` is whether the database lists its last changes: SQLite does.
+    `lists_changes` is whether the database lists its last changes: SQLite does. `pgvector` is whether it
+    searches the vectors itself.
 
     Args:
         engine: Of the database.
@@ -192,6 +198,11 @@ class VectorTable:
         self._mine = _vectors.c.embedder == self.embedder
         self._me = {"embedder": self.embedder}
         self.lists_changes = engine.dialect.name == "sqlite"
+        self.pgvector = pgvector.is_used(engine)
+
+    def embeddings(self) -> pgvector.EmbeddingTable:
+        """Return what PostgreSQL searches."""
+        return pgvector.EmbeddingTable(self._engine, self.embedder)
 
     def unindexed(self, generation: str, limit: int, other: str = "") -> list[StoredVector]:
         """Return questions with a vector that is not in the index of this generation, nor of the other."""
@@ -261,7 +272,8 @@ class VectorTable:
 
     def count_pending(self) -> int:
         """Count the entries that are not in the index yet, with vectors or without."""
-        pending = _vectors.c.indexed_in.in_((PENDING, MISSING))
+        held = _vectors.c.indexed_in
+        pending = held != pgvector.GENERATION if self.pgvector else held.in_((PENDING, MISSING))
         return self._count(sa.select(_vectors.c.entry_id).where(self._mine, pending))
 
     def count_indexed(self, generation: str, other: str = "") -> int:
@@ -289,7 +301,7 @@ class VectorTable:
         return set(fetch_column(self._engine, query))
 
     def set_vectors(self, rows: Sequence[StoredVector]) -> None:
-        """Store vectors of entries that lack them; they wait for indexing."""
+        """Store vectors of entries that lack them; without pgvector they wait for indexing."""
         embedded = {row.id: row for row in rows if row.vector is not None}
         if not embedded:
             return
@@ -298,15 +310,42 @@ class VectorTable:
         # What others hold locked is being deleted or replaced: waiting for it could be a deadlock.
         missing = missing.order_by(c.entry_id).with_for_update(skip_locked=True)
         change = sa.update(_vectors).where(self._mine, c.entry_id == sa.bindparam("of"))
-        values = change.values(vector=sa.bindparam("bytes"), point=sa.bindparam("at"), indexed_in=PENDING)
+        held = pgvector.GENERATION if self.pgvector else PENDING
+        values = change.values(vector=sa.bindparam("bytes"), point=sa.bindparam("at"), indexed_in=held)
         with writing(self._engine) as db:
+            found = [embedded[id_] for id_ in db.scalars(missing)]
             changes = [
                 {"of": row.id, "bytes": to_bytes(row.vector), "at": row.point}
-                for row in (embedded[id_] for id_ in db.scalars(missing))
+                for row in found
                 if row.vector is not None
             ]
             if changes:
                 db.execute(values, changes)
+            if self.pgvector:
+                self._enter(db, found)
+
+    def enter(self, rows: Sequence[StoredVector]) -> int:
+        """Have PostgreSQL search vectors that were stored without pgvector; return how many."""
+        c, stored = _vectors.c, {row.id: row for row in rows}
+        others = sa.select(c.entry_id).where(
+            self._mine, c.entry_id.in_(stored), c.indexed_in.not_in((MISSING, pgvector.GENERATION))
+        )
+        with writing(self._engine) as db:
+            ids = db.scalars(others.order_by(c.entry_id).with_for_update(skip_locked=True)).all()
+            self._enter(db, [stored[id_] for id_ in ids])
+            moved = sa.update(_vectors).where(self._mine, c.entry_id.in_(ids))
+            db.execute(moved.values(indexed_in=pgvector.GENERATION))
+        return len(ids)
+
+    def _enter(self, db: sa.Connection, rows: Sequence[StoredVector]) -> None:
+        pgvector.add(
+            db,
+            [
+                pgvector.embedding_row(row.id, self.embedder, row.namespace, row.scope, row.vector)
+                for row in rows
+                if row.vector is not None
+            ],
+        )
 
     def set_exact_only(self, ids: Sequence[str]) -> None:
         """Delete the rows of questions that the embedder cannot embed: they are found exactly only."""
@@ -444,6 +483,8 @@ class EmbedderTable:
             db.execute(sa.delete(_model_files).where(_model_files.c.model == digest(fingerprint)))
             db.execute(sa.delete(_embedders).where(_embedders.c.id == number))
             set_meta(db, RETIRED_KEY + digest(fingerprint), "")
+        if pgvector.is_used(self._engine):
+            pgvector.drop_index(self._engine, number)
         return True
 
     def _retire(self, keep: Collection[str]) -> int | None:
