@@ -96,3 +96,24 @@ def test_the_readme_names_the_commands_that_exist() -> None:
 
     assert set(re.findall(r"`?\bmake ([a-z]+)\b`", text)) <= targets
     assert set(re.findall(r"`ibidem ([a-z]+)", text)) <= commands
+
+
+def test_the_settings_page_lists_the_commands_as_the_help_does() -> None:
+    """Under the same headings, in the same order; each command has one of them."""
+    import typer
+    from typer.main import get_command
+
+    from ibidem.cli.commands import app
+    from ibidem.cli.panels import PANELS
+
+    group = get_command(app)
+    context = typer.Context(group)
+    listed = [(group.get_command(context, name), name) for name in group.list_commands(context)]
+    helped = [(getattr(command, "rich_help_panel", None), name) for command, name in listed]
+
+    text = (ROOT / "docs/settings.md").read_text("utf-8").split("## Commands")[1].split("```\n")[1]
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    told = [(block[0].removeprefix("# "), line.split()[1]) for block in blocks for line in block[1:]]
+
+    assert list(dict.fromkeys(told)) == helped
+    assert [panel for panel, _ in helped] == sorted((one for one, _ in helped), key=PANELS.index)

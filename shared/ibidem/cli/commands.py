@@ -41,6 +41,7 @@ from ibidem.cli.output import (
     styled,
     text_option,
 )
+from ibidem.cli.panels import DAILY, ENTRIES, LEARNING, MEASURING, OPERATING
 from ibidem.cli.plugins import Commands
 from ibidem.cli.rebuild import rebuild_index
 from ibidem.cli.warm import warm_cache
@@ -78,7 +79,6 @@ def _options(
     pass
 
 
-@app.command("ls")
 def list_entries(
     path: PathOption = None,
     database: DatabaseOption = None,
@@ -92,7 +92,6 @@ def list_entries(
     print_list(entries, as_json, tables.summary, tables.entries, "No entries.")
 
 
-@app.command("log")
 def list_lookups(
     path: PathOption = None,
     database: DatabaseOption = None,
@@ -113,7 +112,6 @@ def list_lookups(
     print_list(found, as_json, tables.lookup_values, tables.lookups, nothing)
 
 
-@app.command()
 def audit(
     path: PathOption = None,
     database: DatabaseOption = None,
@@ -135,7 +133,6 @@ def audit(
         out.print("No audits yet; open the cache with audit_rate above 0 to have some.")
 
 
-@app.command()
 def show(
     entry_id: IdArgument,
     path: PathOption = None,
@@ -151,7 +148,6 @@ def show(
         out.print(tables.entry(found))
 
 
-@app.command()
 def clear(
     path: PathOption = None,
     database: DatabaseOption = None,
@@ -168,7 +164,6 @@ def clear(
     out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
 
 
-@app.command()
 def doctor(
     path: PathOption = None,
     database: DatabaseOption = None,
@@ -188,7 +183,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command("stats")
 def show_stats(
     seconds: Annotated[
         float | None, typer.Argument(metavar="SECONDS", min=0.1, help="How often, with --watch.")
@@ -256,13 +250,21 @@ def _plain(counted: Totals, saved: Savings, known: Prices) -> dict[str, Any]:
     return {**asdict(counted), "tokens_saved": saved.tokens, "hit_rate": counted.hit_rate, "saved": told}
 
 
-app.add_typer(examples_app)
-app.command("rebuild")(rebuild_index)
-app.command("warm")(warm_cache)
-app.command("why")(explain)
-app.command("invalidate")(invalidate)
-app.command("feedback")(give_feedback)
-app.command("correct")(correct)
+# In the order in which `--help` lists them; commands of plugins follow in each panel.
+app.command("stats", rich_help_panel=DAILY)(show_stats)
+app.command("log", rich_help_panel=DAILY)(list_lookups)
+app.command("why", rich_help_panel=DAILY)(explain)
+app.command("ls", rich_help_panel=ENTRIES)(list_entries)
+app.command("show", rich_help_panel=ENTRIES)(show)
+app.command("warm", rich_help_panel=ENTRIES)(warm_cache)
+app.command("feedback", rich_help_panel=ENTRIES)(give_feedback)
+app.command("correct", rich_help_panel=ENTRIES)(correct)
+app.command("invalidate", rich_help_panel=ENTRIES)(invalidate)
+app.command("audit", rich_help_panel=MEASURING)(audit)
+app.add_typer(examples_app, rich_help_panel=LEARNING)
+app.command("doctor", rich_help_panel=OPERATING)(doctor)
+app.command("rebuild", rich_help_panel=OPERATING)(rebuild_index)
+app.command("clear", rich_help_panel=OPERATING)(clear)
 
 
 def run() -> None:

@@ -14,6 +14,7 @@ import typer.main
 
 from ibidem._util.renamed import ARGUMENTS
 from ibidem.cli.output import fail, plain
+from ibidem.cli.panels import OTHER, place
 
 GROUP = "ibidem.commands"
 _UsageError: Any = typer.BadParameter.__base__
@@ -34,7 +35,7 @@ def _corrected_errors() -> Iterator[None]:
 
 
 class Commands(typer.core.TyperGroup):
-    """Our commands, then those of plugins.
+    """Our commands and those of plugins, by panels (`panels.py`); ours come first in each.
 
     A plugin is an entry point of the group `ibidem.commands`: a function for `typer`, loaded when its command
     is called, or when `--help` lists all commands.
@@ -42,7 +43,8 @@ class Commands(typer.core.TyperGroup):
 
     def list_commands(self, context: Any) -> list[str]:
         """Return the names of the commands in the order of display."""
-        return [*super().list_commands(context), *sorted(_plugins())]
+        names = [*super().list_commands(context), *sorted(_plugins())]
+        return sorted(names, key=lambda name: place(self.get_command(context, name)))
 
     def get_command(self, context: Any, name: str) -> Any:
         """Find a command by its name; None if there is none."""
@@ -70,11 +72,13 @@ def _load(plugin: EntryPoint) -> Any:
     """Make a plugin's command; where it cannot be imported, one that says why."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     try:
-        app.command(plugin.name)(plugin.load())
+        loaded = plugin.load()
+        app.command(plugin.name, rich_help_panel=getattr(loaded, "rich_help_panel", OTHER))(loaded)
     except ImportError as error:
         reason = str(error)
         any_arguments = {"ignore_unknown_options": True, "allow_extra_args": True}
-        app.command(plugin.name, help=f"Not installed: {reason}", context_settings=any_arguments)(
+        told = f"Not installed: {reason}"
+        app.command(plugin.name, help=told, rich_help_panel=OTHER, context_settings=any_arguments)(
             lambda: fail(reason)
         )
     return typer.main.get_command(app)

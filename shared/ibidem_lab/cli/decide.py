@@ -26,6 +26,7 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
+from ibidem.cli.panels import MEASURING, in_panel
 from ibidem.explanation.result import in_words
 from ibidem.matching.decisions import PairDecision
 from ibidem.settings import read_settings
@@ -58,6 +59,7 @@ Namespace = Annotated[
 ]
 
 
+@in_panel(MEASURING)
 def decide_pairs(
     pairs: Pairs,
     max_error_rate: MaxErrorRate = None,

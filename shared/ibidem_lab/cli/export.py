@@ -27,6 +27,7 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
+from ibidem.cli.panels import LEARNING, in_panel
 from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, Format, tuple_of
 from ibidem_lab.exporting.folder import Manifest
 from ibidem_lab.redaction import secrets
@@ -81,6 +82,7 @@ NoRedact = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Also into a directory with other files; they stay.")]
 
 
+@in_panel(LEARNING)
 def export_examples(
     target: Out,
     form: FormatOption = "openai-chat",

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ibidem.active_model import checked_active_embedder
 from ibidem.cli.output import DatabaseOption, PathOption, err, existing_store, out, settings_of
+from ibidem.cli.panels import LEARNING, in_panel
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
 from ibidem.matching.shipped import scorer_for
@@ -34,6 +35,7 @@ NOT_MOVED = {
 }
 
 
+@in_panel(LEARNING)
 def fit(
     labels: Labels = None,
     path: PathOption = None,

@@ -25,12 +25,14 @@ from ibidem.cli.output import (
     sentences,
     settings_of,
 )
+from ibidem.cli.panels import LEARNING, in_panel
 from ibidem.cli.rebuild import ChromaOption
 from ibidem.runtime import open_store
 from ibidem.settings import Settings
 from ibidem_lab import promotion as lab
 
 
+@in_panel(LEARNING)
 def promote(
     directory: Annotated[
         Path | None,

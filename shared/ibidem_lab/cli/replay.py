@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ibidem._util.json_lines import read_json_lines
 from ibidem.cli.output import err, fail, out
+from ibidem.cli.panels import MEASURING, in_panel
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IbidemError, InvalidInput
@@ -60,6 +61,7 @@ class Replayed:
     curve: Outcome
 
 
+@in_panel(MEASURING)
 def replay_workload(
     workload: Workload,
     min_probability: MinProbability = None,

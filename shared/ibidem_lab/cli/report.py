@@ -25,6 +25,7 @@ from ibidem.cli.output import (
     settings_of,
     styled,
 )
+from ibidem.cli.panels import DAILY, in_panel
 from ibidem.cli.tables import short
 from ibidem.costs import read_prices
 from ibidem.errors import EmbedderUnavailable
@@ -36,6 +37,7 @@ from ibidem_lab.report.facts import gather
 from ibidem_lab.report.next_steps import NextStep, judge_steps
 
 
+@in_panel(DAILY)
 def write_report(
     file: Annotated[Path, typer.Option("--out", help="Where the page is written.")] = Path(
         "ibidem-report.html"

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from ibidem.cli.output import DatabaseOption, NamespaceOption, PathOption, existing_store, out, settings_of
+from ibidem.cli.panels import DAILY, in_panel
 
 
+@in_panel(DAILY)
 def review_pairs(
     path: PathOption = None,
     database: DatabaseOption = None,

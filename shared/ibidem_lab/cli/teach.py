@@ -26,6 +26,7 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
+from ibidem.cli.panels import LEARNING, in_panel
 from ibidem.matching.shipped import policy_in_force, rule_for
 from ibidem_lab.cli.fit import place_of
 from ibidem_lab.labelling.mining import LIMIT, Mined, Miner
@@ -49,6 +50,7 @@ PriceIn = Annotated[float | None, typer.Option(min=0, help="Price of a million p
 PriceOut = Annotated[float | None, typer.Option(min=0, help="Price of a million completion tokens.")]
 
 
+@in_panel(LEARNING)
 def mine_pairs(
     file: Out,
     path: PathOption = None,
@@ -101,6 +103,7 @@ def _next(pairs: Iterable[QuestionPair], file: Path) -> list[str]:
     return [f"Let a teacher label the {lacking:,} without a label: ibidem teach {file} --teacher ..."]
 
 
+@in_panel(LEARNING)
 def teach_pairs(
     pairs: PairsFile,
     teacher: TeacherName,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ibidem.cli.output import JsonOption, err, out, print_json, sentences, text_option
+from ibidem.cli.panels import LEARNING, MEASURING, in_panel
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
@@ -58,6 +59,7 @@ Models = Annotated[
 ]
 
 
+@in_panel(LEARNING)
 def tune_model(
     pairs: PairsOption,
     directory: OutOption,
@@ -118,6 +120,7 @@ def _pairs_in(path: Path) -> list[Label]:
     return labels
 
 
+@in_panel(MEASURING)
 def evaluate_models(workloads: Workloads, models: Models = None, as_json: JsonOption = False) -> None:
     """Compare embedding models on labelled pairs or questions, by cosine alone: AUC, hits, P-CHR AUC."""
     with sentences():
