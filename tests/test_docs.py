@@ -15,8 +15,11 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("inte
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    """In one process per page, in an empty directory, with warnings as errors."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    """In one process per page, in an empty directory, with warnings as errors; `text` is what they print."""
+    blocks, printed = (
+        re.findall(rf"^```{kind}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        for kind in ("python", "text")
+    )
     if not blocks:
         pytest.skip("no Python on this page")
     (tmp_path / "page.py").write_text("\n".join(blocks))
@@ -24,6 +27,7 @@ def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
+    assert not printed or done.stdout == "".join(printed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
