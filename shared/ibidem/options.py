@@ -28,6 +28,8 @@ class CacheOptions(TypedDict, total=False):
     create: bool | None
     chroma: str | None
     chroma_headers: Mapping[str, str] | None
+    chroma_tenant: str | None
+    chroma_database: str | None
     index: Callable[[str], VectorIndex] | None
     embedder: str | Embedder | Any
     verifier: Verifier | Literal["default"] | None
