@@ -473,6 +473,14 @@ def test_speed_in_langchain(nq: Path) -> None:
 
 
 @pytest.mark.thorough
+def test_at_once() -> None:
+    printed = run("--requests", 40, program="at_once")
+
+    assert printed.count("| 40 stored |") == printed.count("| 40 exact |") == 2
+    assert "| 40 no_index |" in printed
+
+
+@pytest.mark.thorough
 @needs_model
 def test_growth(nq: Path) -> None:
     small = ("--calls", 3, "--few", 20, "--most", 100, "--entries", 50, 100, "--seconds", 0.1, "--data", nq)

@@ -65,6 +65,7 @@ class ChromaApi:
         self._client = httpx.Client(
             base_url=f"{address}/api/v2",
             headers={**headers, "Content-Type": "application/json"},
+            verify=parts.scheme == "https",  # else reading certificates would take 20 ms for nothing
             limits=httpx.Limits(max_keepalive_connections=AT_ONCE, keepalive_expiry=40.0),
         )
         self._slots = threading.BoundedSemaphore(AT_ONCE)

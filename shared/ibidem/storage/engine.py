@@ -35,6 +35,7 @@ CONNECT_SECONDS = 5  # limit for connecting to a database server
 STATEMENT_SECONDS = 30  # limit for its answer to one statement
 LOCK_MS = 800  # limit for a statement that waits for another's lock
 BUSY_SECONDS = 5.0  # limit for waiting on other writers of a SQLite file, without a deadline
+KEPT, MORE = 10, 5  # connections to a server: kept, for 8 async callers and the background, and closed
 IDLE_CONNECTIONS = 16  # to a SQLite file; more are closed when they are returned
 # How pgvector searches an HNSW index, where there is one: until it has found enough in a scope.
 _SEARCH = "-c hnsw.iterative_scan=strict_order -c hnsw.ef_search=64"
@@ -95,7 +96,8 @@ def _engine_options(url: str) -> dict[str, Any]:
     # The server ends a wait for a lock before we would take it for a server that does not answer.
     ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms {_SEARCH}"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
-    return {"pool_timeout": DEADLINE_SECONDS, "pool_pre_ping": True, "connect_args": limits}
+    pool = {"pool_size": KEPT, "max_overflow": MORE, "pool_timeout": DEADLINE_SECONDS}
+    return {**pool, "pool_pre_ping": True, "connect_args": limits}
 
 
 def close_engine(engine: sa.Engine) -> None:
@@ -115,27 +117,28 @@ def _close_returned(_: object, record: Any) -> None:
 
 
 @contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a connection to read with; errors are `StorageError`."""
+def reading(engine: sa.Engine, *, single: bool = False) -> Iterator[sa.Connection]:
+    """Open a connection to read, for a `single` SELECT outside transactions; errors are `StorageError`."""
     with _translated_errors(engine), engine.connect() as db:
-        yield db
+        spared = single and db.dialect.name != "sqlite"  # BEGIN and ROLLBACK: two round trips of three
+        yield db.execution_options(isolation_level="AUTOCOMMIT") if spared else db
 
 
 def fetch_all(engine: sa.Engine, query: sa.Executable) -> Sequence[Any]:
     """Return all rows of a query; errors are `StorageError`."""
-    with reading(engine) as db:
+    with reading(engine, single=True) as db:
         return db.execute(query).all()
 
 
 def fetch_column(engine: sa.Engine, query: sa.Executable) -> Sequence[Any]:
     """Return the first column of all rows; errors are `StorageError`."""
-    with reading(engine) as db:
+    with reading(engine, single=True) as db:
         return db.scalars(query).all()
 
 
 def fetch_value(engine: sa.Engine, query: sa.Executable) -> Any:
     """Return the first column of the first row, None if there is none; errors are `StorageError`."""
-    with reading(engine) as db:
+    with reading(engine, single=True) as db:
         return db.scalar(query)
 
 
@@ -211,7 +214,7 @@ class Prepared:
         """Return all rows, columns in the order of the statement; errors are `StorageError`."""
         pool = engine.pool
         if not isinstance(pool, FilePool):
-            with reading(engine) as db:
+            with reading(engine, single=True) as db:
                 return db.execute(self._statement, values).all()
         compiled = self._compiled or self._compile(engine.dialect)
         parameters = {**compiled.fixed, **values}
