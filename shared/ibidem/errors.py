@@ -42,6 +42,10 @@ class OtherCache(StorageUnavailable):
     """The database has become another cache than the one that was opened; nothing is read or written."""
 
 
+class CacheMoved(StorageError):
+    """The cache was moved to another place by `ibidem copy`; this one takes nothing any more."""
+
+
 class IndexUnavailable(IbidemError):
     """The vector index cannot be opened or used; the exact tier still works."""
 

@@ -518,8 +518,9 @@ class Rejected:
 
     Reasons: `empty`, `finish_reason:<reason>`, `invalid_text`, `temperature`, `private`, `not_admitted` and
     `write_quota` (`max_writes_per_hour` of `ibidem.open`), `invalidated` (one of its documents was, while it
-    was generated), `pinned` (there is a vetted answer), `bypassed`, `other_cache` (as in `Miss`), `error`; of
-    a vetted answer also `pins_full` (pinned answers fill the bounds) and `unknown_entry`.
+    was generated), `pinned` (there is a vetted answer), `bypassed`, `other_cache` (as in `Miss`), `moved`
+    (`ibidem copy` has moved the cache to another place), `error`; of a vetted answer also `pins_full` (pinned
+    answers fill the bounds) and `unknown_entry`.
     """
 
     reason: str

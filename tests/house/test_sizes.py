@@ -19,9 +19,9 @@ SIZES = {
     # that are looked up before they retrieve. With conversations: their turns, what stands alone, its words,
     # and the turns that were answered. With what the cache was told of documents, and what becomes of them
     # from one retrieval to the next. With the typed options of all front doors, and the requests to a Chroma
-    # server and their limits. With the search in PostgreSQL.
-    ("ibidem", "modules"): 140,
-    ("ibidem", "lines"): 29_600,
+    # server and their limits. With the search in PostgreSQL. With the copy of a cache while it is in use.
+    ("ibidem", "modules"): 150,
+    ("ibidem", "lines"): 30_900,
     ("ibidem_lab", "modules"): 75,  # with `ibidem decide`, the export of models, and vetted answers
     ("ibidem_lab", "lines"): 10_430,
     ("langchain_ibidem", "modules"): 14,  # with whole chains: what they depend on, and what they return

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ibidem._util.concurrency import ForkSafeLock
-from ibidem.errors import IbidemError, NotCacheable, OtherCache
+from ibidem.errors import CacheMoved, IbidemError, NotCacheable, OtherCache
 
 log = logging.getLogger("ibidem")
 _listener: Callable[[str, str], None] | None = None
@@ -48,7 +48,7 @@ class Faults:
         """Count a failure that was kept from the caller; return the reason that he is told."""
         other = isinstance(error, OtherCache)
         self.note("use the database" if other else operation, error)
-        return "other_cache" if other else "error"
+        return "other_cache" if other else "moved" if isinstance(error, CacheMoved) else "error"
 
     def swallow(self, operation: str, error: Exception, refused: str = "does not cache a call") -> None:
         """Count a failure in an adapter, whose caller goes on without the result.

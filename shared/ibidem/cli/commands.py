@@ -15,6 +15,7 @@ from rich.live import Live
 from ibidem import __version__
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.cli import tables
+from ibidem.cli.copy import copy_cache
 from ibidem.cli.doctor import examine
 from ibidem.cli.examples import examples_app
 from ibidem.cli.invalidate import correct, give_feedback, invalidate
@@ -264,6 +265,7 @@ app.command("audit", rich_help_panel=MEASURING)(audit)
 app.add_typer(examples_app, rich_help_panel=LEARNING)
 app.command("doctor", rich_help_panel=OPERATING)(doctor)
 app.command("rebuild", rich_help_panel=OPERATING)(rebuild_index)
+app.command("copy", rich_help_panel=OPERATING)(copy_cache)
 app.command("clear", rich_help_panel=OPERATING)(clear)
 
 

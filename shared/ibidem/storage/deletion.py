@@ -25,7 +25,7 @@ from ibidem.lifecycle.told import telling_of
 from ibidem.storage import tables
 from ibidem.storage.engine import exclude_stores, reading, sql_min, valid_rows, writing
 from ibidem.storage.examples import to_documents
-from ibidem.storage.meta import get_meta, set_meta
+from ibidem.storage.meta import MOVED_KEY, get_meta, moved_error, require_here, set_meta
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.storage.told import note, trim
 from ibidem.storage.vectors import delete_vectors
@@ -179,8 +179,10 @@ def clear(engine: sa.Engine, namespace: str | None) -> int:
     Raises:
         StorageError: The database failed.
     """
+    with reading(engine) as db:
+        require_here(db)
     newest = {log: _clear_log(engine, log, namespace) for log in _LOGS}
-    where, deleted = _of_namespace(engine, _entries, namespace), 0
+    where, deleted = of_namespace(engine, _entries, namespace), 0
     last, batch = "", BatchSize()
     while True:
         size = batch.size
@@ -193,8 +195,9 @@ def clear(engine: sa.Engine, namespace: str | None) -> int:
             deleted += delete_entries(db, _entries.c.id.in_(found))
     with writing(engine) as db:
         for log, newest_id in newest.items():
-            db.execute(sa.delete(log).where(log.c.id > newest_id, _of_namespace(engine, log, namespace)))
-        db.execute(sa.delete(_withdrawn).where(_of_namespace(engine, _withdrawn, namespace)))
+            db.execute(sa.delete(log).where(log.c.id > newest_id, of_namespace(engine, log, namespace)))
+        require_here(db)  # a copy has not seen what is deleted now
+        db.execute(sa.delete(_withdrawn).where(of_namespace(engine, _withdrawn, namespace)))
         return deleted + delete_entries(db, where)
 
 
@@ -207,7 +210,7 @@ def _next_ids(engine: sa.Engine, where: sa.ColumnElement[bool], last: str) -> sa
 
 def _clear_log(engine: sa.Engine, log: sa.Table, namespace: str | None) -> int:
     """Delete the rows of a log, in batches; return the newest id that was scanned."""
-    where = _of_namespace(engine, log, namespace)
+    where = of_namespace(engine, log, namespace)
     with reading(engine) as db:
         low, high = db.execute(sa.select(sa.func.min(log.c.id), sa.func.max(log.c.id))).one()
     if high is None:
@@ -219,7 +222,7 @@ def _clear_log(engine: sa.Engine, log: sa.Table, namespace: str | None) -> int:
     return int(high)
 
 
-def _of_namespace(engine: sa.Engine, table: sa.Table, namespace: str | None) -> sa.ColumnElement[bool]:
+def of_namespace(engine: sa.Engine, table: sa.Table, namespace: str | None) -> sa.ColumnElement[bool]:
     """Select the rows of a namespace and of its users."""
     if namespace is None:
         return sa.true()
@@ -234,10 +237,14 @@ def _of_namespace(engine: sa.Engine, table: sa.Table, namespace: str | None) -> 
 
 _entries, _documents, _tags = tables.entries, tables.entry_documents, tables.entry_tags
 _invalidations, _examples = tables.invalidations, tables.examples
+# With where the cache was moved, under the number 0: each store looks for both, in one statement.
 _NEWER = (
     sa.select(_invalidations.c.id, _invalidations.c.at, _invalidations.c.criteria)
     .where(_invalidations.c.id > sa.bindparam("last"))
-    .order_by(_invalidations.c.id)
+    .union_all(
+        sa.select(sa.literal(0), sa.literal(0.0), tables.meta.c.value).where(tables.meta.c.key == MOVED_KEY)
+    )
+    .order_by("id")
 )
 _FEW = 8  # documents that are looked for by name in the JSON of examples; for more, all examples are read
 
@@ -254,9 +261,15 @@ class InvalidationTable:
         self._tombstones = Tombstones()
 
     def rejects(self, db: sa.Connection, entry: Entry, requested: float) -> bool:
-        """Return whether a tombstone rejects an answer requested at this time; first in its transaction."""
+        """Return whether a tombstone rejects an answer requested at this time; first in its transaction.
+
+        Raises:
+            CacheMoved: No answer is taken any more.
+        """
         # PostgreSQL locks the table for reading until the end of the transaction: see `exclude_stores`.
         rows = db.execute(_NEWER, {"last": self._tombstones.last}).all()
+        if rows and rows[0].id == 0:
+            raise moved_error(rows[0].criteria)
         if rows:
             self._tombstones.add((row.id, row.at, row.criteria) for row in rows)
         return self._tombstones.last > 0 and self._tombstones.refuse(entry, requested)
@@ -278,6 +291,7 @@ class InvalidationTable:
         c = _entries.c
         with writing(self._engine) as db:
             exclude_stores(db, _invalidations)
+            require_here(db)
             now = clock()
             tombstone = {"at": now, "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))
@@ -391,6 +405,17 @@ def _delete(
         _withdraw(db, dict(pinned._mapping), tombstone)
     delete_entries(db, mine)
     return found, count
+
+
+def delete_refused(db: sa.Connection, criteria: Criteria, at: float) -> int:
+    """Delete matching answers to requests made before an invalidation; return how many."""
+    c = _entries.c
+    rows = db.execute(sa.select(c.id, c.created).where(_matching_entries(criteria), c.requested <= at)).all()
+    tombstone, count = {"at": at, "criteria": criteria.as_json()}, 0
+    for start in range(0, len(rows), BATCH):
+        some = {row.id: row.created for row in rows[start : start + BATCH]}
+        count += len(_delete(db, some, False, tombstone)[0])
+    return count
 
 
 def _withdraw(db: sa.Connection, entry: dict[str, Any], tombstone: dict[str, Any]) -> None:

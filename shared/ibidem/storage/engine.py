@@ -297,7 +297,7 @@ def cause_of(error: Exception, engine: sa.Engine) -> Exception | None:
 
 def _is_server_down(error: BaseException) -> bool:
     """Return whether the server cannot be reached; a deadlock or an exhausted pool does not say so."""
-    if not isinstance(error, sa.exc.DBAPIError):
+    if not isinstance(error, sa.exc.DBAPIError) or isinstance(error, sa.exc.DataError):
         return False
     code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     return code is None or code in _UNAVAILABLE_CODES or code.startswith("08")

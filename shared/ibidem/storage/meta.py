@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
+import time
 from typing import Any
 
 import sqlalchemy as sa
 
-from ibidem.errors import OtherCache, StorageUnavailable
+from ibidem.errors import CacheMoved, OtherCache, StorageUnavailable
 from ibidem.storage.engine import insert_into, reading, writing
 from ibidem.storage.tables import meta as _meta
 
 # The id of the cache that a database holds. Backups keep it, a copy by `ibidem copy` has one of its own. The
 # collections of a Chroma server are named by it.
 ID_KEY = "place"
+# Where a cache was moved to; the copies that are not finished, from and to it (`ibidem.storage.copying`).
+MOVED_KEY, COPY_FROM, COPY_TO = "moved", "copy:from", "copy:to"
 _READ_ID = f"SELECT value FROM {_meta.name} WHERE key = '{ID_KEY}'"  # noqa: S608 (of constants)
 _UNDEFINED_TABLE = "42P01"  # PostgreSQL's code
 
@@ -28,6 +32,21 @@ def set_meta(db: sa.Connection, key: str, value: str) -> None:
     """Set the value of a key, in the caller's transaction."""
     insert = insert_into(db.dialect.name)(_meta).values(key=key, value=value)
     db.execute(insert.on_conflict_do_update(index_elements=[_meta.c.key], set_={"value": value}))
+
+
+def require_here(db: sa.Connection) -> None:
+    """Raise `CacheMoved` if the cache was moved; in the caller's transaction, after it holds its locks."""
+    if (moved := get_meta(db, MOVED_KEY)) is not None:
+        raise moved_error(moved)
+
+
+def moved_error(text: str) -> CacheMoved:
+    """Return the error for what `MOVED_KEY` holds."""
+    place, since = "another place", ""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        held = json.loads(text)
+        place, since = held["place"], time.strftime(" on %Y-%m-%d %H:%M", time.localtime(held["at"]))
+    return CacheMoved(f"this cache was moved to {place}{since} and takes nothing any more: open that one")
 
 
 class MetaTable:

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import sqlalchemy as sa
+
 from ibidem.errors import NoCache, StorageError, StorageUnavailable
 from ibidem.example import example_of
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
@@ -26,7 +28,7 @@ from ibidem.storage.engine import (
 from ibidem.storage.entries import EntryTable
 from ibidem.storage.examples import ExampleTable
 from ibidem.storage.logs import JudgementTable, LogRedactor, LookupTable, feedback_row
-from ibidem.storage.meta import ID_KEY, Identity, MetaTable
+from ibidem.storage.meta import ID_KEY, Identity, MetaTable, require_here
 from ibidem.storage.migrations import is_cache, migrate
 from ibidem.storage.pgvector import prepare
 from ibidem.storage.pins import PinTable
@@ -123,6 +125,11 @@ class Store:
             raise StorageError(f"cannot open the database {self.url}: {reason}; {advice}") from cause
 
     @property
+    def engine(self) -> sa.Engine:
+        """The connections to the database."""
+        return self._engine
+
+    @property
     def url(self) -> str:
         """The URL of the database, without its password."""
         return safe_url(self._engine)
@@ -159,8 +166,14 @@ class Store:
         count, ids = self.invalidations.preview(criteria, SHOWN)
         return Invalidated(count, tuple(self.entries.of_ids(ids)[:SHOWN]))
 
+    def require_here(self) -> None:
+        """Raise `CacheMoved` if the cache was moved to another place."""
+        with reading(self._engine) as db:
+            require_here(db)
+
     def record_feedback(self, entry: Entry, good: bool) -> None:
         """Record feedback, and delete the entry if it is bad; for tools that open no cache."""
+        self.require_here()
         self.examples.set_feedback_of(entry, good)
         if not good:
             self.invalidations.invalidate(Criteria(entry=entry.id), time.time, examples=False)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ibidem.lifecycle.told import FORGOTTEN, Telling, Told, content_key, keys_of, name_key
 from ibidem.storage import tables
 from ibidem.storage.engine import Prepared, insert_into, valid_rows, writing
+from ibidem.storage.meta import require_here
 from ibidem.types import Document
 
 KEPT = 100_000  # of what was told; what is older counts as told of as late as the last that was deleted
@@ -34,6 +35,7 @@ class ToldTable:
         """Note that these documents, or parts of these sources, are new; in a namespace, or in all (None)."""
         with writing(self._engine) as db:
             note(db, Telling(frozenset(name_key(namespace, name) for name in names)), at)
+            require_here(db)
 
     def of(self, documents: Iterable[Document], namespace: str) -> Told:
         """Return when these documents were told of."""

@@ -1,0 +1,161 @@
+"""`ibidem copy`: a cache moves to another place, while it is in use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
+from rich.table import Table
+
+from ibidem.cli.output import (
+    JsonOption,
+    err,
+    fail,
+    out,
+    print_json,
+    sentences,
+    styled,
+    text_argument,
+    text_option,
+)
+from ibidem.runtime import open_store
+from ibidem.settings import checked_settings
+from ibidem.storage.copying.copier import Copied, Copy, give_up, request_cut_over
+from ibidem.storage.copying.lock import copying_alone
+from ibidem.storage.copying.marks import read_mark
+from ibidem.storage.meta import COPY_TO, MOVED_KEY
+from ibidem.storage.store import Store
+
+WAIT_SECONDS = 0.3  # between two looks whether the process that follows has ended
+STOPPED = 130  # the exit code of a program that Ctrl-C ended
+
+_PLACE = "a directory, or the SQLAlchemy URL of a database"
+
+
+def copy_cache(
+    source: Annotated[str, text_argument(metavar="FROM", help=f"The cache: {_PLACE}.")],
+    target: Annotated[str, text_argument(metavar="TO", help=f"Where it goes: {_PLACE}; begun if empty.")],
+    namespace: Annotated[
+        str | None,
+        text_option("--namespace", help="Only this namespace and its users; TO may hold others."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on copying what changes in FROM, until the cut-over.")
+    ] = False,
+    cut_over: Annotated[
+        bool,
+        typer.Option(
+            "--cut-over", help="Copy the last changes and close FROM, also for a process that follows."
+        ),
+    ] = False,
+    ending: Annotated[
+        bool,
+        typer.Option(
+            "--give-up", help="End an unfinished copy, or have FROM take answers again after a cut-over."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a cache to another place while it is in use: answers, logs, invalidations, all but the index.
+
+    The vector index is built anew from the vectors when TO is used. TO must be empty, or be without the
+    --namespace: nothing is mixed with what is there already. Killed or stopped, the same command goes on. At
+    the end all rows are compared, and a checksum of each table is shown; the exit code is 1 if one differs.
+
+    With --follow what changes meanwhile is copied, too, and what is invalidated in FROM is in TO. Then
+    `ibidem copy FROM TO --cut-over` closes FROM: it refuses answers (reason `moved`), goes on with lookups,
+    and all that it took is in TO. Rows of logs get new numbers in TO. The id of an answer holds its
+    namespace, so a namespace keeps its name.
+    """
+    with sentences(), _opened(source, create=False) as one, _opened(target, create=not ending) as other:
+        if ending:
+            done = give_up(one, other)
+            out.print("Ended." if done else "There was nothing to end.")
+            return
+        if cut_over:
+            request_cut_over(one, other)
+        try:
+            result = _alone(one, other, namespace, follow=follow, cut_over=cut_over)
+        except KeyboardInterrupt:
+            err.print("Stopped; the same command goes on, --give-up ends it.")
+            raise typer.Exit(STOPPED) from None
+        _tell(result, one, other, as_json=as_json)
+
+
+@contextmanager
+def _opened(place: str, *, create: bool) -> Iterator[Store]:
+    chosen = {"database": place} if "://" in place else {"path": place, "database": None}
+    store = open_store(checked_settings(chosen), create=create)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _alone(
+    source: Store, target: Store, namespace: str | None, *, follow: bool, cut_over: bool
+) -> Copied | None:
+    """Copy, as no other process does; None if another has completed it."""
+    while True:
+        with copying_alone(source) as alone:
+            if alone:
+                if _was_moved(source, target):
+                    return None
+                return _copy(source, target, namespace, follow=follow, cut_over=cut_over)
+        if not cut_over:
+            fail(f"another process is copying {source.url}; --cut-over asks it to end")
+        time.sleep(WAIT_SECONDS)
+
+
+def _was_moved(source: Store, target: Store) -> bool:
+    moved = read_mark(source, MOVED_KEY)
+    return moved is not None and moved.cache == target.id and read_mark(source, COPY_TO) is None
+
+
+def _copy(source: Store, target: Store, namespace: str | None, *, follow: bool, cut_over: bool) -> Copied:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total or None)
+                if what == "follow":
+                    err.print("All is copied, and so is what changes, until: ibidem copy FROM TO --cut-over")
+            progress.update(tasks[what], completed=done, total=max(done, total) if total else None)
+
+        return Copy(source, target, namespace, show).run(follow=follow, cut_over=cut_over)
+
+
+def _tell(result: Copied | None, source: Store, target: Store, *, as_json: bool) -> None:
+    if result is None:
+        out.print(f"{source.url} was moved to {target.url}.")
+        return
+    if as_json:
+        print_json({**asdict(result), "same": result.same})
+    else:
+        out.print(_table(result))
+        rate = result.written / max(result.seconds, 1e-3)
+        out.print(f"{result.written:,} rows written in {result.seconds:.1f} s, {rate:,.0f} a second.")
+        if result.kept:
+            out.print(f"{result.kept:,} answers of {target.url} are newer, and stayed.")
+        if result.left_out:
+            out.print(styled(f"{result.left_out:,} damaged rows were left out.", "yellow"))
+        if result.moved:
+            out.print(f"{source.url} takes no answers any more: open {target.url}", soft_wrap=True)
+    if not result.same:
+        raise typer.Exit(1)
+
+
+def _table(result: Copied) -> Table:
+    table = Table("table", "rows", "in TO", "checksum", "in TO", "in TO alone")
+    for one in result.checked:
+        same = styled(one.target_sum[:12], "green" if one.same else "red")
+        counts = (f"{one.source:,}", f"{one.target:,}", one.source_sum[:12])
+        table.add_row(one.table, *counts, same, f"{one.foreign:,}" if one.foreign else "")
+    return table
