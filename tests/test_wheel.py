@@ -1,7 +1,8 @@
-"""The four wheels that users install: each holds its packages and nothing beside them, and works alone."""
+"""The four wheels that users install, built from their sdists: each holds its packages and works alone."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ import venv
 import zipfile
 from collections.abc import Mapping, Sequence
 from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Built as for PyPI, with what is installed here."""
     place = tmp_path_factory.mktemp("wheels")
     for folder in (MODELS, *(folder for folder, _ in PROJECTS.values())):
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(place)]
+        command = [
+            sys.executable,
+            "-m",
+            "build",
+            "--no-isolation",
+            "--outdir",
+            str(place),
+        ]  # by way of an sdist
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
     return {name: next(place.glob(f"{name}-*.whl")) for name in (*PROJECTS, "ibidem_models")}
@@ -141,13 +150,38 @@ def environment(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
+@pytest.mark.parametrize("project", [*PROJECTS, "ibidem_models"])
+def test_the_page_on_pypi_leads_into_the_repository(wheels: Mapping[str, Path], project: str) -> None:
+    """By addresses that all begin with the one of the repository, and none is relative."""
+    metadata = metadata_of(wheels[project])
+    pages = dict(one.split(", ") for one in metadata.get_all("Project-URL", []))
+    home, text = pages["Repository"], str(metadata.get_payload())
+    links = re.findall(r"\]\(([^)#][^)]*)\)", text)
+
+    assert set(pages) == {"Homepage", "Documentation", "Repository", "Issues", "Changelog"}
+    assert all(page.startswith(home) for page in pages.values())
+    assert home == metadata_of(wheels["ibidem_cache"]).get_all("Project-URL", [])[0].split(", ")[1]
+    assert [link for link in links if not link.startswith("https://")] == []
+    for link in links:
+        if link.startswith(home):
+            named = link.removeprefix(home).split("#")[0].split("/main/")[-1]
+            assert (ROOT / named).exists(), link
+    assert metadata["License-Expression"]
+    assert metadata.get_all("License-File")
+
+
+def metadata_of(wheel: Path) -> Message:
+    """What PyPI shows of it."""
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = [name for name in opened.namelist() if name.endswith("/METADATA")]
+        return message_from_string(opened.read(name).decode("utf-8"))
+
+
 @pytest.mark.parametrize("project", ADAPTERS)
 def test_an_adapter_requires_the_core_of_its_minor_version(wheels: Mapping[str, Path], project: str) -> None:
     """Both are released together."""
     version = wheels["ibidem_cache"].name.split("-")[1]
-    with zipfile.ZipFile(wheels[project]) as opened:
-        (name,) = [name for name in opened.namelist() if name.endswith("/METADATA")]
-        metadata = message_from_string(opened.read(name).decode("utf-8"))
+    metadata = metadata_of(wheels[project])
     core = next(
         one for one in map(Requirement, metadata.get_all("Requires-Dist", [])) if one.name == "ibidem-cache"
     )
