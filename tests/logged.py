@@ -58,7 +58,7 @@ def entries(count: int, seed: int = 1) -> list[Entry]:
 
 def lookups(count: int, stored: Sequence[Entry], seed: int = 2) -> list[LookupRow]:
     """Lookups over four weeks, more of them hits as time goes by; some hits of entries that are gone."""
-    draw, found = random.Random(seed), []
+    draw, scores, found = random.Random(seed), random.Random(seed + 1), []
     for n in range(count):
         share = (n + 1) / count
         at = NOW - WEEKS + (WEEKS - 1) * share
@@ -84,6 +84,7 @@ def lookups(count: int, stored: Sequence[Entry], seed: int = 2) -> list[LookupRo
                 similarity=similarity,
                 seconds=draw.uniform(0.0005, 0.01),
                 tokens_saved=tokens if tier else 0,
+                score=scores.choice((None, scores.random())) if entry_id and tier != "exact" else None,
             )
         )
     return found

@@ -135,6 +135,48 @@ def test_lookups(store: Store, logs: LogFilter) -> None:
 
 
 @pytest.mark.parametrize("logs", FILTERS)
+def test_lookups_by_score(store: Store, logs: LogFilter) -> None:
+    """What thresholds would serve: identical requests all, others by their score, what is refused none."""
+    rows, thresholds = matching(logs), (0.9, 0.5, 0.2)
+    hits = [
+        row
+        for row in rows
+        if row.tier == "exact" or (row.score is not None and (row.tier or row.reason == "below_threshold"))
+    ]
+    found = store.statistics.lookups_by_score(logs, thresholds)
+    for reached in range(4):
+        those = [
+            row
+            for row in hits
+            if (3 if row.tier == "exact" else sum(row.score >= one for one in thresholds)) == reached
+        ]
+        costs = [BY_ID[row.entry_id].answer for row in those if not row.tier]
+        tokens = sum(row.tokens_saved for row in those) + sum(
+            answer.tokens
+            for answer, row in zip(costs, (row for row in those if not row.tier), strict=True)
+            if BY_ID[row.entry_id].created <= row.at
+        )
+        sums = [one for one in found if one.key == reached]
+        assert sum(one.count for one in sums) == len(those)
+        assert sum(one.tokens for one in sums) == tokens
+    served = as_lists([one for one in found if one.tier != "missed"])
+    assert served == expected(
+        [row for row in hits if row.tier],
+        lambda row: 3 if row.tier == "exact" else sum(row.score >= one for one in thresholds),
+    )
+    kept = [(row.namespace, row.scope, row.question) for row in rows if row.question is not None]
+    assert store.statistics.repeats(logs) == (len(kept), len(kept) - len(set(kept)))
+    far = [row for row in rows if row.reason == "below_threshold" and row.score is None]
+    assert store.statistics.unread(logs, 0.7) == sum(row.similarity >= 0.7 for row in far) > 0
+    took = [row.seconds for row in rows if not row.tier]
+    assert store.statistics.miss_seconds(logs) == pytest.approx(sum(took) / len(took))
+    stored = [one for one in STORED if logs.namespace in (None, one.namespace)]
+    sums = store.statistics.answer_sums(logs.namespace)
+    assert sum(one.count for one in sums) == len(stored)
+    assert sum(one.tokens for one in sums) == sum(one.answer.tokens for one in stored)
+
+
+@pytest.mark.parametrize("logs", FILTERS)
 def test_misses(store: Store, logs: LogFilter) -> None:
     """By reason, with examples, and by similarity of the nearest question."""
     rows = matching(logs)
@@ -232,4 +274,6 @@ def test_an_empty_log(tmp_path: Path) -> None:
     assert statistics.near_misses(LogFilter(), [], 3) == statistics.least_similar_hits(LogFilter(), 3) == []
     assert statistics.top_entries(LogFilter(), 3) == statistics.disputed_entries(LogFilter(), 3) == []
     assert statistics.entry_totals(None, 5).entries == 0
+    assert statistics.lookups_by_score(LogFilter(), (0.5,)) == statistics.answer_sums(None) == []
+    assert (statistics.repeats(LogFilter()), statistics.miss_seconds(LogFilter())) == ((0, 0), None)
     store.close()

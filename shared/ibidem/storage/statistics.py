@@ -22,6 +22,16 @@ _lookups, _entries, _examples = tables.lookups, tables.entries, tables.examples
 _judgements = tables.judgements
 _l, _e, _j, _d = _lookups.c, _entries.c, _judgements.c, tables.entry_documents.c
 _HIT = _l.tier != ""
+# Lookups by meaning whose score was compared with a threshold.
+_DECIDED = sa.and_(
+    _l.tier != "exact",
+    _l.score.is_not(None),
+    sa.or_(
+        _HIT,
+        _l.reason.in_(("below_threshold", "below_budget", "audit")),
+        _l.reason.startswith(f"{SECOND_OPINION}:", autoescape=True),
+    ),
+)
 _UNUSED = sa.func.sum(sa.case((_e.hits == 0, 1), else_=0))
 _STEP = (1.0 - MIN_SIMILARITY) / BINS
 
@@ -160,10 +170,57 @@ class Statistics:
         busiest = top.order_by(sa.func.count().desc(), _l.namespace).limit(limit).subquery()
         return self._sums(_l.namespace, logs, _l.namespace.in_(sa.select(busiest.c.namespace)))
 
+    def lookups_by_score(self, logs: LogFilter, thresholds: Sequence[float]) -> list[LookupSums]:
+        """Sum up what some of these thresholds would serve: `key` counts those that the score reaches.
+
+        Of a miss it is what its nearest answer had cost; identical requests reach all of them.
+        """
+        reached = sum((sa.case((_l.score >= one, 1), else_=0) for one in thresholds), sa.literal(0))
+        key = sa.case((_l.tier == "exact", len(thresholds)), else_=reached)
+        return self._sums(key, logs, sa.or_(_l.tier == "exact", _DECIDED), misses=True)
+
+    def unread(self, logs: LogFilter, similarity: float) -> int:
+        """Count the misses of at least this similarity that were too far away then to be given a score."""
+        far = (_l.reason == "below_threshold", _l.score.is_(None), _l.similarity >= similarity)
+        query = sa.select(sa.func.count()).select_from(_lookups).where(*far, *_matching(_lookups, logs))
+        return fetch_value(self._engine, query) or 0
+
+    def repeats(self, logs: LogFilter) -> tuple[int, int]:
+        """Count the lookups whose question is kept, and those that ask again in the same words and scope."""
+        group = (_l.namespace, _l.scope, _l.question)
+        known = sa.select(sa.func.count().label("count")).where(
+            _l.question.is_not(None), *_matching(_lookups, logs)
+        )
+        c = known.group_by(*group).subquery().c
+        asked, distinct = fetch_all(self._engine, sa.select(_sum(c.count), sa.func.count()))[0]
+        return int(asked or 0), int(asked or 0) - int(distinct)
+
+    def miss_seconds(self, logs: LogFilter) -> float | None:
+        """Return how long a lookup that misses takes on average; None without misses."""
+        query = sa.select(sa.func.avg(_l.seconds)).where(~_HIT, *_matching(_lookups, logs))
+        found: float | None = fetch_value(self._engine, query)
+        return found
+
+    def answer_sums(self, namespace: str | None) -> list[LookupSums]:
+        """Sum up by model what the stored answers have cost, as if each were served once."""
+        read, written = _e.input_tokens, _e.output_tokens
+        columns = (_e.model, read, written, _e.seconds.label("model_seconds"))
+        tokens = (sa.func.coalesce(read, 0) + sa.func.coalesce(written, 0)).label("tokens_saved")
+        constant = (sa.literal("").label("key"), sa.literal("stored").label("tier"))
+        stored = sa.select(*constant, *columns, tokens, sa.literal(0.0).label("seconds"))
+        return self._summed(stored.where(_of_namespace(namespace)))
+
     def _sums(
-        self, key: sa.ColumnElement[Any], logs: LogFilter, *where: sa.ColumnElement[bool]
+        self,
+        key: sa.ColumnElement[Any],
+        logs: LogFilter,
+        *where: sa.ColumnElement[bool],
+        misses: bool = False,
     ) -> list[LookupSums]:
-        c = _with_answers(key, [*_matching(_lookups, logs), *where]).subquery().c
+        return self._summed(_with_answers(key, [*_matching(_lookups, logs), *where], misses))
+
+    def _summed(self, rows: sa.Select[Any]) -> list[LookupSums]:
+        c = rows.subquery().c
         read, written = c.input_tokens, c.output_tokens
         priced = sa.and_(c.tier != "", read.is_not(None), written.is_not(None), read <= LONG_PROMPT)
         timed = sa.and_(c.tier != "", c.model_seconds.is_not(None))
@@ -333,8 +390,12 @@ def _floor(engine: sa.Engine, number: sa.ColumnElement[Any]) -> sa.ColumnElement
     return sa.cast(whole, sa.BigInteger)
 
 
-def _with_answers(key: sa.ColumnElement[Any], where: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
+def _with_answers(
+    key: sa.ColumnElement[Any], where: Sequence[sa.ColumnElement[bool]], misses: bool
+) -> sa.Select[Any]:
     """Select lookups with the model, tokens and seconds of the served answer, as far as they are still known.
+
+    With `misses`, also of the nearest answer of those that missed, whose tier is then "missed".
 
     From the entry, unless it was replaced since; else from the example log, if that is the answer of so many
     tokens. What is in neither is unknown.
@@ -342,14 +403,15 @@ def _with_answers(key: sa.ColumnElement[Any], where: Sequence[sa.ColumnElement[b
     x, id_ = _examples.c, sa.func.max(_examples.c.id).label("id")
     # Grouped and joined, as both databases hash it: other forms took minutes with 100,000 examples.
     newest = sa.select(x.entry_id, id_).where(x.entry_id.is_not(None)).group_by(x.entry_id).subquery()
-    served = sa.and_(_HIT, _e.id == _l.entry_id, _e.created <= _l.at)
+    served = sa.and_(sa.true() if misses else _HIT, _e.id == _l.entry_id, _e.created <= _l.at)
     deleted = sa.and_(_HIT, _e.id.is_(None), newest.c.entry_id == _l.entry_id)
     tokens = sa.func.coalesce(x.input_tokens, 0) + sa.func.coalesce(x.output_tokens, 0)
     same = sa.and_(x.id == newest.c.id, tokens == _l.tokens_saved, tokens > 0)
+    nearest = sa.func.coalesce(_e.input_tokens, 0) + sa.func.coalesce(_e.output_tokens, 0)
     columns = (
         key.label("key"),
-        _l.tier,
-        _l.tokens_saved,
+        sa.case((_HIT, _l.tier), else_="missed" if misses else "").label("tier"),
+        sa.case((_HIT, _l.tokens_saved), else_=nearest).label("tokens_saved"),
         _l.seconds,
         sa.func.coalesce(_e.model, x.model).label("model"),
         sa.func.coalesce(_e.input_tokens, x.input_tokens).label("input_tokens"),

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from ibidem import __version__
 from ibidem.active_model import checked_active_embedder
@@ -35,6 +37,7 @@ from ibidem.storage.store import Store
 from ibidem_lab.files import write_private
 from ibidem_lab.report.facts import gather
 from ibidem_lab.report.next_steps import NextStep, judge_steps
+from ibidem_lab.report.what_if import HEADS, WhatIf, rows_of, sentences_of, what_if
 
 
 @in_panel(DAILY)
@@ -46,6 +49,9 @@ def write_report(
     since: Annotated[
         str | None, typer.Option("--since", help="An age (12h, 7d, 4w) or a time; default: the whole log.")
     ] = None,
+    with_what_if: Annotated[
+        bool, typer.Option("--what-if", help="Also what strict, default and generous would have saved.")
+    ] = False,
     namespace: NamespaceOption = None,
     prices: PricesOption = None,
     path: PathOption = None,
@@ -61,12 +67,15 @@ def write_report(
             known = read_prices(prices or settings.prices)
             facts = gather(store, settings, known, span, time.time())
             steps = _next_steps(store, settings, namespace)
-            text = page(facts, __version__, steps)
+            worth = what_if(store, settings, known, span) if with_what_if else None
+            text = page(facts, __version__, steps, worth)
     try:
         write_private(file, [text.encode()])
     except OSError as error:
         fail(f"cannot write {file}: {error.strerror}")
     out.print(f"Wrote {file} ({len(text) // 1000:,} KB).", soft_wrap=True)
+    if with_what_if:
+        _print_what_if(worth)
     _print_steps(steps)
     if open_it and not webbrowser.open(file.resolve().as_uri()):
         out.print("No browser was found to show it.")
@@ -89,3 +98,18 @@ def _print_steps(steps: Iterable[NextStep]) -> None:
             out.print(f"   {short(name)}: {value}", soft_wrap=True)
         if step.advised:
             out.print(f"   Do: {step.action}.\n   Not if {step.unless}.", soft_wrap=True)
+
+
+def _print_what_if(found: WhatIf | None) -> None:
+    if found is None:
+        out.print("Nothing was asked, so nothing would have been saved.")
+        return
+    table = Table(*HEADS, title="Is it worth it?", box=SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows_of(found):
+        table.add_row(*row)
+    out.print(table)
+    for sentence in sentences_of(found):
+        out.print(sentence.replace("`", ""), soft_wrap=True)

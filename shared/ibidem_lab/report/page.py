@@ -16,6 +16,7 @@ from ibidem_lab.report.facts import BELOW, Facts
 from ibidem_lab.report.figures import Drawn, figures_of
 from ibidem_lab.report.next_steps import NextStep
 from ibidem_lab.report.remarks import Remark
+from ibidem_lab.report.what_if import HEADS, WhatIf, rows_of, sentences_of
 
 try:
     from markupsafe import Markup
@@ -28,8 +29,8 @@ _HERE = Path(__file__).parent
 _IDS = re.compile(r'(?<=[ (])(id="|url\(#)(\w+)')
 
 
-def page(facts: Facts, version: str, steps: Sequence[NextStep] = ()) -> str:
-    """Render the page; `steps` are the section on what to do next, which is left out if there are none."""
+def page(facts: Facts, version: str, steps: Sequence[NextStep] = (), worth: WhatIf | None = None) -> str:
+    """Render the page; the sections on whether it is worth it and what to do next only if they are given."""
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = environment(_HERE).get_template("page.html")
@@ -41,6 +42,7 @@ def page(facts: Facts, version: str, steps: Sequence[NextStep] = ()) -> str:
         figures=_svgs(figures_of(facts)),
         said=_remarks(facts),
         steps=steps,
+        worth=None if worth is None else (HEADS, rows_of(worth), sentences_of(worth)),
         near=_by_reason(facts),
         below=BELOW,
     )
