@@ -88,7 +88,7 @@ docs: $(VENV)/.dev ## The documentation as a site in site/; a broken link ends i
 serve: $(VENV)/.dev ## The same at http://localhost:8000, made anew at each change
 	$(BIN)/zensical serve
 
-still: $(VENV)/.dev ## The terminal in the README anew, from a real run
+still: $(VENV)/.dev ## The terminal in the docs anew, from a real run
 	$(BIN)/python -m tests.terminal_still
 
 wheel: $(VENV)/.dev ## What PyPI gets, in dist/: sdist and wheel of core and lab, of the models, and of each adapter

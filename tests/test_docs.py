@@ -68,7 +68,7 @@ def test_a_clone_is_five_lines_from_its_first_hit() -> None:
     assert again.split("?")[1].split("  ")[0] == first.split("?")[1].split("  ")[0]  # the same answer
 
 
-def test_the_terminal_in_the_readme_shows_what_is_so(tmp_path: Path) -> None:
+def test_the_terminal_in_the_docs_shows_what_is_so(tmp_path: Path) -> None:
     """Drawn anew, it says the same but for times and digits of the cosine, and loads no fonts."""
     command = [sys.executable, "-m", "tests.terminal_still", str(tmp_path / "now.svg")]
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
