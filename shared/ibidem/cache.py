@@ -517,7 +517,7 @@ class SemanticCache:
         store, found = self._runtime.store, self._in_reach(entry_id)
         if found is None:
             return False
-        store.require_here()
+        store.require_here(found.namespace)
         self._runtime.flush()  # also the examples that wait
         store.examples.set_feedback_of(found, good)
         if not good:

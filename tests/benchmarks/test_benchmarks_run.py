@@ -72,6 +72,14 @@ def test_conversations() -> None:
     assert "no conversations of fow-cache below nowhere" in told
 
 
+@pytest.mark.slow
+def test_copying() -> None:
+    """Two ways, each compared."""
+    told = run("--entries", 300, "--rate", 5, "--before", 1, program="copying")
+
+    assert len(re.findall(r"│ [\d,]+ rows, all the same │ [\d.]+ / [\d.]+ ", told)) == 2
+
+
 def test_telemetry() -> None:
     """Two rows: without an SDK and with one."""
     told = run("--lookups", 500, program="telemetry")

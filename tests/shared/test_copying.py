@@ -314,10 +314,36 @@ def test_what_is_there_is_not_mixed(tmp_path: Path) -> None:
         for name, other in zip(NAMESPACES, others, strict=False):
             for table in ("entries", "examples", "lookups", "judgements", "answered_turns", "withdrawn"):
                 assert content(b, name)[table] == other[table]
-        assert copy(a, c, "shop").same
+        assert copy(a, c, "shop", cut_over=True).same
         assert sorted(content(c)["entries"]) == sorted(
             row for name in NAMESPACES[1:3] for row in content(a, name)["entries"]
         )
+
+
+def test_a_namespace_moves_and_the_others_stay(tmp_path: Path) -> None:
+    """What concerns it alone is refused there, its users' too; the others go on."""
+    a, b = file(tmp_path, "a"), file(tmp_path, "b")
+    with opened(a) as cache, stores(a, b) as (source, target):
+        fill(cache, random.Random(4), 60)
+        assert copy(source, target, "shop", cut_over=True).moved
+        reasons = {}
+        for name in NAMESPACES:
+            result = cache.store(Request("new", namespace=name), Answer("a"))
+            reasons[name] = "" if result else result.reason
+        assert [name for name in NAMESPACES if reasons[name] == "moved"] == list(NAMESPACES[1:3])
+        assert set(reasons.values()) == {"moved", ""}
+        for call in (cache.invalidate, cache.clear, partial(cache.announce, "x")):
+            with pytest.raises(StorageError, match="the namespace 'shop' was moved to .*b.sqlite3"):
+                call(namespace="shop")
+            call(namespace="bank")
+        cache.invalidate(tag="t")
+        with (
+            stores(file(tmp_path, "c")) as (other,),
+            pytest.raises(InvalidInput, match="'shop' was moved to"),
+        ):
+            copy(source, other)
+        assert give_up(source, target, "shop")
+        assert cache.store(Request("new", namespace="shop"), Answer("a"))
 
 
 def test_the_same_cache_is_refused(tmp_path: Path) -> None:
@@ -338,7 +364,7 @@ def test_the_same_cache_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="was moved to .*c.sqlite3"):
             copy(one, two)
         assert give_up(one, three)
-        one.require_here()
+        one.require_here("")
 
 
 def test_a_row_that_the_other_refuses_is_left_out(tmp_path: Path, postgres: str) -> None:

@@ -27,8 +27,8 @@ from ibidem.runtime import open_store
 from ibidem.settings import checked_settings
 from ibidem.storage.copying.copier import Copied, Copy, give_up, request_cut_over
 from ibidem.storage.copying.lock import copying_alone
-from ibidem.storage.copying.marks import read_mark
-from ibidem.storage.meta import COPY_TO, MOVED_KEY
+from ibidem.storage.copying.marks import read_mark, read_moves
+from ibidem.storage.meta import COPY_TO
 from ibidem.storage.store import Store
 
 WAIT_SECONDS = 0.3  # between two looks whether the process that follows has ended
@@ -74,7 +74,7 @@ def copy_cache(
     """
     with sentences(), _opened(source, create=False) as one, _opened(target, create=not ending) as other:
         if ending:
-            done = give_up(one, other)
+            done = give_up(one, other, namespace)
             out.print("Ended." if done else "There was nothing to end.")
             return
         if cut_over:
@@ -104,7 +104,7 @@ def _alone(
     while True:
         with copying_alone(source) as alone:
             if alone:
-                if _was_moved(source, target):
+                if _was_moved(source, target, namespace):
                     return None
                 return _copy(source, target, namespace, follow=follow, cut_over=cut_over)
         if not cut_over:
@@ -112,9 +112,10 @@ def _alone(
         time.sleep(WAIT_SECONDS)
 
 
-def _was_moved(source: Store, target: Store) -> bool:
-    moved = read_mark(source, MOVED_KEY)
-    return moved is not None and moved.cache == target.id and read_mark(source, COPY_TO) is None
+def _was_moved(source: Store, target: Store, namespace: str | None) -> bool:
+    if read_mark(source, COPY_TO) is not None:
+        return False
+    return any((one.cache, one.namespace) == (target.id, namespace) for one in read_moves(source))
 
 
 def _copy(source: Store, target: Store, namespace: str | None, *, follow: bool, cut_over: bool) -> Copied:

@@ -23,8 +23,8 @@ from ibidem.matching.scorers import CosineScorer, Scorer
 from ibidem.matching.shipped import WEIGHTS, scorer_for
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
-from ibidem.storage.copying.marks import read_mark
-from ibidem.storage.meta import COPY_FROM, COPY_TO, MOVED_KEY
+from ibidem.storage.copying.marks import read_mark, read_moves
+from ibidem.storage.meta import COPY_FROM, COPY_TO
 from ibidem.storage.store import Store
 from ibidem.storage.vectors import VectorTable
 
@@ -103,13 +103,14 @@ def _number(text: str | None) -> float:
 
 def _copies(store: Store) -> Iterator[Finding]:
     """Check whether the cache was moved by `ibidem copy`, or is being copied."""
-    if (mark := read_mark(store, MOVED_KEY)) is not None:
-        text = f"this cache was moved to {mark.place} and takes no answers any more: open that one"
+    for mark in read_moves(store):
+        what = "this cache" if mark.namespace is None else f"the namespace {mark.namespace!r}"
+        text = f"{what} was moved to {mark.place} and takes no answers here any more: open that one"
         yield Finding("copy", False, text)
-    elif (mark := read_mark(store, COPY_TO)) is not None:
-        yield Finding("copy", True, f"it is being copied to {mark.place}; ibidem copy goes on, or --give-up")
-    if (mark := read_mark(store, COPY_FROM)) is not None:
-        yield Finding("copy", False, f"the copy from {mark.place} is not complete; ibidem copy goes on")
+    if (copied := read_mark(store, COPY_TO)) is not None:
+        yield Finding("copy", True, f"is copied to {copied.place}; ibidem copy goes on, or --give-up ends it")
+    if (begun := read_mark(store, COPY_FROM)) is not None:
+        yield Finding("copy", False, f"the copy from {begun.place} is not complete; ibidem copy goes on")
 
 
 def _leftovers(settings: Settings) -> Iterator[Finding]:

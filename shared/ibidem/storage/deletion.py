@@ -180,7 +180,7 @@ def clear(engine: sa.Engine, namespace: str | None) -> int:
         StorageError: The database failed.
     """
     with reading(engine) as db:
-        require_here(db)
+        require_here(db, namespace)
     newest = {log: _clear_log(engine, log, namespace) for log in _LOGS}
     where, deleted = of_namespace(engine, _entries, namespace), 0
     last, batch = "", BatchSize()
@@ -196,7 +196,7 @@ def clear(engine: sa.Engine, namespace: str | None) -> int:
     with writing(engine) as db:
         for log, newest_id in newest.items():
             db.execute(sa.delete(log).where(log.c.id > newest_id, of_namespace(engine, log, namespace)))
-        require_here(db)  # a copy has not seen what is deleted now
+        require_here(db, namespace)  # a copy has not seen what is deleted now
         db.execute(sa.delete(_withdrawn).where(of_namespace(engine, _withdrawn, namespace)))
         return deleted + delete_entries(db, where)
 
@@ -268,8 +268,8 @@ class InvalidationTable:
         """
         # PostgreSQL locks the table for reading until the end of the transaction: see `exclude_stores`.
         rows = db.execute(_NEWER, {"last": self._tombstones.last}).all()
-        if rows and rows[0].id == 0:
-            raise moved_error(rows[0].criteria)
+        if rows and rows[0].id == 0 and (error := moved_error(rows[0].criteria, entry.namespace)):
+            raise error
         if rows:
             self._tombstones.add((row.id, row.at, row.criteria) for row in rows)
         return self._tombstones.last > 0 and self._tombstones.refuse(entry, requested)
@@ -283,6 +283,8 @@ class InvalidationTable:
         what is just being made is rejected already: call it again.
         """
         done = [self._invalidate_part(part, clock, examples=examples) for part in criteria.parts()]
+        with reading(self._engine) as db:
+            require_here(db, criteria.namespace)  # a copy may not have seen what was deleted last
         return [id_ for ids, _ in done for id_ in ids], sum(count for _, count in done)
 
     def _invalidate_part(
@@ -291,7 +293,7 @@ class InvalidationTable:
         c = _entries.c
         with writing(self._engine) as db:
             exclude_stores(db, _invalidations)
-            require_here(db)
+            require_here(db, criteria.namespace)
             now = clock()
             tombstone = {"at": now, "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from ibidem.errors import CacheMoved, OtherCache, StorageUnavailable
 from ibidem.storage.engine import insert_into, reading, writing
 from ibidem.storage.tables import meta as _meta
+from ibidem.types import is_in_namespace
 
 # The id of the cache that a database holds. Backups keep it, a copy by `ibidem copy` has one of its own. The
 # collections of a Chroma server are named by it.
@@ -34,19 +35,28 @@ def set_meta(db: sa.Connection, key: str, value: str) -> None:
     db.execute(insert.on_conflict_do_update(index_elements=[_meta.c.key], set_={"value": value}))
 
 
-def require_here(db: sa.Connection) -> None:
-    """Raise `CacheMoved` if the cache was moved; in the caller's transaction, after it holds its locks."""
-    if (moved := get_meta(db, MOVED_KEY)) is not None:
-        raise moved_error(moved)
+def require_here(db: sa.Connection, namespace: str | None) -> None:
+    """Raise `CacheMoved` if a namespace was moved; in the caller's transaction, after it holds its locks.
+
+    None stands for several: those that are still here go on, unless the whole cache was moved.
+    """
+    text = get_meta(db, MOVED_KEY)
+    if text is not None and (error := moved_error(text, namespace)) is not None:
+        raise error
 
 
-def moved_error(text: str) -> CacheMoved:
-    """Return the error for what `MOVED_KEY` holds."""
-    place, since = "another place", ""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        held = json.loads(text)
-        place, since = held["place"], time.strftime(" on %Y-%m-%d %H:%M", time.localtime(held["at"]))
-    return CacheMoved(f"this cache was moved to {place}{since} and takes nothing any more: open that one")
+def moved_error(text: str, namespace: str | None) -> CacheMoved | None:
+    """Return the error if a namespace was moved by what `MOVED_KEY` holds, a JSON list of moves."""
+    try:
+        moves = [(str(one["place"]), float(one["at"]), one["namespace"]) for one in json.loads(text)]
+    except (ValueError, TypeError, KeyError):  # damaged: when in doubt nothing is taken
+        moves = [("another place", time.time(), None)]
+    for place, at, moved in moves:
+        if moved is None or (namespace is not None and is_in_namespace(namespace, moved)):
+            what = "this cache" if moved is None else f"the namespace {moved!r}"
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+            return CacheMoved(f"{what} was moved to {place} on {since} and takes nothing here: open that one")
+    return None
 
 
 class MetaTable:

@@ -166,14 +166,14 @@ class Store:
         count, ids = self.invalidations.preview(criteria, SHOWN)
         return Invalidated(count, tuple(self.entries.of_ids(ids)[:SHOWN]))
 
-    def require_here(self) -> None:
-        """Raise `CacheMoved` if the cache was moved to another place."""
+    def require_here(self, namespace: str) -> None:
+        """Raise `CacheMoved` if the namespace was moved to another place."""
         with reading(self._engine) as db:
-            require_here(db)
+            require_here(db, namespace)
 
     def record_feedback(self, entry: Entry, good: bool) -> None:
         """Record feedback, and delete the entry if it is bad; for tools that open no cache."""
-        self.require_here()
+        self.require_here(entry.namespace)
         self.examples.set_feedback_of(entry, good)
         if not good:
             self.invalidations.invalidate(Criteria(entry=entry.id), time.time, examples=False)

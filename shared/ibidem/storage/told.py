@@ -35,7 +35,7 @@ class ToldTable:
         """Note that these documents, or parts of these sources, are new; in a namespace, or in all (None)."""
         with writing(self._engine) as db:
             note(db, Telling(frozenset(name_key(namespace, name) for name in names)), at)
-            require_here(db)
+            require_here(db, namespace)
 
     def of(self, documents: Iterable[Document], namespace: str) -> Told:
         """Return when these documents were told of."""

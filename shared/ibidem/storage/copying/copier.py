@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from ibidem.errors import InvalidInput, OtherCache, StorageError, StorageUnavailable
 from ibidem.storage import tables
 from ibidem.storage.copying.changes import ChangeLog
-from ibidem.storage.copying.marks import Mark, read_mark
+from ibidem.storage.copying.marks import Mark, read_mark, read_moves, write_moves
 from ibidem.storage.copying.plan import PARTS, PARTS_OF_NAMESPACE, TOMBSTONES, Part
 from ibidem.storage.copying.rows import AT_ONCE, Compared, RowCopier, Sums, each_page
-from ibidem.storage.deletion import BatchSize, of_namespace
+from ibidem.storage.deletion import of_namespace
 from ibidem.storage.engine import exclude_stores, exclusive, fetch_value, reading, writing
-from ibidem.storage.meta import COPY_FROM, COPY_TO, MOVED_KEY, get_meta, set_meta
+from ibidem.storage.meta import COPY_FROM, COPY_TO, MOVED_KEY, set_meta
 from ibidem.storage.store import Store
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ POLL_SECONDS = 0.2  # between two looks at what has changed
 QUIET_SECONDS = 1.0  # how long nothing may have changed in what was cut over, before it is checked
 LAST_SECONDS = 10.0  # and how long that is waited for: what is logged later is not copied
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # while one of the servers does not answer
+BATCH = 250  # units written in one transaction: others wait for it, some 50 ms
 CHANGES, FEW = 5_000, 1_000  # changes read at a time; so few are copied in a second or two
 
 _progress = sa.Table(
@@ -113,13 +114,16 @@ class Copy:
             self._catch_up()
             if follow and not cut_over:
                 self._follow()
-            self.result.moved = follow or cut_over or read_mark(self._source, MOVED_KEY) is not None
+            self.result.moved = follow or cut_over or self._was_cut_over()
             if self.result.moved:
                 self._cut_over()
             self._check()
         self._finish()
         self.result.kept, self.result.seconds = len(self._rows.kept), time.monotonic() - began
         return self.result
+
+    def _was_cut_over(self) -> bool:
+        return any(one.namespace == self._namespace for one in read_moves(self._source))
 
     # Begin and end.
 
@@ -138,7 +142,8 @@ class Copy:
             with writing(target.engine) as db:
                 db.execute(sa.schema.CreateTable(_progress, if_not_exists=True))
                 set_meta(db, COPY_FROM, mine.text())
-            target.meta.set(MOVED_KEY, None)  # of a copy that was made of it, before it was emptied
+            forget_moves(target, self._namespace)  # of what it held before it was emptied
+            self._rows.clean_up()
         if other is None:  # what changed until now was not noted
             with writing(target.engine) as db:
                 db.execute(sa.delete(_progress))
@@ -149,11 +154,13 @@ class Copy:
 
     def _require_possible(self, begun: Mark | None, other: Mark | None) -> None:
         """Raise `InvalidInput` unless these two databases can be copied, or are being copied, so."""
-        source, target, moved = self._source, self._target, read_mark(self._source, MOVED_KEY)
+        source, target = self._source, self._target
         if source.id == target.id:
             raise InvalidInput(f"{target.url} is the cache {source.id[:8]} itself, or a backup of it")
-        if moved is not None and moved.cache != target.id:
-            raise InvalidInput(f"{source.url} was moved to {moved.place}: copy from there")
+        for moved in read_moves(source):
+            if moved.cache != target.id and None in (moved.namespace, self._namespace):
+                what = source.url if moved.namespace is None else f"the namespace {moved.namespace!r}"
+                raise InvalidInput(f"{what} was moved to {moved.place}: copy from there")
         for mark, store in ((begun, source), (other, target)):
             if mark is not None and (mark.cache, mark.namespace) != (store.id, self._namespace):
                 which = "" if mark.namespace is None else f", namespace {mark.namespace!r},"
@@ -198,14 +205,13 @@ class Copy:
             row = db.execute(sa.select(_progress).where(_progress.c.part == part.name)).one_or_none()
         if row is not None and row.done:
             return
-        done, total, batch = 0, self._rows.count(part), BatchSize()
+        done, total = 0, self._rows.count(part)
         last = None if row is None else _unit_of(part, row.last)
         if last is None:
             self._note(part, None)
-        while units := patiently(self._rows.page, part, last, min(batch.size, AT_ONCE)):
+        while units := patiently(self._rows.page, part, last, BATCH):
             last = units[-1]
-            with batch:
-                self._write(part, units, last)
+            self._write(part, units, last)
             done += len(units)
             self._show(part.name, done, total)
         self._note(part, last, done=True)
@@ -267,7 +273,7 @@ class Copy:
     def _cut_over(self) -> None:
         """Let the source take nothing any more, and copy the last that it took."""
         self._show("cut over", 0, 0)
-        patiently(close_source, self._source, self._target)
+        patiently(close_source, self._source, self._target, self._namespace)
         until, quiet_since = time.monotonic() + LAST_SECONDS, time.monotonic()
         while time.monotonic() < min(until, quiet_since + QUIET_SECONDS):
             if self._catch_up():
@@ -305,15 +311,25 @@ class Copy:
         return page
 
 
-def close_source(source: Store, target: Store) -> None:
-    """Let a cache take no answers any more. What was taken is all there when this returns."""
-    mark = Mark(target.id, target.url, time.time())
+def close_source(source: Store, target: Store, namespace: str | None) -> None:
+    """Let a cache, or a namespace, take no answers any more. What was taken is there when this returns."""
+    moves = [one for one in read_moves(source) if one.namespace != namespace]
+    mark = Mark(target.id, target.url, time.time(), namespace)
     with exclusive(source.engine) as db:
         exclude_stores(db, tables.invalidations)  # with what pins and invalidates
         if db.dialect.name == "postgresql":  # with what is told of documents
             db.exec_driver_sql(f"LOCK TABLE {tables.told_documents.name} IN SHARE ROW EXCLUSIVE MODE")
-        if get_meta(db, MOVED_KEY) is None:
-            set_meta(db, MOVED_KEY, mark.text())
+        write_moves(db, [*moves, mark])
+
+
+def forget_moves(store: Store, namespace: str | None) -> None:
+    """Let a namespace take answers again; None: all of them."""
+    kept = [one for one in read_moves(store) if namespace not in (None, one.namespace)]
+    if not kept:
+        store.meta.set(MOVED_KEY, None)
+        return
+    with writing(store.engine) as db:
+        write_moves(db, kept)
 
 
 def request_cut_over(source: Store, target: Store) -> bool:
@@ -326,16 +342,16 @@ def request_cut_over(source: Store, target: Store) -> bool:
     return source.meta.compare_and_set(COPY_TO, text, wanted.text())
 
 
-def give_up(source: Store, target: Store) -> bool:
-    """End a copy that is not finished, or let a cache that was moved take answers again.
+def give_up(source: Store, target: Store, namespace: str | None = None) -> bool:
+    """End a copy that is not finished, or let a cache or namespace that was moved take answers again.
 
     The target keeps what it has. Returns whether there was anything to end.
     """
-    marks = [read_mark(source, COPY_TO), read_mark(source, MOVED_KEY), read_mark(target, COPY_FROM)]
+    marks = [read_mark(source, COPY_TO), read_mark(target, COPY_FROM), *read_moves(source)]
     ChangeLog(source.engine, PARTS).end()
-    for store, keys in ((source, (COPY_TO, MOVED_KEY)), (target, (COPY_FROM,))):
-        for key in keys:
-            store.meta.set(key, None)
+    source.meta.set(COPY_TO, None)
+    target.meta.set(COPY_FROM, None)
+    forget_moves(source, namespace)
     with exclusive(target.engine) as db:
         db.execute(sa.schema.DropTable(_progress, if_exists=True))
     RowCopier(source.engine, target.engine, None).clean_up()

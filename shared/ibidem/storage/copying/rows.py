@@ -263,6 +263,7 @@ class RowCopier:
         found: Units = {}
         for table, unit in part.tables:
             columns, keys = part.columns(table), [column.name for column in _key_columns(part, table)]
+            names = [column.name for column in columns]
             wanted = list(units) if table is part.table else list(found if of is None else of)
             for start in range(0, len(wanted), AT_ONCE):
                 some = table.c[unit].in_(wanted[start : start + AT_ONCE])
@@ -271,9 +272,10 @@ class RowCopier:
                     query = self._chosen(query, part)
                 if table is _vectors:
                     query = query.where(_vectors.c.embedder.in_(self._embedders))
-                for row in db.execute(query).mappings():
+                for values in db.execute(query):
+                    row = dict(zip(names, values, strict=True))
                     key = (table.name, *(row[name] for name in keys))
-                    found.setdefault(row[unit], {})[key] = dict(row)
+                    found.setdefault(row[unit], {})[key] = row
         return found
 
     def _settled(self, part: Part, mine: Unit, theirs: Unit) -> tuple[Unit, Unit]:
