@@ -214,10 +214,12 @@ def test_followed_until_the_cut_over(tmp_path: Path, postgres: str, *, there: bo
         fill(cache, random.Random(2), 120)
         seen = Acknowledged(cache)
         with seen:
-            follower = Child(COMMAND, "copy", *urls, "--follow")
             with stores(urls[1]) as (target,):
+                killed = Child(COMMAND, "copy", *urls, "--follow")
                 assert eventually(lambda: _rows(target) > 150, 60)
-                time.sleep(rounds(2, 10))
+                killed.kill()
+                follower, before = Child(COMMAND, "copy", *urls, "--follow"), _rows(target)
+                assert eventually(lambda: _rows(target) > before + 20, 60)
             ended(Child(COMMAND, "copy", *urls, "--cut-over"), follower)
             assert eventually(lambda: seen.refused["moved"] > 4)
         assert cache.lookup(request(0)) or cache.lookup(request(1))
