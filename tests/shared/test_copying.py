@@ -344,7 +344,7 @@ def test_a_namespace_moves_and_the_others_stay(tmp_path: Path) -> None:
             pytest.raises(InvalidInput, match="'shop' was moved to"),
         ):
             copy(source, other)
-        assert give_up(source, target, "shop")
+        give_up(source, target, "shop")
         assert cache.store(Request("new", namespace="shop"), Answer("a"))
 
 
@@ -361,11 +361,11 @@ def test_the_same_cache_is_refused(tmp_path: Path) -> None:
             copy(one, three)
         with pytest.raises(InvalidInput, match="another copy from .* is not finished"):
             copy(three, two)
-        assert give_up(one, two)
+        give_up(one, two)
         assert copy(one, three, cut_over=True).moved
         with pytest.raises(InvalidInput, match="was moved to .*c.sqlite3"):
             copy(one, two)
-        assert give_up(one, three)
+        give_up(one, None)
         one.require_here("")
 
 
@@ -381,7 +381,7 @@ def test_a_row_that_the_other_refuses_is_left_out(tmp_path: Path, postgres: str)
             )
         done = copy(source, target)
 
-        assert (done.left_out >= 1, done.same) == (True, False)
+        assert (done.left_out, done.same) == (1, False)
         assert target.evictor.size()[0] == 39
 
 

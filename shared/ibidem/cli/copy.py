@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from ibidem.cli.output import (
     text_argument,
     text_option,
 )
+from ibidem.errors import NoCache
 from ibidem.runtime import open_store
 from ibidem.settings import checked_settings
 from ibidem.storage.copying.copier import Copied, Copy, give_up, request_cut_over
@@ -72,11 +73,10 @@ def copy_cache(
     and all that it took is in TO. Rows of logs get new numbers in TO. The id of an answer holds its
     namespace, so a namespace keeps its name.
     """
-    with sentences(), _opened(source, create=False) as one, _opened(target, create=not ending) as other:
-        if ending:
-            done = give_up(one, other, namespace)
-            out.print("Ended." if done else "There was nothing to end.")
-            return
+    if ending:
+        _end(source, target, namespace)
+        return
+    with sentences(), _opened(source, create=False) as one, _opened(target, create=True) as other:
         if cut_over:
             request_cut_over(one, other)
         try:
@@ -95,6 +95,17 @@ def _opened(place: str, *, create: bool) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def _end(source: str, target: str, namespace: str | None) -> None:
+    with sentences(), _opened(source, create=False) as one, copying_alone(one) as alone, ExitStack() as stack:
+        if not alone:
+            fail(f"another process is copying {one.url}: stop it first")
+        other = None
+        with suppress(NoCache):  # it is not needed
+            other = stack.enter_context(_opened(target, create=False))
+        give_up(one, other, namespace)
+        out.print(f"No copy of {one.url} is under way, and it takes answers.")
 
 
 def _alone(

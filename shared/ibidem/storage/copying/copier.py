@@ -97,6 +97,7 @@ class Copy:
         self._by_name = {part.name: part for part in self._parts}
         self._log = ChangeLog(source.engine, self._parts)
         self._rows = RowCopier(source.engine, target.engine, namespace)
+        self._left_out = set[tuple[str, Any]]()
         self.result = Copied()
 
     def run(self, *, follow: bool = False, cut_over: bool = False) -> Copied:
@@ -114,12 +115,12 @@ class Copy:
             self._catch_up()
             if follow and not cut_over:
                 self._follow()
-            self.result.moved = follow or cut_over or self._was_cut_over()
-            if self.result.moved:
+            if follow or cut_over or self._was_cut_over():
                 self._cut_over()
             self._check()
         self._finish()
-        self.result.kept, self.result.seconds = len(self._rows.kept), time.monotonic() - began
+        self.result.kept, self.result.left_out = len(self._rows.kept), len(self._left_out)
+        self.result.moved, self.result.seconds = self._was_cut_over(), time.monotonic() - began
         return self.result
 
     def _was_cut_over(self) -> bool:
@@ -233,7 +234,7 @@ class Copy:
             raise
         except StorageError:
             if len(units) == 1:
-                self.result.left_out += 1
+                self._left_out.add((part.name, units[0]))
                 return
             half = len(units) // 2
             self._write(part, units[:half])
@@ -268,7 +269,9 @@ class Copy:
 
     def _is_cut_over_wanted(self) -> bool:
         mark = read_mark(self._source, COPY_TO)
-        return mark is None or mark.cut_over
+        if mark is None:
+            raise InvalidInput("this copy was ended by --give-up")
+        return mark.cut_over
 
     def _cut_over(self) -> None:
         """Let the source take nothing any more, and copy the last that it took."""
@@ -342,20 +345,20 @@ def request_cut_over(source: Store, target: Store) -> bool:
     return source.meta.compare_and_set(COPY_TO, text, wanted.text())
 
 
-def give_up(source: Store, target: Store, namespace: str | None = None) -> bool:
+def give_up(source: Store, target: Store | None, namespace: str | None = None) -> None:
     """End a copy that is not finished, or let a cache or namespace that was moved take answers again.
 
-    The target keeps what it has. Returns whether there was anything to end.
+    The target, if it is still there, keeps what it has.
     """
-    marks = [read_mark(source, COPY_TO), read_mark(target, COPY_FROM), *read_moves(source)]
     ChangeLog(source.engine, PARTS).end()
     source.meta.set(COPY_TO, None)
-    target.meta.set(COPY_FROM, None)
     forget_moves(source, namespace)
+    if target is None:
+        return
+    target.meta.set(COPY_FROM, None)
     with exclusive(target.engine) as db:
         db.execute(sa.schema.DropTable(_progress, if_exists=True))
     RowCopier(source.engine, target.engine, None).clean_up()
-    return any(mark is not None for mark in marks)
 
 
 def patiently(call: Callable[..., T], *arguments: Any, **options: Any) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -197,15 +197,15 @@ class RowCopier:
         )
 
     def _put_log(self, db: sa.Connection, part: Part, units: Sequence[int], mine: Units) -> int:
+        if part is TOMBSTONES:
+            _adopt_tombstones(db, mine)
         numbers, id_ = _numbers_of(db, part, units), part.table.c[part.unit]
         theirs = self._read(db, part, list(numbers.values()), ())
         new = [unit for unit in units if unit in mine and unit not in numbers]
         if new:
             insert = sa.insert(part.table).returning(id_, sort_by_parameter_order=True)
             given = db.scalars(insert, [_log_row(part, mine[unit]) for unit in new]).all()
-            pairs = zip(new, given, strict=True)
-            noted = [{"part": part.name, "number": number, "copied": copied} for number, copied in pairs]
-            db.execute(sa.insert(_numbers), noted)
+            _note_numbers(db, part, dict(zip(new, given, strict=True)))
         known = [unit for unit in units if unit in mine and numbers.get(unit) in theirs]
         rows = {unit: _log_row(part, mine[unit]) for unit in known}
         changed = [unit for unit in known if rows[unit] != _log_row(part, theirs[numbers[unit]])]
@@ -323,6 +323,24 @@ def _numbers_of(db: sa.Connection, part: Part, units: Sequence[int]) -> dict[int
         query = sa.select(_numbers.c.number, _numbers.c.copied).where(_numbers.c.part == part.name, some)
         found.update({row.number: row.copied for row in db.execute(query)})
     return found
+
+
+def _note_numbers(db: sa.Connection, part: Part, copied: Mapping[int, int]) -> None:
+    rows = [{"part": part.name, "number": number, "copied": other} for number, other in copied.items()]
+    if rows:
+        db.execute(sa.insert(_numbers), rows)
+
+
+def _adopt_tombstones(db: sa.Connection, mine: Units) -> None:
+    """Know again what an earlier copy, that was given up or emptied, has left in the target."""
+    numbers, c = _numbers_of(db, TOMBSTONES, list(mine)), tables.invalidations.c
+    new = {unit: _log_row(TOMBSTONES, rows) for unit, rows in mine.items() if unit not in numbers}
+    some = c.at.in_({row["at"] for row in new.values()})
+    known = {
+        (row.at, row.criteria): row.id for row in db.execute(sa.select(c.id, c.at, c.criteria).where(some))
+    }
+    found = {unit: known.get((row["at"], row["criteria"])) for unit, row in new.items()}
+    _note_numbers(db, TOMBSTONES, {unit: number for unit, number in found.items() if number is not None})
 
 
 def _log_row(part: Part, unit: Unit) -> Row:
