@@ -179,10 +179,14 @@ class Statistics:
         key = sa.case((_l.tier == "exact", len(thresholds)), else_=reached)
         return self._sums(key, logs, sa.or_(_l.tier == "exact", _DECIDED), misses=True)
 
-    def unread(self, logs: LogFilter, similarity: float) -> int:
-        """Count the misses of at least this similarity that were too far away then to be given a score."""
-        far = (_l.reason == "below_threshold", _l.score.is_(None), _l.similarity >= similarity)
-        query = sa.select(sa.func.count()).select_from(_lookups).where(*far, *_matching(_lookups, logs))
+    def unscored(self, logs: LogFilter, similarity: float) -> int:
+        """Count the lookups by meaning without a score that might reach a threshold.
+
+        Hits that an older version logged, and misses of at least this similarity, too far away then.
+        """
+        far = sa.and_(_l.reason == "below_threshold", _l.similarity >= similarity)
+        which = (_l.score.is_(None), sa.or_(_l.tier == "semantic", far))
+        query = sa.select(sa.func.count()).select_from(_lookups).where(*which, *_matching(_lookups, logs))
         return fetch_value(self._engine, query) or 0
 
     def repeats(self, logs: LogFilter) -> tuple[int, int]:

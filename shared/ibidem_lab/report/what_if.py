@@ -24,14 +24,14 @@ from ibidem_lab.report.facts import scorer_in_force
 class Preset:
     """A `max_error_rate` by name: the hits that it would have had, and what they would have saved.
 
-    `unread` misses were too far away to be given a score then, and might be hits beside these.
+    `unscored` lookups have no score in the log, and might be hits beside these.
     """
 
     name: str
     rate: float
     hits: Share
     saved: Savings
-    unread: int
+    unscored: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class WhatIf:
     answers: Savings
     miss_seconds: float | None
     prices: Prices
+    audited: bool = False
 
 
 HEADS = ("max_error_rate", "hits (95 %)", "tokens", "money", "time")
@@ -76,6 +77,7 @@ def what_if(store: Store, settings: Settings, prices: Prices, span: LogFilter) -
         answers=savings(figures.answer_sums(span.namespace), prices),
         miss_seconds=figures.miss_seconds(span),
         prices=prices,
+        audited=settings.audit_rate > 0,
     )
 
 
@@ -92,9 +94,9 @@ def _presets(
     for name, threshold in thresholds.items():
         least = sum(one <= threshold for one in thresholds.values())
         served = savings([row for row in rows if row.key >= least], prices)
-        unread = store.statistics.unread(span, least_cosine(scorer, threshold))
+        unscored = store.statistics.unscored(span, least_cosine(scorer, threshold))
         hits = share(served.hits, lookups)
-        found.append(Preset(name, ERROR_RATES[name], hits, served, unread))
+        found.append(Preset(name, ERROR_RATES[name], hits, served, unscored))
     return found
 
 
@@ -103,7 +105,7 @@ def rows_of(found: WhatIf) -> list[tuple[str, ...]]:
     return [
         (
             f"{one.name} ({percent(one.rate)})",
-            f"at least {one.hits}" if one.unread else str(one.hits),
+            f"at least {one.hits}" if one.unscored else str(one.hits),
             amount(one.saved.tokens) if one.saved.tokens else "-",
             saved_money(one.saved, found.prices),
             duration(one.saved.seconds) if one.saved.timed else "-",
@@ -120,9 +122,11 @@ def sentences_of(found: WhatIf) -> list[str]:
         "By the scores in the log, with the answers that were stored then: what another threshold would have "
         "stored instead is not known. Guards, documents and age refuse as they did."
     )
-    unread = max((one.unread for one in found.presets), default=0)
-    if unread:
-        told.append(f"{plural(unread, 'miss', 'misses')} had no score then, and might be hits beside these.")
+    unscored = max((one.unscored for one in found.presets), default=0)
+    if unscored:
+        told.append(f"{plural(unscored, 'lookup')} without a score in the log might be hits beside these.")
+    if found.audited:
+        told.append("Audits are on: a budget decides in each namespace, these are the presets without it.")
     told.append(
         "`max_error_rate` is what was measured on other questions: of yours only audits know how many hits "
         "are wrong (`audit_rate=0.05`)."
