@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import ibidem
 from ibidem import Answer, Document, Example, InvalidInput, Request, StorageError
 from ibidem.cache import SemanticCache
+from ibidem.cli.doctor import _copies
 from ibidem.storage import tables
 from ibidem.storage.copying import plan
 from ibidem.storage.copying.copier import Copied, Copy, give_up
@@ -361,8 +362,13 @@ def test_the_same_cache_is_refused(tmp_path: Path) -> None:
             copy(one, three)
         with pytest.raises(InvalidInput, match="another copy from .* is not finished"):
             copy(three, two)
+        assert [found.text.partition(" sqlite")[0] for found in (*_copies(one), *_copies(two))] == [
+            "is copied to",
+            "the copy from",
+        ]
         give_up(one, two)
         assert copy(one, three, cut_over=True).moved
+        assert [(found.ok, found.check) for found in _copies(one)] == [(False, "copy")]
         with pytest.raises(InvalidInput, match="was moved to .*c.sqlite3"):
             copy(one, two)
         give_up(one, None)
@@ -404,13 +410,17 @@ def test_newer_answers_and_invalidations_of_the_target_stay(tmp_path: Path) -> N
     with opened(a) as cache:
         for one in (Request(question(0)), resting, Request(question(2))):
             cache.store(one, Answer("of FROM"))
+        cache.announce("told")
     with opened(a) as cache, opened(b) as there, stores(a, b) as (source, target):
         begun = Copy(source, target, None, lambda *_: None)
         begun._begin()
         there.store(Request(question(0)), Answer("of TO"))
         there.invalidate(document="file1")
+        there.announce("told")
+        told = content(target)["told_documents"]
         done = begun.run(cut_over=True)
         assert [bool(there.lookup(one)) for one in (resting, Request(question(2)))] == [False, True]
         assert there.lookup(Request(question(0))).answer.text == "of TO"
         assert (done.kept, done.same) == (1, True)
+        assert content(target)["told_documents"] == told
         assert cache.store(Request("q"), Answer("a")).reason == "moved"

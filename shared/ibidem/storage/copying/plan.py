@@ -58,6 +58,7 @@ ANSWERS = Part(
 )
 EMBEDDERS = Part(tables.embedders, "id", own=frozenset({"until", "state"}), everywhere=True)
 TOMBSTONES = Part(tables.invalidations, "id", kind="log", everywhere=True)
+TOLD = Part(tables.told_documents, "key", everywhere=True)
 MODELS = Part(tables.model_files, "model", everywhere=True)
 META = Part(tables.meta, "key", everywhere=True)
 
@@ -65,7 +66,7 @@ META = Part(tables.meta, "key", everywhere=True)
 PARTS = (
     EMBEDDERS,
     TOMBSTONES,
-    Part(tables.told_documents, "key", everywhere=True),
+    TOLD,
     ANSWERS,
     Part(tables.withdrawn, "id"),
     Part(tables.answered_turns, "conversation", own=frozenset({"id"})),

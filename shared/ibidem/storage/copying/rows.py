@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ibidem.storage import tables
-from ibidem.storage.copying.plan import ANSWERS, EMBEDDERS, META, TOMBSTONES, Part, is_carried
+from ibidem.storage.copying.plan import ANSWERS, EMBEDDERS, META, TOLD, TOMBSTONES, Part, is_carried
 from ibidem.storage.copying.tombstones import KnownTombstones
 from ibidem.storage.deletion import delete_entries, of_namespace
 from ibidem.storage.engine import fetch_column, insert_into, reading, writing
@@ -280,8 +280,12 @@ class RowCopier:
 
     def _settled(self, part: Part, mine: Unit, theirs: Unit) -> tuple[Unit, Unit]:
         """Return a unit as it is to be in the target, and as it is, without what need not be the same."""
-        if part is not ANSWERS:
-            return mine, theirs
+        if part is TOLD:  # what was told last holds
+            later = {key: row for key, row in theirs.items() if key in mine and row["at"] > mine[key]["at"]}
+            return {**mine, **later}, theirs
+        return self._settled_answer(mine, theirs) if part is ANSWERS else (mine, theirs)
+
+    def _settled_answer(self, mine: Unit, theirs: Unit) -> tuple[Unit, Unit]:
         here = next((row for key, row in mine.items() if key[0] == _entries.name), None)
         there = next((row for key, row in theirs.items() if key[0] == _entries.name), None)
         if here is None or self._tombstones.refuse(here, mine):
