@@ -1,4 +1,4 @@
-"""Model directories as `ibidem tune` writes them: other weights, the same cosines."""
+"""Model directories as `ibidem learn encoder` writes them: other weights, the same cosines."""
 
 from __future__ import annotations
 

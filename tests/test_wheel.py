@@ -103,7 +103,7 @@ def test_a_wheel_works_where_only_it_is(wheels: Mapping[str, Path], project: str
     told = run(environment(tmp_path / "venv"), wheels, list(wanted), PROGRAMS[project], tmp_path)
 
     if project == "ibidem_cache":
-        assert all(command in told for command in ("stats", "doctor", "teach", "report", "promote"))
+        assert all(command in told for command in ("stats", "doctor", "learn", "report", "promote"))
 
 
 def test_the_models_are_found_where_only_the_core_is(wheels: Mapping[str, Path], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The embedding model that a location uses, and its exchange while caches serve.
+"""The models that a location uses, embedder and verifier, and their exchange while caches serve.
 
-It is the one given to `ibidem.open`, else the one promoted there, else the default. A promotion is one row in
-the database; each process that sees another model there makes a semantic index for it in the background,
-beside the one in use, and swaps them when the new one finds all that is stored.
+The embedder is the one given to `ibidem.open`, else the one promoted there, else the default. A promotion is
+one row in the database; each process that sees another embedder there makes a semantic index for it in the
+background, beside the one in use, and swaps them when the new one finds all that is stored. Another verifier
+there is opened and takes the place of the one in use: vectors stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
@@ -33,10 +35,18 @@ from ibidem.embedding.minilm_files import (
     require_inside,
 )
 from ibidem.embedding.onnx_model import TELEMETRY_KEY, telemetry_is_on
-from ibidem.errors import CacheClosed, EmbedderUnavailable, IbidemError, IndexUnavailable
+from ibidem.errors import (
+    CacheClosed,
+    ConfigurationError,
+    EmbedderUnavailable,
+    IbidemError,
+    IndexUnavailable,
+)
 from ibidem.index.search import SemanticIndex
-from ibidem.matching.fitted import Calibration
+from ibidem.matching.fitted import Calibration, adopted
+from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import Scorer
+from ibidem.matching.shipped import rule_for, scorer_for
 from ibidem.settings import Settings
 from ibidem.storage.engine import valid_rows
 from ibidem.storage.store import Store
@@ -58,15 +68,24 @@ _ID = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An embedder that a location uses or used. The files of one that was `promoted` are in the database."""
+    """Models that a location uses or used.
+
+    `fingerprint` is that of the embedder; the files of a `promoted` one are in the database. `verifier`
+    is the name of the scores of a promoted verifier, whose files are there too; "" for the shipped one.
+    """
 
     fingerprint: str
     promoted: bool
+    verifier: str = ""
 
     @property
     def id(self) -> str:
-        """Key of its files in the database and on disk."""
+        """Key of the embedder's files in the database and on disk."""
         return digest(self.fingerprint)
+
+    def __str__(self) -> str:
+        """Name them for people."""
+        return f"{self.fingerprint}, verifier {self.verifier[:8]}" if self.verifier else self.fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +100,11 @@ class Promotion:
     def fingerprints(self) -> frozenset[str]:
         """The fingerprints of both models, whose vectors are kept."""
         return frozenset((self.current.fingerprint, self.previous.fingerprint))
+
+    @property
+    def verifiers(self) -> frozenset[str]:
+        """The names of promoted verifiers, whose files are kept."""
+        return frozenset((self.current.verifier, self.previous.verifier)) - {""}
 
 
 def read_promotion(store: Store) -> Promotion | None:
@@ -99,6 +123,8 @@ def _to_promotion(text: str) -> Promotion:
     found = Promotion(Model(**held["current"]), Model(**held["previous"]), float(held["at"]))
     for model in (found.current, found.previous):
         if not (isinstance(model.fingerprint, str) and isinstance(model.promoted, bool)):
+            raise ValueError("damaged")
+        if model.verifier and not (isinstance(model.verifier, str) and _ID.fullmatch(model.verifier)):
             raise ValueError("damaged")
     return found
 
@@ -138,17 +164,89 @@ def open_model(model: Model, settings: Settings, store: Store) -> Embedder:
     """
     if not model.promoted:
         return resolve_embedder(None)
-    directory = models_directory(settings) / model.id
+    return _opened(model.id, settings, store, lambda directory: _open_checked(directory, model))
+
+
+def promoted_verifier(settings: Settings, store: Store, fingerprint: str) -> str:
+    """Return the name of the verifier promoted for the embedder of this fingerprint, "" if there is none.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    if settings.embedder is not None or (found := read_promotion(store)) is None:
+        return ""
+    models = (model for model in (found.current, found.previous) if model.fingerprint == fingerprint)
+    return next((model.verifier for model in models), "")
+
+
+def open_verifier(name: str, settings: Settings, store: Store) -> PairModel:
+    """Open a promoted verifier; it is copied from the database if it is not on this host.
+
+    Raises:
+        EmbedderUnavailable: Its files are missing or damaged.
+        ConfigurationError: Its manifest cannot be used.
+        StorageError: The database failed.
+    """
+
+    def open_checked(directory: Path) -> PairModel:
+        require_inside(directory, KEPT_FILES)
+        found = PairModel(directory)
+        if found.name != name:
+            raise EmbedderUnavailable(f"{directory} holds another verifier: {found.name}")
+        return found
+
+    return _opened(name, settings, store, open_checked)
+
+
+def active_scorer(settings: Settings, store: Store, fingerprint: str) -> Scorer:
+    """Return what scores candidates in a cache with these settings, for tools that open none.
+
+    Raises:
+        EmbedderUnavailable: Files of a verifier are missing or damaged.
+        ConfigurationError: A verifier's manifest cannot be used.
+        StorageError: The database failed.
+    """
+    shipped = scorer_for(fingerprint, "none" if settings.verifier == "none" else "default")
+    name = promoted_verifier(settings, store, fingerprint)
+    return open_verifier(name, settings, store) if name and isinstance(shipped, PairModel) else shipped
+
+
+def with_verifier(index: SemanticIndex, settings: Settings, store: Store, faults: Faults) -> SemanticIndex:
+    """Return the index with the verifier that is in use now, and the thresholds fitted to its scores.
+
+    A promoted one that cannot be opened is left out: the shipped one decides, by its own thresholds.
+
+    Raises:
+        StorageError: The database failed.
+    """
+    rule, scorer = rule_for(index.fingerprint), scorer_for(index.fingerprint)
+    name = promoted_verifier(settings, store, index.fingerprint) if isinstance(scorer, PairModel) else ""
+    if name:
+        try:
+            scorer = open_verifier(name, settings, store)
+        except (EmbedderUnavailable, ConfigurationError) as error:
+            faults.note("open the promoted verifier", error)
+    scorers = {one.name: one for one in (rule, scorer)}  # often the same
+    calibrations = {key: adopted(store, one, faults) for key, one in scorers.items()}
+    return replace(index, scorer=scorer, rule=rule, calibrations=calibrations, promoted_verifier=name)
+
+
+_Opened = TypeVar("_Opened")
+
+
+def _opened(key: str, settings: Settings, store: Store, open_it: Callable[[Path], _Opened]) -> _Opened:
+    """Open a promoted model on this host, where it is copied to if it is lacking or damaged."""
+    directory = models_directory(settings) / key
     try:
-        return _open_checked(directory, model)
+        return open_it(directory)
     except EmbedderUnavailable:
         pass
     with _write_lock(directory) as lock, lock:
         try:
-            return _open_checked(directory, model)  # another process was faster
+            return open_it(directory)  # another process was faster
         except EmbedderUnavailable:
-            _fetch(model, store, directory)
-        return _open_checked(directory, model)
+            _fetch(key, store, directory)
+        return open_it(directory)
 
 
 def models_directory(settings: Settings) -> Path:
@@ -176,12 +274,12 @@ def _open_checked(directory: Path, model: Model) -> OnnxEmbedder:
     return found
 
 
-def _fetch(model: Model, store: Store, directory: Path) -> None:
+def _fetch(key: str, store: Store, directory: Path) -> None:
     """Copy the files from the database and move them into place at once."""
-    names = store.model_files.names(model.id) & set(KEPT_FILES)  # whatever else the rows name is not written
+    names = store.model_files.names(key) & set(KEPT_FILES)  # whatever else the rows name is not written
     if MANIFEST_FILE not in names:
         raise EmbedderUnavailable(
-            f"the files of the promoted model {model.fingerprint} are not in {store.url}; "
+            f"the files of the promoted model {key} are not in {store.url}; "
             "promote it again, or return to the one before with ibidem promote --rollback"
         )
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -190,7 +288,7 @@ def _fetch(model: Model, store: Store, directory: Path) -> None:
         fresh.mkdir()
         for name in names:
             with (fresh / name).open("wb") as file:
-                file.writelines(store.model_files.pieces(model.id, name))
+                file.writelines(store.model_files.pieces(key, name))
         if directory.exists():
             directory.rename(scratch / "damaged")
         fresh.rename(directory)
@@ -205,6 +303,8 @@ def delete_unused_models(settings: Settings, store: Store) -> None:
     found = [one for one in models_directory(settings).glob("*") if one.is_dir() and _ID.fullmatch(one.name)]
     # Read last: a model is registered before its directory is made.
     kept = set(map(digest, store.embedders.registered()))
+    if (promotion := read_promotion(store)) is not None:
+        kept |= promotion.verifiers
     for directory in found:
         if directory.name not in kept:
             shutil.rmtree(directory, ignore_errors=True)
@@ -273,6 +373,10 @@ class ActiveIndex:
         promotion = read_promotion(self._store)
         if promotion is None or promotion.current.fingerprint == self.current.fingerprint:
             self._discard_next()
+            if promotion is not None and promotion.current.verifier != self.current.promoted_verifier:
+                changed = with_verifier(self.current, self._settings, self._store, self._faults)
+                self._on_swap(changed)
+                self.current = changed  # the same vectors: there is nothing to close
             return False
         if self.next is None or self.next.fingerprint != promotion.current.fingerprint:
             self._discard_next()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ibidem._util.concurrency import Background, ForkSafeLock, deadline
 from ibidem._util.faults import Faults, log
-from ibidem.active_model import ActiveIndex, active_embedder
+from ibidem.active_model import ActiveIndex, active_embedder, with_verifier
 from ibidem.audits.ledger import JudgementLog
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder, fingerprint_of
@@ -28,8 +28,8 @@ from ibidem.index.external import open_external
 from ibidem.index.pgvector import PgvectorSearch
 from ibidem.index.search import SemanticIndex, VectorSearch
 from ibidem.lifecycle.invalidation import Criteria, Invalidated
-from ibidem.matching.fitted import adopted, warn_of_old_score
-from ibidem.matching.shipped import rule_for, scorer_for
+from ibidem.matching.fitted import warn_of_old_score
+from ibidem.matching.shipped import rule_for
 from ibidem.settings import Settings
 from ibidem.single_flight import SingleFlight
 from ibidem.storage.engine import set_aside_if_damaged, sqlite_url
@@ -456,7 +456,5 @@ def build_semantic_index(
         faults.note("note which embedder is used", error)
     vectors = build_search(settings, store, checked, faults, on_open)
     warn_of_old_score(store, fingerprint)
-    rule, scorer = rule_for(fingerprint), scorer_for(fingerprint)
-    scorers = {one.name: one for one in (rule, scorer)}
-    calibrations = {name: adopted(store, one, faults) for name, one in scorers.items()}
-    return SemanticIndex(checked, vectors, scorer, rule, calibrations)
+    rule = rule_for(fingerprint)
+    return with_verifier(SemanticIndex(checked, vectors, rule, rule, {}), settings, store, faults)

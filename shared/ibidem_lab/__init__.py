@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from ibidem_lab.fitting.learning import drop_fit, fit
     from ibidem_lab.labelling.mining import pairs
     from ibidem_lab.labelling.teach import teach
+    from ibidem_lab.learning.learn import learn
     from ibidem_lab.promotion import promote, rollback
     from ibidem_lab.report.next_steps import next_steps
 
-__all__ = ["drop_fit", "export", "fit", "next_steps", "pairs", "promote", "rollback", "teach"]
+__all__ = ["drop_fit", "export", "fit", "learn", "next_steps", "pairs", "promote", "rollback", "teach"]
 
 _MODULES = {
     "drop_fit": "ibidem_lab.fitting.learning",
     "export": "ibidem_lab.exporting.export",
     "fit": "ibidem_lab.fitting.learning",
+    "learn": "ibidem_lab.learning.learn",
     "next_steps": "ibidem_lab.report.next_steps",
     "pairs": "ibidem_lab.labelling.mining",
     "promote": "ibidem_lab.promotion",

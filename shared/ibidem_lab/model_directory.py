@@ -56,7 +56,7 @@ class ModelDirectory:
 
 
 def open_model_directory(directory: str | Path) -> ModelDirectory:
-    """Validate a directory that `ibidem tune` wrote.
+    """Validate a directory that `ibidem learn encoder` wrote.
 
     Raises:
         EmbedderUnavailable: A file is missing or damaged, or the model does not embed.
@@ -65,7 +65,8 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
     path = Path(directory).expanduser()
     if not (path / MANIFEST_FILE).is_file():
         raise EmbedderUnavailable(
-            f"{path} is no model directory: it has no {MANIFEST_FILE}; give one that ibidem tune wrote"
+            f"{path} is no model directory: it has no {MANIFEST_FILE}; give one that ibidem learn encoder "
+            "wrote"
         )
     require_inside(path, FILES)
     embedder = OnnxEmbedder.from_directory(path)
@@ -82,7 +83,7 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
 def _calibration(path: Path, floor: float) -> Calibration | None:
     if (path / OLD_SCORER_FILE).exists():
         about = {"event.name": "ibidem.fit.old_score"}
-        said = "%s holds a score fitted by version 0.1, not used any more; ibidem fit moves the threshold"
+        said = "%s holds a score fitted by version 0.1, not used any more; ibidem learn makes a better one"
         log.warning(said, path / OLD_SCORER_FILE, extra=about)
     text = _text(path / THRESHOLDS_FILE)
     try:

@@ -1,7 +1,7 @@
-"""Promotion of a tuned embedder while caches serve, and rollback to the one before.
+"""Promotion of a tuned embedder or verifier while caches serve, and rollback to the one before.
 
-All stored questions are embedded beside the serving cache; then one row in the database says which model is
-in use, and every process follows (`ibidem.active_model`).
+For an embedder all stored questions are embedded beside the serving cache; then one row in the database says
+which models are in use, and every process follows (`ibidem.active_model`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ibidem.active_model import Model, Promotion, change_promotion, open_model, read_promotion
+from ibidem.active_model import (
+    KEPT_FILES,
+    Model,
+    Promotion,
+    change_promotion,
+    open_model,
+    open_verifier,
+    read_promotion,
+)
 from ibidem.cache import SemanticCache
 from ibidem.embedding.base import CheckedEmbedder, Embedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
 from ibidem.matching.fitted import adopt
+from ibidem.matching.pair_model import PairModel
 from ibidem.matching.shipped import scorer_for
 from ibidem.runtime import Runtime
 from ibidem.storage.store import Store
@@ -36,9 +45,9 @@ Progress = Callable[[int, int], None]
 class PromotionReport:
     """The result of a promotion or a rollback.
 
-    `model` and `previous` are the fingerprints of the model in use from now on and of the one before;
-    `changed` is False if it was in use already. `embedded` questions were embedded in `seconds`. `figures`
-    come from the model's `metrics.json`.
+    `model` and `previous` name the models in use from now on and before: the fingerprint of the embedder, and
+    the verifier if one was promoted; `changed` is False if it was in use already. `embedded` questions were
+    embedded in `seconds`. `figures` come from the model's `metrics.json`.
     """
 
     model: str
@@ -60,7 +69,7 @@ def promote(
 
     Args:
         cache: An open cache of the location.
-        directory: Written by `ibidem tune`: a model, its thresholds, its metrics.
+        directory: Written by `ibidem learn encoder`: a model, its thresholds, its metrics.
         force: True to use it although its metrics say that it is worse, or say nothing.
         progress: Called now and then with how many questions are embedded, and of how many.
 
@@ -77,6 +86,39 @@ def promote(
         _require_better(found)
     with runtime.active.promoting:
         return _promote(runtime, found, progress or (lambda done, total: None))
+
+
+def promote_verifier(cache: SemanticCache, directory: str | Path) -> PromotionReport:
+    """Put a learned verifier in service: its files go into the database, and all caches there use it.
+
+    Args:
+        cache: An open cache of the location, with the embedder of the shipped verifier.
+        directory: As `ibidem_lab.learning.verifier_files.write_verifier` writes it.
+
+    Raises:
+        EmbedderUnavailable: Files are missing or damaged.
+        ConfigurationError: The manifest cannot be used, or this cache has an embedder of its own.
+        StorageError: The database failed, or something else was promoted meanwhile.
+        CacheClosed: The cache was closed.
+    """
+    runtime, path = _runtime_of(cache), Path(directory)
+    verifier = PairModel(path)
+    with runtime.active.promoting:
+        store, index = runtime.store, runtime.semantic_index
+        now = read_promotion(store)
+        used = now.current if now else Model(index.fingerprint, promoted=False)
+        if used.verifier == verifier.name:
+            return PromotionReport(str(used), str(used), changed=False)
+        for name in KEPT_FILES:  # the manifest last: who finds it finds the others
+            if (path / name).is_file():
+                store.model_files.put(verifier.name, path / name)
+        open_verifier(verifier.name, runtime.settings, store)
+        model = replace(used, verifier=verifier.name)
+        _switch(store, now, Promotion(model, used, time.time()))
+        for name in now.verifiers - {used.verifier} if now else ():
+            store.model_files.delete(name)
+        _follow(runtime)
+    return PromotionReport(str(model), str(used), changed=True)
 
 
 def rollback(cache: SemanticCache) -> PromotionReport:
@@ -102,7 +144,7 @@ def rollback(cache: SemanticCache) -> PromotionReport:
         back = replace(now.previous, fingerprint=embedder.fingerprint)
         _switch(store, now, Promotion(back, now.current, time.time()))
         _follow(runtime)
-    return PromotionReport(back.fingerprint, now.current.fingerprint, changed=True)
+    return PromotionReport(str(back), str(now.current), changed=True)
 
 
 def _runtime_of(cache: SemanticCache) -> Runtime:
@@ -119,7 +161,7 @@ def _require_better(found: ModelDirectory) -> None:
     if not found.figures:
         raise InvalidInput(
             f"nothing says that the model in {found.path} is better: it has no metrics.json with figures "
-            "before and after; measure it with ibidem evaluate, or promote it with force (--force)"
+            "before and after; measure it with ibidem learn compare, or promote it with force (--force)"
         )
     if bad := regressions(found.figures):
         raise InvalidInput(
@@ -150,7 +192,7 @@ def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> Pro
     elif found.calibration is not None:  # the model is in use already: its thresholds may be others
         index = runtime.semantic_index
         runtime.active.calibrate(index, index.scorer, found.calibration)
-    return PromotionReport(model.fingerprint, used.fingerprint, changed, embedded, seconds, found.figures)
+    return PromotionReport(str(model), str(used), changed, embedded, seconds, found.figures)
 
 
 def _tell(runtime: Runtime, progress: Progress, done: int, total: int) -> None:

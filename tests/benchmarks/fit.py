@@ -116,7 +116,7 @@ class Halves:
         self.number += 1
 
     def fit(self) -> None:
-        """As `ibidem fit` does; where labels are too few the shipped threshold stays."""
+        """As `ibidem learn threshold` does; where labels are too few the shipped threshold stays."""
         self.fitted = True
         picked = sorted(
             random.Random(self.seed).sample(range(len(self.labels)), min(self.most, len(self.labels)))

@@ -206,7 +206,7 @@ def test_anything_where_chroma_looks(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of two numbers with all files that `ibidem tune` writes."""
+    """A model of two numbers with all files that `ibidem learn encoder` writes."""
     from onnx import TensorProto, helper
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -151,7 +151,7 @@ TEXTS = sorted(set(texts(COMMANDS)))
 
 def test_options_that_take_text_are_found() -> None:
     """The next test looks at all of them."""
-    assert {(("ls",), "--namespace"), (("show",), ""), (("teach",), "--teacher")} <= set(TEXTS)
+    assert {(("ls",), "--namespace"), (("show",), ""), (("learn", "ask"), "--teacher")} <= set(TEXTS)
     assert len(TEXTS) > 40
 
 

@@ -67,7 +67,7 @@ def test_a_name_on_the_command_line(server: OpenAIServer, tmp_path) -> None:
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
     arguments = [str(tmp_path / "pairs.jsonl"), "--teacher", "openai:gpt-test", "--yes"]
 
-    result = CliRunner().invoke(app, ["teach", *arguments])
+    result = CliRunner().invoke(app, ["learn", "ask", *arguments])
 
     assert result.exit_code == 0, result.output
     assert {pair.a: pair.same for pair in read_pairs(tmp_path / "pairs.labelled.jsonl")} == {

@@ -178,14 +178,14 @@ def test_a_damaged_text_is_refused(damage: Damage) -> None:
     """Rows of a database are not trusted; the error says what to do."""
     held = json.loads(to_json(Calibration((Level(0.01, 0.97), Level(0.02, 0.9)), 500)))
     damage(held)
-    with pytest.raises(InvalidInput, match="run ibidem fit again"):
+    with pytest.raises(InvalidInput, match="run ibidem learn threshold again"):
         from_json(json.dumps(held), COSINE.floor)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"a"', "[" * 9_000, "x" * 20_000])
 def test_what_is_no_calibration_is_refused(text: str) -> None:
     """Whatever stands there."""
-    with pytest.raises(InvalidInput, match="run ibidem fit again"):
+    with pytest.raises(InvalidInput, match="run ibidem learn threshold again"):
         from_json(text, COSINE.floor)
 
 

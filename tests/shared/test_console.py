@@ -201,9 +201,9 @@ class Place:
         yield ["examples", "\x1b[31m[/x]\u202e"], 2
         yield ["invalidate", "--before", "\x1b[31m[/x]"], 2
         yield ["clear", "--namespace", self.namespace], 1
-        yield ["pairs", "--out", self.pairs], 1
+        yield ["learn", "pairs", "--out", self.pairs], 1
         yield ["replay", self.out / named("none [b]\x1b")], 2
-        yield ["fit", self.out / named("none [b]\x1b")], 2
+        yield ["learn", "threshold", self.out / named("none [b]\x1b")], 2
         yield ["rebuild", "--path", self.path / named("\x1b[31m[b]")], 2
 
     def slow(self) -> Iterator[tuple[list[object], int]]:
@@ -211,9 +211,21 @@ class Place:
         for as_json in ([], ["--json"]):
             yield ["examples", "select", self.questions[3], "-k", 9, *as_json], 0
             yield ["export", "--out", self.out / "export", "--documents", "keep", "--force", *as_json], 0
-            yield ["evaluate", self.pairs, "--model", "[/x]\x1b[1m", *as_json], 0
-        yield ["pairs", "--out", self.out / "pairs", "--yes"], 0
-        yield ["teach", self.pairs, "--teacher", "a:[/x]\x1b[31m", "--yes", "--out", self.out / "labelled"], 0
+            yield ["learn", "compare", self.pairs, "--model", "[/x]\x1b[1m", *as_json], 0
+        yield ["learn", "pairs", "--out", self.out / "pairs", "--yes"], 0
+        yield (
+            [
+                "learn",
+                "ask",
+                self.pairs,
+                "--teacher",
+                "a:[/x]\x1b[31m",
+                "--yes",
+                "--out",
+                self.out / "labelled",
+            ],
+            0,
+        )
         yield (
             [
                 "replay",

@@ -312,7 +312,7 @@ def test_doctor_tells_of_a_fitted_score_of_0_1(old_place: Path) -> None:
     (told,) = (one for one in examine(settings) if one.check == "threshold")
     assert told.ok
     assert "version 0.1" in told.text
-    assert "ibidem fit --drop" in told.text
+    assert "ibidem learn threshold --drop" in told.text
 
 
 def test_audits_go_on_from_what_was_judged_of_the_shipped_score(old_place: Path, fit_cache) -> None:
@@ -506,8 +506,8 @@ def run_command(*arguments: object, code: int = 0) -> str:
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    """Output of `ibidem fit` with these arguments."""
-    return run_command("fit", *arguments, code=code)
+    """Output of `ibidem learn threshold` with these arguments."""
+    return run_command("learn", "threshold", *arguments, code=code)
 
 
 def written(file: Path, given: list[Label]) -> Path:

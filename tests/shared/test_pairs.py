@@ -328,7 +328,7 @@ def test_no_pair_is_one_that_a_guard_refuses(open_cache) -> None:
 
 
 def test_a_pairs_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """With what others have added to its lines; `ibidem fit` takes the labelled ones."""
+    """With what others have added to its lines; `ibidem learn threshold` takes the labelled ones."""
     pairs = [
         QuestionPair("a\n\u2028?", "b", True, 0.5, "audit", "acme", "judgement", "because"),
         QuestionPair("c", "d", False, extra={"answer_a": "", "weight": None}),
@@ -371,7 +371,7 @@ def test_pairs_without_any_label_are_no_labels(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     write_pairs(file, [QuestionPair("a", "b")])
 
-    with pytest.raises(InvalidInput, match="ibidem teach"):
+    with pytest.raises(InvalidInput, match="ibidem learn ask"):
         read_labels(file)
     with pytest.raises(InvalidInput, match="cannot read"):
         read_pairs(tmp_path / "none.jsonl")
@@ -391,7 +391,7 @@ def test_pairs_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyte
     cache.flush()
 
     def run(*arguments: str, code: int = 0, says: str = "") -> str:
-        result = CliRunner().invoke(app, ["pairs", *arguments], input=says)
+        result = CliRunner().invoke(app, ["learn", "pairs", *arguments], input=says)
         assert result.exit_code == code, result.output
         return result.output
 
@@ -404,7 +404,7 @@ def test_pairs_on_the_command_line(open_cache, tmp_path: Path, monkeypatch: pyte
     said = run("--out", str(file), *at)
 
     assert json.loads(file.read_text())["a"] == reworded(1)
-    assert "ibidem teach" in said
+    assert "ibidem learn ask" in said
     assert "hit" in said
     run("--out", str(file), *at, code=1, says="n\n")
     run("--out", str(file), *at, "--yes")

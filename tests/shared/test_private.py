@@ -160,7 +160,7 @@ def test_all_that_commands_write_is_private(open_cache, tmp_path: Path, umask: i
         done = CliRunner().invoke(app, list(map(str, arguments)))
         assert done.exit_code == 0, done.output
 
-    run("pairs", "--path", place, "--out", made / "pairs.jsonl", "--yes")
+    run("learn", "pairs", "--path", place, "--out", made / "pairs.jsonl", "--yes")
     run("report", "--path", place, "--out", made / "report.html")
     run("export", "--path", place, "--out", made / "export", "--documents", "keep")
     teach(read_pairs(made / "pairs.jsonl"), lambda prompt: "yes", out=made / "labelled.jsonl")
@@ -213,7 +213,9 @@ def test_a_second_run_is_told_who_holds_the_file(tmp_path: Path, hasty: None) ->
         for name in (file, link, tmp_path / "." / "out.jsonl"):
             with pytest.raises(InvalidInput, match=rf"another run \(process {child.process.pid}\)"):
                 Lesson(read_pairs(pairs), lambda prompt: "yes", out=name)
-        done = CliRunner().invoke(app, ["teach", str(pairs), "--teacher", "a:b", "--out", str(file), "--yes"])
+        done = CliRunner().invoke(
+            app, ["learn", "ask", str(pairs), "--teacher", "a:b", "--out", str(file), "--yes"]
+        )
         assert done.exit_code == 2
         child.kill()
 

@@ -453,8 +453,8 @@ def test_what_cannot_be_used_is_refused(pairs, teacher, parallel, said: str) -> 
 
 
 def run(*arguments: object, code: int = 0, says: str = "") -> str:
-    """Output of `ibidem teach` with these arguments, errors included."""
-    result = CliRunner().invoke(app, ["teach", *map(str, arguments)], input=says)
+    """Output of `ibidem learn ask` with these arguments, errors included."""
+    result = CliRunner().invoke(app, ["learn", "ask", *map(str, arguments)], input=says)
     assert result.exit_code == code, result.output
     return " ".join(result.output.split())
 

@@ -165,7 +165,7 @@ def test_lambda_and_c_are_learned_unless_given() -> None:
 def test_too_few_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
     from ibidem_lab.tuning.tune import tune
 
-    with pytest.raises(InvalidInput, match="ibidem fit"):
+    with pytest.raises(InvalidInput, match="ibidem learn threshold"):
         tune(shop_pairs(products()[:5], 100), tmp_path / "model")
 
 

@@ -132,7 +132,9 @@ def report_of(
     """
     table, found = store.judgements, []
     known = store.embedders.registered()
+    promotion = read_promotion(store)
     scorers = list(dict.fromkeys(of(one).name for one in known for of in (scorer_for, rule_for)))
+    scorers += sorted(promotion.verifiers) if promotion else []
     for name, scorer in table.namespaces(REPORTED, namespace, scorers or None):
         rows = [row for _, row in table.newest(WINDOW, name, scorer)]
         budget = restore_budget(AuditPolicy(name, max_error_rate, audit_rate, scorer), rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ibidem._util.faults import Faults
 from ibidem._util.foreign import foreign_package
-from ibidem.active_model import active_embedder, read_promotion
+from ibidem.active_model import active_embedder, active_scorer, read_promotion
 from ibidem.embedding.base import fingerprint_of
 from ibidem.embedding.onnx_model import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
@@ -20,7 +20,7 @@ from ibidem.index.compaction import CollectionRegistry
 from ibidem.matching import fitted as adoption
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import CosineScorer, Scorer
-from ibidem.matching.shipped import WEIGHTS, scorer_for
+from ibidem.matching.shipped import WEIGHTS
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
 from ibidem.storage.copying.marks import read_mark, read_moves
@@ -59,10 +59,10 @@ def examine(settings: Settings) -> list[Finding]:
             return [*findings, Finding("embedding model", False, str(error))]
         findings.append(Finding("embedding model", True, fingerprint + _promoted(settings, store)))
         try:
-            scorer = scorer_for(fingerprint, settings.verifier)
+            scorer = active_scorer(settings, store, fingerprint)
         except IbidemError as error:
             return [*findings, Finding("verifier", False, str(error))]
-        findings.append(_verifier(settings, scorer))
+        findings.append(_verifier(settings, store, scorer))
         findings.extend(_threshold(settings, store, fingerprint, scorer))
         if store.pgvector_problem:
             findings.append(Finding("pgvector", False, store.pgvector_problem))
@@ -151,10 +151,12 @@ def _promoted(settings: Settings, store: Store) -> str:
     return f", since {since}; before it {found.previous.fingerprint}, kept for ibidem promote --rollback"
 
 
-def _verifier(settings: Settings, scorer: Scorer) -> Finding:
+def _verifier(settings: Settings, store: Store, scorer: Scorer) -> Finding:
     """Say what scores the nearest questions, unless the program gives a verifier of its own."""
     if isinstance(scorer, PairModel):
-        return Finding("verifier", True, "the pair model")
+        promoted = (found := read_promotion(store)) is not None and scorer.name == found.current.verifier
+        learned = ", as promoted; ibidem learn --rollback returns to the one before" if promoted else ""
+        return Finding("verifier", True, f"the pair model{learned}")
     if isinstance(scorer, CosineScorer):
         return Finding("verifier", True, "the cosine: the pair model knows the default embedder alone")
     if settings.verifier == "none":
@@ -165,17 +167,19 @@ def _verifier(settings: Settings, scorer: Scorer) -> Finding:
 
 
 def _threshold(settings: Settings, store: Store, fingerprint: str, scorer: Scorer) -> Iterator[Finding]:
-    """Report the threshold that `ibidem fit` moved, and a score that version 0.1 fitted."""
+    """Report the threshold that `ibidem learn threshold` moved, and a score that version 0.1 fitted."""
     if adoption.has_old_score(store, fingerprint):
         yield Finding("threshold", True, adoption.OLD_SCORE)
     faults = Faults()
     fitted = adoption.adopted(store, scorer, faults)
     if faults.counts():
-        yield Finding("threshold", False, "the fitted threshold cannot be read; run ibidem fit again")
+        text = "the fitted threshold cannot be read; run ibidem learn threshold again"
+        yield Finding("threshold", False, text)
     elif fitted.moved and settings.strictness.is_by_rate(scorer):
         rate = settings.max_error_rate
-        text = f"{fitted.threshold(rate, scorer.thresholds):.4f} for max_error_rate {rate:g}, by ibidem fit"
-        yield Finding("threshold", True, f"{text} to {fitted.labels:,} labelled questions")
+        text = f"{fitted.threshold(rate, scorer.thresholds):.4f} for max_error_rate {rate:g}"
+        by = f", by ibidem learn threshold from {fitted.labels:,} labelled questions"
+        yield Finding("threshold", True, text + by)
 
 
 def _in_postgres(table: VectorTable) -> Finding:

@@ -37,8 +37,8 @@ def _corrected_errors() -> Iterator[None]:
 class Commands(typer.core.TyperGroup):
     """Our commands and those of plugins, by panels (`panels.py`); ours come first in each.
 
-    A plugin is an entry point of the group `ibidem.commands`: a function for `typer`, loaded when its command
-    is called, or when `--help` lists all commands.
+    A plugin is an entry point of the group `ibidem.commands`: a function for `typer`, or a `typer.Typer` with
+    subcommands, loaded when its command is called, or when `--help` lists all commands.
     """
 
     def list_commands(self, context: Any) -> list[str]:
@@ -73,6 +73,8 @@ def _load(plugin: EntryPoint) -> Any:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     try:
         loaded = plugin.load()
+        if isinstance(loaded, typer.Typer):
+            return typer.main.get_command(loaded)
         app.command(plugin.name, rich_help_panel=getattr(loaded, "rich_help_panel", OTHER))(loaded)
     except ImportError as error:
         reason = str(error)

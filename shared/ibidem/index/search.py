@@ -46,6 +46,7 @@ class SemanticIndex:
         scorer: Scores candidates: the pair model, where there is one for the embedder.
         rule: Scores without a model: where a cache is opened without it, and where the pair model fails.
         calibrations: The fitted thresholds by the name of the scorer.
+        promoted_verifier: The name of the verifier promoted for the embedder; "" if there is none.
     """
 
     embedder: CheckedEmbedder
@@ -53,6 +54,7 @@ class SemanticIndex:
     scorer: Scorer
     rule: Scorer
     calibrations: Mapping[str, Calibration]
+    promoted_verifier: str = ""
 
     @property
     def scorers(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Read, apply and keep the thresholds that `ibidem fit` proved for a deployment.
+"""Read, apply and keep the thresholds that `ibidem learn threshold` proved for a deployment.
 
 A fit moves the threshold and nothing else: the score of a pair is the one that is shipped, so what labels say
 of near pairs cannot lift far ones. A threshold is lowered where the labels prove the lower one, raised where
@@ -98,7 +98,9 @@ def from_json(text: str, floor: float) -> Calibration:
             raise ValueError("its shares do not rise")
         return Calibration(levels, int(_number(held["labels"])))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise InvalidInput(f"the fitted threshold cannot be used ({error}); run ibidem fit again") from None
+        raise InvalidInput(
+            f"the fitted threshold cannot be used ({error}); run ibidem learn threshold again"
+        ) from None
 
 
 def _number(value: Any) -> float:
@@ -157,8 +159,8 @@ class Database(Protocol):
 
 OLD_SCORE = (
     "a score that `ibidem fit` of version 0.1 learned is kept here and not used any more: it served far "
-    "questions that no label told about. The shipped score decides; `ibidem fit` moves its threshold, and "
-    "`ibidem fit --drop` deletes the old score"
+    "questions that no label told about. The shipped score decides; `ibidem learn` makes a better one, and "
+    "`ibidem learn threshold --drop` deletes the old score"
 )
 
 

@@ -85,6 +85,7 @@ class PairModel:
         files = open_directory(Path(directory).expanduser())
         self._model = OnnxModel(files, rank=1, threads=threads)
         self._window = files.max_tokens
+        self.directory = files.directory
         self.calibration, self.thresholds, self._least_cosine = _measured(files.directory / MANIFEST_FILE)
         self.name = digest("PairModel", files.fingerprint, repr(self.calibration))
 

@@ -530,6 +530,11 @@ class ModelFilesTable:
             )
         )
 
+    def delete(self, model: str) -> None:
+        """Delete all files of a model."""
+        with writing(self._engine) as db:
+            db.execute(sa.delete(_model_files).where(_model_files.c.model == model))
+
     def pieces(self, model: str, file: str) -> Iterator[bytes]:
         """Yield the content of one file."""
         query = sa.select(_model_files.c.data).where(

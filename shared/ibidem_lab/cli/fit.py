@@ -1,4 +1,4 @@
-"""`ibidem fit`: the threshold of a cache moved to where its own labels put it, and what that brings."""
+"""`ibidem learn threshold`: the threshold moved to where labels put it, and what that brings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 
-from ibidem.active_model import checked_active_embedder
+from ibidem.active_model import active_scorer, checked_active_embedder
 from ibidem.cli.output import DatabaseOption, PathOption, err, existing_store, out, settings_of
-from ibidem.cli.panels import LEARNING, in_panel
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
-from ibidem.matching.shipped import scorer_for
 from ibidem.settings import Settings
 from ibidem.storage.store import Store
 from ibidem_lab.fitting.labels import read_labels
@@ -35,7 +33,6 @@ NOT_MOVED = {
 }
 
 
-@in_panel(LEARNING)
 def fit(
     labels: Labels = None,
     path: PathOption = None,
@@ -53,7 +50,7 @@ def fit(
 def place_of(store: Store, settings: Settings) -> Place:
     """Where a cache that is opened with these settings fits its threshold."""
     embedder = checked_active_embedder(settings, store)
-    return Place(store, embedder, settings, scorer_for(embedder.fingerprint, settings.verifier))
+    return Place(store, embedder, settings, active_scorer(settings, store, embedder.fingerprint))
 
 
 def _dropped(place: Place) -> list[RenderableType]:
@@ -77,7 +74,7 @@ def _fitted(place: Place, labels: Path | None, *, dry_run: bool) -> list[Rendera
 def _said(report: FitReport, dry_run: bool) -> list[str]:
     if not report.adopted:
         return [f"The threshold stays as it is: {report.reason}."]
-    said = "Caches opened from now on use the new threshold; ibidem fit --drop returns to the shipped one."
+    said = "Caches opened from now on use the new threshold; --drop returns to the shipped one."
     if dry_run:
         said = "Without --dry-run caches would use the new threshold."
     return [ONLY, said, *filter(None, [NOT_MOVED.get(report.decided_by)])]

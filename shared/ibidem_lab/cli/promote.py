@@ -36,7 +36,9 @@ from ibidem_lab import promotion as lab
 def promote(
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="What `ibidem tune` wrote: model, thresholds, metrics."),
+        typer.Argument(
+            metavar="[DIR]", help="What `ibidem learn encoder` wrote: model, thresholds, metrics."
+        ),
     ] = None,
     path: PathOption = None,
     database: DatabaseOption = None,

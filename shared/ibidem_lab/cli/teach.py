@@ -1,4 +1,4 @@
-"""`ibidem pairs` and `ibidem teach`: pairs of questions from a cache's own life, and a teacher's labels."""
+"""`ibidem learn pairs` and `ibidem learn ask`: pairs from a cache's own life, and a teacher's labels."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
-from ibidem.cli.panels import LEARNING, in_panel
 from ibidem.matching.shipped import policy_in_force, rule_for
 from ibidem_lab.cli.fit import place_of
 from ibidem_lab.labelling.mining import LIMIT, Mined, Miner
 from ibidem_lab.labelling.pairs import QuestionPair, read_pairs, write_pairs
-from ibidem_lab.labelling.teach import CHECKED, PARALLEL, Cost, Lesson, Taught
+from ibidem_lab.labelling.teach import CHECKED, PARALLEL, Lesson, Taught
 
 Out = Annotated[Path, typer.Option("--out", help="The file to write, JSON lines.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many pairs.")]
-PairsFile = Annotated[Path, typer.Argument(metavar="PAIRS.jsonl", help="What ibidem pairs has written.")]
+PairsFile = Annotated[
+    Path, typer.Argument(metavar="PAIRS.jsonl", help="What ibidem learn pairs has written.")
+]
 TeacherName = Annotated[str, text_option("--teacher", help="PROVIDER:MODEL, such as openai:gpt-4.1-mini.")]
 Labelled = Annotated[
     Path | None,
@@ -50,7 +51,6 @@ PriceIn = Annotated[float | None, typer.Option(min=0, help="Price of a million p
 PriceOut = Annotated[float | None, typer.Option(min=0, help="Price of a million completion tokens.")]
 
 
-@in_panel(LEARNING)
 def mine_pairs(
     file: Out,
     path: PathOption = None,
@@ -100,10 +100,9 @@ def _next(pairs: Iterable[QuestionPair], file: Path) -> list[str]:
     lacking = sum(pair.same is None for pair in pairs)
     if not lacking:
         return []
-    return [f"Let a teacher label the {lacking:,} without a label: ibidem teach {file} --teacher ..."]
+    return [f"Let a teacher label the {lacking:,} without a label: ibidem learn ask {file} --teacher ..."]
 
 
-@in_panel(LEARNING)
 def teach_pairs(
     pairs: PairsFile,
     teacher: TeacherName,
@@ -121,18 +120,18 @@ def teach_pairs(
         if target.resolve() == pairs.resolve():
             fail("--out must be another file than the pairs")
         lesson = Lesson(read_pairs(pairs), teacher, out=target, both_ways=both_ways, check=check)
-        cost = lesson.cost(price_in, price_out)
-        out.print(_cost(cost, lesson), soft_wrap=True)
-        if cost.calls and not yes and not confirmed("Ask?"):
+        out.print(cost_of(lesson, price_in, price_out), soft_wrap=True)
+        if lesson.to_ask and not yes and not confirmed("Ask?"):
             raise typer.Exit(1)
-        taught = _run(lesson, parallel, target)
+        taught = ask(lesson, parallel, target)
     out.print(_taught(taught))
-    out.print(f"Written to {target}; ibidem fit takes it.", soft_wrap=True)
+    out.print(f"Written to {target}; ibidem learn --pairs takes it.", soft_wrap=True)
     if taught.failed:
         fail(f"{taught.failed:,} pairs failed; run the same command again to ask about them")
 
 
-def _run(lesson: Lesson, parallel: int, target: Path) -> Taught:
+def ask(lesson: Lesson, parallel: int, target: Path) -> Taught:
+    """Ask the teacher, with a progress bar; Ctrl-C keeps what was answered."""
     shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*shown, console=err, transient=True) as bar:
@@ -143,7 +142,9 @@ def _run(lesson: Lesson, parallel: int, target: Path) -> Taught:
         raise typer.Exit(130) from None
 
 
-def _cost(cost: Cost, lesson: Lesson) -> str:
+def cost_of(lesson: Lesson, price_in: float | None = None, price_out: float | None = None) -> str:
+    """Tell what a lesson will cost."""
+    cost = lesson.cost(price_in, price_out)
     done = len(lesson.pairs) - cost.pairs
     price = "" if cost.price is None else f", about {cost.price:,.2f} at the prices given"
     tokens = f"about {cost.prompt_tokens:,} prompt and {cost.completion_tokens:,} completion tokens"

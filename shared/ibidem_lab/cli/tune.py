@@ -1,4 +1,4 @@
-"""`ibidem tune` and `ibidem evaluate`: a better embedding from labelled pairs, and how models compare."""
+"""`ibidem learn encoder` and `ibidem learn compare`: a better embedding, and how models compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ibidem.cli.output import JsonOption, err, out, print_json, sentences, text_option
-from ibidem.cli.panels import LEARNING, MEASURING, in_panel
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
@@ -59,7 +58,6 @@ Models = Annotated[
 ]
 
 
-@in_panel(LEARNING)
 def tune_model(
     pairs: PairsOption,
     directory: OutOption,
@@ -115,12 +113,11 @@ def _pairs_in(path: Path) -> list[Label]:
     labels = [label for label in read_labels(path) if isinstance(label, Label)]
     if not labels:
         raise InvalidInput(
-            f"{path} holds questions with meanings; tune takes pairs, as ibidem pairs writes them"
+            f"{path} holds questions with meanings; tune takes pairs, as ibidem learn pairs writes them"
         )
     return labels
 
 
-@in_panel(MEASURING)
 def evaluate_models(workloads: Workloads, models: Models = None, as_json: JsonOption = False) -> None:
     """Compare embedding models on labelled pairs or questions, by cosine alone: AUC, hits, P-CHR AUC."""
     with sentences():

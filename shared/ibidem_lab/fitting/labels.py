@@ -56,8 +56,8 @@ class Label(NamedTuple):
 def read_labels(path: Path) -> list[Label] | list[Row]:
     """The lines of a file: `{"asked", "stored", "right"}`, `{"text", "meaning"}` or pairs.
 
-    `{"text", "meaning"}` is what `ibidem replay` takes, `{"a", "b", "same"}` what `ibidem pairs` and
-    `ibidem teach` write; pairs whose `same` is null have no label and are left out.
+    `{"text", "meaning"}` is what `ibidem replay` takes, `{"a", "b", "same"}` what `ibidem learn pairs` and
+    `ibidem learn ask` write; pairs whose `same` is null have no label and are left out.
 
     Raises:
         InvalidInput: The file cannot be read, or a line is neither, or not of the kind of the first; the
@@ -72,7 +72,7 @@ def read_labels(path: Path) -> list[Label] | list[Row]:
         if type(found[-1]) is not type(found[0]):
             raise InvalidInput(f"{where}: is of another kind than the first line")
     if not found:
-        raise InvalidInput(f"{path} holds no labels; ibidem teach gives one to pairs without")
+        raise InvalidInput(f"{path} holds no labels; ibidem learn ask gives one to pairs without")
     return found
 
 

@@ -300,12 +300,16 @@ def pairs(cache: SemanticCache, *, namespace: str | None = None, limit: int = LI
     if namespace is not None:
         require_name("namespace", namespace)
     cache.flush()
+    return miner_of(cache).mine(namespace, limit)
+
+
+def miner_of(cache: SemanticCache) -> Miner:
+    """Return what mines the pairs of an open cache."""
     runtime, index = cache._runtime, cache._runtime.semantic_index
-    miner = Miner(
+    return Miner(
         runtime.store,
         runtime.embedder,
         index.rule,
         policy_of("none", index, cache._strictness)[1].threshold,
         cache._admission.is_private,
     )
-    return miner.mine(namespace, limit)

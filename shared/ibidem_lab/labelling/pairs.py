@@ -76,7 +76,7 @@ def read_pairs(path: Path) -> list[QuestionPair]:
     """
     found = [of_line(given, where) for where, given in read_json_lines(path, SHAPE)]
     if not found:
-        raise InvalidInput(f"{path} holds no pairs; `ibidem pairs --out FILE` writes some")
+        raise InvalidInput(f"{path} holds no pairs; `ibidem learn pairs --out FILE` writes some")
     return found
 
 

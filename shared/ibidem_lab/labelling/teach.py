@@ -1,4 +1,4 @@
-"""Label pairs of questions by a teacher model: may one answer serve both? For `ibidem fit` and `tune`."""
+"""Label pairs of questions by a teacher model: may one answer serve both? For `ibidem learn`."""
 
 from __future__ import annotations
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from ibidem.active_model import active_scorer
 from ibidem.audits.auditor import ASSUMED_RATE, report_of
 from ibidem.costs import Prices, Savings, savings
-from ibidem.matching.shipped import last_fingerprint, policy_in_force, scorer_for
+from ibidem.matching.shipped import last_fingerprint, policy_in_force
 from ibidem.storage.statistics import (
     BINS,
     LONG_PROMPT,
@@ -178,7 +179,7 @@ def boundary_of(store: Store, settings: Settings, audits: Sequence[AuditStats]) 
 
 def scorer_in_force(store: Store, settings: Settings) -> Scorer:
     """Return what scores in a cache that is opened now with these settings; no model is loaded."""
-    return scorer_for(last_fingerprint(store), settings.verifier)
+    return active_scorer(settings, store, last_fingerprint(store))
 
 
 def bins_of(counted: Iterable[tuple[int, str, str, int]]) -> list[Bin]:

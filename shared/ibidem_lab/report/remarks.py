@@ -198,7 +198,7 @@ def similarity(facts: Facts) -> Remark:
     if close >= OFTEN * seen:
         return Remark(
             told,
-            "Many miss narrowly: `audit_rate=0.05` learns how many would be right, `ibidem fit` uses it.",
+            "Many miss narrowly: `audit_rate=0.05` learns how many would be right, `ibidem learn` uses it.",
         )
     return Remark(told, "Few miss narrowly: another threshold would change little.")
 
@@ -226,7 +226,7 @@ def _against_wrong(facts: Facts) -> str:
     ]
     if over:
         where = over[0] if len(over) == 1 else f"{over[0]} and {len(over) - 1} more"
-        return f"The budget is overrun in {where}: lower `max_error_rate`, or let `ibidem fit` learn."
+        return f"The budget is overrun in {where}: lower `max_error_rate`, or run `ibidem learn threshold`."
     if any(one.interval[1] > facts.max_error_rate for one in facts.audits):
         return "Not overrun as far as is known, but not proved everywhere: leave audits on."
     return "The budget is kept; a larger `max_error_rate` would serve more."
@@ -239,11 +239,13 @@ def near(facts: Facts) -> Remark:
     told = "Questions that met a stored answer and were not served, the commonest first."
     if guards:
         return Remark(
-            told, f"Read those of `{guards[0]}`: if they mean the same, tell `ibidem fit` so with labels."
+            told,
+            f"Read those of `{guards[0]}`: if they mean the same, tell `ibidem learn` so with labels.",
         )
     if any(map(is_below, reasons)):
         return Remark(
-            told, "Where both mean the same, label the pairs: `ibidem pairs`, `ibidem teach`, `ibidem fit`."
+            told,
+            "Where both mean the same, label the pairs: `ibidem review`, or `ibidem learn --teacher`.",
         )
     return Remark(told, "If asked and stored do mean the same, `ibidem log` shows the rest of them.")
 

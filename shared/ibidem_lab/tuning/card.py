@@ -44,8 +44,8 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         f"# {more['name']}",
         "",
         f"An embedding of questions for the answer cache Ibidem: `{more['base']}`, fine-tuned to tell "
-        "whether one answer serves two questions. Made by `ibidem tune`; use it with `ibidem promote`, or as "
-        "`embedder=` this directory.",
+        "whether one answer serves two questions. Made by `ibidem learn encoder`; use it with "
+        "`ibidem promote`, or as `embedder=` this directory.",
         "",
         "## Held-out questions",
         "",

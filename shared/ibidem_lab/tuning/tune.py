@@ -120,7 +120,7 @@ def _require_enough(pairs: Sequence[Label], division: Division) -> None:
         raise InvalidInput(
             f"too few labels: {len(pairs):,} different pairs, {right:,} of one answer and {wrong:,} of two; "
             f"at least {LEAST_PAIRS} pairs and {LEAST_OF_A_KIND} of each kind are needed. Label more with "
-            "ibidem pairs and ibidem teach, or fit the threshold alone with ibidem fit"
+            "ibidem learn pairs and ibidem learn ask, or fit the threshold alone with ibidem learn threshold"
         )
     for name in ("train", "validation", "test"):
         if len({pair.right for pair in getattr(division, name)}) < 2:
