@@ -144,7 +144,7 @@ def _show(report: LearnReport, *, dry_run: bool, promote: bool) -> None:
     out.print(_labels(report))
     judged = report.judged
     if report.lacking:
-        out.print(f"{report.lacking}. Nothing was changed.".capitalize(), soft_wrap=True)
+        out.print(f"N{report.lacking[1:]}. Nothing was changed.", soft_wrap=True)
         out.print(
             "More come from ibidem review, feedback, audit_rate, or ibidem learn --teacher.", soft_wrap=True
         )

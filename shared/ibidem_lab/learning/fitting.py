@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 DIRECTIONS = 128  # of the states that a correction may use
 STEPS, TOLERANCE = 30, 1e-6  # of Newton's method
-ANCHORED = 1.0  # what a squared change of the margin of a pair that comes with Ibidem costs
+ANCHORED = 0.5  # what a squared change of the margin of a pair that comes with Ibidem costs
 SMOOTHING = 0.02  # labels are taken for right with a probability of 1 less this
 FIXED_RIDGE = (
     0.02,
