@@ -42,7 +42,7 @@ LONGEST = {
     "shared/ibidem/pipeline.py": 730,
     "shared/ibidem/types.py": 625,
     "shared/ibidem/prompts/key.py": 580,
-    "shared/ibidem/storage/vectors.py": 550,  # all vectors, a page at a time; PostgreSQL searches them
+    "shared/ibidem/storage/vectors.py": 556,  # all vectors, a page at a time; PostgreSQL searches them
 }
 
 

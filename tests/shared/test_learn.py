@@ -45,7 +45,7 @@ def shipped() -> Shipped:
     """The pair model that comes with Ibidem, taken apart."""
     model = pair_model()
     assert model is not None
-    return Shipped.open(model)
+    return Shipped.of(model)
 
 
 # what is written is what was learned --------------------------------------------------------------------

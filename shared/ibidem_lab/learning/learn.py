@@ -20,7 +20,7 @@ from ibidem.types import cosine, normalise
 from ibidem_lab.files import lock_file
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.learning.choosing import Learned, Problem, fits, held_out, learn_from, served
-from ibidem_lab.learning.evidence import label_set, working_directory
+from ibidem_lab.learning.evidence import LabelSet, label_set, working_directory
 from ibidem_lab.learning.fitting import Array, Basis, Pairs
 from ibidem_lab.learning.gate import Judgement, LearnReport, judge, not_enough
 from ibidem_lab.learning.lookups import Lookups, Searcher, alone, look_up, read_pairs
@@ -70,18 +70,22 @@ def learn(
     known = label_set(cache, labels)
     if (lacking := not_enough(known)) or dry_run:
         return LearnReport.of_labels(known, lacking, cache._strictness.max_error_rate)
-    place = _Place(cache)
-    folder = working_directory(cache._runtime.settings)
+    report = _learned(cache, known, progress)
+    if promote and report.judged is not None and report.judged.better and report.directory is not None:
+        promote_verifier(cache, report.directory)
+        return report.in_service()
+    return report
+
+
+def _learned(cache: SemanticCache, known: LabelSet, progress: Progress) -> LearnReport:
+    """Read, train, judge, and write what was learned into the working directory."""
+    place, folder = _Place(cache), working_directory(cache._runtime.settings)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock_file(folder / STATES), Reader(place.shipped, folder / STATES) as reader:
         problem = place.problem(known.labels, reader, progress)
         judged, learned = _judged(place, problem, progress)
-        directory = folder / CANDIDATE
-        report = LearnReport.of_judgement(known, judged, learned, directory)
-        write_verifier(place.shipped, correction_of(learned, problem), directory, report.figures())
-    if promote and judged.better:
-        promote_verifier(cache, directory)
-        return report.in_service()
+        report = LearnReport.of_judgement(known, judged, learned, folder / CANDIDATE)
+        write_verifier(place.shipped, correction_of(learned, problem), folder / CANDIDATE, report.figures())
     return report
 
 
@@ -115,7 +119,7 @@ class _Place:
                 "only the pair model that comes with Ibidem learns, with the default embedder: for other "
                 "scores ibidem learn threshold moves the threshold"
             )
-        self._index, self.model, self.shipped = index, model, Shipped.open(model)
+        self._index, self.model, self.shipped = index, model, Shipped.of(model)
         strictness = cache._strictness
         self.level = min(strictness.max_error_rate, model.thresholds.highest)
         given = strictness.given(model)

@@ -44,7 +44,7 @@ class Shipped:
     window: int
 
     @classmethod
-    def open(cls, model: PairModel) -> Shipped:
+    def of(cls, model: PairModel) -> Shipped:
         """Take it apart.
 
         Raises:
