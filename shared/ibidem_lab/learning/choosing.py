@@ -80,8 +80,8 @@ def shifted(values: Array, pairs: Pairs, shift: float) -> Array:
 
 
 def kept(wrong: int, judged: int, level: float) -> bool:
-    """Return whether the share of wrong hits, (wrong + 1/2) / (hits + 1), is at most `level`."""
-    return (wrong + 0.5) / (judged + 1) <= level
+    """Return whether a share of wrong hits is kept, counting one more wrong hit than there were."""
+    return (wrong + 1) / (judged + 1) <= level
 
 
 def served(lookups: Lookups, values: Array, least: float) -> Served:
