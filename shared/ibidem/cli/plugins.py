@@ -75,8 +75,7 @@ def _load(plugin: EntryPoint) -> Any:
         loaded = plugin.load()
         if isinstance(loaded, typer.Typer):
             found: Any = typer.main.get_command(loaded)
-            panel = loaded.info.rich_help_panel
-            found.rich_help_panel = panel if isinstance(panel, str) else OTHER
+            found.rich_help_panel = getattr(loaded, "rich_help_panel", OTHER)
             return found
         app.command(plugin.name, rich_help_panel=getattr(loaded, "rich_help_panel", OTHER))(loaded)
     except ImportError as error:

@@ -28,7 +28,7 @@ from ibidem.cli.output import (
     settings_of,
     text_option,
 )
-from ibidem.cli.panels import LEARNING
+from ibidem.cli.panels import LEARNING, in_panel
 from ibidem.cli.rebuild import ChromaOption
 from ibidem_lab.cli.fit import fit
 from ibidem_lab.cli.teach import PriceIn, PriceOut, ask, cost_of, mine_pairs, teach_pairs
@@ -39,13 +39,14 @@ from ibidem_lab.learning.gate import Counts, Judgement, LearnReport
 from ibidem_lab.learning.learn import learn
 from ibidem_lab.promotion import rollback as roll_back
 
-learn_app = typer.Typer(
-    name="learn",
-    help="Make a cache better from its own log: gather labels, train, judge; --promote puts it in service.",
-    invoke_without_command=True,
-    rich_help_panel=LEARNING,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+learn_app = in_panel(LEARNING)(
+    typer.Typer(
+        name="learn",
+        help="Make a cache better from its own log: gather labels, train, judge; --promote puts it in service.",
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
 )
 
 Files = Annotated[
