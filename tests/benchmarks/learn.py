@@ -7,17 +7,17 @@
 FOLDER holds `streams/*.jsonl` with {"text", "meaning"} and `pairs/nq_teacher.jsonl`. `--states FOLDER` keeps
 what the pair model has read.
 
-domains: the first half of a stream's questions is stored. Questions of it, drawn by chance, are asked of the
-others, and what they meet is labelled by meaning, `--labels` pairs in all; of them a share of `--noise` is turned
-round. What is learned is judged by the gate, and then on the second half, asked of the same store. "learned" is
-what it would serve there whatever the gate says; "in service" is what is served with the gate: the shipped
-decision where it refuses. The shipped calibration and thresholds were made on streams of banking77 and clinc150,
-on none of the others. The method was developed on advising.
+domains: the first half of a stream's questions is stored. Questions of it, drawn by chance, are asked of
+the others, and what they meet is labelled by meaning, `--labels` pairs in all; of them a share of
+`--noise` is turned round. What is learned is judged by the gate, and then on the second half, asked of
+the same store. "learned" is what it would serve there whatever the gate says; "in service" is what is
+served with the gate: the shipped decision where it refuses. The shipped calibration and thresholds were
+made on streams of banking77 and clinc150, on none of the others. The method was developed on advising.
 
-nq: the pairs of `nq_teacher` that are kept for this (`ibidem_lab.models.reserved.for_tuning`), which trained
-nothing. Five splits by connected questions: half to learn from, half to test, of which pairs are dropped until the
-cosine tells as little as chance. AUC of the shipped verifier, and with its last layer learned; each with the
-spread over the splits.
+nq: the pairs of `nq_teacher` that are kept for this (`ibidem_lab.models.reserved.for_tuning`), which
+trained nothing. Five splits by connected questions: half to learn from, half to test, of which pairs are
+dropped until the cosine tells as little as chance. AUC of the shipped verifier, and with its last layer
+learned; each with the spread over the splits.
 """
 
 from __future__ import annotations

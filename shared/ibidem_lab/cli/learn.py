@@ -42,7 +42,7 @@ from ibidem_lab.promotion import rollback as roll_back
 learn_app = in_panel(LEARNING)(
     typer.Typer(
         name="learn",
-        help="Make a cache better from its own log: gather labels, train, judge; --promote puts it in service.",
+        help="Make a cache better from its own log: train, judge; --promote puts it in service.",
         invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
