@@ -130,11 +130,26 @@ class PostgresServer:
             self.process.wait(timeout=20)
             self.process = None
 
+    def kill(self) -> None:
+        """SIGKILL all its processes at once: what it had in memory is lost, as when the machine stops."""
+        assert self.process is not None
+        killed = self.pids()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(10)
+        assert eventually(lambda: not any(map(_runs, killed)))
+        self.process = None
+
+    def pids(self) -> list[int]:
+        """All its processes, the first one first."""
+        assert self.process is not None
+        return [self.process.pid, *_children(self.process.pid)]
+
     def freeze(self) -> None:
         """SIGSTOP all its processes: the kernel accepts connections, nobody ever answers."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)  # first, so that it starts no other
-        self._stopped = [self.process.pid, *_children(self.process.pid)]
+        self._stopped = self.pids()
         for pid in self._stopped[1:]:
             os.kill(pid, signal.SIGSTOP)
 
@@ -144,6 +159,12 @@ class PostgresServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         self._stopped = []
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process was neither ended nor killed."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
 
 
 def _children(parent: int) -> list[int]:

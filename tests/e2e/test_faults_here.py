@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,6 +24,7 @@ from tests.e2e.test_faults import report, timed
 from tests.e2e.test_processes import by_meaning, exact, open_cache, store
 from tests.embedders import BagOfWords
 from tests.helpers import Child, Clock, answer, eventually, question, reworded
+from tests.servers import PostgresServer
 
 DAY = 86_400.0
 
@@ -31,10 +34,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MB of its own; skips where none may be mounted."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    with mounted(place, 16):
+        yield place
+
+
+@contextlib.contextmanager
+def mounted(place: Path, megabytes: int) -> Iterator[None]:
+    """A file system of this size in a directory; skips where none may be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small file system")
-    yield place
+    yield
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
@@ -83,6 +93,39 @@ def test_disk_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch, limit: int
             assert by_meaning(cache, n) == f"semantic: {answer(n)}"
     with closing(sqlite3.connect(small_disk / "c" / "ibidem.sqlite3")) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_disk_of_postgresql_full(tmp_path: Path) -> None:
+    """Lookups go on, also by meaning, stores are rejected; with room again all works, and all is there."""
+    with tempfile.TemporaryDirectory() as place, mounted(Path(place), 150):
+        data = Path(place, "data")
+        data.mkdir()
+        server = PostgresServer(data)
+        server.start()
+        try:
+            with open_cache(tmp_path / "c", database=server.url) as cache:
+                store(cache, *range(20))
+                assert by_meaning(cache, 1) == f"semantic: {answer(1)}"
+                assert cache.flush()
+                ballast, stored, rejected = fill(Path(place)), list[int](), 0
+                for n in range(100, 160):
+                    large = random.Random(n).randbytes(20_000).hex()
+                    fresh = ibidem.Answer(answer(n), payload=large)
+                    if cache.store(ibidem.Request(question(n)), fresh):
+                        stored.append(n)
+                    else:
+                        rejected += 1
+                assert rejected > 20
+                for n in range(20):
+                    assert exact(cache, n) == f"exact: {answer(n)}"
+                    assert by_meaning(cache, n) == f"semantic: {answer(n)}"
+                ballast.unlink()
+                store(cache, 200)
+                for n in (*range(20), *stored, 200):
+                    assert by_meaning(cache, n) == f"semantic: {answer(n)}"
+                assert cache.stats().rejected == {"error": rejected}
+        finally:
+            server.stop()
 
 
 def test_opened_on_a_full_disk(small_disk: Path) -> None:

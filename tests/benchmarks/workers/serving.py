@@ -95,11 +95,11 @@ class Server:
 
     def memory(self) -> float:
         """Of all its processes, in MB; what they have in common counts once."""
-        return sum(map(_memory, {self._process.pid, *_children(self._process.pid)}))
+        return sum(map(memory_of, {self._process.pid, *_children(self._process.pid)}))
 
     def memory_each(self) -> float:
         """Of a worker on average, in MB, with its share of what it has in common with others."""
-        return sum(map(_memory, self.pids())) / len(self.pids())
+        return sum(map(memory_of, self.pids())) / len(self.pids())
 
     def cpu_seconds(self) -> float:
         """Processor time of all workers so far."""
@@ -141,7 +141,7 @@ def _command_of(pid: int) -> str:
         return ""
 
 
-def _memory(pid: int) -> float:
+def memory_of(pid: int) -> float:
     rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("Pss:")) * 1_024 / 1e6
 

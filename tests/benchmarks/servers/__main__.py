@@ -1,0 +1,235 @@
+"""Many processes on one cache: what each way to share it sustains, how long a call waits, what others see.
+
+Run as `python -m tests.benchmarks.servers`; `--help` lists the options. Of the calls 5 % store an answer,
+0.5 % invalidate one, 25 % ask a question in the same words and the rest in other words, by Zipf's law; the
+cache is full, so that each store evicts an answer. Questions are embedded by a bag of words and no model
+scores them, so that the search is as large a part of a call as it can be. All set-ups are asked in turn, in
+one run: on a machine that does much else their ratios count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ibidem
+from ibidem.runtime import open_store
+from ibidem.settings import read_settings
+from ibidem.types import point_of
+from tests.benchmarks.servers.filling import fill, request_of, text
+from tests.benchmarks.workers.serving import memory_of
+from tests.embedders import DenseWords
+from tests.helpers import Child
+from tests.servers import PostgresServer, running_postgres_server
+
+WORKER = "from tests.benchmarks.servers.worker import main; main()"
+ROOM = 200  # answers that are stored before the first is evicted
+THREADS = 2  # of each worker
+COLUMNS = (
+    *("set-up", "workers", "calls/s", "of stubbed", "p50 ms", "p95 ms", "p99 ms", "failed", "MB a worker"),
+    *("MB server", "others that found a store", "within ms (median, 95 %, most)"),
+)
+
+
+def directory(stack: ExitStack, path: Path) -> tuple[dict[str, Any], PostgresServer | None]:
+    """SQLite, and vectors in memory or an embedded Chroma."""
+    return {"path": str(path)}, None
+
+
+def pgvector(stack: ExitStack, path: Path) -> tuple[dict[str, Any], PostgresServer | None]:
+    """PostgreSQL alone."""
+    server = stack.enter_context(running_postgres_server())
+    return {"path": str(path), "database": server.url}, server
+
+
+SETUPS: dict[str, Callable[[ExitStack, Path], tuple[dict[str, Any], PostgresServer | None]]] = {
+    "directory": directory,
+    "pgvector": pgvector,
+}
+
+
+@dataclass
+class Running:
+    """A set-up with its workers, and what was measured of it."""
+
+    name: str
+    server: PostgresServer | None
+    workers: list[Child]
+    calls: Counter[str] = field(default_factory=Counter)  # of "searched" and "stubbed" rounds
+    seconds: Counter[str] = field(default_factory=Counter)
+    took: list[float] = field(default_factory=list)  # at the common rate
+    failed: Counter[str] = field(default_factory=Counter)
+    seen: list[float] = field(default_factory=list)
+    missed: int = 0
+
+    def all(self, line: str) -> list[Any]:
+        """Tell all workers the same; returns what each replied."""
+        for worker in self.workers:
+            worker.tell(line)
+        return [json.loads(worker.line(300)) for worker in self.workers]
+
+    def run(self, seconds: float, rate: float = 0.0, *, stub: bool = False) -> list[float]:
+        """Have all workers call for so long; returns the milliseconds of each call."""
+        each = {"seconds": seconds, "rate": rate / len(self.workers), "threads": THREADS, "stub": stub}
+        said = self.all(f"run {json.dumps(each)}")
+        for one in said:
+            wrong = {kind: count for kind, count in one["outcomes"].items() if kind in WRONG}
+            self.failed.update(wrong)
+        return [took for one in said for took in one["took"]]
+
+
+WRONG = ("wrong", "error", "no_index", "below_threshold", "identical: error", "Rejected(reason='error')")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.servers", description=__doc__)
+    parser.add_argument("--setups", nargs="*", choices=SETUPS, default=list(SETUPS))
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--scopes", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stores", type=int, default=40, help="that the others look for")
+    parser.add_argument(
+        "--restart", action="store_true", help="restart the database in the middle of a round"
+    )
+    options = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibidem-servers-")))
+        running = [start(stack, folder, name, options) for name in options.setups]
+        measure(running, options)
+        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        for one in running:
+            print(row(one), flush=True)
+        if options.restart:
+            for one in running:
+                restart(one, options.seconds)
+    return 0
+
+
+def start(stack: ExitStack, folder: Path, name: str, options: argparse.Namespace) -> Running:
+    """Fill a set-up and start its workers."""
+    began = time.perf_counter()
+    settings, server = SETUPS[name](stack, folder / name)
+    points = prepare(folder, settings, options.entries, options.scopes)
+    workers = []
+    for number in range(options.workers):
+        told = {"number": number, "entries": options.entries, "scopes": options.scopes, "points": str(points)}
+        config = folder / f"{name}-{number}.json"
+        bounded = {**settings, "max_entries": options.entries + ROOM, "eviction": "lru"}
+        config.write_text(json.dumps({**told, "settings": bounded}), "utf-8")
+        workers.append(stack.enter_context(Child(WORKER, config)))
+    for worker in workers:
+        assert json.loads(worker.line(600)) == "ready"
+    print(f"{name}: {options.entries:,} answers and {options.workers} workers in "
+          f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
+    return Running(name, server, workers)
+
+
+def prepare(folder: Path, settings: dict[str, Any], entries: int, scopes: int) -> Path:
+    """Fill the cache and have it build its index; returns the file of the points."""
+    embedder, file = DenseWords(), folder / "points.npy"
+    texts, kept = [text(n) for n in range(entries)], folder / "vectors.npy"
+    if not kept.exists():
+        rows = np.concatenate([embedder.embed(texts[at : at + 500]) for at in range(0, entries, 500)])
+        np.save(kept, rows.astype(np.float16))
+        scope = [request_of("any", n).scope_digest for n in range(scopes)]
+        found = [point_of("", scope[n % scopes], row) for n, row in enumerate(rows)]
+        np.save(file, np.array(found, dtype="S32"))
+    store = open_store(read_settings(**settings))
+    fill(store, embedder.fingerprint, texts, np.load(kept), scopes)
+    store.close()
+    with ibidem.open(**settings, embedder=embedder, min_similarity=0.85) as cache:
+        search: Any = cache._runtime.vectors
+        cache.lookup(request_of("anything", 0))
+        while not cache.flush() or cache.stats().unindexed:
+            time.sleep(0.2)
+        builder = getattr(search, "_builder", None)
+        if builder is not None:
+            builder.join()
+    return file
+
+
+def measure(running: Sequence[Running], options: argparse.Namespace) -> None:
+    """Fill in what each set-up does, in turn."""
+    for one in running:
+        look_for_stores(one, options.stores, options.entries)
+        one.run(options.seconds / 2)  # warms up
+    for _ in range(options.rounds):
+        for one in running:
+            for how in ("searched", "stubbed"):
+                began = time.perf_counter()
+                one.calls[how] += len(one.run(options.seconds, stub=how == "stubbed"))
+                one.seconds[how] += time.perf_counter() - began
+    rate = running[0].calls["searched"] / running[0].seconds["searched"] / 2
+    print(f"p50 to p99 at {rate:.0f} calls/s, half of what {running[0].name} sustains")
+    for _ in range(options.rounds):
+        for one in running:
+            one.took += one.run(options.seconds, rate)
+
+
+def look_for_stores(one: Running, stores: int, entries: int) -> None:
+    """Each worker stores in turn, and all others look up what it has stored, as soon as it says so."""
+    with ThreadPoolExecutor(len(one.workers)) as threads:
+        for n in range(entries, entries + stores):
+            storing = one.workers[n % len(one.workers)]
+            said, at = json.loads(storing.ask(f"store {n}"))
+            assert said == "stored", said
+            others = [worker for worker in one.workers if worker is not storing]
+            for found, when in threads.map(lambda worker, n=n: json.loads(worker.ask(f"ask {n}")), others):
+                one.missed += found != "hit"
+                one.seen.append(1000 * (when - at))
+
+
+def row(one: Running) -> str:
+    """A line of the table."""
+    rate = {how: one.calls[how] / one.seconds[how] for how in one.calls}
+    p50, p95, p99 = np.percentile(one.took, (50, 95, 99))
+    median, most_of, most = np.percentile(one.seen, (50, 95, 100))
+    memory = sum(memory_of(worker.process.pid) for worker in one.workers) / len(one.workers)
+    of_server = 0.0 if one.server is None else sum(map(memory_of, one.server.pids()))
+    searched, stubbed = rate["searched"], rate["stubbed"]
+    figures = (
+        *(one.name, f"{len(one.workers)}", f"{searched:.0f}", f"{searched / stubbed:.2f}"),
+        *(f"{p50:.1f}", f"{p95:.1f}", f"{p99:.1f}", f"{dict(one.failed) or 0}"),
+        *(f"{memory:.0f}", f"{of_server:.0f}", f"{len(one.seen) - one.missed} of {len(one.seen)}"),
+        f"{median:.0f}, {most_of:.0f}, {most:.0f}",
+    )
+    return f"| {' | '.join(figures)} |"
+
+
+def restart(one: Running, seconds: float) -> None:
+    """Restart the server of a set-up while its workers call; say what failed, and what came after."""
+    if one.server is None:
+        return
+    one.failed.clear()
+    with ThreadPoolExecutor(1) as threads:
+        calling = threads.submit(one.run, 3 * seconds)
+        time.sleep(seconds)
+        one.server.stop()
+        one.server.start()
+        up = time.monotonic()
+        took = calling.result()
+    print(
+        f"{one.name}: restarted in the middle: {len(took):,} calls, {dict(one.failed)}, slowest "
+        f"{max(took):.0f} ms; it was up {time.monotonic() - up:.0f} s before the end"
+    )
+    one.failed.clear()
+    one.run(seconds)
+    print(f"{one.name}: after that {dict(one.failed) or 'nothing failed'}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
