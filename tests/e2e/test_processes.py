@@ -21,10 +21,10 @@ from ibidem.index import chroma_server
 from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import Child, answer, eventually, question, reworded, rounds
-from tests.servers import ChromaServer, running_chroma
+from tests.servers import ChromaServer, running_chroma, running_postgres
 
 # Obeys: `store N`, `exact N`, `reworded N`, `index`, `close`; one reply each. Arguments: the path, the URL of
-# a Chroma server or "", how many vectors are searched in memory, and how many if another has the index.
+# a server or "", how many vectors are searched in memory, and how many if another has the index.
 WORKER = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING)
@@ -35,7 +35,8 @@ from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
 vectors.RETRY_SECONDS = 0.5
-where = {"chroma": sys.argv[2]} if sys.argv[2:] and sys.argv[2] else {}
+server = sys.argv[2] if sys.argv[2:] else ""
+where = {"database" if server.startswith("postgresql") else "chroma": server} if server else {}
 if sys.argv[3:]:
     vectors.EXACT_LIMIT, vectors.MEMORY_LIMIT = map(int, sys.argv[3:])
 cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9, **where)
@@ -96,12 +97,19 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 LARGE, HUGE = ("", 0, 100_000), ("", 0, 0)
 
 
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
 class TestSeveralProcessesOnOnePath:
-    @pytest.mark.parametrize("others", [(), LARGE], ids=["in memory", "beside an index"])
+    @pytest.mark.parametrize("others", [(), LARGE, None], ids=["in memory", "beside an index", "PostgreSQL"])
     def test_each_finds_at_once_what_the_others_stored(
-        self, tmp_path: Path, others: tuple[object, ...]
+        self, tmp_path: Path, others: tuple[object, ...] | None, request: pytest.FixtureRequest
     ) -> None:
         """By meaning: 4 processes store 4 answers each, and each finds all 16."""
+        others = (request.getfixturevalue("postgres"),) if others is None else others
         workers = [Child(WORKER, tmp_path / "c", *others) for _ in range(4)]
         try:
             assert [worker.line() for worker in workers] == ["ready"] * 4

@@ -315,6 +315,16 @@ class TestWithoutPgvector:
         assert caplog.messages == []
         assert execute(postgres, "SELECT to_regclass('entry_embeddings')") == [(None,)]
 
+    def test_a_role_that_may_not_use_the_table_goes_on_without(self, postgres: str, plain: str) -> None:
+        """Else each of its stores would fail."""
+        Store(postgres, pgvector=True).close()
+        role = sa.make_url(plain).username
+        execute(postgres, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+                f"REVOKE ALL ON entry_embeddings FROM {role}")  # fmt: skip
+        with closing(Store(plain, pgvector=True)) as store:
+            assert "GRANT SELECT, INSERT ON entry_embeddings TO plain" in store.pgvector_problem
+            assert store.entries.put(entry(1, unit(np.ones(DIMENSION))), "e") == ""
+
     @pytest.mark.parametrize(
         ("change", "advice"),
         [

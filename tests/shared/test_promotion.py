@@ -56,6 +56,15 @@ class TestOnServers(PromotionContract):
             yield {"path": str(tmp_path / "c"), "database": database, "chroma": chroma}
 
 
+class TestOnPostgres(PromotionContract):
+    """PostgreSQL alone."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, patient: None) -> Iterator[dict[str, Any]]:
+        with running_postgres() as database:
+            yield {"path": str(tmp_path / "c"), "database": database}
+
+
 def run(*arguments: object, code: int = 0) -> str:
     """What the command line prints, in one line; ends with this code."""
     done = CliRunner().invoke(app, [*map(str, arguments)])

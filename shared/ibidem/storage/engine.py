@@ -39,6 +39,7 @@ KEPT, MORE = 10, 5  # connections to a server: kept, for 8 async callers and the
 IDLE_CONNECTIONS = 16  # to a SQLite file; more are closed when they are returned
 # How pgvector searches an HNSW index, where there is one: until it has found enough in a scope.
 _SEARCH = "-c hnsw.iterative_scan=strict_order -c hnsw.ef_search=64"
+_PSYCOPG = "postgresql+psycopg:"
 EXCLUSIVE_LOCK = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers hardly ever wait
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
@@ -96,8 +97,15 @@ def _engine_options(url: str) -> dict[str, Any]:
     # The server ends a wait for a lock before we would take it for a server that does not answer.
     ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms {_SEARCH}"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
-    pool = {"pool_size": KEPT, "max_overflow": MORE, "pool_timeout": DEADLINE_SECONDS}
-    return {**pool, "pool_pre_ping": True, "connect_args": limits}
+    return {
+        "pool_size": KEPT,
+        "max_overflow": MORE,
+        "pool_timeout": DEADLINE_SECONDS,
+        # A SELECT by itself needs no transaction, whose begin and end are two more exchanges with the server.
+        "isolation_level": "AUTOCOMMIT",
+        "pool_pre_ping": not url.startswith(_PSYCOPG),  # `postgres.check` tries its connections
+        "connect_args": limits,
+    }
 
 
 def close_engine(engine: sa.Engine) -> None:
@@ -117,38 +125,40 @@ def _close_returned(_: object, record: Any) -> None:
 
 
 @contextmanager
-def reading(engine: sa.Engine, *, single: bool = False) -> Iterator[sa.Connection]:
-    """Open a connection to read, for a `single` SELECT outside transactions; errors are `StorageError`."""
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection to read with; errors are `StorageError`."""
     with _translated_errors(engine), engine.connect() as db:
-        spared = single and db.dialect.name != "sqlite"  # BEGIN and ROLLBACK: two round trips of three
-        yield db.execution_options(isolation_level="AUTOCOMMIT") if spared else db
+        yield db
 
 
 def fetch_all(engine: sa.Engine, query: sa.Executable) -> Sequence[Any]:
     """Return all rows of a query; errors are `StorageError`."""
-    with reading(engine, single=True) as db:
+    with reading(engine) as db:
         return db.execute(query).all()
 
 
 def fetch_column(engine: sa.Engine, query: sa.Executable) -> Sequence[Any]:
     """Return the first column of all rows; errors are `StorageError`."""
-    with reading(engine, single=True) as db:
+    with reading(engine) as db:
         return db.scalars(query).all()
 
 
 def fetch_value(engine: sa.Engine, query: sa.Executable) -> Any:
     """Return the first column of the first row, None if there is none; errors are `StorageError`."""
-    with reading(engine, single=True) as db:
+    with reading(engine) as db:
         return db.scalar(query)
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a transaction, all of it or nothing; errors are `StorageError`."""
-    with _translated_errors(engine), _write_lock(engine), engine.begin() as db:
-        if db.dialect.name == "sqlite":
-            _begin_immediate(db)
-        yield db
+    with _translated_errors(engine), _write_lock(engine), engine.connect() as connection:
+        server = connection.dialect.name != "sqlite"
+        db = connection.execution_options(isolation_level="READ COMMITTED") if server else connection
+        with db.begin():
+            if not server:
+                _begin_immediate(db)
+            yield db
 
 
 @contextmanager
@@ -214,7 +224,7 @@ class Prepared:
         """Return all rows, columns in the order of the statement; errors are `StorageError`."""
         pool = engine.pool
         if not isinstance(pool, FilePool):
-            with reading(engine, single=True) as db:
+            with reading(engine) as db:
                 return db.execute(self._statement, values).all()
         compiled = self._compiled or self._compile(engine.dialect)
         parameters = {**compiled.fixed, **values}
@@ -482,6 +492,7 @@ def _protect_server_calls(engine: sa.Engine) -> None:
         from ibidem.storage import postgres  # an extra: not everybody has the driver
 
         sa.event.listen(engine, "do_connect", postgres.connect)
+        sa.event.listen(engine, "checkout", postgres.check)
 
     def probe() -> None:
         try:

@@ -110,6 +110,11 @@ def _prepared(engine: sa.Engine) -> str:
                 db.exec_driver_sql(statement)
             # What another table held, such as one that was dropped with the extension, is entered again.
             db.execute(sa.update(_vectors).where(_vectors.c.indexed_in == GENERATION).values(indexed_in=""))
+    elif not found.allowed:
+        return (
+            "this role may not use the table entry_embeddings: let its owner run GRANT SELECT, INSERT ON "
+            f"entry_embeddings TO {found.role}"
+        )
     return ""
 
 
@@ -123,6 +128,7 @@ class _Extension:
     usable: bool
     role: str
     server: int
+    allowed: bool | None
     table: bool
 
 
@@ -133,6 +139,8 @@ def _extension(engine: sa.Engine) -> _Extension:
         "(SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace "
         "WHERE extname = 'vector'), to_regtype('halfvec') IS NOT NULL, "
         "quote_ident(current_user), current_setting('server_version_num')::int / 10000, "
+        "has_table_privilege(to_regclass('entry_embeddings'), 'SELECT') "
+        "AND has_table_privilege(to_regclass('entry_embeddings'), 'INSERT'), "
     )
     return _Extension(*fetch_all(engine, sa.text(query + _HAS_TABLE))[0])
 

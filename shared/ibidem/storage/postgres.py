@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import selectors
 import time
 from collections.abc import Generator
 from typing import Any
 
 import psycopg
+from sqlalchemy.exc import DisconnectionError
 
 from ibidem._util.concurrency import remaining
 
@@ -18,6 +20,30 @@ Steps = Generator[Any, Any, Any]
 def connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
     """Handle SQLAlchemy's `do_connect` event."""
     return DeadlineConnection.connect(*arguments, **options)
+
+
+def check(connection: Any, record: Any, proxy: Any) -> None:
+    """Handle SQLAlchemy's `checkout` event: refuse a connection that was closed while nobody used it.
+
+    Who closes one says so: only a connection on which something has arrived is tried. To try each takes as
+    long as most statements.
+    """
+    try:
+        if connection.closed or (_has_arrived(connection) and not _answers(connection)):
+            raise DisconnectionError("closed by the server")
+    except (OSError, psycopg.Error) as error:
+        raise DisconnectionError(str(error)) from None
+
+
+def _has_arrived(connection: Any) -> bool:
+    """Return whether there is something to read from the server, which was not asked for."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _answers(connection: Any) -> bool:
+    return bool(connection.execute("SELECT 1").fetchone() == (1,))
 
 
 class DeadlineConnection(psycopg.Connection[Any]):

@@ -156,9 +156,8 @@ def prepare(folder: Path, settings: dict[str, Any], entries: int, scopes: int) -
         cache.lookup(request_of("anything", 0))
         while not cache.flush() or cache.stats().unindexed:
             time.sleep(0.2)
-        builder = getattr(search, "_builder", None)
-        if builder is not None:
-            builder.join()
+        while getattr(search, "_dimensions", 0):  # the HNSW index is being built
+            time.sleep(0.2)
     return file
 
 
