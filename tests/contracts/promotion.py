@@ -182,7 +182,7 @@ class PromotionContract:
         fill(cache, *range(20))
         with pytest.raises(CacheClosed):
             promote(cache, models[0], progress=lambda done, total: cache.close())
-        assert not cache._runtime.vectors._index
+        assert cache._runtime.vectors.state != "open"
         again = open_here()
         assert again._runtime.embedder.fingerprint == cache._runtime.embedder.fingerprint
         assert ask(again, 3) == right(3)
