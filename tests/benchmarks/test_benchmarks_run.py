@@ -481,6 +481,25 @@ def test_speed_in_langchain(nq: Path) -> None:
 
 
 @pytest.mark.thorough
+def test_servers() -> None:
+    """What one of two workers stores the other one finds, at once; nothing fails."""
+    few = "--setups pgvector --workers 2 --entries 200 --seconds 0.5 --rounds 1 --stores 4".split()
+    cells = [line.split(" | ") for line in run(*few, program="servers").splitlines()]
+    found = [cell for cell in cells if cell[0] == "| pgvector"]
+
+    assert [(row[7], row[10]) for row in found] == [("0", "4 of 4")]
+
+
+@pytest.mark.thorough
+def test_search_in_postgresql() -> None:
+    printed = run("--entries", 300, "--scopes", 1, 10, program="servers.search")
+    shares = [float(line.split()[4]) for line in printed.splitlines() if line.split()[0] == "300"]
+
+    assert len(shares) == 4
+    assert min(shares) > 0.9
+
+
+@pytest.mark.thorough
 def test_at_once() -> None:
     printed = run("--requests", 40, program="at_once")
 
