@@ -222,7 +222,7 @@ def test_an_index_is_built_beside_stores_and_again_if_that_was_interrupted(
 
 
 @pytest.mark.parametrize(
-    ("rows", "limit"), [(0, 4_000), (10_000, 4_000), (100_000, 10_000), (1_000_000, 31_622)]
+    ("rows", "limit"), [(0, 2_000), (10_000, 2_000), (100_000, 5_477), (1_000_000, 17_320)]
 )
 def test_how_large_a_scope_is_compared_one_by_one(rows: int, limit: int) -> None:
     assert exact_limit(rows) == limit

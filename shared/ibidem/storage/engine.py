@@ -97,15 +97,10 @@ def _engine_options(url: str) -> dict[str, Any]:
     # The server ends a wait for a lock before we would take it for a server that does not answer.
     ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms {_SEARCH}"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
-    return {
-        "pool_size": KEPT,
-        "max_overflow": MORE,
-        "pool_timeout": DEADLINE_SECONDS,
-        # A SELECT by itself needs no transaction, whose begin and end are two more exchanges with the server.
-        "isolation_level": "AUTOCOMMIT",
-        "pool_pre_ping": not url.startswith(_PSYCOPG),  # `postgres.check` tries its connections
-        "connect_args": limits,
-    }
+    pool = {"pool_size": KEPT, "max_overflow": MORE, "pool_timeout": DEADLINE_SECONDS}
+    pool["pool_pre_ping"] = not url.startswith(_PSYCOPG)  # whose connections `postgres.check` tries
+    # A SELECT by itself needs no transaction, whose begin and end are two more exchanges with the server.
+    return {**pool, "isolation_level": "AUTOCOMMIT", "connect_args": limits}
 
 
 def close_engine(engine: sa.Engine) -> None:
@@ -152,13 +147,11 @@ def fetch_value(engine: sa.Engine, query: sa.Executable) -> Any:
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a transaction, all of it or nothing; errors are `StorageError`."""
-    with _translated_errors(engine), _write_lock(engine), engine.connect() as connection:
-        server = connection.dialect.name != "sqlite"
-        db = connection.execution_options(isolation_level="READ COMMITTED") if server else connection
-        with db.begin():
-            if not server:
-                _begin_immediate(db)
-            yield db
+    mode = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
+    with _translated_errors(engine), _write_lock(engine), engine.execution_options(**mode).begin() as db:
+        if db.dialect.name == "sqlite":
+            _begin_immediate(db)
+        yield db
 
 
 @contextmanager
