@@ -18,9 +18,9 @@ from ibidem.types import Vector
 
 BATCH = 500  # vectors that were stored without pgvector and are entered in one transaction
 # Up to here the entries of a scope are compared one by one, and none is missed. Beyond, it depends on n, the
-# entries of all scopes: an index finds one of the scope's s entries every n / s, and each takes 3 (if the table
-# is not in PostgreSQL's memory) to 30 times as long as one that is compared. So for the 32 that a search reads
-# it is faster if s * s > 100 to 1,000 * n.
+# entries of all scopes: an index finds one of the scope's s entries every n / s, and each takes as long as 3
+# to 30 comparisons; 3 if the table is not in PostgreSQL's memory. So for the 32 that a search reads the index
+# is faster if s * s > 100 to 1,000 * n.
 EXACT_LIMIT = 2_000
 COST = 300
 KNOWN_SCOPES, KNOWN_SECONDS = 4_096, 60.0  # sizes of scopes that are remembered, and for how long

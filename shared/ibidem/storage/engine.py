@@ -39,7 +39,6 @@ KEPT, MORE = 10, 5  # connections to a server: kept, for 8 async callers and the
 IDLE_CONNECTIONS = 16  # to a SQLite file; more are closed when they are returned
 # How pgvector searches an HNSW index, where there is one: until it has found enough in a scope.
 _SEARCH = "-c hnsw.iterative_scan=strict_order -c hnsw.ef_search=64"
-_PSYCOPG = "postgresql+psycopg:"
 EXCLUSIVE_LOCK = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no other program uses
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers hardly ever wait
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
@@ -87,9 +86,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     limits: dict[str, Any] = {
         "connect_timeout": CONNECT_SECONDS,
         # A connection whose other end vanished is noticed within a minute.
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
+        **{"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
         "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
     }
     chosen = sa.make_url(url).query
@@ -98,7 +95,9 @@ def _engine_options(url: str) -> dict[str, Any]:
     ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms {_SEARCH}"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
     pool = {"pool_size": KEPT, "max_overflow": MORE, "pool_timeout": DEADLINE_SECONDS}
-    pool["pool_pre_ping"] = not url.startswith(_PSYCOPG)  # whose connections `postgres.check` tries
+    pool["pool_pre_ping"] = not url.startswith(
+        "postgresql+psycopg:"
+    )  # whose connections `postgres.check` tries
     # A SELECT by itself needs no transaction, whose begin and end are two more exchanges with the server.
     return {**pool, "isolation_level": "AUTOCOMMIT", "connect_args": limits}
 
