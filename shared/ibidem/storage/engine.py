@@ -85,10 +85,10 @@ def _engine_options(url: str) -> dict[str, Any]:
         return {"poolclass": FilePool} if sa.make_url(url).database not in (None, "", ":memory:") else {}
     limits: dict[str, Any] = {
         "connect_timeout": CONNECT_SECONDS,
-        # A connection whose other end vanished is noticed within a minute.
-        **{"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
         "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
     }
+    # A connection whose other end vanished is noticed within a minute.
+    limits |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
     chosen = sa.make_url(url).query
     limits = {name: value for name, value in limits.items() if name not in chosen}
     # The server ends a wait for a lock before we would take it for a server that does not answer.
