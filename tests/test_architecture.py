@@ -42,6 +42,7 @@ LONGEST = {
     "shared/ibidem/pipeline.py": 730,
     "shared/ibidem/types.py": 625,
     "shared/ibidem/prompts/key.py": 580,
+    "shared/ibidem/storage/engine.py": 510,  # of both databases, with their locks and errors
     "shared/ibidem/storage/vectors.py": 556,  # all vectors, a page at a time; PostgreSQL searches them
 }
 
