@@ -193,7 +193,7 @@ def sql_min(one: Any, other: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """SQL for SQLite, the names of its parameters in order, and the values of those that are fixed."""
+    """SQL, for SQLite the names of its parameters in order, and the values of those that are fixed."""
 
     sql: str
     names: tuple[str, ...]
@@ -201,7 +201,7 @@ class _Compiled:
 
 
 class Prepared:
-    """A SELECT that is run with other values each time; on a SQLite file by its driver, for speed.
+    """A SELECT that is run with other values each time, by the driver, for speed.
 
     Args:
         statement: With `bindparam`s, none of them expanding. Its columns must need no conversion but that of
@@ -210,16 +210,19 @@ class Prepared:
 
     def __init__(self, statement: sa.Select[Any]) -> None:
         self._statement = statement
-        self._compiled: _Compiled | None = None
+        self._compiled: dict[str, _Compiled] = {}  # by driver
 
     def rows(self, engine: sa.Engine, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """Return all rows, columns in the order of the statement; errors are `StorageError`."""
         pool = engine.pool
+        compiled = self._compiled.get(engine.driver) or self._compile(engine.dialect)
+        parameters = {**compiled.fixed, **values}
+        if engine.dialect.name != "sqlite":
+            with reading(engine) as db:
+                return db.exec_driver_sql(compiled.sql, parameters).all()
         if not isinstance(pool, FilePool):
             with reading(engine) as db:
                 return db.execute(self._statement, values).all()
-        compiled = self._compiled or self._compile(engine.dialect)
-        parameters = {**compiled.fixed, **values}
         try:
             return pool.select(compiled.sql, [parameters[name] for name in compiled.names])
         except sqlite3.OperationalError as error:  # busy, or the disk
@@ -229,8 +232,9 @@ class Prepared:
 
     def _compile(self, dialect: sa.Dialect) -> _Compiled:
         compiled: Any = self._statement.compile(dialect=dialect)
-        self._compiled = _Compiled(str(compiled), tuple(compiled.positiontup), dict(compiled.params))
-        return self._compiled
+        made = _Compiled(str(compiled), tuple(compiled.positiontup or ()), dict(compiled.params))
+        self._compiled[dialect.driver] = made
+        return made
 
 
 # Damaged rows.
