@@ -27,6 +27,7 @@ from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks.conversations import __main__ as conversations
 from tests.benchmarks.fit_scorer import fit, judged, scores, with_probability, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
+from tests.benchmarks.servers import laws
 from tests.benchmarks.streams import Stream
 from tests.embedders import BagOfWords
 from tests.helpers import ROOT, question
@@ -478,6 +479,22 @@ def test_speed_in_langchain(nq: Path) -> None:
 
     assert printed.count("| RAG chain") == 3
     assert "async" in printed
+
+
+def test_the_plan_says_what_a_machine_does_not_have() -> None:
+    """A hundred million entries need more connections than PostgreSQL gives, with each engine."""
+    largest = [line for line in laws.plan() if line.startswith("| 100,000,000,")]
+
+    assert len(largest) == 3
+    assert all("**1,600**" in line for line in largest)
+
+
+@pytest.mark.thorough
+def test_laws() -> None:
+    printed = run("--engines", "memory", "chroma", "--entries", 40, 80, program="servers.laws")
+
+    assert printed.count("each further") == 2
+    assert "slowest lookup" in printed
 
 
 @pytest.mark.thorough
