@@ -71,6 +71,18 @@ class ChromaServer:
             self.process.wait(10)
             self.process = None
 
+    def stop(self) -> None:
+        """End it as a service manager does."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(20)
+            self.process = None
+
+    def pids(self) -> list[int]:
+        """Its process."""
+        assert self.process is not None
+        return [self.process.pid]
+
     def freeze(self) -> None:
         """SIGSTOP: it accepts connections and never answers."""
         assert self.process is not None

@@ -31,31 +31,49 @@ from tests.benchmarks.servers.filling import fill, request_of, text
 from tests.benchmarks.workers.serving import memory_of
 from tests.embedders import DenseWords
 from tests.helpers import Child
-from tests.servers import PostgresServer, running_postgres_server
+from tests.servers import ChromaServer, PostgresServer, running_chroma, running_postgres_server
 
 WORKER = "from tests.benchmarks.servers.worker import main; main()"
 ROOM = 200  # answers that are stored before the first is evicted
 THREADS = 2  # of each worker
 COLUMNS = (
     *("set-up", "workers", "calls/s", "of stubbed", "p50 ms", "p95 ms", "p99 ms", "failed", "MB a worker"),
-    *("MB server", "others that found a store", "within ms (median, 95 %, most)"),
+    *("MB servers", "others that found a store", "within ms (median, 95 %, most)"),
 )
 
 
-def directory(stack: ExitStack, path: Path) -> tuple[dict[str, Any], PostgresServer | None]:
+Servers = list[PostgresServer | ChromaServer]
+Setup = Callable[[ExitStack, Path], tuple[dict[str, Any], Servers]]
+
+
+def directory(stack: ExitStack, path: Path) -> tuple[dict[str, Any], Servers]:
     """SQLite, and vectors in memory or an embedded Chroma."""
-    return {"path": str(path)}, None
+    return {"path": str(path)}, []
 
 
-def pgvector(stack: ExitStack, path: Path) -> tuple[dict[str, Any], PostgresServer | None]:
+def pgvector(stack: ExitStack, path: Path) -> tuple[dict[str, Any], Servers]:
     """PostgreSQL alone."""
     server = stack.enter_context(running_postgres_server())
-    return {"path": str(path), "database": server.url}, server
+    return {"path": str(path), "database": server.url}, [server]
 
 
-SETUPS: dict[str, Callable[[ExitStack, Path], tuple[dict[str, Any], PostgresServer | None]]] = {
+def chroma(stack: ExitStack, path: Path) -> tuple[dict[str, Any], Servers]:
+    """SQLite and a Chroma server."""
+    server = stack.enter_context(running_chroma(path.with_name(f"{path.name}-server")))
+    return {"path": str(path), "chroma": server.url}, [server]
+
+
+def postgres_chroma(stack: ExitStack, path: Path) -> tuple[dict[str, Any], Servers]:
+    """PostgreSQL and a Chroma server, which is the one that is restarted."""
+    settings, servers = chroma(stack, path)
+    return {**settings, "database": (two := pgvector(stack, path))[0]["database"]}, [*servers, *two[1]]
+
+
+SETUPS: dict[str, Setup] = {
     "directory": directory,
     "pgvector": pgvector,
+    "chroma": chroma,
+    "postgres+chroma": postgres_chroma,
 }
 
 
@@ -64,7 +82,7 @@ class Running:
     """A set-up with its workers, and what was measured of it."""
 
     name: str
-    server: PostgresServer | None
+    servers: Servers
     workers: list[Child]
     calls: Counter[str] = field(default_factory=Counter)  # of "searched" and "stubbed" rounds
     seconds: Counter[str] = field(default_factory=Counter)
@@ -102,9 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stores", type=int, default=40, help="that the others look for")
-    parser.add_argument(
-        "--restart", action="store_true", help="restart the database in the middle of a round"
-    )
+    parser.add_argument("--restart", action="store_true", help="restart a server in the middle of a round")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibidem-servers-")))
@@ -122,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(stack: ExitStack, folder: Path, name: str, options: argparse.Namespace) -> Running:
     """Fill a set-up and start its workers."""
     began = time.perf_counter()
-    settings, server = SETUPS[name](stack, folder / name)
+    settings, servers = SETUPS[name](stack, folder / name)
     points = prepare(folder, settings, options.entries, options.scopes)
     workers = []
     for number in range(options.workers):
@@ -135,7 +151,7 @@ def start(stack: ExitStack, folder: Path, name: str, options: argparse.Namespace
         assert json.loads(worker.line(600)) == "ready"
     print(f"{name}: {options.entries:,} answers and {options.workers} workers in "
           f"{time.perf_counter() - began:.0f} s", flush=True)  # fmt: skip
-    return Running(name, server, workers)
+    return Running(name, servers, workers)
 
 
 def prepare(folder: Path, settings: dict[str, Any], entries: int, scopes: int) -> Path:
@@ -198,12 +214,12 @@ def row(one: Running) -> str:
     p50, p95, p99 = np.percentile(one.took, (50, 95, 99))
     median, most_of, most = np.percentile(one.seen, (50, 95, 100))
     memory = sum(memory_of(worker.process.pid) for worker in one.workers) / len(one.workers)
-    of_server = 0.0 if one.server is None else sum(map(memory_of, one.server.pids()))
+    of_servers = sum(memory_of(pid) for server in one.servers for pid in server.pids())
     searched, stubbed = rate["searched"], rate["stubbed"]
     figures = (
         *(one.name, f"{len(one.workers)}", f"{searched:.0f}", f"{searched / stubbed:.2f}"),
         *(f"{p50:.1f}", f"{p95:.1f}", f"{p99:.1f}", f"{dict(one.failed) or 0}"),
-        *(f"{memory:.0f}", f"{of_server:.0f}", f"{len(one.seen) - one.missed} of {len(one.seen)}"),
+        *(f"{memory:.0f}", f"{of_servers:.0f}", f"{len(one.seen) - one.missed} of {len(one.seen)}"),
         f"{median:.0f}, {most_of:.0f}, {most:.0f}",
     )
     return f"| {' | '.join(figures)} |"
@@ -211,14 +227,14 @@ def row(one: Running) -> str:
 
 def restart(one: Running, seconds: float) -> None:
     """Restart the server of a set-up while its workers call; say what failed, and what came after."""
-    if one.server is None:
+    if not one.servers:
         return
     one.failed.clear()
     with ThreadPoolExecutor(1) as threads:
         calling = threads.submit(one.run, 3 * seconds)
         time.sleep(seconds)
-        one.server.stop()
-        one.server.start()
+        one.servers[0].stop()
+        one.servers[0].start()
         up = time.monotonic()
         took = calling.result()
     print(
