@@ -450,9 +450,9 @@ class ActiveIndex:
                 if other.embedder.refusal(entry.question) is not None:
                     continue
                 vector = other.embedder.vector_of(entry.question)
-                row = StoredVector(entry.id, entry.namespace, entry.scope, entry.question, vector)
+                row = StoredVector(entry.id, entry.namespace, entry.scope, entry.question, vector, entry.base)
                 other.vectors.table.set_vectors([row])
-                other.vectors.add(entry.namespace, entry.scope, vector)
+                other.vectors.add(entry.namespace, entry.scope, vector, entry.base)
             except IbidemError as error:  # it is embedded later
                 self._faults.note("embed a question for the promoted model", error)
 

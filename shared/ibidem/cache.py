@@ -13,6 +13,7 @@ from typing import Any
 from ibidem._util.concurrency import ForkSafeLock, deadline, in_thread
 from ibidem.audits.auditor import Auditor
 from ibidem.audits.ledger import AuditStats
+from ibidem.conversations import in_conversation, is_bypassed
 from ibidem.costs import Prices, read_prices, savings
 from ibidem.errors import CacheClosed, IndexUnavailable, InvalidInput
 from ibidem.examples.log import ExampleLog
@@ -34,8 +35,6 @@ from ibidem.pipeline import (
     LookupPipeline,
     PendingRequest,
     StorePipeline,
-    in_conversation,
-    is_bypassed,
     policy_of,
 )
 from ibidem.provenance import entry_of, register
@@ -175,7 +174,7 @@ class SemanticCache:
         )
         self.steps = CacheSteps(
             self._ready,
-            self._lookups.resolve,
+            self._lookups.conversations.resolve,
             self._search,
             self._log,
             self.store,
@@ -210,7 +209,7 @@ class SemanticCache:
         require_seconds("max_age", max_age)
         if current_scope() is not EMPTY_SCOPE:
             request = freeze_scope(request)
-        request = self._lookups.resolve(request)
+        request = self._lookups.conversations.resolve(request)
         with self._telemetry.start_lookup(request) as span:
             result = span.set_result(self._search(request, max_age))
         self._log(request, result)
@@ -270,7 +269,7 @@ class SemanticCache:
         labels = require_tags(tags)
         if current_scope() is not EMPTY_SCOPE:
             request = freeze_scope(request)
-        request = self._lookups.resolve(request)
+        request = self._lookups.conversations.resolve(request)
         if (scope := request.scope_context) is not None:
             ttl, labels = ttl or scope.ttl, tuple(dict.fromkeys((*labels, *scope.tags)))
         with self._telemetry.start_store(request, answer) as span:
@@ -403,7 +402,7 @@ class SemanticCache:
         if isinstance(asked, str):
             return self._explainer.of_question(asked, namespace)
         request = asked if current_scope() is EMPTY_SCOPE else freeze_scope(asked)
-        return self._explainer.of_request(self._lookups.resolve(request), max_age)
+        return self._explainer.of_request(self._lookups.conversations.resolve(request), max_age)
 
     def invalidate(
         self,
@@ -711,7 +710,7 @@ class SemanticCache:
         if is_bypassed(request):
             return
         if isinstance(result, Hit):
-            self._lookups.remember(request, result)
+            self._lookups.conversations.remember(request, result)
         question = self._admission.redacted(request.question)
         self._runtime.log_lookup(lookup_row(request, question, result, self._runtime.clock()))
         if self._on_lookup is not None:

@@ -113,7 +113,7 @@ def wrap(
         semantic: Whether reworded questions are answered; else identical requests only.
         require_namespace: Whether only calls whose scope names a namespace are cached.
         history: How the earlier turns of a chat are compared: "exact", not where the last message stands
-            alone ("standalone"), or never ("ignore").
+            alone ("standalone"), by their meaning ("meaning"), or never ("ignore").
 
     Raises:
         InvalidInput: The client is of another kind, or an option has the wrong type.

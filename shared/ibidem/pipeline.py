@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock, deadline, in_thread
+from ibidem.conversations import Conversations, OtherConversation, is_bypassed, kept_turns
 from ibidem.errors import CacheClosed
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.told import Told
@@ -20,14 +21,20 @@ from ibidem.matching.documents import NOTHING_TOLD, unknown_documents
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.pair_model import PairModelFailed
 from ibidem.matching.policy import Policy, Strictness, Verdict, decide, least_cosine
-from ibidem.matching.scorers import NEIGHBOURS, UNSCORED, Candidate, CosineScorer, Verifier, densities
+from ibidem.matching.scorers import (
+    NEIGHBOURS,
+    UNSCORED,
+    Candidate,
+    CosineScorer,
+    Vectors,
+    Verifier,
+    densities,
+)
 from ibidem.matching.shipped import Choice
 from ibidem.matching.support import supporting
-from ibidem.opinions.second_opinion import YES
-from ibidem.prompts.standing_alone import RELATED, refers_back, tells
-from ibidem.scope import current, freeze_scope
+from ibidem.opinions.second_opinion import YES, Doubt
+from ibidem.scope import freeze_scope
 from ibidem.single_flight import Leader, Outcome, SingleFlight, Waiter, is_leading, set_leading
-from ibidem.storage.turns import AnsweredTurn, said_in
 from ibidem.telemetry.telemetry import step
 from ibidem.types import (
     ANY_DOCUMENTS,
@@ -42,14 +49,10 @@ from ibidem.types import (
     Stored,
     Tier,
     Vector,
-    conversation_digests,
     cosine,
-    normalise,
     parts_text,
     storable,
-    turn_digest,
     vetted_key,
-    with_history,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +68,14 @@ REFRESH_SECONDS = 60.0  # time for the caller that refreshes a stale answer, bef
 REFRESHING = 10_000  # stale answers known to be refreshed at one time
 # The reason of a miss without a candidate, by whether the scope has answers that are compared by meaning.
 NOTHING_NEAR = {None: "empty", False: "answer_exact_only", True: "below_threshold"}
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Candidates near a question: those of its scope, and those of other conversations."""
+
+    here: list[Candidate]
+    elsewhere: list[Candidate]
 
 
 class LookupPipeline:
@@ -94,51 +105,10 @@ class LookupPipeline:
     ) -> None:
         self._runtime, self._strictness, self._auditor = runtime, strictness, auditor
         self._lifetime, self._verifier, self._guards = lifetime, verifier, guards
-        self.second_opinion, self._is_private = second_opinion, is_private
+        self.second_opinion = second_opinion
+        self.conversations = Conversations(runtime, self.decide, is_private)
         self._lock = ForkSafeLock()
         self._refreshing: BoundedDict[str, float] = BoundedDict(REFRESHING)  # until when, by entry
-
-    def resolve(self, request: Request) -> Request:
-        """Return the request in its conversation as it is stored, if turns of it were answered from there.
-
-        A question that seems to stand alone does not, if an earlier turn is about the same subject.
-        """
-        history = request.history
-        if history is None or not history.turns or history.stored is not None or is_bypassed(request):
-            return request
-        stored, alone = history.conversation, False
-        try:
-            with deadline():
-                stored = self._runtime.turns.stored_wording(request.namespace, history)
-                alone = history.alone and not self._is_related(request.question, history.said)
-        except Exception as error:  # then the turns are compared, as they were said
-            self._runtime.faults.note("look up earlier turns", error)
-        return with_history(request, replace(history, stored=stored, alone=alone))
-
-    def _is_related(self, question: str, said: Sequence[str]) -> bool:
-        """Return whether a question is near to one of these texts, or cannot be compared with all of them."""
-        if not said:
-            return False
-        embedder = self._runtime.semantic_index.embedder
-        if any(self._is_private(text) or embedder.refusal(text) for text in (question, *said)):
-            return True
-        asked = embedder.vector_of(question)
-        return any(float(embedder.vector_of(text) @ asked) >= RELATED for text in said)
-
-    def remember(self, request: Request, hit: Hit) -> None:
-        """Remember that a hit answers a reworded question: what follows may follow the stored one.
-
-        Not if either says something beside the question, such as "I live on an island": what follows differs.
-        """
-        history = request.history
-        if history is None or hit.question is None or normalise(history.asked) != request.question:
-            return
-        asked, stored = (turn_digest(one, hit.answer.text) for one in (request.question, hit.question))
-        if asked != stored and not tells(request.question) and not tells(hit.question):
-            said = conversation_digests((*history.turns, asked))[-1]
-            after = conversation_digests((stored,), history.conversation)[-1]
-            key = said_in(request.namespace, said)
-            self._runtime.turns.put(AnsweredTurn(key, after, hit.entry_id, request.namespace))
 
     def run(self, request: Request, now: float, max_age: float | None, private: bool) -> Hit | Miss:
         """Return the answer, or why there is none. Exceptions of storage, index and embedder pass through.
@@ -166,11 +136,9 @@ class LookupPipeline:
         reason = "question_private" if private else index.embedder.refusal(request.question)
         if reason:
             return Miss(reason)
-        # 3. Which of the nearest stored questions means the same, over the same documents?
-        candidates = [one for one in self.near(index, request) if self.is_alive(one.entry, now, max_age)]
-        verifier, policy, verdict = self.decide(index, request, candidates)
-        # 4. and 5. May its answer be served?
-        if (result := self._judge(request, verifier, verdict, policy, now, max_age)) is not None:
+        # 3. to 5. Does a near one mean the same, and may its answer be served?
+        result, verdict, policy = self._by_meaning(index, request, now, max_age)
+        if result is not None:
             return result
         # 6. Why not?
         if identical is not None:
@@ -178,6 +146,23 @@ class LookupPipeline:
         if verdict.nearest is not None:
             return _miss(verdict.reason, verdict.nearest, policy.threshold)
         return Miss(NOTHING_NEAR[entries.kind_in_scope(request.namespace, request.scope_digest)])
+
+    def _by_meaning(
+        self, index: SemanticIndex, request: Request, now: float, max_age: float | None
+    ) -> tuple[Hit | Miss | None, Verdict, Policy]:
+        """Serve what was answered to a question that means the same, or say why a likely one is not."""
+        # 3. Which of the nearest stored questions means the same, over the same documents?
+        near = self.near(index, request)
+        candidates = [one for one in near.here if self.is_alive(one.entry, now, max_age)]
+        verifier, policy, verdict = self.decide(index, request, candidates)
+        result = self._judge(request, verifier, verdict, policy, now, max_age)
+        if isinstance(result, Hit) or not near.elsewhere:
+            return result, verdict, policy
+        # Or was it asked in another conversation, which means the same?
+        elsewhere = [one for one in near.elsewhere if self.is_alive(one.entry, now, max_age)]
+        found = self.other_conversation(index, request, elsewhere, ask=result is None)
+        there = None if found is None else self._judge_other(request, found, now, max_age)
+        return (there if isinstance(there, Hit) or result is None else result), verdict, policy
 
     def _judge(
         self,
@@ -202,15 +187,50 @@ class LookupPipeline:
             return None
         least = self.least(request.namespace, verifier, policy)
         if opinion is not None and doubted is not None:
-            with step("ibidem.second_opinion", "ibidem.second_opinion") as span:
-                said = span.set_result(opinion.ask(request, doubted, verifier.name, now))
-            refused = "" if said == YES else f"{SECOND_OPINION}:{said}"
-        else:
-            refused = {"serve": "", "audit": "audit"}.get(ruling, "below_budget")
+            return self._ask(opinion, request, Doubt(doubted, verifier.name, least), now, max_age)
+        refused = {"serve": "", "audit": "audit"}.get(ruling, "below_budget")
         hit = None if refused else self._serve(found, "semantic", now, max_age, least)
+        return _miss(refused or "expired", found, least) if hit is None else hit
+
+    def _ask(
+        self, opinion: SecondOpinion, request: Request, doubt: Doubt, now: float, max_age: float | None
+    ) -> Hit | Miss:
+        """Serve a candidate if a small model says so."""
+        with step("ibidem.second_opinion", "ibidem.second_opinion") as span:
+            said = span.set_result(opinion.ask(request, doubt, now))
+        if said != YES:
+            return _miss(f"{SECOND_OPINION}:{said}", doubt.candidate, doubt.served_from)
+        hit = self._serve(doubt.candidate, "semantic", now, max_age, doubt.served_from)
         if hit is None:
-            return _miss(refused or "expired", found, least)
-        return hit if doubted is None else replace(hit, second_opinion=True)
+            return _miss("expired", doubt.candidate, doubt.served_from)
+        return replace(hit, second_opinion=True)
+
+    def other_conversation(
+        self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate], *, ask: bool = True
+    ) -> OtherConversation | None:
+        """Return an answer given in another conversation that serves, or may serve if one may `ask`.
+
+        With audits there is none: they judge by the last question alone.
+        """
+        if self._auditor is not None or not candidates:
+            return None
+        opinion = self.second_opinion if ask else None
+        doubtful = (
+            None if opinion is None else opinion.least(policy_of(self._verifier, index, self._strictness)[0])
+        )
+        return self.conversations.find(index, request, candidates, doubtful=doubtful)
+
+    def _judge_other(
+        self, request: Request, found: OtherConversation, now: float, max_age: float | None
+    ) -> Hit | Miss | None:
+        """Serve what another conversation was answered, or say why not; a small model is asked in doubt."""
+        least = self.least(request.namespace, found.verifier, found.policy)
+        if found.likeness == "same":
+            return self._serve(found.candidate, "semantic", now, max_age, least)
+        if self.second_opinion is None:
+            return None
+        doubt = Doubt(found.candidate, found.verifier.name, least, found.stored, found.asked)
+        return self._ask(self.second_opinion, request, doubt, now, max_age)
 
     def decide(
         self, index: SemanticIndex, request: Request, candidates: Sequence[Candidate]
@@ -260,16 +280,18 @@ class LookupPipeline:
         with self._lock:
             self._refreshing.pop(key)
 
-    def near(self, index: SemanticIndex, request: Request) -> list[Candidate]:
+    def near(self, index: SemanticIndex, request: Request) -> Near:
         """Embed the question, search the index, and read the entries found from the database.
 
         Expired ones are among them, the entry of the identical request is not.
         """
+        history = request.history
+        base = "" if history is None or history.words is None else history.base
         with step("ibidem.embed"):
             vector = index.embedder.vector_of(request.question)
         namespace, scope = request.namespace, request.scope_digest
         with step("ibidem.search"):
-            points = index.vectors.nearest(namespace, scope, vector, NEIGHBOURS)
+            points = index.vectors.nearest(namespace, scope, vector, NEIGHBOURS, base)
         with step("ibidem.confirm"):
             found = self._runtime.store.entries.near(
                 points,
@@ -277,6 +299,7 @@ class LookupPipeline:
                 scope=scope,
                 embedder=index.fingerprint,
                 documents=request.documents_digest,
+                base=base,
             )
         compared = [
             (entry, cosine(vector, entry.vector), (vector, entry.vector))
@@ -285,11 +308,8 @@ class LookupPipeline:
             and entry.vector.shape == vector.shape
             and entry.id != request.key  # the identical request is looked up before
         ]
-        near = densities([entry.question for entry, _, _ in compared], [near for _, near, _ in compared])
-        return [
-            Candidate(entry, similarity, vectors=vectors, density=density)
-            for (entry, similarity, vectors), density in zip(compared, near, strict=True)
-        ]
+        split = ([one for one in compared if (one[0].scope == scope) is here] for here in (True, False))
+        return Near(*map(_candidates, split))
 
     def is_alive(self, entry: Entry, now: float, max_age: float | None) -> bool:
         """Return whether an entry is not expired."""
@@ -342,6 +362,15 @@ class LookupPipeline:
         return time.monotonic() < (self._refreshing.get(entry.id) or 0.0)
 
 
+def _candidates(compared: Sequence[tuple[Entry, float, Vectors]]) -> list[Candidate]:
+    """Return candidates of one kind, each with the density of the others around it."""
+    near = densities([entry.question for entry, _, _ in compared], [near for _, near, _ in compared])
+    return [
+        Candidate(entry, similarity, vectors=vectors, density=density)
+        for (entry, similarity, vectors), density in zip(compared, near, strict=True)
+    ]
+
+
 def _miss(reason: str, candidate: Candidate, least: float | None = None) -> Miss:
     """Return a miss with its candidate, and the least score that is served, if scores counted."""
     score = None if least is None or candidate.score == UNSCORED else candidate.score
@@ -355,14 +384,6 @@ def policy_of(
     """Return what scores candidates with this index, and the policy for its scores."""
     verifier = verifier_of(chosen, index)
     return verifier, strictness.policy(verifier, index.calibration(verifier))
-
-
-def in_conversation(request: Request, answer: Answer) -> Request:
-    """Return the request to store an answer for: with the earlier turns if the answer refers to them."""
-    history = request.history
-    if history is None or not history.alone or not refers_back(answer.text):
-        return request
-    return with_history(request, replace(history, alone=False))
 
 
 def verifier_of(chosen: Verifier | Choice, index: SemanticIndex) -> Verifier:
@@ -443,9 +464,10 @@ class StorePipeline:
         tags: tuple[str, ...],
         life: float,
     ) -> Entry:
-        # 2. Can the question be found by meaning?
+        # 2. Can the question be found by meaning, and in other conversations?
         readable = request.semantic and not self._admission.is_private(request.question)
         semantic, vector = self._embed(index, request) if readable and answer.semantic else (False, None)
+        turns = kept_turns(request, self._admission.is_private) if semantic else ()
         # 3. Which documents does the answer rest on?
         documents = (*request.documents, *answer.documents)
         evidence = self._evidence(index, request, answer)
@@ -465,6 +487,8 @@ class StorePipeline:
             tags=tags,
             scope_parts=parts_text(request.scope_parts),
             requested=request.made,
+            base=request.history.base if request.history and turns else "",
+            turns=turns,
             vector=vector,
         )
 
@@ -515,12 +539,6 @@ class CacheSteps:
     telemetry: Telemetry
     flights: SingleFlight
     timeout: float
-
-
-def is_bypassed(request: Request) -> bool:
-    """Return whether the current scope, or that of the request, keeps it from the cache."""
-    scope = request.scope_context
-    return current().bypass or (scope is not None and scope.bypass)
 
 
 class PendingRequest:

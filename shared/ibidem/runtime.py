@@ -178,7 +178,7 @@ class Runtime:
 
     def _index(self, entry: Entry, index: SemanticIndex) -> None:
         if entry.vector is not None:
-            index.vectors.add(entry.namespace, entry.scope, entry.vector)
+            index.vectors.add(entry.namespace, entry.scope, entry.vector, entry.base)
             # `next` first: it may become the current one at any moment.
             if self.active.next is not None or self.active.current.embedder is not index.embedder:
                 self.active.embed_for_next(entry, index)

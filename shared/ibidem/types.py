@@ -268,6 +268,9 @@ def conversation_digests(turns: Iterable[str], before: str = "") -> list[str]:
     return list(accumulate(turns, digest, initial=before))[1:]
 
 
+Turns: TypeAlias = tuple[tuple[str, str], ...]  # what the user said in each, and what was answered
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """The earlier turns of the conversation that a request belongs to, as digests.
@@ -280,6 +283,8 @@ class History:
         said: What the user said in these turns, if it must be on other subjects for the question to do so.
         stored: The digest of the conversation in which answered turns have the stored wording; None before
             the database was asked for it.
+        words: The turns themselves, to be compared with those of other conversations; None if none of these
+            may serve.
     """
 
     base: str
@@ -288,6 +293,7 @@ class History:
     alone: bool = False
     said: tuple[str, ...] = ()
     stored: str | None = None
+    words: Turns | None = None
 
     @property
     def conversation(self) -> str:
@@ -591,6 +597,8 @@ class Entry:
     vetted by a person: it has no lifetime, is not evicted, and no model's answer takes its place.
     `scope_parts` are the digests of the parts of the scope, as `Request` has them, in JSON; "" if unknown.
     `requested` is when its request was made: what was told of documents since, the answer does not know.
+    `base` is the digest of the scope without the `turns` before the question, if other conversations are
+    compared with them; else "" and none.
     """
 
     id: str
@@ -610,6 +618,8 @@ class Entry:
     pinned: Pin = ""
     scope_parts: str = ""
     requested: float = 0.0
+    base: str = ""
+    turns: Turns = ()
     vector: Vector | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -18,7 +18,7 @@ LAYERS = [
     "index examples costs",
     "audits opinions active_model telemetry settings",
     "runtime",
-    "ibidem opening cache explanation options pipeline",
+    "ibidem opening cache explanation options pipeline conversations",
     "adapter testing",
     "cli openai langchain_ibidem llama_index_ibidem ibidem_lab",
 ]

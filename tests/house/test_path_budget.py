@@ -21,19 +21,20 @@ from tests.test_docs import ROOT
 
 SLACK = 2
 BUDGETS = {
-    "core: exact hit": 8 + SLACK,
+    "core: exact hit": 9 + SLACK,
     # What other processes stored is followed in the lookup; scores and rules are two modules.
     # Which documents allow an answer, and which support it, are modules of their own.
-    "core: hit by meaning": 18 + SLACK,  # target: 16
-    "core: store": 20 + SLACK,
+    "core: hit by meaning": 19 + SLACK,  # target: 16
+    "core: store": 21 + SLACK,
     "core: invalidate": 12 + SLACK,  # target: 8; it tells of documents, and looks whether the cache moved
-    # Each request may be one of a conversation, and a hit by meaning is remembered as one of its turns.
-    "LangChain: exact hit": 19 + SLACK,  # target: 17
-    "LangChain: hit by meaning": 31 + SLACK,  # target: 25
-    "LangChain: miss until stored": 33 + SLACK,
-    "LangChain: stream hit": 36 + SLACK,  # target: 27; what wraps methods is a module of its own
-    "LlamaIndex: hit by meaning": 38 + SLACK,  # a model is led by a handler or a `CachedLLM`
-    "LlamaIndex: miss until stored": 38 + SLACK,
+    # Each request may be one of a conversation, which is a module of its own, and a hit by meaning is
+    # remembered as one of its turns.
+    "LangChain: exact hit": 20 + SLACK,  # target: 17
+    "LangChain: hit by meaning": 32 + SLACK,  # target: 25
+    "LangChain: miss until stored": 34 + SLACK,
+    "LangChain: stream hit": 37 + SLACK,  # target: 27; what wraps methods is a module of its own
+    "LlamaIndex: hit by meaning": 39 + SLACK,  # a model is led by a handler or a `CachedLLM`
+    "LlamaIndex: miss until stored": 39 + SLACK,
 }
 FOLLOW = (
     "import json; from tests.house import paths; "

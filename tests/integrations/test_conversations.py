@@ -131,7 +131,7 @@ def test_examples_of_a_template_are_no_turns(model: Model) -> None:
 def test_history_is_a_setting(cache: SemanticCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the adapter, else of the environment; another word is an error that names it."""
     turns = [HumanMessage(RESET), AIMessage("Click."), HumanMessage(PAELLA)]
-    for history, calls in (("exact", 2), ("standalone", 1), ("ignore", 1)):
+    for history, calls in (("exact", 2), ("standalone", 1), ("meaning", 1), ("ignore", 1)):
         model = Model(cache=IbidemCache(cache, namespace=history, any_message=True, history=history))
         model.invoke(PAELLA)
         model.invoke(turns)
@@ -142,7 +142,9 @@ def test_history_is_a_setting(cache: SemanticCache, monkeypatch: pytest.MonkeyPa
     model.invoke(turns)
     assert model.calls == 2
     monkeypatch.setenv("IBIDEM_HISTORY", "none")
-    with pytest.raises(InvalidInput, match="IBIDEM_HISTORY must be one of exact, standalone, ignore"):
+    with pytest.raises(
+        InvalidInput, match="IBIDEM_HISTORY must be one of exact, standalone, meaning, ignore"
+    ):
         IbidemCache(cache)
     with pytest.raises(InvalidInput, match="history must be one of"):
         CachedLLM(CountingFunctionCalling(), cache, history="all")

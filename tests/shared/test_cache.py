@@ -14,18 +14,26 @@ from tests.contracts.cache import CacheContract
 from tests.contracts.conversations import ConversationContract
 from tests.contracts.invalidation import InvalidationContract
 from tests.contracts.lifecycle import LifecycleContract
+from tests.contracts.other_conversations import OtherConversationsContract
 from tests.contracts.pinning import PinningContract
 from tests.embedders import BagOfWords, DenseWords
 from tests.servers import running_chroma, running_postgres
 
 
 class TestEmbedded(
-    CacheContract, ConversationContract, LifecycleContract, InvalidationContract, PinningContract
+    CacheContract,
+    ConversationContract,
+    OtherConversationsContract,
+    LifecycleContract,
+    InvalidationContract,
+    PinningContract,
 ):
     """SQLite and an embedded Chroma; a small index is searched in memory."""
 
 
-class TestEmbeddedBeyondMemory(CacheContract, LifecycleContract, InvalidationContract, PinningContract):
+class TestEmbeddedBeyondMemory(
+    CacheContract, OtherConversationsContract, LifecycleContract, InvalidationContract, PinningContract
+):
     """SQLite and an embedded Chroma that is really searched, as in a large cache."""
 
     @pytest.fixture(autouse=True)
@@ -95,7 +103,12 @@ class TestServers(
 
 
 class TestPgvector(
-    CacheContract, ConversationContract, LifecycleContract, InvalidationContract, PinningContract
+    CacheContract,
+    ConversationContract,
+    OtherConversationsContract,
+    LifecycleContract,
+    InvalidationContract,
+    PinningContract,
 ):
     """PostgreSQL alone, which searches the vectors."""
 

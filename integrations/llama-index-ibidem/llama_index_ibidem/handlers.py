@@ -109,7 +109,7 @@ class IbidemCallbackHandler(ServingHandler):
         semantic: False to repeat answers to identical prompts only.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
         history: How the earlier turns of a chat are compared: "exact", not where the last message stands
-            alone ("standalone"), or never ("ignore").
+            alone ("standalone"), by their meaning ("meaning"), or never ("ignore").
         **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:

@@ -44,7 +44,7 @@ class CachedLLM(DelegatingLLM):
         semantic: False to repeat answers to identical prompts only, for models that translate or rewrite.
         require_namespace: True to cache only calls within `ibidem.scope(namespace=...)`.
         history: How the earlier turns of a chat are compared: "exact", not where the last message stands
-            alone ("standalone"), or never ("ignore").
+            alone ("standalone"), by their meaning ("meaning"), or never ("ignore").
         **options: For `ibidem.open`: `path`, `max_error_rate`, `embedder`, ...
 
     Raises:

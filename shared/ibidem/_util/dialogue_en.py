@@ -40,7 +40,8 @@ HARMLESS = (
     r"\bright (?:to|of|way|now|side)\b|\bmake sure\b|\bright after\b",
     r"\bnot only\b|\btoo (?:many|much|long|late|early|big|small|old|young|hot|cold|large|high|low|"
     r"short|tight|loose|heavy)\b",
-    r"\bwhat (?:does|do|did) [\w' -]{1,80} mean\b|\bmean (?:by|to)\b",
+    r"\bwhat (?:does|do|did) (?:(?!\b(?:it|its|this|that|these|those|they|them|their|he|she|ones?)\b)"
+    r"[\w' -]){1,80} mean\b|\bmean (?:by|to)\b",
     r"\bknow that\b|\btrue that\b|\bsay that\b|\bensure that\b",
     r"\bno (?=[a-z]{3})",
 )
@@ -87,6 +88,21 @@ ABOUT_CONVERSATION = (
     r" well)\b",
     r"\b(?:does|do|did|is|are|was|were|will|would|can|could|should|has|have)(?:n't)? (?:not"
     r" )?(?:count|apply|matter|help|include|included|qualify)\b",
+)
+# Words of a question about what was answered before, rather than about what was asked.
+ABOUT_ANSWERS = frozenset(
+    (
+        "they them their theirs these those one ones first second third fourth fifth former latter both "
+        "either neither option options why which rest others another such mean means meant really sure"
+    ).split()
+)
+# Words of a message about several of those before it.
+ABOUT_SEVERAL = frozenset(
+    (
+        "all both two three several each everything together total altogether compare compared comparison "
+        "difference between either neither other others another earlier before previous previously first "
+        "again back still instead summarise summarize summary list conversation chat so"
+    ).split()
 )
 # The subject of a question is another word than these: what is asked about things, and what is done to them.
 ATTRIBUTES = frozenset(

@@ -30,7 +30,8 @@ class AdapterOptions:
         semantic: Whether reworded questions are answered; else identical prompts only.
         require_namespace: Whether only calls whose scope names a namespace are cached.
         history: How the earlier turns of a conversation are compared: `exact`, not where the last message
-            stands alone (`standalone`), or never (`ignore`); by default as `IBIDEM_HISTORY` says.
+            stands alone (`standalone`), by their meaning (`meaning`), or never (`ignore`); by default as
+            `IBIDEM_HISTORY` says.
 
     Raises:
         InvalidInput: A value has the wrong type, or the namespace cannot be stored.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ibidem.conversations import OtherConversation, is_bypassed
 from ibidem.errors import IndexUnavailable
 from ibidem.explanation.result import (
     SAME_PARTS,
@@ -26,7 +27,7 @@ from ibidem.matching.pair_model import SPARSE, PairModel
 from ibidem.matching.policy import MAX_CANDIDATES, Policy, Verdict
 from ibidem.matching.scorers import UNSCORED, Candidate, CosineScorer, Verifier
 from ibidem.opinions.second_opinion import NO, UNSURE, YES
-from ibidem.pipeline import NOTHING_NEAR, LookupPipeline, is_bypassed
+from ibidem.pipeline import NOTHING_NEAR, LookupPipeline
 from ibidem.scope import BYPASSED
 from ibidem.types import (
     ANY_DOCUMENTS,
@@ -149,8 +150,7 @@ class Explainer:
             return _uncompared(told, reason)
         # 3. and 4. Which of the nearest means the same, and may it be served?
         found = self._compared(told, index, request, now, max_age)
-        final = ("below_budget", "expired", SECOND_OPINION)
-        if found.tier or found.reason.partition(":")[0] in final:
+        if found.tier or _is_final(found):
             return found
         # 5. Why not?
         if not found.reason:
@@ -181,9 +181,27 @@ class Explainer:
     def _compared(
         self, told: Explanation, index: SemanticIndex, request: Request, now: float, max_age: float | None
     ) -> Explanation:
+        """Add what becomes of the nearest questions; no reason if there are none."""
+        near = self._lookups.near(index, request)
+        here = self._compared_here(told, index, request, near.here, now, max_age)
+        alive = [one for one in near.elsewhere if self._lookups.is_alive(one.entry, now, max_age)]
+        if here.tier or not alive:
+            return here
+        found = self._lookups.other_conversation(index, request, alive, ask=not _is_final(here))
+        return here if found is None else self._with_other_conversation(here, found, now, max_age)
+
+    def _compared_here(
+        self,
+        told: Explanation,
+        index: SemanticIndex,
+        request: Request,
+        near: Iterable[Candidate],
+        now: float,
+        max_age: float | None,
+    ) -> Explanation:
         """Add the nearest questions of the scope, and what becomes of them; no reason if there are none."""
         alive, expired = list[Candidate](), list[Candidate]()
-        for one in self._lookups.near(index, request):
+        for one in near:
             (alive if self._lookups.is_alive(one.entry, now, max_age) else expired).append(one)
         judged = self._judged(index, request, alive, expired)
         least, verdict = self._least(judged, request.namespace), judged.verdict
@@ -205,6 +223,19 @@ class Explainer:
         if not self._lookups.would_serve(best.entry, now, max_age):
             return replace(told, reason="expired")
         return replace(told, tier="semantic", entry_id=best.entry.id)
+
+    def _with_other_conversation(
+        self, told: Explanation, found: OtherConversation, now: float, max_age: float | None
+    ) -> Explanation:
+        """Add the answer of another conversation, which means the same or may do so."""
+        one, opinion = found.candidate, self._lookups.second_opinion
+        served = self._lookups.would_serve(one.entry, now, max_age)
+        shown = Neighbour(one.entry.question or "", one.entry.id, one.similarity, one.score, "")
+        step = f"Nearest in another conversation: {shown}."
+        told = replace(told, nearest=(*told.nearest, shown), steps=(*told.steps, step))
+        if found.likeness == "same":
+            return replace(told, tier="semantic", entry_id=one.entry.id, reason="") if served else told
+        return told if opinion is None else _in_doubt(told, opinion, one, served=served, asked=found.asked)
 
     def _with_other_scopes(
         self, told: Explanation, index: SemanticIndex, request: Request, now: float
@@ -344,6 +375,11 @@ def _scopes(stored: Iterable[StoredQuestion]) -> int:
     return len({(one.namespace, one.scope) for one in stored})
 
 
+def _is_final(told: Explanation) -> bool:
+    """Return whether a lookup ends here, if no other conversation serves."""
+    return told.reason.partition(":")[0] in ("below_budget", "expired", SECOND_OPINION)
+
+
 def _turns(request: Request) -> tuple[str, ...]:
     """Say in a step how the earlier turns of a conversation count, if there are any."""
     history = request.history
@@ -380,13 +416,18 @@ def _compared_with(
     return replace(told, threshold=least, decided_by=_name(verifier), nearest=nearest, steps=steps)
 
 
-def _in_doubt(told: Explanation, opinion: SecondOpinion, doubted: Candidate, *, served: bool) -> Explanation:
-    """Add what a small model said of a candidate; `served` says whether its age allows it to be served."""
-    said = opinion.remembered(doubted.entry, told.question)
+def _in_doubt(
+    told: Explanation, opinion: SecondOpinion, doubted: Candidate, *, served: bool, asked: str = ""
+) -> Explanation:
+    """Add what a small model said of a candidate; `served` says whether its age allows it to be served.
+
+    `asked` is the conversation that it was asked about, if it was one.
+    """
+    said = opinion.remembered(doubted.entry, asked or told.question)
     step = f"In doubt about {doubted.entry.id[:8]}: {OPINIONS[said].format(opinion.name)}."
     told = replace(told, steps=(*told.steps, step))
     if said == YES and served:
-        return replace(told, tier="semantic", entry_id=doubted.entry.id)
+        return replace(told, tier="semantic", entry_id=doubted.entry.id, reason="")
     outcome = SECOND_OPINION if said is None else f"{SECOND_OPINION}:{said}"
     return replace(told, reason="expired" if said == YES else outcome)
 

@@ -85,16 +85,18 @@ class QuestionSearch(Protocol):
     def open(self) -> object:
         """Make ready what a search needs. Raises `IndexUnavailable`."""
 
-    def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
+    def nearest(self, namespace: str, scope: str, vector: Vector, k: int, base: str = "") -> list[str]:
         """Return points near the vector, most of them of this namespace and scope.
+
+        With a `base`, those of other conversations on this base come after them.
 
         Raises:
             IndexUnavailable: There is no search now.
             StorageUnavailable: The database is away.
         """
 
-    def add(self, namespace: str, scope: str, vector: Vector) -> None:
-        """Make a stored entry findable at once."""
+    def add(self, namespace: str, scope: str, vector: Vector, base: str = "") -> None:
+        """Make a stored entry findable at once; one of a conversation by its `base`, too."""
 
     def index_batch(self) -> bool:
         """Make one batch of stored questions findable that are not; returns whether there may be more."""

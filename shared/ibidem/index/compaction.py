@@ -182,7 +182,7 @@ class IndexCompactor:
             return True
         rows = self._table.indexed(index.generation, BATCH)
         points = {
-            row.point: with_scope_code(row.vector, row.namespace, row.scope)
+            row.point: with_scope_code(row.vector, row.namespace, row.scope, row.base)
             for row in rows
             if row.point is not None and row.vector is not None
         }

@@ -27,9 +27,17 @@ def scope_code(namespace: str, scope: str) -> Vector:
     return np.asarray(spread / np.linalg.norm(spread), dtype=np.float32)
 
 
-def with_scope_code(vector: Vector, namespace: str, scope: str) -> Vector:
-    """Return the vector to index: question and scope code, unit length, shape (d + 32,)."""
-    both = np.concatenate([vector, scope_code(namespace, scope)])
+def with_scope_code(vector: Vector, namespace: str, scope: str, base: str = "") -> Vector:
+    """Return the vector to index: question and scope code, unit length, shape (d + 32,).
+
+    Within a conversation, `base` is the scope without it: other conversations on this base are half as far
+    away as other scopes are, and first messages nearer still.
+    """
+    code = scope_code(namespace, scope)
+    if base and base != scope:
+        code = code + scope_code(namespace, base)
+        code /= np.linalg.norm(code)
+    both = np.concatenate([vector, code])
     return np.asarray(both / np.sqrt(2.0), dtype=np.float32)
 
 
@@ -143,7 +151,7 @@ def load(buffer: VectorBuffer, rows: Iterable[StoredVector]) -> None:
     """Add the rows that have a vector to the buffer."""
     for row in rows:
         if row.vector is not None and (point := row.point) is not None:
-            buffer.add(point, with_scope_code(row.vector, row.namespace, row.scope))
+            buffer.add(point, with_scope_code(row.vector, row.namespace, row.scope, row.base))
 
 
 FULL_SECONDS = 60.0  # how often all points are compared, in case a change was lost

@@ -12,7 +12,7 @@ from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.errors import IndexUnavailable, StorageError, StorageUnavailable
 from ibidem.index.backfill import MissingVectors
-from ibidem.storage.pgvector import GENERATION, MOST_DIMENSIONS
+from ibidem.storage.pgvector import GENERATION, MOST_DIMENSIONS, Place
 from ibidem.storage.vectors import VectorTable
 from ibidem.types import Vector
 
@@ -56,7 +56,7 @@ class PgvectorSearch:
     def after_fork(self) -> None:
         """Forget the thread that builds an index, which stayed with the parent."""
         self._lock = ForkSafeLock()
-        self._sizes: BoundedDict[tuple[str, str], tuple[int, float]] = BoundedDict(KNOWN_SCOPES)
+        self._sizes: BoundedDict[tuple[str, Place], tuple[int, float]] = BoundedDict(KNOWN_SCOPES)
         self._rows: int | None = None  # of the HNSW index; None if there is none
         self._look_at = 0.0  # when to look for it again
         self._dimensions = 0  # of the HNSW index that a search has missed
@@ -70,11 +70,13 @@ class PgvectorSearch:
     def open(self) -> None:
         """Do nothing: there is nothing but the database."""
 
-    def add(self, namespace: str, scope: str, vector: Vector) -> None:
+    def add(self, namespace: str, scope: str, vector: Vector, base: str = "") -> None:
         """Do nothing: the transaction that stored the entry has made it findable."""
 
-    def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
+    def nearest(self, namespace: str, scope: str, vector: Vector, k: int, base: str = "") -> list[str]:
         """Return points of this namespace and scope near the vector, nearest first.
+
+        With a `base`, those of conversations on this base follow.
 
         Raises:
             IndexUnavailable: The cache was closed, or PostgreSQL cannot search.
@@ -83,15 +85,20 @@ class PgvectorSearch:
         if self._closed:
             raise IndexUnavailable("the cache was closed")
         try:
-            if self._is_large(namespace, scope, len(vector)):
-                return self._embeddings.nearest_by_index(namespace, scope, vector, k)
-            return self._embeddings.nearest(namespace, scope, vector, k)
+            near = self._nearest(namespace, Place("place", scope), vector, k)
+            further = self._nearest(namespace, Place("base", base), vector, k) if base else []
+            return list(dict.fromkeys([*near, *further]))
         except StorageUnavailable:
             raise
         except StorageError as error:  # such as an extension that was dropped
             raise IndexUnavailable(f"PostgreSQL cannot search vectors: {error}") from error
 
-    def _is_large(self, namespace: str, scope: str, dimensions: int) -> bool:
+    def _nearest(self, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
+        if self._is_large(namespace, place, len(vector)):
+            return self._embeddings.nearest_by_index(namespace, place, vector, k)
+        return self._embeddings.nearest(namespace, place, vector, k)
+
+    def _is_large(self, namespace: str, place: Place, dimensions: int) -> bool:
         """Return whether to search a scope by the HNSW index, and note that it is missed if there is none."""
         now = time.monotonic()
         if now >= self._look_at:
@@ -99,11 +106,11 @@ class PgvectorSearch:
         rows = self._rows
         limit = exact_limit(rows or 0)
         with self._lock:
-            size, until = self._sizes.get((namespace, scope)) or (0, 0.0)
+            size, until = self._sizes.get((namespace, place)) or (0, 0.0)
         if now >= until:
-            size = self._embeddings.size(namespace, scope, limit + 1)
+            size = self._embeddings.size(namespace, place, limit + 1)
             with self._lock:
-                self._sizes.put((namespace, scope), (size, now + KNOWN_SECONDS))
+                self._sizes.put((namespace, place), (size, now + KNOWN_SECONDS))
         if size <= limit or dimensions > MOST_DIMENSIONS:
             return False
         if rows is None and not self._dimensions:

@@ -127,17 +127,20 @@ class VectorSearch:
         """`open`, `unused` (not needed yet), or why the index cannot be used."""
         return "open" if self._index else str(self._failure or "unused")
 
-    def add(self, namespace: str, scope: str, vector: Vector) -> None:
+    def add(self, namespace: str, scope: str, vector: Vector, base: str = "") -> None:
         """Make a stored entry findable at once. If the index is not open, opening it will find the entry."""
-        point, indexed = point_of(namespace, scope, vector), with_scope_code(vector, namespace, scope)
+        point = point_of(namespace, scope, vector)
+        indexed = with_scope_code(vector, namespace, scope, base)
         with self._lock:
             if self._index is not None:
                 self._buffer.add(point, indexed)
             elif self._arrived is not None:  # the opening may have read the database already
                 self._arrived.append((point, indexed))
 
-    def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
+    def nearest(self, namespace: str, scope: str, vector: Vector, k: int, base: str = "") -> list[str]:
         """Return points near the vector, most of them of this namespace and scope.
+
+        With a `base`, points of other conversations on this base come after those.
 
         Raises:
             IndexUnavailable: The index belongs to another process, or is down.
@@ -145,7 +148,7 @@ class VectorSearch:
         index = self.open()
         if (follower := self._follower) is not None:
             follower.follow()
-        target = with_scope_code(vector, namespace, scope)
+        target = with_scope_code(vector, namespace, scope, base)
         near = self._buffer.nearest(target, k)
         if self._complete:
             return near

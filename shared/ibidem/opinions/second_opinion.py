@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem._util.circuit_breaker import CircuitState
@@ -33,7 +33,26 @@ YES, NO, UNSURE = "yes", "no", "unsure"  # the model's verdicts, which are remem
 LATE, FAILED, NOT_ASKED, GONE = "late", "failed", "not_asked", "gone"  # why there is none
 _ASKING = "ask for a second opinion"  # in the names of faults
 
-Pair = tuple[str, float, str]  # id of an entry, when its answer was stored, question asked
+Pair = tuple[str, float, str]  # id of an entry, when its answer was stored, question or conversation asked
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A candidate to ask about.
+
+    Attributes:
+        candidate: The stored answer, refused by nothing but its score, or by what was said before.
+        scorer: Name of the verifier that gave the score.
+        served_from: The least score that is served without asking.
+        stored: The conversation that it was given in, if that is another one; else "".
+        asked: Likewise that of the question asked.
+    """
+
+    candidate: Candidate
+    scorer: str
+    served_from: float
+    stored: str = ""
+    asked: str = ""
 
 
 class SecondOpinion:
@@ -88,19 +107,19 @@ class SecondOpinion:
         best = verdict.best
         return None if best is None or best.score < self.least(verifier) else best
 
-    def ask(self, request: Request, candidate: Candidate, scorer: str, now: float) -> str:
+    def ask(self, request: Request, doubt: Doubt, now: float) -> str:
         """Return `YES` if the candidate's answer may be served, else why not; after `seconds` it is `LATE`.
 
         Args:
             request: The question asked.
-            candidate: The stored answer, refused by nothing but its score.
-            scorer: Name of the verifier that gave the score.
+            doubt: The stored answer.
             now: When the lookup began; an answer that is stored later is another one.
 
         Raises:
             StorageError: What is remembered cannot be read.
         """
-        pair = (candidate.entry.id, candidate.entry.created, request.question)
+        entry = doubt.candidate.entry
+        pair = (entry.id, entry.created, doubt.asked or request.question)
         with self._lock:
             if self._process != os.getpid():  # a forked child, where nobody asks
                 self._reset()
@@ -110,7 +129,7 @@ class SecondOpinion:
                     return NOT_ASKED
                 verdict = self._asking[pair] = Future()
         if first:
-            self._begin(pair, verdict, request, candidate, scorer, now)
+            self._begin(pair, verdict, doubt, now)
         try:
             outcome = verdict.result(self._seconds)
         except TimeoutError:
@@ -131,21 +150,13 @@ class SecondOpinion:
             return None
         return UNSURE if known.source == NO_OPINION else YES if known.right else NO
 
-    def _begin(
-        self,
-        pair: Pair,
-        verdict: Future[str],
-        request: Request,
-        candidate: Candidate,
-        scorer: str,
-        now: float,
-    ) -> None:
+    def _begin(self, pair: Pair, verdict: Future[str], doubt: Doubt, now: float) -> None:
         """Tell those who wait what is remembered, or why nobody is asked; else ask, in another thread."""
-        entry = candidate.entry
+        entry, question = doubt.candidate.entry, pair[2]
         try:
-            if known := self.remembered(entry, request.question):
+            if known := self.remembered(entry, question):
                 return self._end(pair, verdict, known)
-            texts = self._sendable(entry.question or "", request.question, entry.answer.text)
+            texts = self._sendable(doubt.stored or entry.question or "", question, entry.answer.text)
             if texts is None or not self._may_ask():
                 return self._end(pair, verdict, NOT_ASKED)
             stored, asked, answer = texts
@@ -156,9 +167,9 @@ class SecondOpinion:
                 entry_id=entry.id,
                 asked=asked,
                 stored=stored,
-                similarity=candidate.similarity,
-                score=candidate.score,
-                scorer=scorer,
+                similarity=doubt.candidate.similarity,
+                score=doubt.candidate.score,
+                scorer=doubt.scorer,
                 right=False,
                 source=OPINION,
                 model=self.name,

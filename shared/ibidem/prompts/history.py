@@ -19,8 +19,8 @@ from ibidem.prompts.documents import Message, Prompt, of_messages
 from ibidem.prompts.standing_alone import is_small_talk
 from ibidem.types import turn_digest
 
-HistoryMode = Literal["exact", "standalone", "ignore"]
-MODES: tuple[HistoryMode, ...] = ("exact", "standalone", "ignore")
+HistoryMode = Literal["exact", "standalone", "meaning", "ignore"]
+MODES: tuple[HistoryMode, ...] = ("exact", "standalone", "meaning", "ignore")
 DEFAULT: HistoryMode = "standalone"
 VARIABLE = "IBIDEM_HISTORY"
 

@@ -29,8 +29,8 @@ from ibidem.prompts.documents import (
 )
 from ibidem.prompts.few_shot import FewShotBlock, without_examples
 from ibidem.prompts.history import HistoryMode, Turn, split_history, told
-from ibidem.prompts.standing_alone import dependence, unclear
-from ibidem.types import Document, History, Request, Scope, with_history
+from ibidem.prompts.standing_alone import dependence, matters, unclear
+from ibidem.types import Document, History, Request, Scope, Turns, storable, with_history
 
 # Template variables that hold the question, in this order, and those that may also hold a ready-made prompt.
 QUESTION_KEYS = ("question", "user_question", "query", "query_str", "user_query", "q")
@@ -281,7 +281,7 @@ class ParsedConversation:
         Where the last one is clear by itself it stays: a program that made the very same of it cannot be told
         from one that searches for whatever is asked, and rewording it must not make the difference.
         """
-        if self.mode != "standalone" or not self.turns or len(searched) != 1 or not unclear(self.asked):
+        if self.mode not in _BY_MEANING or not self.turns or len(searched) != 1 or not unclear(self.asked):
             return self
         (question,) = searched
         if question.strip() == self.asked.strip() or self._dependence(question, condensed=True):
@@ -291,17 +291,31 @@ class ParsedConversation:
     def follow(self, request: Request, model: Mapping[str, str]) -> Request:
         """Return the request as one of this conversation; `model` as in `build_request`."""
         alone, said = self.mode == "ignore", tuple[str, ...]()
-        if self.mode == "standalone" and self.turns and not any(map(model.get, _TOOLS)):
-            alone = self.parsed.question != self.asked or not self._dependence(self.asked)
-            said = () if self.parsed.question != self.asked else tuple(turn.question for turn in self.turns)
+        condensed, tools = self.parsed.question != self.asked, any(map(model.get, _TOOLS))
+        if self.mode in _BY_MEANING and self.turns and not tools:
+            alone = condensed or not self._dependence(self.asked)
+            said = () if condensed else tuple(turn.question for turn in self.turns)
+        words = None if self.mode != "meaning" or condensed or tools else self._words()
         turns = tuple(turn.digest for turn in self.turns)
-        return with_history(request, History(request.scope_digest, turns, self.asked, alone, said))
+        history = History(request.scope_digest, turns, self.asked, alone, said, words=words)
+        return with_history(request, history)
+
+    def _words(self) -> Turns | None:
+        """Return the turns, if they can be compared with those of other conversations."""
+        words = tuple((turn.question, turn.answer) for turn in self.turns)
+        texts = [text for turn in words for text in turn]
+        long = len(words) > _MOST_TURNS or sum(map(len, texts)) > _LONGEST_CONVERSATION
+        if long or matters(self.system):
+            return None
+        return words if all(map(storable, texts)) else None
 
     def _dependence(self, question: str, *, condensed: bool = False) -> str:
         turns = [(turn.question, turn.answer) for turn in self.turns]
         return dependence(question, turns, self.system, condensed=condensed)
 
 
+_BY_MEANING = ("standalone", "meaning")
+_MOST_TURNS, _LONGEST_CONVERSATION = 40, 20_000  # and characters, before a question, that are kept with it
 _TOOLS = ("tools", "functions")  # parts of a scope: what they are called with may have been said before
 _MAX_QUESTIONS = 32  # texts tried as the question; later ones have no better evidence
 

@@ -64,8 +64,15 @@ def dependence(
         return "long"
     if reason := unclear(question):
         return reason
-    if _matters(system):
+    if matters(system):
         return "system prompt"
+    return concerns(question, turns, system, condensed=condensed)
+
+
+def concerns(
+    question: str, turns: Sequence[tuple[str, str]], system: str = "", *, condensed: bool = False
+) -> str:
+    """Return in what way turns before a question may matter to it, in their words; "" if in none."""
     if any(tells(said) or not parse_question(said).is_english for said, _ in turns if said):
         return "told"
     if condensed:
@@ -82,7 +89,7 @@ def dependence(
 
 
 @lru_cache(maxsize=64)
-def _matters(system: str) -> bool:
+def matters(system: str) -> bool:
     """Return whether a system prompt makes what was said before matter to every answer, or may do so."""
     return bool(_SYSTEM.search(system)) or _is_foreign(system)
 
@@ -117,6 +124,24 @@ def unclear(question: str) -> str:
     # "The postage" is that of something; a gym of the hotel is not.
     definite = {stem(word) for found in _DEFINITE.findall(text) for word in _words(found)}
     return "" if _names(question) or _subject(question) - definite else "no subject"
+
+
+def asks(message: str) -> bool:
+    """Return whether a message, or what follows "and" and the like, asks something: no reply, no order."""
+    text = _POLITE.sub("", _plain(message))
+    words = _words(re.sub(r"^(?:and|but|so|or|also|then)\b[\s,]*", "", text))
+    return message.rstrip().endswith("?") or (bool(words) and words[0] in en.ASKING)
+
+
+def is_about_answer(message: str) -> bool:
+    """Return whether a message may be about the answer before it: a reply, an order, "the second one"."""
+    text = _plain(message)
+    return not asks(message) or bool(_ABOUT.search(text)) or not en.ABOUT_ANSWERS.isdisjoint(_words(text))
+
+
+def is_about_all(message: str) -> bool:
+    """Return whether a message may be about more than the turn before it."""
+    return not en.ABOUT_SEVERAL.isdisjoint(_words(_plain(message)))
 
 
 def refers_back(answer: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from ibidem.storage.engine import (
 )
 from ibidem.storage.tables import MAX_NUMBER
 from ibidem.storage.vectors import delete_vectors, embedder_id, put_vector
-from ibidem.types import Answer, Entry, Source, Vector, to_vector
+from ibidem.types import Answer, Entry, Source, Turns, Vector, to_vector
 
 NEAR_LIMIT = 64  # candidates of one lookup; one wording over many document sets has many entries
 BATCH = 500  # ids in one query: databases bound the number of parameters
@@ -38,6 +39,7 @@ ENTRY_COLUMNS = (
     *(_e.id, _e.namespace, _e.scope, _e.question, _e.documents, _e.semantic),
     *(_e.answer, _e.payload, _e.model, _e.input_tokens, _e.output_tokens, _e.finish_reason, _e.seconds),
     *(_e.created, _e.expires, _e.ttl, _e.used, _e.hits, _e.pinned, _e.scope_parts, _e.requested),
+    *(_e.base, _e.turns),
 )
 _ID, _SET_OF_DOCUMENTS = ENTRY_COLUMNS.index(_e.id), ENTRY_COLUMNS.index(_e.documents)
 _TOKENS = ENTRY_COLUMNS.index(_e.input_tokens)  # followed by the output tokens
@@ -60,6 +62,7 @@ def pad_params(name: str, values: Sequence[str], count: int) -> dict[str, str]:
     return {f"{name}_{number}": values[min(number, last)] for number in range(count)}
 
 
+_NO_BASE = "-"  # no digest
 _CHUNK = 32  # points, or entries, in one statement
 _BY_ID = Prepared(sa.select(*ENTRY_COLUMNS).where(_e.id == sa.bindparam("id")))
 _NEAR = Prepared(
@@ -70,7 +73,7 @@ _NEAR = Prepared(
         _vectors.c.embedder == sa.bindparam("embedder"),
         # As an expression: by the index on the column SQLite would read all entries of the namespace.
         _e.namespace.concat("") == sa.bindparam("namespace"),
-        _e.scope == sa.bindparam("scope"),
+        sa.or_(_e.scope == sa.bindparam("scope"), _e.base == sa.bindparam("base")),
         _e.semantic,
     )
     .order_by(_e.created.desc())
@@ -137,13 +140,22 @@ class EntryTable:
         return next(valid_rows(to_entry, _BY_ID.rows(self._engine, {"id": entry_id})), None)
 
     def near(
-        self, points: Sequence[str], *, namespace: str, scope: str, embedder: str, documents: str
+        self,
+        points: Sequence[str],
+        *,
+        namespace: str,
+        scope: str,
+        embedder: str,
+        documents: str,
+        base: str = "",
     ) -> list[Entry]:
         """Return the newest entries at these points of this namespace, scope and embedder, with vectors.
 
-        Those with other `documents` (a digest of the set) come with their sources.
+        Those with other `documents` (a digest of the set) come with their sources. With a `base`, those of
+        other conversations with this base are among them.
         """
         same = {"namespace": namespace, "scope": scope, "embedder": embedder_id(embedder)}
+        same |= {"base": base or _NO_BASE}
         rows: list[Sequence[Any]] = []
         for first in range(0, len(points), _CHUNK):
             values = pad_params("point", points[first : first + _CHUNK], _CHUNK)
@@ -308,6 +320,8 @@ def entry_row(entry: Entry) -> dict[str, Any]:
         "pinned": entry.pinned,
         "scope_parts": entry.scope_parts,
         "requested": entry.requested,
+        "base": entry.base,
+        "turns": _turns_text(entry.turns),
         "size": entry_size(entry),
         "cost": cost_of(answer),
     }
@@ -316,9 +330,10 @@ def entry_row(entry: Entry) -> dict[str, Any]:
 def entry_size(entry: Entry) -> int:
     """Estimate the bytes that the entry takes in the database."""
     answer = entry.answer
-    texts = (answer.text, answer.payload, entry.question or "", entry.namespace, entry.scope_parts)
+    texts = [answer.text, answer.payload, entry.question or "", entry.namespace, entry.scope_parts]
     vector = 0 if entry.vector is None else 2 * len(entry.vector)
     documents = DOCUMENT_BYTES * len(entry.sources)
+    texts += (*(text for turn in entry.turns for text in turn),)
     return OVERHEAD + sum(len(text.encode()) for text in texts) + vector + documents
 
 
@@ -352,7 +367,7 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
         raise ValueError("a value that its column does not hold")
     id_, namespace, scope, question, documents, semantic, text, payload, model, *rest = row
     input_tokens, output_tokens, finish_reason, seconds, created, expires, ttl, used, hits, *rest = rest
-    pinned, scope_parts, requested = rest[:3]
+    pinned, scope_parts, requested, base, turns = rest[:5]
     semantic = bool(semantic)  # SQLite's own driver returns 0 or 1
     return Entry(
         id=id_,
@@ -380,8 +395,30 @@ def to_entry(row: Sequence[Any], sources: tuple[Source, ...] = (), vector: bytes
         pinned=pinned,
         scope_parts=scope_parts,
         requested=requested,
+        base=base,
+        turns=_read_turns(turns),
         vector=None if vector is None else to_vector(vector),
     )
+
+
+def _turns_text(turns: Turns) -> str:
+    """Format turns for the database; "" if there are none."""
+    return json.dumps(turns, ensure_ascii=False, separators=(",", ":")) if turns else ""
+
+
+def _read_turns(text: str) -> Turns:
+    """Read the output of `_turns_text`.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        found = tuple((said, answered) for said, answered in json.loads(text)) if text else ()
+    except (TypeError, RecursionError) as error:
+        raise ValueError("no turns") from error
+    if not all(isinstance(said, str) for turn in found for said in turn):
+        raise ValueError("no turns")
+    return found
 
 
 def _to_question(row: Any) -> StoredQuestion:

@@ -134,7 +134,7 @@ def _separate_vectors(db: sa.Connection) -> None:
         columns = [column.name for column in tables.entry_vectors.c]
         vectors = sa.select(c.id, sa.literal(number, sa.BigInteger), c.vector, c.point, c.indexed_in)
         db.execute(sa.insert(tables.entry_vectors).from_select(columns, vectors.where(mine)))
-    _recreate(db, tables.entries, {"pinned", "scope_parts", "requested"})
+    _recreate(db, tables.entries, {"pinned", "scope_parts", "requested", "base", "turns"})
     for fingerprint in db.scalars(sa.select(tables.embedders.c.fingerprint)).all():
         enqueue_missing(db, embedder_id(fingerprint))
     db.exec_driver_sql(f"DROP TABLE {tables.dead_points.name}")
@@ -175,6 +175,12 @@ def _add_told_documents(db: sa.Connection) -> None:
     db.execute(sa.update(tables.entries).values(requested=tables.entries.c.created))
 
 
+def _add_turns(db: sa.Connection) -> None:
+    """Add the turns of conversations; of older entries only their digest is known."""
+    for name in ("base", "turns"):
+        _add_lacking(db, tables.entries, name)
+
+
 def _recreate(db: sa.Connection, table: sa.Table, added: set[str]) -> None:
     """Copy the rows into a new table with other columns and keys."""
     kept = [column.name for column in table.c if column.name not in added]
@@ -197,4 +203,5 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     9: _add_opinions,
     10: _add_table,  # answered_turns
     11: _add_told_documents,
+    12: _add_turns,
 }

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -40,6 +40,7 @@ _TABLE = (
         entry_id varchar(32) NOT NULL,
         embedder bigint NOT NULL,
         place bigint NOT NULL,
+        base bigint,
         point varchar(32) NOT NULL,
         embedding halfvec NOT NULL,
         PRIMARY KEY (entry_id, embedder),
@@ -47,14 +48,15 @@ _TABLE = (
     )
     """,
     "CREATE INDEX ix_entry_embeddings_place ON entry_embeddings (embedder, place)",
+    "CREATE INDEX ix_entry_embeddings_base ON entry_embeddings (embedder, base) WHERE base IS NOT NULL",
 )
 _HAS_TABLE = (
     "EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('entry_embeddings') "
-    "AND attname = 'embedding' AND NOT attisdropped)"
+    "AND attname = 'base' AND NOT attisdropped)"
 )
 _ADD = sa.text(
-    "INSERT INTO entry_embeddings (entry_id, embedder, place, point, embedding) "
-    "VALUES (:entry_id, :embedder, :place, :point, CAST(:embedding AS halfvec)) ON CONFLICT DO NOTHING"
+    "INSERT INTO entry_embeddings (entry_id, embedder, place, base, point, embedding) "
+    "VALUES (:entry_id, :embedder, :place, :base, :point, CAST(:embedding AS halfvec)) ON CONFLICT DO NOTHING"
 )
 _vectors, _embeddings = (
     entry_vectors,
@@ -178,12 +180,23 @@ def place_of(namespace: str, scope: str) -> int:
     return int.from_bytes(hashed.digest(), "big", signed=True)
 
 
-def embedding_row(id_: str, embedder: int, namespace: str, scope: str, vector: Vector) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to search: the entries whose `column`, `place` or `base`, is that of a scope."""
+
+    column: Literal["place", "base"]
+    scope: str
+
+
+def embedding_row(
+    id_: str, embedder: int, namespace: str, scope: str, vector: Vector, base: str = ""
+) -> dict[str, Any]:
     """Return the parameters of `add` for the vector of an entry."""
     return {
         "entry_id": id_,
         "embedder": embedder,
         "place": place_of(namespace, scope),
+        "base": place_of(namespace, base) if base else None,
         "point": point_of(namespace, scope, vector),
         "embedding": _text(vector),
     }
@@ -212,24 +225,25 @@ class EmbeddingTable:
         self._engine, self._embedder = engine, embedder
         self.index = HnswIndex(engine, embedder)
 
-    def nearest(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
-        """Return the k nearest points of this namespace and scope, by comparing all."""
-        query = f"{self._select('point')} AND place = :place ORDER BY embedding <#> CAST(:asked AS halfvec)"
-        return self._points(query, namespace, scope, vector, k)
+    def nearest(self, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
+        """Return the k nearest points of this namespace and place, by comparing all."""
+        query = f"{self._select('point')} AND {place.column} = :place "
+        query += "ORDER BY embedding <#> CAST(:asked AS halfvec)"
+        return self._points(query, namespace, place, vector, k)
 
-    def nearest_by_index(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
-        """Return k points of this namespace and scope near the vector, by the HNSW index."""
+    def nearest_by_index(self, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
+        """Return k points of this namespace and place near the vector, by the HNSW index."""
         kind = f"halfvec({len(vector):d})"
         # An expression, so that the index on the column is not used: a prepared statement would, which is
         # planned for a scope of average size.
-        query = f"{self._select('point')} AND place + 0 = :place "
+        query = f"{self._select('point')} AND {place.column} + 0 = :place "
         query += f"ORDER BY CAST(embedding AS {kind}) <=> CAST(:asked AS {kind})"
-        return self._points(query, namespace, scope, vector, k)
+        return self._points(query, namespace, place, vector, k)
 
-    def _points(self, query: str, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
+    def _points(self, query: str, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
         """Return the first k points; the entries at one point are as many rows."""
         statement = sa.text(f"{query} LIMIT :rows")
-        values = {"place": place_of(namespace, scope), "asked": _text(vector)}
+        values = {"place": place_of(namespace, place.scope), "asked": _text(vector)}
         points, rows, limit = list[str](), 0, 0
         with reading(self._engine) as db:
             while len(points) < k and rows == limit:
@@ -238,12 +252,12 @@ class EmbeddingTable:
                 points, rows = list(dict.fromkeys(found)), len(found)
         return points[:k]
 
-    def size(self, namespace: str, scope: str, most: int) -> int:
-        """Return how many entries this namespace and scope has, at most so many."""
-        found = f"{self._select('1')} AND place = :place LIMIT :most"
+    def size(self, namespace: str, place: Place, most: int) -> int:
+        """Return how many entries this namespace and place has, at most so many."""
+        found = f"{self._select('1')} AND {place.column} = :place LIMIT :most"
         query = sa.text(f"SELECT count(*) FROM ({found}) AS found")  # noqa: S608
         with reading(self._engine) as db:
-            return int(db.scalar(query, {"place": place_of(namespace, scope), "most": most}) or 0)
+            return int(db.scalar(query, {"place": place_of(namespace, place.scope), "most": most}) or 0)
 
     def count(self) -> int:
         """Return how many entries can be found."""

@@ -249,6 +249,7 @@ def _to_withdrawn(row: Any) -> Withdrawn:
     )
     of.setdefault("scope_parts", "")  # of what was withdrawn before schema 8
     of.setdefault("requested", of["created"])  # and before schema 11
+    of = {"base": "", "turns": "", **of}  # and before schema 12
     entry = to_entry([of[column.name] for column in ENTRY_COLUMNS], sources)
     tags = tuple(tag["tag"] for tag in held[_tags.name])
     return Withdrawn(replace(entry, tags=tags), row.at, Criteria.read(row.criteria))

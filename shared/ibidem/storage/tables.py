@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from ibidem.types import to_vector
 
 # Raised whenever a table changes; an older Ibidem refuses a newer database instead of damaging it.
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 MAX_NUMBER = 1e14  # above it, a number is no time in seconds, no count of tokens or bytes, no score
 
 metadata = sa.MetaData()
@@ -158,6 +158,10 @@ entries = sa.Table(
     sa.Column("scope_parts", Text(""), nullable=False, server_default=""),
     # When its request was made: what was told of documents since then, it does not know.
     sa.Column("requested", Float(0.0), nullable=False, server_default="0"),
+    # Of a question within a conversation that others are compared with: the scope without the turns before
+    # it, and these in JSON; else "".
+    sa.Column("base", String(32, ""), nullable=False, server_default=""),
+    sa.Column("turns", Text(""), nullable=False, server_default=""),
     sa.Index("ix_entries_scope", "namespace", "scope"),
     sa.Index("ix_entries_pinned", "pinned", sqlite_where=sa.text(_PINNED), postgresql_where=sa.text(_PINNED)),
     sa.Index("ix_entries_rank", "rank", "used"),  # among equal ranks the least recently used goes first

@@ -55,6 +55,7 @@ class StoredVector:
     scope: str
     question: str
     vector: Vector | None
+    base: str = ""
 
     @property
     def point(self) -> str | None:
@@ -62,7 +63,7 @@ class StoredVector:
         return None if self.vector is None else point_of(self.namespace, self.scope, self.vector)
 
 
-_QUESTION = tuple(_entries.c[name] for name in ("id", "namespace", "scope", "question"))
+_QUESTION = tuple(_entries.c[name] for name in ("id", "namespace", "scope", "base", "question"))
 _STORED = (
     sa.select(*_QUESTION, _vectors.c.vector, _vectors.c.point)
     .join(_vectors, _vectors.c.entry_id == _entries.c.id)
@@ -95,11 +96,11 @@ class VectorChanges:
 
 def _to_stored_vector(row: Any) -> StoredVector:
     """Convert a row to its question, with the vector if it has one."""
-    id_, namespace, scope, question, raw, point = row
+    id_, namespace, scope, base, question, raw, point = row
     vector = None if raw is None else to_vector(raw)
     if not (id_ and scope and isinstance(question, str)):
         raise ValueError("a damaged row")
-    stored = StoredVector(id_, namespace, scope, question, vector)
+    stored = StoredVector(id_, namespace, scope, question, vector, base)
     if stored.point != point:  # it would be indexed again and again
         raise ValueError("a damaged row")
     return stored
@@ -136,7 +137,7 @@ def put_vector(db: sa.Connection, entry: Entry, embedder: int) -> None:
     db.execute(mine, {**row, "indexed_in": pgvector.GENERATION} if inside else row)
     db.execute(others, {"of": entry.id, "by": embedder})
     if inside and entry.vector is not None:
-        of = (entry.id, embedder, entry.namespace, entry.scope, entry.vector)
+        of = (entry.id, embedder, entry.namespace, entry.scope, entry.vector, entry.base)
         pgvector.add(db, [pgvector.embedding_row(*of)])
 
 
@@ -341,7 +342,7 @@ class VectorTable:
         pgvector.add(
             db,
             [
-                pgvector.embedding_row(row.id, self.embedder, row.namespace, row.scope, row.vector)
+                pgvector.embedding_row(row.id, self.embedder, row.namespace, row.scope, row.vector, row.base)
                 for row in rows
                 if row.vector is not None
             ],
