@@ -219,7 +219,7 @@ def test_an_index_is_built_beside_stores_and_again_if_that_was_interrupted(
         assert all(finds(cache, n) for n in range(90))
         search = cache._runtime.vectors
         assert isinstance(search, PgvectorSearch)
-        assert search._is_large("", Request(question(1)).scope_digest, 384)
+        assert search._is_large("", Place("place", Request(question(1)).scope_digest), 384)
     assert "an HNSW index of" in vectors_by_doctor(postgres, tmp_path)
     engine.dispose()
 

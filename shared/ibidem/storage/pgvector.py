@@ -50,9 +50,10 @@ _TABLE = (
     "CREATE INDEX ix_entry_embeddings_place ON entry_embeddings (embedder, place)",
     "CREATE INDEX ix_entry_embeddings_base ON entry_embeddings (embedder, base) WHERE base IS NOT NULL",
 )
+# With all columns: one of type halfvec goes with the extension, and older tables have no base.
 _HAS_TABLE = (
-    "EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('entry_embeddings') "
-    "AND attname = 'base' AND NOT attisdropped)"
+    "(SELECT count(*) = 2 FROM pg_attribute WHERE attrelid = to_regclass('entry_embeddings') "
+    "AND attname IN ('embedding', 'base') AND NOT attisdropped)"
 )
 _ADD = sa.text(
     "INSERT INTO entry_embeddings (entry_id, embedder, place, base, point, embedding) "
