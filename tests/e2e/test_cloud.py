@@ -137,6 +137,18 @@ def test_a_quota_that_is_exceeded_is_named(cloud: Cloud, tmp_path: Path) -> None
         index.search(vectors(1)[1][0], 16)
 
 
+@pytest.mark.parametrize("said", [b'{"hello": "world"}', b"[]", b"<html>", b"null"])
+def test_an_answer_of_another_server_is_an_error(cloud: Cloud, tmp_path: Path, said: bytes) -> None:
+    """When the index is opened, and when it is used."""
+    with closing(index_on(cloud, tmp_path)) as index, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cloud, "answer", lambda *_: (200, said))
+        with pytest.raises(IndexUnavailable):
+            index_on(cloud, tmp_path)
+        for use in (lambda: index.search(vectors(1)[1][0], 1), index.count, lambda: index.ids(0, 9)):
+            with pytest.raises(IndexUnavailable):
+                use()
+
+
 class TestTooManyRequests:
     @pytest.mark.parametrize("status", [429, 503])
     def test_a_lookup_asks_again_within_its_second(self, cloud: Cloud, tmp_path: Path, status: int) -> None:

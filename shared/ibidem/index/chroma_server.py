@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ibidem._util.concurrency import DEADLINE_SECONDS, MIN_SECONDS, charge, deadline, remaining
 from ibidem._util.urls import redact_url
 from ibidem.errors import IndexBusy, IndexUnavailable
-from ibidem.index.chroma import HNSW
+from ibidem.index.chroma import HNSW, unavailable
 from ibidem.types import Vector
 
 if TYPE_CHECKING:
@@ -257,9 +257,10 @@ class ServerIndex:
             "metadata": {"generation": generation or uuid.uuid4().hex},
             "configuration": {"hnsw": HNSW},
         }
-        made = self._api.ask("open its collection", "POST", self._api.collections, body)
-        self._path = f"{self._api.collections}/{made['id']}"
-        self.generation = str((made.get("metadata") or {}).get("generation", made["id"]))
+        with unavailable("open its collection"):  # another answer than Chroma's is an error, too
+            made = self._api.ask("open its collection", "POST", self._api.collections, body)
+            self._path = f"{self._api.collections}/{made['id']}"
+            self.generation = str((made.get("metadata") or {}).get("generation", made["id"]))
 
     @property
     def place(self) -> str:
@@ -277,8 +278,9 @@ class ServerIndex:
         """Return the ids of the k nearest; about two milliseconds."""
         rows = np.ascontiguousarray(vector, np.float32)[None]
         body = {"query_embeddings": rows, "n_results": k, "include": ()}
-        found = self._api.ask("search", "POST", f"{self._path}/query", body, again=SEARCH_AGAIN)
-        return [str(id_) for id_ in found["ids"][0]]
+        with unavailable("search"):
+            found = self._api.ask("search", "POST", f"{self._path}/query", body, again=SEARCH_AGAIN)
+            return [str(id_) for id_ in found["ids"][0]]
 
     def delete(self, ids: Sequence[str]) -> None:
         """Mark vectors as deleted; only a new collection is free of them."""
@@ -291,13 +293,15 @@ class ServerIndex:
         held: set[str] = set()
         for first in range(0, len(ids), PAGE):
             body = {"ids": list(ids[first : first + PAGE]), "include": ()}
-            held.update(self._api.ask("look for vectors", "POST", f"{self._path}/get", body)["ids"])
+            with unavailable("look for vectors"):
+                held.update(self._api.ask("look for vectors", "POST", f"{self._path}/get", body)["ids"])
         return held
 
     def ids(self, offset: int, limit: int) -> list[str]:
         """Return a page of all ids, at most 300 of them."""
         body = {"offset": offset, "limit": min(limit, PAGE), "include": ()}
-        return list(self._api.ask("list its vectors", "POST", f"{self._path}/get", body)["ids"])
+        with unavailable("list its vectors"):
+            return list(self._api.ask("list its vectors", "POST", f"{self._path}/get", body)["ids"])
 
     def sibling(self, name: str, generation: str | None = None) -> ServerIndex:
         """Open another collection with the same connections."""
@@ -310,7 +314,8 @@ class ServerIndex:
 
     def count(self) -> int:
         """Return the number of vectors."""
-        return int(self._api.ask("count", "GET", f"{self._path}/count"))
+        with unavailable("count"):
+            return int(self._api.ask("count", "GET", f"{self._path}/count"))
 
     def reset(self) -> None:
         """Delete the collection and create a new one."""
@@ -348,7 +353,7 @@ def open_server(
             f"the vector index could not be opened: {type(error).__name__}: {error}"
         ) from None
     try:
-        with deadline(HTTP_SECONDS):  # then the caller tries again
+        with deadline(HTTP_SECONDS), unavailable("be opened"):  # then the caller tries again
             api.enter(tenant, database)
             return ServerIndex(api, name)
     except BaseException:
