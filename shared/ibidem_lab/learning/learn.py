@@ -49,7 +49,7 @@ def learn(
     """Learn a better verifier from what is known of this cache's pairs, and judge it on held-out lookups.
 
     The labels are what people, audits and second opinions said, what stored answers tell, and `labels`. From
-    50 of them on the calibration of the pair model is learned, from 300 its last layer too; cross-validation
+    50 of them on the calibration of the pair model is learned, from 200 its last layer too; cross-validation
     over groups of questions chooses. It is judged on lookups of all labelled questions among all stored ones,
     each decided by what was learned without it. A killed run goes on where it was.
 
