@@ -19,7 +19,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -108,8 +108,9 @@ def running_chroma(directory: Path) -> Iterator[ChromaServer]:
 class PostgresServer:
     """A PostgreSQL of its own; `url` is its SQLAlchemy URL. It can be stopped and started again."""
 
-    def __init__(self, directory: Path, port: int | None = None) -> None:
+    def __init__(self, directory: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
         self.directory, self.port, self.user = directory, port or free_port(), _unprivileged()
+        self._options = options
         self.url = f"postgresql+psycopg://ibidem@127.0.0.1:{self.port}/postgres"
         self.process: subprocess.Popen[bytes] | None = None
         self._stopped: list[int] = []
@@ -121,8 +122,9 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        options = ["-p", str(self.port), "-k", str(self.directory), "-c", "listen_addresses=127.0.0.1"]
-        command = [self._program("postgres"), "-D", str(self.directory), *options, "-c", "fsync=off"]
+        options = ["-p", str(self.port), "-k", str(self.directory), "-c", "fsync=off"]
+        options += ["-c", "listen_addresses=127.0.0.1"]
+        command = [self._program("postgres"), "-D", str(self.directory), *options, *self._options]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, user=self.user, cwd="/")
         assert eventually(self._ready, START_SECONDS), "postgres did not start"
 
@@ -185,10 +187,12 @@ def _children(parent: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_postgres_server(instead_of: PostgresServer | None = None) -> Iterator[PostgresServer]:
+def running_postgres_server(
+    instead_of: PostgresServer | None = None, options: Sequence[str] = ()
+) -> Iterator[PostgresServer]:
     """A running PostgreSQL, ended at the end, also in place of a stopped one."""
     with tempfile.TemporaryDirectory() as data:  # not below pytest's own, which another user cannot enter
-        server = PostgresServer(Path(data), None if instead_of is None else instead_of.port)
+        server = PostgresServer(Path(data), None if instead_of is None else instead_of.port, options)
         server.start()
         try:
             yield server

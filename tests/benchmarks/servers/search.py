@@ -19,7 +19,6 @@ from ibidem.index.pgvector import exact_limit
 from ibidem.storage.store import Store
 from ibidem.types import point_of
 from tests.benchmarks.servers.filling import fill, request_of
-from tests.helpers import question
 from tests.servers import running_postgres_server
 
 K, ASKED, DIMENSION, CENTRES = 8, 300, 384, 5_000
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for scopes in options.scopes:
                 name = f"{entries} in {scopes}"
                 with closing(Store(server.url, pgvector=True)) as store:
-                    fill(store, name, [question(n, 4) for n in range(entries)], rows[:entries], scopes)
+                    fill(store, name, [f"question {n}" for n in range(entries)], rows[:entries], scopes)
                     measure(store, name, rows[:entries], rows[entries:], scopes)
                     store.clear()
     return 0

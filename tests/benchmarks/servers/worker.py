@@ -15,9 +15,9 @@ import numpy as np
 
 import ibidem
 from ibidem import Answer
+from ibidem.index import search
 from ibidem.types import Vector
-from tests.benchmarks.servers.filling import asked, request_of, text
-from tests.embedders import DenseWords
+from tests.benchmarks.servers.filling import Corpus, request_of
 
 STORES, INVALIDATIONS, IDENTICAL = 0.05, 0.005, 0.25  # shares of the calls; the rest are lookups by meaning
 NEIGHBOURS = 16
@@ -31,12 +31,19 @@ class Worker:
         entries: How many answers there were at first.
         scopes: In so many scopes.
         points: A file with the points of these answers, for the search that is none.
+        corpus: The folder of the questions, "" for those that are made up.
         settings: Of the cache.
     """
 
-    def __init__(self, number: int, entries: int, scopes: int, points: str, settings: dict[str, Any]) -> None:
-        own = {} if settings.pop("models", False) else {"embedder": DenseWords(), "min_similarity": 0.85}
+    def __init__(
+        self, number: int, entries: int, scopes: int, points: str, corpus: str, settings: dict[str, Any]
+    ) -> None:
+        search.EXACT_LIMIT = search.MEMORY_LIMIT  # on a directory, what all workers but one do
+        self.corpus = Corpus(corpus)
+        own: dict[str, Any] = {} if corpus else {"embedder": self.corpus, "min_similarity": 0.85}
         self.cache = ibidem.open(**own, **settings)
+        if corpus:
+            self.cache.load_models()
         self.number, self.entries, self.scopes = number, entries, scopes
         self._fresh = entries + (number + 1) * 1_000_000  # the next new question
         self._points = np.load(points, mmap_mode="r")
@@ -49,14 +56,16 @@ class Worker:
     def ask(self, n: int) -> str:
         """Look the n-th question up in other words; returns what came of it."""
         self._asked.n = n
-        found = self.cache.lookup(request_of(asked(n), n % self.scopes))
+        found = self.cache.lookup(request_of(self.corpus.asked(n), n % self.scopes))
         if isinstance(found, ibidem.Miss):
             return found.reason
-        return "hit" if found.question == text(n) else "wrong"
+        return "hit" if found.question == self.corpus.text(n) else "wrong"
 
     def store(self, n: int) -> str:
         """Store an answer to the n-th question."""
-        done = self.cache.store(request_of(text(n), n % self.scopes), Answer(f"the answer to {text(n)}"))
+        done = self.cache.store(
+            request_of(self.corpus.text(n), n % self.scopes), Answer(f"the answer to {self.corpus.text(n)}")
+        )
         return "stored" if done else str(done)
 
     def stub(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
@@ -99,11 +108,13 @@ class Worker:
         if kind < STORES:
             return self.store(fresh)
         if kind < STORES + INVALIDATIONS:
-            self.cache.invalidate(entry=request_of(text(fresh - 1), (fresh - 1) % self.scopes).key)
+            self.cache.invalidate(
+                entry=request_of(self.corpus.text(fresh - 1), (fresh - 1) % self.scopes).key
+            )
             return "invalidated"
         n = int(np.searchsorted(self._weights, at))  # Zipf: the n-th is asked n times less than the first
         if kind < STORES + INVALIDATIONS + IDENTICAL:
-            found = self.cache.lookup(request_of(text(n), n % self.scopes))
+            found = self.cache.lookup(request_of(self.corpus.text(n), n % self.scopes))
             return "identical" if found else f"identical: {found.reason}"
         return self.ask(n)
 
