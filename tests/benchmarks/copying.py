@@ -100,6 +100,7 @@ class Use:
 
     def __init__(self, call: Callable[[int], object], rate: float) -> None:
         self._call, self._pause, self.seconds = call, 1.0 / rate, list[float]()
+        self.refused = 0  # calls that returned nothing
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -107,7 +108,7 @@ class Use:
         n = 0
         while not self._stop.wait(self._pause):
             began, n = time.perf_counter(), n + 1
-            self._call(n)
+            self.refused += not self._call(n)
             self.seconds.append(time.perf_counter() - began)
 
     def __enter__(self) -> Use:
@@ -123,7 +124,8 @@ class Use:
         if len(self.seconds) < 2:
             return "-"
         twentieths = statistics.quantiles(self.seconds, n=20)
-        return f"{1000 * statistics.median(self.seconds):.1f} / {1000 * twentieths[-1]:.1f}"
+        refused = f", {self.refused} refused" if self.refused else ""
+        return f"{1000 * statistics.median(self.seconds):.1f} / {1000 * twentieths[-1]:.1f}{refused}"
 
 
 def measured(source: str, target: str, count: int, rate: float, before_seconds: float) -> list[str]:
@@ -131,9 +133,10 @@ def measured(source: str, target: str, count: int, rate: float, before_seconds: 
     settings = {"embedder": BagOfWords(DIMENSION), "min_similarity": 0.9}
     with ibidem.open(database=source, **settings) as old:
 
-        def use(n: int) -> None:
-            assert old.lookup(request(7 * n % count))
-            assert old.store(Request(f"{n} asked while {source} is copied"), Answer("made meanwhile"))
+        def use(n: int) -> bool:
+            found = old.lookup(request(7 * n % count))
+            stored = old.store(Request(f"{n} asked while {source} is copied"), Answer("made meanwhile"))
+            return bool(found and stored)
 
         with Use(use, rate) as before:
             time.sleep(before_seconds)
@@ -146,7 +149,7 @@ def measured(source: str, target: str, count: int, rate: float, before_seconds: 
         with (
             Use(use, rate) as during,
             ibidem.open(database=target, **settings) as new,
-            Use(lambda n: new.lookup(request(7 * n % count)), rate) as there,
+            Use(lambda n: new.lookup(request(7 * n % count)) is not None, rate) as there,
         ):
             out, _ = copying.communicate()
         seconds, done = time.perf_counter() - began, json.loads(out)

@@ -6,7 +6,7 @@ any order, and twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sqlalchemy as sa
 
@@ -40,21 +40,31 @@ class ChangeLog:
         """Note all changes from now on. What is being changed has ended when this returns."""
         with exclusive(self._engine) as db:
             db.execute(sa.schema.CreateTable(_changes, if_not_exists=True))
+            if db.dialect.name == "postgresql":
+                for part, table, unit in self._tables():
+                    db.exec_driver_sql(_function(part, table, unit))
         for part, table, unit in self._tables():
-            with exclusive(self._engine) as db:  # one table at a time: two locks could be a deadlock
-                if db.dialect.name == "postgresql":
-                    db.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
-                for statement in _triggers(part, table, unit, db.dialect.name):
-                    db.exec_driver_sql(statement)
+            self._change_triggers(table, _triggers(part, table, unit, self._engine.dialect.name))
 
     def end(self) -> None:
         """Note nothing any more, and forget all."""
         for _, table, _ in self._tables():
-            with exclusive(self._engine) as db:
-                for statement in _without_triggers(table, db.dialect.name):
-                    db.exec_driver_sql(statement)
+            self._change_triggers(table, _without_triggers(table, self._engine.dialect.name))
         with exclusive(self._engine) as db:
             db.execute(sa.schema.DropTable(_changes, if_exists=True))
+            if db.dialect.name == "postgresql":
+                for _, table, _ in self._tables():
+                    db.exec_driver_sql(f"DROP FUNCTION IF EXISTS copied_{table.name}()")
+
+    def _change_triggers(self, table: sa.Table, statements: Iterable[str]) -> None:
+        """Change the triggers of one table: of two, the locks could be a deadlock with a store."""
+        with exclusive(self._engine) as db:
+            if db.dialect.name == "sqlite":
+                for statement in statements:
+                    db.exec_driver_sql(statement)
+            else:  # at once: a store that waits for the lock gives up after a while
+                lock = f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"
+                db.exec_driver_sql("; ".join((lock, *statements)))
 
     def read(self, limit: int) -> list[tuple[int, str, str]]:
         """Return some changes: number, part and unit of each."""
@@ -80,23 +90,26 @@ class ChangeLog:
 def _triggers(part: Part, table: sa.Table, unit: str, dialect: str) -> Iterator[str]:
     columns = ", ".join(f'"{column.name}"' for column in part.columns(table))
     events = [f"{event} OF {columns}" if event == "UPDATE" else event for event in _EVENTS]
-    if dialect == "sqlite":
-        for event, name in zip(events, _EVENTS, strict=True):
-            row = "OLD" if name == "DELETE" else "NEW"
-            yield (
-                f"CREATE TRIGGER IF NOT EXISTS copied_{table.name}_{name.lower()} AFTER {event} "
-                f"ON {table.name} BEGIN {_note(part, row, unit)}; END"
-            )
+    if dialect == "postgresql":
+        yield from _without_triggers(table, dialect)
+        yield (
+            f"CREATE TRIGGER copied_{table.name} AFTER {' OR '.join(events)} ON {table.name} "
+            f"FOR EACH ROW EXECUTE FUNCTION copied_{table.name}()"
+        )
         return
+    for event, name in zip(events, _EVENTS, strict=True):
+        row = "OLD" if name == "DELETE" else "NEW"
+        yield (
+            f"CREATE TRIGGER IF NOT EXISTS copied_{table.name}_{name.lower()} AFTER {event} "
+            f"ON {table.name} BEGIN {_note(part, row, unit)}; END"
+        )
+
+
+def _function(part: Part, table: sa.Table, unit: str) -> str:
     old, new = (_note(part, row, unit, "::text") for row in ("OLD", "NEW"))
-    yield (
+    return (
         f"CREATE OR REPLACE FUNCTION copied_{table.name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         f"IF TG_OP = 'DELETE' THEN {old}; ELSE {new}; END IF; RETURN NULL; END $$"
-    )
-    yield from _without_triggers(table, dialect, function=False)
-    yield (
-        f"CREATE TRIGGER copied_{table.name} AFTER {' OR '.join(events)} ON {table.name} "
-        f"FOR EACH ROW EXECUTE FUNCTION copied_{table.name}()"
     )
 
 
@@ -104,10 +117,8 @@ def _note(part: Part, row: str, unit: str, cast: str = "") -> str:
     return f"INSERT INTO {_changes.name} (part, unit) VALUES ('{part.name}', {row}.{unit}{cast})"  # noqa: S608
 
 
-def _without_triggers(table: sa.Table, dialect: str, *, function: bool = True) -> Iterator[str]:
+def _without_triggers(table: sa.Table, dialect: str) -> Iterator[str]:
     if dialect == "sqlite":
         yield from (f"DROP TRIGGER IF EXISTS copied_{table.name}_{event.lower()}" for event in _EVENTS)
-        return
-    yield f"DROP TRIGGER IF EXISTS copied_{table.name} ON {table.name}"
-    if function:
-        yield f"DROP FUNCTION IF EXISTS copied_{table.name}()"
+    else:
+        yield f"DROP TRIGGER IF EXISTS copied_{table.name} ON {table.name}"
