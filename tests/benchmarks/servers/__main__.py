@@ -207,7 +207,9 @@ def look_for_stores(one: Running, stores: int, entries: int) -> None:
         for n in range(entries, entries + stores):
             storing = one.workers[n % len(one.workers)]
             said, at = json.loads(storing.ask(f"store {n}"))
-            assert said == "stored", said
+            if said != "stored":  # within a second, on a machine that does much else
+                one.failed[said] += 1
+                continue
             others = [worker for worker in one.workers if worker is not storing]
             for found, when in threads.map(lambda worker, n=n: json.loads(worker.ask(f"ask {n}")), others):
                 one.missed += found != "hit"

@@ -68,7 +68,7 @@ class Worker:
         )
         return "stored" if done else str(done)
 
-    def stub(self, namespace: str, scope: str, vector: Vector, k: int) -> list[str]:
+    def stub(self, namespace: str, scope: str, vector: Vector, k: int, base: str = "") -> list[str]:
         """Find what was asked for, and others of its scope, without a search."""
         first = self._asked.n % self.scopes
         here = [first + self.scopes * at for at in range(NEIGHBOURS)]
