@@ -37,7 +37,7 @@ from tests.embedders import BagOfWords
 from tests.helpers import answer, question, reworded
 
 path, first, sync, exact = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-chroma._HNSW["sync_threshold"] = sync
+chroma.HNSW["sync_threshold"] = sync
 vectors.EXACT_LIMIT = exact
 concurrency.GATHER_SECONDS = 0.02  # as many index writes as a short life allows
 vectors.BATCH = 3 if sync == 2 else vectors.BATCH
@@ -268,7 +268,7 @@ from ibidem.index import search as vectors
 from tests.embedders import BagOfWords
 from tests.helpers import question
 
-chroma._HNSW["sync_threshold"] = 2
+chroma.HNSW["sync_threshold"] = 2
 vectors.EXACT_LIMIT, upkeep.BATCH = 0, 5
 cache = ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9)
 cache.lookup(ibidem.Request(question(10**6)))

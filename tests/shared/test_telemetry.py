@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.trace import StatusCode
 
 import ibidem
-from ibidem import Answer, Document, Hit, Miss, Rejected, Request
+from ibidem import Answer, Document, Hit, Miss, Rejected, Request, runtime
 from ibidem.cache import SemanticCache
 from ibidem.errors import IndexUnavailable, StorageUnavailable
 from ibidem.index import chroma
@@ -612,6 +612,7 @@ def test_the_page_lists_the_records_that_there_are(
         cache._runtime.faults.note("try", ValueError("x"))
         open_cache(path=tmp_path / "no database")
         chroma._warn_rebuilt(tmp_path, "may be damaged")
+        runtime._warn_of("it has no pgvector")
     told: dict[tuple[str, str, str], set[str]] = {}
     for record in caplog.records:
         fields = {name for name in vars(record) if "." in name}

@@ -123,10 +123,10 @@ def _is_said_in(one: Conversation, other: Conversation, near: Relation) -> bool:
     return all(any(near(said, there) for there, _ in other.turns) for said in needed)
 
 
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _CLOSING = re.compile(
-    r"[^.!?\n]*\b(?:anything|something) else\b[^.!?\n]*\?|"
-    r"\b(?:how|what) (?:else )?(?:can|may) i (?:do|help)[^.!?\n]*\?|"
-    r"\b(?:does|did) (?:that|this) help[^.!?\n]*\?|\bwhat (?:would you like|do you want) to know[^.!?\n]*\?"
+    r"\b(?:anything|something) else\b|\b(?:how|what) (?:else )?(?:can|may) i (?:do|help)|"
+    r"\b(?:does|did) (?:that|this) help|\bwhat (?:would you like|do you want) to know"
 )
 _DENIES = re.compile(r"\b(?:no|not|never|none|nobody|nothing|cannot|unable|impossible|without|only)\b|n't\b")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
@@ -143,11 +143,17 @@ def answers_agree(one: str, other: str, follows: Sequence[str]) -> bool:
         return True
     if any(map(is_about_answer, follows)):
         return False
-    one, other = _CLOSING.sub(" ", one), _CLOSING.sub(" ", other)
+    one, other = _without_closing(one), _without_closing(other)
     numbers, others = set(_NUMBER.findall(one)), set(_NUMBER.findall(other))
     if "?" in one + other or (numbers and others and numbers != others):
         return False
     return bool(_DENIES.search(one)) == bool(_DENIES.search(other))
+
+
+def _without_closing(text: str) -> str:
+    """Return a text without the questions by which assistants end: whether there is anything else."""
+    said = _SENTENCE.findall(text)
+    return " ".join(one for one in said if not (one.endswith("?") and _CLOSING.search(one)))
 
 
 def plain(text: str) -> str:

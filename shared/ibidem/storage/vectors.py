@@ -98,7 +98,7 @@ def _to_stored_vector(row: Any) -> StoredVector:
     """Convert a row to its question, with the vector if it has one."""
     id_, namespace, scope, base, question, raw, point = row
     vector = None if raw is None else to_vector(raw)
-    if not (id_ and scope and isinstance(question, str)):
+    if not (id_ and scope and isinstance(question, str) and isinstance(base, str)):
         raise ValueError("a damaged row")
     stored = StoredVector(id_, namespace, scope, question, vector, base)
     if stored.point != point:  # it would be indexed again and again

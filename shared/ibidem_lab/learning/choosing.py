@@ -79,9 +79,9 @@ def shifted(values: Array, pairs: Pairs, shift: float) -> Array:
     return found
 
 
-def kept(wrong: int, judged: int, level: float, more: float = 0.5) -> bool:
-    """Return whether a share of wrong hits is kept, counting some more wrong ones than there were."""
-    return (wrong + more) / (judged + 1) <= level
+def kept(wrong: int, judged: int, level: float) -> bool:
+    """Return whether a share of wrong hits is kept, counting one more wrong hit than there were."""
+    return (wrong + 1) / (judged + 1) <= level
 
 
 def served(lookups: Lookups, values: Array, least: float) -> Served:

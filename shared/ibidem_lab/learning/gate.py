@@ -119,8 +119,7 @@ def _reasons(found: Judgement, learned: Learned) -> list[str]:
     if not found.gain.low > 0.0:
         low, high = found.gain.low, found.gain.high
         said.append(f"it has not more hits beyond chance ({low:+.1%} to {high:+.1%} of the lookups)")
-    surely = kept(after.wrong, judged, found.level, more=1.0) or after.wrong <= found.before.wrong
-    if after.hits and not (surely and kept(after.wrong, judged, found.level)):
+    if after.hits and not kept(after.wrong, judged, found.level):
         said.append(f"{after.wrong} of {judged} judged hits are wrong, and {found.level:.1%} may be")
     if after.unjudged > MOST_UNJUDGED * max(after.hits, 1):
         said.append(
