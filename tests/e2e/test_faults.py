@@ -165,7 +165,7 @@ class TestPostgres:
             engine = sqlalchemy.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
             with engine.connect() as db:
                 db.exec_driver_sql(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "  # waits for its end
                     "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
                 )
             engine.dispose()

@@ -58,6 +58,25 @@ def test_a_job_is_retried_by_itself_when_the_database_was_unavailable(monkeypatc
     assert set(faults.counts()) == {"write: StorageUnavailable"}
 
 
+def test_a_step_of_low_priority_that_comes_too_early_is_made_soon() -> None:
+    """Without another wake."""
+    stepped, wanted, made = threading.Event(), threading.Event(), threading.Event()
+
+    def step() -> bool:
+        stepped.set()
+        if wanted.is_set():
+            made.set()
+        return False
+
+    background = Background({"work": lambda: False}, Faults().note, {"step": step})
+    background.flush(5)
+    assert stepped.wait(5)
+    wanted.set()
+    background.flush(5)  # at once: the next step is not due yet
+    assert made.wait(5)
+    background.stop()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_thread_is_replaced() -> None:
     """Whatever killed it."""

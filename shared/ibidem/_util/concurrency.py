@@ -436,8 +436,10 @@ class Background:
             self._changed.notify_all()
 
     def _step(self) -> None:
-        """Run one step of each idle job, if the last was long enough ago."""
-        if time.monotonic() >= self._next_step_at and not self._stopping:
+        """Run one step of each idle job, if the last was long enough ago; else it is due soon."""
+        if time.monotonic() < self._next_step_at:
+            self._idle_work_left = True
+        elif not self._stopping:
             outcomes = [self._do(name, job) for name, job in self._idle_jobs.items()]
             self._idle_work_left = any(outcomes)
             self._next_step_at = time.monotonic() + PAUSE_SECONDS / 2
