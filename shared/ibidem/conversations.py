@@ -113,7 +113,7 @@ class Conversations:
     ) -> OtherConversation | None:
         """Return an answer that serves, or one that may, if a small model is asked from this score on."""
         words = None if request.history is None else request.history.words
-        if words is None or not candidates or any(self._is_private(text) for turn in words for text in turn):
+        if words is None or not candidates or _is_any_private(words, self._is_private):
             return None
         asked = Conversation(request.question, words)
         try:
@@ -176,7 +176,11 @@ def kept_turns(request: Request, is_private: Callable[[str], bool]) -> Turns:
     history = request.history
     if history is None or history.alone or not history.words:
         return ()
-    return () if any(is_private(text) for turn in history.words for text in turn) else history.words
+    return () if _is_any_private(history.words, is_private) else history.words
+
+
+def _is_any_private(turns: Turns, is_private: Callable[[str], bool]) -> bool:
+    return any(is_private(text) for turn in turns for text in turn)
 
 
 def _found(

@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages."""
+"""A real browser for the tests of pages, and a real Chroma server for those of what stands before one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.servers import ChromaServer, running_chroma
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    """A running `chroma run`."""
+    with running_chroma(tmp_path_factory.mktemp("chroma")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

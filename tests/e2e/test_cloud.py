@@ -30,15 +30,9 @@ from tests.e2e.test_faults import timed
 from tests.e2e.test_processes import by_meaning, open_cache, store
 from tests.embedders import BagOfWords
 from tests.helpers import answer, eventually
-from tests.servers import ChromaServer, Cloud, Gate, Tunnel, certificate, running_chroma
+from tests.servers import ChromaServer, Cloud, Gate, Tunnel, certificate
 
 KEY = "ck-hunter2-of-the-cloud"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
-    with running_chroma(tmp_path_factory.mktemp("chroma")) as running:
-        yield running
 
 
 @pytest.fixture

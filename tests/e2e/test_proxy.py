@@ -13,7 +13,7 @@ import pytest
 import ibidem
 from tests.e2e.test_processes import by_meaning, open_cache, store
 from tests.helpers import Child, answer, eventually
-from tests.servers import ChromaServer, Gate, certificate, running_chroma
+from tests.servers import ChromaServer, Gate, certificate
 
 SECRET = "hunter2-of-the-proxy"
 TOKEN = f"Bearer {SECRET}"
@@ -29,12 +29,6 @@ with ibidem.open(sys.argv[1], embedder=BagOfWords(), min_similarity=0.9) as cach
     found = cache.lookup(ibidem.Request(reworded(1)))
     print(found.answer.text if found else found.reason, cache.stats().index, flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
-    with running_chroma(tmp_path_factory.mktemp("chroma")) as running:
-        yield running
 
 
 @pytest.fixture
