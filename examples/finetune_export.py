@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from common.langchain_parts import choose_model
+from common.telling import summary
 from common.tickets import COPIER, Copier, read_tickets
 from few_shot import TASK, few_shot_prompt
 from langchain_core.language_models import BaseChatModel
@@ -66,6 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, ibidem.open(place) as cache:
         answer(choose_model(options, Copier()), cache)
         good = judge(cache)
+        done = summary(cache.stats())
         found = ibidem_lab.export(
             cache.examples,
             options.folder,
@@ -81,6 +83,7 @@ def main() -> None:
     print(f"no question of the test is nearer to one of the training than {found.nearest:.2f}; for example:")
     with (options.folder / "train.jsonl").open(encoding="utf-8") as lines:
         print("   ", *islice(lines, 1))
+    print(done)
     print(f"Next: python {Path(__file__).with_name('finetune_lora.py')} {options.folder}")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+from common.telling import summary
 from langchain_core.language_models import FakeListChatModel
 
 import langchain_ibidem
 
-langchain_ibidem.install()
+cache = langchain_ibidem.install()
 answers = ["Within 30 days, with the receipt.", "I was asked again."]
 model = FakeListChatModel(responses=answers, sleep=1)  # yours
 
@@ -18,3 +19,5 @@ for question in ("How long can I return goods?", "How long can I return the good
     took = time.perf_counter() - started
     told = answer.response_metadata.get("ibidem", {"tier": "asked"})
     print(f"{question:35}{answer.text:36}{took:6.3f} s  {told['tier']}")
+
+print(summary(cache.cache.stats()))

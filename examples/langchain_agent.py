@@ -22,6 +22,7 @@ from common.corpus import language_reference
 from common.demo import start
 from common.langchain_parts import OfflineAgent, choose_model
 from common.reader import rare_words
+from common.telling import summary
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
@@ -94,6 +95,7 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
         reference.edit("else", "otherwise")
         edited, _ = ask(agent, "reference edited", ASKED)
         (_, earlier), (_, later) = (ask(agent, "volatile", "What time is it?") for _ in range(2))
+        done = summary(middleware.cache.cache.stats())
 
     console.print(table)
     checks = {
@@ -104,6 +106,7 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
     }
     for text, good in checks.items():
         console.print(f"{'ok    ' if good else 'FAILED'} {text}")
+    console.print(done, markup=False)
     return all(checks.values())
 
 

@@ -23,6 +23,7 @@ from common.langchain_parts import (
     as_document,
     choose_model,
 )
+from common.telling import summary
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
 from langchain_core.globals import set_llm_cache
@@ -82,7 +83,9 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
     set_llm_cache(cache)
 
     with cache:
-        return demonstrate(App(chain.invoke, StoredPassages(store), seen), options, console)
+        good = demonstrate(App(chain.invoke, StoredPassages(store), seen), options, console)
+        console.print(summary(cache.cache.stats()), markup=False)
+    return good
 
 
 if __name__ == "__main__":

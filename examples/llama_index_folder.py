@@ -18,7 +18,7 @@ from threading import Event, Lock, Thread
 from common.files import ENDINGS, read_files
 from common.llama_index_parts import LocalEmbedding, OfflineReaderLLM, choose_model
 from common.reader import LABEL
-from common.telling import Lookup, told
+from common.telling import Lookup, summary, told
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter
 from watchfiles import watch
@@ -102,6 +102,7 @@ def main() -> None:
             folder.update()
             print(f"Model: {options.model or LABEL}. {len(folder.index.docstore.docs)} passages.")
             chat(folder, lookups)
+            print(summary(cache.stats()))
         finally:
             stop.set()
             following.join()

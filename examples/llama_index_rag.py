@@ -24,6 +24,7 @@ from common.llama_index_parts import (
     as_node,
     choose_model,
 )
+from common.telling import summary
 from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from rich.console import Console
@@ -74,7 +75,9 @@ def run(options: Namespace, answers: Path, console: Console) -> bool:
         return str(engine.query(question))
 
     with cache:
-        return demonstrate(App(answer, IndexedPassages(passages), seen), options, console)
+        good = demonstrate(App(answer, IndexedPassages(passages), seen), options, console)
+        console.print(summary(cache.stats()), markup=False)
+    return good
 
 
 if __name__ == "__main__":

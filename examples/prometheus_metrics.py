@@ -14,7 +14,9 @@ import random
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 
+from common.telling import summary
 from opentelemetry import metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
@@ -56,15 +58,14 @@ def main() -> None:
     print(f"Prometheus reads {url}", flush=True)
     with tempfile.TemporaryDirectory() as place, ibidem.open(place) as cache:
         until = time.monotonic() + (given.seconds or float("inf"))
-        while time.monotonic() < until:
-            cache.answer(ibidem.Request(random.choice(QUESTIONS), scope="shop"), model)  # noqa: S311
-            time.sleep(0.05)
+        with suppress(KeyboardInterrupt):
+            while time.monotonic() < until:
+                cache.answer(ibidem.Request(random.choice(QUESTIONS), scope="shop"), model)  # noqa: S311
+                time.sleep(0.05)
+        print(summary(cache.stats()), end="\n\n")
         with urllib.request.urlopen(url) as page:  # noqa: S310
             print(page.read().decode())
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print()
+    main()

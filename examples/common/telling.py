@@ -1,8 +1,9 @@
-"""What a cache did with a question, in a line for people."""
+"""What a cache did, for people: with a question, and in all."""
 
 from __future__ import annotations
 
 import ibidem
+from ibidem.cache import Stats
 
 Lookup = ibidem.Hit | ibidem.Miss
 
@@ -12,6 +13,7 @@ WHY = {
     "documents_changed": "the documents behind the stored answer are not retrieved as they were",
     "documents_added": "a document is retrieved that is newer than the stored answer",
     "expired": "the stored answer is too old",
+    "answer_exact_only": "what is stored is repeated for the same request only",
 }
 
 
@@ -25,3 +27,17 @@ def told(found: Lookup | None) -> str:
     why = WHY.get(found.reason, found.reason)
     nearest = f"; nearest: {found.nearest!r}, {found.similarity:.2f}" if found.nearest else ""
     return f"asked the model: {why}{nearest}"
+
+
+def summary(stats: Stats) -> str:
+    """Hits, misses with their reasons, and what was saved, since the cache was made."""
+    tiers = ", ".join(f"{count} {tier}" for tier, count in sorted(stats.hits.items()))
+    lines = ["What the cache did", f"  hits {sum(stats.hits.values())}{tiers and ': '}{tiers}"]
+    lines.append(f"  misses {sum(stats.misses.values())}")
+    lines += [
+        f"    {count} {reason}{': ' if reason in WHY else ''}{WHY.get(reason, '')}"
+        for reason, count in sorted(stats.misses.items())
+    ]
+    saved = f"  calls of the model saved {sum(stats.hits.values())}, tokens {stats.tokens_saved:,}"
+    money = "" if stats.money_saved is None else f", {stats.money_saved:.4f} {stats.currency}"
+    return "\n".join([*lines, saved + money])

@@ -10,6 +10,9 @@ from typing import Any
 
 import httpx
 
+from common.telling import summary
+from ibidem.cache import Stats
+
 ACME, GLOBEX = "key-of-acme", "key-of-globex"
 ASKED = "How long can I return goods?"
 REWORDED = "How long can I return the goods, please?"
@@ -92,10 +95,10 @@ def tried(client: Client, folder: Path) -> bool:
     edited, anew = client.ask(ACME, ASKED, "acme asks")
     good["a changed file has new answers"] = "14" in edited and "fwd=" in anew
 
-    stats = client.stats()
-    print(f"\nstats: hits {stats['hits']}, misses {stats['misses']}, tokens saved {stats['tokens_saved']}\n")
+    print()
     for text, fine in good.items():
         print(f"{'ok    ' if fine else 'FAILED'} {text}")
+    print(f"\n{summary(Stats(**client.stats()))}")
     return all(good.values())
 
 

