@@ -16,11 +16,11 @@ RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision teacher models lock sbom latest oldest clean
+.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision bench-wheels teacher models lock sbom latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
 	@echo; echo "PYTHON=python3.12 make ... takes another Python; DATA=DIR make bench names the workloads."
 
 # $(call install,ENVIRONMENT,EXTRA,ADAPTERS): this project and what it needs, in the locked versions, hatchling too.
@@ -113,6 +113,9 @@ bench: $(BENCH)/.done ## Right and wrong hits, speed beside other caches, growth
 
 bench-decision: $(BENCH)/.done ## What is served of labelled pairs, beside plain cosines; PAIRS=folder of further ones
 	$(BENCH)/$(SCRIPTS)/python -m tests.benchmarks.pair_decisions $(if $(PAIRS),--pairs $(PAIRS))
+
+bench-wheels: wheel ## Each wheel alone in an empty environment: seconds of pip, MB by package, seconds to the first hit
+	$(BIN)/python -m tests.benchmarks.wheels
 
 teacher: $(VENV)/.dev ## The cross-encoders that label pairs for the models, and their labels: hours; DATA=folder of the workloads
 	$(BIN)/python -m ibidem_lab.models teacher --data $(DATA)

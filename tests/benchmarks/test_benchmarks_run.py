@@ -22,7 +22,7 @@ from ibidem_lab.fitting.thresholds import GRID, smoothed, thresholds
 from ibidem_lab.replay import Outcome, p_chr_auc
 from tests.benchmarks import budget as budget_benchmark
 from tests.benchmarks import documents as documents_benchmark
-from tests.benchmarks import few_shot, pair_decisions, suites
+from tests.benchmarks import few_shot, pair_decisions, suites, wheels
 from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks.conversations import __main__ as conversations
 from tests.benchmarks.fit_scorer import fit, judged, scores, with_probability, without
@@ -534,3 +534,11 @@ def test_growth(nq: Path) -> None:
 
     assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 5 + 2 + 4 + 4 + 5 + 3
     assert (nq / "growth.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+@needs_model
+@pytest.mark.slow
+@pytest.mark.parametrize("name", wheels.PROGRAMS)
+def test_the_five_lines_of_a_wheel_hit(name: str, tmp_path: Path) -> None:
+    """Offline; it ends if the second answer is not the first, found by meaning."""
+    assert wheels.first_hit(name, wheels.OTHERWISE, "semantic", Path(sys.executable), tmp_path) > 0

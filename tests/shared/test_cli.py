@@ -246,6 +246,9 @@ def test_invalidate_says_what_goes_and_asks(filled: str, tmp_path: Path) -> None
     assert [entry["question"] for entry in told["newest"]] == ["how do I reset it"]
     (left,) = json.loads(run("ls", "--path", filled, "--json"))
     assert "No entries." in run("invalidate", "--path", filled, "--before", "3d", "--dry-run")
+    nothing = run("invalidate", "--path", filled, "--document", "guide.md", code=1)
+    assert "`ibidem show ID` names the documents" in nothing
+    assert "Delete the examples that match?" in nothing
     assert "Deleted 1 entry." in run("invalidate", "--path", filled, "--entry", left["id"][:6], "--yes")
 
 

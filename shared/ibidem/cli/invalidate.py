@@ -86,11 +86,12 @@ def invalidate(
         )
         found = store.preview(criteria)
         if not as_json:
-            out.print(tables.entries(found.entries) if found else "No entries.")
+            shown = " `ibidem show ID` names the documents of an answer." if document else ""
+            out.print(tables.entries(found.entries) if found else f"No entries.{shown}")
             if found.count > len(found.entries):
                 out.print(f"... and {found.count - len(found.entries):,} older ones")
         if not dry_run:
-            what = f"{_entries(found.count)} and their examples"
+            what = f"{_entries(found.count)} and their examples" if found else "the examples that match"
             if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
             ids, examples = store.invalidations.invalidate(criteria, time.time)
