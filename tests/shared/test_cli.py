@@ -129,7 +129,8 @@ def test_stats_say_whose_price_is_unknown(filled: str) -> None:
 
 
 def test_ls_lists_the_newest_first(filled: str) -> None:
-    """Filtered by namespace if asked."""
+    """Filtered by namespace if asked; whose an answer is stands in a column, if it is anybody's."""
+    assert "namespace" in run("ls", "--path", filled, "--namespace", "acme")
     newest, oldest = json.loads(run("ls", "--path", filled, "--json"))
 
     assert oldest["question"] == "how do I reset it"

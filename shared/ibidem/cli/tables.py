@@ -79,13 +79,15 @@ def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int |
 
 
 def entries(found: Iterable[Entry]) -> Table:
-    """Make a table of stored answers."""
-    table = Table("id", "age", "hits", "docs", "model", "question", box=SIMPLE_HEAD, pad_edge=False)
+    """Make a table of stored answers; whose they are, if there is a namespace among them."""
+    shown = list(found)
+    tenants = any(one.namespace for one in shown)
+    names = ("id", "age", "hits", "docs", "model", *(["namespace"] if tenants else []), "question")
+    table = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
-    for one in found:
-        question = one.question or NOT_KEPT
+    for one in shown:
         cells = (one.id[:8], _age(one), str(one.hits), str(len(one.sources)), one.answer.model)
-        table.add_row(*cells, question)
+        table.add_row(*cells, *([one.namespace] if tenants else []), one.question or NOT_KEPT)
     return table
 
 
