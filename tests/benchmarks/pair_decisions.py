@@ -91,25 +91,43 @@ def decide(pairs: Sequence[LabelledPair], **options: Any) -> list[PairDecision]:
         return cache.decide((pair.stored, pair.asked) for pair in pairs)
 
 
+class Decided(NamedTuple):
+    """What a rule says of each pair: its score, before guards, and whether it serves."""
+
+    scores: np.ndarray
+    served: np.ndarray
+
+
+def presets(decisions: Sequence[PairDecision]) -> dict[str, Decided]:
+    """What the default has decided, and what the other error rates do by the same score."""
+    scores, cosines = _told(decisions, "score"), _told(decisions, "similarity")
+    found = {"default": Decided(scores, np.array([one.served for one in decisions]))}
+    comparable = np.array([one.served or one.reason == "below_threshold" for one in decisions])
+    for name, rate in RATES.items():
+        least = SCORER.thresholds.at(rate)
+        near = cosines >= SCORER.min_cosine(least)
+        found[name] = Decided(scores, comparable & near & (scores >= least))
+    return found
+
+
+def _told(decisions: Sequence[PairDecision], name: str) -> np.ndarray:
+    return np.nan_to_num(np.array([getattr(one, name) for one in decisions], np.float64), nan=-1.0)
+
+
 def compare(pairs: Sequence[LabelledPair]) -> Iterator[Row]:
     """The rules on one set."""
     same = np.array([pair.same for pair in pairs], bool)
     default = decide(pairs)
-    scores, cosines = (
-        np.nan_to_num(np.array([getattr(one, name) for one in default]), nan=-1.0)
-        for name in ("score", "similarity")
-    )
-    served = np.array([one.served for one in default])
-    yield _row("Ibidem's default", scores, served, same)
-    comparable = np.array([one.served or one.reason == "below_threshold" for one in default])
-    for name, rate in RATES.items():
-        least = SCORER.thresholds.at(rate)
-        near = cosines >= SCORER.min_cosine(least)
-        yield _row(f"Ibidem, {name}", scores, comparable & near & (scores >= least), same)
+    cosines = _told(default, "similarity")
+    decided = presets(default)
+    served = decided["default"].served
+    for name, (scores, chosen) in decided.items():
+        rule = "Ibidem's default" if name == "default" else f"Ibidem, {name}"
+        yield _row(rule, scores, chosen, same)
     for name, options in WITHOUT.items():
         found = decide(pairs, **options)
-        told = np.nan_to_num(np.array([one.score for one in found]), nan=-1.0)
-        yield _row(f"Ibidem, {name}", told, np.array([one.served for one in found]), same)
+        chosen = np.array([one.served for one in found])
+        yield _row(f"Ibidem, {name}", _told(found, "score"), chosen, same)
     yield _row(f"cosine {COSINE}", cosines, cosines >= COSINE, same)
     if same.all() or not same.any():
         return

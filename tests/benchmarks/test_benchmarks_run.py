@@ -25,6 +25,10 @@ from tests.benchmarks import documents as documents_benchmark
 from tests.benchmarks import few_shot, pair_decisions, suites, wheels
 from tests.benchmarks import fit as fit_benchmark
 from tests.benchmarks.conversations import __main__ as conversations
+from tests.benchmarks.field import __main__ as field
+from tests.benchmarks.field.encoders import Encoder
+from tests.benchmarks.field.page import Page
+from tests.benchmarks.field.results import Results
 from tests.benchmarks.fit_scorer import fit, judged, scores, with_probability, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
 from tests.benchmarks.servers import laws
@@ -411,6 +415,64 @@ def test_pair_decisions(tmp_path: Path) -> None:
     assert matched.different.startswith("0.0%")
     assert np.isnan(found[suites.MUST_MISS][1][0].auc)
     Console(width=130).print(pair_decisions.table(found))
+
+
+class Words:
+    """Stands in for a model of sentence-transformers."""
+
+    def encode(self, texts: str | list[str], **_: object) -> np.ndarray:
+        rows = BagOfWords().embed([texts] if isinstance(texts, str) else texts)
+        return rows[0] if isinstance(texts, str) else rows
+
+
+@needs_model
+def test_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind of set is counted; what is not here is said; a cache measured alone leaves others' rows."""
+    monkeypatch.setattr(field, "minilm", lambda: Encoder(Words()))
+    write_streams(tmp_path, atis=[("flights to Boston", "boston"), ("flights to Denver", "denver")] * 2)
+    (tmp_path / "test.csv").write_text(
+        "question1,question2,is_duplicate\n"
+        "how do I reset my password,how can I reset my password,1\n"
+        "flights to Boston on Monday,flights to Denver on Monday,0\n"
+    )
+    sample = {"a cache keeps answers": "answers are kept by a cache", "tea is a drink": "tea: a drink"}
+    (tmp_path / "mock_data.json").write_text(
+        json.dumps([{"origin": one, "similar": other} for one, other in sample.items()])
+    )
+    page, results = tmp_path / "field.md", tmp_path / "results.json"
+    names = ("meancache", "gptcache-sample", "atis", "clinc150")
+    page.write_text("".join(f"<!-- figures: {name} -->\n-\n<!-- end of figures -->\n" for name in names))
+    places = ["--results", results, "--page", page, "--chart", tmp_path / "field.svg"]
+    folders = [word for name in ("data", "meancache", "gptcache") for word in (f"--{name}", tmp_path)]
+
+    def run_field(*arguments: object) -> str:
+        field.main([str(word) for word in (*places, *arguments)])
+        return capsys.readouterr().out
+
+    said = run_field(*folders, "--only", "ibidem", "cosine", "redisvl", "langchain", "--sets", *names)
+    shown = page.read_text()
+    ours, cosine = (json.loads(results.read_text())["meancache"][key]["rows"] for key in ("ibidem", "cosine"))
+
+    assert "left out: RedisVL SemanticCache: pip install redisvl" in said
+    assert "left out: the set clinc150: there is no clinc150.jsonl" in said
+    assert ours["default"]["same"] == [1, 1]
+    assert ours["default"]["different"] == [0, 1]
+    assert cosine["0.80"]["different"] == [1, 1]
+    assert json.loads(results.read_text())["atis"]["langchain"]["rows"]["exact"]["hits"] == 2
+    assert "| plain cosine, all-MiniLM-L6-v2" in shown
+    assert "*Not measured.*" in shown
+    run_field(*folders, "--only", "langchain", "--sets", "meancache")
+    run_field("--page-only")
+    assert page.read_text() == shown
+
+
+def test_the_page_of_the_field_has_the_figures_that_are_kept() -> None:
+    """Tables and chart are made of the file, and nothing was changed by hand."""
+    page = Page(ROOT / "docs/field.md", ROOT / "docs/img/field.svg", list(field.CONTENDERS))
+    results = Results.read(field.HERE / "results.json")
+
+    assert page.file.read_text(encoding="utf-8") == page.text(results)
+    assert page.chart.read_text(encoding="utf-8") == page.drawing(results)
 
 
 @needs_model

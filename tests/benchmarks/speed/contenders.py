@@ -180,6 +180,7 @@ class GPTCache(Contender):
     """GPTCache with SQLite and FAISS; its own SBERT embedding, which is sentence-transformers."""
 
     name = "GPTCache, SBERT"
+    threshold = 0.975  # 1 - d/4 for the squared distance d = 2 - 2 cosine
 
     def _encoder(self) -> Callable[..., Any]:
         model = sentence_transformer()
@@ -203,7 +204,7 @@ class GPTCache(Contender):
             embedding_func=encoder,
             data_manager=manager,
             similarity_evaluation=SearchDistanceEvaluation(),
-            config=Config(similarity_threshold=0.975),  # 1 - d/4 for the squared distance d = 2 - 2 cosine
+            config=Config(similarity_threshold=self.threshold),
         )
         return cache
 
