@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ibidem._util.concurrency import deadline
 from ibidem.matching.guards import failed_guard
 from ibidem.matching.pair_model import PairModelFailed
-from ibidem.matching.policy import Policy, Verdict, least_cosine
+from ibidem.matching.policy import Policy, Verdict
 from ibidem.matching.scorers import Candidate, Verifier
 from ibidem.matching.text import parse_question
 from ibidem.prompts.likeness import Conversation, Likeness, Relations, compare, plain
@@ -109,15 +109,24 @@ class Conversations:
         request: Request,
         candidates: Sequence[Candidate],
         *,
+        floor: float,
         doubtful: float | None,
     ) -> OtherConversation | None:
-        """Return an answer that serves, or one that may, if a small model is asked from this score on."""
+        """Return an answer that serves, or one that may.
+
+        Args:
+            index: The semantic index of this lookup.
+            request: The request, with its conversation.
+            candidates: Answers of other conversations.
+            floor: Least cosine of two turns that may mean the same.
+            doubtful: Score from which on a small model is asked; None if none is.
+        """
         words = None if request.history is None else request.history.words
         if words is None or not candidates or _is_any_private(words, self._is_private):
             return None
         asked = Conversation(request.question, words)
         try:
-            return self._find(index, request, asked, candidates, doubtful)
+            return self._find(index, request, asked, candidates, floor, doubtful)
         except PairModelFailed:  # what it cannot read is not the same
             return None
 
@@ -127,10 +136,9 @@ class Conversations:
         request: Request,
         asked: Conversation,
         candidates: Sequence[Candidate],
+        floor: float,
         doubtful: float | None,
     ) -> OtherConversation | None:
-        verifier, policy, _ = self._decide(index, request, ())
-        floor = least_cosine(verifier, min(policy.threshold, doubtful or 1.0))
         quick = Turnwise(index, floor).relations
         if doubtful is None:  # then doubt need not be told from what is other
             quick = replace(quick, near=lambda *_: False)

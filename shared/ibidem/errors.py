@@ -42,6 +42,10 @@ class OtherCache(StorageUnavailable):
     """The database has become another cache than the one that was opened; nothing is read or written."""
 
 
+class StorageRefused(StorageUnavailable):
+    """The database server answers and takes no connection of ours: its name, the role or the password."""
+
+
 class CacheMoved(StorageError):
     """The cache was moved to another place by `ibidem copy`; this one takes nothing any more."""
 
@@ -56,6 +60,10 @@ class IndexInUse(IndexUnavailable):
 
 class IndexBusy(IndexUnavailable):
     """The server of the vector index takes no more requests for now; the exact tier still works."""
+
+
+class IndexRefused(IndexUnavailable):
+    """The vector index answers and refuses, such as a key, or cannot be opened; trying again helps little."""
 
 
 class TeacherUnavailable(IbidemError):

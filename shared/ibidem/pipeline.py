@@ -123,12 +123,11 @@ class LookupPipeline:
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
         entries = self._runtime.store.entries
-        identical = entries.get(request.key)
-        if identical and (hit := self._serve(Candidate(identical, 1.0), "exact", now, max_age)):
-            return hit
-        vetted = entries.get(vetted_key(request))  # one that stands for itself, whatever was retrieved
-        if vetted and (hit := self._serve(Candidate(vetted, 1.0), "exact", now, max_age)):
-            return hit
+        # Or one that stands for itself, whatever was retrieved.
+        identical, vetted = entries.get_both(request.key, vetted_key(request))
+        for one in (identical, vetted):
+            if one and (hit := self._serve(Candidate(one, 1.0), "exact", now, max_age)):
+                return hit
         # 2. Can the question be compared by meaning?
         if not request.semantic:
             return Miss("question_unknown" if identical is None else "expired")
@@ -214,11 +213,13 @@ class LookupPipeline:
         """
         if self._auditor is not None or not candidates:
             return None
-        opinion = self.second_opinion if ask else None
-        doubtful = (
-            None if opinion is None else opinion.least(policy_of(self._verifier, index, self._strictness)[0])
-        )
-        return self.conversations.find(index, request, candidates, doubtful=doubtful)
+        verifier, policy = policy_of(self._verifier, index, self._strictness)
+        doubtful, least = None, policy.threshold
+        if ask and self.second_opinion is not None:
+            doubtful = self.second_opinion.least(verifier)
+            least = min(least, doubtful)
+        floor = least_cosine(verifier, least)
+        return self.conversations.find(index, request, candidates, floor=floor, doubtful=doubtful)
 
     def _judge_other(
         self, request: Request, found: OtherConversation, now: float, max_age: float | None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.pool import NullPool
 
 from ibidem._util import circuit_breaker as breaker
 from ibidem._util.circuit_breaker import CircuitBreaker, CircuitState
@@ -19,7 +23,11 @@ from ibidem._util.concurrency import (
     deadline,
     remaining,
 )
+from ibidem.errors import StorageRefused, StorageUnavailable
+from ibidem.storage.engine import breaker_of, fetch_value, reading
+from ibidem.storage.store import Store
 from tests.helpers import eventually
+from tests.servers import running_postgres
 
 
 class Down(Exception):
@@ -44,17 +52,21 @@ class Server:
             raise Down("still down")
 
 
-@given(st.lists(st.floats(0.0, 100.0), max_size=30), st.floats(0.0, 1.0))
-def test_pauses_grow_to_half_a_minute_after_an_immediate_probe(gaps: list[float], drawn: float) -> None:
-    """Whatever the times, up to the longest pause and its jitter."""
+@given(st.lists(st.floats(0.0, 100.0), max_size=30), st.floats(0.0, 1.0), st.booleans())
+def test_pauses_grow_after_an_immediate_probe(gaps: list[float], drawn: float, refused: bool) -> None:
+    """Whatever the times: to less than a second, and to half a minute where the server says no."""
     circuit, now, pauses = CircuitState(closed=True, draw=lambda: drawn), 1000.0, []
     for gap in gaps:
-        circuit.record_failure(now)
+        circuit.record_failure(now, refused=refused)
         pauses.append(round(circuit.due - now, 6))
         now += gap
     assert not gaps or pauses[0] == 0.0
     assert pauses == sorted(pauses)
-    assert all(pause <= breaker.LAST_SECONDS * (1 + breaker.JITTER) for pause in pauses)
+    longest = breaker.REFUSED_SECONDS if refused else breaker.LAST_SECONDS
+    assert all(pause <= longest * (1 + breaker.JITTER) for pause in pauses)
+    assert breaker.LAST_SECONDS * (1 + breaker.JITTER) <= 0.75
+    circuit.record_failure(now)  # that it refused for long is no reason to be late once it is down
+    assert circuit.due - now <= 0.75
     circuit.record_success(now)
     assert circuit.closed
 
@@ -164,3 +176,50 @@ def test_the_calls_of_a_lookup_share_one_deadline() -> None:
                 time.sleep(0.1)
         assert remaining() == MIN_SECONDS
     assert remaining() == DEFAULT_SECONDS
+
+
+class TestPostgres:
+    """What says that PostgreSQL is down, and what does not."""
+
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        """A database of which one connection is open."""
+        with running_postgres() as url:
+            yield url
+
+    def test_a_caller_who_has_little_time_left_says_nothing_of_the_server(self, url: str) -> None:
+        """He gets no answer, and the others go on, on the connections that they have."""
+        slow = sa.select(sa.func.pg_sleep(5))
+        with closing(Store(url)) as store, reading(store.engine) as other:
+            pid = other.scalar(sa.text("SELECT pg_backend_pid()"))
+            with deadline(0.2), pytest.raises(StorageUnavailable, match="left of the caller's time"):
+                fetch_value(store.engine, slow)
+            guard = breaker_of(store.engine)
+            assert guard is not None
+            assert (guard.closed, guard.epoch) == (True, 0)
+            other.close()
+            assert pid in [fetch_value(store.engine, sa.text("SELECT pg_backend_pid()")) for _ in range(3)]
+            with deadline(), pytest.raises(StorageUnavailable, match=r"no answer within 1\.0 s"):
+                fetch_value(store.engine, slow)
+            assert eventually(lambda: guard.epoch == 1, every=0.01)  # taken for down, and tried at once
+
+    def test_a_server_that_refuses_is_told_from_one_that_is_down(self, url: str) -> None:
+        """By words: of a connection that was not made there is no code."""
+        name = url.rpartition("/")[2]
+        admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with admin.connect() as db, closing(Store(self._as_another(db, url, name))) as store:
+            db.exec_driver_sql(f"ALTER ROLE {name} NOLOGIN")
+            ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s"
+            db.exec_driver_sql(ended, (name,))
+            with pytest.raises(StorageRefused, match="not permitted to log in"):
+                store.totals()
+            guard = breaker_of(store.engine)
+            assert guard is not None
+            assert eventually(lambda: guard._state._refusals > 2, every=0.01)
+            db.exec_driver_sql(f"ALTER ROLE {name} LOGIN")
+            assert eventually(lambda: guard.closed, every=0.01)
+            assert store.totals().entries == 0
+
+    def _as_another(self, db: sa.Connection, url: str, role: str) -> str:
+        db.exec_driver_sql(f"CREATE ROLE {role} LOGIN SUPERUSER")
+        return url.replace("ibidem@", f"{role}@", 1)

@@ -96,7 +96,7 @@ class EntriesAsIndex:
             self._store.entries.put(entry(self._embedder + id_, vector), self._embedder)
 
     def search(self, vector: NDArray[np.float32], k: int) -> list[str]:
-        return [self._points[point] for point in self._rows.nearest("", Place("place", "s"), vector, k)]
+        return [self._points[point] for point in self._rows.nearest("", [Place("place", "s")], vector, k)]
 
     def delete(self, ids: Sequence[str]) -> None:
         for id_ in ids:
@@ -154,7 +154,7 @@ def test_what_is_found_is_what_brute_force_finds(shared: str, steps: list[tuple[
         for scope in "ab":
             here = [vectors[n].astype(np.float16).astype(np.float32) for n, of in held if of == scope]
             best = sorted(here, key=lambda row: -float(row @ asked))[:4]
-            assert rows.nearest("", Place("place", scope), asked, 4) == [
+            assert rows.nearest("", [Place("place", scope)], asked, 4) == [
                 point_of("", scope, row) for row in best
             ]
         assert (rows.count(), rows.count_lost()) == (len(held), 0)
@@ -180,8 +180,8 @@ def test_an_index_finds_what_all_comparisons_find(shared: str, monkeypatch: pyte
         missed = 0
         for vector in vectors[:100]:
             for scope in ("half", "tenth"):
-                best = rows.nearest("", Place("place", scope), vector, 8)
-                found = rows.nearest_by_index("", Place("place", scope), vector, 8)
+                best = rows.nearest("", [Place("place", scope)], vector, 8)
+                found = rows.nearest("", [Place("place", scope, by_index=True)], vector, 8)
                 missed += len(set(best) - set(found))
                 assert len(best) == len(found) == 8
         assert missed <= 16  # of 1,600

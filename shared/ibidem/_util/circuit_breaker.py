@@ -11,8 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 
-FIRST_SECONDS = 0.5  # between the first two probes; the pause doubles from probe to probe
-LAST_SECONDS = 30.0  # the longest pause
+FIRST_SECONDS = 0.1  # between the first two probes; the pause doubles from probe to probe
+# The longest pause: for no longer does anybody wait for a server that answers again. To refuse a connection
+# costs a machine next to nothing, and a frozen server has one probe of each process before it at a time.
+LAST_SECONDS = 0.6
+REFUSED_SECONDS = 30.0  # the longest pause where the server answers, and refuses: only people mend that
 JITTER = 0.25  # pauses vary by this share, so that processes do not all probe at once
 CALM_SECONDS = 10.0  # a server that fails again sooner keeps the pauses that it had reached
 IDLE_SECONDS = 300.0  # without a call for this long, probing stops; the next call resumes it
@@ -31,22 +34,27 @@ class CircuitState:
     def __init__(self, *, closed: bool, draw: Callable[[], float] = _draw.random) -> None:
         self.closed, self.due = closed, 0.0
         self._draw = draw
-        self._failures = 0
+        self._failures, self._refusals = 0, 0  # in a row
         self._closed_at = float("-inf")
 
-    def record_failure(self, now: float) -> None:
-        """Open the circuit. After a calm the first probe is due at once: maybe it was one connection."""
-        if self.closed and now - self._closed_at >= CALM_SECONDS:
-            self._failures = 0
-        self.closed = False
-        self.due = now + self._pause()
-        self._failures += 1
+    def record_failure(self, now: float, *, refused: bool = False) -> None:
+        """Open the circuit. After a calm the first probe is due at once: maybe it was one connection.
 
-    def _pause(self) -> float:
-        if not self._failures:
-            return 0.0
-        doubled = FIRST_SECONDS * 2.0 ** min(self._failures - 1, 30)
-        return float(min(doubled, LAST_SECONDS) * (1.0 - JITTER + 2 * JITTER * self._draw()))
+        If it was `refused`, by a server that answers, pauses grow further from refusal to refusal.
+        """
+        if self.closed and now - self._closed_at >= CALM_SECONDS:
+            self._failures = self._refusals = 0
+        self.closed = False
+        self.due = now + (self._pause(refused) if self._failures else 0.0)
+        self._failures += 1
+        self._refusals = self._refusals + 1 if refused else 0
+
+    def _pause(self, refused: bool) -> float:
+        before, longest = self._failures - 1, LAST_SECONDS
+        if refused:
+            before, longest = self._refusals, REFUSED_SECONDS
+        doubled = FIRST_SECONDS * 2.0 ** min(before, 30)
+        return float(min(doubled, longest) * (1.0 - JITTER + 2 * JITTER * self._draw()))
 
     def record_success(self, now: float) -> None:
         """Close the circuit."""
@@ -60,6 +68,7 @@ class CircuitBreaker:
         probe: Tries the server, called in a thread of its own; raises if it is still down.
         closed: Whether calls pass at first; else the first `check` starts a probe.
         on_closed: Called when the server is up again.
+        refusals: Failures of a server that answers, which is asked less and less often.
     """
 
     def __init__(
@@ -68,8 +77,10 @@ class CircuitBreaker:
         *,
         closed: bool = True,
         on_closed: Callable[[], None] = lambda: None,
+        refusals: tuple[type[Exception], ...] = (),
     ) -> None:
         self._probe, self._starts_closed, self._on_closed = probe, closed, on_closed
+        self._refusals = refusals
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -121,7 +132,7 @@ class CircuitBreaker:
             if not self._state.closed or epoch != self.epoch:
                 return
             self._failure = _without_frames(failure)
-            self._state.record_failure(time.monotonic())
+            self._state.record_failure(time.monotonic(), refused=isinstance(failure, self._refusals))
             self._last_call = time.monotonic()
             self._start_probing()
 
@@ -150,7 +161,8 @@ class CircuitBreaker:
                     self.epoch += 1
                     self._state.record_success(time.monotonic())
                 else:
-                    self._state.record_failure(time.monotonic())
+                    refused = isinstance(failure, self._refusals)
+                    self._state.record_failure(time.monotonic(), refused=refused)
                 self._failure = failure
                 self._changed.notify_all()
             if failure is None:

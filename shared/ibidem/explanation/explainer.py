@@ -133,7 +133,7 @@ class Explainer:
         if not storable(request.namespace):
             return _with_step(told, "No database can hold the name of the namespace.", reason="empty")
         entries = self._runtime.store.entries
-        identical, vetted = entries.get(request.key), entries.get(vetted_key(request))
+        identical, vetted = entries.get_both(request.key, vetted_key(request))
         for one in (identical, vetted):
             if one is not None and self._lookups.would_serve(one, now, max_age):
                 step = f"An answer to the identical request is stored ({_age(one, now)}): it is repeated."

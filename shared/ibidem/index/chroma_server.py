@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ibidem._util.concurrency import DEADLINE_SECONDS, MIN_SECONDS, charge, deadline, remaining
 from ibidem._util.urls import redact_url
-from ibidem.errors import IndexBusy, IndexUnavailable
+from ibidem.errors import IndexBusy, IndexRefused, IndexUnavailable
 from ibidem.index.chroma import HNSW, unavailable
 from ibidem.types import Vector
 
@@ -87,9 +87,7 @@ class ChromaApi:
         databases = sorted(filter(None, map(_named, known.get("databases") or ())))
         if database is None and len(databases) > 1:
             several = ", ".join(databases)
-            raise IndexUnavailable(
-                f"the key belongs to several databases ({several}): name one, chroma_database"
-            )
+            raise IndexRefused(f"the key belongs to several databases ({several}): name one, chroma_database")
         database = database or (databases[0] if databases else "default_database")
         self.place = f"database {database} of tenant {tenant}"
         path = f"/tenants/{quote(tenant, safe='')}/databases/{quote(database, safe='')}"
@@ -120,7 +118,8 @@ class ChromaApi:
 
         Raises:
             IndexBusy: The server has too many requests.
-            IndexUnavailable: It cannot be reached, refuses or fails.
+            IndexRefused: It refuses this one.
+            IndexUnavailable: It cannot be reached, or fails.
         """
         until, pauses = time.monotonic() + remaining(), iter(again)
         with self._in_use(), charge():
@@ -197,8 +196,9 @@ class ChromaApi:
         said = f"{response.status_code} {response.reason_phrase}: {said}"
         if response.status_code in (401, 403):
             said += " (the key is CHROMA_API_KEY for Chroma Cloud, else one of chroma_headers)"
-        kind = IndexBusy if response.status_code == TOO_MANY else IndexUnavailable
-        return self._unavailable(doing, said, kind)
+        if response.status_code == TOO_MANY:
+            return self._unavailable(doing, said, IndexBusy)
+        return self._unavailable(doing, said, IndexRefused if response.is_client_error else IndexUnavailable)
 
     def _unavailable(
         self, doing: str, why: str, kind: type[IndexUnavailable] = IndexUnavailable

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.errors import IndexUnavailable
+from ibidem.errors import IndexRefused, IndexUnavailable
 from ibidem.index.base import Compactable, VectorIndex
 from ibidem.types import Vector, digest
 
@@ -56,19 +56,20 @@ def open_external(open_index: Callable[[str], VectorIndex], name: str) -> Vector
     protocol says.
 
     Raises:
-        IndexUnavailable: It cannot be opened, or lacks a method.
+        IndexRefused: It cannot be opened, which may take long to try, or lacks a method.
+        IndexUnavailable: It says that it is away for now.
     """
-    index = _attempt(lambda: open_index(name))
+    index = _attempt(lambda: open_index(name), IndexRefused)
     missing = [method for method in _METHODS if not callable(getattr(index, method, None))]
     if missing:
-        raise IndexUnavailable(f"index= gave a {type(index).__name__}, which lacks {', '.join(missing)}")
+        raise IndexRefused(f"index= gave a {type(index).__name__}, which lacks {', '.join(missing)}")
     return index if isinstance(index, Compactable) else ExternalIndex(index)
 
 
-def _attempt(use: Callable[[], Result]) -> Result:
+def _attempt(use: Callable[[], Result], kind: type[IndexUnavailable] = IndexUnavailable) -> Result:
     try:
         return use()
     except IndexUnavailable:
         raise
     except Exception as error:
-        raise IndexUnavailable(f"the vector index failed: {type(error).__name__}: {error}") from error
+        raise kind(f"the vector index failed: {type(error).__name__}: {error}") from error

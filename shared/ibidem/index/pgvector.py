@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock
 from ibidem._util.faults import Faults
@@ -85,18 +86,14 @@ class PgvectorSearch:
         if self._closed:
             raise IndexUnavailable("the cache was closed")
         try:
-            near = self._nearest(namespace, Place("place", scope), vector, k)
-            further = self._nearest(namespace, Place("base", base), vector, k) if base else []
-            return list(dict.fromkeys([*near, *further]))
+            places = [Place("place", scope), *([Place("base", base)] if base else [])]
+            large = [self._is_large(namespace, one, len(vector)) for one in places]
+            places = [replace(one, by_index=is_large) for one, is_large in zip(places, large, strict=True)]
+            return list(dict.fromkeys(self._embeddings.nearest(namespace, places, vector, k)))
         except StorageUnavailable:
             raise
         except StorageError as error:  # such as an extension that was dropped
             raise IndexUnavailable(f"PostgreSQL cannot search vectors: {error}") from error
-
-    def _nearest(self, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
-        if self._is_large(namespace, place, len(vector)):
-            return self._embeddings.nearest_by_index(namespace, place, vector, k)
-        return self._embeddings.nearest(namespace, place, vector, k)
 
     def _is_large(self, namespace: str, place: Place, dimensions: int) -> bool:
         """Return whether to search a scope by the HNSW index, and note that it is missed if there is none."""

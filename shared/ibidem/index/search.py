@@ -12,7 +12,7 @@ from pathlib import Path
 from ibidem._util.circuit_breaker import CircuitBreaker
 from ibidem._util.faults import Faults
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.errors import IndexBusy, IndexInUse, IndexUnavailable
+from ibidem.errors import IndexBusy, IndexInUse, IndexRefused, IndexUnavailable
 from ibidem.index.backfill import Backfill
 from ibidem.index.base import Compactable, QuestionSearch, Resettable, VectorIndex, generation_of
 from ibidem.index.chroma_lock import delete_unused
@@ -102,7 +102,10 @@ class VectorSearch:
         self._compactor = IndexCompactor(self.table, registry, alone=alone)
         self._open_index = open_index
         self._closed = False
-        self._breaker = None if alone else CircuitBreaker(self._open, closed=False, on_closed=on_open)
+        self._breaker: CircuitBreaker | None = None
+        if not alone:
+            refusals = (IndexRefused, IndexBusy)
+            self._breaker = CircuitBreaker(self._open, closed=False, on_closed=on_open, refusals=refusals)
         self.after_fork()
 
     def after_fork(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from ibidem._util.concurrency import (
 )
 from ibidem._util.faults import log
 from ibidem._util.urls import redact_secrets, redact_url
-from ibidem.errors import MissingExtra, OtherCache, StorageError, StorageUnavailable
+from ibidem.errors import MissingExtra, OtherCache, StorageError, StorageRefused, StorageUnavailable
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -43,6 +44,8 @@ EXCLUSIVE_LOCK = 0x1B1DE3  # our advisory lock on PostgreSQL: any number that no
 _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers hardly ever wait
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
 _UNAVAILABLE_CODES = ("57P01", "57P02", "57P03", "53300")
+# What it says of a connection that it will never take; libpq gives no code for it.
+_REFUSALS = re.compile("authentication failed|pg_hba.conf|not permitted|(?:role|database) .* does not exist")
 _warned = False  # of a damaged row
 _in_sqlite = ForkGate()  # its lock for the whole process is held for moments also while a file is only read
 _draw = random.SystemRandom()  # the module's own generator is the program's, which may have seeded it
@@ -95,9 +98,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     ours = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_MS}ms {_SEARCH}"
     limits["options"] = f"{ours} {chosen.get('options', '')}".rstrip()
     pool = {"pool_size": KEPT, "max_overflow": MORE, "pool_timeout": DEADLINE_SECONDS}
-    pool["pool_pre_ping"] = not url.startswith(
-        "postgresql+psycopg:"
-    )  # whose connections `postgres.check` tries
+    pool["pool_pre_ping"] = not url.startswith("postgresql+psycopg:")  # tried by `postgres.check`
     # A SELECT by itself needs no transaction, whose begin and end are two more exchanges with the server.
     return {**pool, "isolation_level": "AUTOCOMMIT", "connect_args": limits}
 
@@ -290,9 +291,12 @@ def _translated_errors(engine: sa.Engine) -> Iterator[None]:
 
 def storage_error(error: Exception, engine: sa.Engine) -> StorageError:
     """Translate an error; the message quotes neither the statement's values nor a password."""
+    said = str(getattr(error, "orig", None) or error)
     temporary = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
-    kind = StorageUnavailable if isinstance(error, temporary) else StorageError
-    return kind(redact_secrets(str(getattr(error, "orig", None) or error), _full_url(engine)))
+    kind: type[StorageError] = StorageUnavailable if isinstance(error, temporary) else StorageError
+    if kind is StorageUnavailable and _is_server_down(error) and _REFUSALS.search(said):
+        kind = StorageRefused
+    return kind(redact_secrets(said, _full_url(engine)))
 
 
 def cause_of(error: Exception, engine: sa.Engine) -> Exception | None:
@@ -489,6 +493,7 @@ def _protect_server_calls(engine: sa.Engine) -> None:
 
         sa.event.listen(engine, "do_connect", postgres.connect)
         sa.event.listen(engine, "checkout", postgres.check)
+        sa.event.listen(engine, "handle_error", postgres.keep_others)
 
     def probe() -> None:
         try:
@@ -497,7 +502,8 @@ def _protect_server_calls(engine: sa.Engine) -> None:
         except sa.exc.SQLAlchemyError as error:
             raise storage_error(error, engine) from cause_of(error, engine)
 
-    engine.update_execution_options(ibidem_breaker=CircuitBreaker(probe))
+    breaker = CircuitBreaker(probe, refusals=(OtherCache, StorageRefused))
+    engine.update_execution_options(ibidem_breaker=breaker)
 
 
 def breaker_of(engine: sa.Engine) -> CircuitBreaker | None:

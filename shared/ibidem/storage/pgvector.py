@@ -183,10 +183,14 @@ def place_of(namespace: str, scope: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to search: the entries whose `column`, `place` or `base`, is that of a scope."""
+    """Where to search: the entries whose `column`, `place` or `base`, is that of a scope.
+
+    They are compared one by one, or searched `by_index`, the HNSW index.
+    """
 
     column: Literal["place", "base"]
     scope: str
+    by_index: bool = False
 
 
 def embedding_row(
@@ -226,32 +230,36 @@ class EmbeddingTable:
         self._engine, self._embedder = engine, embedder
         self.index = HnswIndex(engine, embedder)
 
-    def nearest(self, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
-        """Return the k nearest points of this namespace and place, by comparing all."""
-        query = f"{self._select('point')} AND {place.column} = :place "
-        query += "ORDER BY embedding <#> CAST(:asked AS halfvec)"
-        return self._points(query, namespace, place, vector, k)
+    def nearest(self, namespace: str, places: Sequence[Place], vector: Vector, k: int) -> list[str]:
+        """Return the k nearest points of each of these places of a namespace, nearest first.
 
-    def nearest_by_index(self, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
-        """Return k points of this namespace and place near the vector, by the HNSW index."""
-        kind = f"halfvec({len(vector):d})"
-        # An expression, so that the index on the column is not used: a prepared statement would, which is
-        # planned for a scope of average size.
-        query = f"{self._select('point')} AND {place.column} + 0 = :place "
-        query += f"ORDER BY CAST(embedding AS {kind}) <=> CAST(:asked AS {kind})"
-        return self._points(query, namespace, place, vector, k)
-
-    def _points(self, query: str, namespace: str, place: Place, vector: Vector, k: int) -> list[str]:
-        """Return the first k points; the entries at one point are as many rows."""
-        statement = sa.text(f"{query} LIMIT :rows")
-        values = {"place": place_of(namespace, place.scope), "asked": _text(vector)}
-        points, rows, limit = list[str](), 0, 0
+        In one statement, unless many entries are at the same points: the vector is sent once.
+        """
+        parts = [self._ranked(number, place, len(vector)) for number, place in enumerate(places)]
+        statement = sa.text(f"{' UNION ALL '.join(parts)} ORDER BY part, distance")
+        values: dict[str, Any] = {"asked": _text(vector)}
+        values |= {f"at_{number}": place_of(namespace, one.scope) for number, one in enumerate(places)}
+        limit = 0
         with reading(self._engine) as db:
-            while len(points) < k and rows == limit:
+            while True:
                 limit = max(2 * k, 8 * limit)
-                found = db.scalars(statement, {**values, "rows": limit}).all()
-                points, rows = list(dict.fromkeys(found)), len(found)
-        return points[:k]
+                rows = db.execute(statement, {**values, "rows": limit}).all()
+                found = [[row.point for row in rows if row.part == part] for part in range(len(places))]
+                distinct = [list(dict.fromkeys(points)) for points in found]
+                if all(len(one) >= k or len(of) < limit for one, of in zip(distinct, found, strict=True)):
+                    return [point for points in distinct for point in points[:k]]
+
+    def _ranked(self, number: int, place: Place, dimensions: int) -> str:
+        """Write the query of the first rows of a place, with their distances."""
+        within, distance = f"{place.column} = :at_{number}", "embedding <#> CAST(:asked AS halfvec)"
+        if place.by_index:
+            # An expression, so that the index on the column is not used: a prepared statement would, which is
+            # planned for a scope of average size.
+            within, kind = f"{place.column} + 0 = :at_{number}", f"halfvec({dimensions:d})"
+            distance = f"CAST(embedding AS {kind}) <=> CAST(:asked AS {kind})"
+        ranked = f"{self._select(f'point, {distance} AS distance')} AND {within}"
+        ranked += " ORDER BY distance LIMIT :rows"
+        return f"SELECT {number} AS part, point, distance FROM ({ranked}) AS part_{number}"  # noqa: S608
 
     def size(self, namespace: str, place: Place, most: int) -> int:
         """Return how many entries this namespace and place has, at most so many."""

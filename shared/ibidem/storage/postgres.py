@@ -13,6 +13,9 @@ from sqlalchemy.exc import DisconnectionError
 from ibidem._util.concurrency import remaining
 
 POLL_SECONDS = 0.1  # between two looks at the clock while nothing arrives; psycopg's own
+# A server that does not answer for so long is taken for one that is down. A caller who has less left of its
+# time, as others kept it waiting, has learned nothing about the server.
+PATIENCE_SECONDS = 0.5
 
 Steps = Generator[Any, Any, Any]
 
@@ -57,7 +60,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return super().wait(_with_deadline(gen, seconds), *args, **kwargs)
         except _DeadlineExceeded:
             self.close()  # its answer may still come, and would be taken for that to the next statement
-            raise psycopg.OperationalError(f"no answer within {seconds:.1f} s") from None
+            raise _overdue("answer", seconds) from None
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Any:
@@ -87,4 +90,18 @@ def _connecting(steps: Steps, seconds: float) -> Steps:
     try:
         return (yield from _with_deadline(steps, seconds))
     except _DeadlineExceeded:
-        raise psycopg.OperationalError(f"no connection within {seconds:.1f} s") from None
+        raise _overdue("connection", seconds) from None
+
+
+def _overdue(what: str, seconds: float) -> psycopg.OperationalError:
+    """Return the error of a caller that waited so long; one with a code says nothing about the server."""
+    if seconds >= PATIENCE_SECONDS:
+        return psycopg.OperationalError(f"no {what} within {seconds:.1f} s")
+    left = f"{1000 * seconds:.0f} ms left of the caller's time"
+    return psycopg.errors.QueryCanceled(f"no {what} within the {left}")
+
+
+def keep_others(context: Any) -> None:
+    """Handle SQLAlchemy's `handle_error` event: who ran out of time closes no connection but its own."""
+    if isinstance(context.original_exception, psycopg.errors.QueryCanceled):
+        context.invalidate_pool_on_disconnect = False

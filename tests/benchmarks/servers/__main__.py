@@ -89,6 +89,7 @@ class Running:
     seconds: Counter[str] = field(default_factory=Counter)
     took: list[float] = field(default_factory=list)  # at the common rate
     failed: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)  # of all its workers, by operation and exception
     seen: list[float] = field(default_factory=list)
     missed: int = 0
 
@@ -105,6 +106,7 @@ class Running:
         for one in said:
             wrong = {kind: count for kind, count in one["outcomes"].items() if kind in WRONG}
             self.failed.update(wrong)
+        self.faults = sum((Counter(one["faults"]) for one in said), Counter())
         return [took for one in said for took in one["took"]]
 
 
@@ -133,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for one in running:
             print(row(one), flush=True)
+        for one in running:
+            print(f"{one.name}, kept from the callers: {dict(one.faults) or 'nothing'}")
         if options.restart:
             for one in running:
                 restart(one, options.seconds)
@@ -245,7 +249,7 @@ def restart(one: Running, seconds: float) -> None:
         one.servers[0].start()
         up = time.monotonic()
         took = calling.result()
-    said = f"{len(took):,} calls, {dict(one.failed)}, slowest {max(took):.0f} ms"
+    said = f"{len(took):,} calls, {dict(one.failed)}, {dict(one.faults)}, slowest {max(took):.0f} ms"
     print(f"{one.name}, restarted in the middle: {said}")
     while one.failed:
         one.failed.clear()

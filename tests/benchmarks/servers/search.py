@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.index.pgvector import exact_limit
+from ibidem.storage.pgvector import Place
 from ibidem.storage.store import Store
 from ibidem.types import point_of
 from tests.benchmarks.servers.filling import fill, request_of
@@ -72,11 +73,11 @@ def measure(
             began = time.perf_counter()
             table.index.build(rows.shape[1])
             print(f"{'':>27} index built in {time.perf_counter() - began:.0f} s")
-        search = table.nearest_by_index if way == "index" else table.nearest
         hits, took = 0, []
         for n, vector in enumerate(asked.astype(np.float32)):
             began = time.perf_counter()
-            points = search("", names[n % scopes], vector, K)
+            place = Place("place", names[n % scopes], by_index=way == "index")
+            points = table.nearest("", [place], vector, K)
             took.append(1000 * (time.perf_counter() - began))
             hits += len(truth[n] & set(points))
         share = hits / sum(map(len, truth))

@@ -55,11 +55,14 @@ class Worker:
 
     def ask(self, n: int) -> str:
         """Look the n-th question up in other words; returns what came of it."""
-        self._asked.n = n
-        found = self.cache.lookup(request_of(self.corpus.asked(n), n % self.scopes))
+        found = self._lookup(n, self.corpus.asked(n))
         if isinstance(found, ibidem.Miss):
             return found.reason
         return "hit" if found.question == self.corpus.text(n) else "wrong"
+
+    def _lookup(self, n: int, text: str) -> ibidem.Hit | ibidem.Miss:
+        self._asked.n = n
+        return self.cache.lookup(request_of(text, n % self.scopes))
 
     def store(self, n: int) -> str:
         """Store an answer to the n-th question."""
@@ -69,7 +72,7 @@ class Worker:
         return "stored" if done else str(done)
 
     def stub(self, namespace: str, scope: str, vector: Vector, k: int, base: str = "") -> list[str]:
-        """Find what was asked for, and others of its scope, without a search."""
+        """Find what was asked for by this thread, and others of its scope, without a search."""
         first = self._asked.n % self.scopes
         here = [first + self.scopes * at for at in range(NEIGHBOURS)]
         known = dict.fromkeys(n for n in (self._asked.n, *here) if n < self.entries)
@@ -114,7 +117,7 @@ class Worker:
             return "invalidated"
         n = int(np.searchsorted(self._weights, at))  # Zipf: the n-th is asked n times less than the first
         if kind < STORES + INVALIDATIONS + IDENTICAL:
-            found = self.cache.lookup(request_of(self.corpus.text(n), n % self.scopes))
+            found = self._lookup(n, self.corpus.text(n))
             return "identical" if found else f"identical: {found.reason}"
         return self.ask(n)
 
