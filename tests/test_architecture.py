@@ -42,7 +42,7 @@ LONGEST = {
     "shared/ibidem/pipeline.py": 740,
     "shared/ibidem/types.py": 635,
     "shared/ibidem/prompts/key.py": 590,
-    "shared/ibidem/storage/engine.py": 510,  # of both databases, with their locks and errors
+    "shared/ibidem/storage/engine.py": 512,  # of both databases, with their locks, errors and refusals
     "shared/ibidem/storage/vectors.py": 556,  # all vectors, a page at a time; PostgreSQL searches them
 }
 

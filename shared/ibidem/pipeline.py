@@ -119,11 +119,10 @@ class LookupPipeline:
             max_age: Maximum age of the answer in seconds; None for its lifetime.
             private: Whether the question must not be embedded, and so not compared by meaning.
         """
-        # 1. The answer to the identical request.
+        # 1. The answer to the identical request, or one that stands for itself, whatever was retrieved.
         if not storable(request.namespace):  # nothing can be stored there
             return Miss("empty")
         entries = self._runtime.store.entries
-        # Or one that stands for itself, whatever was retrieved.
         identical, vetted = entries.get_both(request.key, vetted_key(request))
         for one in (identical, vetted):
             if one and (hit := self._serve(Candidate(one, 1.0), "exact", now, max_age)):

@@ -17,6 +17,7 @@ from rich.console import Console
 import ibidem
 from ibidem.embedding import resolve_embedder
 from ibidem.errors import EmbedderUnavailable
+from ibidem.index import search
 from ibidem.matching.shipped import learned_scorer
 from ibidem_lab.fitting.thresholds import GRID, smoothed, thresholds
 from ibidem_lab.replay import Outcome, p_chr_auc
@@ -31,7 +32,7 @@ from tests.benchmarks.field.page import Page
 from tests.benchmarks.field.results import Results
 from tests.benchmarks.fit_scorer import fit, judged, scores, with_probability, without
 from tests.benchmarks.pairs import NAMES, Pairs, pairs_of
-from tests.benchmarks.servers import laws
+from tests.benchmarks.servers import laws, worker
 from tests.benchmarks.streams import Stream
 from tests.embedders import BagOfWords
 from tests.helpers import ROOT, question
@@ -557,6 +558,24 @@ def test_laws() -> None:
 
     assert printed.count("each further") == 2
     assert "slowest lookup" in printed
+
+
+def test_a_worker_whose_answers_are_gone_finds_nothing_and_fails_at_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without a search, where a thread asks the very words of an answer before anything else."""
+    monkeypatch.setattr(worker, "STORES", 0.0)
+    monkeypatch.setattr(worker, "IDENTICAL", 1.0)
+    monkeypatch.setattr(search, "EXACT_LIMIT", search.EXACT_LIMIT)  # which the worker sets
+    np.save(points := tmp_path / "points.npy", np.array(["0" * 32] * 20, "S32"))
+    one = worker.Worker(0, 20, 1, str(points), "", {"path": str(tmp_path / "c")})
+
+    for stub in (True, False):
+        said = one.run(0.1, 0.0, 2, stub=stub)
+
+        assert said["faults"] == {}
+        assert said["outcomes"].keys() <= {"identical: empty", "invalidated"}
+    one.cache.close()
 
 
 @pytest.mark.thorough

@@ -146,7 +146,7 @@ def test_a_database_that_fails_costs_nothing_but_the_hit(open_cache, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk I/O error")
 
-    monkeypatch.setattr(cache._runtime.store.entries, "get", fail)
+    monkeypatch.setattr(cache._runtime.store.entries, "get_both", fail)
     monkeypatch.setattr(cache._runtime.store.entries, "put", fail)
     for _ in range(3):
         assert cache.lookup(ibidem.Request("q")).reason == "error"

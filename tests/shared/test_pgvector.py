@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +27,11 @@ from ibidem.index.pgvector import PgvectorSearch, exact_limit
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.settings import read_settings
 from ibidem.storage.pgvector import Place
+from ibidem.storage.postgres import DeadlineConnection
 from ibidem.storage.store import Store
 from ibidem.testing import VectorIndexContract
 from ibidem.types import Entry, digest, point_of
+from tests.contracts import conversations
 from tests.embedders import DenseWords
 from tests.helpers import eventually, fill, finds, question, reworded
 from tests.servers import running_postgres
@@ -223,6 +227,57 @@ def test_an_index_is_built_beside_stores_and_again_if_that_was_interrupted(
         assert search._is_large("", Place("place", Request(question(1)).scope_digest), 384)
     assert "an HNSW index of" in vectors_by_doctor(postgres, tmp_path)
     engine.dispose()
+
+
+class Exchanges:
+    """Counts what is exchanged with PostgreSQL, by thread: each statement and each end of a transaction."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._by_thread, wait = Counter[str](), DeadlineConnection.wait
+
+        def counted(connection: DeadlineConnection, *args: Any, **options: Any) -> Any:
+            self._by_thread[threading.current_thread().name] += 1
+            return wait(connection, *args, **options)
+
+        monkeypatch.setattr(DeadlineConnection, "wait", counted)
+
+    def of(self, call: Callable[[], object], thread: str = "MainThread") -> int:
+        """How many a call makes, in this thread or another."""
+        before = self._by_thread[thread]
+        call()
+        return self._by_thread[thread] - before
+
+
+def test_what_a_lookup_exchanges_with_postgresql(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ids, the search, what was found; with conversations their turns before, and no second search."""
+    exchanges = Exchanges(monkeypatch)
+    texts = (conversations.REWORDED, conversations.STEPS, conversations.HOW_LONG)
+    chat = conversations.request(texts, mode="meaning")
+    with ibidem.open(tmp_path, database=postgres, embedder=DenseWords(), min_similarity=0.8) as cache:
+        fill(cache, range(20))
+        conversations.told(cache, conversations.PASSWORD, *texts[1:], conversations.MINUTES, mode="meaning")
+        assert finds(cache, 1)  # how large the scope is, is asked once a minute
+        print(cache.lookup(chat))
+        counts = [
+            exchanges.of(call)
+            for call in (
+                lambda: cache.lookup(Request(question(1))),
+                lambda: finds(cache, 2),
+                lambda: cache.lookup(chat),
+            )
+        ]
+        print(counts)
+        assert counts == [1, 3, 5]
+
+        def hits(count: int) -> None:
+            assert all(finds(cache, n % 5) for n in range(count))
+            assert cache.flush()
+
+        cache.flush()
+        few = exchanges.of(lambda: hits(5), "ibidem-background")
+        assert exchanges.of(lambda: hits(50), "ibidem-background") <= few + 1
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 def test_a_database_that_fails(sdk: Sdk, cache: SemanticCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lookup and store are errors, and say of which class; gauges of entries are left out."""
     opened = cache._runtime.store
-    for table, name in ((opened.entries, "get"), (opened.entries, "put"), (opened.evictor, "size")):
+    for table, name in ((opened.entries, "get_both"), (opened.entries, "put"), (opened.evictor, "size")):
         monkeypatch.setattr(table, name, failing(StorageUnavailable("away: s3cret")))
     assert cache.lookup(ASKED).reason == "error"
     assert cache.store(ASKED, PRICED) == Rejected("error")

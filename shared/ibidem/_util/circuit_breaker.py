@@ -40,7 +40,7 @@ class CircuitState:
     def record_failure(self, now: float, *, refused: bool = False) -> None:
         """Open the circuit. After a calm the first probe is due at once: maybe it was one connection.
 
-        If it was `refused`, by a server that answers, pauses grow further from refusal to refusal.
+        If it was `refused`, by a server that answers, or a try is dear, pauses grow from one to the next.
         """
         if self.closed and now - self._closed_at >= CALM_SECONDS:
             self._failures = self._refusals = 0

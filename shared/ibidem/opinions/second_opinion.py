@@ -254,6 +254,6 @@ class SecondOpinion:
         now = time.monotonic()
         with self._lock:
             if not ok:
-                self._circuit.record_failure(now)
+                self._circuit.record_failure(now, refused=True)  # a try costs its caller time, and money
             elif not self._circuit.closed:
                 self._circuit.record_success(now)

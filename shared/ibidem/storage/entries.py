@@ -202,7 +202,7 @@ class EntryTable:
     def kind_in_scope(self, namespace: str, scope: str) -> bool | None:
         """Return whether this namespace and scope has answers to compare by meaning; None if it is empty.
 
-        Looks at some of them only: a large scope took longer than all the rest of a lookup.
+        Looks at some of them only: a lookup that found nothing must not read a whole scope to say why.
         """
         some = sa.select(_e.semantic).where(_e.namespace == namespace, _e.scope == scope).limit(SOME)
         semantic = sa.cast(some.subquery().c.semantic, sa.Integer)
