@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,8 +25,8 @@ from ibidem.index import pgvector
 from ibidem.index.pgvector import PgvectorSearch, exact_limit
 from ibidem.lifecycle.invalidation import Criteria
 from ibidem.settings import read_settings
+from ibidem.storage.logs import lookup_row
 from ibidem.storage.pgvector import Place
-from ibidem.storage.postgres import DeadlineConnection
 from ibidem.storage.store import Store
 from ibidem.testing import VectorIndexContract
 from ibidem.types import Entry, digest, point_of
@@ -189,6 +188,8 @@ def test_an_index_finds_what_all_comparisons_find(shared: str, monkeypatch: pyte
                 missed += len(set(best) - set(found))
                 assert len(best) == len(found) == 8
         assert missed <= 16  # of 1,600
+    used = f"SELECT idx_scan > 0 FROM pg_stat_user_indexes WHERE indexrelname = '{rows.index.name}'"
+    assert eventually(lambda: execute(shared, used) == [(True,)])
 
 
 @pytest.mark.usefixtures("small_scopes_are_large")
@@ -229,55 +230,37 @@ def test_an_index_is_built_beside_stores_and_again_if_that_was_interrupted(
     engine.dispose()
 
 
-class Exchanges:
-    """Counts what is exchanged with PostgreSQL, by thread: each statement and each end of a transaction."""
+def test_what_a_lookup_asks_postgresql(postgres: str, tmp_path: Path) -> None:
+    """For both ids, for what is near, for its entries; in a conversation for its turns, and no second search.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._by_thread, wait = Counter[str](), DeadlineConnection.wait
-
-        def counted(connection: DeadlineConnection, *args: Any, **options: Any) -> Any:
-            self._by_thread[threading.current_thread().name] += 1
-            return wait(connection, *args, **options)
-
-        monkeypatch.setattr(DeadlineConnection, "wait", counted)
-
-    def of(self, call: Callable[[], object], thread: str = "MainThread") -> int:
-        """How many a call makes, in this thread or another."""
-        before = self._by_thread[thread]
-        call()
-        return self._by_thread[thread] - before
-
-
-def test_what_a_lookup_exchanges_with_postgresql(
-    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both ids, the search, what was found; with conversations their turns before, and no second search."""
-    exchanges = Exchanges(monkeypatch)
+    Each question is one exchange. Hits on one entry are counted together, in the background.
+    """
     texts = (conversations.REWORDED, conversations.STEPS, conversations.HOW_LONG)
     chat = conversations.request(texts, mode="meaning")
+    said: list[tuple[int, int]] = []
+
+    def note(_: Any, __: Any, ___: str, values: Any, ____: Any, many: bool) -> None:
+        said.append((threading.get_ident(), len(values) if many else 1))
+
+    def asked(call: Callable[[], object]) -> list[int]:
+        """The statements of a call in this thread: for how many rows each is."""
+        said.clear()
+        call()
+        return [rows for thread, rows in said if thread == threading.get_ident()]
+
     with ibidem.open(tmp_path, database=postgres, embedder=DenseWords(), min_similarity=0.8) as cache:
         fill(cache, range(20))
         conversations.told(cache, conversations.PASSWORD, *texts[1:], conversations.MINUTES, mode="meaning")
-        assert finds(cache, 1)  # how large the scope is, is asked once a minute
-        print(cache.lookup(chat))
-        counts = [
-            exchanges.of(call)
-            for call in (
-                lambda: cache.lookup(Request(question(1))),
-                lambda: finds(cache, 2),
-                lambda: cache.lookup(chat),
-            )
-        ]
-        print(counts)
-        assert counts == [1, 3, 5]
+        assert finds(cache, 1)  # how large a scope is, is asked once a minute
+        assert cache.lookup(chat).tier == "semantic"
+        store = cache._runtime.store
+        sa.event.listen(store.engine, "before_cursor_execute", note)
+        lookups = (lambda: cache.lookup(Request(question(1))), lambda: finds(cache, 2))
+        assert [len(asked(lookup)) for lookup in (*lookups, lambda: cache.lookup(chat))] == [1, 3, 4]
 
-        def hits(count: int) -> None:
-            assert all(finds(cache, n % 5) for n in range(count))
-            assert cache.flush()
-
-        cache.flush()
-        few = exchanges.of(lambda: hits(5), "ibidem-background")
-        assert exchanges.of(lambda: hits(50), "ibidem-background") <= few + 1
+        served = [cache.lookup(Request(question(n % 5))) for n in range(50)]
+        rows = [lookup_row(Request(hit.question or ""), hit.question or "", hit, 1.0) for hit in served]
+        assert asked(lambda: store.lookups.add(rows)) == [50, 5, 1]
 
 
 @pytest.mark.parametrize(
