@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -11,14 +12,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import ibidem
 from ibidem import Answer, Document, Example, Request, __version__
 from ibidem.cli import plugins
 from ibidem.cli.commands import app
-from ibidem.cli.output import Console
+from ibidem.cli.output import Console, err, progress
 from tests.embedders import BagOfWords
 from tests.helpers import Child
 
 pytestmark = pytest.mark.usefixtures("wide_console")
+
+SHOWN_AGAIN = "\x1b[?25h"  # the cursor, when what moved has ended
 
 # Owns the index of a cache until its input ends.
 OWNER = """
@@ -421,3 +425,47 @@ def test_rebuild_says_who_has_the_index(filled: str, monkeypatch) -> None:
         monkeypatch.setattr("ibidem.index.search.EXACT_LIMIT", 0)
 
         assert f"process {owner.process.pid}" in run("rebuild", "--path", filled, code=2)
+
+
+@pytest.mark.slow
+def test_what_takes_its_time_shows_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command that loads a model or reads a log: on the terminal's stderr, and nowhere else."""
+    pairs, workload, here = tmp_path / "pairs.jsonl", tmp_path / "rows.jsonl", str(tmp_path / "cache")
+    pairs.write_text('{"a": "What does it cost?", "b": "How much is it?", "same": true}\n' * 2)
+    workload.write_text('{"text": "What does it cost?", "meaning": 1}\n' * 2)
+    with ibidem.open(here) as cache:
+        cache.store(Request("How long can I return goods?"), Answer("30 days."))
+        cache.lookup(Request("How long can I return shoes?"))
+    commands = (
+        "stats", "stats --json", "why shoes?", "doctor", "report", "rebuild", "export --out {tmp}/out",
+        "decide {pairs}", "learn --dry-run", "learn pairs --out {tmp}/mined", "learn threshold --dry-run",
+        "learn compare {pairs}", "examples select shoes?", "invalidate --tag terms --yes", "clear --yes",
+    )  # fmt: skip
+
+    def said(command: str, *, terminal: bool) -> str:
+        stream = io.StringIO()
+        monkeypatch.setattr(err, "_file", stream)
+        monkeypatch.setattr(err, "_force_terminal", terminal)
+        words = [one.format(tmp=tmp_path, pairs=pairs) for one in command.split()]
+        result = CliRunner().invoke(app, words, env={"IBIDEM_PATH": here})
+        assert isinstance(result.exception, SystemExit | None), command
+        return stream.getvalue()
+
+    monkeypatch.chdir(tmp_path)
+    assert [one for one in commands if SHOWN_AGAIN not in said(one, terminal=True)] == []
+    assert SHOWN_AGAIN not in said("stats", terminal=False)
+
+
+def test_progress_is_that_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of it is done, and until the first is told, that something goes on; elsewhere nothing."""
+    for terminal in (True, False):
+        stream = io.StringIO()
+        monkeypatch.setattr(err, "_file", stream)
+        monkeypatch.setattr(err, "_force_terminal", terminal)
+        with progress("read") as show:
+            show("embed", 3, 4)
+            show("embed", 5, 4)
+        lines = stream.getvalue()
+
+        assert ("read" in lines, "embed" in lines, "5/5" in lines) == (terminal,) * 3
+        assert bool(lines) == terminal

@@ -41,8 +41,9 @@ HOSTILE = (
     "\N{ARABIC LETTER ALEF}\N{HEBREW LETTER BET}" * 20 + "W" * 3_000,
 )
 ALLOWED = frozenset(
-    "html head meta title link style body header main footer section p h1 h2 h3 dl div dt dd span bdi code "
-    "ul li figure details summary table thead tbody tr th td svg g path line rect text defs clippath".split()
+    "html head meta title link style body header main nav a footer section p h1 h2 h3 dl div dt dd span bdi "
+    "code ul li figure details summary table thead tbody tr th td svg g path line rect text defs "
+    "clippath".split()
 )
 
 
@@ -95,7 +96,7 @@ def read(store: Store, span: LogFilter = ALL, **settings: Any) -> Reader:
     assert {tag for tag, _ in found.elements} <= ALLOWED
     for _, attributes in found.elements:
         assert not [name for name in attributes if name.startswith("on") or name in ("src", "style")]
-        assert attributes.get("href") in (None, "data:,")
+        assert (attributes.get("href") or "#").startswith(("#", "data:,"))
     return found
 
 

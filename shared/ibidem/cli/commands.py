@@ -31,6 +31,7 @@ from ibidem.cli.output import (
     accept_any_encoding,
     confirmed,
     entry_of,
+    err,
     existing_store,
     fail,
     out,
@@ -161,7 +162,8 @@ def clear(
         what = f"all entries, lookups and examples {where}in {store.url}"
         if not yes and not confirmed(f"Delete {what}?"):
             raise typer.Exit(1)
-        count = store.clear(namespace)
+        with err.status("Deleting"):
+            count = store.clear(namespace)
     out.print(f"Deleted {count:,} {'entry' if count == 1 else 'entries'}.")
 
 
@@ -175,7 +177,8 @@ def doctor(
     with sentences():
         settings = settings_of(path, database, chroma)
         require_cache(settings)
-        findings = examine(settings)
+        with err.status("Opening the database") as status:
+            findings = examine(settings, status.update)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -204,11 +207,13 @@ def show_stats(
         if watch:
             with suppress(KeyboardInterrupt):
                 (_print_lines if as_json else _show)(store, known, seconds or EVERY)
-        elif as_json:
-            print_json(_plain(*_read(store, known), known))
+            return
+        with err.status("Counting"):
+            found = _read(store, known)
+        if as_json:
+            print_json(_plain(*found, known))
         else:
-            rows = tables.figures(*_read(store, known), known)
-            out.print(tables.totals(rows, f"Ibidem cache {store.url}"))
+            out.print(tables.totals(tables.figures(*found, known), f"Ibidem cache {store.url}"))
 
 
 def _show(store: Store, known: Prices, seconds: float) -> None:

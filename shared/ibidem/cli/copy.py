@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.table import Table
 
 from ibidem.cli.output import (
@@ -18,6 +17,7 @@ from ibidem.cli.output import (
     fail,
     out,
     print_json,
+    progress,
     sentences,
     styled,
     text_argument,
@@ -130,18 +130,17 @@ def _was_moved(source: Store, target: Store, namespace: str | None) -> bool:
 
 
 def _copy(source: Store, target: Store, namespace: str | None, *, follow: bool, cut_over: bool) -> Copied:
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
+    following = False
+    with progress("look at both places") as show:
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total or None)
-                if what == "follow":
-                    err.print("All is copied, and so is what changes, until: ibidem copy FROM TO --cut-over")
-            progress.update(tasks[what], completed=done, total=max(done, total) if total else None)
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal following
+            if what == "follow" and not following:
+                following = True
+                err.print("All is copied, and so is what changes, until: ibidem copy FROM TO --cut-over")
+            show(what, done, total)
 
-        return Copy(source, target, namespace, show).run(follow=follow, cut_over=cut_over)
+        return Copy(source, target, namespace, tell).run(follow=follow, cut_over=cut_over)
 
 
 def _tell(result: Copied | None, source: Store, target: Store, *, as_json: bool) -> None:

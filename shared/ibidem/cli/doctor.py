@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ibidem._util.faults import Faults
@@ -41,18 +41,24 @@ class Finding:
     text: str
 
 
-def examine(settings: Settings) -> list[Finding]:
+def examine(settings: Settings, begin: Callable[[str], object] = lambda check: None) -> list[Finding]:
     """Check directory, database, model and index of a cache, opened as `ibidem.open` would.
+
+    Args:
+        settings: Of the cache.
+        begin: Is told each check that may take a second.
 
     Raises:
         StorageError: The database cannot be opened at all.
     """
     store = open_store(settings, create=False)
     try:
+        begin("Checking the database")
         findings = [*_package(), *_leftovers(settings), _database(store)]
         if not findings[-1].ok:
             return findings
         findings += (*_copies(store), *_telemetry(store))
+        begin("Loading the models")
         try:
             fingerprint = fingerprint_of(active_embedder(settings, store))
         except IbidemError as error:
@@ -66,6 +72,7 @@ def examine(settings: Settings) -> list[Finding]:
         findings.extend(_threshold(settings, store, fingerprint, scorer))
         if store.pgvector_problem:
             findings.append(Finding("pgvector", False, store.pgvector_problem))
+        begin("Comparing the vector index with the database")
         table = store.vectors(fingerprint)
         if table.pgvector:
             return [*findings, _in_postgres(table)]

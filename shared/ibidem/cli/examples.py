@@ -84,7 +84,8 @@ def select_examples(
             model=model,
             count_tokens=None,
         )
-        found = _selector(store, settings_of(path, database), namespace).select(wanted)
+        with err.status("Comparing the examples"):
+            found = _selector(store, settings_of(path, database), namespace).select(wanted)
     print_list(found, as_json, asdict, tables.examples, "No examples for this question.")
 
 

@@ -18,6 +18,7 @@ from ibidem.cli.output import (
     YesOption,
     confirmed,
     entry_of,
+    err,
     existing_store,
     fail,
     moment,
@@ -84,7 +85,8 @@ def invalidate(
             model=model,
             entry=None if entry is None else entry_of(store, entry).id,
         )
-        found = store.preview(criteria)
+        with err.status("Looking for the answers"):
+            found = store.preview(criteria)
         if not as_json:
             shown = " `ibidem show ID` names the documents of an answer." if document else ""
             out.print(tables.entries(found.entries) if found else f"No entries.{shown}")
@@ -94,7 +96,8 @@ def invalidate(
             what = f"{_entries(found.count)} and their examples" if found else "the examples that match"
             if not yes and not confirmed(f"Delete {what}?", on_stderr=True):
                 raise typer.Exit(1)
-            ids, examples = store.invalidations.invalidate(criteria, time.time)
+            with err.status("Deleting"):
+                ids, examples = store.invalidations.invalidate(criteria, time.time)
             found = Invalidated(len(ids), found.entries, examples)
     if as_json:
         newest = [tables.summary(one) for one in found.entries]

@@ -21,6 +21,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import rich.console
 import typer
 from rich.highlighter import JSONHighlighter
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,8 @@ from ibidem.storage.store import Store
 from ibidem.types import Entry, storable
 
 Row = TypeVar("Row")
+#: Is told the name of a step, how much of it is done, and of how much; 0 if that is not known.
+ShowProgress = Callable[[str, int, int], None]
 
 _AGO = re.compile(r"([0-9]{1,9})([mhdw])")
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -168,6 +171,28 @@ def require_cache(settings: Settings) -> None:
     """Exit if there is no cache at this location."""
     if settings.database is None and not settings.database_file.is_file():
         fail(f"there is no cache in {settings.path}; give its directory with --path or IBIDEM_PATH")
+
+
+def bars() -> Progress:
+    """Bars on stderr for what takes more than a second, if that is a terminal; gone when they end."""
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True)
+
+
+@contextmanager
+def progress(first: str) -> Iterator[ShowProgress]:
+    """Show how far each step is, a bar for each; until one is told, that the step `first` goes on."""
+    with bars() as shown:
+        tasks: dict[str, TaskID] = {first: shown.add_task(first, total=None)}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = shown.add_task(step, total=None)
+            if step != first and first in tasks:
+                shown.remove_task(tasks.pop(first))
+            shown.update(tasks[step], completed=done, total=max(done, total) if total else None)
+
+        yield show
 
 
 def fail(message: str) -> NoReturn:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
-
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ibidem._util.faults import Faults
 from ibidem.active_model import active_embedder
@@ -13,9 +12,9 @@ from ibidem.cli.doctor import index_holder
 from ibidem.cli.output import (
     DatabaseOption,
     PathOption,
-    err,
     fail,
     out,
+    progress,
     require_cache,
     sentences,
     text_option,
@@ -65,15 +64,9 @@ def _rebuilt(settings: Settings) -> int:
     try:
         built = build_semantic_index(settings, store, active_embedder(settings, store), faults, lambda: None)
         vectors, registry = built.vectors, registry_of(settings, built.fingerprint, store)
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, transient=True) as progress:
-            task = progress.add_task("Indexing", total=None)
-
-            def show(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-
+        with progress("Indexing") as show:
             try:
-                return _replaced(vectors, registry, show)
+                return _replaced(vectors, registry, partial(show, "Indexing"))
             finally:
                 vectors.close()
     finally:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ibidem._util.json_lines import parse_object
 from ibidem.adapter.warming import Documents, KnownAnswer, Problem, Warmed, WarmingPlan, warm
@@ -19,8 +18,8 @@ from ibidem.cli.formatting import money
 from ibidem.cli.output import (
     PricesOption,
     YesOption,
+    bars,
     confirmed,
-    err,
     fail,
     out,
     sentences,
@@ -65,8 +64,7 @@ def warm_cache(
         known = read_prices(prices)
         program = load(app)
         out.print(f"Rows with a question: {len(rows):,}. The first two show which models the program calls.")
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err) as bar:
+        with bars() as bar:
             task = bar.add_task("warming", total=len(rows))
 
             def agreed(plan: WarmingPlan) -> bool:

@@ -18,6 +18,7 @@ from ibidem.cli.output import (
     JsonOption,
     NamespaceOption,
     PathOption,
+    err,
     existing_store,
     fail,
     out,
@@ -61,10 +62,11 @@ def explain(
         return
     if ask:
         fail("--ask is for --app")
-    with existing_store(path, database) as store:
-        _require_its_embedder(settings_of(path, database), store)
-    with sentences(), ibidem.open(path, database=database) as cache:
-        found = cache.why(question, namespace=namespace)
+    with err.status("Comparing with what is stored"):
+        with existing_store(path, database) as store:
+            _require_its_embedder(settings_of(path, database), store)
+        with sentences(), ibidem.open(path, database=database) as cache:
+            found = cache.why(question, namespace=namespace)
     if as_json:
         print_json(plainly(found))
     else:

@@ -19,8 +19,8 @@ from ibidem.cache import SemanticCache
 from ibidem.cli.output import (
     DatabaseOption,
     PathOption,
-    err,
     out,
+    progress,
     require_cache,
     sentences,
     settings_of,
@@ -58,6 +58,8 @@ Namespace = Annotated[
     str, text_option("--namespace", help="Whose audits set the threshold, where there are audits.")
 ]
 
+AT_ONCE = 256  # pairs decided between two looks of the progress
+
 
 @in_panel(MEASURING)
 def decide_pairs(
@@ -78,9 +80,13 @@ def decide_pairs(
         given = read_labelled_pairs(pairs)
         with (
             _cache(path, database, max_error_rate=max_error_rate, min_probability=min_probability) as cache,
-            err.status(f"Comparing {len(given):,} pairs"),
+            progress("Comparing pairs") as show,
         ):
-            decisions = cache.decide(((one.stored, one.asked) for one in given), namespace=namespace)
+            decisions: list[PairDecision] = []
+            for start in range(0, len(given), AT_ONCE):
+                some = [(one.stored, one.asked) for one in given[start : start + AT_ONCE]]
+                decisions += cache.decide(some, namespace=namespace)
+                show("Comparing pairs", len(decisions), len(given))
     if as_json:
         for pair, decision in zip(given, decisions, strict=True):
             out.print(Text(_line(pair, decision)), soft_wrap=True)  # in ASCII: what is not is escaped

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from ibidem.active_model import checked_active_embedder
@@ -18,12 +16,12 @@ from ibidem.cli.output import (
     JsonOption,
     NamespaceOption,
     PathOption,
-    err,
     existing_store,
     fail,
     moment,
     out,
     print_json,
+    progress,
     settings_of,
     text_option,
 )
@@ -112,11 +110,9 @@ def export_examples(
         )  # fmt: skip
         from ibidem_lab.exporting.export import Export
 
-        embedder = checked_active_embedder(settings_of(path, database), store)
-        with _progress() as progress:
-            export = Export(
-                store.examples, embedder, choice, str if no_redact else secrets, progress=progress
-            )
+        with progress("read") as show:
+            embedder = checked_active_embedder(settings_of(path, database), store)
+            export = Export(store.examples, embedder, choice, str if no_redact else secrets, progress=show)
             try:
                 found = export.run(target, force=force)
             except OSError as error:
@@ -127,20 +123,6 @@ def export_examples(
         out.print(_table(found, target))
         for note in _notes(found):
             out.print(note)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shown, console=err, transient=True) as bar:
-        tasks = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield report
 
 
 def _table(found: Manifest, target: Path) -> Table:

@@ -41,7 +41,7 @@ def fit(
     drop: Annotated[bool, typer.Option("--drop", help="Return to the threshold that is shipped.")] = False,
 ) -> None:
     """Move the threshold, and only that, to where labels put it: what audits judged, or a file."""
-    with existing_store(path, database) as store:
+    with existing_store(path, database) as store, err.status("Comparing the labelled questions"):
         place = place_of(store, settings_of(path, database))
         said = _dropped(place) if drop else _fitted(place, labels, dry_run=dry_run)
     out.print(*said, sep="\n")
@@ -66,8 +66,7 @@ def _dropped(place: Place) -> list[RenderableType]:
 def _fitted(place: Place, labels: Path | None, *, dry_run: bool) -> list[RenderableType]:
     """Fit, adopt; what to say."""
     given = None if labels is None else read_labels(labels)
-    with err.status("Comparing the labelled questions"):
-        report = place.fit(given, place.settings.strictness, dry_run=dry_run)
+    report = place.fit(given, place.settings.strictness, dry_run=dry_run)
     return [_table(report), *_said(report, dry_run)]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import ibidem
@@ -23,6 +21,7 @@ from ibidem.cli.output import (
     err,
     out,
     print_json,
+    progress,
     require_cache,
     sentences,
     settings_of,
@@ -93,8 +92,8 @@ def run(
                 return
             if teacher is not None and not dry_run:
                 _ask(cache, teacher, calls, (price_in, price_out), yes=yes)
-            with _bar() as progress:
-                report = learn(cache, given, promote=promote, dry_run=dry_run, progress=progress)
+            with progress("read the labels") as show:
+                report = learn(cache, given, promote=promote, dry_run=dry_run, progress=show)
     if as_json:
         print_json(asdict(report) | {"directory": str(report.directory or "")})
     else:
@@ -124,20 +123,6 @@ def _ask(
     if lesson.to_ask and not yes and not confirmed("Ask?"):
         raise typer.Exit(1)
     ask(lesson, 4, file)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield show
 
 
 def _show(report: LearnReport, *, dry_run: bool, promote: bool) -> None:

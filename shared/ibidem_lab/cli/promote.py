@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import ibidem
 from ibidem.active_model import read_promotion
@@ -17,10 +17,10 @@ from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
     PathOption,
-    err,
     fail,
     out,
     print_json,
+    progress,
     require_cache,
     sentences,
     settings_of,
@@ -71,14 +71,8 @@ def promote(
 
 
 def _promoted(cache: SemanticCache, directory: Path, force: bool) -> lab.PromotionReport:
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task("Embedding", total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        return lab.promote(cache, directory, force=force, progress=show)
+    with progress("Embedding") as show:
+        return lab.promote(cache, directory, force=force, progress=partial(show, "Embedding"))
 
 
 def _said(report: lab.PromotionReport) -> list[str]:

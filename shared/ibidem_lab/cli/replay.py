@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from ibidem._util.json_lines import read_json_lines
-from ibidem.cli.output import err, fail, out
+from ibidem.cli.output import bars, fail, out
 from ibidem.cli.panels import MEASURING, in_panel
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
@@ -127,8 +126,7 @@ def _replay(
     embedder = CheckedEmbedder(resolve_embedder(read_settings().embedder), lambda _, value: value)
     scorer = CosineScorer() if scorer_name == "cosine" else scorer_for(embedder.fingerprint, scorer_name)
     threshold = _threshold(scorer, min_probability, max_error_rate)
-    shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shown, console=err, transient=True) as bar:
+    with bars() as bar:
 
         def stage(what: str) -> Callable[[], object]:
             task = bar.add_task(what, total=len(rows))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import webbrowser
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from ibidem.cli.output import (
     fail,
     moment,
     out,
+    progress,
     settings_of,
     styled,
 )
@@ -63,12 +65,12 @@ def write_report(
 
         settings = settings_of(path, database)
         span = LogFilter(None if since is None else moment("--since", since), namespace)
-        with err.status("Reading the logs"):
+        with progress("Reading the logs") as show:
             known = read_prices(prices or settings.prices)
             facts = gather(store, settings, known, span, time.time())
-            steps = _next_steps(store, settings, namespace)
             worth = what_if(store, settings, known, span) if with_what_if else None
-            text = page(facts, __version__, steps, worth)
+            steps = _next_steps(store, settings, namespace, partial(show, "Embedding questions"))
+            text = page(facts, __version__, steps, worth, partial(show, "Drawing charts"))
     try:
         write_private(file, [text.encode()])
     except OSError as error:
@@ -81,10 +83,12 @@ def write_report(
         out.print("No browser was found to show it.")
 
 
-def _next_steps(store: Store, settings: Settings, namespace: str | None) -> tuple[NextStep, ...]:
+def _next_steps(
+    store: Store, settings: Settings, namespace: str | None, progress: Callable[[int, int], object]
+) -> tuple[NextStep, ...]:
     """Judge the next steps; without the embedding model the report has no such section."""
     try:
-        return judge_steps(store, checked_active_embedder(settings, store), namespace)
+        return judge_steps(store, checked_active_embedder(settings, store), namespace, progress)
     except EmbedderUnavailable as error:
         err.print(f"What to do next is left out: {error}", soft_wrap=True)
         return ()

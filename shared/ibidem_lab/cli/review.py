@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from ibidem.cli.output import DatabaseOption, NamespaceOption, PathOption, existing_store, out, settings_of
+from ibidem.cli.output import (
+    DatabaseOption,
+    NamespaceOption,
+    PathOption,
+    err,
+    existing_store,
+    out,
+    settings_of,
+)
 from ibidem.cli.panels import DAILY, in_panel
 
 
@@ -25,7 +33,8 @@ def review_pairs(
         from ibidem_lab.review.server import serve  # needs ibidem-cache[review]
         from ibidem_lab.review.session import review_queue
 
-        queue = review_queue(store, settings_of(path, database), namespace)
+        with err.status("Reading the logs"):
+            queue = review_queue(store, settings_of(path, database), namespace)
         try:
             serve(queue, port, _tell, show=open_it)
         except KeyboardInterrupt:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from ibidem.cli.output import (
@@ -17,6 +16,7 @@ from ibidem.cli.output import (
     NamespaceOption,
     PathOption,
     YesOption,
+    bars,
     confirmed,
     err,
     existing_store,
@@ -63,10 +63,10 @@ def mine_pairs(
     if file.exists() and not yes and not confirmed(f"Replace {file}?"):
         raise typer.Exit(1)
     with existing_store(path, database) as store:
-        place = place_of(store, settings_of(path, database))
-        scorer = rule_for(place.embedder.fingerprint)
-        threshold = policy_in_force(store, place.settings.strictness, scorer).threshold
         with err.status("Comparing questions; this may take a minute"):
+            place = place_of(store, settings_of(path, database))
+            scorer = rule_for(place.embedder.fingerprint)
+            threshold = policy_in_force(store, place.settings.strictness, scorer).threshold
             mined = Miner(store, place.embedder, scorer, threshold).mine(namespace, limit)
         if not mined.pairs:
             fail("no pairs: questions must have been asked, and answers stored, that are near one another")
@@ -132,9 +132,8 @@ def teach_pairs(
 
 def ask(lesson: Lesson, parallel: int, target: Path) -> Taught:
     """Ask the teacher, with a progress bar; Ctrl-C keeps what was answered."""
-    shown = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*shown, console=err, transient=True) as bar:
+        with bars() as bar:
             task = bar.add_task("ask", total=len(lesson.to_ask))
             return lesson.run(parallel, lambda: bar.advance(task))
     except KeyboardInterrupt:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ibidem.cli.output import JsonOption, err, out, print_json, sentences, text_option
+from ibidem.cli.output import JsonOption, bars, err, out, print_json, sentences, text_option
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
@@ -97,8 +96,7 @@ def tune_model(
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int, float | None], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with bars() as bar:
         task = bar.add_task("Training", total=None)
 
         def show(step: int, steps: int, auc: float | None) -> None:

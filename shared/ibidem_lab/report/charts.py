@@ -8,8 +8,9 @@ from typing import Any
 
 Spec = dict[str, Any]
 
-ACCENT, MIDDLE, FAINT, INK = "var(--accent)", "var(--middle)", "var(--faint)", "var(--ink)"
-QUIET, GRID = "var(--quiet)", "var(--grid)"
+ACCENT, MIDDLE, HOLLOW, INK = "var(--accent)", "var(--middle)", "var(--soft)", "var(--ink)"
+QUIET, GRID, PAPER = "var(--quiet)", "var(--grid)", "var(--paper)"
+_EDGE = {"strokeWidth": 1}
 BAR_HEIGHT = 26
 KINDS = ("served", "below", "refused")
 CHARACTER = 7.5  # CSS pixels of a character in the widest of usual fonts: the reader's is not known here
@@ -75,7 +76,7 @@ def columns(moments: Sequence[Moment], size: Size) -> Spec:
     """Draw an amount over time."""
     values = [{"at": 1000 * one.at, "end": 1000 * one.end, "value": one.value or 0} for one in moments]
     y = {"y": _amount("value"), "y2": {"datum": 0}}
-    mark = {"type": "rect", "color": ACCENT, "stroke": "var(--paper)", "strokeWidth": 1}
+    mark = {"type": "rect", "color": ACCENT, "stroke": PAPER, "strokeWidth": 1}
     return _chart(size, values, mark=mark, encoding={"x": _time(moments, size), "x2": {"field": "end"}, **y})
 
 
@@ -114,15 +115,14 @@ def histogram(bins: Sequence[tuple[float, float, Sequence[int]]], boundary: floa
         "axis": axis,
         "scale": {"domain": ends, "nice": False},
     }
-    scale = {"domain": KINDS, "range": [ACCENT, FAINT, MIDDLE]}
     encoding = {
         "x": x,
         "x2": {"field": "to"},
         "y": {**_amount("count"), "stack": "zero"},
-        "color": {"field": "kind", "type": "nominal", "scale": scale, "legend": None},
+        **_colors(KINDS, [ACCENT, HOLLOW, MIDDLE]),
         "order": {**_QUANTITY, "field": "order"},
     }
-    bars = {"mark": {"type": "bar", "binSpacing": 1}, "encoding": encoding}
+    bars = {"mark": {"type": "bar", "binSpacing": 1, **_EDGE}, "encoding": encoding}
     return _chart(size, values, layer=[bars, *_line_at(boundary, ends, "serves from about {:.3f}")])
 
 
@@ -157,11 +157,17 @@ def stacks(rows: Sequence[tuple[str, int, int]], size: Size) -> Spec:
         "sort": None,
         "axis": {"labelAngle": 0, "title": None, "ticks": False},
     }
-    scale = {"domain": KINDS[:2], "range": [ACCENT, FAINT]}
-    color = {"field": "kind", "type": "nominal", "scale": scale, "legend": None}
-    order = {**_QUANTITY, "field": "order"}
-    encoding = {"x": x, "y": {**_amount("count"), "stack": "zero"}, "color": color, "order": order}
-    return _chart(size, values, mark={"type": "bar", "width": {"band": 0.7}}, encoding=encoding)
+    y, order = {**_amount("count"), "stack": "zero"}, {**_QUANTITY, "field": "order"}
+    encoding = {"x": x, "y": y, **_colors(KINDS[:2], [ACCENT, HOLLOW]), "order": order}
+    return _chart(size, values, mark={"type": "bar", "width": {"band": 0.7}, **_EDGE}, encoding=encoding)
+
+
+def _colors(kinds: Sequence[str], colors: Sequence[str]) -> Spec:
+    """Fill the kinds, and edge them, so that they differ by more than their color: some are hollow."""
+    edges = [MIDDLE if color == HOLLOW else PAPER for color in colors]
+    kind = {"field": "kind", "type": "nominal", "legend": None}
+    scales = {"fill": colors, "stroke": edges}
+    return {name: {**kind, "scale": {"domain": kinds, "range": range_}} for name, range_ in scales.items()}
 
 
 def _chart(size: Size, values: Sequence[Spec], **parts: Any) -> Spec:

@@ -102,8 +102,12 @@ def _wrong(facts: Facts, width: int, longest: int) -> Spec:
 
 
 def _ages(facts: Facts, size: Size) -> Spec:
-    rows = [(_age(at), total - unused, unused) for at, (total, unused) in enumerate(facts.ages)]
-    return charts.stacks(rows, size)
+    return charts.stacks(age_rows(facts), size)
+
+
+def age_rows(facts: Facts) -> list[tuple[str, int, int]]:
+    """Return each age with the number of answers that were served, and that were not."""
+    return [(_age(at), total - unused, unused) for at, (total, unused) in enumerate(facts.ages)]
 
 
 def _age(at: int) -> str:

@@ -7,7 +7,7 @@ chance is not advised.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -97,25 +97,39 @@ def next_steps(cache: SemanticCache, *, namespace: str | None = None) -> tuple[N
 
 
 def judge_steps(
-    store: Store, embedder: CheckedEmbedder, namespace: str | None = None
+    store: Store,
+    embedder: CheckedEmbedder,
+    namespace: str | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[NextStep, ...]:
     """Read the logs, of all namespaces or of one, and judge each step.
+
+    Args:
+        store: The database.
+        embedder: Makes the vectors of questions that have none.
+        namespace: Only this one; None for all.
+        progress: Is told how many questions of how many are embedded.
 
     Raises:
         StorageError: The database failed.
         Exception: Whatever the embedder raises.
     """
-    traffic = read_traffic(store, embedder, namespace)
+    traffic = read_traffic(store, embedder, namespace, progress)
     return (_few_shot(traffic), *_documents(traffic), _fine_tuning(traffic))
 
 
-def read_traffic(store: Store, embedder: CheckedEmbedder, namespace: str | None) -> Traffic:
+def read_traffic(
+    store: Store,
+    embedder: CheckedEmbedder,
+    namespace: str | None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Traffic:
     """Read both logs and group samples of their questions; raises as `judge_steps`."""
     lookups = store.lookups.recent(LOG_LIMIT, namespace)
     examples = store.examples.recent(EXAMPLE_LIMIT, namespace)
     asked = [normalise(row.question or "") for row in evenly([row for row in lookups if row.question])]
     judged = evenly([normalise(one.question) for one in examples if one.feedback is not None])
-    vectors = _embed([*asked, *judged], store, examples, embedder)
+    vectors = _embed([*asked, *judged], store, examples, embedder, progress)
     return Traffic(
         examples=examples,
         asked=intents(Counter(asked), vectors),
@@ -133,7 +147,11 @@ def evenly(rows: Sequence[Row], limit: int = SAMPLE) -> Sequence[Row]:
 
 
 def _embed(
-    texts: Iterable[str], store: Store, examples: Iterable[Example], embedder: CheckedEmbedder
+    texts: Iterable[str],
+    store: Store,
+    examples: Iterable[Example],
+    embedder: CheckedEmbedder,
+    progress: Callable[[int, int], object],
 ) -> dict[str, Vector]:
     """Embed the questions that can be compared by meaning; vectors kept with examples are used."""
     wanted = {text for text in dict.fromkeys(texts) if embedder.refusal(text) is None}
@@ -151,6 +169,7 @@ def _embed(
     for start in range(0, len(missing), BATCH):
         batch = missing[start : start + BATCH]
         vectors.update(zip(batch, embedder.embed(batch), strict=True))
+        progress(start + len(batch), len(missing))
     return vectors
 
 

@@ -13,7 +13,7 @@ from ibidem.errors import MissingExtra
 from ibidem_lab.report import remarks
 from ibidem_lab.report.drawing import draw
 from ibidem_lab.report.facts import BELOW, Facts
-from ibidem_lab.report.figures import Drawn, figures_of
+from ibidem_lab.report.figures import Drawn, age_rows, figures_of
 from ibidem_lab.report.next_steps import NextStep
 from ibidem_lab.report.remarks import Remark
 from ibidem_lab.report.what_if import HEADS, WhatIf, rows_of, sentences_of
@@ -26,11 +26,21 @@ except ImportError as error:
     raise MissingExtra("a report", "report") from error
 
 _HERE = Path(__file__).parent
+_ROLES = re.compile(r' role="graphics-[a-z]+" aria-roledescription="[a-z ]+"')
 _IDS = re.compile(r'(?<=[ (])(id="|url\(#)(\w+)')
 
 
-def page(facts: Facts, version: str, steps: Sequence[NextStep] = (), worth: WhatIf | None = None) -> str:
-    """Render the page; the sections on whether it is worth it and what to do next only if they are given."""
+def page(
+    facts: Facts,
+    version: str,
+    steps: Sequence[NextStep] = (),
+    worth: WhatIf | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> str:
+    """Render the page; the sections on whether it is worth it and what to do next only if they are given.
+
+    `progress` is told how many charts of how many are drawn.
+    """
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = environment(_HERE).get_template("page.html")
@@ -39,7 +49,8 @@ def page(facts: Facts, version: str, steps: Sequence[NextStep] = (), worth: What
         version=version,
         style=Markup(style),  # noqa: S704 - ours
         style_digest=digest,
-        figures=_svgs(figures_of(facts)),
+        figures=_svgs(figures_of(facts), progress),
+        ages=age_rows(facts),
         said=_remarks(facts),
         steps=steps,
         worth=None if worth is None else (HEADS, rows_of(worth), sentences_of(worth)),
@@ -48,15 +59,19 @@ def page(facts: Facts, version: str, steps: Sequence[NextStep] = (), worth: What
     )
 
 
-def _svgs(drawn: dict[str, Drawn]) -> dict[str, dict[str, Markup]]:
+def _svgs(drawn: dict[str, Drawn], progress: Callable[[int, int], object]) -> dict[str, dict[str, Markup]]:
     """Render both forms of each figure; ids are made unique, as all are in one document."""
-    return {
-        name: {
-            form: Markup(_IDS.sub(rf"\1{name}-{form}-\2", draw(spec)))  # noqa: S704 - Vega escapes what it draws
-            for form, spec in (("wide", one.wide), ("narrow", one.narrow))
-        }
-        for name, one in drawn.items()
-    }
+    found: dict[str, dict[str, Markup]] = {}
+    for name, one in drawn.items():
+        progress(len(found), len(drawn))
+        forms = (("wide", one.wide), ("narrow", one.narrow))
+        found[name] = {form: _svg(f"{name}-{form}-", draw(spec)) for form, spec in forms}
+    return found
+
+
+def _svg(prefix: str, drawn: str) -> Markup:
+    """Without Vega's roles, which have no names: the figure around is the image, and has one."""
+    return Markup(_IDS.sub(rf"\1{prefix}\2", _ROLES.sub("", drawn)))  # noqa: S704 - Vega escapes what it draws
 
 
 def _remarks(facts: Facts) -> dict[str, Remark]:
