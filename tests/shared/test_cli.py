@@ -458,11 +458,14 @@ def test_what_takes_its_time_shows_that_it_goes_on(tmp_path: Path, monkeypatch: 
 
 def test_progress_is_that_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """How much of it is done, and until the first is told, that something goes on; elsewhere nothing."""
+    monkeypatch.setenv("TERM", "xterm")
     for terminal in (True, False):
         stream = io.StringIO()
         monkeypatch.setattr(err, "_file", stream)
         monkeypatch.setattr(err, "_force_terminal", terminal)
-        with progress("read") as show:
+        with progress("read"):
+            pass
+        with progress("look") as show:
             show("embed", 3, 4)
             show("embed", 5, 4)
         lines = stream.getvalue()
