@@ -176,7 +176,7 @@ def require_cache(settings: Settings) -> None:
 def bars() -> Progress:
     """Bars on stderr for what takes more than a second, if that is a terminal; gone when they end."""
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True)
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 @contextmanager
