@@ -72,13 +72,17 @@ def _alone(cache: Cache) -> Iterator[tuple[str, Any]]:
     return ((name, cache.settings[name]) for name in names)
 
 
+def fill(cache: Cache, given: Sequence[TurnPair]) -> None:
+    """All that is stored, for lookups at the default."""
+    cache.begin(next(iter(cache.settings.values())))
+    cache.prepare([cache.text_of(pair.stored) for pair in given])
+    for pair in given:
+        cache.store(cache.text_of(pair.stored), "An answer of the usual length, of two sentences. " * 4)
+
+
 def latency(caches: dict[str, Cache], given: Sequence[TurnPair], reference: str) -> dict[str, Counts]:
     """Milliseconds of a lookup in other words, in turn with the others; beside those of `reference`."""
     setting = {key: next(iter(cache.settings.values())) for key, cache in caches.items()}
-    for key, cache in caches.items():
-        cache.begin(setting[key])
-        for pair in given:
-            cache.store(cache.text_of(pair.stored), "An answer of the usual length, of two sentences. " * 4)
     took: dict[str, list[float]] = {key: [] for key in caches}
     for number, pair in enumerate(given):
         for key, cache in caches.items():
