@@ -271,7 +271,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     for module in ("tune", "replay"):
         monkeypatch.setattr(f"ibidem_lab.cli.{module}.resolve_embedder", lambda name: place.embedder)
     finding = Finding("database", False, hostile(random.Random(3), "finding"))
-    monkeypatch.setattr("ibidem.cli.commands.examine", lambda settings: [finding])
+    monkeypatch.setattr("ibidem.cli.commands.examine", lambda settings, begin: [finding])
     teacher = (lambda prompt: "yes", "[/x]\x1b[31m")
     monkeypatch.setattr("ibidem_lab.labelling.teach.resolve_teacher", lambda name: teacher)
 
