@@ -6,22 +6,31 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
 import ibidem
 from ibidem import Answer, Document, Example, InvalidInput, Request, StorageError
 from ibidem.cache import SemanticCache
+from ibidem.cli.commands import app
 from ibidem.cli.doctor import _copies
 from ibidem.storage import tables
 from ibidem.storage.copying import plan
-from ibidem.storage.copying.copier import Copied, Copy, give_up
+from ibidem.storage.copying.changes import ChangeLog
+from ibidem.storage.copying.copier import Copied, Copy, give_up, patiently
+from ibidem.storage.copying.marks import request_cut_over
+from ibidem.storage.copying.rows import snapshot
+from ibidem.storage.deletion import delete_entries
+from ibidem.storage.engine import writing
+from ibidem.storage.entries import entry_row, put_related
 from ibidem.storage.logs import JudgementRow
 from ibidem.storage.store import Store
 from ibidem.storage.turns import AnsweredTurn
@@ -105,8 +114,34 @@ def content(store: Store, namespace: str | None = None) -> dict[str, Counter[str
     return found
 
 
-def copy(source: Store, target: Store, namespace: str | None = None, **how: bool) -> Copied:
-    return Copy(source, target, namespace, lambda *_: None).run(**how)
+def copy(
+    source: Store,
+    target: Store,
+    namespace: str | None = None,
+    *,
+    when: str = "",
+    do: Callable[[], object] = lambda: None,
+    **how: bool,
+) -> Copied:
+    """Copy, and do something as soon as a copy shows that it is at `when`."""
+    done = set[str]()
+
+    def show(what: str, *_: int) -> None:
+        if what == when and what not in done:
+            done.add(what)
+            do()
+
+    copied = Copy(source, target, namespace, show).run(**how)
+    assert done or not when
+    return copied
+
+
+class Killed(BaseException):
+    """Ends a copy as SIGKILL does: nothing catches it."""
+
+
+def killed(*_: object) -> None:
+    raise Killed
 
 
 @contextmanager
@@ -424,3 +459,212 @@ def test_newer_answers_and_invalidations_of_the_target_stay(tmp_path: Path) -> N
         assert (done.kept, done.same) == (1, True)
         assert content(target)["told_documents"] == told
         assert cache.store(Request("q"), Answer("a")).reason == "moved"
+
+
+@pytest.mark.parametrize("when", ["embedders", "entries"], ids=["before", "after"])
+def test_what_the_target_has_of_its_own_stays(tmp_path: Path, when: str) -> None:
+    """Vetted, asked again after an invalidation, or gone in FROM: before or after FROM's was copied."""
+    a, b = file(tmp_path, "a"), file(tmp_path, "b")
+    asked = [Request(question(n), documents=(document(1),) if n == 1 else ()) for n in range(4)]
+    with opened(a) as cache, opened(b) as there, stores(a, b) as (source, target):
+        for one in asked:
+            assert cache.store(one, Answer("of FROM"))
+
+        def meanwhile() -> None:
+            there.store(asked[0], Answer("not vetted"))
+            assert there.correct(asked[0].key, "vetted")
+            assert cache.store(asked[0], Answer("later, of FROM"))
+            there.invalidate(document="file1")
+            assert there.store(asked_now(asked[1]), Answer("of TO"))
+            assert there.store(asked[2], Answer("of TO"))
+            with writing(source.engine) as db:  # as an eviction does
+                delete_entries(db, tables.entries.c.id.in_([asked[2].key, asked[3].key]))
+
+        assert copy(source, target, when=when, do=meanwhile).same
+        found = [there.lookup(one) for one in asked]
+    assert [one.answer.text if one else "" for one in found] == ["vetted", "of TO", "of TO", ""]
+
+
+def asked_now(asked: Request) -> Request:
+    """The same, asked now."""
+    return Request(asked.question, documents=asked.documents, made=time.time())
+
+
+def test_other_namespaces_of_the_target_stay(tmp_path: Path) -> None:
+    """Whatever is stored, invalidated or deleted in theirs in FROM while one is copied."""
+    a, b = file(tmp_path, "a"), file(tmp_path, "b")
+    for url in (a, b):
+        with opened(url) as cache:
+            fill(cache, random.Random(3), 60)
+    with opened(a) as cache, stores(a, b) as (source, target):
+        target.clear("shop")
+
+        def meanwhile() -> None:
+            for n in range(60):
+                cache.store(request(n), Answer("of FROM"))
+            cache.invalidate(tag="t")
+            cache.clear("bank")
+
+        others = [content(target, name) for name in ("", "shop%2F", "bank")]
+        assert copy(source, target, "shop", when="embedders", do=meanwhile).same
+        for name, before in zip(("", "shop%2F", "bank"), others, strict=True):
+            after = content(target, name)
+            for table in ("entries", "withdrawn", "answered_turns", "examples", "judgements"):
+                assert after[table] == before[table], (name, table)
+
+
+def test_an_embedder_that_comes_along_is_made_for_what_is_there(tmp_path: Path) -> None:
+    """The answers of other namespaces are found by meaning by a program that uses FROM's embedder in TO."""
+    a, b = file(tmp_path, "a"), file(tmp_path, "b")
+    with opened(a) as cache:
+        cache.store(Request(question(1), namespace="shop"), Answer(answer(1)))
+    with ibidem.open(database=b, embedder=BagOfWords(64), min_similarity=0.8) as other:
+        other.store(Request(question(2), namespace="bank"), Answer(answer(2)))
+    with stores(a, b) as (source, target):
+        copy(source, target, "shop")
+    with opened(b) as cache:
+        assert eventually(lambda: cache.lookup(Request(reworded(2), namespace="bank")))
+        assert cache.lookup(Request(reworded(1), namespace="shop"))
+
+
+def test_two_sources_are_not_mixed(tmp_path: Path) -> None:
+    """Of two that begin at the same moment, one is refused."""
+    for n in range(rounds(5, 50)):
+        names = [f"{name}{n}" for name in ("a", "b", "c")]
+        with stores(*(file(tmp_path, name) for name in names)) as (a, b, target):
+            for one in (a, b):
+                one.turns.add([AnsweredTurn(one.id, "s", "e", "")])
+            at_once, refused = threading.Barrier(2), list[str]()
+
+            def begin(
+                source: Store, target: Store = target, at_once: Any = at_once, r: Any = refused
+            ) -> None:
+                at_once.wait(10)
+                try:
+                    copy(source, target)
+                except InvalidInput as error:
+                    r.append(str(error))
+
+            threads = [threading.Thread(target=begin, args=(one,)) for one in (a, b)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            assert len(refused) == 1
+
+
+def test_killed_at_its_end_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes it for another copy, or for a cut-over that never was."""
+    a, b = file(tmp_path, "a"), file(tmp_path, "b")
+    with stores(a, b) as (source, target):
+        source.turns.add([AnsweredTurn("c", "s", "e", "shop")])
+        for namespace, cut_over, said in (
+            ("shop", False, "another copy to .* is not finished"),
+            (None, True, "holds rows of its own"),
+            (None, False, ""),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(ChangeLog, "end", killed)
+                with pytest.raises(Killed):
+                    copy(source, target)
+            if said:
+                with pytest.raises(InvalidInput, match=said):
+                    copy(source, target, namespace, cut_over=cut_over)
+                give_up(source, target)
+                target.clear()
+            else:
+                assert copy(source, target).same
+            assert [*_copies(source), *_copies(target)] == []
+
+
+def test_giving_up_and_cutting_over_concern_the_copy_that_is_named(tmp_path: Path) -> None:
+    """Not one of another namespace, nor one from another place; TO need not be there any more."""
+    a, b, c = (file(tmp_path, name) for name in "abc")
+    with stores(a, b, c) as (one, target, other):
+        one.turns.add([AnsweredTurn("c", "s", "e", "shop")])
+        one.embedders.register("e")
+        with pytest.raises(Killed):
+            copy(one, target, "shop", when="embedders", do=killed)
+        assert not request_cut_over(one, target, None)
+        assert not request_cut_over(one, other, "shop")
+        give_up(other, target)
+        assert copy(one, target, "shop").same
+        one.clear()
+        with pytest.raises(Killed):
+            copy(one, other, when="embedders", do=killed)
+    gone = "postgresql+psycopg://nobody@127.0.0.1:9/none"
+    said = CliRunner().invoke(app, ["copy", a, gone, "--give-up"])
+    assert said.exit_code == 0, said.output
+    with stores(a) as (one,):
+        assert not sa.inspect(one.engine).has_table("copied_changes")
+
+
+def test_a_row_is_read_with_what_belongs_to_it(postgres: str) -> None:
+    """All as it was at one moment, whatever is committed meanwhile."""
+    count = sa.select(sa.func.count()).select_from(tables.meta)
+    with stores(postgres) as (store,), snapshot(store.engine) as db:
+        before = db.scalar(count)
+        store.meta.set("new", "value")
+        assert db.scalar(count) == before
+
+
+def test_ending_the_triggers_refuses_no_store(postgres: str) -> None:
+    """A store that has read a table writes to it while the triggers wait to be dropped."""
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with stores(postgres) as (store,):
+        log = ChangeLog(store.engine, plan.PARTS)
+        log.begin()
+        with writing(store.engine) as db:
+            db.execute(sa.select(tables.embedders)).all()
+            ending = threading.Thread(target=patiently, args=(log.end,))
+            ending.start()
+            with store.engine.connect() as other:
+                assert eventually(lambda: other.scalar(waiting))
+            db.execute(sa.insert(tables.embedders).values(id=1, fingerprint="e", until=0.0, state="used"))
+        ending.join(30)
+        assert not sa.inspect(store.engine).has_table("copied_changes")
+        assert list(store.embedders.registered()) == ["e"]
+
+
+def test_a_program_with_a_role_of_its_own_goes_on(postgres: str) -> None:
+    """It may write rows and owns nothing: the triggers note what it does nevertheless."""
+    with stores(postgres) as (store,):
+        log = ChangeLog(store.engine, plan.PARTS)
+        log.begin()
+        with store.engine.connect() as db:
+            names = ", ".join(table for table in tables.metadata.tables)
+            for statement in (
+                "CREATE ROLE plain_writer LOGIN",
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO plain_writer",
+            ):
+                db.exec_driver_sql(statement)
+        try:
+            with closing(Store(postgres.replace("ibidem@", "plain_writer@"))) as program:
+                program.told.add(["file"], None, 1.0)
+            assert [change.part for change in log.read(9)] == ["told_documents"]
+        finally:
+            with store.engine.connect() as db:
+                db.exec_driver_sql("DROP OWNED BY plain_writer; DROP ROLE plain_writer")
+
+
+def test_an_invalidation_waits_for_a_store_in_the_target(tmp_path: Path, postgres: str) -> None:
+    """One that has looked for invalidations already would store what they forbid."""
+    asked, copied = Request(question(1), documents=(document(1),)), threading.Event()
+    with opened(file(tmp_path, "a")) as cache:
+        time.sleep(0.01)
+        cache.invalidate(document="file1")
+    with opened(file(tmp_path, "x")) as cache, stores(file(tmp_path, "x")) as (aside,):
+        cache.store(asked, Answer("outdated"))
+        kept = replace(aside.entries.of_ids([asked.key])[0], requested=1.0)
+    locks = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with stores(file(tmp_path, "a"), postgres) as (source, target):
+        copying = threading.Thread(target=lambda: (copy(source, target), copied.set()))
+        with writing(target.engine) as db:
+            assert not target.invalidations.rejects(db, kept, kept.requested)
+            copying.start()
+            with target.engine.connect() as other:
+                assert eventually(lambda: copied.is_set() or other.scalar(locks))
+            db.execute(sa.insert(tables.entries).values(entry_row(kept)))
+            put_related(db, replace(kept, semantic=False), "")
+        copying.join(60)
+        assert target.entries.get(asked.key) is None

@@ -23,12 +23,11 @@ from ibidem.cli.output import (
     text_argument,
     text_option,
 )
-from ibidem.errors import NoCache
+from ibidem.errors import StorageError
 from ibidem.runtime import open_store
 from ibidem.settings import checked_settings
-from ibidem.storage.copying.copier import Copied, Copy, give_up, request_cut_over
-from ibidem.storage.copying.lock import copying_alone
-from ibidem.storage.copying.marks import read_mark, read_moves
+from ibidem.storage.copying.copier import Copied, Copy, give_up
+from ibidem.storage.copying.marks import copying_alone, read_mark, request_cut_over, was_moved
 from ibidem.storage.meta import COPY_TO
 from ibidem.storage.store import Store
 
@@ -77,8 +76,6 @@ def copy_cache(
         _end(source, target, namespace)
         return
     with sentences(), _opened(source, create=False) as one, _opened(target, create=True) as other:
-        if cut_over:
-            request_cut_over(one, other)
         try:
             result = _alone(one, other, namespace, follow=follow, cut_over=cut_over)
         except KeyboardInterrupt:
@@ -102,7 +99,7 @@ def _end(source: str, target: str, namespace: str | None) -> None:
         if not alone:
             fail(f"another process is copying {one.url}: stop it first")
         other = None
-        with suppress(NoCache):  # it is not needed
+        with suppress(StorageError):  # gone, or its server is: it is not needed
             other = stack.enter_context(_opened(target, create=False))
         give_up(one, other, namespace)
         out.print(f"No copy of {one.url} is under way, and it takes answers.")
@@ -115,18 +112,13 @@ def _alone(
     while True:
         with copying_alone(source) as alone:
             if alone:
-                if _was_moved(source, target, namespace):
+                if read_mark(source, COPY_TO) is None and was_moved(source, target, namespace):
                     return None
                 return _copy(source, target, namespace, follow=follow, cut_over=cut_over)
         if not cut_over:
             fail(f"another process is copying {source.url}; --cut-over asks it to end")
+        request_cut_over(source, target, namespace)  # each time: it may not have begun to the last time
         time.sleep(WAIT_SECONDS)
-
-
-def _was_moved(source: Store, target: Store, namespace: str | None) -> bool:
-    if read_mark(source, COPY_TO) is not None:
-        return False
-    return any((one.cache, one.namespace) == (target.id, namespace) for one in read_moves(source))
 
 
 def _copy(source: Store, target: Store, namespace: str | None, *, follow: bool, cut_over: bool) -> Copied:
@@ -148,7 +140,9 @@ def _tell(result: Copied | None, source: Store, target: Store, *, as_json: bool)
         out.print(f"{source.url} was moved to {target.url}.")
         return
     if as_json:
-        print_json({**asdict(result), "same": result.same})
+        for one in (found := asdict(result))["checked"]:
+            one |= {name: _checksum(one[name]) for name in ("source_sum", "target_sum")}
+        print_json({**found, "same": result.same})
     else:
         out.print(_table(result))
         rate = result.written / max(result.seconds, 1e-3)
@@ -166,7 +160,12 @@ def _tell(result: Copied | None, source: Store, target: Store, *, as_json: bool)
 def _table(result: Copied) -> Table:
     table = Table("table", "rows", "in TO", "checksum", "in TO", "in TO alone")
     for one in result.checked:
-        same = styled(one.target_sum[:12], "green" if one.same else "red")
-        counts = (f"{one.source:,}", f"{one.target:,}", one.source_sum[:12])
-        table.add_row(one.table, *counts, same, f"{one.foreign:,}" if one.foreign else "")
+        mine, there = (_checksum(total)[:12] for total in (one.source_sum, one.target_sum))
+        alone = f"{one.foreign:,}" if one.foreign else ""
+        same = styled(there, "green" if one.same else "red")
+        table.add_row(one.table, f"{one.source:,}", f"{one.target:,}", mine, same, alone)
     return table
+
+
+def _checksum(total: int) -> str:
+    return f"{total:024x}"

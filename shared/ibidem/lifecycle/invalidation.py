@@ -241,10 +241,13 @@ class Tombstones:
     """The tombstones of one database. Thread-safe.
 
     `last` is the number of the newest known one.
+
+    Args:
+        forget: Whether those that are too old for one answer are forgotten: no older one will be asked for.
     """
 
-    def __init__(self) -> None:
-        self._lock = ForkSafeLock()
+    def __init__(self, *, forget: bool = True) -> None:
+        self._lock, self._forget = ForkSafeLock(), forget
         self.last = 0
         self._oldest_first: collections.deque[Tombstone] = collections.deque()
         self._by_key: dict[str, collections.deque[Tombstone]] = {}
@@ -269,8 +272,9 @@ class Tombstones:
 
     def refuse(self, entry: Entry, made: float) -> bool:
         """Return whether the answer to a request made at `made` must not be stored as this entry."""
+        since = entry.created - KEPT_SECONDS
         with self._lock:
-            while self._oldest_first and self._oldest_first[0].at < entry.created - KEPT_SECONDS:
+            while self._forget and self._oldest_first and self._oldest_first[0].at < since:
                 self._drop_oldest()
             if not self._oldest_first:
                 return False
@@ -279,7 +283,7 @@ class Tombstones:
             keys = {"", f"entry {entry.id}"}
             keys |= {f"document {name}" for source in entry.sources for name in (source.id, source.source)}
             found = [tombstone for key in keys for tombstone in self._by_key.get(key, ())]
-        return any(tombstone.refuses(entry, made) for tombstone in found)
+        return any(tombstone.at >= since and tombstone.refuses(entry, made) for tombstone in found)
 
     def _drop_oldest(self) -> None:
         dropped = self._oldest_first.popleft()

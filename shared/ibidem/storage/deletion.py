@@ -290,7 +290,6 @@ class InvalidationTable:
     def _invalidate_part(
         self, criteria: Criteria, clock: Callable[[], float], *, examples: bool
     ) -> tuple[list[str], int]:
-        c = _entries.c
         with writing(self._engine) as db:
             exclude_stores(db, _invalidations)
             require_here(db, criteria.namespace)
@@ -298,19 +297,9 @@ class InvalidationTable:
             tombstone = {"at": now, "criteria": criteria.as_json()}
             db.execute(sa.insert(_invalidations).values(tombstone))
             note(db, telling_of(criteria), now)
-        with reading(self._engine) as db:  # what is stored from now on does not match; this locks nothing
-            query = sa.select(c.id, c.created).where(_matching_entries(criteria))
-            if db.dialect.name == "sqlite":  # what lies side by side in the file is deleted ten times as fast
-                query = query.order_by(sa.text(f"{_entries.name}.rowid"))
-            found = [(row.id, row.created) for row in db.execute(query)]
-        deleted, deleted_examples, batch, at = list[str](), 0, BatchSize(), 0
-        while at < len(found):
-            some = dict(found[at : at + batch.size])
-            at += len(some)
-            with writing(self._engine) as db, batch:
-                ids, count = _delete(db, some, examples, tombstone)
-            deleted, deleted_examples = deleted + ids, deleted_examples + count
-        return deleted, deleted_examples + (self._delete_matching_examples(criteria) if examples else 0)
+        # What is stored from now on does not match.
+        ids, count = _delete_in_batches(self._engine, _matching_entries(criteria), examples, tombstone)
+        return ids, count + (self._delete_matching_examples(criteria) if examples else 0)
 
     def preview(self, criteria: Criteria, limit: int) -> tuple[int, list[str]]:
         """Return how many entries `invalidate` would delete, and the ids of the newest of each part."""
@@ -386,6 +375,26 @@ def _same_values(table: sa.Table, criteria: Criteria) -> list[sa.ColumnElement[b
     return [column == value for column, value in wanted if value is not None]
 
 
+def _delete_in_batches(
+    engine: sa.Engine, where: sa.ColumnElement[bool], with_examples: bool, tombstone: dict[str, Any]
+) -> tuple[list[str], int]:
+    """Delete entries that fulfil the condition now, and their examples; return ids, and how many of these."""
+    c = _entries.c
+    query = sa.select(c.id, c.created).where(where)
+    if engine.dialect.name == "sqlite":  # what lies side by side in the file is deleted ten times as fast
+        query = query.order_by(sa.text(f"{_entries.name}.rowid"))
+    with reading(engine) as db:  # this locks nothing
+        found = [(row.id, row.created) for row in db.execute(query)]
+    deleted, deleted_examples, batch, at = list[str](), 0, BatchSize(), 0
+    while at < len(found):
+        some = dict(found[at : at + batch.size])
+        at += len(some)
+        with writing(engine) as db, batch:
+            ids, count = _delete(db, some, with_examples, tombstone)
+        deleted, deleted_examples = deleted + ids, deleted_examples + count
+    return deleted, deleted_examples
+
+
 def _delete(
     db: sa.Connection, some: dict[str, float], with_examples: bool, tombstone: dict[str, Any]
 ) -> tuple[list[str], int]:
@@ -409,15 +418,14 @@ def _delete(
     return found, count
 
 
-def delete_refused(db: sa.Connection, criteria: Criteria, at: float) -> int:
-    """Delete matching answers to requests made before an invalidation; return how many."""
-    c = _entries.c
-    rows = db.execute(sa.select(c.id, c.created).where(_matching_entries(criteria), c.requested <= at)).all()
-    tombstone, count = {"at": at, "criteria": criteria.as_json()}, 0
-    for start in range(0, len(rows), BATCH):
-        some = {row.id: row.created for row in rows[start : start + BATCH]}
-        count += len(_delete(db, some, False, tombstone)[0])
-    return count
+def delete_refused(engine: sa.Engine, criteria: Criteria, at: float, namespace: str | None) -> None:
+    """Delete what an invalidation at this time forbids, of a namespace and its users; None: of all.
+
+    In batches, as `invalidate` does, for one that came from another database.
+    """
+    where = sa.and_(_matching_entries(criteria), _entries.c.requested <= at)
+    where = sa.and_(where, of_namespace(engine, _entries, namespace))
+    _delete_in_batches(engine, where, False, {"at": at, "criteria": criteria.as_json()})
 
 
 def _withdraw(db: sa.Connection, entry: dict[str, Any], tombstone: dict[str, Any]) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from ibidem.errors import InvalidInput, OtherCache, StorageError, StorageUnavailable
 from ibidem.storage import tables
-from ibidem.storage.copying.changes import ChangeLog
-from ibidem.storage.copying.marks import Mark, read_mark, read_moves, write_moves
-from ibidem.storage.copying.plan import PARTS, PARTS_OF_NAMESPACE, TOMBSTONES, Part
-from ibidem.storage.copying.rows import AT_ONCE, Compared, RowCopier, Sums, each_page
+from ibidem.storage.copying.changes import AT_ONCE, ChangeLog
+from ibidem.storage.copying.marks import (
+    Mark,
+    close_source,
+    forget_moves,
+    read_mark,
+    read_moves,
+    to_mark,
+    was_moved,
+)
+from ibidem.storage.copying.plan import PARTS, PARTS_OF_NAMESPACE, Part
+from ibidem.storage.copying.rows import Checked, RowCopier, drop_numbers, make_numbers
 from ibidem.storage.deletion import of_namespace
-from ibidem.storage.engine import exclude_stores, exclusive, fetch_value, reading, writing
-from ibidem.storage.meta import COPY_FROM, COPY_TO, MOVED_KEY, set_meta
+from ibidem.storage.engine import exclusive
+from ibidem.storage.meta import COPY_FROM, COPY_TO, get_meta, set_meta
 from ibidem.storage.store import Store
 
 T = TypeVar("T")
@@ -29,36 +37,6 @@ LAST_SECONDS = 10.0  # and how long that is waited for: what is logged later is 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # while one of the servers does not answer
 BATCH = 250  # units written in one transaction: others wait for it, some 50 ms
 CHANGES, FEW = 5_000, 1_000  # changes read at a time; so few are copied in a second or two
-
-_progress = sa.Table(
-    "copied_progress",
-    sa.MetaData(),
-    sa.Column("part", sa.String(32), primary_key=True),
-    sa.Column("last", sa.Text),  # NULL: nothing yet
-    sa.Column("done", sa.Boolean, nullable=False),
-)
-Show = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """One table as it was compared: rows, and a checksum of them, in both databases.
-
-    `foreign` rows are in the target alone. The checksum leaves out what each database makes itself, and how
-    often and when an answer was served last.
-    """
-
-    table: str
-    source: int
-    target: int
-    source_sum: str
-    target_sum: str
-    foreign: int = 0
-
-    @property
-    def same(self) -> bool:
-        """Whether all that the source holds is in the target."""
-        return self.source_sum == self.target_sum
 
 
 @dataclass(slots=True)
@@ -91,14 +69,16 @@ class Copy:
         show: Told of what is being done: rows done, and of how many.
     """
 
-    def __init__(self, source: Store, target: Store, namespace: str | None, show: Show) -> None:
+    def __init__(
+        self, source: Store, target: Store, namespace: str | None, show: Callable[[str, int, int], None]
+    ) -> None:
         self._source, self._target, self._namespace, self._show = source, target, namespace, show
         self._parts = PARTS if namespace is None else PARTS_OF_NAMESPACE
-        self._by_name = {part.name: part for part in self._parts}
         self._log = ChangeLog(source.engine, self._parts)
         self._rows = RowCopier(source.engine, target.engine, namespace)
+        self._reached = Mark(source.id, source.url, time.time(), namespace, part=self._parts[0].name)
         self._left_out = set[tuple[str, Any]]()
-        self.result = Copied()
+        self._result = Copied()
 
     def run(self, *, follow: bool = False, cut_over: bool = False) -> Copied:
         """Copy all; go on where a killed one stopped.
@@ -106,55 +86,51 @@ class Copy:
         Args:
             follow: Go on copying what changes until `request_cut_over`, from whatever process.
             cut_over: Cut over as soon as all is copied.
+
+        Raises:
+            InvalidInput: These two databases cannot be copied so, or `give_up` has ended the copy.
         """
         began = time.monotonic()
-        if not self._is_finished():
+        complete = self._was_complete()
+        if complete:  # but for what a kill has left in the source
+            self._finish()
+        if not complete or ((follow or cut_over) and not self._is_moved()):
             self._begin()
-            for part in self._parts:
-                self._copy(part)
-            self._catch_up()
+            self._copy()
             if follow and not cut_over:
                 self._follow()
-            if follow or cut_over or self._was_cut_over():
+            if cut_over or patiently(self._is_cut_over_wanted):
                 self._cut_over()
             self._check()
-        self._finish()
-        self.result.kept, self.result.left_out = len(self._rows.kept), len(self._left_out)
-        self.result.moved, self.result.seconds = self._was_cut_over(), time.monotonic() - began
-        return self.result
+            self._finish()
+        self._result.kept, self._result.left_out = len(self._rows.kept), len(self._left_out)
+        self._result.moved, self._result.seconds = self._is_moved(), time.monotonic() - began
+        return self._result
 
-    def _was_cut_over(self) -> bool:
-        return any(one.namespace == self._namespace for one in read_moves(self._source))
+    def _is_moved(self) -> bool:
+        return was_moved(self._source, self._target, self._namespace)
 
     # Begin and end.
 
-    def _is_finished(self) -> bool:
-        """Return whether the target was complete before a kill, and only marks are left in the source."""
-        of = read_mark(self._source, COPY_TO)
-        return of is not None and of.cache == self._target.id and read_mark(self._target, COPY_FROM) is None
+    def _was_complete(self) -> bool:
+        mark = read_mark(self._source, COPY_TO)
+        mine = mark is not None and mark.is_of(self._target, self._namespace)
+        return mine and read_mark(self._target, COPY_FROM) is None
 
     def _begin(self) -> None:
         source, target = self._source, self._target
-        begun, other = read_mark(target, COPY_FROM), read_mark(source, COPY_TO)
-        self._require_possible(begun, other)
-        mine = Mark(source.id, source.url, time.time(), self._namespace)
+        self._require_possible()
+        begun = read_mark(source, COPY_TO)
+        if begun is not None and not begun.is_of(target, self._namespace):
+            raise InvalidInput(_unfinished(f"to {begun.place}", begun))
+        self._claim(anew=begun is None)  # else what changed until now was not noted
         if begun is None:
-            self._require_empty()
-            with writing(target.engine) as db:
-                db.execute(sa.schema.CreateTable(_progress, if_not_exists=True))
-                set_meta(db, COPY_FROM, mine.text())
             forget_moves(target, self._namespace)  # of what it held before it was emptied
-            self._rows.clean_up()
-        if other is None:  # what changed until now was not noted
-            with writing(target.engine) as db:
-                db.execute(sa.delete(_progress))
             self._log.begin()
-            mark = Mark(target.id, target.url, time.time(), self._namespace)
-            source.meta.set(COPY_TO, mark.text())
-        self._rows.prepare()
+            source.meta.set(COPY_TO, Mark(target.id, target.url, time.time(), self._namespace).text())
+        self._rows.find_embedders()
 
-    def _require_possible(self, begun: Mark | None, other: Mark | None) -> None:
-        """Raise `InvalidInput` unless these two databases can be copied, or are being copied, so."""
+    def _require_possible(self) -> None:
         source, target = self._source, self._target
         if source.id == target.id:
             raise InvalidInput(f"{target.url} is the cache {source.id[:8]} itself, or a backup of it")
@@ -162,22 +138,26 @@ class Copy:
             if moved.cache != target.id and None in (moved.namespace, self._namespace):
                 what = source.url if moved.namespace is None else f"the namespace {moved.namespace!r}"
                 raise InvalidInput(f"{what} was moved to {moved.place}: copy from there")
-        for mark, store in ((begun, source), (other, target)):
-            if mark is not None and (mark.cache, mark.namespace) != (store.id, self._namespace):
-                which = "" if mark.namespace is None else f", namespace {mark.namespace!r},"
-                way = f"from {mark.place}" if mark is begun else f"to {mark.place}"
-                raise InvalidInput(
-                    f"another copy {way}{which} is not finished: go on with it, or end it with --give-up"
-                )
 
-    def _require_empty(self) -> None:
+    def _claim(self, *, anew: bool) -> None:
+        """Mark the target as that of this copy, in one transaction: others may begin at this moment."""
+        with exclusive(self._target.engine) as db:
+            mark = to_mark(get_meta(db, COPY_FROM))
+            if mark is not None and not mark.is_of(self._source, self._namespace):
+                raise InvalidInput(_unfinished(f"from {mark.place}", mark))
+            if mark is not None and not anew:
+                self._reached = mark
+                return
+            self._require_empty(db)
+            set_meta(db, COPY_FROM, self._reached.text())
+            make_numbers(db)
+
+    def _require_empty(self, db: sa.Connection) -> None:
         """Raise `InvalidInput` if the target holds what must not be mixed with what is copied."""
         held = []
-        for table in (*(part.table for part in self._parts if not part.everywhere),):
-            query = sa.select(sa.func.count()).select_from(table)
-            if self._namespace is not None:
-                query = query.where(of_namespace(self._target.engine, table, self._namespace))
-            if count := fetch_value(self._target.engine, query):
+        for table in (part.table for part in self._parts if not part.everywhere):
+            mine = of_namespace(self._target.engine, table, self._namespace)
+            if count := db.scalar(sa.select(sa.func.count()).select_from(table).where(mine)):
                 held.append(f"{count:,} in {table.name}")
         if held and self._namespace is None:
             raise InvalidInput(
@@ -191,54 +171,43 @@ class Copy:
             )
 
     def _finish(self) -> None:
-        with exclusive(self._target.engine) as db:
-            db.execute(sa.delete(tables.meta).where(tables.meta.c.key == COPY_FROM))
-            db.execute(sa.schema.DropTable(_progress, if_exists=True))
-        self._rows.clean_up()
-        self._log.end()
+        """Remove what the copy needed; the mark in the source last, as a killed copy does this again."""
+        _release(self._target)
+        patiently(self._log.end)
         self._source.meta.set(COPY_TO, None)
 
     # Copying.
 
-    def _copy(self, part: Part) -> None:
-        """Copy all units of a table, those of the last time left out."""
-        with reading(self._target.engine) as db:
-            row = db.execute(sa.select(_progress).where(_progress.c.part == part.name)).one_or_none()
-        if row is not None and row.done:
-            return
-        done, total = 0, self._rows.count(part)
-        last = None if row is None else _unit_of(part, row.last)
-        if last is None:
-            self._note(part, None)
-        while units := patiently(self._rows.page, part, last, BATCH):
-            last = units[-1]
-            self._write(part, units, last)
-            done += len(units)
-            self._show(part.name, done, total)
-        self._note(part, last, done=True)
+    def _copy(self) -> None:
+        """Copy all, but what was copied the last time; then what has changed meanwhile."""
+        for part in dropwhile(lambda part: part.name != self._reached.part, self._parts):
+            if part.name != self._reached.part:
+                self._reached = replace(self._reached, part=part.name, unit=None)
+            done, total = 0, self._rows.count(part)
+            while units := patiently(self._rows.page, part, self._reached.unit, BATCH):
+                self._reached = replace(self._reached, unit=units[-1])
+                self._write(part, units, {}, self._reached)
+                done += len(units)
+                self._show(part.name, done, total)
+        self._catch_up()
 
-    def _note(self, part: Part, last: Any, *, done: bool = False) -> None:
-        with writing(self._target.engine) as db:
-            _set_progress(db, part, last, done=done)
-
-    def _write(self, part: Part, units: list[Any], last: Any = None) -> None:
+    def _write(
+        self, part: Part, units: Sequence[Any], deleted: Mapping[Any, float], reached: Mark | None = None
+    ) -> None:
         """Write units, by halves where the target refuses one: what it takes of them is copied."""
-
-        def also(db: sa.Connection) -> None:
-            if last is not None:
-                _set_progress(db, part, last, done=False)
-
+        names = {(part.name, unit) for unit in units}
         try:
-            self.result.written += patiently(self._rows.write, part, units, also)
+            self._result.written += patiently(self._rows.write, part, units, deleted, reached)
+            self._left_out -= names
         except StorageUnavailable:
             raise
         except StorageError:
             if len(units) == 1:
-                self._left_out.add((part.name, units[0]))
+                self._left_out |= names
                 return
             half = len(units) // 2
-            self._write(part, units[:half])
-            self._write(part, units[half:], last)
+            self._write(part, units[:half], deleted)
+            self._write(part, units[half:], deleted, reached)
 
     def _catch_up(self) -> int:
         """Copy what has changed, until little has changed meanwhile; return how many changes there were."""
@@ -246,16 +215,16 @@ class Copy:
         while more:
             changes = patiently(self._log.read, CHANGES)
             more = len(changes) > FEW
-            units: dict[str, dict[Any, None]] = {}
-            for _, name, unit in changes:
-                units.setdefault(name, {})[_unit_of(self._by_name[name], unit)] = None
             for part in self._parts:
-                found = list(units.get(part.name, ()))
-                for start in range(0, len(found), AT_ONCE):
-                    self._write(part, found[start : start + AT_ONCE])
-                if part is TOMBSTONES and found:
-                    patiently(self._rows.refuse_invalidated)
-            patiently(self._log.forget, [number for number, *_ in changes])
+                found = [change for change in changes if change.part == part.name]
+                deleted: dict[Any, float] = {}
+                for change in found:
+                    if change.deleted is not None:
+                        deleted[change.unit] = max(change.deleted, deleted.get(change.unit, 0.0))
+                units = list(dict.fromkeys(change.unit for change in found))
+                for start in range(0, len(units), AT_ONCE):
+                    self._write(part, units[start : start + AT_ONCE], deleted)
+            patiently(self._log.forget, changes)
             total += len(changes)
         return total
 
@@ -271,7 +240,7 @@ class Copy:
         mark = read_mark(self._source, COPY_TO)
         if mark is None:
             raise InvalidInput("this copy was ended by --give-up")
-        return mark.cut_over
+        return mark.cut_over or self._is_moved()  # a killed one may have been cut over already
 
     def _cut_over(self) -> None:
         """Let the source take nothing any more, and copy the last that it took."""
@@ -282,109 +251,68 @@ class Copy:
             if self._catch_up():
                 quiet_since = time.monotonic()
             time.sleep(POLL_SECONDS / 4)
-        patiently(self._rows.refuse_invalidated)
 
     # Checking.
 
     def _check(self) -> None:
         """Compare all rows."""
-        patiently(self._rows.refuse_invalidated)
+        self._rows.kept.clear()  # those that are newer now are found again
         for part in self._parts:
-            sums = {table.name: Sums() for table, _ in part.tables}
-            done, count = 0, self._rows.count(part)
-            for units in each_page(partial(patiently, self._rows.page, part, limit=AT_ONCE), None):
-                for name, found in self._compare(part, units).sums.items():
-                    sums[name].add(found)
-                done += len(units)
-                self._show(f"check {part.name}", done, count)
-            foreign = self._rows.foreign(part)
-            self.result.checked += [
-                _checked(name, one, foreign if name == part.name else 0) for name, one in sums.items()
-            ]
+            checked = [Checked(table.name) for table, _ in part.tables]
+            done, total, last = 0, self._rows.count(part), None
+            while units := patiently(self._rows.page, part, last, AT_ONCE):
+                for one, found in zip(checked, self._compare(part, units), strict=True):
+                    one.add(found)
+                done, last = done + len(units), units[-1]
+                self._show(f"check {part.name}", done, total)
+            checked[0].foreign = patiently(self._rows.foreign, part)
+            self._result.checked += checked
         self._catch_up()
 
-    def _compare(self, part: Part, units: Sequence[Any]) -> Compared:
+    def _compare(self, part: Part, units: Sequence[Any]) -> list[Checked]:
         """Compare units; what differs has changed while it was compared, and is copied again."""
-        page = patiently(self._rows.compare, part, units)
+        checked, differing = patiently(self._rows.compare, part, units)
         for _ in range(2):
-            if page.differing:
+            if differing:
                 self._catch_up()
-                self._write(part, page.differing)
-                page = patiently(self._rows.compare, part, units)
-        return page
-
-
-def close_source(source: Store, target: Store, namespace: str | None) -> None:
-    """Let a cache, or a namespace, take no answers any more. What was taken is there when this returns."""
-    moves = [one for one in read_moves(source) if one.namespace != namespace]
-    mark = Mark(target.id, target.url, time.time(), namespace)
-    with exclusive(source.engine) as db:
-        exclude_stores(db, tables.invalidations)  # with what pins and invalidates
-        if db.dialect.name == "postgresql":  # with what is told of documents
-            db.exec_driver_sql(f"LOCK TABLE {tables.told_documents.name} IN SHARE ROW EXCLUSIVE MODE")
-        write_moves(db, [*moves, mark])
-
-
-def forget_moves(store: Store, namespace: str | None) -> None:
-    """Let a namespace take answers again; None: all of them."""
-    kept = [one for one in read_moves(store) if namespace not in (None, one.namespace)]
-    if not kept:
-        store.meta.set(MOVED_KEY, None)
-        return
-    with writing(store.engine) as db:
-        write_moves(db, kept)
-
-
-def request_cut_over(source: Store, target: Store) -> bool:
-    """Ask the process that follows to cut over; return whether there is a copy between these two."""
-    text = source.meta.get(COPY_TO)
-    mark = read_mark(source, COPY_TO)
-    if text is None or mark is None or mark.cache != target.id:
-        return False
-    wanted = Mark(mark.cache, mark.place, mark.at, mark.namespace, cut_over=True)
-    return source.meta.compare_and_set(COPY_TO, text, wanted.text())
+                self._write(part, differing, {})
+                checked, differing = patiently(self._rows.compare, part, units)
+        return checked
 
 
 def give_up(source: Store, target: Store | None, namespace: str | None = None) -> None:
     """End a copy that is not finished, or let a cache or namespace that was moved take answers again.
 
-    The target, if it is still there, keeps what it has.
+    The target keeps what it has, if it is still there; its marks, if they are of another copy.
     """
-    ChangeLog(source.engine, PARTS).end()
-    source.meta.set(COPY_TO, None)
+    source.meta.set(COPY_TO, None)  # first: without its triggers a copy cannot be gone on with
+    patiently(ChangeLog(source.engine, PARTS).end)
     forget_moves(source, namespace)
     if target is None:
         return
-    target.meta.set(COPY_FROM, None)
+    mark = read_mark(target, COPY_FROM)
+    if mark is not None and mark.cache == source.id:
+        _release(target)
+
+
+def _release(target: Store) -> None:
     with exclusive(target.engine) as db:
-        db.execute(sa.schema.DropTable(_progress, if_exists=True))
-    RowCopier(source.engine, target.engine, None).clean_up()
+        db.execute(sa.delete(tables.meta).where(tables.meta.c.key == COPY_FROM))
+        drop_numbers(db)
 
 
-def patiently(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def _unfinished(way: str, mark: Mark) -> str:
+    which = "" if mark.namespace is None else f", namespace {mark.namespace!r},"
+    return f"another copy {way}{which} is not finished: go on with it, or end it with --give-up"
+
+
+def patiently(call: Callable[..., T], *arguments: Any) -> T:
     """Call it, and again, with pauses, while a database does not answer: a minute in all."""
     for pause in PAUSES:
         try:
-            return call(*arguments, **options)
+            return call(*arguments)
         except OtherCache:
             raise
         except StorageUnavailable:
             time.sleep(pause)
-    return call(*arguments, **options)
-
-
-def _checked(table: str, sums: Sums, foreign: int) -> Checked:
-    one, other = (f"{total % 2**96:024x}" for total in (sums.source_sum, sums.target_sum))
-    return Checked(table, sums.source, sums.target, one, other, foreign)
-
-
-def _unit_of(part: Part, text: str | None) -> Any:
-    """Return a unit as its column has it, from its text."""
-    whole = isinstance(part.table.c[part.unit].type, sa.BigInteger)
-    return int(text) if text is not None and whole else text
-
-
-def _set_progress(db: sa.Connection, part: Part, last: Any, *, done: bool) -> None:
-    db.execute(sa.delete(_progress).where(_progress.c.part == part.name))
-    values = {"part": part.name, "last": None if last is None else str(last), "done": done}
-    db.execute(sa.insert(_progress).values(values))
+    return call(*arguments)

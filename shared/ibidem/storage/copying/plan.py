@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -18,20 +18,26 @@ class Part:
     """One table that is copied, with those that belong to its rows.
 
     The rows with the same value in the column `unit` are compared and written together, those of `related`
-    tables (by their own column) among them. Of a `log` the rows get the next numbers of the database that
-    they are copied to, as it may count its own; all others are known by their keys.
+    tables (by their own column) among them. Rows of a log get the next numbers of the database that they are
+    copied to, as it may count its own; all others are known by their keys.
 
-    `own` columns are filled by each database itself. `used` ones change whenever an answer is served: they
-    are copied, but a difference is no fault. `everywhere` are rows that belong to all namespaces.
+    Attributes:
+        made: The column that says when a row was made: one that the target made later stays.
+        own: Columns that each database fills itself.
+        used: Columns that change whenever an answer is served: they are copied, but a difference is no fault.
+        everywhere: Whether the rows belong to all namespaces.
+        deletes: Whether what is deleted in the source is deleted in the target.
     """
 
     table: sa.Table
     unit: str
-    kind: Literal["rows", "log"] = "rows"
+    is_log: bool = False
+    made: str = ""
     related: tuple[tuple[sa.Table, str], ...] = ()
     own: frozenset[str] = frozenset()
     used: frozenset[str] = frozenset()
     everywhere: bool = False
+    deletes: bool = True
 
     @property
     def name(self) -> str:
@@ -43,22 +49,27 @@ class Part:
         """All tables, each with the column of the unit."""
         return (self.table, self.unit), *self.related
 
-    def columns(self, table: sa.Table) -> list[sa.Column[object]]:
-        """The columns that are copied."""
-        return [column for column in table.c if column.name not in self.own]
+    def columns(self, table: sa.Table) -> list[str]:
+        """The names of the columns that are copied."""
+        return [column.name for column in table.c if column.name not in self.own]
+
+    def unit_of(self, text: str) -> Any:
+        """Return a unit as its column has it, from its text."""
+        return int(text) if isinstance(self.table.c[self.unit].type, sa.BigInteger) else text
 
 
 _OF_ENTRIES = (tables.entry_documents, tables.entry_tags, tables.entry_vectors)
 ANSWERS = Part(
     tables.entries,
     "id",
+    made="created",
     related=tuple((table, "entry_id") for table in _OF_ENTRIES),
     own=frozenset({"indexed_in"}),  # the index is built anew from the vectors
     used=frozenset({"hits", "used", "rank", "expires"}),
 )
-EMBEDDERS = Part(tables.embedders, "id", own=frozenset({"until", "state"}), everywhere=True)
-TOMBSTONES = Part(tables.invalidations, "id", kind="log", everywhere=True)
-TOLD = Part(tables.told_documents, "key", everywhere=True)
+# An embedder that nobody uses goes by itself. An invalidation holds, though the source forgets it some day.
+EMBEDDERS = Part(tables.embedders, "id", own=frozenset({"until", "state"}), everywhere=True, deletes=False)
+TOMBSTONES = Part(tables.invalidations, "id", is_log=True, everywhere=True, deletes=False)
 MODELS = Part(tables.model_files, "model", everywhere=True)
 META = Part(tables.meta, "key", everywhere=True)
 
@@ -66,13 +77,13 @@ META = Part(tables.meta, "key", everywhere=True)
 PARTS = (
     EMBEDDERS,
     TOMBSTONES,
-    TOLD,
+    Part(tables.told_documents, "key", made="at", everywhere=True),
     ANSWERS,
-    Part(tables.withdrawn, "id"),
+    Part(tables.withdrawn, "id", made="at"),
     Part(tables.answered_turns, "conversation", own=frozenset({"id"})),
-    Part(tables.judgements, "id", kind="log"),
-    Part(tables.examples, "id", kind="log"),
-    Part(tables.lookups, "id", kind="log"),
+    Part(tables.judgements, "id", is_log=True),
+    Part(tables.examples, "id", is_log=True),
+    Part(tables.lookups, "id", is_log=True),
     MODELS,
     META,
 )
