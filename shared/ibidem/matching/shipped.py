@@ -42,10 +42,15 @@ def pair_model() -> PairModel | None:
         EmbedderUnavailable: A file of it is damaged.
         ConfigurationError: It comes from another version.
     """
+    directory = pair_model_folder()
+    return None if directory is None else PairModel(directory)
+
+
+def pair_model_folder() -> Path | None:
+    """Return where the files of the pair model are; None if its package is not installed."""
     found = find_spec(WEIGHTS)
     places = [] if found is None else found.submodule_search_locations or []
-    directory = next((Path(place) / "verifier" for place in places), None)
-    return None if directory is None or not directory.is_dir() else PairModel(directory)
+    return next((path for place in places if (path := Path(place) / "verifier").is_dir()), None)
 
 
 def rule_for(fingerprint: str) -> Scorer:

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
+from ibidem.embedding.minilm_files import MODEL_FILE
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import Thresholds
+from ibidem.matching.shipped import pair_model_folder
 from ibidem_lab.fitting.thresholds import Sample, thresholds
 from ibidem_lab.fitting.thresholds import measure as measure_thresholds
 from ibidem_lab.models import base, encoder, export, teacher, verifier
@@ -31,7 +33,7 @@ from ibidem_lab.models.calibration import (
     deciles,
 )
 from ibidem_lab.models.export import OnStreams, Scores
-from ibidem_lab.models.groups import DATA, Pair, load_groups
+from ibidem_lab.models.groups import DATA, Pair, load_groups, pair_hash
 from ibidem_lab.models.measure import (
     Measured,
     Sets,
@@ -45,17 +47,23 @@ from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens, cosines
 from ibidem_lab.models.pairs import (
     LABELLED,
     NEIGHBOURS,
+    Encode,
     Workloads,
     groups_as_stream,
     labelled_pairs,
+    near_questions,
     unlabelled_pairs,
 )
+from ibidem_lab.models.readings import Readings
 from ibidem_lab.models.training import Schedule, load
 from ibidem_lab.replay import Row, vectors_of
 
 TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 65_536  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
+READ_TIMES = 4  # how often a pair that was read is seen: they are few
+FURTHER = 200_000  # examples that a model sees that goes on from the one that ships
+SCORED_ONE_IN = 5  # of them, as many as one in so many are pairs that the teacher has scored
 READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
 REPLAYED = 2_000  # questions of each half of a stream, to calibrate by and to measure thresholds on
@@ -135,6 +143,42 @@ class Steps:
             say,
             self._validate(tokens),
         )
+
+    def further(self) -> None:
+        """Go on with the verifier that ships, from its int8 weights, on labels that it is not certain of."""
+        shipped, tokens = pair_model_folder(), Tokens(self._mpnet)
+        if shipped is None:
+            raise base.BaseUnavailable("ibidem-models is not installed: pip install ibidem-models")
+        student = verifier.from_graph(shipped / MODEL_FILE, self._mpnet).to(device())
+        labelled = labelled_pairs(self.groups, self.workloads)
+        pairs = verifier.worth_reading(labelled, self._own_logits(student, tokens, labelled), seed=3)
+        near = near_questions(self.groups, self.workloads, self._encode())
+        pairs += Readings.load().label(near) * READ_TIMES
+        pairs += teacher.TeacherScores.read(TEACHER_SCORES).label(near)[: len(pairs) // SCORED_ONE_IN]
+        say(f"{len(pairs):,} pairs")
+        teacher.train_cross_encoder(
+            student,
+            tokens,
+            pairs,
+            self._schedule(FURTHER, 64, 4e-5, 3),
+            self._checkpoint("verifier"),
+            say,
+            self._validate(tokens),
+        )
+
+    def _own_logits(self, model: CrossEncoder, tokens: Tokens, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """What a model says of pairs, some thousands at a time; kept in the work folder."""
+        kept, of = self.work / "own_scores.npz", teacher.teacher_name([model])
+        found = teacher.TeacherScores.none(of)
+        if kept.exists():
+            before = teacher.TeacherScores.read(kept)
+            found = before if before.of == of else found
+        lacking = list({pair_hash(pair): pair for pair in found.lacking(pairs)}.values())
+        for start in range(0, len(lacking), SCORED_AT_ONCE):
+            block = lacking[start : start + SCORED_AT_ONCE]
+            found = found.and_of(block, scores(model, tokens, block))
+            found.write(kept)
+        return found.logits(pairs)
 
     def encoder(self) -> None:
         """Train the encoder on the groups and on the cosines of all-mpnet-base-v2, and write it."""
@@ -251,13 +295,15 @@ class Steps:
             found = json.loads(kept.read_text(encoding="utf-8"))
             if found["of"] == of:
                 return [Pair(a, b, 0.5) for a, b in found["pairs"]]
-        model, tokens = TextEncoder(base.minilm()).to(device()), Tokens(base.minilm())
-        pairs = unlabelled_pairs(self.groups, self.workloads, lambda texts: vectors(model, tokens, texts))
-        pairs = pairs[:UNLABELLED]
+        pairs = unlabelled_pairs(self.groups, self.workloads, self._encode())[:UNLABELLED]
         kept.write_text(
             json.dumps({"of": of, "pairs": [(pair.a, pair.b) for pair in pairs]}), encoding="utf-8"
         )
         return pairs
+
+    def _encode(self) -> Encode:
+        model, tokens = TextEncoder(base.minilm()).to(device()), Tokens(base.minilm())
+        return partial(vectors, model, tokens)
 
     def _sources(self) -> str:
         """A digest of all texts that unlabelled pairs are made of."""
@@ -305,7 +351,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(prog="python -m ibidem_lab.models", description=__doc__)
-    steps = ("teacher", "label", "verifier", "encoder", "export", "table")
+    steps = ("teacher", "label", "verifier", "further", "encoder", "export", "table")
     parser.add_argument("step", choices=steps)
     parser.add_argument("--data", type=Path, required=True, help="folder of the workloads")
     parser.add_argument(

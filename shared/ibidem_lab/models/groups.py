@@ -39,6 +39,12 @@ class Pair:
     same: float
 
 
+def pair_hash(pair: Pair) -> int:
+    """A 64-bit hash of a pair, the same in either order: of texts that are not ours only that is kept."""
+    joined = "\x00".join(sorted((pair.a, pair.b)))
+    return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """A question, its rewordings and its near misses."""

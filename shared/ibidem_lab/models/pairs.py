@@ -149,6 +149,13 @@ def unlabelled_pairs(
     return allowed
 
 
+def near_questions(groups: Sequence[Group], workloads: Workloads, encode: Encode) -> list[Pair]:
+    """Each question of the workloads that may be trained on with its nearest ones, `same` 0.5, shuffled."""
+    pairs = [pair for texts in workloads.questions().values() for pair in _neighbours(texts, encode)]
+    random.Random(13).shuffle(pairs)  # noqa: S311
+    return _allowed(pairs, groups, workloads)
+
+
 def _edits(
     texts: Sequence[str], edits: Sequence[rewording.Edit], same: float, count: int, rng: random.Random
 ) -> list[Pair]:

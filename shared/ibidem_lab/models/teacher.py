@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ibidem._util.statistics import sigmoid
-from ibidem_lab.models.groups import Pair
+from ibidem_lab.models.groups import Pair, pair_hash
 from ibidem_lab.models.network import CrossEncoder, Tokens, device, scores
 from ibidem_lab.models.training import Schedule, train
 
@@ -44,12 +44,6 @@ def train_cross_encoder(
 def smoothed(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with their labels `SMOOTHING` nearer to a half."""
     return [Pair(pair.a, pair.b, pair.same * (1 - 2 * SMOOTHING) + SMOOTHING) for pair in pairs]
-
-
-def pair_hash(pair: Pair) -> int:
-    """A 64-bit hash of a pair, the same in either order: under it the teacher's score is kept."""
-    joined = "\x00".join(sorted((pair.a, pair.b)))
-    return int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8).digest(), "little")
 
 
 def average_scores(
@@ -109,17 +103,18 @@ class TeacherScores:
 
     def label(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs that have a score, each with its probability."""
+        told = sigmoid(self.logits(pairs))
+        return [
+            Pair(pair.a, pair.b, float(p)) for pair, p in zip(pairs, told, strict=True) if not np.isnan(p)
+        ]
+
+    def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """The logit of each pair; NaN where it has none."""
         if not len(self):
-            return []
+            return np.full(len(pairs), np.nan, np.float32)
         wanted = _hashes(pairs)
         places = np.searchsorted(self._hashes, wanted).clip(max=len(self) - 1)
-        known = self._hashes[places] == wanted
-        probability = sigmoid(self._logits[places])
-        return [
-            Pair(pair.a, pair.b, float(p))
-            for pair, p, is_known in zip(pairs, probability, known, strict=True)
-            if is_known
-        ]
+        return np.where(self._hashes[places] == wanted, self._logits[places].astype(np.float32), np.nan)
 
 
 def _hashes(pairs: Sequence[Pair]) -> NDArray[np.uint64]:

@@ -1,20 +1,30 @@
 """The verifier that ships: six layers of the teacher, taught by its logits and its hidden states."""
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
+from ibidem._util.statistics import sigmoid
 from ibidem_lab.models.groups import Pair
 from ibidem_lab.models.network import CrossEncoder, Tokens, device
 from ibidem_lab.models.training import Schedule, train
+from ibidem_lab.models.verifier_graph import weights_of
 
 LAYERS = (0, 2, 4, 7, 9, 11)  # of the teacher's twelve, that the student starts from and is held against
 STATE_WEIGHT = 1.0  # of the hidden states' distance against the logits' loss
 # Steps in which the states teach too. The teacher's pass through twelve layers is two thirds of the work of
 # the student's step, three passes through six.
 STATE_STEPS = 600
+# A model that goes on learning has little to learn from pairs whose label it gives this probability: of them
+# it sees one in `SEEN_AGAIN`, so that it forgets nothing.
+CERTAIN = 0.95
+SEEN_AGAIN = 4
 
 
 def start_from(teacher: CrossEncoder, base: Path) -> CrossEncoder:
@@ -31,6 +41,27 @@ def start_from(teacher: CrossEncoder, base: Path) -> CrossEncoder:
         {name: value for name, value in weights.items() if ".encoder.layer." not in name}, strict=False
     )
     return student
+
+
+def from_graph(file: Path, base: Path) -> CrossEncoder:
+    """A student with the weights of an int8 graph as it ships, and the embeddings in the folder `base`."""
+    student = CrossEncoder(base, LAYERS)
+    weights = {name: torch.from_numpy(array) for name, array in weights_of(onnx.load(file)).items()}
+    student.load_state_dict(weights, strict=False)
+    return student
+
+
+def worth_reading(pairs: Sequence[Pair], logits: NDArray[np.float32], seed: int) -> list[Pair]:
+    """The pairs to go on with, in order: those whose label a model is not certain of, and some of the others.
+
+    A pair without a logit (NaN) is among the former.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    labels = np.array([pair.same for pair in pairs])
+    told = sigmoid(logits)
+    certain = labels * told + (1 - labels) * (1 - told) > CERTAIN
+    kept = (not known or not rng.randrange(SEEN_AGAIN) for known in certain)
+    return [pair for pair, is_kept in zip(pairs, kept, strict=True) if is_kept]
 
 
 def distil(

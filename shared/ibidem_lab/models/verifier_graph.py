@@ -9,7 +9,7 @@ digit is enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 EPSILON = 1e-5
 FIRST_POSITION = 2  # of the position embeddings, after that of padding
 FARTHEST = 128  # tokens from which on all distances are one
+BUCKETS = 32  # of distances
+
+_LARGEST_SHAPE = 4  # elements of a constant that holds no weights
+_OF_EMBEDDINGS = 5  # constants: words and their scale, positions, norm
+_OF_LAYER = 4 * 4 + 2 * 2  # constants: four dense layers and two norms
 
 Array = NDArray[Any]
 
@@ -67,6 +72,58 @@ def build_verifier(weights: Mapping[str, Array], heads: int, digits: Digits | No
         number += 1
     _logit(graph, x, mask, weights)
     return graph.model("logit", ["n"], "ibidem-verifier")
+
+
+def weights_of(model: ModelProto) -> dict[str, Array]:
+    """What `build_verifier` made an int8 graph from, rounded to 8 bits, by the names in a `CrossEncoder`.
+
+    The embeddings, which are not trained, are left out.
+
+    Raises:
+        ValueError: the graph is another one, or an activation has two digits somewhere.
+    """
+    from onnx import numpy_helper
+
+    constants = [numpy_helper.to_array(one) for one in model.graph.initializer]
+    # In the order in which they were made; all others are shapes, axes and single numbers.
+    table, *blocks, head = [array for array in constants if array.size > _LARGEST_SHAPE]
+    offset, blocks = constants[-2], blocks[_OF_EMBEDDINGS:]
+    if len(blocks) % _OF_LAYER or table.ndim != 2 or table.shape[1] != 2 * PAIR_WINDOW - 1:
+        raise ValueError("not a graph of build_verifier with one digit an activation")
+    heads, hidden = len(table), len(head)
+    distances = np.arange(-PAIR_WINDOW + 1, PAIR_WINDOW)
+    bias = np.zeros((BUCKETS, heads), np.float32)
+    bias[buckets(distances, BUCKETS)] = table.T
+    found = {"body.encoder.relative_attention_bias.weight": bias, "head.weight": head.T, "head.bias": offset}
+    for number in range(len(blocks) // _OF_LAYER):
+        prefix = f"body.encoder.layer.{number}."
+        own = _layer_of(blocks[number * _OF_LAYER : (number + 1) * _OF_LAYER], heads, hidden)
+        found |= {prefix + name: np.ascontiguousarray(array) for name, array in own.items()}
+    return found
+
+
+def _layer_of(blocks: Sequence[Array], heads: int, hidden: int) -> dict[str, Array]:
+    """The weights of one layer from its constants, in the order of `_layer`."""
+    left = iter(blocks)
+
+    def dense() -> tuple[Array, Array]:
+        codes, _, scale, offset = (next(left) for _ in range(4))
+        return (codes * scale).T.astype(np.float32), offset
+
+    def norm(name: str) -> dict[str, Array]:
+        return {f"{name}.LayerNorm.weight": next(left), f"{name}.LayerNorm.bias": next(left)}
+
+    found: dict[str, Array] = {}
+    weight, offset = dense()
+    for at, (name, factor) in enumerate(_query_factors(heads, hidden).items()):
+        rows = slice(at * hidden, (at + 1) * hidden)
+        found[f"attention.attn.{name}.weight"] = weight[rows] / np.float32(factor)
+        found[f"attention.attn.{name}.bias"] = offset[rows] / np.float32(factor)
+    found["attention.attn.o.weight"], found["attention.attn.o.bias"] = dense()
+    found |= norm("attention")
+    for name in ("intermediate.dense", "output.dense"):
+        found[f"{name}.weight"], found[f"{name}.bias"] = dense()
+    return found | norm("output")
 
 
 def buckets(distances: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -123,13 +180,17 @@ def _attention(graph: Graph, x: str, bias: str, weights: Mapping[str, Array], he
     """What each token takes from the others, before its projection: [n, t, hidden]."""
     hidden = weights["attention.attn.q.weight"].shape[0]
     # The score's 1/sqrt(width) is folded into the query; one product makes query, key and value.
-    factor = {"q": (hidden // heads) ** -0.5, "k": 1.0, "v": 1.0}
+    factor = _query_factors(heads, hidden)
     weight = np.concatenate([weights[f"attention.attn.{n}.weight"].T * f for n, f in factor.items()], axis=1)
     offset = np.concatenate([weights[f"attention.attn.{n}.bias"] * f for n, f in factor.items()])
     joined = graph.dense(
         x, weight.astype(np.float32), offset.astype(np.float32), int8=digits > 0, digits=digits
     )
     return graph.attention(joined, bias, heads, hidden)
+
+
+def _query_factors(heads: int, hidden: int) -> dict[str, float]:
+    return {"q": (hidden // heads) ** -0.5, "k": 1.0, "v": 1.0}
 
 
 def _logit(graph: Graph, x: str, mask: str, weights: Mapping[str, Array]) -> None:
