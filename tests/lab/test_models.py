@@ -13,10 +13,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from ibidem_lab.models import encoder, network, teacher, training, verifier  # noqa: E402
-from ibidem_lab.models.groups import Group, Pair  # noqa: E402
+from ibidem_lab.models.groups import Group, Pair, pair_hash  # noqa: E402
 from ibidem_lab.models.measure import measure, table  # noqa: E402
 from ibidem_lab.models.network import CrossEncoder, TextEncoder, Tokens  # noqa: E402
+from ibidem_lab.models.readings import Readings  # noqa: E402
 from ibidem_lab.models.training import Schedule  # noqa: E402
+from ibidem_lab.models.verifier_graph import Digits, build_verifier  # noqa: E402
 
 COLOURS = ("red", "green", "blue", "black", "white", "brown", "pink", "grey")
 PAIRS = [
@@ -176,6 +178,38 @@ def test_a_student_begins_as_layers_of_its_teacher(
     found = network.scores(student, tokens, PAIRS)
     same = np.array([pair.same == 1 for pair in PAIRS])
     assert found[same].min() > found[~same].max()
+
+
+def test_a_student_goes_on_from_the_graph_that_ships(model: CrossEncoder, tiny: Path, tmp_path: Path) -> None:
+    """It says what the graph says; rounding to 8 bits is all that was lost."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    graph = build_verifier(weights, model.body.config.num_attention_heads, Digits(1, 1, 1, 1))
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    student = verifier.from_graph(tmp_path / "model.onnx", tiny, range(4))
+    tokens = Tokens(tiny)
+    own, shipped = (network.scores(one, tokens, PAIRS) for one in (model, student))
+    assert np.corrcoef(own, shipped)[0, 1] > 0.99
+
+
+def test_what_a_model_is_certain_of_is_seldom_seen_again() -> None:
+    pairs = [Pair(f"{number}", "asked", float(number % 2)) for number in range(4_000)]
+    right = np.array([6.0 if pair.same else -6.0 for pair in pairs], np.float32)
+    seen = verifier.worth_reading(pairs, right, seed=3)
+    assert len(seen) == pytest.approx(len(pairs) / verifier.SEEN_AGAIN, rel=0.15)
+    for unsure in (-right, right / 6, np.full_like(right, np.nan)):
+        assert verifier.worth_reading(pairs, unsure, seed=3) == pairs
+
+
+def test_readings_are_kept_without_texts(tmp_path: Path) -> None:
+    read = {pair_hash(pair): pair.same == 1 for pair in PAIRS[::2]}
+    path = tmp_path / "readings.txt"
+    Readings(read).write(path)
+    turned = [Pair(pair.b, pair.a, 0.5) for pair in PAIRS]
+    found = Readings.load(path).label(turned)
+    assert found == [Pair(pair.b, pair.a, pair.same) for pair in PAIRS[::2]]
+    path.write_text(path.read_text() + "beef perhaps\n")
+    with pytest.raises(ValueError, match=r"readings\.txt, line 65: no reading: 'beef perhaps'"):
+        Readings.load(path)
 
 
 def test_the_average_is_over_models(tiny: Path) -> None:

@@ -9,9 +9,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnx")
 
+from onnx import numpy_helper  # noqa: E402
+
 from ibidem.embedding.onnx_model import open_session  # noqa: E402
 from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder  # noqa: E402
-from ibidem_lab.models.verifier_graph import Digits, buckets, build_verifier  # noqa: E402
+from ibidem_lab.models.verifier_graph import Digits, buckets, build_verifier, weights_of  # noqa: E402
 
 
 def inputs(rows: int, longest: int) -> dict[str, np.ndarray]:
@@ -63,6 +65,28 @@ def test_a_quantised_score_does_not_depend_on_what_is_beside_it(model: CrossEnco
         length = given["attention_mask"][row].sum()
         alone = {name: value[row : row + 1, :length] for name, value in given.items()}
         assert run(model, alone, Digits())[0] == pytest.approx(together[row], abs=1e-3)
+
+
+@pytest.mark.parametrize("digits", [Digits(1, 1, 1, 1), Digits(2, 1, 1, 2)])
+def test_a_graph_gives_its_weights_back(model: CrossEncoder, digits: Digits) -> None:
+    """Rounded, so that a graph made of them is the same; training can go on from what ships."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    heads = model.body.config.num_attention_heads
+    graph = build_verifier(weights, heads, digits)
+    found = weights_of(graph)
+    assert set(weights) - set(found) == {name for name in weights if ".embeddings." in name}
+    for name, array in found.items():
+        step = float(np.abs(weights[name]).max()) / 100
+        assert array == pytest.approx(weights[name], abs=step), name
+    again = build_verifier(weights | found, heads, digits)
+    for one, other in zip(graph.graph.initializer, again.graph.initializer, strict=True):
+        assert numpy_helper.to_array(one) == pytest.approx(numpy_helper.to_array(other), rel=1e-5), one.name
+
+
+def test_a_graph_in_full_precision_is_not_taken_for_one(model: CrossEncoder) -> None:
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="not an int8 graph"):
+        weights_of(build_verifier(weights, model.body.config.num_attention_heads))
 
 
 def test_buckets_are_those_of_mpnet() -> None:

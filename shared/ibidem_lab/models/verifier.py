@@ -23,7 +23,7 @@ STATE_WEIGHT = 1.0  # of the hidden states' distance against the logits' loss
 STATE_STEPS = 600
 # A model that goes on learning has little to learn from pairs whose label it gives this probability: of them
 # it sees one in `SEEN_AGAIN`, so that it forgets nothing.
-CERTAIN = 0.95
+CERTAIN = 0.9
 SEEN_AGAIN = 4
 
 
@@ -43,11 +43,11 @@ def start_from(teacher: CrossEncoder, base: Path) -> CrossEncoder:
     return student
 
 
-def from_graph(file: Path, base: Path) -> CrossEncoder:
+def from_graph(file: Path, base: Path, layers: Sequence[int] = LAYERS) -> CrossEncoder:
     """A student with the weights of an int8 graph as it ships, and the embeddings in the folder `base`."""
-    student = CrossEncoder(base, LAYERS)
-    weights = {name: torch.from_numpy(array) for name, array in weights_of(onnx.load(file)).items()}
-    student.load_state_dict(weights, strict=False)
+    student = CrossEncoder(base, layers)
+    weights = weights_of(onnx.load(file))
+    student.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=False)
     return student
 
 

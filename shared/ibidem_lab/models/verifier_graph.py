@@ -80,7 +80,7 @@ def weights_of(model: ModelProto) -> dict[str, Array]:
     The embeddings, which are not trained, are left out.
 
     Raises:
-        ValueError: the graph is another one, or an activation has two digits somewhere.
+        ValueError: the graph is another one, or in full precision.
     """
     from onnx import numpy_helper
 
@@ -89,7 +89,7 @@ def weights_of(model: ModelProto) -> dict[str, Array]:
     table, *blocks, head = [array for array in constants if array.size > _LARGEST_SHAPE]
     offset, blocks = constants[-2], blocks[_OF_EMBEDDINGS:]
     if len(blocks) % _OF_LAYER or table.ndim != 2 or table.shape[1] != 2 * PAIR_WINDOW - 1:
-        raise ValueError("not a graph of build_verifier with one digit an activation")
+        raise ValueError("not an int8 graph of build_verifier")
     heads, hidden = len(table), len(head)
     distances = np.arange(-PAIR_WINDOW + 1, PAIR_WINDOW)
     bias = np.zeros((BUCKETS, heads), np.float32)
