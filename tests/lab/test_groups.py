@@ -29,7 +29,7 @@ GROUPS = load_groups()
 
 def test_there_are_enough_of_each_kind() -> None:
     kinds = Counter(group.kind for group in GROUPS)
-    assert sum(kinds.values()) >= 5_000
+    assert sum(kinds.values()) >= 7_500
     for rare in (
         "code",
         "commands",
