@@ -151,7 +151,7 @@ class TestKeptAnswers:
         assert second.returncode == 0, second.stdout + second.stderr
         assert "Indexing" not in second.stdout
         assert from_the_cache(second)["all"] == (53, 52)
-        assert second.stdout.count("documents_changed") == 1  # the edited document
+        assert second.stdout.count("miss, documents_changed") == 1  # the edited document
 
 
 @pytest.mark.slow

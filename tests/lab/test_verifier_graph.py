@@ -75,6 +75,8 @@ def test_a_graph_gives_its_weights_back(model: CrossEncoder, digits: Digits) -> 
     graph = build_verifier(weights, heads, digits)
     found = weights_of(graph)
     assert set(weights) - set(found) == {name for name in weights if ".embeddings." in name}
+    far = "body.encoder.relative_attention_bias.weight"  # one of its rows is of no distance
+    weights[far] = weights[far] * np.isin(np.arange(32), buckets(np.arange(-300, 300), 32))[:, None]
     for name, array in found.items():
         step = float(np.abs(weights[name]).max()) / 100
         assert array == pytest.approx(weights[name], abs=step), name

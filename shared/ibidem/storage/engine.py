@@ -45,7 +45,7 @@ _BUSY_TIMEOUT = f"PRAGMA busy_timeout={int(DEADLINE_SECONDS * 1000)}"  # readers
 # Codes of a server that takes no calls now: shutting down, starting up, too many connections.
 _UNAVAILABLE_CODES = ("57P01", "57P02", "57P03", "53300")
 # What it says of a connection that it will never take; libpq gives no code for it.
-_REFUSALS = re.compile("authentication failed|pg_hba.conf|not permitted|(?:role|database) .* does not exist")
+_REFUSALS = re.compile("authentication failed|pg_hba.conf|not permitted|does not exist")
 _warned = False  # of a damaged row
 _in_sqlite = ForkGate()  # its lock for the whole process is held for moments also while a file is only read
 _draw = random.SystemRandom()  # the module's own generator is the program's, which may have seeded it
