@@ -159,7 +159,7 @@ class LifecycleContract:
         """The dear answers outlive the cheap ones that came later."""
         cache = open_cache(max_entries=30)
         dear, _ = fill(cache, 10, tokens=5000), fill(cache, 100, tokens=10, first=100)
-        cache.flush()
+        assert eventually(cache.flush)
         assert all(map(cache.lookup, dear))
 
     def test_what_is_asked_for_is_kept(self, open_cache) -> None:
@@ -171,9 +171,9 @@ class LifecycleContract:
             for batch in range(5):
                 clock.advance(1)
                 assert all(map(cache.lookup, popular)), eviction
-                cache.flush()
+                assert eventually(cache.flush)
                 fill(cache, 15, first=100 * (batch + 1), namespace=path)
-                cache.flush()
+                assert eventually(cache.flush)
             assert all(map(cache.lookup, popular))
             cache.clear()
             cache.close()
