@@ -23,7 +23,8 @@ SIZES = {
     # With the answers of other conversations: how two are compared, and how they are found.
     ("ibidem", "modules"): 152,
     ("ibidem", "lines"): 32_100,
-    # With `ibidem decide`, the export of models, vetted answers, what-if, what `ibidem learn` trains, and training that goes on.
+    # With `ibidem decide`, the export of models, vetted answers, what-if, what `ibidem learn` trains, and
+    # training that goes on from the weights that ship.
     ("ibidem_lab", "modules"): 87,
     ("ibidem_lab", "lines"): 12_510,
     ("langchain_ibidem", "modules"): 14,  # with whole chains: what they depend on, and what they return
