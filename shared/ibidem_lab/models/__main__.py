@@ -55,6 +55,7 @@ from ibidem_lab.models.pairs import (
     unlabelled_pairs,
 )
 from ibidem_lab.models.readings import Readings
+from ibidem_lab.models.teacher import TeacherScores
 from ibidem_lab.models.training import Schedule, load
 from ibidem_lab.replay import Row, vectors_of
 
@@ -113,23 +114,14 @@ class Steps:
     def label(self) -> None:
         """Let the teacher score the unlabelled pairs, some thousands at a time."""
         tokens, teachers = self._teachers()
-        of = teacher.teacher_name(teachers)
-        scored = teacher.TeacherScores.none(of)
-        if TEACHER_SCORES.exists():
-            before = teacher.TeacherScores.read(TEACHER_SCORES)
-            scored = before if before.of == of else scored
-        pairs = scored.lacking(self._unlabelled()[: int(UNLABELLED * self.share)])
-        say(f"{len(pairs):,} pairs to score, {len(scored):,} have been")
-        for start in range(0, len(pairs), SCORED_AT_ONCE):
-            block = pairs[start : start + SCORED_AT_ONCE]
-            scored = scored.and_of(block, teacher.average_scores(teachers, tokens, block))
-            scored.write(TEACHER_SCORES)
+        pairs = self._unlabelled()[: int(UNLABELLED * self.share)]
+        self._scored(TEACHER_SCORES, tokens, teachers, pairs)
 
     def verifier(self) -> None:
         """Distil the verifier from the labels and from what the teachers say of other pairs."""
         tokens, (first, *_) = self._teachers()
         labelled = labelled_pairs(self.groups, self.workloads)
-        scored = teacher.TeacherScores.read(TEACHER_SCORES).label(self._unlabelled())
+        scored = TeacherScores.read(TEACHER_SCORES).label(self._unlabelled())
         say(f"{len(labelled):,} labelled pairs, {len(scored):,} that the teacher has scored")
         student = verifier.start_from(first, self._mpnet)
         schedule = self._schedule(222_000, 64, 8e-5, 3)
@@ -151,10 +143,11 @@ class Steps:
             raise base.BaseUnavailable("ibidem-models is not installed: pip install ibidem-models")
         student = verifier.from_graph(shipped / MODEL_FILE, self._mpnet).to(device())
         labelled = labelled_pairs(self.groups, self.workloads)
-        pairs = verifier.worth_reading(labelled, self._own_logits(student, tokens, labelled), seed=3)
+        own = self._scored(self.work / "own_scores.npz", tokens, [student], labelled)
+        pairs = verifier.worth_reading(labelled, own.logits(labelled), seed=3)
         near = near_questions(self.groups, self.workloads, self._encode())
         pairs += Readings.load().label(near) * READ_TIMES
-        pairs += teacher.TeacherScores.read(TEACHER_SCORES).label(near)[: len(pairs) // SCORED_ONE_IN]
+        pairs += TeacherScores.read(TEACHER_SCORES).label(near)[: len(pairs) // SCORED_ONE_IN]
         say(f"{len(pairs):,} pairs")
         teacher.train_cross_encoder(
             student,
@@ -166,19 +159,23 @@ class Steps:
             self._validate(tokens),
         )
 
-    def _own_logits(self, model: CrossEncoder, tokens: Tokens, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """What a model says of pairs, some thousands at a time; kept in the work folder."""
-        kept, of = self.work / "own_scores.npz", teacher.teacher_name([model])
-        found = teacher.TeacherScores.none(of)
+    @staticmethod
+    def _scored(
+        kept: Path, tokens: Tokens, models: Sequence[CrossEncoder], pairs: Sequence[Pair]
+    ) -> TeacherScores:
+        """What models say of pairs, some thousands at a time; what is kept in the file is not asked again."""
+        of = teacher.teacher_name(models)
+        scored = TeacherScores.none(of)
         if kept.exists():
-            before = teacher.TeacherScores.read(kept)
-            found = before if before.of == of else found
-        lacking = list({pair_hash(pair): pair for pair in found.lacking(pairs)}.values())
+            before = TeacherScores.read(kept)
+            scored = before if before.of == of else scored
+        lacking = list({pair_hash(pair): pair for pair in scored.lacking(pairs)}.values())
+        say(f"{len(lacking):,} pairs to score, {len(scored):,} have been")
         for start in range(0, len(lacking), SCORED_AT_ONCE):
             block = lacking[start : start + SCORED_AT_ONCE]
-            found = found.and_of(block, scores(model, tokens, block))
-            found.write(kept)
-        return found.logits(pairs)
+            scored = scored.and_of(block, teacher.average_scores(models, tokens, block))
+            scored.write(kept)
+        return scored
 
     def encoder(self) -> None:
         """Train the encoder on the groups and on the cosines of all-mpnet-base-v2, and write it."""
