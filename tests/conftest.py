@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import shutil
 import signal
+import sqlite3
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ def _statements_are_compiled_once() -> Iterator[None]:
         yield
 
 
+def fill_if_empty(file: Path, made: Path) -> None:
+    """Copy one SQLite file to another that is empty, unless a process of the test begins to write to that."""
+    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        if not file.stat().st_size:
+            file.write_bytes(made.read_bytes())
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _tables_are_created_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An empty SQLite file becomes a copy of one that was migrated."""
@@ -93,8 +101,8 @@ def _tables_are_created_once(tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 if not made.exists():
                     migrate(blank := sqlalchemy.create_engine(f"sqlite:///{made}"))
                     blank.dispose()
-                with suppress(OSError):  # which is for the cache to say
-                    shutil.copyfile(made, file)
+                with suppress(OSError, sqlite3.Error):  # which are for the cache to say
+                    fill_if_empty(file, made)
         migrate(engine)
 
     with pytest.MonkeyPatch.context() as patch:
