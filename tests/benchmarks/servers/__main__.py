@@ -1,8 +1,9 @@
 """Many processes on one cache: what each way to share it sustains, how long a call waits, what others see.
 
 Run as `python -m tests.benchmarks.servers`; `--help` lists the options. Of the calls 5 % store an answer,
-0.5 % invalidate one, 25 % ask a question in the same words and the rest in other words, by Zipf's law; the
-cache is full, so that each store evicts an answer. By default questions and vectors are made up and no model
+0.5 % invalidate one, 25 % ask a question in the same words and the rest in other words, 5,000 questions by
+Zipf's law; the cache is full, so that each store evicts an answer. A stubbed search returns at once what the
+search would find. By default questions and vectors are made up and no model
 computes anything, so that the search is as large a part of a call as it can be; with `--corpus` the default
 models do. All set-ups are asked in turn, in one run: on a machine that does much else their ratios count.
 """
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import ibidem
 from ibidem.embedding import resolve_embedder
+from ibidem.pipeline import NEIGHBOURS
 from ibidem.runtime import open_store
 from ibidem.settings import read_settings
 from ibidem.types import point_of
@@ -34,6 +37,7 @@ from tests.helpers import Child
 from tests.servers import ChromaServer, PostgresServer, running_chroma, running_postgres_server
 
 WORKER = "from tests.benchmarks.servers.worker import main; main()"
+ASKED = 5_000  # of the answers, which are the first
 ROOM = 200  # answers that are stored before the first is evicted
 THREADS = 2  # of each worker
 OPTIONS = ("-c", "shared_buffers=512MB")  # its tables and indexes fit in
@@ -147,11 +151,11 @@ def start(stack: ExitStack, folder: Path, name: str, options: argparse.Namespace
     """Fill a set-up and start its workers."""
     began = time.perf_counter()
     settings, servers = SETUPS[name](stack, folder / name)
-    points = prepare(folder, settings, options)
+    found = prepare(folder, settings, options)
     workers = []
     for number in range(options.workers):
         told = {"number": number, "entries": options.entries, "scopes": options.scopes}
-        told |= {"points": str(points), "corpus": options.corpus}
+        told |= {"nearest": str(found), "corpus": options.corpus}
         config = folder / f"{name}-{number}.json"
         bounded = {**settings, "max_entries": options.entries + ROOM, "eviction": "lru"}
         config.write_text(json.dumps({**told, "settings": bounded}), "utf-8")
@@ -164,14 +168,13 @@ def start(stack: ExitStack, folder: Path, name: str, options: argparse.Namespace
 
 
 def prepare(folder: Path, settings: dict[str, Any], options: argparse.Namespace) -> Path:
-    """Fill the cache and have it build its index; returns the file of the points."""
-    corpus, entries, file = Corpus(options.corpus), range(options.entries), folder / "points.npy"
+    """Fill the cache and have it build its index; returns the file of what a search finds."""
+    corpus, entries, file = Corpus(options.corpus), range(options.entries), folder / "nearest.npy"
     embedder = None if options.corpus else corpus
     fingerprint = resolve_embedder(None).fingerprint if embedder is None else corpus.fingerprint
     rows = np.stack([corpus.vector(n) for n in entries]).astype(np.float16)
-    names = [request_of("any", n).scope_digest for n in range(options.scopes)]
-    points = [point_of("", names[n % options.scopes], rows[n].astype(np.float32)) for n in entries]
-    np.save(file, np.array(points, dtype="S32"))
+    if not file.exists():
+        np.save(file, nearest(rows, options.scopes))
     with closing(open_store(read_settings(**settings))) as store:
         fill(store, fingerprint, [corpus.text(n) for n in entries], rows, options.scopes)
     if not {"database", "chroma"} & settings.keys():
@@ -185,6 +188,17 @@ def prepare(folder: Path, settings: dict[str, Any], options: argparse.Namespace)
         while getattr(search, "_dimensions", 0):  # the HNSW index is being built
             time.sleep(0.2)
     return file
+
+
+def nearest(rows: NDArray[np.float16], scopes: int) -> NDArray[np.bytes_]:
+    """Return the points that a search finds for each question that is asked."""
+    names, exact = [request_of("any", n).scope_digest for n in range(scopes)], rows.astype(np.float32)
+    points = np.array([point_of("", names[n % scopes], row) for n, row in enumerate(exact)], dtype="S32")
+    found = []
+    for n in range(min(ASKED, len(rows))):
+        cosines = exact[n % scopes :: scopes] @ exact[n]
+        found.append(points[n % scopes :: scopes][np.argsort(-cosines)[:NEIGHBOURS]])
+    return np.stack(found)
 
 
 def measure(running: Sequence[Running], options: argparse.Namespace) -> None:
@@ -215,9 +229,12 @@ def look_for_stores(one: Running, stores: int, entries: int) -> None:
                 one.failed[said] += 1
                 continue
             others = [worker for worker in one.workers if worker is not storing]
-            for found, when in threads.map(lambda worker, n=n: json.loads(worker.ask(f"ask {n}")), others):
-                one.missed += found != "hit"
-                one.seen.append(1000 * (when - at))
+            asked = threads.map(lambda worker, n=n: json.loads(worker.ask(f"ask {n}")), others)
+            found = [(outcome, 1000 * (when - at)) for outcome, when in asked]
+            if json.loads(storing.ask(f"ask {n}"))[0] != "hit":
+                continue  # in these words it is another question for the decision, whoever asks
+            one.missed += sum(outcome != "hit" for outcome, _ in found)
+            one.seen += [after for _, after in found]
 
 
 def row(one: Running) -> str:

@@ -20,7 +20,6 @@ from ibidem.types import Vector
 from tests.benchmarks.servers.filling import Corpus, request_of
 
 STORES, INVALIDATIONS, IDENTICAL = 0.05, 0.005, 0.25  # shares of the calls; the rest are lookups by meaning
-NEIGHBOURS = 16
 
 
 class Worker:
@@ -30,13 +29,13 @@ class Worker:
         number: Of this worker.
         entries: How many answers there were at first.
         scopes: In so many scopes.
-        points: A file with the points of these answers, for the search that is none.
+        nearest: A file with what a search finds for each question that is asked, for the search that is none.
         corpus: The folder of the questions, "" for those that are made up.
         settings: Of the cache.
     """
 
     def __init__(
-        self, number: int, entries: int, scopes: int, points: str, corpus: str, settings: dict[str, Any]
+        self, number: int, entries: int, scopes: int, nearest: str, corpus: str, settings: dict[str, Any]
     ) -> None:
         search.EXACT_LIMIT = search.MEMORY_LIMIT  # on a directory, what all workers but one do
         self.corpus = Corpus(corpus)
@@ -46,19 +45,24 @@ class Worker:
             self.cache.load_models()
         self.number, self.entries, self.scopes = number, entries, scopes
         self._fresh = entries + (number + 1) * 1_000_000  # the next new question
-        self._points = np.load(points, mmap_mode="r")
+        self._points = np.load(nearest)
         self._draw, self._lock = random.Random(number), threading.Lock()
-        self._weights = np.cumsum(1.0 / np.arange(1, entries + 1))
+        self._weights = np.cumsum(1.0 / np.arange(1, len(self._points) + 1))
         self._asked = threading.local()
         self._nearest = self.cache._runtime.vectors.nearest
         self.ask(number)
 
     def ask(self, n: int) -> str:
-        """Look the n-th question up in other words; returns what came of it."""
+        """Look the n-th question up in other words; returns what came of it.
+
+        Questions that are made up have one answer each; among those of people some ask for the same.
+        """
         found = self._lookup(n, self.corpus.asked(n))
         if isinstance(found, ibidem.Miss):
             return found.reason
-        return "hit" if found.question == self.corpus.text(n) else "wrong"
+        if found.question == self.corpus.text(n):
+            return "hit"
+        return "another's" if self.corpus.given else "wrong"
 
     def _lookup(self, n: int, text: str) -> ibidem.Hit | ibidem.Miss:
         self._asked.n = n
@@ -72,11 +76,8 @@ class Worker:
         return "stored" if done else str(done)
 
     def stub(self, namespace: str, scope: str, vector: Vector, k: int, base: str = "") -> list[str]:
-        """Find what was asked for by this thread, and others of its scope, without a search."""
-        first = self._asked.n % self.scopes
-        here = [first + self.scopes * at for at in range(NEIGHBOURS)]
-        known = dict.fromkeys(n for n in (self._asked.n, *here) if n < self.entries)
-        return [self._points[n].decode() for n in known][:k]
+        """Return what a search finds for the question that this thread asks, without a search."""
+        return [point.decode() for point in self._points[self._asked.n][:k]]
 
     def run(self, seconds: float, rate: float, threads: int, *, stub: bool) -> dict[str, Any]:
         """Call for so long, `rate` times a second, or as fast as possible if that is 0."""
