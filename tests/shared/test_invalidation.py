@@ -159,6 +159,21 @@ def test_tombstones_expire() -> None:
     assert not tombstones.refuse(entry(created=501.0 + KEPT_SECONDS), 1e9)
 
 
+@given(st.lists(st.tuples(names, st.sampled_from([None, "", "other"])), max_size=5), names, st.integers(0, 6))
+def test_the_last_edit_of_a_document_decides(
+    edits: list[tuple[str, str | None]], rests_on: str, made: int
+) -> None:
+    """An answer from a text that is back is stored; what is said of other namespaces does not matter."""
+    tombstones, state = Tombstones(), None
+    for number, (text, namespace) in enumerate(edits, 1):
+        said = Criteria(documents=("guide", "b"), current=frozenset({digest(text)}), namespace=namespace)
+        tombstones.add([(number, 500.0 + number, said.as_json())])
+        state = text if namespace in (None, "") else state
+
+    answer = entry(sources=(Source("guide#1", digest(rests_on), True, "guide"),))
+    assert tombstones.refuse(answer, 500.0 + made) == (state not in (None, rests_on))
+
+
 def test_unreadable_tombstones_reject_all_earlier_requests() -> None:
     """They may have matched anything."""
     tombstones = Tombstones()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
@@ -236,6 +236,19 @@ class Tombstone:
             return False
         return self.criteria.matches_entry(replace(entry, created=made))
 
+    def of_document(self, name: str) -> Tombstone:
+        """Return what it says of one of its documents."""
+        if self.criteria is None:
+            return self
+        return replace(self, criteria=replace(self.criteria, documents=(name,)))
+
+    def says_current(self, entry: Entry, made: float) -> bool:
+        """Return whether it says what the document of such an answer is now, be it this or not."""
+        if self.criteria is None or self.criteria.current is None:
+            return False
+        others = replace(self.criteria, documents=(), current=None)
+        return others.matches_entry(replace(entry, created=made))
+
 
 class Tombstones:
     """The tombstones of one database. Thread-safe.
@@ -280,10 +293,16 @@ class Tombstones:
                 return False
             if made <= self._forgotten:
                 return True
-            keys = {"", f"entry {entry.id}"}
-            keys |= {f"document {name}" for source in entry.sources for name in (source.id, source.source)}
-            found = [tombstone for key in keys for tombstone in self._by_key.get(key, ())]
-        return any(tombstone.at >= since and tombstone.refuses(entry, made) for tombstone in found)
+            names = {name for source in entry.sources for name in (source.id, source.source)}
+            found = [*self._by_key.get("", ()), *self._by_key.get(f"entry {entry.id}", ())]
+            of_documents = {name: [*self._by_key.get(f"document {name}", ())] for name in names}
+        if any(one.at >= since and one.refuses(entry, made) for one in found):
+            return True
+        return any(
+            one.at >= since and one.refuses(entry, made)
+            for name, said in of_documents.items()
+            for one in _latest([tombstone.of_document(name) for tombstone in said], entry, made)
+        )
 
     def _drop_oldest(self) -> None:
         dropped = self._oldest_first.popleft()
@@ -293,3 +312,14 @@ class Tombstones:
             self._count -= 1
             if not kept:
                 del self._by_key[key]
+
+
+def _latest(tombstones: Sequence[Tombstone], entry: Entry, made: float) -> Iterator[Tombstone]:
+    """Leave out what was said of a document's contents before they changed again, be it back."""
+    known = False
+    for tombstone in reversed(tombstones):
+        if tombstone.says_current(entry, made):
+            if known:
+                continue
+            known = True
+        yield tombstone

@@ -142,13 +142,7 @@ class EntryTable:
         return next(valid_rows(to_entry, _BY_ID.rows(self._engine, {"id": entry_id})), None)
 
     def get_both(self, first: str, second: str) -> tuple[Entry | None, Entry | None]:
-        """Return the entries of these ids as `get` does, in one exchange with a server.
-
-        A file is asked for the second only if there is no first: that takes as long as the first.
-        """
-        if self._engine.dialect.name == "sqlite":
-            entry = self.get(first)
-            return entry, None if entry else self.get(second)
+        """Return the entries of these ids as `get` does, by one statement."""
         rows = _BY_EITHER_ID.rows(self._engine, {"id_0": first, "id_1": second})
         found = {entry.id: entry for entry in valid_rows(to_entry, rows)}
         return found.get(first), found.get(second)
