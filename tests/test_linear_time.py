@@ -34,6 +34,7 @@ from ibidem.cache import SemanticCache
 from ibidem.cli import tables
 from ibidem.cli.formatting import shown
 from ibidem.cli.output import plain
+from ibidem.examples.flaws import flaw_of
 from ibidem.explanation.logged import LoggedLookup
 from ibidem.lifecycle.rules import _texts
 from ibidem.matching.guards import failed_guard
@@ -42,6 +43,7 @@ from ibidem.matching.support import supporting
 from ibidem.prompts.documents import Retrieved
 from ibidem.storage.logs import LookupRow
 from ibidem_lab.labelling.teachers import prompt_of, verdict_of
+from ibidem_lab.personal import by_patterns
 from ibidem_lab.redaction import secrets
 from ibidem_lab.review.showing import marked, readable
 from langchain_ibidem import IbidemCache, IbidemExampleSelector
@@ -189,6 +191,8 @@ ENTRIES: dict[str, Entry] = {
     "evidence": lambda place, text: supporting(text, QUESTION, [Document("a", text), Document("b", "x")]),
     "examples": _examples,
     "redaction": lambda place, text: secrets(text),
+    "personal details": lambda place, text: by_patterns(text),
+    "flaws of answers": lambda place, text: flaw_of(text),
     "JSON": _json,
     "feedback": _feedback,
     "command line, report and review": _printed,

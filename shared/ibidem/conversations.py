@@ -17,7 +17,7 @@ from ibidem.matching.policy import Policy, Verdict
 from ibidem.matching.scorers import Candidate, Verifier
 from ibidem.matching.text import parse_question
 from ibidem.prompts.likeness import Conversation, Likeness, Relations, compare, plain
-from ibidem.prompts.standing_alone import RELATED, refers_back, tells
+from ibidem.prompts.standing_alone import RELATED, points_back, refers_back, tells
 from ibidem.scope import current
 from ibidem.storage.turns import AnsweredTurn, said_in
 from ibidem.types import conversation_digests, normalise, turn_digest, with_history
@@ -177,6 +177,14 @@ def in_conversation(request: Request, answer: Answer) -> Request:
     if history is None or not history.alone or not refers_back(answer.text):
         return request
     return with_history(request, replace(history, alone=False))
+
+
+def stands_alone(request: Request, answer: Answer) -> bool:
+    """Return whether question and answer can be understood without the turns before them."""
+    history = request.history
+    if history is None or not history.turns or history.alone:
+        return True
+    return not (points_back(request.question) or refers_back(answer.text))
 
 
 def kept_turns(request: Request, is_private: Callable[[str], bool]) -> Turns:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ibidem._util.concurrency import BoundedDict, ForkSafeLock, deadline, in_thread
-from ibidem.conversations import Conversations, OtherConversation, is_bypassed, kept_turns
+from ibidem.conversations import Conversations, OtherConversation, is_bypassed, kept_turns, stands_alone
 from ibidem.errors import CacheClosed
 from ibidem.lifecycle.rules import Admission, Lifetime
 from ibidem.lifecycle.told import Told
@@ -427,8 +427,8 @@ class StorePipeline:
         # 4. Store it, unless one of its documents was invalidated meanwhile: one transaction.
         if reason := self._runtime.put(entry, request.made, index, vetted_key(request)):
             return reason
-        # 5. Keep it as an example.
-        if request.example:
+        # 5. Keep it as an example, unless it is a part of a conversation that says nothing by itself.
+        if request.example and stands_alone(request, answer):
             self._examples.of_entry(entry, answer, index.fingerprint)
         return None
 

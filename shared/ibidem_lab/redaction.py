@@ -65,7 +65,7 @@ _LENGTHS = {
     }.items()
     for country in countries.split()
 }  # fmt: skip
-_CARD_LENGTHS, _CARDS_BEGIN = range(13, 20), "23456"
+_CARDS_BEGIN = {13: "4", 14: "3", 15: "3", 16: "23456", 17: "6", 18: "6", 19: "46"}  # by their length
 _FEWEST_DIGITS, _MOST_OF_PHONE = 8, 15
 
 
@@ -168,7 +168,7 @@ def _number(found: re.Match[str]) -> str:
         begin = groups[first][0]
         while begin > at and run[begin - 1] in "(+":
             begin -= 1
-        kind, last = _kind_of(run, begin, groups[first : first + max(_CARD_LENGTHS)])
+        kind, last = _kind_of(run, begin, groups[first : first + max(_CARDS_BEGIN)])
         end = groups[first + last][1]
         kept += [run[at:begin], kind or run[begin:end]]
         at, first = end, first + last + 1
@@ -184,13 +184,13 @@ def _kind_of(run: str, begin: int, groups: list[tuple[int, int]]) -> tuple[str, 
     is_marked = run[begin] in "(+" or first == "0"
     for last, (start, end) in enumerate(groups):
         total += end - start
-        if total > max(_CARD_LENGTHS):
+        if total > max(_CARDS_BEGIN):
             break
         if total >= _FEWEST_DIGITS:
             endings.append((last, total))
     for last, total in reversed(endings):
         number = run[begin : groups[last][1]]
-        if total in _CARD_LENGTHS and first in _CARDS_BEGIN and _is_card(number):
+        if first in _CARDS_BEGIN.get(total, "") and _is_card(number):
             return CARD, last
         if total == 9 and last == 2 and _is_social_security(number):
             return NUMBER, last

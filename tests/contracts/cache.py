@@ -369,6 +369,13 @@ class CacheContract:
         stats = cache.examples.stats()
         assert (stats.namespaces, stats.good, stats.unknown) == ({"a": 2, "b": 1}, 1, 2)
         assert stats.input_tokens >= 2**40
+        assert cache.examples.feedback(hat.id, good=False)
+        cache.examples.add(
+            Example("How do I return my hat?", "By mail", namespace="a", model="o", tags=("x",))
+        )
+        cache.flush()
+        assert cache.examples.select(asked, namespace="a", model="o") == []  # the same bad answer again
+        assert len(cache.examples.select(asked, namespace="a", tags=["x"])) == 1
         assert cache.stats().faults == {}
 
     def test_an_audit_is_judged_and_in_the_log(self, open_cache) -> None:

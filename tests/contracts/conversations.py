@@ -176,6 +176,16 @@ class ConversationContract:
         assert not ask(cache, PAELLA)
         assert cache.stats().entries == 2
 
+    @pytest.mark.parametrize("mode", ["standalone", "exact", "meaning"])
+    def test_what_says_nothing_without_its_conversation_is_no_example(self, cache, mode: HistoryMode) -> None:
+        """A question that means something said before, or an answer that does; the others are."""
+        told(cache, PASSWORD, STEPS, HOW_LONG, MINUTES, PAELLA, RICE, mode=mode)
+        told(cache, REWORDED, STEPS, PAELLA, "As I said above, Bomba.", mode=mode)
+        cache.flush()
+
+        assert {one.question for one in cache.examples.recent()} == {PASSWORD, REWORDED, PAELLA}
+        assert {one.answer for one in cache.examples.recent()} == {STEPS, RICE}
+
     def test_what_makes_history_matter(self, cache) -> None:
         """Told facts and instructions, tools, a system prompt that says so, the same subject."""
         told(cache, PAELLA, RICE)

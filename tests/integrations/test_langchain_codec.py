@@ -49,8 +49,8 @@ MESSAGES = {
         ]
     ),
     "an lc dict": AIMessage("x", additional_kwargs={"lc": 1, "type": "secret", "id": ["OPENAI_API_KEY"]}),
-    "refusal": AIMessage(
-        "", additional_kwargs={"refusal": "No.", "function_call": {"name": "f", "arguments": "{}"}}
+    "function call": AIMessage(
+        "", additional_kwargs={"refusal": None, "function_call": {"name": "f", "arguments": "{}"}}
     ),
     "named": AIMessage("x", name="critic"),
     "chunk": AIMessageChunk("Par", tool_call_chunks=[{"name": "f", "args": "{}", "id": "1", "index": 0}]),
@@ -203,6 +203,7 @@ NOT_CACHEABLE = {
     "no_generations": [],
     "not_json": [ChatGeneration(message=AIMessage("x", additional_kwargs={"audio": b"\0"}))],
     "message_kind": [ChatGeneration(message=HumanMessage("x"))],
+    "refusal": [ChatGeneration(message=AIMessage("A part.", additional_kwargs={"refusal": "No."}))],
     "invalid_tool_calls": [
         ChatGeneration(
             message=AIMessage("", invalid_tool_calls=[{"name": "f", "args": "{", "id": "1", "error": "?"}])
@@ -216,6 +217,13 @@ def test_not_cacheable(cause: str) -> None:
     with pytest.raises(NotCacheable) as raised:
         encode(NOT_CACHEABLE[cause])
     assert raised.value.cause == cause
+
+
+def test_a_refusal_among_the_blocks_is_not_cacheable() -> None:
+    """As OpenAI's Responses have it."""
+    blocks = [{"type": "text", "text": "A part."}, {"type": "refusal", "refusal": "No."}]
+    with pytest.raises(NotCacheable, match="refusal"):
+        encode([ChatGeneration(message=AIMessage(blocks))])
 
 
 @pytest.mark.parametrize("value", [(1, 2), {1: "a"}, float("nan"), {1, 2}, object()])

@@ -657,8 +657,15 @@ def _silent(stage: Stage) -> None:
         program(stage)
 
 
+def _follow_ups(stage: Stage) -> None:
+    for asked in ("And how long are they?", "Which of them is the longest?", "What about the others?"):
+        stage.llm.chat([*HISTORY, ChatMessage(asked)])
+        "".join(chunk.delta or "" for chunk in stage.llm.stream_chat([*HISTORY, ChatMessage(asked)]))
+
+
 NOT_LOGGED = (
     _statements,
+    _follow_ups,
     _tool_calls,
     _forms,
     _selectors,
@@ -688,6 +695,16 @@ async def test_truncated_answers_are_not_logged(case: Case, log: Log) -> None:
     backend.stop_with("length")
     await Stage.of(backend).run(case.program)
     assert rows(log.examples()) == []
+
+
+@pytest.mark.parametrize(("number", "logged"), [(1, 3), (2, 0), (3, 0)])
+async def test_reasons_may_be_numbers(number: Any, logged: int, log: Log) -> None:
+    """As Google's protocol has them: of these only 1 means that the answer is whole."""
+    backend = fake()
+    backend.stop_with(number)
+    for program in (llm_chat, llm_stream_chat, query):
+        await Stage.of(backend).run(program)
+    assert len(rows(log.examples())) == logged
 
 
 @pytest.mark.parametrize("usage", [True, False])

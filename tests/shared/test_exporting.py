@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 import tracemalloc
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ibidem
 import ibidem_lab
-from ibidem import CacheClosed, Document, Example, InvalidInput
+from ibidem import Answer, CacheClosed, Document, Example, InvalidInput, Request
 from ibidem.cli.commands import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.storage.store import Store
@@ -172,6 +174,114 @@ def test_nearly_the_same_question_is_kept_once(open_cache, tmp_path: Path) -> No
     assert ibidem_lab.export(cache.examples, tmp_path / "all", near=1, test_share=0).train == 6
 
 
+FLAWED = {
+    "I'm sorry, but I can't help with that.": "refusal",
+    "The provided context does not mention it.": "no_answer",
+    "Traceback (most recent call last):": "error",
+    "Open the lid and then remove the": "truncated",
+}
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 6),  # the subject
+            st.sampled_from([*FLAWED, "wrong", "right", "By mail."]),
+            st.sampled_from([True, None, False]),
+            st.sampled_from(["", " please", "?"]),
+        ),
+        min_size=1,
+        max_size=25,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_no_flagged_answer_is_exported(rows: list[tuple[int, str, bool | None, str]]) -> None:
+    """In any log: each example is in one file, and none that is flawed or was called bad anywhere."""
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(f"sqlite:///{place}/log.sqlite3")
+        asked = [f"alpha{n} beta{n} gamma{n} delta{n}{end}" for n, _, _, end in rows]
+        store.examples.add(
+            [Example(text, row[1], feedback=row[2]) for text, row in zip(asked, rows, strict=True)]
+        )
+        embedder = CheckedEmbedder(BagOfWords(4_096), lambda _, value: value)
+        try:
+            found = Export(store.examples, embedder, Choice(near=0.8, test_share=0.3), str).run(
+                Path(place, "out")
+            )
+        except InvalidInput:
+            return
+        finally:
+            store.close()
+        kept, dropped = pairs(Path(place, "out")), reasons(Path(place, "out"))
+
+    assert found.train + found.test == len(kept) == len(rows) - len(dropped)
+    assert len({question.split()[0] for question in kept}) == len(kept)  # each subject once
+    spoken = {(text.split()[0], row[1], row[2]) for text, row in zip(asked, rows, strict=True)}
+    for question, answer in kept.items():
+        subject = question.split()[0]
+        assert answer not in FLAWED or (subject, answer, True) in spoken
+        assert (subject, answer, False) not in spoken or (subject, answer, True) in spoken
+    for number, (_, answer, feedback, _) in enumerate(rows, 1):
+        if feedback is None and answer in FLAWED:
+            assert dropped[number] == FLAWED[answer]
+
+
+def test_a_correction_takes_the_place_of_what_it_corrects(cache, tmp_path: Path) -> None:
+    """The former answer is in the export nowhere, also where such a question was asked in other words."""
+    asked = "how can i send back the red shoes that i bought in your shop in london in the summer"
+    stored = cache.store(Request(asked), Answer("Within a year."))
+    add(cache, Example(f"{asked} please", "within a year."), Example("who is there", "Me."))
+    cache.flush()
+    cache.correct(stored, "Within 30 days.")
+    found = ibidem_lab.export(cache.examples, tmp_path / "out", test_share=0)
+
+    assert pairs(tmp_path / "out") == {asked: "Within 30 days.", "who is there": "Me."}
+    assert found.dropped == {"feedback": 1, "called_bad": 1}
+    assert found.good == 1
+
+
+def test_the_card_says_what_the_folder_holds(cache, tmp_path: Path) -> None:
+    """Counts by reason, sources, the licence, the split; the head is YAML that names the files."""
+    topics(cache, 30)
+    add(cache, *(Example(f"subject{n}x", answer, model="m|1") for n, answer in enumerate(FLAWED)))
+    add(cache, Example("what of subject9y", "It is `fine`.", model="m|1", documents=(GUIDE,)))
+    found = ibidem_lab.export(
+        cache.examples, tmp_path / "out", test_share=0.2, documents="keep", license="cc-by-4.0"
+    )
+    written = (tmp_path / "out" / "README.md").read_text("utf-8")
+    _, head, text = written.split("---\n", 2)
+    told = yaml.safe_load(head)
+
+    assert told["license"] == "cc-by-4.0"
+    assert told["size_categories"] == ["n<1K"]
+    assert told["configs"][0]["data_files"] == [
+        {"split": "train", "path": "train.jsonl"},
+        {"split": "test", "path": "test.jsonl"},
+    ]
+    for reason in FLAWED.values():
+        assert f"(`{reason}`) | 1 |" in text
+    assert f"| training | {found.train} |" in text
+    assert f"| test | {found.test} |" in text
+    assert "answers of `m\\|1` | 1 |" in text
+    assert f"nearest pair across has {found.nearest:.3f}" in text
+    assert "found by: patterns" in text
+    ibidem_lab.export(cache.examples, tmp_path / "all", test_share=0, redact=None)
+    bare = (tmp_path / "all" / "README.md").read_text("utf-8")
+    assert 'license: "unknown"' in bare
+    assert "Nothing was replaced" in bare
+    assert "split: test" not in bare
+
+
+def test_what_the_training_knows_of_the_test_is_counted(cache, tmp_path: Path) -> None:
+    """Its answers word for word, and the documents behind them."""
+    for n in range(20):
+        words = " ".join(f"{part}{n}" for part in ("alpha", "beta", "gamma"))
+        add(cache, Example(words, "Always the very same long answer.", documents=(GUIDE,)))
+    found = ibidem_lab.export(cache.examples, tmp_path / "out", test_share=0.2, documents="keep")
+
+    assert found.test == found.known_answers == found.known_documents == 4
+
+
 def test_filters(cache, tmp_path: Path) -> None:
     """Feedback, model, namespace, age, tags; each says what it left out."""
     one = Example("q1", "a1", model="m1", namespace="n", at=10.0, tags=("x", "y"), feedback=True)
@@ -252,6 +362,9 @@ SECRETS = {
     "account": "DE89370400440532013000",
     "password": "hunter2!X",
     "phone": "+49 171 1234567",
+    "name": "Ludmila Harrington",
+    "address": "84.17.45.112",
+    "born": "12.03.1984",
 }
 
 
@@ -261,7 +374,8 @@ def test_planted_secrets_are_in_no_byte(cache, tmp_path: Path, form: str) -> Non
     text = (
         f"{SECRETS['key']} {SECRETS['mail']}, {SECRETS['card']}; {SECRETS['account']} tel {SECRETS['phone']}"
     )
-    text = f"{text} password={SECRETS['password']} end"
+    text = f"{text} password={SECRETS['password']} from {SECRETS['address']}, born too"
+    text = f"{text}. Date of birth {SECRETS['born']}. My name is {SECRETS['name']}."
     document = Document("doc", f"Contact: {text}")
     mail = SECRETS["mail"]
     for n in range(12):
@@ -343,7 +457,9 @@ class TestFolder:
         (out / "adapter").mkdir()
         ibidem_lab.export(cache.examples, out, "alpaca", test_share=0)
 
-        assert sorted(file.name for file in out.iterdir()) == ["adapter", "manifest.json", "train.jsonl"]
+        assert sorted(file.name for file in out.iterdir()) == [
+            "README.md", "adapter", "manifest.json", "train.jsonl",
+        ]  # fmt: skip
         assert set(read(out)[0]) == {"instruction", "input", "output"}
 
     def test_nothing_is_left_of_a_failure(
@@ -392,6 +508,7 @@ class TestFolder:
         ({"near": 0.7}, "near must be a number from 0.8 to 1"),
         ({"test_share": 0.9}, "test_share must be a number from 0 to 0.5"),
         ({"seed": -1}, "seed must be a whole number"),
+        ({"license": "Apache License"}, "license must be an identifier"),
         ({"redact": "yes"}, "redact must be a function"),
         ({"texts": "yes"}, "texts must be a function"),
         ({"feedback": "good"}, "all examples were left out (1 feedback)"),

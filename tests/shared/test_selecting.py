@@ -13,7 +13,7 @@ from ibidem import Answer, CacheClosed, Document, Example, InvalidInput, Request
 from ibidem.cache import SemanticCache
 from ibidem.embedding.adapters import estimate_tokens
 from ibidem.examples.selection import GOOD_BONUS, Candidate, pick, tokens_of, usable
-from tests.embedders import BagOfWords
+from tests.embedders import BagOfWords, Constant
 
 ASKED = "how do I return my shoes"
 NEAR = (
@@ -76,6 +76,63 @@ def test_the_bad_are_never_selected_and_the_good_come_first(filled: SemanticCach
     assert questions(log.select(ASKED, 9, min_feedback=True)) == [coat.question]
     assert log.select(ASKED, 1)[0].feedback is True
     assert not log.feedback(10**6, good=True)
+
+
+REFUSED = "I'm sorry, but I can't help with that."
+MISSING = "The context does not contain that."
+
+
+@pytest.mark.parametrize("flawed", [REFUSED, MISSING, "Error: 429 Too Many Requests", "Print the label and"])
+def test_no_answer_is_no_example(filled: SemanticCache, flawed: str) -> None:
+    """Unless somebody says that it is the right one."""
+    log = filled.examples
+    log.add(Example("how do I return my socks", flawed))
+    filled.flush()
+    assert "how do I return my socks" not in questions(log.select(ASKED, 9))
+    (added,) = (one for one in log.recent() if one.answer == flawed)
+    log.feedback(added.id, good=True)
+    assert "how do I return my socks" in questions(log.select(ASKED, 9))
+
+
+@pytest.mark.parametrize("tags", [(), ("x",)])
+def test_a_bad_answer_is_bad_wherever_it_is_given_again(cache: SemanticCache, tags: tuple[str, ...]) -> None:
+    """The same answer to such a question, also beyond the tags that are selected; another answer is not."""
+    log = cache.examples
+    log.add(Example("how do I return my hat", "Throw it away.", feedback=False))
+    log.add(Example("How do I return my hat?", "throw it  away.", tags=("x",)))
+    log.add(Example("how do I return my own old coat", "By mail.", tags=("x",)))
+    cache.flush()
+    assert questions(log.select(ASKED, 9, tags=tags)) == ["how do I return my own old coat"]
+    log.add(Example("how do I return my hat", "In the shop.", tags=("x",)))
+    cache.flush()
+    assert "how do I return my hat" in questions(log.select(ASKED, 9, tags=tags))
+
+
+def test_of_repetitions_one_is_selected(open_cache) -> None:
+    """The nearest; unless a number, a negation or the like keeps them apart."""
+    cache = open_cache(embedder=Constant())
+    fill(
+        cache,
+        "how do i close an account",
+        "how do i close an account please",
+        "how do i not close an account",
+    )
+    fill(cache, "how do i close 2 accounts")
+    found = cache.examples.select("where is the bank", 9)
+
+    assert len(found) == 3
+    assert sum("2" not in one.question and "not" not in one.question for one in found) == 1
+
+
+def test_a_corrected_answer_is_the_example(cache: SemanticCache) -> None:
+    """The former one never is, whoever logged it; corrected again, the last one is."""
+    stored = cache.store(Request("how do I return my hat"), Answer("Throw it away."))
+    cache.examples.add(Example("how do I return my hat", "Throw it away.", model="of a handler"))
+    cache.flush()
+    for text in ("By mail.", "In the shop."):
+        cache.correct(stored, text)
+        found = cache.examples.select(ASKED, 9)
+        assert [(one.answer, one.feedback) for one in found] == [(text, True)]
 
 
 def test_a_good_example_is_not_taken_from_far_away(filled: SemanticCache) -> None:

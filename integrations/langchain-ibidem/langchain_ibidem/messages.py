@@ -284,7 +284,16 @@ def _pack(generation: Generation) -> dict[str, Any]:
     message = _ai_message(generation)
     if message.invalid_tool_calls:
         raise NotCacheable("invalid_tool_calls", "the model called a tool with arguments that do not parse")
+    if _refuses(message):
+        raise NotCacheable("refusal", "the model refused to answer")
     return {"kind": "chat", "message": message_to_dict(message), "info": generation.generation_info}
+
+
+def _refuses(message: AIMessage) -> bool:
+    """Return whether the provider says so; a refusal in words is not told apart here."""
+    blocks = message.content if isinstance(message.content, list) else ()
+    is_block = any(isinstance(one, dict) and one.get("type") == "refusal" for one in blocks)
+    return is_block or bool(message.additional_kwargs.get("refusal"))
 
 
 def _ai_message(generation: ChatGeneration) -> AIMessage:

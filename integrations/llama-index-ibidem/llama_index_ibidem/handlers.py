@@ -26,7 +26,8 @@ from ibidem.errors import InvalidInput
 from ibidem.example import Example
 from ibidem.options import OpenOptions
 from ibidem.prompts.documents import Prompt
-from ibidem.prompts.history import mode_of
+from ibidem.prompts.history import mode_of, split_history
+from ibidem.prompts.standing_alone import points_back
 from ibidem.scope import current, use_scope
 from ibidem.types import Document, Scope, require_bool
 from llama_index_ibidem.calls import CallStats, call_watcher
@@ -282,6 +283,8 @@ class IbidemCallbackHandler(ServingHandler):
             asked = parsed.question
         else:
             return None
+        if (split := split_history(prompt)) is not None and split[1] and points_back(asked):
+            return None  # nothing without the turns before it
         return _Question(asked, parsed.documents, call.started, scope=call.scope)
 
     def _log(self, question: _Question, text: str | None, stats: CallStats) -> None:

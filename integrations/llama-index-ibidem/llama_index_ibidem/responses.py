@@ -58,6 +58,8 @@ _CLASS = "ibidem.class"
 _CALL_FIELDS = {"raw", "delta"}  # not part of the answer
 _COUNTS = frozenset((*USAGE_KEYS, *INPUT_TOKEN_KEYS, *OUTPUT_TOKEN_KEYS, *TOTAL_TOKEN_KEYS))
 _NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+# As Google's protocol numbers them, of which only one means that the answer is whole.
+_NUMBERED_REASONS = {0: "", 1: "STOP", 2: "MAX_TOKENS", 3: "SAFETY", 4: "RECITATION"}
 _UNFINISHED = "unfinished"  # the provider has a field for the finish reason, and it is empty
 _ANSWERS = ("choices", "candidates")
 # Text for a program: a ReAct step, code to run, SQL, Cypher. It is only right for exactly the same prompt.
@@ -354,6 +356,8 @@ def _finish_reason(response: ModelResponse) -> str | None:
             value = _get(part, key, missing := object())
             if isinstance(value, Enum):
                 value = value.name
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = _NUMBERED_REASONS.get(value, f"number {value}")
             if isinstance(value, str) and value:
                 return value
             has_field = has_field or value is not missing

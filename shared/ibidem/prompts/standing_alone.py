@@ -126,6 +126,14 @@ def unclear(question: str) -> str:
     return "" if _names(question) or _subject(question) - definite else "no subject"
 
 
+_POINTING = frozenset(("goes on", "about the conversation", "refers", "incomplete", "no subject"))
+
+
+def points_back(question: str) -> bool:
+    """Return whether a message surely means something said before: without that it is no question."""
+    return unclear(question) in _POINTING
+
+
 def asks(message: str) -> bool:
     """Return whether a message, or what follows "and" and the like, asks something: no reply, no order."""
     text = _POLITE.sub("", _plain(message))

@@ -191,18 +191,22 @@ class ExampleTable:
     # For the selection of few-shot examples.
 
     def matching(self, namespace: str, *, model: str | None, tags: Sequence[str], good: bool) -> set[int]:
-        """Return ids of the examples of a namespace, of this model, with all tags, with good feedback."""
-        query = sa.select(_c.id, _c.tags).where(_c.namespace == namespace)
+        """Return ids of the examples of a namespace, of this model, with all tags, with good feedback.
+
+        Those called bad are among them, whatever else they are: they spoil others with the same answer.
+        """
+        wanted = [_c.tags.contains(json.dumps(tag), autoescape=True) for tag in tags]  # finds too many
         if model is not None:
-            query = query.where(_c.model == model)
+            wanted.append(_c.model == model)
         if good:
-            query = query.where(_c.feedback.is_(True))
-        for tag in tags:  # as JSON writes it; LIKE finds too many, never too few
-            query = query.where(_c.tags.contains(json.dumps(tag), autoescape=True))
+            wanted.append(_c.feedback.is_(True))
+        query = sa.select(_c.id, _c.tags, _c.feedback).where(
+            _c.namespace == namespace, sa.or_(sa.and_(sa.true(), *wanted), _c.feedback.is_(False))
+        )
         rows = fetch_all(self._engine, query)
         if not tags:
             return {row.id for row in rows}
-        return {id_ for id_, actual in valid_rows(_with_tags, rows) if {*tags} <= actual}
+        return {id_ for id_, actual, bad in valid_rows(_with_tags, rows) if bad or {*tags} <= actual}
 
     def vector_range(self, namespace: str, embedder: str) -> tuple[int, int]:
         """Return the lowest and highest id of the embedded examples of a namespace, or 0."""
@@ -271,8 +275,8 @@ def _with_vector(embedder: str, row: Any) -> tuple[Example, bytes | None]:
     return to_example(row._mapping), row.vector if row.embedder == embedder else None
 
 
-def _with_tags(row: Any) -> tuple[int, set[str]]:
-    return row.id, set(json.loads(row.tags))
+def _with_tags(row: Any) -> tuple[int, set[str], bool]:
+    return row.id, set(json.loads(row.tags)), row.feedback is not None and not row.feedback
 
 
 def _without_invalidated(

@@ -26,25 +26,11 @@ from ibidem.cli.output import (
     text_option,
 )
 from ibidem.cli.panels import LEARNING, in_panel
-from ibidem_lab.exporting.choice import APART, NEAR, TEST_SHARE, Choice, Documents, Feedback, Format, tuple_of
+from ibidem.examples.selection import NEAR
+from ibidem_lab.exporting.card import REASONS
+from ibidem_lab.exporting.choice import APART, TEST_SHARE, Choice, Documents, Feedback, Format, tuple_of
 from ibidem_lab.exporting.folder import Manifest
-from ibidem_lab.redaction import secrets
-
-REASONS = {
-    "feedback": "of another feedback",
-    "model": "of another model",
-    "since": "too old",
-    "tag": "without the tags",
-    "documents": "answered from documents, or not",
-    "document_missing": "the text of a document is missing",
-    "document_changed": "a document has changed",
-    "redaction": "nothing left after redaction",
-    "called_bad": "the same answer was called bad",
-    "duplicate": "the same question and answer",
-    "contradicted": "another answer to the same question",
-    "near_duplicate": "nearly the same question",
-    "between": "between training and test",
-}
+from ibidem_lab.personal import personal_details
 
 Out = Annotated[Path, typer.Option("--out", help="Directory: new, empty, or of an earlier export.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="Form of the lines.")]
@@ -74,9 +60,8 @@ Near = Annotated[float, typer.Option("--near", help="Cosine similarity of a repe
 Apart = Annotated[float, typer.Option("--apart", help="Cosine similarity of what is kept on one side.")]
 TestShare = Annotated[float, typer.Option("--test-share", help="Share of the questions for the test.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the split.")]
-NoRedact = Annotated[
-    bool, typer.Option("--no-redact", help="Leave keys, passwords, e-mails, cards and phone numbers in.")
-]
+NoRedact = Annotated[bool, typer.Option("--no-redact", help="Leave keys, passwords and personal details in.")]
+License = Annotated[str, text_option("--license", help="For the data card: an identifier such as cc-by-4.0.")]
 Force = Annotated[bool, typer.Option("--force", help="Also into a directory with other files; they stay.")]
 
 
@@ -95,6 +80,7 @@ def export_examples(
     apart: Apart = APART,
     test_share: TestShare = TEST_SHARE,
     seed: Seed = 0,
+    license: License = "",
     no_redact: NoRedact = False,
     force: Force = False,
     path: PathOption = None,
@@ -107,12 +93,17 @@ def export_examples(
             format=form, feedback=feedback, models=tuple_of(model or ()), namespace=namespace,
             since=None if since is None else moment("--since", since), tags=tuple_of(tag or ()),
             system=system, documents=documents, near=near, apart=apart, test_share=test_share, seed=seed,
+            license=license,
         )  # fmt: skip
-        from ibidem_lab.exporting.export import Export
+        from ibidem_lab.exporting.export import Export, redaction_of
+
+        redact = None if no_redact else personal_details
 
         with progress("read") as show:
             embedder = checked_active_embedder(settings_of(path, database), store)
-            export = Export(store.examples, embedder, choice, str if no_redact else secrets, progress=show)
+            export = Export(
+                store.examples, embedder, choice, redact or str, progress=show, redaction=redaction_of(redact)
+            )
             try:
                 found = export.run(target, force=force)
             except OSError as error:

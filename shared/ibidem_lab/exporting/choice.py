@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ibidem.errors import InvalidInput
 from ibidem.example import Example
+from ibidem.examples.selection import NEAR
 from ibidem.types import require_name
 
 Format = Literal["openai-chat", "prompt-completion", "alpaca", "sharegpt"]
@@ -17,8 +19,8 @@ Documents = Literal["keep", "skip", "only"]
 
 # Of the pairs of 6,000 questions to a bank (banking77) with a cosine of 0.8 or more 89 % have one intent.
 APART = 0.8
-NEAR = 0.95  # 98 % of the pairs
 TEST_SHARE = 0.1
+_LICENSE = re.compile("[a-z0-9][a-z0-9.+-]{0,60}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Choice:
     apart: float = APART
     test_share: float = TEST_SHARE
     seed: int = 0
+    license: str = ""
 
     def __post_init__(self) -> None:
         _require_one_of("format", self.format, get_args(Format))
@@ -56,6 +59,11 @@ class Choice:
         _require_number("apart", self.apart, 0.5, 1.0)
         _require_number("near", self.near, self.apart, 1.0)
         _require_number("test_share", self.test_share, 0.0, 0.5)
+        require_name("license", self.license)
+        if self.license and not _LICENSE.fullmatch(self.license):
+            raise InvalidInput(
+                f"license must be an identifier, such as cc-by-4.0 or other, not {self.license!r}"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InvalidInput(f"seed must be a whole number from 0, not {self.seed!r}")
 

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from ibidem.errors import InvalidInput
 from ibidem.example import DocumentRef
-from ibidem.matching.guards import failed_guard
-from ibidem.matching.text import parse_question
+from ibidem.examples.selection import NEAR, repeats
 from ibidem.scope import effective_namespace
 from ibidem.types import to_bytes
+from ibidem_lab.exporting.card import write_card
 from ibidem_lab.exporting.choice import (
     APART,
-    NEAR,
     TEST_SHARE,
     Choice,
     Documents,
@@ -52,7 +51,7 @@ from ibidem_lab.exporting.folder import (
 )
 from ibidem_lab.exporting.rows import Dropped, Reader, Redact, Row, Texts
 from ibidem_lab.files import private_opener
-from ibidem_lab.redaction import secrets
+from ibidem_lab.personal import description, personal_details
 
 if TYPE_CHECKING:
     from ibidem.embedding.base import CheckedEmbedder
@@ -79,18 +78,24 @@ def export(
     system: str = "",
     documents: Documents | None = None,
     texts: Callable[[DocumentRef], str | None] | None = None,
-    redact: Callable[[str], str] | None = secrets,
+    redact: Callable[[str], str] | None = personal_details,
     near: float = NEAR,
     apart: float = APART,
     test_share: float = TEST_SHARE,
     seed: int = 0,
+    license: str = "",
     force: bool = False,
 ) -> Manifest:
-    """Write the log as training data: `train.jsonl`, `test.jsonl`, `dropped.jsonl` and `manifest.json`.
+    """Write the log as training data: `train.jsonl` and `test.jsonl`, with a data card (`README.md`).
+
+    `dropped.jsonl` lists what was left out, `manifest.json` has all counts, choices and hashes.
 
     Of examples with one question, up to case and blanks, one is kept: a good one before an unknown one, then
-    the newest. No question of the test belongs to one of the training: neither a pair of cosine
-    similarity `apart` or more, nor one of 0.6 with the same answer. The same log gives the same bytes.
+    the newest. Left out are refusals, answers that say that there is none, error messages and texts that are
+    cut off (`ibidem.examples.flaws`), unless somebody called them good; and an answer that somebody called
+    bad, wherever it was given to such a question. No question of the test belongs to one of the training:
+    neither a pair of cosine similarity `apart` or more, nor one of 0.6 with the same answer. The same log
+    gives the same bytes.
 
     Args:
         out: The directory: a new one, an empty one, or one that holds an export, which is replaced.
@@ -110,11 +115,14 @@ def export(
             documents, a blank line, the question. An example is left out if a text is missing or is no
             longer the one that the model saw.
         redact: Applied to questions, answers and documents, after the cache's own. None to apply that alone.
+            The default replaces keys, passwords and personal details; names by Presidio too, if that and a
+            spaCy model for English are installed.
         near: Cosine similarity from which a question is a repetition of another, unless a guard of the
             cache (numbers, dates, ...) or a negation keeps them apart; 1 to keep all.
         apart: Cosine similarity below which questions may stand on both sides of the split.
         test_share: Share of the questions for the test.
         seed: Of the split.
+        license: The identifier of the licence for the data card, such as `cc-by-4.0`.
         force: Write into a directory that holds other files too. They stay, but for those of the same names.
 
     Raises:
@@ -128,7 +136,7 @@ def export(
     choice = Choice(
         format=format, feedback=feedback, models=tuple_of(models), namespace=namespace, since=since,
         tags=tuple_of(tags), system=system, documents=documents, near=near, apart=apart,
-        test_share=test_share, seed=seed,
+        test_share=test_share, seed=seed, license=license,
     )  # fmt: skip
     for name, given in (("redact", redact), ("texts", texts)):
         if given is not None and not callable(given):
@@ -136,8 +144,19 @@ def export(
     log.prepare_read(namespace)
     shared, last = log._shared, redact or str
     both = partial(_both, log._redacted, last)
-    found = Export(shared.table, shared.embedder, choice, both, texts)
+    found = Export(shared.table, shared.embedder, choice, both, texts, redaction=redaction_of(redact))
     return found.run(Path(os.fspath(out)), force=force)
+
+
+def redaction_of(redact: Callable[[str], str] | None) -> str:
+    """Return what the data card says of a redaction."""
+    if redact is None:
+        return "none"
+    return (
+        description()
+        if redact is personal_details
+        else f"{redact.__module__}.{getattr(redact, '__qualname__', '')}"
+    )
 
 
 def _both(first: Callable[[str], str], then: Callable[[str], str], text: str) -> str:
@@ -156,6 +175,7 @@ class Export:
         choice: The options.
         redact: Replaces secrets; returns "" where it fails.
         texts: The texts of documents, if prompts are to be rebuilt.
+        redaction: What the data card says of `redact`.
         progress: Called now and then.
     """
 
@@ -167,8 +187,11 @@ class Export:
         redact: Redact,
         texts: Texts | None = None,
         progress: Progress = lambda what, done, total: None,
+        *,
+        redaction: str = "none",
     ) -> None:
         self._examples, self._embedder, self._choice = examples, embedder, choice
+        self._redaction = redaction
         self._redact, self._texts, self._progress = redact, texts, progress
         self._dropped = Dropped()
         self._read = 0
@@ -184,19 +207,21 @@ class Export:
         """
         with folder_for(out, force=force) as folder:
             with (folder / LINES_FILE).open("w+b") as lines, tempfile.TemporaryFile(dir=folder) as held:
-                rows, count = self._rows(lines, held)
-                rows, vectors = self._without_repetitions(rows, self._vectors(rows, held, count))
+                rows, bad, count = self._rows(lines, held)
+                vectors = self._vectors([*bad, *rows], held, count)
+                rows, vectors = self._without_repetitions(bad, rows, vectors)
                 ties = Ties(vectors, _numbers(rows), self._choice.apart)
                 labels = clusters_of(ties, lambda done: self._progress("cluster", done, len(rows)))
                 sides = split(ties, labels, self._choice.test_share, self._choice.seed)
                 files = self._write(folder, lines, rows, sides)
             (folder / LINES_FILE).unlink()
             manifest = self._manifest(rows, ties, labels, sides, files)
+            write_card(folder, manifest)
             manifest.write(folder)
         return manifest
 
-    def _rows(self, lines: BinaryIO, vectors: BinaryIO) -> tuple[list[Row], int]:
-        """Return the rows, and the number of vectors in their file."""
+    def _rows(self, lines: BinaryIO, vectors: BinaryIO) -> tuple[list[Row], list[Row], int]:
+        """Return the rows, those called bad, and the number of vectors in their file."""
         reader = Reader(self._choice, self._redact, self._texts, lines, vectors, self._dropped)
         given = self._examples.each(self._choice.namespace, self._embedder.fingerprint)
         rows = reader.rows(given)
@@ -208,7 +233,7 @@ class Export:
                 if reasons
                 else "nothing to export: the example log is empty; it fills as questions are answered"
             )
-        return rows, reader.vectors
+        return rows, reader.bad, reader.vectors
 
     def _vectors(self, rows: list[Row], held: BinaryIO, count: int) -> FileVectors:
         """Return the unit vectors, embedding the missing ones; all are rounded as in the log."""
@@ -224,32 +249,41 @@ class Export:
             self._progress("embed", start + len(some), len(missing))
         return FileVectors(held, held.tell() // (2 * count), places)
 
-    def _without_repetitions(self, rows: list[Row], vectors: FileVectors) -> tuple[list[Row], FileVectors]:
-        """Keep the preferred of two wordings of a question that no guard of the cache keeps apart."""
+    def _without_repetitions(
+        self, bad: list[Row], rows: list[Row], vectors: FileVectors
+    ) -> tuple[list[Row], FileVectors]:
+        """Keep the preferred of questions that repeat one another, and no answer called bad to one of them.
+
+        `vectors` are those of the bad, then those of the rows.
+        """
         if self._choice.near >= 1.0:
-            return rows, vectors
-        order = sorted(range(len(rows)), key=lambda at: rows[at].preference, reverse=True)
-        comparable = np.array([self._embedder.refusal(rows[at].question) is None for at in order])
+            return rows, vectors.of(np.arange(len(bad), len(bad) + len(rows)))
+        ranked = sorted(range(len(rows)), key=lambda at: rows[at].preference, reverse=True)
+        both = [*bad, *(rows[at] for at in ranked)]
+        order = np.array([*range(len(bad)), *(len(bad) + at for at in ranked)], np.int64)
+        comparable = np.array([self._embedder.refusal(row.question) is None for row in both])
 
         def same(one: int, other: int) -> bool:
-            asked, stored = rows[order[one]].question, rows[order[other]].question
-            is_negated = (
-                parse_question(asked).negations != parse_question(stored).negations
-            )  # embeddings hardly see it
-            return not is_negated and failed_guard(asked, stored) is None
+            asked, stored = both[one], both[other]
+            if other < len(bad) and (one < len(bad) or asked.feedback or asked.said[1] != stored.said[1]):
+                return False
+            return repeats(asked.question, stored.question)
 
-        repeats = duplicates(
-            vectors.of(np.array(order)),
+        found = duplicates(
+            vectors.of(order),
             self._choice.near,
             comparable,
             same,
-            lambda done: self._progress("compare", done, len(rows)),
+            lambda done: self._progress("compare", done, len(both)),
         )
-        gone = {order[at]: order[kept] for at, kept in enumerate(repeats.tolist()) if kept >= 0}
+        gone = {ranked[at - len(bad)]: kept for at, kept in enumerate(found.tolist()) if kept >= 0}
         for at, kept in sorted(gone.items()):
-            self._dropped.add(rows[at].id, "near_duplicate", rows[kept].id)
+            if kept < len(bad):
+                self._dropped.add(rows[at].id, "called_bad")
+            else:
+                self._dropped.add(rows[at].id, "near_duplicate", both[kept].id)
         left = [at for at in range(len(rows)) if at not in gone]
-        return [rows[at] for at in left], vectors.of(np.array(left, np.int64))
+        return [rows[at] for at in left], vectors.of(np.array(left, np.int64) + len(bad))
 
     def _write(
         self, folder: Path, lines: BinaryIO, rows: list[Row], sides: NDArray[np.int8]
@@ -273,25 +307,38 @@ class Export:
         sides: NDArray[np.int8],
         files: dict[str, ExportedFile],
     ) -> Manifest:
-        written = [row for row, side in zip(rows, sides.tolist(), strict=True) if side != BORDER]
+        sided = [
+            [row for row, at in zip(rows, sides.tolist(), strict=True) if at == side]
+            for side in (TRAIN, TEST)
+        ]
+        train, test = sided
+        written = [*train, *test]
         nearest, leaks = across(ties, sides)
         if leaks:  # would be an error in the split: nobody must measure with such a test
             raise AssertionError(f"{leaks} pairs of train and test belong together")
         namespaces, scopes, models = zip(*(row.origin for row in written), strict=True)
+        answers = {row.said[1] for row in train}
+        documents = {document for row in train for document in row.documents}
         return Manifest(
             settings={name: self._named(value) for name, value in asdict(self._choice).items()},
             embedder=self._embedder.fingerprint,
+            redaction=self._redaction,
             read=self._read,
             dropped=self._dropped.counts(),
             redacted=sum(row.redacted for row in written),
+            good=sum(row.feedback is True for row in written),
+            oldest=min(row.given for row in written),
+            newest=max(row.given for row in written),
             namespaces=len(set(namespaces)),
             scopes=len(set(scopes)),
             models=dict(sorted(Counter(map(self._named, models)).items())),
             clusters=int(labels.max()) + 1,
             largest_cluster=int(np.bincount(labels).max()),
-            train=int((sides == TRAIN).sum()),
-            test=int((sides == TEST).sum()),
+            train=len(train),
+            test=len(test),
             nearest=None if nearest is None else round(nearest, 4),
+            known_answers=sum(row.tells and row.said[1] in answers for row in test),
+            known_documents=sum(not documents.isdisjoint(row.documents) for row in test),
             files=files,
         )
 

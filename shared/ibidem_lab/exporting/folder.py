@@ -16,10 +16,10 @@ from ibidem.errors import InvalidInput
 from ibidem_lab.files import write_private
 
 VERSION = 1  # of the manifest
-TRAIN_FILE, TEST_FILE, DROPPED_FILE, MANIFEST_FILE = (
-    "train.jsonl", "test.jsonl", "dropped.jsonl", "manifest.json",
+TRAIN_FILE, TEST_FILE, DROPPED_FILE, MANIFEST_FILE, CARD_FILE = (
+    "train.jsonl", "test.jsonl", "dropped.jsonl", "manifest.json", "README.md",
 )  # fmt: skip
-_FILES = (TRAIN_FILE, TEST_FILE, DROPPED_FILE)
+_FILES = (TRAIN_FILE, TEST_FILE, DROPPED_FILE, CARD_FILE)
 _MARK = "ibidem_export"
 
 
@@ -39,9 +39,14 @@ class Manifest:
     Args:
         settings: The options, defaults included.
         embedder: Fingerprint of the model that compared the questions.
+        redaction: What replaced personal details, with versions; `none` if nothing did.
         read: Number of examples in the log, of the namespace if one was chosen.
         dropped: Number of omitted examples by reason; `dropped.jsonl` lists them.
         redacted: Number of exported examples with replacements.
+        good: Number of exported examples that somebody called good; of the others nobody has said anything,
+            unless bad ones were asked for.
+        oldest: When the oldest exported answer was given, in seconds since the epoch.
+        newest: When the newest was.
         namespaces: Number of namespaces of the exported examples.
         scopes: Number of scopes: system prompts, tools and parameters under which they were answered.
         models: Number of exported answers by model.
@@ -50,14 +55,20 @@ class Manifest:
         train: Lines of `train.jsonl`.
         test: Lines of `test.jsonl`, which is not written if there are none.
         nearest: The largest cosine similarity of a test question and a training question; None without both.
+        known_answers: Number of test questions whose answer, word for word, is one of the training.
+        known_documents: Number of test questions over a document that one of the training is over, too.
         files: The files by name.
     """
 
     settings: dict[str, Any]
     embedder: str
+    redaction: str
     read: int
     dropped: dict[str, int]
     redacted: int
+    good: int
+    oldest: float
+    newest: float
     namespaces: int
     scopes: int
     models: dict[str, int]
@@ -66,6 +77,8 @@ class Manifest:
     train: int
     test: int
     nearest: float | None
+    known_answers: int
+    known_documents: int
     files: dict[str, ExportedFile]
 
     def write(self, folder: Path) -> None:

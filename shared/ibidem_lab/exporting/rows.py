@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ibidem.errors import InvalidInput
 from ibidem.example import DocumentRef, Example
+from ibidem.examples.flaws import flaw_of
 from ibidem.types import Document, digest, normalise
 from ibidem_lab.exporting.choice import Choice, Format
 
@@ -42,6 +43,7 @@ class Row(NamedTuple):
         vector: Index in the file of vectors, -1 if there is none.
         redacted: Whether something was replaced.
         origin: Namespace, scope and model.
+        documents: Digests of the ids of the documents.
     """
 
     id: int
@@ -56,6 +58,7 @@ class Row(NamedTuple):
     vector: int
     redacted: bool
     origin: tuple[str, str, str]
+    documents: tuple[bytes, ...]
 
     @property
     def preference(self) -> tuple[int, float, int]:
@@ -107,7 +110,8 @@ class Reader:
     ) -> None:
         self._choice, self._redact, self._texts = choice, redact, texts
         self._lines, self._vectors, self._dropped = lines, vectors, dropped
-        self._bad: set[tuple[bytes, bytes]] = set()  # answers that somebody called bad
+        self._said_badly: set[tuple[bytes, bytes]] = set()  # answers that somebody called bad
+        self.bad: list[Row] = []  # without a line; they spoil others
         self._at = self.vectors = 0
         self._origins: dict[tuple[str, str, str], tuple[str, str, str]] = {}  # each once in memory
         self.read = 0
@@ -131,9 +135,13 @@ class Reader:
     def _row(self, example: Example, vector: bytes | None) -> Row | str:
         """Return the row, or the reason against it."""
         if example.feedback is False:
-            self._bad.add(_said(example))
+            self._said_badly.add(_said(example))
         if refusal := self._choice.refusal(example, has_texts=self._texts is not None):
+            if example.feedback is False and refusal == "feedback":
+                self._note_bad(example, vector)
             return refusal
+        if not example.feedback and (flaw := flaw_of(example.answer)):
+            return flaw
         context, refusal = self._context(example) if self._texts else ("", "")
         if refusal:
             return refusal
@@ -145,20 +153,36 @@ class Reader:
         written = line(self._choice.format, question, answer, shown[2], self._choice.system)
         self._lines.write(written)
         start, self._at = self._at, self._at + len(written)
+        return self._made(
+            example,
+            question,
+            vector,
+            key=_digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
+            tells=len(answer) >= ANSWER_TELLS,
+            start=start,
+            size=len(written),
+            redacted=shown != parts,
+        )
+
+    def _note_bad(self, example: Example, vector: bytes | None) -> None:
+        question = normalise(self._redact(example.question))
+        if question:
+            self.bad.append(
+                self._made(example, question, vector, key=b"", tells=False, start=0, size=0, redacted=False)
+            )
+
+    def _made(self, example: Example, question: str, vector: bytes | None, **rest: Any) -> Row:
         origin = example.namespace, example.scope, example.model
         return Row(
             id=example.id or 0,
             question=question,
-            key=_digest(_folded(question), *((d.digest for d in example.documents) if context else ())),
             said=_said(example),
-            tells=len(answer) >= ANSWER_TELLS,
             feedback=example.feedback,
             given=example.at,
-            start=start,
-            size=len(written),
             vector=self._kept(vector) if question == normalise(example.question) else -1,
-            redacted=shown != parts,
             origin=self._origins.setdefault(origin, origin),
+            documents=tuple(_digest(document.id) for document in example.documents),
+            **rest,
         )
 
     def _kept(self, vector: bytes | None) -> int:
@@ -198,7 +222,7 @@ class Reader:
         return [row for row in unspoiled if row is best[row.key]]
 
     def _called_bad(self, row: Row) -> bool:
-        spoiled = self._choice.feedback != "any" and row.feedback is None and row.said in self._bad
+        spoiled = self._choice.feedback != "any" and row.feedback is None and row.said in self._said_badly
         if spoiled:
             self._dropped.add(row.id, "called_bad")
         return spoiled

@@ -1,0 +1,1 @@
+"""How well what is no example, and what is personal, is found."""
