@@ -228,8 +228,8 @@ class SemanticCache:
             max_age = request.scope_context.max_age
         started, now = time.perf_counter(), self._runtime.clock()
         private = request.semantic and self._admission.is_private(request.question)
-        if (run := current_run()) is not None:
-            run.before_lookup(request, self._stores.pin)
+        if (warming := current_run()) is not None:
+            warming.before_lookup(request, self._stores.pin)
         result: Hit | Miss
         try:
             with deadline():
@@ -239,8 +239,8 @@ class SemanticCache:
             result = Miss("no_index")
         except Exception as error:
             result = Miss(self._runtime.faults.reason("look up a question", error))
-        if run is not None:
-            run.after_lookup(request, result, self._stores.pin)
+        if warming is not None:
+            warming.after_lookup(request, result, self._stores.pin)
         object.__setattr__(result, "seconds", time.perf_counter() - started)  # nobody else has it yet
         return result
 
@@ -298,8 +298,8 @@ class SemanticCache:
         except Exception as error:
             self._admission.give_back(request.namespace)
             return self._reject(self._runtime.faults.reason("store an answer", error))
-        if (run := current_run()) is not None:
-            run.after_store(request, answer, self._stores.pin, reason)
+        if (warming := current_run()) is not None:
+            warming.after_store(request, answer, self._stores.pin, reason)
         return self._reject(reason) if reason else Stored(placed.key, self._runtime.cache_id)
 
     def answer(self, request: Request, ask: Callable[[Request], Answer]) -> Answer:

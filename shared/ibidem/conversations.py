@@ -108,9 +108,8 @@ class Conversations:
         index: SemanticIndex,
         request: Request,
         candidates: Sequence[Candidate],
-        *,
-        floor: float,
-        doubtful: float | None,
+        min_cosine: float,
+        asked_from: float | None,
     ) -> OtherConversation | None:
         """Return an answer that serves, or one that may.
 
@@ -118,15 +117,15 @@ class Conversations:
             index: The semantic index of this lookup.
             request: The request, with its conversation.
             candidates: Answers of other conversations.
-            floor: Least cosine of two turns that may mean the same.
-            doubtful: Score from which on a small model is asked; None if none is.
+            min_cosine: Least cosine of two turns that may mean the same.
+            asked_from: Score from which on a small model is asked; None if none is.
         """
         words = None if request.history is None else request.history.words
         if words is None or not candidates or _is_any_private(words, self._is_private):
             return None
         asked = Conversation(request.question, words)
         try:
-            return self._find(index, request, asked, candidates, floor, doubtful)
+            return self._find(index, request, asked, candidates, min_cosine, asked_from)
         except PairModelFailed:  # what it cannot read is not the same
             return None
 
@@ -136,17 +135,17 @@ class Conversations:
         request: Request,
         asked: Conversation,
         candidates: Sequence[Candidate],
-        floor: float,
-        doubtful: float | None,
+        min_cosine: float,
+        asked_from: float | None,
     ) -> OtherConversation | None:
-        quick = Turnwise(index, floor).relations
-        if doubtful is None:  # then doubt need not be told from what is other
+        quick = Turnwise(index, min_cosine).relations
+        if asked_from is None:  # then doubt need not be told from what is other
             quick = replace(quick, near=lambda *_: False)
         prospects = list[tuple[bool, float, Candidate]]()
         for one in candidates:
-            if one.similarity >= floor:
+            if one.similarity >= min_cosine:
                 found = compare(asked, _stored(one), quick)
-                if found == "same" or (found == "doubt" and doubtful is not None):
+                if found == "same" or (found == "doubt" and asked_from is not None):
                     prospects.append((found != "same", -one.similarity, one))
         prospects.sort(key=lambda prospect: prospect[:2])
         shown = [one for _, _, one in prospects[:MOST]]
@@ -156,11 +155,11 @@ class Conversations:
         scored = sorted(verdict.scored, key=lambda one: -one.score)
         for one in scored:
             if one.score >= policy.threshold and not refers_back(one.entry.answer.text):
-                surely = Turnwise(index, floor, verifier, policy.threshold, one)
+                surely = Turnwise(index, min_cosine, verifier, policy.threshold, one)
                 if compare(asked, _stored(one), surely.relations) == "same":
                     sure = replace(one, score=min(one.score, surely.least))
                     return _found(asked, sure, verifier, policy, "same")
-        if doubtful is None or not scored or scored[0].score < doubtful:
+        if asked_from is None or not scored or scored[0].score < asked_from:
             return None
         return _found(asked, scored[0], verifier, policy, "doubt")
 
@@ -231,12 +230,12 @@ class Turnwise:
     def __init__(
         self,
         index: SemanticIndex,
-        floor: float,
+        min_cosine: float,
         verifier: Verifier | None = None,
         threshold: float = 0.0,
         candidate: Candidate | None = None,
     ) -> None:
-        self._embedder, self._floor = index.embedder, floor
+        self._embedder, self._min_cosine = index.embedder, min_cosine
         self._verifier, self._threshold, self._candidate = verifier, threshold, candidate
         self._reads = verifier is None or verifier.name in index.scorers
         self._scores: dict[tuple[str, str], float] = {}
@@ -270,7 +269,7 @@ class Turnwise:
     def _near(self, asked: str, stored: str) -> bool:
         if plain(asked) == plain(stored):
             return True
-        return self._cosine(asked, stored) >= self._floor and failed_guard(asked, stored) is None
+        return self._cosine(asked, stored) >= self._min_cosine and failed_guard(asked, stored) is None
 
     def _related(self, one: str, other: str) -> bool:
         return self._cosine(one, other, unknown=1.0) >= RELATED

@@ -125,7 +125,7 @@ class LookupPipeline:
         entries = self._runtime.store.entries
         identical, vetted = entries.get_both(request.key, vetted_key(request))
         for one in (identical, vetted):
-            if one and (hit := self._serve(Candidate(one, 1.0), "exact", now, max_age)):
+            if one and (hit := self._serve(Candidate(one, 1.0), "exact", now, max_age, None)):
                 return hit
         # 2. Can the question be compared by meaning?
         if not request.semantic:
@@ -134,40 +134,41 @@ class LookupPipeline:
         reason = "question_private" if private else index.embedder.refusal(request.question)
         if reason:
             return Miss(reason)
-        # 3. to 5. Does a near one mean the same, and may its answer be served?
-        result, verdict, policy = self._by_meaning(index, request, now, max_age)
-        if result is not None:
-            return result
-        # 6. Why not?
-        if identical is not None:
-            return _miss("expired", Candidate(identical, 1.0))
-        if verdict.nearest is not None:
-            return _miss(verdict.reason, verdict.nearest, policy.threshold)
-        return Miss(NOTHING_NEAR[entries.kind_in_scope(request.namespace, request.scope_digest)])
+        # 3. to 6. Does a near one mean the same, and may its answer be served?
+        return self._by_meaning(index, request, identical, now, max_age)
 
     def _by_meaning(
-        self, index: SemanticIndex, request: Request, now: float, max_age: float | None
-    ) -> tuple[Hit | Miss | None, Verdict, Policy]:
-        """Serve what was answered to a question that means the same, or say why a likely one is not."""
+        self, index: SemanticIndex, request: Request, expired: Entry | None, now: float, max_age: float | None
+    ) -> Hit | Miss:
+        """Serve what was answered to a question that means the same, or say why not."""
         # 3. Which of the nearest stored questions means the same, over the same documents?
         near = self.near(index, request)
         candidates = [one for one in near.here if self.is_alive(one.entry, now, max_age)]
         verifier, policy, verdict = self.decide(index, request, candidates)
-        result = self._judge(request, verifier, verdict, policy, now, max_age)
-        if isinstance(result, Hit) or not near.elsewhere:
-            return result, verdict, policy
+        result = self._outcome(request, verifier, policy, verdict, now, max_age)
         # Or was it asked in another conversation, which means the same?
-        elsewhere = [one for one in near.elsewhere if self.is_alive(one.entry, now, max_age)]
-        found = self.other_conversation(index, request, elsewhere, ask=result is None)
-        there = None if found is None else self._judge_other(request, found, now, max_age)
-        return (there if isinstance(there, Hit) or result is None else result), verdict, policy
+        if not isinstance(result, Hit) and near.elsewhere:
+            elsewhere = [one for one in near.elsewhere if self.is_alive(one.entry, now, max_age)]
+            found = self.other_conversation(index, request, elsewhere, ask=result is None)
+            there = None if found is None else self._outcome_elsewhere(request, found, now, max_age)
+            if isinstance(there, Hit) or result is None:
+                result = there
+        if result is not None:
+            return result
+        # 6. Why not?
+        if expired is not None:  # the answer to the identical request
+            return _miss("expired", Candidate(expired, 1.0))
+        if verdict.nearest is not None:
+            return _miss(verdict.reason, verdict.nearest, policy.threshold)
+        kind = self._runtime.store.entries.kind_in_scope(request.namespace, request.scope_digest)
+        return Miss(NOTHING_NEAR[kind])
 
-    def _judge(
+    def _outcome(
         self,
         request: Request,
         verifier: Verifier,
-        verdict: Verdict,
         policy: Policy,
+        verdict: Verdict,
         now: float,
         max_age: float | None,
     ) -> Hit | Miss | None:
@@ -183,12 +184,12 @@ class LookupPipeline:
         doubted = None if opinion is None else opinion.doubted(verifier, verdict)
         if (found := best or doubted) is None:
             return None
-        least = self.least(request.namespace, verifier, policy)
+        threshold = self.threshold_in(request.namespace, verifier, policy)
         if opinion is not None and doubted is not None:
-            return self._ask(opinion, request, Doubt(doubted, verifier.name, least), now, max_age)
+            return self._ask(opinion, request, Doubt(doubted, verifier.name, threshold), now, max_age)
         refused = {"serve": "", "audit": "audit"}.get(ruling, "below_budget")
-        hit = None if refused else self._serve(found, "semantic", now, max_age, least)
-        return _miss(refused or "expired", found, least) if hit is None else hit
+        hit = None if refused else self._serve(found, "semantic", now, max_age, threshold)
+        return _miss(refused or "expired", found, threshold) if hit is None else hit
 
     def _ask(
         self, opinion: SecondOpinion, request: Request, doubt: Doubt, now: float, max_age: float | None
@@ -213,23 +214,23 @@ class LookupPipeline:
         if self._auditor is not None or not candidates:
             return None
         verifier, policy = policy_of(self._verifier, index, self._strictness)
-        doubtful, least = None, policy.threshold
+        asked_from, lowest = None, policy.threshold
         if ask and self.second_opinion is not None:
-            doubtful = self.second_opinion.least(verifier)
-            least = min(least, doubtful)
-        floor = least_cosine(verifier, least)
-        return self.conversations.find(index, request, candidates, floor=floor, doubtful=doubtful)
+            asked_from = self.second_opinion.asked_from(verifier)
+            lowest = min(lowest, asked_from)
+        min_cosine = least_cosine(verifier, lowest)
+        return self.conversations.find(index, request, candidates, min_cosine, asked_from)
 
-    def _judge_other(
+    def _outcome_elsewhere(
         self, request: Request, found: OtherConversation, now: float, max_age: float | None
     ) -> Hit | Miss | None:
         """Serve what another conversation was answered, or say why not; a small model is asked in doubt."""
-        least = self.least(request.namespace, found.verifier, found.policy)
+        threshold = self.threshold_in(request.namespace, found.verifier, found.policy)
         if found.likeness == "same":
-            return self._serve(found.candidate, "semantic", now, max_age, least)
+            return self._serve(found.candidate, "semantic", now, max_age, threshold)
         if self.second_opinion is None:
             return None
-        doubt = Doubt(found.candidate, found.verifier.name, least, found.stored, found.asked)
+        doubt = Doubt(found.candidate, found.verifier.name, threshold, found.stored, found.asked)
         return self._ask(self.second_opinion, request, doubt, now, max_age)
 
     def decide(
@@ -248,7 +249,7 @@ class LookupPipeline:
         if self._strictness.document_policy != "unchanged":
             return NOTHING_TOLD
         retrieved = {document.digest for document in request.documents}
-        again = [one.entry for one in candidates if not one.entry.evidence.isdisjoint(retrieved)]
+        again = [one.entry for one in candidates if not one.entry.supporting.isdisjoint(retrieved)]
         unknown = {id(one): one for entry in again for one in unknown_documents(request, entry)}
         return self._runtime.store.told.of(unknown.values(), request.namespace) if unknown else NOTHING_TOLD
 
@@ -261,15 +262,16 @@ class LookupPipeline:
         told: Told,
     ) -> tuple[Verifier, Policy, Verdict]:
         verifier, policy = policy_of(chosen, index, self._strictness)
-        floor = None
+        lowest = policy.threshold
         if self.second_opinion is not None:  # farther ones are looked at, too
-            floor = least_cosine(verifier, min(policy.threshold, self.second_opinion.least(verifier)))
+            lowest = min(lowest, self.second_opinion.asked_from(verifier))
+        min_cosine = least_cosine(verifier, lowest)
         verdict = decide(
-            request, candidates, policy, verifier, guards=self._guards, min_cosine=floor, told=told
+            request, candidates, policy, verifier, guards=self._guards, min_cosine=min_cosine, told=told
         )
         return verifier, policy, verdict
 
-    def least(self, namespace: str, verifier: Verifier, policy: Policy) -> float:
+    def threshold_in(self, namespace: str, verifier: Verifier, policy: Policy) -> float:
         """Return the least score that is served in a namespace now, infinite while audits serve nothing."""
         if self._auditor is None:
             return policy.threshold
@@ -322,19 +324,19 @@ class LookupPipeline:
             return state == "alive" or (state == "stale" and self._is_being_refreshed(entry))
 
     def _serve(
-        self, candidate: Candidate, tier: Tier, now: float, max_age: float | None, least: float | None = None
+        self, candidate: Candidate, tier: Tier, now: float, max_age: float | None, threshold: float | None
     ) -> Hit | None:
         """Return the hit; None if the entry is expired, or stale and this caller is to refresh it."""
         entry = candidate.entry
         state = self._lifetime.state(entry, now, max_age)
         if state == "expired" or (state == "stale" and self._is_to_refresh(entry)):
             return None
-        return self.hit_of(candidate, tier, now, least, stale=state == "stale")
+        return self.hit_of(candidate, tier, now, threshold, stale=state == "stale")
 
     def hit_of(
-        self, candidate: Candidate, tier: Tier, now: float, least: float | None, *, stale: bool = False
+        self, candidate: Candidate, tier: Tier, now: float, threshold: float | None, *, stale: bool = False
     ) -> Hit:
-        """Return the hit on an entry, which may be served; `least` is the least score that is."""
+        """Return the hit on an entry, which may be served; `threshold` is the least score that is."""
         entry = candidate.entry
         return Hit(
             answer=entry.answer,
@@ -347,7 +349,7 @@ class LookupPipeline:
             stale=stale,
             place=self._runtime.cache_id,
             pinned=entry.pinned,
-            threshold=least,
+            threshold=threshold,
         )
 
     def _is_to_refresh(self, entry: Entry) -> bool:
@@ -371,11 +373,11 @@ def _candidates(compared: Sequence[tuple[Entry, float, Vectors]]) -> list[Candid
     ]
 
 
-def _miss(reason: str, candidate: Candidate, least: float | None = None) -> Miss:
+def _miss(reason: str, candidate: Candidate, threshold: float | None = None) -> Miss:
     """Return a miss with its candidate, and the least score that is served, if scores counted."""
-    score = None if least is None or candidate.score == UNSCORED else candidate.score
+    score = None if threshold is None or candidate.score == UNSCORED else candidate.score
     found = (candidate.entry.question, candidate.entry.id, candidate.similarity)
-    return Miss(reason, *found, score=score, threshold=least)
+    return Miss(reason, *found, score=score, threshold=threshold)
 
 
 def policy_of(
@@ -470,7 +472,7 @@ class StorePipeline:
         turns = kept_turns(request, self._admission.is_private) if semantic else ()
         # 3. Which documents does the answer rest on?
         documents = (*request.documents, *answer.documents)
-        evidence = self._evidence(index, request, answer)
+        supports = self._supporting(index, request, answer)
         return Entry(
             id=request.key,
             namespace=request.namespace,
@@ -483,7 +485,7 @@ class StorePipeline:
             expires=self._lifetime.expires(life, now),
             ttl=None if math.isinf(life) else life,
             used=now,
-            sources=tuple(Source(d.id, d.digest, d.digest in evidence, d.source) for d in documents),
+            sources=tuple(Source(d.id, d.digest, d.digest in supports, d.source) for d in documents),
             tags=tags,
             scope_parts=parts_text(request.scope_parts),
             requested=request.made,
@@ -492,7 +494,7 @@ class StorePipeline:
             vector=vector,
         )
 
-    def _evidence(self, index: SemanticIndex, request: Request, answer: Answer) -> frozenset[str]:
+    def _supporting(self, index: SemanticIndex, request: Request, answer: Answer) -> frozenset[str]:
         """Return the digests of the documents that support the answer; by meaning only with our embedder."""
         documents = (*request.documents, *answer.documents)
         ours = request.documents and request.semantic and not isinstance(index.rule, CosineScorer)
@@ -643,10 +645,8 @@ class PendingRequest:
         except BaseException:
             self.abort()
             raise
-        if (
-            not isinstance(result, Stored) or result.entry_id != self.request.key
-        ):  # those who wait find nothing
-            self.reject()
+        if not isinstance(result, Stored) or result.entry_id != self.request.key:
+            self.reject()  # those who wait would find nothing
         return result
 
     def reject(self) -> None:

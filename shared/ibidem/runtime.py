@@ -148,12 +148,12 @@ class Runtime:
             self.turns.drop()
             self.examples.queue.drop()
 
-    def put(self, entry: Entry, created_at: float, index: SemanticIndex, vetted: str) -> str:
+    def put(self, entry: Entry, requested: float, index: SemanticIndex, vetted: str) -> str:
         """Store and index an entry. Errors of the database pass through.
 
         Args:
             entry: The entry; its vector was made by the embedder of `index`.
-            created_at: When the request was made.
+            requested: When the request was made.
             index: The semantic index in use when the store began.
             vetted: The id of a vetted answer to this question over any documents, if there is one.
 
@@ -161,17 +161,17 @@ class Runtime:
             "", or why it is not stored: `invalidated` after the request was made, or `pinned`.
         """
         house, fingerprint = self.housekeeping, index.fingerprint
-        reason = self.store.entries.put(entry, fingerprint, house.ranking, house.floor, created_at, vetted)
+        reason = self.store.entries.put(entry, fingerprint, house.ranking, house.floor, requested, vetted)
         if not reason:
             self._index(entry, index)
         elif reason == "pinned":
             self.flights.stored(entry.id)  # those who wait find the vetted answer
         return reason
 
-    def pin(self, entry: Entry, created_at: float, index: SemanticIndex, replaces: str) -> str:
+    def pin(self, entry: Entry, requested: float, index: SemanticIndex, replaces: str) -> str:
         """Store and index a vetted answer; return "", or why not (as `PinTable.pin`)."""
         bounds = self.housekeeping.bounds
-        reason = self.store.pins.pin(entry, index.fingerprint, created_at, bounds, replaces)
+        reason = self.store.pins.pin(entry, index.fingerprint, requested, bounds, replaces)
         if not reason:
             self._index(entry, index)
         return reason

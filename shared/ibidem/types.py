@@ -623,7 +623,7 @@ class Entry:
     vector: Vector | None = field(default=None, repr=False, compare=False)
 
     @property
-    def evidence(self) -> frozenset[str]:
+    def supporting(self) -> frozenset[str]:
         """The digests of the documents that support the answer."""
         return frozenset(source.digest for source in self.sources if source.supports)
 

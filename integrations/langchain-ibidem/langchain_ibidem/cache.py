@@ -1,4 +1,9 @@
-"""`IbidemCache`: LangChain's `BaseCache` on Ibidem."""
+"""`IbidemCache`: LangChain's `BaseCache` on Ibidem.
+
+What there is of one call, in the order in which it comes to be: `PendingCalls`, the hook around LangChain's
+method with its arguments; `_Lookup`, one prompt that it looks up; `ModelCall`, what is known of the model and
+the run; `Request`, which `RequestBuilder` makes of them; `CachedCall`, which looks it up, waits and stores.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +196,7 @@ class _Lookup:
             self._calls.lookups = [lookup for lookup in self._calls.lookups if lookup is not self]
         else:
             self._missed = True
-            self._attempt(self._adapter.looking_up, partial(self._watch_stream, in_async=in_async))
+            self._attempt(self._adapter.lookup_operation, partial(self._watch_stream, in_async=in_async))
         if found is None or self._model_call is None:
             return None
         return self._attempt(_TELL, partial(self._model_call.token_events, found, in_async=in_async))
@@ -199,7 +204,7 @@ class _Lookup:
     def store(self, generations: Sequence[Generation]) -> None:
         """Store what the model answered: at once, as the program may change these objects."""
         if stored := self.call.store(partial(self._answer, generations)):
-            self._attempt(self._adapter.storing, partial(attach_source, generations, stored))
+            self._attempt(self._adapter.store_operation, partial(attach_source, generations, stored))
 
     def abort(self) -> None:
         """The model has failed."""

@@ -99,8 +99,8 @@ class AdapterCache:
         self.cache = cache
         self.faults = faults or Faults()
         self._owned = owned
-        self.looking_up = f"look up an answer for {framework}"
-        self.storing = f"store an answer of {framework}"
+        self.lookup_operation = f"look up an answer for {framework}"
+        self.store_operation = f"store an answer of {framework}"
 
     @classmethod
     def of(
@@ -215,11 +215,11 @@ class CachedCall(Generic[Found]):
         If it returns None or raises `NotCacheable`, the call is rejected. `ibidem.forget(response)` finds
         what was stored, if the object can be referred to weakly; for others `remember` it by name.
         """
-        pending = self._begun(self._adapter.storing)
+        pending = self._begun(self._adapter.store_operation)
         if pending is None:
             return None
         with pending:
-            self.stored = self._attempt(self._adapter.storing, partial(_store, pending, answer))
+            self.stored = self._attempt(self._adapter.store_operation, partial(_store, pending, answer))
         if self.stored and (within := _calls_within.get()) is not None:
             within.example |= pending.request.example
         if self.stored:
@@ -313,24 +313,26 @@ class CachedCall(Generic[Found]):
         return PendingRequest(self._adapter.cache.steps, request) if request is not None else None
 
     def _look(self) -> Found | None:
-        pending = self._begun(self._adapter.looking_up)
+        pending = self._begun(self._adapter.lookup_operation)
         if pending is None:
             return None
-        return self._read(self._attempt(self._adapter.looking_up, partial(pending.lookup, self._objection)))
+        return self._read(
+            self._attempt(self._adapter.lookup_operation, partial(pending.lookup, self._objection))
+        )
 
     async def _alook(self) -> Found | None:
         if self._aobjection is None:
             return await in_thread(self._look)
-        pending = await in_thread(self._begun, self._adapter.looking_up)
+        pending = await in_thread(self._begun, self._adapter.lookup_operation)
         if pending is None:
             return None
         hit = await aattempt(
-            self._adapter.faults, self._adapter.looking_up, pending.alookup(self._aobjection)
+            self._adapter.faults, self._adapter.lookup_operation, pending.alookup(self._aobjection)
         )
         return await in_thread(self._read, hit)
 
     def _read(self, hit: Hit | None) -> Found | None:
-        found = self._attempt(self._adapter.looking_up, partial(self._read_hit, hit)) if hit else None
+        found = self._attempt(self._adapter.lookup_operation, partial(self._read_hit, hit)) if hit else None
         self.hit = None if found is None else hit
         if self.hit is not None and (within := _calls_within.get()) is not None:
             within.hits.append(self.hit)
@@ -340,12 +342,14 @@ class CachedCall(Generic[Found]):
     def _wait(self) -> bool:
         if self._pending is None:
             return False
-        return bool(self._attempt(self._adapter.looking_up, self._pending.wait))
+        return bool(self._attempt(self._adapter.lookup_operation, self._pending.wait))
 
     async def _await(self) -> bool:
         if self._pending is None:
             return False
-        return bool(await aattempt(self._adapter.faults, self._adapter.looking_up, self._pending.await_()))
+        return bool(
+            await aattempt(self._adapter.faults, self._adapter.lookup_operation, self._pending.await_())
+        )
 
     def _ended_with(self, stream: Stream) -> Stream:
         """Abort when the generator is dropped, if it has not ended by then."""
@@ -388,7 +392,7 @@ class CachedCall(Generic[Found]):
 
     def _store_recorded(self, recording: _Recording[Any], on_stored: Callable[[Stored], None] | None) -> None:
         if (stored := self.store(recording.answer, recording.last)) and on_stored is not None:
-            self._attempt(self._adapter.storing, partial(on_stored, stored))
+            self._attempt(self._adapter.store_operation, partial(on_stored, stored))
 
 
 class _Recording(Generic[Chunk]):

@@ -215,7 +215,7 @@ class ProgramCall(CachedCall[Found], Generic[Found]):
         """As `CachedCall.alookup`."""
         if not _steps_aside():
             self._before = await aattempt(
-                self._adapter.faults, self._adapter.looking_up, self._corpus.astate()
+                self._adapter.faults, self._adapter.lookup_operation, self._corpus.astate()
             )
             self._unreadable = self._before is None
         return await super().alookup()
@@ -223,7 +223,9 @@ class ProgramCall(CachedCall[Found], Generic[Found]):
     async def aread(self) -> None:
         """Read the state of the corpus after the program has answered, in async code."""
         if self.request is not None:
-            self._after = await aattempt(self._adapter.faults, self._adapter.storing, self._corpus.astate())
+            self._after = await aattempt(
+                self._adapter.faults, self._adapter.store_operation, self._corpus.astate()
+            )
             self._unreadable = self._after is None
 
     def store(self, answer: Callable[[], Answer | None], response: object = None) -> Stored | None:

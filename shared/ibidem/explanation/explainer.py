@@ -313,7 +313,7 @@ class Explainer:
 
     def _least(self, judged: _Judged, namespace: str) -> float:
         """Return the least score that is served in a namespace now."""
-        return self._lookups.least(namespace, judged.verifier, judged.policy)
+        return self._lookups.threshold_in(namespace, judged.verifier, judged.policy)
 
 
 def _same_question(nearest: Neighbour) -> str:

@@ -55,12 +55,12 @@ def document_objection(
         return ""
     if document_policy == "all":
         return CHANGED
-    retrieved, evidence = {document.digest for document in request.documents}, entry.evidence
+    retrieved, supporting = {document.digest for document in request.documents}, entry.supporting
     if document_policy == "supporting":
-        return "" if evidence and evidence <= retrieved else CHANGED
+        return "" if supporting and supporting <= retrieved else CHANGED
     unknown = unknown_documents(request, entry)
     # What a person wrote rests on any of them.
-    wanted = evidence if entry.pinned == "corrected" else evidence & retrieved
+    wanted = supporting if entry.pinned == "corrected" else supporting & retrieved
     if not wanted or not wanted <= retrieved or _changed(request, entry, unknown, told):
         return CHANGED
     new = new_documents == "miss" and any(told.is_new(one, entry.requested) for one in unknown)
@@ -84,7 +84,7 @@ def document_changes(
     if changed:
         return tuple(DocumentChange(one.id, one.source, "changed") for one in changed)
     asked, names = {one.digest for one in request.documents}, {one.id for one in request.documents}
-    every = document_policy == "all" or not entry.evidence
+    every = document_policy == "all" or not entry.supporting
     gone = [one for one in entry.sources if one.digest not in asked and (one.supports or every)]
     found = [DocumentChange(one.id, one.source, "changed" if one.id in names else "missing") for one in gone]
     if every:

@@ -123,12 +123,13 @@ def decide(
         min_cosine: Leave out candidates below it; default: those that cannot reach the threshold.
         told: When documents of the request were told of.
     """
-    floor = least_cosine(verifier, policy.threshold) if min_cosine is None else min_cosine
+    if min_cosine is None:
+        min_cosine = least_cosine(verifier, policy.threshold)
     nearby = heapq.nlargest(MAX_CANDIDATES, candidates, key=lambda c: c.similarity)
     if not nearby:
         return Verdict(None, "below_threshold", None)
     guards = guards_beside(verifier, guards)
-    objections = [_objection(request, candidate, policy, floor, guards, told) for candidate in nearby]
+    objections = [_objection(request, candidate, policy, min_cosine, guards, told) for candidate in nearby]
     allowed = [one for one, objection in zip(nearby, objections, strict=True) if not objection]
     refused = [(one, objection) for one, objection in zip(nearby, objections, strict=True) if objection]
     scored = _verified(request, allowed, verifier, policy.threshold) if allowed else []
@@ -154,13 +155,13 @@ def _objection(
     request: Request,
     candidate: Candidate,
     policy: Policy,
-    floor: float,
+    min_cosine: float,
     guards: Sequence[NamedGuard],
     told: Told,
 ) -> str:
     """Return the reason why the candidate may not be served, whatever its score; "" if there is none."""
     entry = candidate.entry
-    if entry.question is None or candidate.similarity < floor:
+    if entry.question is None or candidate.similarity < min_cosine:
         return "below_threshold"
     if guard := failed_guard(request.question, entry.question, guards):
         return f"guard:{guard}"

@@ -61,9 +61,14 @@ class Verifier(Protocol):
     """Scores candidates: how sure it is that the stored answer of each serves the question asked.
 
     Called at most once per lookup, with those of the nearest candidates that neither guards nor documents
-    refuse, the most similar first, of a cosine of at least `VERIFIED_FROM`, or of what its method
-    `min_cosine` returns, if it has one; in the thread of the lookup, which waits for it. What it raises is a
-    miss with reason `error`.
+    refuse, the most similar first, of a cosine of at least `VERIFIED_FROM`; in the thread of the lookup,
+    which waits for it. What it raises is a miss with reason `error`.
+
+    What it may have besides, as the pair model has:
+
+    * `min_cosine(threshold)`: returns the least cosine of the candidates that it is shown;
+    * `most`: it is shown so many at most, one by one until one is certain;
+    * `reads_both`: True if a guard need not refuse what only one of the questions says.
     """
 
     @property

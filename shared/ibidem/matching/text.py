@@ -2,7 +2,7 @@
 
 An embedding overlooks some differences between two questions (numbers, dates, negations, order, signs), and
 sees others that do not matter (politeness, contractions, spelling, word order). `parse_question` reads a
-question once; the guards (`ibidem.matching.guards`) and the scorers (`ibidem.matching.policy`) compare the
+question once; the guards (`ibidem.matching.guards`) and the scorers (`ibidem.matching.scorers`) compare the
 features of two.
 """
 

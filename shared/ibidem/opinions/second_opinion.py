@@ -98,14 +98,14 @@ class SecondOpinion:
         """The name of the small model."""
         return self._adviser.name
 
-    def least(self, verifier: Verifier) -> float:
+    def asked_from(self, verifier: Verifier) -> float:
         """Return the least score of this verifier about which the model is asked."""
         return max(LIKELY, getattr(verifier, "floor", LIKELY)) if self._least is None else self._least
 
     def doubted(self, verifier: Verifier, verdict: Verdict) -> Candidate | None:
         """Return the candidate to ask about, if nothing is sure enough and one is likely."""
         best = verdict.best
-        return None if best is None or best.score < self.least(verifier) else best
+        return None if best is None or best.score < self.asked_from(verifier) else best
 
     def ask(self, request: Request, doubt: Doubt, now: float) -> str:
         """Return `YES` if the candidate's answer may be served, else why not; after `seconds` it is `LATE`.

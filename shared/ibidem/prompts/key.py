@@ -48,6 +48,12 @@ _ASKING = frozenset(
     ).split()
 )
 
+_MAX_QUESTIONS = 32  # texts tried as the question; later ones have no better evidence
+
+_BY_MEANING = ("standalone", "meaning")  # of `history`
+_MOST_TURNS, _LONGEST_CONVERSATION = 40, 20_000  # and characters, before a question, that are kept with it
+_TOOLS = ("tools", "functions")  # parts of a scope: what they are called with may have been said before
+
 
 @dataclass(frozen=True, slots=True)
 class PromptContext:
@@ -312,12 +318,6 @@ class ParsedConversation:
     def _dependence(self, question: str, *, condensed: bool = False) -> str:
         turns = [(turn.question, turn.answer) for turn in self.turns]
         return dependence(question, turns, self.system, condensed=condensed)
-
-
-_BY_MEANING = ("standalone", "meaning")
-_MOST_TURNS, _LONGEST_CONVERSATION = 40, 20_000  # and characters, before a question, that are kept with it
-_TOOLS = ("tools", "functions")  # parts of a scope: what they are called with may have been said before
-_MAX_QUESTIONS = 32  # texts tried as the question; later ones have no better evidence
 
 
 @dataclass(frozen=True, slots=True)

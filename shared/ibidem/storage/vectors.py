@@ -504,7 +504,7 @@ class EmbedderTable:
 
 
 class ModelFilesTable:
-    """The table `model_model_files`. Every method raises `StorageError` when the database fails."""
+    """The table `model_files`. Every method raises `StorageError` when the database fails."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
