@@ -113,23 +113,26 @@ def _changed(request: Request, entry: Entry, unknown: Sequence[Document], told: 
     if not gone or not unknown:
         return []
     ids = _Ids(request, entry)
-    named, nameless, beside = dict[str, set[str]](), set[str](), set[str]()
+    with_id = dict[str, set[str]]()  # the sources of unknown passages, by ids that stay
+    successors, without_id = set[str](), set[str]()  # the sources of those that a passage may have become
     for one in unknown:
-        if ids.name(one):
-            named.setdefault(one.id, set()).add(one.source)
+        stays = ids.stay_with(one)
+        if stays:
+            with_id.setdefault(one.id, set()).add(one.source)
         if not (_is_made(one.id, one.source) and told.has_id_before(one, entry.requested)):
-            beside.add(one.source)
-            if not ids.name(one):
-                nameless.add(one.source)
-    found = []
+            successors.add(one.source)
+            if not stays:
+                without_id.add(one.source)
+    changed = []
     for source in gone:
-        place = source.source
-        if ids.name(source) and _may_be_in(place, named.get(source.id, set())):
-            found.append(source)
-        elif source.supports and (ids.sources_moved or _may_be_in(place, beside)):
-            others = ids.name(source) and place in ids.kept and not _may_be_in(place, nameless)
-            found += [] if others and not ids.sources_moved else [source]
-    return found
+        place, stays = source.source, ids.stay_with(source)
+        if stays and _may_be_in(place, with_id.get(source.id, set())):
+            changed.append(source)
+        elif source.supports and (ids.sources_moved or _may_be_in(place, successors)):
+            others = stays and place in ids.kept and not _may_be_in(place, without_id)
+            if ids.sources_moved or not others:
+                changed.append(source)
+    return changed
 
 
 def _may_be_in(source: str, sources: Set[str]) -> bool:
@@ -155,9 +158,9 @@ class _Ids:
         self.sources_moved = not all(_may_be_in(one.source, sources[one.digest]) for one in shared)
         had = [(one, ids[one.digest, one.source]) for one in shared if (one.digest, one.source) in ids]
         self._renamed = {one.source for one, before in had if one.id not in before}
-        self.kept = {one.source for one, before in had if one.id in before and self.name(one)}
+        self.kept = {one.source for one, before in had if one.id in before and self.stay_with(one)}
 
-    def name(self, one: Source | Document) -> bool:
+    def stay_with(self, one: Source | Document) -> bool:
         """Return whether the id of a passage stays with it when its text is edited.
 
         Not one that is made from text, source or position; nor if the same text has another one now.
