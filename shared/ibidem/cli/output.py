@@ -231,7 +231,8 @@ def entry_of(store: Store, prefix: str) -> Entry:
     found = store.entries.find(prefix)
     if len(found) != 1:
         ids = ", ".join(entry.id[:12] for entry in found)
-        fail(f"no entry begins with {prefix!r}" if not found else f"several entries begin so: {ids}")
+        none = f"no entry begins with {prefix!r}; `ibidem ls` lists the newest with their ids"
+        fail(f"several entries begin so: {ids}" if found else none)
     return found[0]
 
 

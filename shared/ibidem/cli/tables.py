@@ -123,7 +123,7 @@ def summary(one: Entry) -> dict[str, Any]:
 
 def lookups(found: Iterable[LoggedLookup]) -> Table:
     """Make a table of lookups with their results; what the question was nearest to stands below it."""
-    table = Table("at", "outcome", "score", "least", "question", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("at", "outcome", "score", "threshold", "question", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
     for column in table.columns[:-1]:
         column.no_wrap = True
