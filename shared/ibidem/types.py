@@ -16,7 +16,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ibidem._util.text import normalize
+from ibidem._util.text import unicode_normalize
 from ibidem.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def normalise(question: str) -> str:
 
     Case, punctuation and blanks within stay: the matching policy decides whether they matter.
     """
-    composed = question if question.isascii() else normalize("NFC", question)
-    return composed.strip()
+    return unicode_normalize("NFC", question).strip()
 
 
 def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:

@@ -93,7 +93,7 @@ def _replace(text: str, sign: str) -> str:
 _MANY_MARKS = re.compile("[^\x00-\u02ff\\w\\s]{32,}")
 
 
-def normalize(form: Literal["NFC", "NFKD"], text: str) -> str:
+def unicode_normalize(form: Literal["NFC", "NFKD"], text: str) -> str:
     """As `unicodedata.normalize`, in linear time."""
     if text.isascii():
         return text

@@ -18,7 +18,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 from ibidem._util import words_en
-from ibidem._util.text import has_hidden, normalize, strip_invisible
+from ibidem._util.text import has_hidden, strip_invisible, unicode_normalize
 from ibidem._util.words_en import (
     COMMON_WORDS,
     COMPARISONS,
@@ -309,7 +309,7 @@ def root(word: str) -> str:
 @lru_cache(maxsize=16384)
 def without_accents(word: str) -> str:
     """Return the word without case and accents."""
-    decomposed = normalize("NFKD", word.casefold())
+    decomposed = unicode_normalize("NFKD", word.casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
@@ -414,7 +414,7 @@ def _holds_sign(piece: str) -> bool:
 
 def _is_accent(piece: str) -> bool:
     """Return whether composing removes the marks: then they are accents, not signs."""
-    composed = normalize("NFC", piece)
+    composed = unicode_normalize("NFC", piece)
     return composed != piece and not any(unicodedata.combining(c) for c in composed)
 
 
