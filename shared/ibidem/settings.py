@@ -76,7 +76,7 @@ def _error_rate(value: Any) -> Any:
     except (TypeError, ValueError):
         number = math.nan
     if not 0.0 < number < 0.5:
-        raise ValueError(f"is a share of the hits, above 0 and below 0.5, or {', '.join(ERROR_RATES)}")
+        raise ValueError(f"must be a share of the hits, above 0 and below 0.5, or {', '.join(ERROR_RATES)}")
     return number
 
 

@@ -366,3 +366,5 @@ def test_a_cache_is_closed_by_whoever_opened_it(cache: SemanticCache, tmp_path: 
         AdapterCache.of(None, "tests", owner="Tests", options={"paht": tmp_path})
     with pytest.raises(InvalidInput, match="not both"):
         AdapterCache.of(cache, "tests", owner="Tests", options={"path": tmp_path})
+    with pytest.raises(InvalidInput, match="not str; .* path='./answers'"):  # install("./answers")
+        AdapterCache.of("./answers", "tests", owner="Tests", options={})

@@ -28,7 +28,7 @@ from ibidem._util.concurrency import context_value, in_thread
 from ibidem._util.faults import Faults
 from ibidem.adapter.options import open_or_use
 from ibidem.adapter.streams import keep_scope
-from ibidem.errors import NotCacheable
+from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.pipeline import PendingRequest
 from ibidem.provenance import remember
 from ibidem.types import Answer, Hit, Request, Stored
@@ -91,11 +91,19 @@ class AdapterCache:
         framework: Its name, for the log and the causes of `faults`.
         faults: Where failures are counted; new counts by default.
         owned: Whether `close` closes the cache.
+
+    Raises:
+        InvalidInput: It is no cache: each call would go to the model, and nobody would know why.
     """
 
     def __init__(
         self, cache: SemanticCache, framework: str, faults: Faults | None = None, *, owned: bool = False
     ) -> None:
+        if not hasattr(type(cache), "store"):
+            raise InvalidInput(
+                f"cache must be an open cache, as ibidem.open() returns it, not {type(cache).__name__}; "
+                "where to open one is told by name: path='./answers'"
+            )
         self.cache = cache
         self.faults = faults or Faults()
         self._owned = owned
