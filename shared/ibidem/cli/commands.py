@@ -106,7 +106,7 @@ def list_lookups(
 ) -> None:
     """List the last lookups: what was asked, and why it was a hit or a miss.
 
-    With the score that decided, the threshold it had to reach, and the nearest stored question.
+    With the score that decided, the one it needed to reach, and the nearest stored question.
     """
     with existing_store(path, database) as store:
         found = explain_log(store, store.lookups.recent(limit, namespace, reason))

@@ -122,8 +122,14 @@ def summary(one: Entry) -> dict[str, Any]:
 
 
 def lookups(found: Iterable[LoggedLookup]) -> Table:
-    """Make a table of lookups with their results; what the question was nearest to stands below it."""
-    table = Table("at", "outcome", "score", "threshold", "question", box=SIMPLE_HEAD, pad_edge=False)
+    """Make a table of lookups with their results, and whose they are, if there is a namespace among them.
+
+    What a question was nearest to stands below it.
+    """
+    found = list(found)
+    tenants = any(one.row.namespace for one in found)
+    names = ("at", "outcome", "score", "needed", *(["namespace"] if tenants else []), "question")
+    table = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
     for column in table.columns[:-1]:
         column.no_wrap = True
@@ -136,7 +142,8 @@ def lookups(found: Iterable[LoggedLookup]) -> Table:
         needed = " (second opinion)" if row.reason == SECOND_OPINION else ""
         outcome = f"hit: {row.tier}{needed}" if row.tier else f"miss: {row.reason}"
         figures = ("" if value is None else f"{value:.3f}" for value in (row.score, row.threshold))
-        table.add_row(_minute(row.at), outcome, *figures, "\n".join(said))
+        whose = [row.namespace] if tenants else []
+        table.add_row(_minute(row.at), outcome, *figures, *whose, "\n".join(said))
     return table
 
 

@@ -142,10 +142,13 @@ def _show(found: Explanation) -> None:
 
 
 def _table(nearest: tuple[Neighbour, ...]) -> Table:
-    table = Table("id", "cosine", "score", "scopes", "outcome", "question", box=SIMPLE_HEAD, pad_edge=False)
+    tenants = any(one.namespace for one in nearest)
+    names = ("id", "cosine", "score", "scopes", *(["namespace"] if tenants else []), "outcome", "question")
+    table = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
     table.columns[-1].overflow = "fold"
     for one in nearest:
         score = "" if one.score is None else f"{one.score:.4f}"
-        cells = (one.entry_id[:8], f"{one.similarity:.4f}", score, f"{one.scopes:,}", meaning_of(one))
-        table.add_row(*cells, one.question)
+        cells = (one.entry_id[:8], f"{one.similarity:.4f}", score, f"{one.scopes:,}")
+        whose = [one.namespace] if tenants else []
+        table.add_row(*cells, *whose, meaning_of(one), one.question)
     return table

@@ -91,7 +91,7 @@ def meaning_of(one: Neighbour) -> str:
     if one.reason == "below_threshold" and one.score is None:
         return "too far off to be scored"
     if one.reason == "not_scored" and one.score is not None:
-        return "sure enough, but only nearer ones are read"
+        return "sure enough, if no nearer one is"
     changes = ", ".join(f"{change.id} {change.change}" for change in one.documents)
     return in_words(one.reason) + (f": {changes}" if changes else "")
 
