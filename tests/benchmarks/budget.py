@@ -3,7 +3,7 @@
     python -m tests.benchmarks.budget --data FOLDER [--requests 9000] [--seeds 3] [--vectors FOLDER]
 
 FOLDER holds `streams/*.jsonl` with {"text", "meaning"}; audits and probes are judged by the labels. Each
-stream is shuffled and asked in order, as the cache decides, by the scorer that is shipped (*: trained on this
+stream is shuffled and asked in order, as the cache decides, by the model that is shipped (*: trained on this
 stream) and by the plain cosine. "A -> B" asks half as many questions of A, then of B: the traffic changes.
 In "A, broken" 3 of 10 right answers are wrong from half-way on: they have gone stale, which no score tells.
 
@@ -15,12 +15,10 @@ the 500 requests after the change, and later; alarms by seed.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +33,7 @@ from ibidem.matching.scorers import Candidate, CosineScorer, Scorer
 from ibidem.matching.shipped import scorer_for
 from ibidem.types import Request
 from ibidem_lab.replay import Row, replay
+from tests.benchmarks.decisions import trained_on
 from tests.benchmarks.streams import Stream, load_streams
 
 WINDOW, LEAST_HITS = 1000, 50  # requests; a window with fewer hits than that says nothing
@@ -183,7 +182,6 @@ def main() -> None:
     given = arguments()
     embedder = resolve_embedder(None)
     streams = {stream.name: stream for stream in load_streams(given.data, embedder, given.vectors)}
-    trained = json.loads((files("ibidem.matching") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
     table = Table(
         title=f"budget {given.max_error_rate:.1%}, audits {given.audit_rate:.0%}, {given.seeds} seeds, "
         f"at most {given.requests:,} requests each, {embedder.fingerprint}"
@@ -192,7 +190,8 @@ def main() -> None:
         table.add_column(head, justify="left" if head in ("stream", "rule") else "right")
     for rule, scorer in (("Ibidem", scorer_for(embedder.fingerprint)), ("cosine", CosineScorer())):
         for name, samples, broken_from, changed in cases(streams, given):
-            mark = "*" if name.partition(",")[0] in trained and rule == "Ibidem" else ""
+            known = trained_on(scorer) if rule == "Ibidem" else ()
+            mark = "*" if name.partition(",")[0] in known else ""
             runs = [run(sample, scorer, given, seed, broken_from) for seed, sample in enumerate(samples)]
             add_line(table, name, rule + mark, runs, changed)
     Console(width=170).print(table)

@@ -10,7 +10,7 @@ stream is shuffled with a fixed seed and asked in order; every request that is n
 - cosine, hindsight: the threshold that serves most with 2 % wrong hits, had one known it;
 - guards: the cosine, and nothing a guard refuses;
 - scorer, held out: guards and weights fitted here without this stream and its family;
-- Ibidem: guards and the weights that are shipped; * where they were trained on this stream;
+- Ibidem: guards and the pair model that is shipped; * where it was trained on this stream;
 - perfect: every meaning that came before is a hit.
 
 The labels have noise of their own: how often identical texts disagree is the floor of all wrong hits.
@@ -30,10 +30,11 @@ from rich.table import Table
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.matching.learned import LearnedScorer
 from ibidem.matching.policy import Policy
-from ibidem.matching.scorers import COSINES, CosineScorer
+from ibidem.matching.scorers import COSINES, CosineScorer, Scorer
 from ibidem.matching.shipped import scorer_for
 from ibidem.settings import read_settings
 from ibidem.types import normalise
+from ibidem_lab.models.pairs import NEIGHBOURS
 from ibidem_lab.replay import (
     Outcome,
     Row,
@@ -85,7 +86,7 @@ def outcomes(stream: Stream, held: Held, policy: Policy) -> dict[str, Outcome | 
     """What every rule does; None for one that cannot be tried."""
     shipped = scorer_for(held.embedder.fingerprint)
     own = held.scorer(stream.family)
-    mark = "*" if stream.name in trained_on() else ""
+    mark = "*" if stream.name in trained_on(shipped) else ""
     at, near = f"{policy.threshold:.3g}", COSINES.at(LEVEL)
     rules = {
         "cosine 0.90": by_cosine(0.90),
@@ -100,11 +101,12 @@ def outcomes(stream: Stream, held: Held, policy: Policy) -> dict[str, Outcome | 
     return {name: None if rule is None else replay(rows, vectors, rule) for name, rule in rules.items()}
 
 
-def trained_on() -> set[str]:
-    """The streams behind the shipped weights."""
-    return set(
-        json.loads((files("ibidem.matching") / "scorer.json").read_text(encoding="utf-8"))["trained_on"]
-    )
+def trained_on(scorer: Scorer) -> set[str]:
+    """The streams whose questions had a part in what scores."""
+    if isinstance(scorer, LearnedScorer):
+        held = json.loads((files("ibidem.matching") / "scorer.json").read_text(encoding="utf-8"))
+        return set(held["trained_on"])
+    return set(NEIGHBOURS)
 
 
 def in_hindsight(stream: Stream) -> tuple[Share, Share, Share]:

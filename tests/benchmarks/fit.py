@@ -177,7 +177,8 @@ def in_hindsight(runs: Sequence[Halves], name: str) -> Counted:
 def add_lines(table: Table, name: str, runs: Sequence[Halves]) -> None:
     """The lines of a stream."""
     requests = sum(len(run.stream.texts) - run.half for run in runs)
-    at, mark = scorer_for(runs[0].fingerprint).thresholds.at(LEVEL), "*" if name in trained_on() else ""
+    shipped = scorer_for(runs[0].fingerprint)
+    at, mark = shipped.thresholds.at(LEVEL), "*" if name in trained_on(shipped) else ""
     plain = in_hindsight(runs, "cosine")
     lines: dict[str, Counted] = {
         "cosine 0.90": served(runs, "cosine", 0.9),
