@@ -4,9 +4,9 @@
 
 Taken are the prices of text in and text out, per million tokens, of providers that sell under their own
 names. Left out are a name that two of them sell at different prices, and a model that does not answer in text
-alone, or whose price depends on the time of day, or rises within `LONG_PROMPT` tokens. Of tiers the first is
-taken; cached input and batches count as ordinary ones. A name is known exactly, or with a date where the
-package says that dates mean the same model.
+alone, or whose price depends on the time of day, or rises within `FIRST_TIER` tokens. Of other tiers the
+first is taken, which is the least that a long prompt costs; cached input and batches count as ordinary ones.
+A name is known exactly, or with a date where the package says that dates mean the same model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 from genai_prices import data, types
 
 from ibidem.costs import SHIPPED
-from ibidem.storage.statistics import LONG_PROMPT
 
 PROVIDERS = (
     "openai",
@@ -34,6 +33,7 @@ PROVIDERS = (
     "perplexity",
     "aws",
 )
+FIRST_TIER = 128_000  # tokens: nearly every prompt is shorter
 NOT_TEXT = re.compile("audio|image|realtime|tts|transcribe|embed|sonic|live")  # other prices than these count
 DATES = ("-20310203", "-2031-02-03")
 _VERSION = re.compile(r"(?=-v\d+(?::\d+)?$)|$")
@@ -56,9 +56,9 @@ def price_of(model: Any, today: date) -> Any:
 
 
 def flat(value: Any) -> float | None:
-    """The first tier, None if there is no price or it rises within the prompts that are priced."""
+    """The first tier, None if there is no price or it rises within it."""
     if isinstance(value, types.TieredPrices):
-        return float(value.base) if all(tier.start >= LONG_PROMPT for tier in value.tiers) else None
+        return float(value.base) if all(tier.start >= FIRST_TIER for tier in value.tiers) else None
     return None if value is None else float(value)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem._util.intervals import clopper_pearson
+from ibidem.cli.formatting import percent
 from ibidem.matching.decisions import as_entry
 from ibidem.matching.policy import Policy, Verdict, decide
 from ibidem.matching.scorers import NEIGHBOURS, Candidate, Scorer, densities
@@ -53,7 +54,7 @@ class Share(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%}-{self.high:.1%})"
+        return f"{percent(self.value)} ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
 class Point(NamedTuple):

@@ -127,7 +127,7 @@ def test_stats_say_whose_price_is_unknown(filled: str) -> None:
     """By model, and how many hits."""
     shown = run("stats", "--path", filled)
 
-    assert re.search(r"money saved, known of 0% of the hits +│ +- │", shown)
+    assert re.search(r"money saved, known of 0\s% of the hits +│ +- │", shown)
     assert re.search(r"unknown: hits of gpt +│ +1 │", shown)
     assert json.loads(run("stats", "--path", filled, "--json"))["saved"]["unpriced"] == {"gpt": 1}
 

@@ -592,7 +592,7 @@ class TestCommand:
         cache.close()
         shown = self.run("--path", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--near", "1")
 
-        assert "The test has 0.0% instead of 10.0%" in shown
+        assert "The test has 0.0\N{NO-BREAK SPACE}% instead of 10.0\N{NO-BREAK SPACE}%" in shown
 
     def test_says_what_is_wrong(self, open_cache, tmp_path: Path) -> None:
         """In one sentence, with exit code 2."""

@@ -525,7 +525,7 @@ def test_fit_on_the_command_line(fit_cache, tmp_path: Path, monkeypatch: pytest.
     said = run(file, *at, "--dry-run")
 
     assert "600 labelled questions" in said
-    assert "most hits at 2% wrong per hit, in hindsight" in said
+    assert "most hits at 2\N{NO-BREAK SPACE}% wrong per hit, in hindsight" in said
     assert "A fit moves the threshold only" in said
     assert "Without --dry-run caches would use the new threshold" in said
     assert "There is no fitted threshold" in run("--drop", *at)

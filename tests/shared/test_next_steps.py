@@ -150,7 +150,7 @@ def test_answers_that_no_document_supports_ask_for_documents(open_cache) -> None
     step = documents_step(cache)
 
     assert (step.advised, step.figures["namespace"]) == (True, "docs")
-    assert step.figures["unsupported"].startswith("50.0% (")
+    assert step.figures["unsupported"].startswith("50.0\N{NO-BREAK SPACE}% (")
 
 
 def test_supported_answers_ask_for_no_documents(open_cache) -> None:
@@ -174,7 +174,7 @@ def test_answers_without_documents_are_named_where_documents_are_usual(open_cach
     step = documents_step(cache)
 
     assert "without documents" in step.finding
-    assert step.figures["without"].startswith("33.3% (")
+    assert step.figures["without"].startswith("33.3\N{NO-BREAK SPACE}% (")
 
 
 def learnable(groups: int, count: int, **changes: object) -> tuple[list[LookupRow], list[Example]]:
@@ -193,7 +193,9 @@ def test_repeated_intents_with_good_answers_ask_for_fine_tuning(store: Store, st
 
     assert step.advised
     assert step.figures["answered questions"] == "1,000"
-    assert step.figures["traffic in 25 groups of 0.5% or more of it"].startswith("100.0% (")
+    assert step.figures["traffic in 25 groups of 0.5\N{NO-BREAK SPACE}% or more of it"].startswith(
+        "100.0\N{NO-BREAK SPACE}% ("
+    )
     assert step.figures["called good"] == "not known: no feedback"
     assert "without feedback nobody knows" in step.unless
     assert "ibidem export" in step.action

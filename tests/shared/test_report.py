@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from ibidem import Answer
 from ibidem.audits.ledger import AuditStats
 from ibidem.cli.commands import app
-from ibidem.cli.formatting import amount, duration, money, shown, size
+from ibidem.cli.formatting import amount, duration, money, percent, shown, size
 from ibidem.costs import read_prices, savings
 from ibidem.settings import read_settings
 from ibidem.storage.statistics import LogFilter
@@ -409,7 +409,7 @@ def test_stats_tell_what_was_saved(store: Store, tmp_path: Path, monkeypatch: py
     assert given["money"] == pytest.approx(spent)
     assert given["priced"] == sum(row.priced for row in rows) > shipped["priced"] > 0
     known = given["priced"] / given["hits"]
-    assert f"money saved, known of {known:.0%} of the hits" in run("stats", "--path", cache)
+    assert f"money saved, known of {percent(known, 0)} of the hits" in run("stats", "--path", cache)
 
 
 def test_a_namespace_is_told_of_however_many_were_audited_since(store: Store) -> None:

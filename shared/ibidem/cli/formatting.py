@@ -31,9 +31,9 @@ def share(part: int, whole: int) -> str:
     return percent(part / whole) if whole else "-"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """Format a share in per cent; a dash if unknown."""
-    return "-" if value is None else f"{100 * value:.1f}{_GAP}%"
+    return "-" if value is None else f"{100 * value:.{digits}f}{_GAP}%"
 
 
 def amount(count: float) -> str:

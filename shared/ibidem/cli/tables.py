@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ibidem.audits.ledger import AuditStats
 from ibidem.cli.doctor import Finding
-from ibidem.cli.formatting import duration, named, saved_money, spent_money
+from ibidem.cli.formatting import duration, named, percent, saved_money, spent_money
 from ibidem.cli.output import styled
 from ibidem.costs import Prices, Savings
 from ibidem.example import Example
@@ -38,7 +38,7 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
         "  compared by meaning": counted.semantic_entries,
         "  waiting for the index": counted.unindexed,
         "lookups": sum(counted.hits.values()) + sum(counted.misses.values()),
-        "hit rate": "-" if rate is None else f"{rate:.1%}",
+        "hit rate": percent(rate),
     }
     rows |= {f"  hit: {tier}": count for tier, count in sorted(counted.hits.items())}
     if counted.second_opinions:
@@ -48,11 +48,11 @@ def figures(counted: Totals, saved: Savings, prices: Prices) -> dict[str, int | 
     rows["tokens saved"] = saved.tokens
     if saved.hits:
         priced, timed = saved.priced / saved.hits, saved.timed / saved.hits
-        rows[f"money saved, known of {priced:.0%} of the hits"] = saved_money(saved, prices)
+        rows[f"money saved, known of {percent(priced, 0)} of the hits"] = saved_money(saved, prices)
         without = sorted(saved.unpriced.items(), key=lambda item: -item[1])[:UNPRICED]
         rows |= {f"  unknown: hits of {named(model)}": count for model, count in without}
         rows["prices"] = prices.dated
-        rows[f"time saved, known of {timed:.0%} of the hits"] = duration(saved.seconds)
+        rows[f"time saved, known of {percent(timed, 0)} of the hits"] = duration(saved.seconds)
     if saved.opinions:
         rows["second opinions, subtracted"] = saved.opinions
         rows["  tokens of these"] = saved.tokens_spent
@@ -233,7 +233,7 @@ def audit_estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table
         "alarms",
     )
     table = Table(
-        *columns, title=f"Audits of the last 1,500 judgements; budget {max_error_rate:.1%} of the hits"
+        *columns, title=f"Audits of the last 1,500 judgements; budget {percent(max_error_rate)} of the hits"
     )
     for column in table.columns[1:]:
         column.justify = "right"
@@ -243,8 +243,8 @@ def audit_estimates(found: Iterable[AuditStats], max_error_rate: float) -> Table
             one.namespace or "-",
             f"{one.audits:,}",
             f"{one.wrong:,}",
-            f"{one.wrong_per_hit:.1%}" if known else "-",
-            f"{one.interval[0]:.1%} to {one.interval[1]:.1%}" if known else "-",
+            percent(one.wrong_per_hit),
+            f"{percent(one.interval[0])} to {percent(one.interval[1])}" if known else "-",
             f"{one.probes:,}",
             "nothing yet" if one.threshold is None else f"score {one.threshold:.3f}",
             f"{one.alarms:,}",

@@ -13,8 +13,6 @@ from ibidem.storage.engine import fetch_all, fetch_value
 from ibidem.storage.logs import OPINIONS
 from ibidem.types import SECOND_OPINION
 
-# Tokens of a prompt up to which prices are known to be flat; some models charge more for longer ones.
-LONG_PROMPT = 128_000
 LOGGED_AFTER = 60.0  # seconds after a second opinion in which its lookup is logged
 MIN_SIMILARITY, BINS = 0.5, 50  # of the histogram; less similar lookups are counted in the lowest bin
 
@@ -226,7 +224,7 @@ class Statistics:
     def _summed(self, rows: sa.Select[Any]) -> list[LookupSums]:
         c = rows.subquery().c
         read, written = c.input_tokens, c.output_tokens
-        priced = sa.and_(c.tier != "", read.is_not(None), written.is_not(None), read <= LONG_PROMPT)
+        priced = sa.and_(c.tier != "", read.is_not(None), written.is_not(None))
         timed = sa.and_(c.tier != "", c.model_seconds.is_not(None))
         model = sa.func.coalesce(c.model, "")
         query = sa.select(

@@ -12,7 +12,6 @@ from opentelemetry import context, trace
 from opentelemetry.trace import StatusCode
 
 from ibidem._util import faults
-from ibidem.storage.statistics import LONG_PROMPT
 from ibidem.telemetry import metrics
 from ibidem.telemetry.metrics import Labels, ValueLimit, outcome_of
 from ibidem.types import Answer, Hit, Miss, Rejected, Request, Stored
@@ -210,9 +209,9 @@ class Telemetry:
             self._instruments.money.add(cost, money)
 
     def _cost(self, answer: Answer) -> float | None:
-        """Compute the cost as in the figures: None where the price is not known, or not flat."""
+        """Compute the cost as in the figures: None where tokens or price are not known."""
         input_tokens, output_tokens = answer.input_tokens, answer.output_tokens
-        if input_tokens is None or output_tokens is None or input_tokens > LONG_PROMPT:
+        if input_tokens is None or output_tokens is None:
             return None
         return self._prices.cost(answer.model, input_tokens, output_tokens)
 

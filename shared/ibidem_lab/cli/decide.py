@@ -16,6 +16,7 @@ from rich.text import Text
 
 import ibidem
 from ibidem.cache import SemanticCache
+from ibidem.cli.formatting import percent
 from ibidem.cli.output import (
     DatabaseOption,
     PathOption,
@@ -152,7 +153,7 @@ def _notes(report: DecisionReport) -> Iterator[str]:
         yield f"Wrong per hit, among these pairs: {report.wrong_per_hit}."
     if not math.isnan(report.auc):
         yield f"AUC of the score, guards aside: {report.auc:.3f}."
-    wanted = f"at most {report.max_error_rate:.1%} wrong per hit, among these pairs"
+    wanted = f"at most {percent(report.max_error_rate)} wrong per hit, among these pairs"
     if report.threshold is None:
         yield f"No threshold has {wanted}."
     else:

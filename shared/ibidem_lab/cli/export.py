@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from ibidem.active_model import checked_active_embedder
+from ibidem.cli.formatting import percent
 from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
@@ -137,8 +138,8 @@ def _notes(found: Manifest) -> Iterator[str]:
     share = found.test / (found.train + found.test)
     if share < 0.8 * wanted:
         yield (
-            f"The test has {share:.1%} instead of {wanted:.1%}: the questions are too alike to be kept "
-            "apart. A higher --apart, or more examples, give more."
+            f"The test has {percent(share)} instead of {percent(wanted)}: the questions are too alike to be "
+            "kept apart. A higher --apart, or more examples, give more."
         )
     if found.namespaces > 1:
         yield (

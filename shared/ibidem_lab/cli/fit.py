@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from ibidem.active_model import active_scorer, checked_active_embedder
+from ibidem.cli.formatting import percent
 from ibidem.cli.output import DatabaseOption, PathOption, err, existing_store, out, settings_of
 from ibidem.matching import fitted as adoption
 from ibidem.matching.fitted import NEVER
@@ -81,7 +82,7 @@ def _said(report: FitReport, dry_run: bool) -> list[str]:
 
 def _table(report: FitReport) -> Table:
     """Before and after."""
-    title = f"{report.questions:,} labelled questions, {report.right:.0%} right"
+    title = f"{report.questions:,} labelled questions, {percent(report.right, 0)} right"
     found = Table(f"for max_error_rate {report.max_error_rate:g}", "shipped", "fitted", title=title)
     found.columns[1].justify = found.columns[2].justify = "right"
     found.add_row("threshold", *map(_threshold, (report.threshold_before, report.threshold_after)))
@@ -89,7 +90,7 @@ def _table(report: FitReport) -> Table:
         row = (cells(one, report.questions) for one in (report.served_before, report.served_after))
         found.add_row(f"{name} of the labelled questions (fitted: cross-validated)", *row)
     for level, most in report.hindsight.items():
-        found.add_row(f"most hits at {level:.0%} wrong per hit, in hindsight", "", str(most))
+        found.add_row(f"most hits at {percent(level, 0)} wrong per hit, in hindsight", "", str(most))
     return found
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from ibidem._util.json_lines import read_json_lines
+from ibidem.cli.formatting import percent
 from ibidem.cli.output import bars, fail, out
 from ibidem.cli.panels import MEASURING, in_panel
 from ibidem.embedding import resolve_embedder
@@ -150,17 +151,18 @@ def _table(found: Replayed) -> Table:
 
     line("requests", "", served.requests)
     line("hits", served.hit_ratio, served.hits)
-    line("  of the very same question", f"{served.exact / served.requests:.1%}", served.exact)
-    line("  perfect cache", f"{ceiling(found.rows):.1%}")
+    line("  of the very same question", percent(served.exact / served.requests), served.exact)
+    line("  perfect cache", percent(ceiling(found.rows)))
     line("wrong per hit", served.wrong_per_hit, served.wrong)
     line("wrong per request", served.wrong_per_request)
     for level in (0.01, 0.02, 0.05):
-        line(f"most hits at {level:.0%} wrong per hit, in hindsight", _most(curve, level))
+        line(f"most hits at {percent(level, 0)} wrong per hit, in hindsight", _most(curve, level))
     line("P-CHR AUC", f"{p_chr_auc(curve.judged, curve.requests):.3f}")
     if served.tokens:
-        line("tokens saved", f"{served.tokens_saved / served.tokens:.1%}", served.tokens_saved)
+        line("tokens saved", percent(served.tokens_saved / served.tokens), served.tokens_saved)
     for guard, (rightly, wrongly) in sorted(served.refused.items()):
-        line(f"refused by guard {guard}", f"{rightly / (rightly + wrongly):.0%} rightly", rightly + wrongly)
+        refused = rightly + wrongly
+        line(f"refused by guard {guard}", f"{percent(rightly / refused, 0)} rightly", refused)
     return table
 
 
@@ -169,4 +171,4 @@ def _most(curve: Outcome, level: float) -> str:
     if best is None:
         return "none"
     at = "the very same" if math.isinf(best.threshold) else f"least score {best.threshold:.3f}"
-    return f"{best.hits / curve.requests:.1%}, {at}"
+    return f"{percent(best.hits / curve.requests)}, {at}"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ibidem.cli.formatting import percent
 from ibidem.cli.output import JsonOption, bars, err, out, print_json, sentences, text_option
 from ibidem.embedding import Embedder, resolve_embedder
 from ibidem.embedding.minilm_files import MODEL_NAME
@@ -158,13 +159,14 @@ def _compare(read: dict[str, list[Label] | list[Row]], names: list[str]) -> dict
 def _table(file: str, names: list[str], rows: Figures) -> Table:
     pairs = [row for row in rows if isinstance(row, PairMetrics)]
     if pairs:
-        return _pair_table(f"{file}: {pairs[0].pairs:,} pairs, {pairs[0].right:.0%} right", names, pairs)
+        title = f"{file}: {pairs[0].pairs:,} pairs, {percent(pairs[0].right, 0)} right"
+        return _pair_table(title, names, pairs)
     streams = [row for row in rows if isinstance(row, StreamMetrics)]
-    title = f"{file}: {streams[0].requests:,} questions, a perfect cache hits {streams[0].perfect:.1%}"
+    title = f"{file}: {streams[0].requests:,} questions, a perfect cache hits {percent(streams[0].perfect)}"
     table = _columns(title, names)
     table.add_row("AUC of the nearest", *(f"{row.auc:.3f}" for row in streams))
     for level in LEVELS:
-        table.add_row(most_hits_at(level), *(f"{row.hits[level]:.1%}" for row in streams))
+        table.add_row(most_hits_at(level), *(percent(row.hits[level]) for row in streams))
     table.add_row("P-CHR AUC", *(f"{row.p_chr:.3f}" for row in streams))
     return table
 

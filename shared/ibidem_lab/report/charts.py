@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ibidem.cli.formatting import percent
+
 Spec = dict[str, Any]
 
 ACCENT, MIDDLE, HOLLOW, INK = "var(--accent)", "var(--middle)", "var(--soft)", "var(--ink)"
@@ -16,6 +18,7 @@ KINDS = ("served", "below", "refused")
 CHARACTER = 7.5  # CSS pixels of a character in the widest of usual fonts: the reader's is not known here
 # Small amounts as they are, others with k, M or bn.
 _SHORT = "abs(datum.value) < 1 ? format(datum.value, '~g') : replace(format(datum.value, '~s'), 'G', 'bn')"
+_PERCENT = "format(100 * datum.value, '~g') + '\N{NO-BREAK SPACE}%'"
 
 _APART = {"labelOverlap": "greedy", "labelSeparation": 18}
 _QUANTITY = {"type": "quantitative"}
@@ -63,10 +66,10 @@ class Interval:
     high: float
 
 
-def line(moments: Sequence[Moment], size: Size, form: str = ".0%") -> Spec:
+def line(moments: Sequence[Moment], size: Size) -> Spec:
     """Draw a share over time."""
     values = [{"at": _middle(one), "value": one.value} for one in moments]
-    encoding = {"x": _time(moments, size), "y": _amount("value", form)}
+    encoding = {"x": _time(moments, size), "y": _amount("value", _PERCENT)}
     area = {"type": "area", "color": ACCENT, "opacity": 0.12}
     mark = {"type": "line", "color": ACCENT, "strokeWidth": 2, "point": {"color": ACCENT, "size": 22}}
     return _chart(size, values, encoding=encoding, layer=[{"mark": area}, {"mark": mark}])
@@ -82,7 +85,10 @@ def columns(moments: Sequence[Moment], size: Size) -> Spec:
 
 def shares(rows: Sequence[tuple[str, float, bool]], width: int) -> Spec:
     """Draw named shares of a whole; the marked ones stand out."""
-    values = [{"name": name, "share": share, "marked": marked} for name, share, marked in rows]
+    values = [
+        {"name": name, "share": share, "told": percent(share), "marked": marked}
+        for name, share, marked in rows
+    ]
     most = max((share for _, share, _ in rows), default=1.0)
     color = {"condition": {"test": "datum.marked", "value": ACCENT}, "value": MIDDLE}
     x = {
@@ -92,8 +98,10 @@ def shares(rows: Sequence[tuple[str, float, bool]], width: int) -> Spec:
         "scale": {"domain": [0, most * (1.12 if width > 500 else 1.6)]},
     }
     bars = {"mark": {"type": "bar", "height": {"band": 0.62}}, "encoding": {"x": x, "color": color}}
-    text = {"field": "share", "type": "quantitative", "format": ".1%"}
-    label = {"mark": {"type": "text", "align": "left", "dx": 6}, "encoding": {"x": x, "text": text}}
+    label = {
+        "mark": {"type": "text", "align": "left", "dx": 6},
+        "encoding": {"x": x, "text": {"field": "told"}},
+    }
     size = Size(width, BAR_HEIGHT * max(1, len(rows)) + 8)
     return _chart(size, values, encoding={"y": _names(rows, width)}, layer=[bars, label])
 
@@ -132,7 +140,7 @@ def intervals(found: Sequence[Interval], budget: float, width: int) -> Spec:
     most = max([budget, *(one.high for one in found)]) * 1.05
     x = {
         "field": "low", "type": "quantitative", "title": "wrong per hit by meaning",
-        "axis": {"format": "~%", "tickCount": width // 90, "grid": True},
+        "axis": {"labelExpr": _PERCENT, "tickCount": width // 90, "grid": True},
         "scale": {"domain": [0, most], "nice": False},
     }  # fmt: skip
     y = {"y": _names([(one.name,) for one in found], width)}
@@ -141,7 +149,9 @@ def intervals(found: Sequence[Interval], budget: float, width: int) -> Spec:
     point = {"type": "point", "filled": True, "color": ACCENT, "size": 90, "opacity": 1}
     points = {"mark": point, "encoding": {**y, "x": {**x, "field": "value"}}}
     size = Size(width, 34 * len(found) + 76)
-    return _chart(size, values, layer=[bars, points, *_line_at(budget, [0.0, most], "budget {:.1%}")])
+    return _chart(
+        size, values, layer=[bars, points, *_line_at(budget, [0.0, most], f"budget {percent(budget)}")]
+    )
 
 
 def stacks(rows: Sequence[tuple[str, int, int]], size: Size) -> Spec:
@@ -182,12 +192,11 @@ def _chart(size: Size, values: Sequence[Spec], **parts: Any) -> Spec:
     }
 
 
-def _amount(name: str, form: str | None = None) -> Spec:
-    axis: Spec = {"title": None, "tickCount": 4, "format": form} if form else {"labelExpr": _SHORT}
+def _amount(name: str, labels: str = _SHORT) -> Spec:
     return {
         **_QUANTITY,
         "field": name,
-        "axis": {"title": None, "tickCount": 4, **axis},
+        "axis": {"title": None, "tickCount": 4, "labelExpr": labels},
         "scale": {"zero": True},
     }
 

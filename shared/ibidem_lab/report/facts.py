@@ -13,7 +13,6 @@ from ibidem.costs import Prices, Savings, savings
 from ibidem.matching.shipped import last_fingerprint, policy_in_force
 from ibidem.storage.statistics import (
     BINS,
-    LONG_PROMPT,
     MIN_SIMILARITY,
     DisputedEntry,
     LogFilter,
@@ -235,6 +234,6 @@ def _models(served: Sequence[LookupSums], holdings: EntryTotals, prices: Prices)
 def _cost(one: TopEntry, prices: Prices) -> float | None:
     """Return the money saved by hits, if known, at the price of the answer that is stored now."""
     read, said = one.input_tokens, one.output_tokens
-    if read is None or said is None or read > LONG_PROMPT or one.tokens != one.count * (read + said):
+    if read is None or said is None or one.tokens != one.count * (read + said):
         return None
     return prices.cost(one.model, one.count * read, one.count * said)

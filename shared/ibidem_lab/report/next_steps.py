@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ibidem._util.intervals import clopper_pearson
+from ibidem.cli.formatting import percent
 from ibidem.storage.examples import EXAMPLE_LIMIT
 from ibidem.storage.logs import LOG_LIMIT
 from ibidem.types import Vector, normalise, require_name, to_vector
@@ -219,7 +220,7 @@ def _documents(traffic: Traffic) -> Sequence[NextStep]:
     }
     if not usual:
         missing = (
-            f"no namespace has {ANSWERS} stored answers of which {USUAL:.0%} were given documents: "
+            f"no namespace has {ANSWERS} stored answers of which {percent(USUAL, 0)} were given documents: "
             "`documents=` of `ibidem.Request`"
         )
         return (NextStep("documents", None, missing),)
@@ -273,7 +274,7 @@ def _fine_tuning(traffic: Traffic) -> NextStep:
         if feedback
         else "not known: no feedback",
         "tokens of models in the log": f"{spent:,}",
-        f"traffic in {len(large):,} groups of {LARGE:.1%} or more of it": str(covered),
+        f"traffic in {len(large):,} groups of {percent(LARGE)} or more of it": str(covered),
         "answers with documents": str(rests),
     }
     against = {

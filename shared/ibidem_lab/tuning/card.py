@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ibidem.active_model import CARD_FILE, METRICS_FILE
+from ibidem.cli.formatting import percent
 from ibidem_lab.tuning.metrics import PairMetrics
 
 FORMAT = 1
@@ -49,9 +50,9 @@ def write_card(directory: Path, before: PairMetrics, after: PairMetrics, more: M
         "",
         "## Held-out questions",
         "",
-        f"{after.pairs:,} pairs, {after.right:.0%} of them right; no question of them was learned from, nor "
-        f"one paired with it{_but(data['dropped'])}. Intervals are 95 %, by the bootstrap over groups of "
-        "connected questions. Hits are those of the best threshold in hindsight.",
+        f"{after.pairs:,} pairs, {percent(after.right, 0)} of them right; no question of them was learned "
+        f"from, nor one paired with it{_but(data['dropped'])}. Intervals are 95 %, by the bootstrap over "
+        "groups of connected questions. Hits are those of the best threshold in hindsight.",
         "",
         "| | before | after |",
         "|---|---|---|",
@@ -92,7 +93,7 @@ def figure_rows(found: Sequence[PairMetrics]) -> list[tuple[str, list[str]]]:
 
 def most_hits_at(level: float) -> str:
     """Name the metric of a level."""
-    return f"most hits at {level:.0%} wrong per hit"
+    return f"most hits at {percent(level, 0)} wrong per hit"
 
 
 def _known(value: float) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
+from ibidem.cli.formatting import percent
 from ibidem_lab.replay import Share
 
 NAMES, WIDTH, VALUES = 300, 420, 60  # for names, for bars, for the figures behind them
@@ -37,7 +38,9 @@ def draw(rows: Sequence[Bars]) -> str:
     """The chart as an SVG that says in words what it shows."""
     height, width = TOP + ROW * len(rows) + 14, NAMES + WIDTH + VALUES
     title = "Share served of the same questions, and of the traps, by each cache at its default"
-    told = "; ".join(f"{row.name}: {row.same.value:.0%} and {row.traps.value:.0%}" for row in rows)
+    told = "; ".join(
+        f"{row.name}: {percent(row.same.value, 0)} and {percent(row.traps.value, 0)}" for row in rows
+    )
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
@@ -73,7 +76,7 @@ def _row(top: int, row: Bars) -> Iterator[str]:
         long, middle, low, high = _x(told.value) - NAMES, y + BAR / 2, _x(told.low), _x(told.high)
         yield f'  <rect x="{NAMES}" y="{y}" width="{long:g}" height="{BAR}" class="{kind}"/>'
         yield f'  <line x1="{low}" y1="{middle}" x2="{high}" y2="{middle}" class="interval"/>'
-        yield f'  <text x="{high + 6:g}" y="{y + 11}" class="dim">{told.value:.0%}</text>'
+        yield f'  <text x="{high + 6:g}" y="{y + 11}" class="dim">{percent(told.value, 0)}</text>'
 
 
 def _x(share: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -14,10 +14,29 @@ from tests.benchmarks.field.chart import Bars, draw
 from tests.benchmarks.field.results import Results, Row
 from tests.benchmarks.field.sets import PAIRS, STREAMS
 
-SAMPLE, LATENCY, CHARTED = "gptcache-sample", "latency", "questions"
+SAMPLE, LATENCY, CHARTED, GLANCE = "gptcache-sample", "latency", "questions", "at a glance"
 BLOCK = "<!-- figures: {name} -->\n{body}\n<!-- end of figures -->"
 NONE = "*Not measured.*"
-Cells = Callable[[dict[str, Any]], Iterator[str]]
+HEADS: dict[str, Sequence[str]] = {
+    **dict.fromkeys(PAIRS, ("served of the same", "served of the traps", "AUC")),
+    SAMPLE: ("its own answer", "another's answer"),
+    **dict.fromkeys(STREAMS, ("hits", "wrong per hit")),
+    LATENCY: ("times a lookup of the plain cosine", "ms at the median (95 %)"),
+}
+# Where on the page each set is, and what it is called in the first table.
+SECTIONS = {
+    "questions": ("questions", "questions-fow-cache"),
+    "conversations": ("conversations", "conversations-fow-cache"),
+    "meancache": ("Quora", "quoras-questions-meancache"),
+    SAMPLE: ("sentences", "sentences-in-one-cache-gptcaches-sample-data"),
+    **{name: (name, name) for name in STREAMS},
+}
+UNITS = {
+    **dict.fromkeys(PAIRS, "pairs"),
+    SAMPLE: "sentences",
+    **dict.fromkeys(STREAMS, "questions"),
+    LATENCY: "answers stored",
+}
 
 
 @dataclass(frozen=True)
@@ -38,10 +57,11 @@ class Page:
 
         def block(found: re.Match[str]) -> str:
             name = found["name"]
-            return BLOCK.format(name=name, body=table(name, list(results.rows(name, self.order))))
+            rows = {one: list(results.rows(one, self.order)) for one in HEADS}
+            return BLOCK.format(name=name, body=glance(rows) if name == GLANCE else table(name, rows[name]))
 
         before = self.file.read_text(encoding="utf-8")
-        return re.sub(BLOCK.format(name=r"(?P<name>[\w-]+)", body=r".*?"), block, before, flags=re.DOTALL)
+        return re.sub(BLOCK.format(name=r"(?P<name>[\w -]+)", body=r".*?"), block, before, flags=re.DOTALL)
 
     def drawing(self, results: Results) -> str:
         """What each serves of one set at its default."""
@@ -54,10 +74,47 @@ def table(name: str, rows: list[Row]) -> str:
     """The table of one set, and when its rows were measured."""
     if not rows:
         return NONE
-    head, cells = COLUMNS[name]
+    head = HEADS[name]
     lines = [f"| cache | setting | {' | '.join(head)} |", f"|---|---|{'---|' * len(head)}"]
-    lines += [_line(row, cells(row.counts)) for row in rows]
-    return "\n".join([*lines, "", f"Measured {_days(rows)}. Defaults are in bold."])
+    lines += [_line(row, _cells(name, row.counts)) for row in rows]
+    sizes = sorted({size_of(row.counts) for row in rows})
+    many = " or ".join(f"{size:,}" for size in sizes)
+    return "\n".join([*lines, "", f"Measured {_days(rows)}, {many} {UNITS[name]}. Defaults are in bold."])
+
+
+def glance(rows: dict[str, list[Row]]) -> str:
+    """Each cache at its default on all sets, in two figures; those that tie on all share a line."""
+    heads = [f"[{title}](#{section})" for title, section in SECTIONS.values()]
+    lines = [f"| cache | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    told: dict[str, dict[str, str]] = {}
+    for name in SECTIONS:
+        for row in rows[name]:
+            if row.default and row.setting != "exact":
+                told.setdefault(row.name, {})[name] = _short(name, row.counts)
+    tied: dict[tuple[str, ...], list[str]] = {}
+    for cache, cells in told.items():
+        tied.setdefault(tuple(cells.get(name, "") for name in SECTIONS), []).append(cache)
+    lines += [f"| {', '.join(names)} | {' | '.join(cells)} |" for cells, names in tied.items()]
+    return "\n".join(lines)
+
+
+def _short(name: str, counts: dict[str, Any]) -> str:
+    return " / ".join(f"{100 * part / whole:.0f}" if whole else "-" for part, whole in counted(name, counts))
+
+
+def counted(name: str, counts: dict[str, Any]) -> list[tuple[int, int]]:
+    """What is served rightly and wrongly of a set, as parts of a whole; of streams, hits and wrong ones."""
+    if name in PAIRS:
+        return [(served, of) for served, of in (counts["same"], counts["different"])]
+    hits, wrong, asked = counts["hits"], counts["wrong"], counts["asked"]
+    return [(hits - wrong, asked), (wrong, asked)] if name == SAMPLE else [(hits, asked), (wrong, hits)]
+
+
+def size_of(counts: dict[str, Any]) -> int:
+    """How many were asked, or stored where the time is taken."""
+    if "same" in counts:
+        return int(counts["same"][1] + counts["different"][1])
+    return int(counts.get("asked", counts.get("stored", 0)))
 
 
 def _line(row: Row, cells: Iterator[str]) -> str:
@@ -71,38 +128,12 @@ def _days(rows: list[Row]) -> str:
     return " and ".join(f"{day.day} {day:%B %Y}" for day in ([days[0], days[-1]] if days[1:] else days))
 
 
-def percent(count: int, total: int) -> str:
-    """A share with its 95 % interval."""
-    if not total:
-        return "-"
-    told = share(count, total)
-    return f"{told.value:.1%} ({told.low * 100:.1f} to {told.high * 100:.1f})".replace("%", " %")
-
-
-def _pairs(counts: dict[str, Any]) -> Iterator[str]:
-    yield percent(*counts["same"])
-    yield percent(*counts["different"])
-    yield "-" if counts["auc"] is None else f"{counts['auc']:.3f}"
-
-
-def _sample(counts: dict[str, Any]) -> Iterator[str]:
-    yield percent(counts["hits"] - counts["wrong"], counts["asked"])
-    yield percent(counts["wrong"], counts["asked"])
-
-
-def _stream(counts: dict[str, Any]) -> Iterator[str]:
-    yield percent(counts["hits"], counts["asked"])
-    yield percent(counts["wrong"], counts["hits"])
-
-
-def _latency(counts: dict[str, Any]) -> Iterator[str]:
-    yield f"{counts['ratio']:.2f}"
-    yield f"{counts['ms']['p50']:.1f} ({counts['ms']['p95']:.1f})"
-
-
-COLUMNS: dict[str, tuple[Sequence[str], Cells]] = {
-    **dict.fromkeys(PAIRS, (("served of the same", "served of the traps", "AUC"), _pairs)),
-    SAMPLE: (("its own answer", "another's answer"), _sample),
-    **dict.fromkeys(STREAMS, (("hits", "wrong per hit"), _stream)),
-    LATENCY: (("times a lookup of the plain cosine", "ms at the median (95 %)"), _latency),
-}
+def _cells(name: str, counts: dict[str, Any]) -> Iterator[str]:
+    if name == LATENCY:
+        yield f"{counts['ratio']:.2f}"
+        yield f"{counts['ms']['p50']:.1f} ({counts['ms']['p95']:.1f})"
+        return
+    for part, whole in counted(name, counts):
+        yield str(share(part, whole)) if whole else "-"
+    if name in PAIRS:
+        yield "-" if counts["auc"] is None else f"{counts['auc']:.3f}"

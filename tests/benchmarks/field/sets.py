@@ -46,7 +46,7 @@ class Where:
     meancache: Path | None = None
     gptcache: Path | None = None
     pairs: int = 500
-    requests: int = 500
+    requests: int = 2_000
 
 
 def questions(where: Where) -> list[TurnPair]:
