@@ -442,7 +442,8 @@ def test_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     )
     page, results = tmp_path / "field.md", tmp_path / "results.json"
     names = ("meancache", "gptcache-sample", "atis", "clinc150")
-    page.write_text("".join(f"<!-- figures: {name} -->\n-\n<!-- end of figures -->\n" for name in names))
+    blocks = (f"<!-- figures: {name} -->\n-\n<!-- end of figures -->\n" for name in ("at a glance", *names))
+    page.write_text("".join(blocks))
     places = ["--results", results, "--page", page, "--chart", tmp_path / "field.svg"]
     folders = [word for name in ("data", "meancache", "gptcache") for word in (f"--{name}", tmp_path)]
 
@@ -460,6 +461,8 @@ def test_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert ours["default"]["different"] == [0, 1]
     assert cosine["0.80"]["different"] == [1, 1]
     assert json.loads(results.read_text())["atis"]["langchain"]["rows"]["exact"]["hits"] == 2
+    assert "| Ibidem |  |  | 100 / 0 |" in shown  # at a glance: neither questions nor conversations
+    assert "| LangChain InMemoryCache |" not in shown
     assert "| plain cosine, all-MiniLM-L6-v2" in shown
     assert "*Not measured.*" in shown
     run_field(*folders, "--only", "langchain", "--sets", "meancache")
