@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from ibidem import Answer
 from ibidem.audits.ledger import AuditStats
 from ibidem.cli.commands import app
-from ibidem.cli.formatting import amount, duration, money, percent, shown, size
+from ibidem.cli.formatting import amount, duration, money, shown, size
 from ibidem.costs import read_prices, savings
 from ibidem.settings import read_settings
 from ibidem.storage.statistics import LogFilter
@@ -409,7 +409,7 @@ def test_stats_tell_what_was_saved(store: Store, tmp_path: Path, monkeypatch: py
     assert given["money"] == pytest.approx(spent)
     assert given["priced"] == sum(row.priced for row in rows) > shipped["priced"] > 0
     known = given["priced"] / given["hits"]
-    assert f"money saved, known of {percent(known, 0)} of the hits" in run("stats", "--path", cache)
+    assert f"money saved, known of {100 * known:.0f} % of the hits" in run("stats", "--path", cache)
 
 
 def test_a_namespace_is_told_of_however_many_were_audited_since(store: Store) -> None:
@@ -424,7 +424,7 @@ def test_a_namespace_is_told_of_however_many_were_audited_since(store: Store) ->
 
 
 def test_the_money_of_an_answer_that_was_replaced_is_unknown(store: Store) -> None:
-    """Its hits are of another one, of other tokens."""
+    """Its hits are of another one, of other tokens. Those of a long prompt have a price as any other."""
     (one,) = logged.entries(1)
     kept = replace(one, answer=Answer("a", model="gpt-4o", input_tokens=1_000_000, output_tokens=0))
     short = replace(
@@ -440,6 +440,6 @@ def test_the_money_of_an_answer_that_was_replaced_is_unknown(store: Store) -> No
     store.lookups.add(hits)
     costs = {found.entry_id: cost for found, cost in facts_of(store).valuable}
 
-    assert costs == {kept.id: None, short.id: pytest.approx(2 * 0.025)}  # a prompt too long has no price
+    assert costs == {kept.id: pytest.approx(2.5), short.id: pytest.approx(2 * 0.025)}
     store.lookups.add([replace(served, entry_id=short.id, tokens_saved=12_000)])
     assert {found.entry_id: cost for found, cost in facts_of(store).valuable}[short.id] is None

@@ -475,7 +475,7 @@ def test_teach_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "5 pairs to ask openai:some, prompt 1 about, 0 need no asking: 5 calls, about" in said
     assert "at the prices given" in said
     assert "its error (95 % interval)" in said
-    assert "0.0\N{NO-BREAK SPACE}% (0.0 to 97.5)" in said
+    assert "0.0 % (0.0 to 97.5)" in said
     assert len(read_labels(tmp_path / "pairs.labelled.jsonl")) == 5
     assert "5 need no asking" in run(*at)
     assert len(oracle.asked) == 5

@@ -21,7 +21,6 @@ class Ibidem(Cache):
 
     name = "Ibidem"
     settings: ClassVar[Settings] = {preset: preset for preset in PRESETS}
-    alone = PRESETS
     options: ClassVar[dict[str, Any]] = {}  # of `ibidem.open`, for tests
 
     def __init__(self, tools: Tools) -> None:
