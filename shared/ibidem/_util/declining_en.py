@@ -17,7 +17,7 @@ def _words(text: str) -> str:
 # Who says it, and that it is not done.
 I_AM = "(?:i am|i'm)"
 CANNOT = _any(
-    "i (?:can ?not|can't|cant|can never|will not|won't|could not|couldn't|do not|don't|don't think i can)",
+    "i (?:can ?not|can't|cant|can never|will not|won't|could not|couldn't|don't think i can)",
     f"{I_AM} (?:simply |currently )?(?:unable|not able) to",
     "i (?:will be unable|will not be able|won't be able) to",
 )
@@ -50,8 +50,11 @@ HELP = _any(
     "go (?:on|into|there)|carry out|look up|have an opinion",
 )
 NOT_MEANT = (
-    r"(?! but\b| noticing\b| thinking\b| my\b(?! (?:\w+ )?(?:address|number|name))|[^.!?]{0,40}\b(?:enough|"
-    r"highly)\b)"
+    r"(?! but\b| noticing\b| thinking\b|[^.!?]{0,40}\b(?:enough|highly)\b|[^.!?]{0,80}\bmy\b(?! (?:\w+ )"
+    r"?(?:address|number|name|guidelines|training|programming|knowledge|capabilities|data|records)))"
+)
+NEVER_DONE = _words(
+    "provide offer give answer discuss engage comment assist help support participate endorse promote browse"
 )
 OUR_POLICY = (
     r"(?:my|our|openai's|the (?:usage|content)) (?:\w+ ){0,2}(?:guidelines?|polic(?:y|ies)|programming|"
@@ -62,6 +65,7 @@ THIS_REQUEST = _any(
 )
 REFUSALS = (
     rf"{CANNOT} (?:\w+ly |in good conscience |possibly )?{HELP}\b{NOT_MEANT}",
+    rf"i (?:do not|don't) (?:\w+ly )?{NEVER_DONE}\b{NOT_MEANT}",
     rf"{I_AM} (?:simply |just )?not (?:allowed|permitted|programmed|designed|authori[sz]ed|equipped|"
     rf"qualified|trained|supposed|meant|in a position|comfortable|willing|going)\b",
     rf"{I_AM} (?:unwilling|not capable of|incapable of)\b",
@@ -75,8 +79,8 @@ REFUSALS = (
     rf"as {AN_AI},? i\b[^.]{{0,30}}(?:not\b|n't\b|no\b|only\b|lack\b)",
     r"(?:(?:this|that|it)(?:'s| is)|[^.,]{1,60} is) not something (?:that )?(?:i|we)\b",
     rf"{THIS_REQUEST}(?:'s| is| falls| lies)? (?:outside|beyond|out of)[^.]{{0,30}} (?:my|i|we)\b",
-    rf"{THIS_REQUEST}[^.,]{{0,10}} (?:goes?|going|is|are|violates?|conflicts? with|would (?:go|be|"
-    rf"violate)) ?(?:against )?{OUR_POLICY}",
+    rf"{THIS_REQUEST}[^.,]{{0,10}} (?:(?:goes?|going|is|are|would (?:go|be)) against|violates?|"
+    rf"would violate|conflicts? with) {OUR_POLICY}",
     r"it(?:'s| is| would be| wouldn't be| would not be| isn't| is not) (?:not )?(?:be )?(?:inappropriate|"
     r"appropriate|unethical|ethical|irresponsible|responsible|right|wrong|improper|proper|harmful) (?:for|"
     r"of) me\b",
@@ -117,8 +121,8 @@ NO_ANSWERS = (
     rf"i have (?:no|insufficient|not enough) (?:\w+ )?{KNOWLEDGE}\b",
     rf"i (?:do not|don't) have (?:any |enough |sufficient |specific |the |that |"
     rf"this )?(?:\w+ )?{KNOWLEDGE}\b",
-    rf"(?:{CANNOT}|i (?:did not|didn't|was unable to|was not able to)) (?:find|locate|see|determine|"
-    rf"identify|tell|derive|extract) (?:out )?(?:{ANYTHING}\b|from)",
+    rf"(?:{CANNOT}|i (?:do not|don't|did not|didn't|was unable to|was not able to)) (?:find|locate|see|"
+    rf"determine|identify|tell|derive|extract) (?:out )?(?:{ANYTHING}\b|from)",
     rf"it(?:'s| is) (?:not possible|impossible|unclear|not clear|unknown)\b[^.]{{0,60}}\b(?:from|in|"
     rf"by) {SOURCE}",
     rf"(?:the (?:requested )?(?:answer|information|question)|that|this(?: information| question)?|it|"
@@ -211,8 +215,7 @@ FAILURE = _any(
 # Words that end no sentence, or hardly ever one without a full stop.
 GOES_ON = frozenset(
     (
-        "a an the and or nor because although though if than which whose while unless whereas as except "
-        "between of to for from with by at into onto upon per via without during towards under my your our "
-        "their his its every each such whether"
+        "a an the and or nor because although if than whose unless whereas except into onto "
+        "upon per via during towards my your our their his its every each such whether"
     ).split()
 )

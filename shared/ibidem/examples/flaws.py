@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal
 
 from ibidem._util import declining_en as en
@@ -64,6 +65,7 @@ def flaw_of(answer: str) -> Flaw | None:
     return _declined(text)
 
 
+@lru_cache(maxsize=1024)  # 2 MB at most; selections for one prompt after the other meet the same examples
 def _declined(text: str) -> Flaw | None:
     """Return whether the text begins with a refusal, or with there being no answer, and says little else."""
     found: Flaw | None = None
@@ -80,8 +82,14 @@ def _declined(text: str) -> Flaw | None:
 
 
 def _clauses(text: str) -> Iterator[str]:
-    parts = _CLAUSE_ENDS.split(_BLANKS.sub(" ", text))
-    return (clause for part in parts if (clause := part.strip(_WRAPPING + ",-")))
+    """Yield the clauses one by one: of most answers the first says that there is nothing to find."""
+    text, begin = _BLANKS.sub(" ", text), 0
+    for end in _CLAUSE_ENDS.finditer(text):
+        if clause := text[begin : end.start()].strip(_WRAPPING + ",-"):
+            yield clause
+        begin = end.end()
+    if clause := text[begin:].strip(_WRAPPING + ",-"):
+        yield clause
 
 
 def _flaw_of_clause(clause: str) -> Flaw | None:

@@ -1,12 +1,13 @@
 """Precision and recall of what keeps examples clean, with 95 % intervals.
 
     python -m tests.benchmarks.clean
-    python -m tests.benchmarks.clean --annotated FOLDER --spans FILE
+    python -m tests.benchmarks.clean --annotated FOLDER --spans FILE --data FOLDER
 
 FOLDER holds answers of models that people have annotated, as `datasets/Review/Human/*.csv` of Do-Not-Answer
 has them (columns `response` and `action`; 0: the model declines, 5: it does what was asked). FILE holds texts
 with spans, as `data/synth_dataset_v2.json` of presidio-research has them; every second text is counted, the
-others were looked at while the rules were written.
+others were looked at while the rules were written. DATA holds streams of questions, as all benchmarks read
+them: messages of users, of which none is an answer that declines.
 """
 
 from __future__ import annotations
@@ -64,6 +65,16 @@ def annotated(folder: Path) -> Table:
     return table
 
 
+def messages(folder: Path) -> Table:
+    """Count messages of users that are taken for answers with a flaw."""
+    table = Table("stream", "messages", "taken for one that is no answer", "such as")
+    for file in sorted((folder / "streams").glob("*.jsonl")):
+        texts = [json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()]
+        found = [text for text in texts if flaw_of(text)]
+        table.add_row(file.stem, f"{len(texts):,}", share(len(found), len(texts)), *found[:1])
+    return table
+
+
 def spans(file: Path, redact: Callable[[str], str]) -> Table:
     """Measure on texts with marked spans."""
     texts = json.loads(file.read_text("utf-8"))[1::2]
@@ -87,6 +98,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--annotated", type=Path, metavar="FOLDER")
     parser.add_argument("--spans", type=Path, metavar="FILE")
+    parser.add_argument("--data", type=Path, metavar="DATA")
     parser.add_argument("--patterns", action="store_true", help="without Presidio, if it is installed")
     options = parser.parse_args()
     redact = by_patterns if options.patterns else personal_details
@@ -95,6 +107,8 @@ def main() -> None:
     console.print(labelled(redact))
     if options.annotated:
         console.print(annotated(options.annotated))
+    if options.data:
+        console.print(messages(options.data))
     if options.spans:
         console.print(spans(options.spans, redact))
 
