@@ -44,7 +44,8 @@ def normalise(question: str) -> str:
 
     Case, punctuation and blanks within stay: the matching policy decides whether they matter.
     """
-    return unicode_normalize("NFC", question).strip()
+    composed = question if question.isascii() else unicode_normalize("NFC", question)
+    return composed.strip()
 
 
 def key_of(namespace: str, scope: str, question: str, documents: str, *, semantic: bool = True) -> str:

@@ -264,6 +264,9 @@ def test_langgraph_keeps_both_messages_of_two_nodes_asking_the_same(cache: Ibide
 class Broken:
     """A core that fails at everything."""
 
+    def store(self, *_: object) -> Any:
+        raise RuntimeError("secret prompt in store")
+
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(f"secret prompt in {name}")
 
