@@ -133,8 +133,13 @@ def test_stats_say_whose_price_is_unknown(filled: str) -> None:
 
 
 def test_ls_lists_the_newest_first(filled: str) -> None:
-    """Filtered by namespace if asked; whose an answer is stands in a column, if it is anybody's."""
-    assert "namespace" in run("ls", "--path", filled, "--namespace", "acme")
+    """Filtered by namespace if asked; whose an answer is stands in a column, if it is anybody's.
+
+    The answer stands below its question.
+    """
+    shown = run("ls", "--path", filled, "--namespace", "acme")
+    assert "namespace" in shown
+    assert "answer: " in shown
     newest, oldest = json.loads(run("ls", "--path", filled, "--json"))
 
     assert oldest["question"] == "how do I reset it"

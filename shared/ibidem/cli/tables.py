@@ -79,7 +79,7 @@ def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int |
 
 
 def entries(found: Iterable[Entry]) -> Table:
-    """Make a table of stored answers; whose they are, if there is a namespace among them."""
+    """Make a table of stored answers and their questions; whose they are, if there is a namespace among them."""
     shown = list(found)
     tenants = any(one.namespace for one in shown)
     names = ("id", "age", "hits", "docs", "model", *(["namespace"] if tenants else []), "question")
@@ -87,7 +87,8 @@ def entries(found: Iterable[Entry]) -> Table:
     table.columns[-1].overflow = "fold"
     for one in shown:
         cells = (one.id[:8], _age(one), str(one.hits), str(len(one.sources)), one.answer.model)
-        table.add_row(*cells, *([one.namespace] if tenants else []), one.question or NOT_KEPT)
+        said = [one.question or NOT_KEPT, *([f"answer: {short(one.answer.text)}"] if one.answer.text else [])]
+        table.add_row(*cells, *([one.namespace] if tenants else []), "\n".join(said))
     return table
 
 
