@@ -79,7 +79,7 @@ def totals(rows: Mapping[str, int | str], title: str, before: Mapping[str, int |
 
 
 def entries(found: Iterable[Entry]) -> Table:
-    """Make a table of stored answers and their questions; whose they are, if there is a namespace among them."""
+    """Make a table of stored answers and their questions; whose they are, if any is in a namespace."""
     shown = list(found)
     tenants = any(one.namespace for one in shown)
     names = ("id", "age", "hits", "docs", "model", *(["namespace"] if tenants else []), "question")
