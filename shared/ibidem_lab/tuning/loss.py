@@ -1,14 +1,16 @@
-"""The loss of Zhu, Zhu, Jiao 2024 (arXiv 2402.01173) on p = sigmoid(cosine / temperature - offset).
+"""The losses of Zhu, Zhu, Jiao 2024 (arXiv 2402.01173) on p = sigmoid(cosine / temperature - offset).
 
-`p` is the probability that one answer serves both questions; with a label y in {0, 1} the loss is the binary
-cross-entropy -(y log p + (1 - y) log(1 - p)).
+`p` is the probability that one answer serves both questions; with a label y in {0, 1} the loss is
+
+    bce   -(y log p + (1 - y) log(1 - p)), binary cross-entropy
+    sld   (log p - log y)^2, squared log difference; a label of 0 counts as `FLOOR`, else it is infinite
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TEMPERATURE, OFFSET = 0.05, 17.0  # where training begins: p = 1/2 at cosine 0.85
+FLOOR = 0.05
+
+Kind = Literal["bce", "sld"]
 
 
 class SharedAnswerLoss(nn.Module):
@@ -25,13 +30,18 @@ class SharedAnswerLoss(nn.Module):
         model: The embedding model.
         temperature: The lambda of the paper; None to learn it.
         offset: The c of the paper; None to learn it.
+        kind: Which loss.
     """
 
     def __init__(
-        self, model: SentenceTransformer, temperature: float | None = None, offset: float | None = None
+        self,
+        model: SentenceTransformer,
+        temperature: float | None = None,
+        offset: float | None = None,
+        kind: Kind = "bce",
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.kind = model, kind
         # By its logarithm, so that no step makes it negative.
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature or TEMPERATURE)), requires_grad=temperature is None
@@ -54,8 +64,11 @@ class SharedAnswerLoss(nn.Module):
     def of(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of pairs with these cosines, both float[n]."""
         logits = cosine / self.log_temperature.exp() - self.offset
+        if self.kind == "sld":
+            difference = functional.logsigmoid(logits) - labels.clamp(min=FLOOR).log()
+            return difference.square().mean()
         return functional.binary_cross_entropy_with_logits(logits, labels)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the record of the training."""
-        return {"temperature": self.temperature, "offset": self.offset.item()}
+        return {"kind": self.kind, "temperature": self.temperature, "offset": self.offset.item()}

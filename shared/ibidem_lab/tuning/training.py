@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from ibidem._util.statistics import auc
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.tuning.loss import SharedAnswerLoss
+from ibidem_lab.tuning.loss import Kind, SharedAnswerLoss
 from ibidem_lab.tuning.metrics import cosines, labels_of
 
 LOSS_RATE = 5e-3  # of the two numbers of the loss, which are far from where they end
@@ -42,6 +42,7 @@ class Recipe:
     Args:
         temperature: The loss's lambda; None to learn it.
         offset: The loss's c; None to learn it.
+        loss: Binary cross-entropy or the squared log difference (`ibidem_lab.tuning.loss`).
         epochs: Maximum; the best by validation is kept.
         patience: Epochs without a better one until early stopping.
         batch_size: Pairs per step.
@@ -56,6 +57,7 @@ class Recipe:
 
     temperature: float | None = None
     offset: float | None = None
+    loss: Kind = "bce"
     epochs: int = 4
     patience: int = 2
     batch_size: int = 32
@@ -70,7 +72,7 @@ class Recipe:
 class Trained:
     """The blended model in evaluation mode, and the final parameters of the loss.
 
-    `validation_auc` is that of the best epoch, before blending.
+    `validation_auc` is that of the best epoch, before blending; NaN without validation pairs.
     """
 
     model: SentenceTransformer
@@ -92,25 +94,27 @@ def train(
     Args:
         base: Name or directory of a sentence-transformers model.
         pairs: The training pairs.
-        validation: The pairs that choose the epoch; none of their questions should be in `pairs`.
+        validation: The pairs that choose the epoch; none of their questions should be in `pairs`. Where
+            there are none the last epoch is kept.
         recipe: The training parameters.
         progress: Called with steps done, steps in all, and the validation AUC once it is known.
     """
     torch.manual_seed(recipe.seed)
     model = load(base, recipe.device)
-    loss = SharedAnswerLoss(model, recipe.temperature, recipe.offset)
+    loss = SharedAnswerLoss(model, recipe.temperature, recipe.offset, recipe.loss)
     if recipe.freeze_words:
         _words_of(model).requires_grad_(False)
     evaluator = _AucEvaluator(validation)
+    choosing: list[TrainerCallback] = [EarlyStoppingCallback(recipe.patience)] if validation else []
     with tempfile.TemporaryDirectory(prefix="ibidem-tune-") as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=_arguments(folder, recipe, model.device.type),
+            args=_arguments(folder, recipe, model.device.type, "epoch" if validation else "no"),
             train_dataset=_dataset(pairs),
-            eval_dataset=_dataset(validation),
+            eval_dataset=_dataset(validation) if validation else None,
             loss=loss,
-            evaluator=evaluator,
-            callbacks=[EarlyStoppingCallback(recipe.patience), _Reporting(progress)],
+            evaluator=evaluator if validation else None,
+            callbacks=[*choosing, _Reporting(progress)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -129,7 +133,8 @@ def _blend(model: SentenceTransformer, base: SentenceTransformer, share: float) 
             weights.copy_(torch.lerp(begin[name], weights, share))
 
 
-def _arguments(folder: str, recipe: Recipe, device: str) -> SentenceTransformerTrainingArguments:
+def _arguments(folder: str, recipe: Recipe, device: str, judged: str) -> SentenceTransformerTrainingArguments:
+    """`judged`: when an epoch is judged by validation pairs and kept, "epoch" or "no"."""
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -142,11 +147,11 @@ def _arguments(folder: str, recipe: Recipe, device: str) -> SentenceTransformerT
         bf16=_has_bfloat16(device),
         use_cpu=device == "cpu",
         seed=recipe.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy=judged,
+        save_strategy=judged,
         save_total_limit=1,
         save_only_model=True,
-        load_best_model_at_end=True,
+        load_best_model_at_end=judged != "no",
         metric_for_best_model=f"eval_{METRIC}",
         greater_is_better=True,
         logging_strategy="no",
