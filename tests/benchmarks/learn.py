@@ -1,23 +1,17 @@
-"""What does `ibidem learn` bring, and does its gate hold? Labelled streams, and pairs of Natural Questions.
+"""What does `ibidem learn` bring, and does its gate hold? On labelled streams.
 
     python -m tests.benchmarks.learn domains --data FOLDER [--only advising atis] [--labels 300] [--runs 5]
     python -m tests.benchmarks.learn domains --data FOLDER --noise 0.2 --runs 20
-    python -m tests.benchmarks.learn nq --data FOLDER
 
-FOLDER holds `streams/*.jsonl` with {"text", "meaning"} and `pairs/nq_teacher.jsonl`. `--states FOLDER` keeps
-what the pair model has read.
+FOLDER holds `streams/*.jsonl` with {"text", "meaning"}. `--states FOLDER` keeps what the pair model has read.
+`tests.benchmarks.paper` measures the same on pairs of Natural Questions.
 
-domains: the first half of a stream's questions is stored. Questions of it, drawn by chance, are asked of
+The first half of a stream's questions is stored. Questions of it, drawn by chance, are asked of
 the others, and what they meet is labelled by meaning, `--labels` pairs in all; of them a share of
 `--noise` is turned round. What is learned is judged by the gate, and then on the second half, asked of
 the same store. "learned" is what it would serve there whatever the gate says; "in service" is what is
 served with the gate: the shipped decision where it refuses. The shipped calibration and thresholds were
 made on streams of banking77 and clinc150, on none of the others. The method was developed on advising.
-
-nq: the pairs of `nq_teacher` that are kept for this (`ibidem_lab.models.reserved.for_tuning`), which
-trained nothing. Five splits by connected questions: half to learn from, half to test, of which pairs are
-dropped until the cosine tells as little as chance. AUC of the shipped verifier, and with its last layer
-learned; each with the spread over the splits.
 """
 
 from __future__ import annotations
@@ -34,7 +28,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ibidem._util.statistics import auc
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.matching.pair_model import PairModel
@@ -43,15 +36,13 @@ from ibidem.matching.shipped import pair_model
 from ibidem.types import cosine, normalise
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.learning.choosing import Problem, held_out, learn_from, served
-from ibidem_lab.learning.fitting import HEADS, Basis, Pairs, fit, margins
+from ibidem_lab.learning.fitting import Basis, Pairs
 from ibidem_lab.learning.gate import Judgement, judge
 from ibidem_lab.learning.learn import margin_of
 from ibidem_lab.learning.lookups import Met, Searcher, alone, distinct, look_up, read_pairs
 from ibidem_lab.learning.reading import Reader
 from ibidem_lab.learning.verifier_files import Shipped
-from ibidem_lab.models.reserved import for_tuning
 from ibidem_lab.replay import share
-from ibidem_lab.tuning.data import components
 
 LEVEL = 0.02
 DOMAINS = ("advising", "atis", "overnight_basketball", "overnight_socialnetwork", "overnight_publications")
@@ -216,62 +207,11 @@ def told(counts: Sequence[tuple[int, int]]) -> str:
     return f"{hits:,}, {share(wrong, hits)}"
 
 
-def natural_questions(given: argparse.Namespace) -> None:
-    """Print the AUC by number of labels."""
-    bench = Bench(given.states)
-    rows = [json.loads(line) for line in (given.data / "pairs/nq_teacher.jsonl").open(encoding="utf-8")]
-    labels = [Label(row["a"], row["b"], bool(row["same"])) for row in rows]
-    labels = distinct([one for one in labels if for_tuning(one.asked) or for_tuning(one.stored)])
-    with bench.reader("nq") as reader:
-        pairs = bench.read([bench.alone(one) for one in labels], labels, reader)
-    table = Table("labels", "AUC: cosine", "shipped verifier", "last layer learned", title="five splits")
-    for count in (100, 300, len(labels)):
-        found = np.array([split(pairs, labels, count, bench, seed) for seed in range(5)])
-        cells = [
-            f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(found.mean(0), found.std(0), strict=True)
-        ]
-        table.add_row(f"{count}", *cells)
-    Console(width=110).print(table)
-
-
-def split(
-    pairs: Pairs, labels: Sequence[Label], count: int, bench: Bench, seed: int
-) -> tuple[float, float, float]:
-    """AUC on the matched half of the cosine, the shipped verifier, and the learned one."""
-    draw = np.random.default_rng(seed)
-    number = components((one.asked, one.stored) for one in labels)
-    group = np.array([number[one.asked] for one in labels])
-    side = draw.random(group.max() + 1)[group] < 0.5
-    learn, test = np.flatnonzero(side), matched(pairs, np.flatnonzero(~side), draw)
-    learn = draw.permutation(learn)[:count]
-    basis = Basis.of(np.vstack([pairs.states, bench.anchors.states]))
-    calibration, recipe = bench.shipped.calibration, HEADS[1]
-    change = fit(recipe, pairs.at(learn), calibration, basis, bench.anchors)
-    held = pairs.at(test)
-    return (
-        auc(held.cosines, held.right),
-        auc(held.margins(calibration), held.right),
-        auc(margins(recipe, change, held, calibration, basis), held.right),
-    )
-
-
-def matched(pairs: Pairs, rows: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
-    """Of each narrow band of the cosine as many different pairs as there are the same."""
-    kept: list[int] = []
-    bands = np.floor(pairs.cosines[rows] / 0.02)
-    for band in np.unique(bands):
-        inside = draw.permutation(rows[bands == band])
-        same, other = inside[pairs.right[inside]], inside[~pairs.right[inside]]
-        size = min(len(same), len(other))
-        kept += [*same[:size], *other[:size]]
-    return np.array(sorted(kept), np.int64)
-
-
 def main() -> None:
     """Print a table."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("what", choices=("domains", "nq"))
-    options.add_argument("--data", type=Path, required=True, help="folder with streams/ and pairs/")
+    options.add_argument("what", choices=("domains",))
+    options.add_argument("--data", type=Path, required=True, help="folder with streams/")
     options.add_argument("--states", type=Path, default=Path("/tmp/ibidem-states"), help="folder")
     options.add_argument("--only", nargs="*", help="only these streams")
     options.add_argument("--labels", type=int, default=300)
@@ -281,7 +221,7 @@ def main() -> None:
     given = options.parse_args()
     if not (given.data / "streams").is_dir():
         raise SystemExit(f"skipped: no streams/ in {given.data}")
-    {"domains": domains, "nq": natural_questions}[given.what](given)
+    domains(given)
 
 
 if __name__ == "__main__":

@@ -144,19 +144,6 @@ def test_the_loss_is_binary_cross_entropy() -> None:
     assert bce.of(cosine, same).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_squared_log_difference_is_finite_for_a_label_of_0() -> None:
-    import torch
-
-    from ibidem_lab.tuning.loss import FLOOR, SharedAnswerLoss
-
-    cosine, same = torch.tensor([0.9, 0.7]), torch.tensor([1.0, 0.0])
-    logs = [-math.log1p(math.exp(-(value / 0.1 - 8.0))) for value in (0.9, 0.7)]
-    sld = SharedAnswerLoss(torch.nn.Identity(), 0.1, 8.0, "sld")  # type: ignore[arg-type]
-
-    expected = (logs[0] ** 2 + (logs[1] - math.log(FLOOR)) ** 2) / 2
-    assert sld.of(cosine, same).item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_lambda_and_c_are_learned_unless_given() -> None:
     import torch
 

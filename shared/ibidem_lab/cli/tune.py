@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -35,9 +35,6 @@ LambdaOption = Annotated[
     float | None, typer.Option("--lambda", help="In sigmoid(cosine / lambda - c); default: learned.")
 ]
 OffsetOption = Annotated[float | None, typer.Option("--c", help="As above; default: learned.")]
-LossOption = Annotated[
-    Literal["bce", "sld"], typer.Option("--loss", help="Cross-entropy, or squared log difference.")
-]
 EpochsOption = Annotated[int, typer.Option(min=1, help="Maximum epochs (early stopping, patience 2).")]
 BatchOption = Annotated[int, typer.Option(min=2, help="Batch size.")]
 RateOption = Annotated[float, typer.Option(min=1e-7, max=1.0, help="Learning rate of the encoder.")]
@@ -67,7 +64,6 @@ def tune_model(
     base: BaseOption = MODEL_NAME,
     temperature: LambdaOption = None,
     offset: OffsetOption = None,
-    loss: LossOption = "bce",
     epochs: EpochsOption = 4,
     batch_size: BatchOption = 32,
     learning_rate: RateOption = 1e-4,
@@ -83,7 +79,6 @@ def tune_model(
         recipe = tuning.recipe(
             temperature=temperature,
             offset=offset,
-            loss=loss,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,

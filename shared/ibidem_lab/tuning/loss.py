@@ -1,16 +1,14 @@
-"""The losses of Zhu, Zhu, Jiao 2024 (arXiv 2402.01173) on p = sigmoid(cosine / temperature - offset).
+"""The loss of Zhu, Zhu, Jiao 2024 (arXiv 2402.01173) on p = sigmoid(cosine / temperature - offset).
 
-`p` is the probability that one answer serves both questions; with a label y in {0, 1} the loss is
-
-    bce   -(y log p + (1 - y) log(1 - p)), binary cross-entropy
-    sld   (log p - log y)^2, squared log difference; a label of 0 counts as `FLOOR`, else it is infinite
+`p` is the probability that one answer serves both questions; with a label y in {0, 1} the loss is the binary
+cross-entropy -(y log p + (1 - y) log(1 - p)).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -18,9 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TEMPERATURE, OFFSET = 0.05, 17.0  # where training begins: p = 1/2 at cosine 0.85
-FLOOR = 0.05
-
-Kind = Literal["bce", "sld"]
 
 
 class SharedAnswerLoss(nn.Module):
@@ -30,18 +25,13 @@ class SharedAnswerLoss(nn.Module):
         model: The embedding model.
         temperature: The lambda of the paper; None to learn it.
         offset: The c of the paper; None to learn it.
-        kind: Which loss.
     """
 
     def __init__(
-        self,
-        model: SentenceTransformer,
-        temperature: float | None = None,
-        offset: float | None = None,
-        kind: Kind = "bce",
+        self, model: SentenceTransformer, temperature: float | None = None, offset: float | None = None
     ) -> None:
         super().__init__()
-        self.model, self.kind = model, kind
+        self.model = model
         # By its logarithm, so that no step makes it negative.
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature or TEMPERATURE)), requires_grad=temperature is None
@@ -64,11 +54,8 @@ class SharedAnswerLoss(nn.Module):
     def of(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of pairs with these cosines, both float[n]."""
         logits = cosine / self.log_temperature.exp() - self.offset
-        if self.kind == "sld":
-            difference = functional.logsigmoid(logits) - labels.clamp(min=FLOOR).log()
-            return difference.square().mean()
         return functional.binary_cross_entropy_with_logits(logits, labels)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the record of the training."""
-        return {"kind": self.kind, "temperature": self.temperature, "offset": self.offset.item()}
+        return {"temperature": self.temperature, "offset": self.offset.item()}

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from ibidem._util.statistics import auc
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.tuning.loss import Kind, SharedAnswerLoss
+from ibidem_lab.tuning.loss import SharedAnswerLoss
 from ibidem_lab.tuning.metrics import cosines, labels_of
 
 LOSS_RATE = 5e-3  # of the two numbers of the loss, which are far from where they end
@@ -42,7 +42,6 @@ class Recipe:
     Args:
         temperature: The loss's lambda; None to learn it.
         offset: The loss's c; None to learn it.
-        loss: Binary cross-entropy or the squared log difference (`ibidem_lab.tuning.loss`).
         epochs: Maximum; the best by validation is kept.
         patience: Epochs without a better one until early stopping.
         batch_size: Pairs per step.
@@ -57,7 +56,6 @@ class Recipe:
 
     temperature: float | None = None
     offset: float | None = None
-    loss: Kind = "bce"
     epochs: int = 4
     patience: int = 2
     batch_size: int = 32
@@ -88,6 +86,7 @@ def train(
     validation: Sequence[Label],
     recipe: Recipe,
     progress: Progress = lambda step, steps, auc: None,
+    loss_type: type[SharedAnswerLoss] = SharedAnswerLoss,
 ) -> Trained:
     """Train on `pairs`, keep the epoch with the highest AUC on `validation`.
 
@@ -98,10 +97,11 @@ def train(
             there are none the last epoch is kept.
         recipe: The training parameters.
         progress: Called with steps done, steps in all, and the validation AUC once it is known.
+        loss_type: The loss.
     """
     torch.manual_seed(recipe.seed)
     model = load(base, recipe.device)
-    loss = SharedAnswerLoss(model, recipe.temperature, recipe.offset, recipe.loss)
+    loss = loss_type(model, recipe.temperature, recipe.offset)
     if recipe.freeze_words:
         _words_of(model).requires_grad_(False)
     evaluator = _AucEvaluator(validation)
