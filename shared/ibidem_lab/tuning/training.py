@@ -70,7 +70,7 @@ class Recipe:
 class Trained:
     """The blended model in evaluation mode, and the final parameters of the loss.
 
-    `validation_auc` is that of the best epoch, before blending; NaN without validation pairs.
+    `validation_auc` is that of the best epoch, before blending.
     """
 
     model: SentenceTransformer
@@ -86,35 +86,31 @@ def train(
     validation: Sequence[Label],
     recipe: Recipe,
     progress: Progress = lambda step, steps, auc: None,
-    loss_type: type[SharedAnswerLoss] = SharedAnswerLoss,
 ) -> Trained:
     """Train on `pairs`, keep the epoch with the highest AUC on `validation`.
 
     Args:
         base: Name or directory of a sentence-transformers model.
         pairs: The training pairs.
-        validation: The pairs that choose the epoch; none of their questions should be in `pairs`. Where
-            there are none the last epoch is kept.
+        validation: The pairs that choose the epoch; none of their questions should be in `pairs`.
         recipe: The training parameters.
         progress: Called with steps done, steps in all, and the validation AUC once it is known.
-        loss_type: The loss.
     """
     torch.manual_seed(recipe.seed)
     model = load(base, recipe.device)
-    loss = loss_type(model, recipe.temperature, recipe.offset)
+    loss = SharedAnswerLoss(model, recipe.temperature, recipe.offset)
     if recipe.freeze_words:
         _words_of(model).requires_grad_(False)
     evaluator = _AucEvaluator(validation)
-    choosing: list[TrainerCallback] = [EarlyStoppingCallback(recipe.patience)] if validation else []
     with tempfile.TemporaryDirectory(prefix="ibidem-tune-") as folder:
         trainer = SentenceTransformerTrainer(
             model=model,
-            args=_arguments(folder, recipe, model.device.type, "epoch" if validation else "no"),
+            args=_arguments(folder, recipe, model.device.type),
             train_dataset=_dataset(pairs),
-            eval_dataset=_dataset(validation) if validation else None,
+            eval_dataset=_dataset(validation),
             loss=loss,
-            evaluator=evaluator if validation else None,
-            callbacks=[*choosing, _Reporting(progress)],
+            evaluator=evaluator,
+            callbacks=[EarlyStoppingCallback(recipe.patience), _Reporting(progress)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -133,8 +129,7 @@ def _blend(model: SentenceTransformer, base: SentenceTransformer, share: float) 
             weights.copy_(torch.lerp(begin[name], weights, share))
 
 
-def _arguments(folder: str, recipe: Recipe, device: str, judged: str) -> SentenceTransformerTrainingArguments:
-    """`judged`: when an epoch is judged by validation pairs and kept, "epoch" or "no"."""
+def _arguments(folder: str, recipe: Recipe, device: str) -> SentenceTransformerTrainingArguments:
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -147,11 +142,11 @@ def _arguments(folder: str, recipe: Recipe, device: str, judged: str) -> Sentenc
         bf16=_has_bfloat16(device),
         use_cpu=device == "cpu",
         seed=recipe.seed,
-        eval_strategy=judged,
-        save_strategy=judged,
+        eval_strategy="epoch",
+        save_strategy="epoch",
         save_total_limit=1,
         save_only_model=True,
-        load_best_model_at_end=judged != "no",
+        load_best_model_at_end=True,
         metric_for_best_model=f"eval_{METRIC}",
         greater_is_better=True,
         logging_strategy="no",
