@@ -12,8 +12,8 @@ of which pairs are dropped until the cosine of the shipped encoder tells as litt
 training is kept in the folder `--out` and not repeated.
 
 encoder: all-MiniLM-L6-v2 with its upper layers tuned, alone. verifier: the pair model that ships, and with
-its last layer learned as `ibidem learn` does. both: the sum of their log odds. Epochs and learning rate were
-chosen on other pairs of `nq_teacher`.
+its last layer learned as `ibidem learn` does. both: the sum of their log odds, each divided by its spread
+over all pairs. Epochs and learning rate were chosen on other pairs of `nq_teacher`.
 
 The simulation asks the questions of the whole test half (not matched) one after the other, in five orders, of
 a cache that begins empty and keeps what it did not serve. A question meets the stored ones that it has a
@@ -165,7 +165,7 @@ def scored(problem: Problem, bench: Bench, encoders: Encoders, count: int) -> Sc
     }
     for loss in LOSSES:
         pairs = zip(found[f"encoder, {loss}"], found["verifier, learned"], strict=True)
-        found[f"both, {loss}"] = [one + other for one, other in pairs]
+        found[f"both, {loss}"] = [one / one.std() + other / other.std() for one, other in pairs]
     return found
 
 
