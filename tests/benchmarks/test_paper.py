@@ -20,7 +20,7 @@ def problem(count: int = 400) -> Problem:
     empty = np.zeros(len(labels))
     pairs = Pairs(empty, cosines, empty, np.zeros((len(labels), 1), np.float32), right)
     group = np.repeat(np.arange(count), 2)
-    return Problem(labels, pairs, group, [split(pairs, group, seed) for seed in range(5)])
+    return Problem(labels, [], pairs, group, [split(pairs, group, seed) for seed in range(5)])
 
 
 def test_matched_pairs_are_told_by_chance_and_no_question_is_on_both_sides() -> None:

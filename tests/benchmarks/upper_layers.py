@@ -51,13 +51,20 @@ class UpperLayers:
     Args:
         base: Folder of the model, of the architecture of all-MiniLM-L6-v2.
         lower: What the lower layers made of texts; shared by encoders of one base.
+        start: Weights of the upper layers to begin with; None for those of the base.
     """
 
-    def __init__(self, base: Path, lower: dict[str, Tensor]) -> None:
+    def __init__(self, base: Path, lower: dict[str, Tensor], start: dict[str, Tensor] | None = None) -> None:
         self._encoder, self._tokens, self._lower = TextEncoder(base), Tokens(base), lower
         layers = list(self._encoder.body.encoder.layer)
         self._below, self._above = layers[:LOWER], nn.ModuleList(layers[LOWER:])
-        self._above.train()
+        if start is not None:
+            self._above.load_state_dict(start)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of the upper layers."""
+        return dict(self._above.state_dict())
 
     def train(self, pairs: Sequence[Label], loss: Loss, epochs: int, seed: int) -> tuple[float, float]:
         """Train; return lambda and c as they were learned."""
