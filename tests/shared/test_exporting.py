@@ -240,6 +240,14 @@ def test_a_correction_takes_the_place_of_what_it_corrects(cache, tmp_path: Path)
     assert found.good == 1
 
 
+def test_if_all_that_is_left_was_called_bad_there_is_nothing(cache, tmp_path: Path) -> None:
+    """Also where only the near question tells."""
+    asked = " ".join(f"word{n}" for n in range(30))
+    add(cache, Example(asked, "wrong", feedback=False), Example(f"{asked} please", "wrong"))
+    with pytest.raises(InvalidInput, match=re.escape("left out (1 called_bad, 1 feedback)")):
+        ibidem_lab.export(cache.examples, tmp_path / "out")
+
+
 def test_the_card_says_what_the_folder_holds(cache, tmp_path: Path) -> None:
     """Counts by reason, sources, the licence, the split; the head is YAML that names the files."""
     topics(cache, 30)

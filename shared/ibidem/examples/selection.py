@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -314,18 +314,17 @@ def usable(candidates: Sequence[Candidate], question: str) -> list[Candidate]:
     that repeat one another (`repeats`), one stays: one rated good if there is one, else the nearest, the
     newest.
     """
-    bad = [one for one in candidates if one.example.feedback is False]
+    bad = _Near([one for one in candidates if one.example.feedback is False])
     rest = [one for one in candidates if one.example.feedback is not False]
-    ordered = sorted(rest, key=lambda one: (-round(one.relevance, 6), -(one.example.id or 0)))
-    seen, left = {_plain(question)}, list[Candidate]()
-    for candidate in ordered:
+    seen, left = {_plain(question)}, _Near([])
+    for candidate in sorted(rest, key=lambda one: (-round(one.relevance, 6), -(one.example.id or 0))):
         said = _plain(candidate.example.question)
         if said in seen or not _is_fit(candidate, bad):
             continue
         seen.add(said)
-        if not any(_repeats(candidate, other) for other in left):
-            left.append(candidate)
-    return left
+        if not any(left.repeated_by(candidate)):
+            left.add(candidate)
+    return left.candidates
 
 
 def repeats(question: str, other: str) -> bool:
@@ -337,23 +336,39 @@ def repeats(question: str, other: str) -> bool:
     return not is_negated and failed_guard(question, other) is None
 
 
-def _is_fit(candidate: Candidate, bad: Sequence[Candidate]) -> bool:
-    example = candidate.example
-    if example.feedback:
+class _Near:
+    """Candidates, to be asked which of them another one repeats."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = list[Candidate]()
+        self._vectors = np.zeros((0, 0), dtype=np.float32)  # with spare rows
+        for one in candidates:
+            self.add(one)
+
+    def add(self, candidate: Candidate) -> None:
+        """Add a candidate."""
+        count, width = len(self.candidates), len(candidate.vector)
+        if count == len(self._vectors):
+            self._vectors = np.resize(self._vectors, (max(16, 2 * count), width))
+        self._vectors[count] = candidate.vector
+        self.candidates.append(candidate)
+
+    def repeated_by(self, other: Candidate) -> Iterator[Example]:
+        """Yield the examples whose questions it repeats."""
+        if self.candidates:
+            cosines = self._vectors[: len(self.candidates)] @ other.vector
+            for at in np.flatnonzero(cosines >= NEAR):
+                if repeats(self.candidates[at].example.question, other.example.question):
+                    yield self.candidates[at].example
+
+
+def _is_fit(candidate: Candidate, bad: _Near) -> bool:
+    """Return whether it is an example: somebody called it good, or nothing is wrong with it."""
+    if candidate.example.feedback:
         return True
-    if flaw_of(example.answer) is not None:
-        return False
-    answer = _plain(example.answer)
-    return not any(
-        _plain(one.example.answer) == answer
-        and (_plain(one.example.question) == _plain(example.question) or _repeats(candidate, one))
-        for one in bad
-    )
-
-
-def _repeats(candidate: Candidate, other: Candidate) -> bool:
-    near = float(candidate.vector @ other.vector) >= NEAR
-    return near and repeats(candidate.example.question, other.example.question)
+    answer = _plain(candidate.example.answer)
+    is_bad = any(_plain(one.answer) == answer for one in bad.repeated_by(candidate))
+    return not is_bad and flaw_of(candidate.example.answer) is None
 
 
 def pick(

@@ -152,11 +152,10 @@ def redaction_of(redact: Callable[[str], str] | None) -> str:
     """Return what the data card says of a redaction."""
     if redact is None:
         return "none"
-    return (
-        description()
-        if redact is personal_details
-        else f"{redact.__module__}.{getattr(redact, '__qualname__', '')}"
-    )
+    if redact is personal_details:
+        return description()
+    named = redact if hasattr(redact, "__qualname__") else type(redact)
+    return f"`{named.__module__}.{named.__qualname__}`"
 
 
 def _both(first: Callable[[str], str], then: Callable[[str], str], text: str) -> str:
@@ -210,6 +209,7 @@ class Export:
                 rows, bad, count = self._rows(lines, held)
                 vectors = self._vectors([*bad, *rows], held, count)
                 rows, vectors = self._without_repetitions(bad, rows, vectors)
+                self._require_any(rows)
                 ties = Ties(vectors, _numbers(rows), self._choice.apart)
                 labels = clusters_of(ties, lambda done: self._progress("cluster", done, len(rows)))
                 sides = split(ties, labels, self._choice.test_share, self._choice.seed)
@@ -223,17 +223,20 @@ class Export:
     def _rows(self, lines: BinaryIO, vectors: BinaryIO) -> tuple[list[Row], list[Row], int]:
         """Return the rows, those called bad, and the number of vectors in their file."""
         reader = Reader(self._choice, self._redact, self._texts, lines, vectors, self._dropped)
-        given = self._examples.each(self._choice.namespace, self._embedder.fingerprint)
-        rows = reader.rows(given)
+        rows = reader.rows(self._examples.each(self._choice.namespace, self._embedder.fingerprint))
         self._read = reader.read
-        if not rows:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._dropped.counts().items())
-            raise InvalidInput(
-                f"nothing to export: all examples were left out ({reasons}); change the options"
-                if reasons
-                else "nothing to export: the example log is empty; it fills as questions are answered"
-            )
+        self._require_any(rows)
         return rows, reader.bad, reader.vectors
+
+    def _require_any(self, rows: list[Row]) -> None:
+        if rows:
+            return
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self._dropped.counts().items())
+        raise InvalidInput(
+            f"nothing to export: all examples were left out ({reasons}); change the options"
+            if reasons
+            else "nothing to export: the example log is empty; it fills as questions are answered"
+        )
 
     def _vectors(self, rows: list[Row], held: BinaryIO, count: int) -> FileVectors:
         """Return the unit vectors, embedding the missing ones; all are rounded as in the log."""
