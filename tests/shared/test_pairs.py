@@ -264,14 +264,21 @@ def test_answers_of_other_prompts_or_documents_tell_less() -> None:
 
 
 def test_a_stock_answer_tells_nothing() -> None:
-    """Such as "I do not know": it was given to questions that have nothing in common."""
+    """Such as "Please ask our support": it was given to questions that have nothing in common."""
     east, north = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
     vectors = {"a": east, "b": east, "c": north}
-    said = [kept(name, "I do not know that.") for name in "abc"]
+    said = [kept(name, "Please ask our support.") for name in "abc"]
 
     assert compared(said[0], said[1], frozenset())[0] is True
     assert compared(said[0], said[1], stock_answers(said, vectors)) == (None, "")
     assert stock_answers(said[:2], vectors) == frozenset()
+
+
+@pytest.mark.parametrize("answer", ["I'm sorry, but I can't help with that.", "The context does not say."])
+def test_a_refusal_tells_nothing(answer: str) -> None:
+    """Neither that two questions mean the same, nor that they do not."""
+    assert compared(kept("a", answer), kept("b", answer), frozenset()) == (None, "")
+    assert compared(kept("a", answer), kept("b", "in the north wing"), frozenset()) == (None, "")
 
 
 def test_equal_answers_are_a_label_but_not_those_that_the_cache_repeated(open_cache) -> None:

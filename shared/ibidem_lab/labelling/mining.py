@@ -19,6 +19,7 @@ import numpy as np
 from ibidem._util.words_en import COMMON_WORDS
 from ibidem.audits.judge import contradict, words_and_signs
 from ibidem.errors import InvalidInput
+from ibidem.examples.flaws import flaw_of
 from ibidem.matching.guards import failed_guard
 from ibidem.pipeline import policy_of
 from ibidem.types import Vector, digest, require_name
@@ -244,12 +245,15 @@ def compared(one: Kept, other: Kept, stock: frozenset[Answers]) -> tuple[bool | 
 
     Equal answers of one scope say yes, unless they are a yes or no, a bare number or a stock answer. Short
     answers that share no word, or contradict one another in a number, a name or the like, say no, if they
-    were given over the same documents. Longer ones may be worded otherwise.
+    were given over the same documents. Longer ones may be worded otherwise. A refusal, an error and what is
+    cut off say nothing.
     """
     found: tuple[bool | None, str] = (None, "")
     for (scope, documents), answer in one.answers.items():
         for (other_scope, others), there in other.answers.items():
             if scope != other_scope or (scope, _said(answer)) in stock or (scope, _said(there)) in stock:
+                continue
+            if flaw_of(answer) is not None or flaw_of(there) is not None:
                 continue
             if _said(answer) == _said(there):
                 if _telling(answer):
