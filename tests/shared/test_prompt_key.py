@@ -35,8 +35,6 @@ def test_documents_of_an_ended_run_stay_among_the_recent_ones() -> None:
 
     assert log.of_run("r") == []
     assert log.recent() == [PARIS]
-    log.clear()
-    assert log.recent() == []
 
 
 def test_the_log_is_bounded() -> None:

@@ -460,10 +460,3 @@ class RetrievalLog(Generic[Run]):
         with self._lock:
             self._of_run.pop(run)
             self._queries.pop(run)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._of_run.clear()
-            self._queries.clear()
-            self._recent.clear()
