@@ -129,10 +129,12 @@ _BORN = re.compile(
     rf"({_DATE})"
 )
 _KINDS_OF_ADDRESS = "(?:home|postal|billing|shipping|delivery|street|new|old|current)"
+# A number and a name, in either order: "Send it to 3 friends" is no address.
+_STREET = r"(?-i:(?=[0-9]{1,5}[a-z]?,? [A-Z\u00c0-\u00de]|[A-Z\u00c0-\u00de][^\n.;!?\[]{2,60}?[0-9]))"
 _ADDRESS = re.compile(
-    rf"(?i)((?:\b(?:i|we) live (?:at|in)|\b(?:my|our|{_KINDS_OF_ADDRESS}) (?:{_KINDS_OF_ADDRESS} )"
-    rf"?address(?: is|:)|(?:send|deliver|ship)(?: (?:it|them|this|everything))? to(?: \[name\],)?)[ "
-    rf"]{{1,3}})((?=[^\n.;!?\[]{{0,60}}[0-9])[^\n;!?\[]{{3,100}}?)(?=[.;!?]?(?:\n|$)|[.;!?] |,? and |\[)"
+    rf"(?i)((?:\b(?:i|we) live (?:at|in)|\b(?:my|our|{_KINDS_OF_ADDRESS}) (?:{_KINDS_OF_ADDRESS} )?"
+    r"address(?: is|:)|(?:send|deliver|ship)(?: (?:it|them|this|everything))? to(?: \[name\],)?)[ ]{1,3})"
+    rf"({_STREET}[^\n;!?\[]{{3,100}}?)(?=[.;!?]?(?:\n|$)|[.;!?] |,? and |\[)"
 )
 _HOME = re.compile(r"(\[name\], )([0-9]{1,5}[a-z]? [A-Z][^\n.;!?\[]{3,60})")
 _BESIDE_NAMES = ((_BORN, BORN), (_ADDRESS, ADDRESS), (_HOME, ADDRESS))

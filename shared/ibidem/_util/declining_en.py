@@ -17,22 +17,28 @@ def _words(text: str) -> str:
 # Who says it, and that it is not done.
 I_AM = "(?:i am|i'm)"
 CANNOT = _any(
-    "i (?:can ?not|can't|cant|can never|will not|won't|could not|couldn't|don't think i can)",
+    "i (?:can ?not|can't|cant|can never|will not|won't)",
     f"{I_AM} (?:simply |currently )?(?:unable|not able) to",
     "i (?:will be unable|will not be able|won't be able) to",
 )
+COULD_NOT = "i (?:could not|couldn't|don't think i can)"
 AN_AI = (
-    r"an? (?:\w+ )?(?:ai|artificial intelligence|(?:large )?language model|llm|chat ?bot|virtual assistant|"
-    r"assistant|machine)(?: language)?(?: model| assistant| system| chat ?bot)?"
+    r"an? (?:[\w-]+ ){0,2}(?:ai|artificial intelligence|(?:large )?language model|llm|chat ?bot|"
+    r"virtual assistant|assistant|machine)(?: language)?(?: model| assistant| system|"
+    r" chat ?bot)?(?: (?:developed|created|made|trained|built) by [\w ]{1,30})?"
 )
 LEAD = (
     "(?:"
     + _any(
-        _words("no well oh ok okay hm hmm sorry while although though as however but and so therefore"),
+        _words(
+            "no nope well oh oops ok okay hm hmm sorry while although though as however but and so therefore"
+        ),
         r"(?:i'm|i am|we're|we are) (?:\w+ )?(?:sorry|afraid)(?: that)?",
         r"(?:i |my )?(?:sincere(?:ly)? )?apolog(?:ize|ise|ies)(?: for \w+ \w+)?",
         "unfortunately|regrettably|sadly|please note that|at this time",
         f"as {AN_AI},?(?: and)?",
+        r"(?:for|due to|because of|according to|under) (?:[\w']+ ){1,4}?(?:reasons?|polic(?:y|ies)|rules|"
+        r"guidelines|law)",
     )
     + r"[\s,:!-]{0,3}){0,4}"
 )
@@ -45,13 +51,22 @@ HELP = _any(
         "reply provide generate produce create write compose draft discuss share disclose reveal comment "
         "speculate advise offer endorse browse access retrieve predict perform complete execute support do "
         "give tell say talk make send place open view see recommend suggest diagnose continue process "
-        "promote judge express teach show explain describe handle"
+        "promote judge express teach show explain describe handle verify confirm check change cancel book "
+        "call translate summarise summarize"
     ),
-    "go (?:on|into|there)|carry out|look up|have an opinion",
+    "be (?:providing|helping|assisting|answering|writing|creating|generating|giving|sharing|discussing|"
+    "doing)|go (?:on|into|there)|carry out|look up|have an opinion",
 )
 NOT_MEANT = (
-    r"(?! but\b| noticing\b| thinking\b|[^.!?]{0,40}\b(?:enough|highly)\b|[^.!?]{0,80}\bmy\b(?! (?:\w+ )"
-    r"?(?:address|number|name|guidelines|training|programming|knowledge|capabilities|data|records)))"
+    r"(?! but\b|(?<=help) \w+ing\b| any (?:errors?|mistakes?|bugs?|problems?|issues?|reasons?)\b|"
+    r"[^.!?]{0,40}\b(?:enough|highly)\b|[^.!?]{0,80}\bmy\b(?! (?:\w+ )?(?:address|number|name|guidelines|"
+    r"training|programming|knowledge|capabilities|data|records)))"
+)
+# What somebody cannot do of whom it is said for other reasons: "I can't wait", "I can't find any mistakes".
+PHRASES = _words(
+    "wait imagine think believe stress emphasise emphasize praise thank complain agree promise guarantee "
+    "stand afford remember find locate determine identify derive extract resist deny overstate wish blame "
+    "regret"
 )
 NEVER_DONE = _words(
     "provide offer give answer discuss engage comment assist help support participate endorse promote browse"
@@ -61,13 +76,20 @@ OUR_POLICY = (
     r"principles?|rules|ethics|values|terms)"
 )
 THIS_REQUEST = _any(
-    r"this|that|it|your (?:request|question|message)", r"(?:\w{2,20}ing|such|content)\b[^.,]{0,60}"
+    r"this|that|it|(?:your|this|that|the) (?:request|question|message|topic|subject)",
+    r"(?:\w{2,20}ing|such|content)\b[^.,]{0,60}",
 )
 REFUSALS = (
-    rf"{CANNOT} (?:\w+ly |in good conscience |possibly )?{HELP}\b{NOT_MEANT}",
+    rf"{CANNOT} (?:\w+ly |in good conscience |possibly )?(?!{PHRASES}\b)[a-z]+\b{NOT_MEANT}",
+    rf"{COULD_NOT} (?:\w+ly )?{HELP}\b{NOT_MEANT}",
     rf"i (?:do not|don't) (?:\w+ly )?{NEVER_DONE}\b{NOT_MEANT}",
     rf"{I_AM} (?:simply |just )?not (?:allowed|permitted|programmed|designed|authori[sz]ed|equipped|"
-    rf"qualified|trained|supposed|meant|in a position|comfortable|willing|going)\b",
+    rf"qualified|trained|supposed|meant|in a position|comfortable|willing|going)(?:$| to {HELP}\b| (?:with|"
+    rf"doing|answering|writing|generating|creating|discussing|providing|sharing)\b)",
+    rf"{I_AM} not an? \w+(?: \w+)?,? (?:and|so) (?:i )?(?:can ?not|can't|am not able to)\b",
+    r"(?:can ?not|can't|unable to|not able to) (?:help|assist|do|answer|process|comply|share) (?:with |"
+    r"you )?(?:that|this|you|it|your)\b",
+    r"it(?:'s| is) (?:not possible|impossible) for me\b|i no longer have access\b",
     rf"{I_AM} (?:unwilling|not capable of|incapable of)\b",
     r"i (?:must |have to |need to |will |would )?(?:\w+ly )?(?:decline|refuse|pass on|say no)\b",
     r"i(?: would|'d) (?:rather|prefer) not\b|i prefer not\b|i (?:do not|don't) feel (?:comfortable|able)\b",
@@ -75,12 +97,20 @@ REFUSALS = (
     r"capacit|access|permission|personal|real-time|feelings|emotions|opinion|authori)",
     rf"(?:i (?:can|may)|{I_AM} (?:able|here) to) only (?:answer|help|assist|discuss|respond|talk|"
     rf"provide)\b",
-    rf"{I_AM} (?:only|just) able to\b|{I_AM} (?:only |just |merely )?{AN_AI}\b",
+    rf"{I_AM} (?:only|just) able to\b|{I_AM} (?:only )?here to (?:help|assist|answer)\b[^.]{{0,60}}\bonly$",
+    rf"{I_AM} (?:only |just |merely )?{AN_AI},?(?: and| so)? (?:i )?(?:do not|don't|can ?not|can't|have no|"
+    rf"am not|lack)\b",
+    rf"(?:this|that|it)(?:'s| is) (?:something|a (?:topic|question|subject)) (?:that |which )?(?:{CANNOT}|"
+    rf"{I_AM} not (?:allowed|permitted|able) to)\b",
+    rf"{I_AM} still learning how to\b|let's (?:talk about|change|discuss) (?:something else|the subject|"
+    rf"another)",
+    r"i (?:did not|didn't|do not|don't|could not|couldn't) (?:quite |fully |really )?(?:(?:understand|"
+    r"catch) (?:your|that|what you|the question)|get that)\b",
     rf"as {AN_AI},? i\b[^.]{{0,30}}(?:not\b|n't\b|no\b|only\b|lack\b)",
     r"(?:(?:this|that|it)(?:'s| is)|[^.,]{1,60} is) not something (?:that )?(?:i|we)\b",
-    rf"{THIS_REQUEST}(?:'s| is| falls| lies)? (?:outside|beyond|out of)[^.]{{0,30}} (?:my|i|we)\b",
+    rf"{THIS_REQUEST}(?:'s| is| falls| lies)? ?(?:outside|beyond|out of)[^.]{{0,30}} (?:my|i|we)\b",
     rf"{THIS_REQUEST}[^.,]{{0,10}} (?:(?:goes?|going|is|are|would (?:go|be)) against|violates?|"
-    rf"would violate|conflicts? with) {OUR_POLICY}",
+    rf"would violate|conflicts? with) {OUR_POLICY}|(?:this|that|it)'s against {OUR_POLICY}",
     r"it(?:'s| is| would be| wouldn't be| would not be| isn't| is not) (?:not )?(?:be )?(?:inappropriate|"
     r"appropriate|unethical|ethical|irresponsible|responsible|right|wrong|improper|proper|harmful) (?:for|"
     r"of) me\b",
@@ -91,11 +121,15 @@ REFUSALS = (
 )
 
 # That there is no answer: mostly of the documents behind it.
+_SOURCES = (
+    "(?:context(?: information)?|documents?|documentation|texts?|passages?|sources?|knowledge base|articles?|"
+    "excerpts?|snippets?|search results|materials?)"
+)
+_GIVEN = "(?:provided|given|retrieved|supplied|available|above|following)"
+_AFTER = r"(?: (?:provided|given|above|available|that (?:you|was|were|is) \w+(?: \w+)?|i have))"
 SOURCE = (
-    r"(?:the |this |these |any of the |my |our )?(?:(?:provided|given|retrieved|supplied|available|above|"
-    r"following) )?(?:context(?: information| provided)?|documents?|documentation|texts?|passages?|"
-    r"sources?|knowledge base|articles?|excerpts?|snippets?|search results|materials?|information|data|"
-    r"content|manual)(?: (?:provided|given|above|available|that (?:you|was|were|is) \w+(?: \w+)?|i have))?"
+    rf"(?:the |this |these |any of the |my |our )?(?:(?:{_GIVEN} )?{_SOURCES}{_AFTER}?|"
+    rf"{_GIVEN} (?:information|data|content|manual|file)|(?:information|data|content|manual|file){_AFTER})"
 )
 ANYTHING = _any(
     "any? (?:relevant |specific |further |more )?(?:information|details?|data|answer|mention|documents?|"
@@ -105,8 +139,8 @@ ANYTHING = _any(
 KNOWLEDGE = "(?:information|idea|data|details?|knowledge|records?|context|clue)"
 NO_ANSWERS = (
     rf"{SOURCE} (?:do|does|did)(?: not|n't) (?:seem to )?(?:contain|mention|provide|include|specify|say|"
-    rf"state|address|answer|give|discuss|indicate|tell|explain|offer|have (?:any|enough|information|"
-    rf"the answer))\b",
+    rf"cover|describe|state|address|answer|give|discuss|indicate|tell|explain|offer|have (?:any|enough|"
+    rf"information|the answer))\b",
     rf"{SOURCE} (?:says?|mentions?|contains?|gives?|has|have|holds?) (?:nothing|no (?:\w+ )?(?:information|"
     rf"mention|details?|answer|article|entry|data))\b",
     rf"(?:none of|nothing in) {SOURCE} (?:answers?|contains?|mentions?|says?|provides?|gives?|addresses|"
@@ -115,47 +149,57 @@ NO_ANSWERS = (
     rf"within) {SOURCE}",
     r"there(?:'s| is| isn't)(?: not| no)? (?:enough|sufficient|insufficient) (?:\w+ )?(?:context|"
     r"information|data|details?)\b",
-    r"i (?:really |honestly |simply )?(?:do not|don't) know(?:$|(?: the answer| that| this| it| one|"
-    r" either| about (?:this|that)| anything about| enough)\b)",
-    rf"{I_AM} not (?:really |entirely |quite )?(?:sure|certain)(?: (?:about|of) (?:this|that|it))?$",
-    rf"i have (?:no|insufficient|not enough) (?:\w+ )?{KNOWLEDGE}\b",
-    rf"i (?:do not|don't) have (?:any |enough |sufficient |specific |the |that |"
+    r"i (?:really |honestly |simply )?(?:do not|don't) know(?:$|, (?:sorry|unfortunately)|(?: the answer|"
+    r" that| this| it| one| either| about (?:this|that)| anything about| enough)\b)",
+    rf"{I_AM} not (?:really |entirely |quite )?(?:sure|certain)(?: (?:about|of) (?:this|that|"
+    rf"it)(?: one)?)?$",
+    rf"{SOURCE} (?:is|are) (?:insufficient|not (?:sufficient|enough))\b",
+    r"i found (?:nothing (?:about|on|in|regarding)|no (?:\w+ )?(?:information|mention|results?|articles?|"
+    r"documents?|details?|answer))\b",
+    rf"(?:i|we) have (?:no|insufficient|not enough) (?:\w+ )?{KNOWLEDGE}\b",
+    r"(?:i|we) (?:do not|don't) have an(?:y|) answer\b",
+    rf"(?:i|we) (?:do not|don't) have (?:any |enough |sufficient |specific |the |that |"
     rf"this )?(?:\w+ )?{KNOWLEDGE}\b",
-    rf"(?:{CANNOT}|i (?:do not|don't|did not|didn't|was unable to|was not able to)) (?:find|locate|see|"
-    rf"determine|identify|tell|derive|extract) (?:out )?(?:{ANYTHING}\b|from)",
+    rf"(?:{CANNOT}|i (?:could not|couldn't|do not|don't|did not|didn't|was unable to|was not able to|"
+    rf"wasn't able to|have not been able to|haven't been able to)) (?:find|locate|see|determine|identify|"
+    rf"tell|derive|extract) (?:out )?(?:{ANYTHING}\b|from)",
     rf"it(?:'s| is) (?:not possible|impossible|unclear|not clear|unknown)\b[^.]{{0,60}}\b(?:from|in|"
     rf"by) {SOURCE}",
     rf"(?:the (?:requested )?(?:answer|information|question)|that|this(?: information| question)?|it|"
     rf"they)[^.,]{{0,60}} (?:is|are|was|were|can|could|does)(?: ?not|n't)\b[^.]{{0,60}}\b(?:in|from|by|"
-    rf"with|on) {SOURCE}",
+    rf"with|on|using|given) {SOURCE}",
     rf"(?:no|not enough) (?:\w+ )?(?:information|details?|mention|answer)\b[^.]{{0,40}} in {SOURCE}$",
     r"(?:my|the|your) search (?:returned|gave|found|yielded) (?:no|nothing)\b[^.]{0,20}$",
 )
-BASED_ON = (
-    rf"(?:(?:based|judging|going) (?:up)?on {SOURCE},?|(?:according to|from|given|with|in) {SOURCE},) ?"
-)
+BASED_ON = rf"(?:(?:based|judging|going) (?:up)?on|according to|from|given|with|in) {SOURCE}(?: alone)?,? ?"
 CANNOT_SAY = (
     r"(?:i|we) (?:can ?not|can't|am unable to|am not able to) |i'm (?:unable|not able) to |there is (?:no|"
-    r"not)|it(?:'s| is) (?:not possible|impossible|unclear|not clear|unknown)|the answer is (?:not|unknown|"
-    r"unclear)"
+    r"not)|it(?:'s| is) (?:not (?:possible|clear|specified|mentioned|stated|given|provided)|impossible|"
+    r"unclear|unknown)|the answer is (?:not|unknown|unclear)"
 )
 # The whole of an answer.
 NOTHING = _any(
-    "n/?a|unknown|empty response|no idea",
-    rf"not (?:found|mentioned|specified|provided|stated|available|given)(?: in {SOURCE})?",
+    "n/?a|unknown|unanswerable|empty response|no idea|nothing (?:was )?found",
+    rf"(?:(?:the )?(?:answer|information) (?:is )?)?not (?:found|mentioned|specified|provided|stated|"
+    rf"available|given)(?: in {SOURCE})?",
     "(?:no|not enough|insufficient) (?:relevant |matching |further )?(?:information|documents?|results?|"
-    "data|context|answers?|sources?|details?|response)(?: (?:was|were|is|are))?(?: (?:found|available|"
-    "given|provided|retrieved))?",
+    "data|context|answers?|sources?|details?|response|articles?|entries|matches)(?: (?:was|were|is|"
+    "are))?(?: (?:found|available|given|provided|retrieved))?",
 )
 
 # What says nothing, before a refusal or after it: courtesy, offers, advice to ask somebody else, reasons.
 COURTESY = _any(
     r"(?:i'm |i am |we're |we are )?(?:\w+ )?sorry\b|(?:i |my )?(?:\w+ )?apolog|thank|hello|hi\b|hey\b",
     r"(?:that's an? |great |good |interesting )(?:\w+ )?question",
-    r"(?:while )?i (?:do )?(?:fully |completely )?(?:understand|appreciate|see|get|hear)\b",
-    "(?:unfortunately|no|your request|of course)$",
-    rf"(?:as {AN_AI},? ?)?(?:$|(?:i|my)\b (?:am |was |is |have been |'m )?(?:strive|must|follow|adhere|"
-    rf"value|aim|purpose|role|designed|programmed|trained|here|committed|built)\b)",
+    r"(?:while )?i (?:do )?(?:fully |completely )?(?:understand|appreciate|see|get|hear)\b|i(?:'ve|"
+    r" have)? (?:looked|searched|checked)\b",
+    "(?:unfortunately|no|your request|of course|regrettably|sadly|hmm?|oops|well|oh|ok|okay)$",
+    rf"{BASED_ON}$",
+    r"(?:for|due to|because of|according to|under) (?:[\w']+ ){1,4}?(?:reasons?|polic(?:y|ies)|rules|"
+    r"guidelines|law)$",
+    rf"(?:as {AN_AI},? ?)?(?:$|(?:i'm|i am|i was|i have been|i|my)\b ?(?:strive|must|follow|adhere|value|"
+    rf"aim|purpose|role|knowledge|training|designed|programmed|trained|here|committed|built|(?:only |just |"
+    rf"merely )?{AN_AI})\b)",
 )
 BESIDE = _any(
     r"(?:\w+,? ){0,2}"
@@ -191,31 +235,39 @@ LECTURE = (
 
 STATUS = _any(
     "too many requests|internal server error|bad gateway|bad request|unauthorized|forbidden|not found",
-    r"(?:service|server) (?:\w+ )?unavailable|gateway time-?out|request time-?out|request timed out|"
-    r"timed? ?out",
+    r"(?:service|server) (?:\w+ )?unavailable|invalid or incomplete response|(?:max_tokens|deadline|"
+    r"context length|token limit|limit) exceeded|max retries exceeded(?: with url: \S{1,80})?|(?:failed|"
+    r"unable) to (?:connect|fetch|load|reach|parse|retrieve|call|execute|process|get)\b[^.?!]{0,80}|"
+    r"gateway time-?out|request time-?out|request timed out|timed? ?out",
     "rate limit (?:exceeded|reached|hit)|quota exceeded|connection (?:refused|reset|error|timed out)",
 )
 # The whole of an answer.
 FAILED = (
     rf"(?:sorry,? |oops[!,.]? )?(?:(?:http )?[45][0-9]{{2}}[ :-]{{1,3}}{STATUS}|{STATUS}|"
-    rf"something went wrong|an? (?:\w+ )?error (?:has )?occurred(?: (?:while|when|during|"
-    rf"in)\b[^.!]{{0,80}})?)[.,!]{{0,3}}(?:\s+(?:sorry\b|please\b|try\b|retry\b|"
+    rf"something went wrong|an? (?:\w+ )?error (?:has )?occurred(?: (?:while|when|"
+    rf"during)\b[^.!]{{0,80}})?)[.,!]{{0,3}}(?:\s+(?:sorry\b|please\b|try\b|retry\b|"
     rf"the server\b)[^.!]{{0,80}}[.!]?){{0,2}}\s*"
 )
 # How a message of an error begins.
 FAILURE = _any(
-    r"(?:error|exception|fatal|failure)(?: code)?: |tool (?:call )?(?:error|failed|failure)\b|"
-    r"agent stopped due to",
+    r"(?:error|exception|fatal|failure)(?: code| occurred)?: |error \w+ing [^.:]{1,60}: |"
+    r"could not parse llm output|tool (?:call )?(?:error|failed|failure)\b|agent stopped due to",
     r"(?:sorry,? )?(?:i|we) (?:\w+ )?(?:encountered|ran into|got|hit) an? (?:\w+ )?(?:error|exception|"
     r"issue|problem)",
     r"the (?:server|model|service) is (?:currently |temporarily )?(?:overloaded|unavailable|down)\b",
-    "this model's maximum context length",
+    "this model's maximum context length|the tool (?:returned|raised|reported) an (?:error|exception)",
+)
+
+# A text that begins with an error may explain it.
+EXPLAINED = (
+    r"\b(?:happens|means|occurs|indicates|is (?:raised|returned|thrown|shown))\b|[.!] (?!please\b|try\b|"
+    r"retry\b|sorry\b|see\b|the\b|you\b|max\b|http)[a-z]+ \w+ \w+"
 )
 
 # Words that end no sentence, or hardly ever one without a full stop.
 GOES_ON = frozenset(
     (
-        "a an the and or nor because although if than whose unless whereas except into onto "
-        "upon per via during towards my your our their his its every each such whether"
+        "a an the and or nor because although if than whose unless whereas except into onto upon per via "
+        "during towards my your our their his its every each such whether"
     ).split()
 )

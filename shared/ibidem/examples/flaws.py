@@ -21,7 +21,7 @@ Flaw = Literal["refusal", "no_answer", "error", "truncated"]
 
 _MOST = 2_000  # characters that are read: what begins with a refusal and is longer goes on with an answer
 # Words, and their share, from which on an answer says something beside that there is none.
-_SUBSTANCE, _SHARE = 8, 0.25
+_SUBSTANCE, _SHARE = 7, 0.25
 _LONGEST_ERROR = 600  # characters; a longer text that begins so explains the error
 _FEWEST_WORDS = 4  # of a text whose last word tells that it was cut: shorter ones are names and labels
 
@@ -31,7 +31,8 @@ _SPEAKER = re.compile(r"(?:assistant|ai|bot|answer|response)\s{0,2}:\s{0,2}", re
 _BLANKS = re.compile(r"[^\S\n]+")
 _CLAUSE_ENDS = re.compile(
     r"[.!?][\"')]{0,2}(?=\s|$)|\n|; | -{1,2} |\u2014|: |"
-    r",? (?:but|however|though|so|because|since|and i|and it|instead)\b,? ?|, (?=here\b|i\b|you can\b)",
+    r",? (?:but|however|though|so|because|since|instead)\b,? ?|"
+    r",? and (?=(?:i|it|that|this)\b)|, (?=here\b|i\b|you can\b)",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(f"{en.LEAD}(?:{'|'.join(en.REFUSALS)})", re.IGNORECASE)
@@ -44,6 +45,7 @@ _LECTURE = re.compile(en.LECTURE, re.IGNORECASE)
 _TRACEBACK = "Traceback (most recent call last):"
 _RAISED = re.compile(r"(?:\w{1,60}\.){0,8}[A-Z]\w{0,60}(?:Error|Exception|Timeout|Warning): ")
 _FAILURE, _FAILED = re.compile(en.FAILURE, re.IGNORECASE), re.compile(en.FAILED, re.IGNORECASE)
+_EXPLAINED = re.compile(en.EXPLAINED, re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]{0,3}```", re.MULTILINE)
 _LAST_WORD = re.compile(r"(?:^|\s)([a-z]+)$")
 
@@ -112,7 +114,8 @@ def _is_error(text: str) -> bool:
         return False
     if text.startswith("{"):
         return _is_error_object(text)
-    return bool(_RAISED.match(text) or _FAILURE.match(text) or _FAILED.fullmatch(text))
+    begins = _RAISED.match(text) or _FAILURE.match(text)
+    return bool(_FAILED.fullmatch(text) or (begins and not _EXPLAINED.search(text)))
 
 
 def _is_error_object(text: str) -> bool:
