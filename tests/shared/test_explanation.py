@@ -228,7 +228,7 @@ def test_bad_arguments_are_refused(cache: SemanticCache) -> None:
 
 @pytest.mark.usefixtures("wide_console")
 def test_the_command_explains_a_question(tmp_path: Path) -> None:
-    """Against all scopes, of one namespace or of all; as a table or for programs."""
+    """Against all scopes, of one namespace or of all; for people or programs. And what came of it before."""
 
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["why", *arguments, "--path", str(tmp_path / "cache")])
@@ -240,6 +240,8 @@ def test_the_command_explains_a_question(tmp_path: Path) -> None:
             cache.store(Request("How long can I return goods?", scope=clock), Answer("30 days."))
         cache.store(Request("How long can I return 3 goods?", namespace="acme"), Answer("30 days."))
         threshold = cache.policy.threshold
+        cache.lookup(Request("How long can I return the goods?", scope="11:00"))
+        cache.flush()
         said = run("How long can I return the goods?")  # also while another has it open
 
     with ibidem.open(tmp_path / "other", embedder=BagOfWords(), min_similarity=0.8) as cache:
@@ -250,6 +252,9 @@ def test_the_command_explains_a_question(tmp_path: Path) -> None:
     assert "3 stored questions in 3 scopes in all namespaces" in said
     assert said.count("sure enough") == 1 + said.count("not sure enough")  # of the one without a number
     assert "return 3 goods" in said
+    assert "when it was asked" in said
+    assert said.count("miss: empty") == 1
+    assert "when it was asked" not in run("How long can I return goods?")
     assert f"from a score of {threshold:.4f} on" in said
     assert "return 3 goods" not in run("How long can I return the goods?", "--namespace", "")
     told = json.loads(run("How long can I return the goods?", "--namespace", "acme", "--json"))

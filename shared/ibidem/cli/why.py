@@ -13,6 +13,7 @@ from rich.table import Table
 import ibidem
 from ibidem.active_model import active_embedder
 from ibidem.adapter.programs import ExplainedRun, explain_run
+from ibidem.cli import tables
 from ibidem.cli.output import (
     DatabaseOption,
     JsonOption,
@@ -31,10 +32,14 @@ from ibidem.cli.output import (
 )
 from ibidem.cli.warm import load
 from ibidem.embedding.base import fingerprint_of
+from ibidem.explanation.logged import LoggedLookup, explain_log
 from ibidem.explanation.result import Explanation, Neighbour, meaning_of
 from ibidem.matching.shipped import last_fingerprint
 from ibidem.settings import Settings
 from ibidem.storage.store import Store
+from ibidem.types import normalise
+
+LOOKED_THROUGH, SHOWN = 1_000, 3  # lookups of the log, and those of the question among them
 
 
 def explain(
@@ -51,7 +56,7 @@ def explain(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the stored questions nearest to one, and why each would be repeated for it or not.
+    """Show what came of a question, the stored ones nearest to it, and why each would be repeated or not.
 
     A program's question is compared within its own scope (system prompt, history, model, ...), and with its
     documents; alone it is compared with those of all scopes. --app runs the program, and explains its
@@ -65,12 +70,16 @@ def explain(
     with err.status("Comparing with what is stored"):
         with existing_store(path, database) as store:
             _require_its_embedder(settings_of(path, database), store)
+            asked = _asked_lately(store, question, namespace)
         with sentences(), ibidem.open(path, database=database) as cache:
             found = cache.why(question, namespace=namespace)
     if as_json:
         print_json(plainly(found))
-    else:
-        _show(found)
+        return
+    if asked:
+        out.print("What came of it when it was asked:")
+        out.print(tables.lookups(asked))
+    _show(found)
 
 
 def _explain_app(
@@ -113,6 +122,13 @@ def _outcome(ran: ExplainedRun) -> str:
     if misses:
         return f"Models were asked after {misses:,} of them; nothing was stored."
     return "No model would be asked."
+
+
+def _asked_lately(store: Store, question: str, namespace: str | None) -> list[LoggedLookup]:
+    """Return the last lookups of this very question, the newest first."""
+    rows = store.lookups.recent(LOOKED_THROUGH, namespace)
+    same = [row for row in rows if row.question == normalise(question)]
+    return explain_log(store, same[:SHOWN])
 
 
 def _require_its_embedder(settings: Settings, store: Store) -> None:
