@@ -8,7 +8,7 @@ function mend() {
     for (const [name, value] of Object.entries(REACHED))
       if (one.scrollWidth > one.clientWidth) one.setAttribute(name, value)
       else one.removeAttribute(name)
-  for (const one of document.querySelectorAll("nav.md-code__nav")) one.setAttribute("role", "group")
+  for (const one of document.querySelectorAll("nav.md-code__nav")) one.setAttribute("role", "none")
 }
 
 new MutationObserver(mend).observe(document.body, { childList: true, subtree: true })

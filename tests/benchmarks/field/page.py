@@ -26,7 +26,7 @@ HEADS: dict[str, Sequence[str]] = {
 # Where on the page each set is, and what it is called in the first table.
 SECTIONS = {
     "questions": ("questions", "questions-fow-cache"),
-    "conversations": ("conversations", "conversations-fow-cache"),
+    "conversations": ("chats", "conversations-fow-cache"),
     "meancache": ("Quora", "quoras-questions-meancache"),
     SAMPLE: ("sentences", "sentences-in-one-cache-gptcaches-sample-data"),
     **{name: (name, name) for name in STREAMS},
