@@ -76,10 +76,9 @@ def table(name: str, rows: list[Row]) -> str:
         return NONE
     head = HEADS[name]
     lines = [f"| cache | setting | {' | '.join(head)} |", f"|---|---|{'---|' * len(head)}"]
-    lines += [_line(row, _cells(name, row.counts)) for row in rows]
-    sizes = sorted({size_of(row.counts) for row in rows})
-    many = " or ".join(f"{size:,}" for size in sizes)
-    return "\n".join([*lines, "", f"Measured {_days(rows)}, {many} {UNITS[name]}. Defaults are in bold."])
+    size = max(size_of(row.counts) for row in rows)
+    lines += [_line(row, size, _cells(name, row.counts)) for row in rows]
+    return "\n".join([*lines, "", f"Measured {_days(rows)}, {size:,} {UNITS[name]}. Defaults are in bold."])
 
 
 def glance(rows: dict[str, list[Row]]) -> str:
@@ -117,9 +116,11 @@ def size_of(counts: dict[str, Any]) -> int:
     return int(counts.get("asked", counts.get("stored", 0)))
 
 
-def _line(row: Row, cells: Iterator[str]) -> str:
+def _line(row: Row, size: int, cells: Iterator[str]) -> str:
     name = row.cache if row.default else ""
     setting = f"**{row.setting}**" if row.default else row.setting
+    if size_of(row.counts) < size:
+        setting += f", of {size_of(row.counts):,}"
     return f"| {name} | {setting} | {' | '.join(cells)} |"
 
 
