@@ -3,9 +3,9 @@
     python -m tests.benchmarks.wheels [--dist dist] [--only NAME]       # make bench-wheels builds them first
 
 Each is installed into an empty environment, from `dist` and with pip's cache warm: what it needs was
-downloaded before, which is not timed. Then the first hit, in a process that may download nothing: of the same
-words with what pip has installed, and in other words with the embedding model's package. "CPU" is the
-processor time of pip; on a busy machine it says more than the clock.
+downloaded before, which is not timed. Then the embedding model's package, and the first hit of a process
+that may download nothing: of the same words, and in other words. "CPU" is the processor time of pip; on a
+busy machine it says more than the clock.
 """
 
 from __future__ import annotations
@@ -151,9 +151,12 @@ def measure(name: str, dist: Path) -> Figures:
         sizes = {one: size for one, size in environment.sizes().items() if one not in environment.bare}
         hits = []
         if name in PROGRAMS:
-            hits.append(first_hit(name, ASKED, "exact", environment.python, environment.home))
             environment.install("--no-deps", WEIGHTS)
-            hits.append(first_hit(name, OTHERWISE, "semantic", environment.python, environment.home))
+            asked = {"exact": ASKED, "semantic": OTHERWISE}
+            hits = [
+                first_hit(name, second, tier, environment.python, environment.home)
+                for tier, second in asked.items()
+            ]
         return Figures(name, sizes, environment.seconds, pip, hits)
 
 
@@ -180,11 +183,11 @@ def main() -> None:
     table = Table(
         "distribution", "packages", "MB", "environment s", "pip s", "CPU s", "same words s", "other words s"
     )
-    all_figures = []
+    all_figures, console = [], Console(width=110)
     for name in options.only:
+        console.print(f"installing {name}")
         all_figures.append(measure(name, options.dist.resolve()))
         table.add_row(*all_figures[-1].cells())
-    console = Console(width=110)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     console.print(f"{os.cpu_count()} processors, load {load:.0f}; Python {sys.version.split()[0]}")
     console.print(table)
