@@ -87,13 +87,17 @@ def glance(rows: dict[str, list[Row]]) -> str:
     lines = [f"| cache | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     told: dict[str, dict[str, str]] = {}
     for name in SECTIONS:
+        most = max((size_of(row.counts) for row in rows[name]), default=0)
         for row in rows[name]:
             if row.default and row.setting != "exact":
-                told.setdefault(row.name, {})[name] = _short(name, row.counts)
+                fewer = size_of(row.counts) < most
+                told.setdefault(row.name, {})[name] = _short(name, row.counts) + (" *" if fewer else "")
     tied: dict[tuple[str, ...], list[str]] = {}
     for cache, cells in told.items():
         tied.setdefault(tuple(cells.get(name, "") for name in SECTIONS), []).append(cache)
     lines += [f"| {', '.join(names)} | {' | '.join(cells)} |" for cells, names in tied.items()]
+    if any(cell.endswith("*") for cells in tied for cell in cells):
+        lines += ["", "\\* Of fewer questions than the others in its column, which have more hits for it."]
     return "\n".join(lines)
 
 
