@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
+from typing import Any
 
 from ibidem.errors import InvalidInput, NotCacheable
 from ibidem.types import (
@@ -25,29 +26,30 @@ from ibidem.types import (
 
 EMPTY_SCOPE = Scope()
 BYPASSED = "bypassed"  # the reason of a miss, and of a rejected answer
+NOT_GIVEN: Any = type("NotGiven", (), {"__repr__": lambda _: "not given"})()  # None is one that got lost
 _current: ContextVar[Scope] = ContextVar("ibidem_scope", default=EMPTY_SCOPE)
 current: Callable[[], Scope] = _current.get  # the scope of the running code
 
 
 def scope_of(
     *,
-    namespace: object = None,
+    namespace: object = NOT_GIVEN,
     user: object = None,
     bypass: object = False,
     max_age: object = None,
     ttl: object = None,
     tags: object = (),
 ) -> Scope:
-    """Build a scope of these values, None for those not given.
+    """Build a scope of these values.
 
     Raises:
-        InvalidInput: One has the wrong type, or a name is blank: an unknown tenant must not be taken for
-            none.
+        InvalidInput: One has the wrong type, the namespace is None, or a name is blank: an unknown tenant
+            must not be taken for none.
     """
     require_bool("bypass", bypass)
     return Scope(
-        namespace=_require_name("namespace", namespace),
-        user=_require_name("user", user),
+        namespace="" if namespace is NOT_GIVEN else _require_name("namespace", namespace),
+        user="" if user is None else _require_name("user", user),
         bypass=bool(bypass),
         max_age=require_seconds("max_age", max_age),
         ttl=require_seconds("ttl", ttl),
@@ -58,7 +60,7 @@ def scope_of(
 @contextmanager
 def scope(
     *,
-    namespace: str | None = None,
+    namespace: str = NOT_GIVEN,
     user: str | None = None,
     bypass: bool = False,
     max_age: float | None = None,
@@ -83,7 +85,8 @@ def scope(
         tags: Names by which answers stored here can be invalidated later.
 
     Raises:
-        InvalidInput: A value has the wrong type, or a name is blank or cannot be stored.
+        InvalidInput: A value has the wrong type, a name is blank or cannot be stored, or the namespace is
+            None: an unknown tenant is not taken for none.
     """
     inner = scope_of(namespace=namespace, user=user, bypass=bypass, max_age=max_age, ttl=ttl, tags=tags)
     with use_scope(_current.get().merge(inner)):
@@ -161,8 +164,6 @@ def freeze_scope(request: Request) -> Request:
 
 
 def _require_name(what: str, value: object) -> str:
-    if value is None:
-        return ""
-    if not (name := require_name(what, value)).strip():
-        raise InvalidInput(f"{what} is blank; leave it out, or name one")
+    if value is None or not (name := require_name(what, value)).strip():
+        raise InvalidInput(f"{what} is {'None' if value is None else 'blank'}; leave it out, or name one")
     return name

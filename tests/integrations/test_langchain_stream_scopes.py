@@ -16,7 +16,7 @@ from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 
 import ibidem
 from ibidem.adapter.method_wrappers import _family
-from ibidem.scope import EMPTY_SCOPE, current, scope_of
+from ibidem.scope import EMPTY_SCOPE, NOT_GIVEN, current, scope_of
 from ibidem.types import Scope
 from langchain_ibidem import IbidemCache, IbidemExampleSelector, install, uninstall
 from langchain_ibidem.call import HOOKS
@@ -169,7 +169,7 @@ def test_two_tenants_are_told_their_own(installed: IbidemCache) -> None:
     told: dict[str, set[str]] = {"acme": set(), "globex": set(), "": set()}
     for _ in range(3):
         for tenant, answers in told.items():
-            with ibidem.scope(namespace=tenant or None):
+            with ibidem.scope(namespace=tenant or NOT_GIVEN):
                 stream = chain.stream("Which tenant is told what?")
             answers.add("".join(stream))
     assert sorted(map(len, told.values())) == [1, 1, 1]

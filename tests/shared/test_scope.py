@@ -88,6 +88,7 @@ def test_a_generator_that_is_closed_elsewhere_ends_in_peace() -> None:
     [
         {"namespace": ""},
         {"namespace": " "},
+        {"namespace": None},
         {"user": ""},
         {"namespace": 7},
         {"user": b"ann"},

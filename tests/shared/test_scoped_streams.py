@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import ibidem
 from ibidem.adapter.method_wrappers import MethodWrappers
 from ibidem.adapter.streams import StreamMethods, keep_scope
-from ibidem.scope import EMPTY_SCOPE, current
+from ibidem.scope import EMPTY_SCOPE, NOT_GIVEN, current
 from ibidem.types import Scope
 
 # a generator that keeps its scope is a generator -------------------------------------------------------
@@ -126,7 +126,7 @@ def scopes(count: int, inner: str = "") -> Iterator[Scope]:
     """The scope of each step, the last of them when it is closed."""
     for _ in range(count):
         yield current()
-    with ibidem.scope(namespace=inner or None):
+    with ibidem.scope(namespace=inner or NOT_GIVEN):
         yield current()
         yield current()
     yield current()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ibidem.errors import InvalidInput
 from ibidem.explanation.trial import Explained, ModelNeeded, TrialRun, trying
-from ibidem.scope import scope
+from ibidem.scope import NOT_GIVEN, scope
 
 _QUESTION_KEYS = ("question", "query", "input", "user_input", "query_str")
 _ANSWER_KEYS = ("messages", "answer", "output", "result", "response", "text", "content")
@@ -54,7 +54,7 @@ def explain_run(
         Exception: What the program raises.
     """
     ask, run, answer = asker(app, make_input), TrialRun(ask_models), None
-    with scope(namespace=namespace or None), trying(run), suppress(ModelNeeded):
+    with scope(namespace=namespace or NOT_GIVEN), trying(run), suppress(ModelNeeded):
         answer = text_in(ask(question))
     return ExplainedRun(tuple(run.explained), answer)
 

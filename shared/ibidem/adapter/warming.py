@@ -16,7 +16,7 @@ from ibidem.costs import Prices, read_prices
 from ibidem.errors import InvalidInput
 from ibidem.lifecycle.pinning import with_text
 from ibidem.lifecycle.warming import Call, WarmingRun, warming
-from ibidem.scope import scope
+from ibidem.scope import NOT_GIVEN, scope
 from ibidem.types import Answer, normalise, require_name, require_tags
 
 Documents = Literal["ignore", "retrieved"]
@@ -198,7 +198,7 @@ class _Warmer:
     def _run(self, row: KnownAnswer, run: WarmingRun) -> str:
         with ExitStack() as stack:
             if row.namespace or row.tags:
-                stack.enter_context(scope(namespace=row.namespace or None, tags=row.tags))
+                stack.enter_context(scope(namespace=row.namespace or NOT_GIVEN, tags=row.tags))
             stack.enter_context(warming(run))
             return self._text_of(self._ask(row.question))
 
