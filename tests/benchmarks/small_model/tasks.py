@@ -81,16 +81,17 @@ def _names(stream: str, meanings: Sequence[object]) -> dict[object, str]:
     return {one: ours["names"][int(str(one)) - ours["first"]] for one in meanings}
 
 
-def load_ferries(embedder: Embedder, asked: int) -> Task:
+def load_ferries(embedder: Embedder, log: int, asked: int) -> Task:
     """Questions on ferry lines: half of them on facts that the log tells in other words, half on new ones.
 
-    A passage tells six facts of one line. That of a question is the nearest by the embedder.
+    A passage tells six facts of one line. That of a question is the nearest by the embedder. The log has at
+    most 180 questions.
     """
     read = json.loads((HERE / "ferries.json").read_text(encoding="utf-8"))
     draw = random.Random(0)
     for fact in read["facts"]:
         draw.shuffle(fact["values"])
-    log, old, new, passages = list[Pair](), list[Pair](), list[Pair](), list[str]()
+    kept, old, new, passages = list[Pair](), list[Pair](), list[Pair](), list[str]()
     for number, line in enumerate(read["lines"]):
         said = []
         for fact in read["facts"]:
@@ -100,9 +101,9 @@ def load_ferries(embedder: Embedder, asked: int) -> Task:
             draw.shuffle(asks)
             known = number < len(read["lines"]) // 2
             (old if known else new).append(asks[0])
-            log += asks[1:] if known else []
+            kept += asks[1:] if known else []
         passages.append(f"{line} line. {' '.join(said)}")
-    for some in (log, old, new):
+    for some in (kept, old, new):
         draw.shuffle(some)
     told = frozenset(question for question, _ in old[: asked // 2])
     asks = [*old[: asked // 2], *new[: asked // 2]]
@@ -112,9 +113,9 @@ def load_ferries(embedder: Embedder, asked: int) -> Task:
         "Questions on ferries, with short answers.",
         "Question:",
         "Answer:",
-        log,
+        kept := kept[:log],
         asks,
-        passages=_retrieved([question for question, _ in (*asks, *log)], passages, embedder),
+        passages=_retrieved([question for question, _ in (*asks, *kept)], passages, embedder),
         told=told,
     )
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 RANK, RATE, BATCH, TOKENS = 8, 1e-3, 8, 96
-SEEN = 3_000  # answers that a training sees, if they are seen at most `PASSES` times
-PASSES = 6
+SEEN = 2_000  # answers that a training sees, if they are seen at most `PASSES` times
+PASSES = 4
 
 
 def rows(folder: Path, form: str) -> Iterator[dict[str, str]]:
@@ -64,7 +64,7 @@ def train(model: Path, data: list[dict[str, str]], out: Path, epochs: int) -> fl
     settings = SFTConfig(
         output_dir=str(out), num_train_epochs=epochs, learning_rate=RATE, warmup_steps=10,
         per_device_train_batch_size=BATCH, max_length=TOKENS, completion_only_loss=True, seed=0, use_cpu=True,
-        bf16=False, gradient_checkpointing=False, logging_steps=5, save_strategy="no", report_to="none",
+        bf16=False, activation_checkpointing=False, logging_steps=5, save_strategy="no", report_to="none",
         disable_tqdm=True, train_sampling_strategy="group_by_length",
         model_init_kwargs={"dtype": "bfloat16"},
     )  # fmt: skip
