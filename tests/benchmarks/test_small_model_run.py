@@ -15,7 +15,12 @@ from tests.benchmarks.small_model.prompts import Arm, Prompts, fill
 from tests.benchmarks.small_model.tasks import Task, load_ferries, load_intents
 from tests.benchmarks.test_benchmarks_run import needs_model
 
-pytestmark = [pytest.mark.slow, needs_model]  # torch is imported
+pytestmark = [
+    pytest.mark.slow,  # torch is imported
+    needs_model,
+    # Of these libraries, in use; nothing of ours warns so.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 TOPICS = ("lost card", "lost phone", "opening hours")
 
 

@@ -17,10 +17,14 @@ from ibidem.cache import SemanticCache
 from langchain_ibidem import IbidemExampleSelector
 from tests.benchmarks.small_model.tasks import Pair, Task
 
-Kind = Literal["none", "labels named", "fixed", "random", "similarity", "diversity"]
+Kind = Literal["none", "labels named", "fixed", "random", "similarity", "diversity", "turned round"]
 DRAWS = 5  # of random examples, for as many parts of what is asked
 MOST = 60  # examples in a prompt
-DIVERSITY = {"similarity": 0.0, "diversity": 0.3}  # the second is the default of `select`
+DIVERSITY = {
+    "similarity": 0.0,
+    "turned round": 0.0,
+    "diversity": 0.3,
+}  # the second is the default of `select`
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,17 @@ class Chosen(BaseExampleSelector):
 
     def add_example(self, example: dict[str, str]) -> None:
         """There are no others."""
+
+
+class TurnedRound(Chosen):
+    """The examples of another selector in the opposite order."""
+
+    def __init__(self, selector: BaseExampleSelector) -> None:
+        self.selector = selector
+
+    def select_examples(self, input_variables: dict[str, str]) -> list[dict[str, Any]]:
+        """The last first."""
+        return self.selector.select_examples(input_variables)[::-1]
 
 
 class Prompts:
@@ -103,13 +118,14 @@ class Prompts:
             log = list(self.task.log)
             random.Random(draw).shuffle(log)
             return Chosen(self._filled(log, arm))
-        return IbidemExampleSelector(
+        selector = IbidemExampleSelector(
             self.cache,
             k=MOST,
             max_tokens=self.room(arm),
             count_tokens=self._counted,
             diversity=DIVERSITY[arm.kind],
         )
+        return TurnedRound(selector) if arm.kind == "turned round" else selector
 
     def _counted(self, text: str) -> int:
         return self.count(f" {text}") + self._around
