@@ -352,14 +352,8 @@ def _fine_tuning(traffic: Traffic) -> NextStep:
         f"traffic in {len(large):,} groups of {percent(LARGE)} or more of it": str(covered),
         "answers with documents": str(rests),
     }
-    recurs = recurring is not None and recurring.low >= RECURS
     against = {
-        "Nothing is asked again and again": covered.low < COVERED and not recurs,
-        "Questions that are alike have different answers: facts, which a model hardly learns": recurring
-        is not None
-        and recurring.high < RECURS,
-        "The answers are better than what a model would learn from them": recurring is not None
-        and recurring.high < good.low,
+        **_hard_to_learn(traffic, covered),
         "The models in the log cost little": spent < COSTS,
         "A model learns mistakes too, and many answers may be bad": right.value < GOOD,
         "The answers rest on documents, which a model does not learn": rests.low > USUAL,
@@ -375,3 +369,14 @@ def _fine_tuning(traffic: Traffic) -> NextStep:
         "answers change often, or few-shot is good enough: it needs no training and no second model"
         + ("" if feedback else "; without feedback nobody knows whether the answers are worth learning"),
     )
+
+
+def _hard_to_learn(traffic: Traffic, covered: Share) -> dict[str, bool]:
+    """Reasons why a model would not learn from the answers what is right."""
+    recurring = traffic.recurring() or Share(1.0, 0.0, 1.0)  # nothing is known of them
+    return {
+        "Nothing is asked again and again": covered.low < COVERED and recurring.low < RECURS,
+        "Questions that are alike have different answers, which a model hardly learns": recurring.high
+        < RECURS,
+        "The answers are better than what a model would learn from them": recurring.high < traffic.good.low,
+    }
