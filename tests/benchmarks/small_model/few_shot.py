@@ -7,11 +7,11 @@ kept once it is converted. Three tasks: messages to a bank and to an assistant, 
 questions on ferry lines, whose answers stand in passages of ours.
 
 Examples: none; none, but all labels named; fixed (one of each kind, the commonest kind first); random (five
-draws, each for a fifth of the questions); and those of `IbidemExampleSelector`, by similarity (diversity=0)
-and by diversity (0.3). Each prompt is checked to have no more tokens than it may. An intent is chosen by
-greedy decoding that only allows the labels, token by token; an answer in free words is the greedy
-continuation, and right if it is the same word for word. "nearest, copied" is no model: the answer of the
-nearest example.
+draws, each for a fifth of the questions); and those of `IbidemExampleSelector`, by similarity (diversity=0),
+the same turned round, so that the nearest stands last, and by diversity (0.3). Each prompt is checked to have
+no more tokens than it may. An intent is chosen by greedy decoding that only allows the labels, token by
+token; an answer in free words is the greedy continuation, and right if it is the same word for word.
+"nearest, copied" is no model: the answer of the nearest example.
 
 Intervals are 95 %: Clopper-Pearson for shares, the bootstrap over questions for differences. Times are the
 processor's, of a few questions, where what a prompt has in common with the one before is not read again.
@@ -39,7 +39,7 @@ from tests.benchmarks.small_model.prompts import Arm, Kind, Prompts, fill
 from tests.benchmarks.small_model.tasks import Task, load_ferries, load_intents
 
 BUDGETS = (1024, 512, 256)  # the longest first: what shorter ones hold is known then
-KINDS: tuple[Kind, ...] = ("fixed", "random", "similarity", "diversity")
+KINDS: tuple[Kind, ...] = ("fixed", "random", "similarity", "turned round", "diversity")
 TIMED = 3  # questions
 TASKS = ("banking77", "clinc150", "ferries")
 LOG, ASKED = 2_000, 40
@@ -117,6 +117,8 @@ class Bench:
                 some = [Arm(kind, budget, document) for budget in budgets]
                 if kind in ("fixed", "random"):  # read once for all questions
                     found += [[arm] for arm in some]
+                elif kind == "turned round":  # they do not begin alike
+                    found += [[arm] for arm in some if document == bool(self.task.passages)]
                 elif kind == "similarity" or document == bool(self.task.passages):
                     found.append(some)
         return found
