@@ -461,7 +461,9 @@ def test_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert ours["default"]["different"] == [0, 1]
     assert cosine["0.80"]["different"] == [1, 1]
     assert json.loads(results.read_text())["atis"]["langchain"]["rows"]["exact"]["hits"] == 2
-    assert "| Ibidem |  |  | 100 / 0 |" in shown  # at a glance: neither questions nor conversations
+    assert (
+        "| Ibidem |  |  | 100\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}0 |" in shown
+    )  # at a glance: neither questions nor conversations
     assert "| LangChain InMemoryCache |" not in shown
     assert "| plain cosine, all-MiniLM-L6-v2" in shown
     assert "*Not measured.*" in shown

@@ -16,7 +16,7 @@ from tests.benchmarks.field.sets import PAIRS, STREAMS
 
 SAMPLE, LATENCY, CHARTED, GLANCE = "gptcache-sample", "latency", "questions", "at a glance"
 BLOCK = "<!-- figures: {name} -->\n{body}\n<!-- end of figures -->"
-NONE = "*Not measured.*"
+NONE, GAP = "*Not measured.*", "\N{NO-BREAK SPACE}"
 HEADS: dict[str, Sequence[str]] = {
     **dict.fromkeys(PAIRS, ("served of the same", "served of the traps", "AUC")),
     SAMPLE: ("its own answer", "another's answer"),
@@ -91,7 +91,7 @@ def glance(rows: dict[str, list[Row]]) -> str:
         for row in rows[name]:
             if row.default and row.setting != "exact":
                 fewer = size_of(row.counts) < most
-                told.setdefault(row.name, {})[name] = _short(name, row.counts) + (" *" if fewer else "")
+                told.setdefault(row.name, {})[name] = _short(name, row.counts) + (f"{GAP}*" if fewer else "")
     tied: dict[tuple[str, ...], list[str]] = {}
     for cache, cells in told.items():
         tied.setdefault(tuple(cells.get(name, "") for name in SECTIONS), []).append(cache)
@@ -102,7 +102,9 @@ def glance(rows: dict[str, list[Row]]) -> str:
 
 
 def _short(name: str, counts: dict[str, Any]) -> str:
-    return " / ".join(f"{100 * part / whole:.0f}" if whole else "-" for part, whole in counted(name, counts))
+    return f"{GAP}/{GAP}".join(
+        f"{100 * part / whole:.0f}" if whole else "-" for part, whole in counted(name, counts)
+    )
 
 
 def counted(name: str, counts: dict[str, Any]) -> list[tuple[int, int]]:
