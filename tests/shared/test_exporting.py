@@ -579,7 +579,8 @@ class TestCommand:
         add(cache, Example("mail me", "a@b.org", namespace="other"), Example("rag", "x", documents=(GUIDE,)))
         cache.close()
         place = ("--path", str(tmp_path / "cache"))
-        shown = self.run(*place, "--out", str(tmp_path / "out"), "--test-share", "0.2")
+        shown = self.run(*place, "--out", str(tmp_path / "out"), "--test-share", "0.2", "--license", "mit")
+        assert 'license: "mit"' in (tmp_path / "out" / "README.md").read_text("utf-8")
         told = json.loads(self.run(*place, "--out", str(tmp_path / "out"), "--json", "--no-redact"))
 
         assert "left out: answered from documents" in shown

@@ -43,9 +43,8 @@ def card(manifest: Manifest) -> str:
     parts = (
         _head(manifest),
         "# Answered questions",
-        "Questions and answers from the log of [Ibidem](https://pypi.org/project/ibidem-cache/), exported "
-        "as training "
-        f"data. The lines have the form `{manifest.settings['format']}`.",
+        "Questions and answers from the log of an Ibidem cache, exported as training data (`ibidem export`). "
+        f"The lines have the form `{manifest.settings['format']}`.",
         _table("Counts", _counts(manifest)),
         _table("Left out", _left_out(manifest)),
         _table("Sources", _sources(manifest)),
