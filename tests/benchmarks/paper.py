@@ -174,8 +174,9 @@ Scores = dict[str, list[Array]]  # of all pairs, for each split, by the name of 
 
 
 def scored(problem: Problem, bench: Bench, encoders: Encoders, count: int, further: bool) -> Scores:
-    """All columns for so many labels."""
-    seeds, losses = range(SPLITS), list(LOSSES)[:1] if further else list(LOSSES)
+    """All columns for so many labels; the second loss with all of them only."""
+    both_losses = count >= len(problem.labels) and not further
+    seeds, losses = range(SPLITS), list(LOSSES) if both_losses else list(LOSSES)[:1]
     tuned = {loss: [encoders.log_odds(loss, count, seed, further) for seed in seeds] for loss in losses}
     learned = [verifier(problem, bench, count, seed) for seed in seeds]
     found: Scores = {
