@@ -20,15 +20,16 @@ from ibidem.cli.commands import app
 from ibidem.matching.pair_model import SPARSE, Calibration, PairModel
 from ibidem.matching.shipped import pair_model
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.learning.choosing import Problem, held_out, learn_from, served
+from ibidem_lab.learning.asking import ENOUGH, NEAR, choose
+from ibidem_lab.learning.choosing import Problem, learn_from, served
 from ibidem_lab.learning.fitting import Basis, Pairs
 from ibidem_lab.learning.gate import judge
 from ibidem_lab.learning.learn import correction_of
-from ibidem_lab.learning.lookups import Known, Lookups, distinct, groups_of
+from ibidem_lab.learning.lookups import Known, Lookups, Met, distinct, groups_of
 from ibidem_lab.learning.reading import Reader
 from ibidem_lab.learning.verifier_files import Correction, Shipped, write_verifier
 from ibidem_lab.promotion import promote_verifier
-from tests.helpers import Child
+from tests.helpers import Child, question
 
 STORED, ASKED = "Can undergraduates take EECS 550?", "Is EECS 550 open for undergraduates?"
 OTHER = "Can undergraduates take EECS 551?"
@@ -194,11 +195,9 @@ def problem(seed: int, wrong_labels: float = 0.0, count: int = 400) -> tuple[Pro
 
 def judged(one: Problem) -> tuple[bool, Sequence[str]]:
     """Whether the gate lets it pass, and why not."""
-    rows = np.arange(one.lookups.count)
-    learned = learn_from(one, rows)
+    learned, after = learn_from(one)
     before = served(one.lookups, one.lookups.pairs.margins(one.shipped), one.least)
-    plain, changed = one.anchors.margins(one.shipped), learned.margins(one, one.anchors)
-    found = judge(one, learned, before, held_out(one), plain, changed)
+    found = judge(one, learned, before, after)
     return found.better, found.reasons
 
 
@@ -222,13 +221,68 @@ def test_labels_drawn_by_chance_prove_nothing() -> None:
 def test_what_is_written_is_the_correction_that_was_judged() -> None:
     """Margins by the parts of the files are those of the training."""
     one, _ = problem(2)
-    learned = learn_from(one, np.arange(one.lookups.count))
+    learned, _ = learn_from(one)
     correction, pairs = correction_of(learned, one), one.lookups.pairs
     logits = np.clip(pairs.logits, -8, 8) + pairs.states.astype(np.float64) @ correction.weights
     logits += correction.offset
     found = correction.calibration
     margins = found.logit * logits + found.cosine * pairs.cosines + found.density * pairs.densities
     assert np.allclose(margins + found.offset, learned.margins(one, pairs), atol=1e-6)
+
+
+# what is asked about ------------------------------------------------------------------------------------
+
+
+TOLD = {frozenset((f"one {n}", f"other {n}")) for n in range(ENOUGH)}
+
+
+def met(asked: str, stored: str) -> Met:
+    return Met(asked, stored, 0.9, 0.6, read=True)
+
+
+def test_what_is_asked_about_is_what_would_be_served_or_nearly() -> None:
+    """Once there are labels. Of each question its best pair, and none twice in the other order."""
+    rows = [met(f"asked {n}", f"stored {n}") for n in range(60)] + [met("stored 0", "asked 0")]
+    values = np.array([*np.linspace(5.0, -5.0, 60), 5.0])
+    chosen = choose(rows, values, 3.0, 12, TOLD, random.Random(0))
+    pairs = {frozenset((rows[at].asked, rows[at].stored)) for at in chosen}
+    assert len(pairs) == len(chosen) == 12
+    assert values[chosen].min() >= 3.0 - NEAR
+    more = choose(rows, values, 3.0, 40, TOLD, random.Random(0))
+    assert sorted(values[more], reverse=True) == sorted(values[:60], reverse=True)[:40]
+    first = choose(rows, values, 3.0, 12, set(), random.Random(0))
+    assert values[first].min() < 3.0 - NEAR  # before that, from a wider part
+    assert choose([], np.array([]), 3.0, 5, TOLD, random.Random(0)) == []
+
+
+def test_a_teacher_is_asked_in_two_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first labels are of is not asked again; so many calls as were allowed."""
+    asked: list[str] = []
+
+    def teacher(prompt: str) -> str:
+        asked.append(prompt)
+        return '{"same": true}'
+
+    monkeypatch.setattr("ibidem_lab.labelling.teach.resolve_teacher", lambda name: (teacher, "some"))
+    with ibidem.open(tmp_path / "cache") as cache:
+        for n, thing in enumerate(("a coat", "a passport", "milk", "a car", "books", "a dog")):
+            for m, form in enumerate(("How can I insure {}?", "What must I do to insure {}?")):
+                cache.store(Request(form.format(thing)), Answer(question(2 * n + m)))
+    command = [
+        "learn",
+        "--path",
+        str(tmp_path / "cache"),
+        "--teacher",
+        "openai:some",
+        "--calls",
+        "5",
+        "--yes",
+    ]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 0, told.output
+    assert "Round 2 of 2" in " ".join(told.output.split())
+    assert len(asked) == len(set(asked)) == 4
+    assert "4 labelled pairs" in told.output
 
 
 # labels -------------------------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ from ibidem_lab.cli.fit import fit
 from ibidem_lab.cli.teach import PriceIn, PriceOut, ask, cost_of, mine_pairs, teach_pairs
 from ibidem_lab.cli.tune import evaluate_models, tune_model
 from ibidem_lab.labelling.teach import Lesson
-from ibidem_lab.learning.evidence import labels_in, unlabelled, verdicts_file
+from ibidem_lab.learning.asking import worth_asking
+from ibidem_lab.learning.evidence import labels_in, verdicts_file
 from ibidem_lab.learning.gate import Counts, Judgement, LearnReport
 from ibidem_lab.learning.learn import learn
 from ibidem_lab.promotion import rollback as roll_back
@@ -110,19 +111,23 @@ learn_app.command("compare")(evaluate_models)
 def _ask(
     cache: SemanticCache, name: str, calls: int, prices: tuple[float | None, float | None], *, yes: bool
 ) -> None:
-    """Let a teacher label pairs that nobody has labelled; what it said before is not asked again."""
+    """Let a teacher label pairs that nobody has labelled; what it said before is not asked again.
+
+    In two rounds: what the first labels say chooses the pairs of the second.
+    """
     file = verdicts_file(cache._runtime.settings, name)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with err.status("Looking for the pairs that would teach most"):
-        found = unlabelled(cache, calls)
-    if not found:
-        err.print("There are no pairs to ask about.")
-        return
-    lesson = Lesson(found, name, out=file, check=0)
-    out.print(cost_of(lesson, *prices), soft_wrap=True)
-    if lesson.to_ask and not yes and not confirmed("Ask?"):
-        raise typer.Exit(1)
-    ask(lesson, 4, file)
+    for number, part in enumerate(filter(None, (calls - calls // 2, calls // 2)), 1):
+        with progress("look for the pairs that would teach most") as show:
+            found = worth_asking(cache, part, show)
+        if not found:
+            err.print("There are no pairs to ask about.")
+            return
+        lesson = Lesson(found, name, out=file, check=0)
+        out.print(f"Round {number} of 2. {cost_of(lesson, *prices)}", soft_wrap=True)
+        if lesson.to_ask and not yes and not confirmed("Ask?"):
+            raise typer.Exit(1)
+        ask(lesson, 4, file)
 
 
 def _show(report: LearnReport, *, dry_run: bool, promote: bool) -> None:

@@ -17,10 +17,12 @@ from ibidem.matching.pair_model import SPARSE, Calibration
 from ibidem_lab.learning.fitting import CALIBRATION, HEADS, Array, Basis, Pairs, Recipe, fit, margins
 from ibidem_lab.learning.lookups import Lookups
 
-FOLDS = 5
+FOLDS = 10
 LEAST_FOR_HEAD = 200  # labels from which the last layer is tried
 # Of the weight of the density, which moves all scores of this cache: pairs alone in a cache stay as they are.
 SHIFTS = tuple(np.arange(-6.0, 12.01, 0.25))
+TARGET = 0.8  # of the share of wrong hits: what is aimed at, as lookups not seen yet show more
+LEAST_JUDGED = 25  # hits: of fewer nothing is known
 RESAMPLES = 2_000
 
 Integers = NDArray[np.int64]
@@ -63,14 +65,23 @@ class Served:
     wrong: Integers
     unjudged: Integers
 
-    def take(self, other: Served, some: Integers) -> None:
+    @classmethod
+    def nothing(cls, count: int) -> Served:
+        """Return that nothing is served."""
+        return cls(*(np.zeros(count, np.int64) for _ in range(3)))
+
+    def take(self, other: Served, some: NDArray[np.bool_]) -> None:
         """Take over what another decision serves of some lookups."""
         for name in ("hits", "wrong", "unjudged"):
             getattr(self, name)[some] = getattr(other, name)[some]
 
-    def at(self, some: Integers) -> Served:
+    def at(self, some: NDArray[np.bool_]) -> Served:
         """Return some of the lookups."""
         return Served(self.hits[some], self.wrong[some], self.unjudged[some])
+
+    def keep(self, level: float) -> bool:
+        """Return whether the judged hits keep a share of wrong ones; see `kept`."""
+        return kept(int(self.wrong.sum()), int(self.hits.sum() - self.unjudged.sum()), level)
 
 
 def shifted(values: Array, pairs: Pairs, shift: float) -> Array:
@@ -80,55 +91,45 @@ def shifted(values: Array, pairs: Pairs, shift: float) -> Array:
 
 
 def kept(wrong: int, judged: int, level: float) -> bool:
-    """Return whether a share of wrong hits is kept, counting one more wrong hit than there were."""
-    return (wrong + 1) / (judged + 1) <= level
+    """Return whether a share of wrong hits is kept, as far as enough judged hits tell."""
+    return judged >= LEAST_JUDGED and wrong <= level * judged
 
 
 def served(lookups: Lookups, values: Array, least: float) -> Served:
     """Return what is served at a least margin: of each lookup the first pair read that reaches it."""
     rows = np.flatnonzero(lookups.read & (values >= least))
     which, first = np.unique(lookups.lookup[rows], return_index=True)
-    chosen = rows[first]
-    found = np.zeros((3, lookups.count), np.int64)
-    found[0, which] = 1
-    found[1, which] = lookups.known[chosen] & ~lookups.pairs.right[chosen]
-    found[2, which] = ~lookups.known[chosen]
-    return Served(*found)
+    chosen, found = rows[first], Served.nothing(lookups.count)
+    found.hits[which] = 1
+    found.wrong[which] = lookups.known[chosen] & ~lookups.pairs.right[chosen]
+    found.unjudged[which] = ~lookups.known[chosen]
+    return found
 
 
-def learn_from(problem: Problem, rows: Integers, seen: Callable[[], object] = lambda: None) -> Learned:
-    """Learn from some labelled rows: choose the recipe and the shift by cross-validation among them.
+def learn_from(problem: Problem, seen: Callable[[], object] = lambda: None) -> tuple[Learned, Served]:
+    """Learn from the labels, and tell what is served by what was learned without the group of each lookup.
+
+    Cross-validation chooses the recipe. The shift of each fold is the one that the others lead to.
 
     Args:
         problem: What is learned from.
-        rows: Of the lookups; with labels.
         seen: Called after each fit.
     """
-    lookups = problem.lookups
-    recipes = recipes_for(int(lookups.known.sum()))
-    tried = [(recipe, _out_of_fold(problem, recipe, rows, seen)) for recipe in recipes]
+    lookups, rows = problem.lookups, np.flatnonzero(problem.lookups.known)
+    tried = [(recipe, _out_of_fold(problem, recipe, rows, seen)) for recipe in recipes_for(len(rows))]
     recipe, values = min(tried, key=lambda one: _loss(one[1][rows], lookups.pairs.right[rows]))
+    held_out, fold = Served.nothing(lookups.count), np.zeros(lookups.count, np.int64)
+    fold[lookups.lookup] = lookups.group % FOLDS
+    for at in range(FOLDS):
+        shift = _shift(problem, values, fold != at)
+        if shift is None:  # then the shipped decision stays
+            now = lookups.pairs.margins(problem.shipped)
+        else:
+            now = shifted(values, lookups.pairs, shift)
+        held_out.take(served(lookups, now, problem.least), fold == at)
     change = fit(recipe, lookups.pairs.at(rows), problem.shipped, problem.basis, problem.anchors)
     seen()
-    return Learned(recipe, change, _shift(problem, values, rows))
-
-
-def held_out(problem: Problem, seen: Callable[[], object] = lambda: None) -> Served:
-    """Return what is served of the lookups by what was learned without their groups."""
-    lookups = problem.lookups
-    fold, other = _folds(lookups)
-    found = Served(*(np.zeros(lookups.count, np.int64) for _ in range(3)))
-    for at in range(FOLDS):
-        rows = np.flatnonzero(lookups.known & (fold != at) & (other != at))
-        learned = learn_from(problem, rows, seen)
-        if learned.shift is None:  # then the shipped decision stays
-            values = lookups.pairs.margins(problem.shipped)
-        else:
-            values = learned.margins(problem, lookups.pairs)
-        mine = np.unique(lookups.lookup[fold == at])
-        now = served(lookups, values, problem.least)
-        found.take(now, mine)
-    return found
+    return Learned(recipe, change, _shift(problem, values, fold >= 0)), held_out
 
 
 def recipes_for(labels: int) -> tuple[Recipe, ...]:
@@ -137,19 +138,15 @@ def recipes_for(labels: int) -> tuple[Recipe, ...]:
 
 
 def fits(labels: int) -> int:
-    """Return how many fits `learn_from` and `held_out` take together."""
-    return (FOLDS + 1) * (len(recipes_for(labels)) * FOLDS + 1)
-
-
-def _folds(lookups: Lookups) -> tuple[Integers, Integers]:
-    """Return the folds of the question asked and of the stored one of each row; -1 without a group."""
-    return lookups.group % FOLDS, np.where(lookups.others < 0, -1, lookups.others % FOLDS)
+    """Return how many fits `learn_from` takes."""
+    return len(recipes_for(labels)) * FOLDS + 1
 
 
 def _out_of_fold(problem: Problem, recipe: Recipe, rows: Integers, seen: Callable[[], object]) -> Array:
     """Return the margin of each row of the lookups by what was learned without its group."""
     lookups, found = problem.lookups, problem.lookups.pairs.margins(problem.shipped)
-    fold, other = _folds(lookups)
+    fold = lookups.group % FOLDS
+    other = np.where(lookups.others < 0, -1, lookups.others % FOLDS)
     for at in range(FOLDS):
         taught = rows[(fold[rows] != at) & (other[rows] != at)]
         mine = np.flatnonzero(fold == at)
@@ -166,14 +163,13 @@ def _loss(values: Array, right: NDArray[np.bool_]) -> float:
     return float(np.mean(-np.log(np.maximum(sigmoid(signed), 1e-9))))
 
 
-def _shift(problem: Problem, values: Array, rows: Integers) -> float | None:
-    """Return the shift with the most hits of these rows that keeps the level; None if none does."""
+def _shift(problem: Problem, values: Array, some: NDArray[np.bool_]) -> float | None:
+    """Return the shift with the most judged hits of some lookups that keeps the level; None if none does."""
     lookups, best, most = problem.lookups, None, 0
-    mine = np.unique(lookups.lookup[rows])
     for shift in SHIFTS:
-        now = served(lookups, shifted(values, lookups.pairs, shift), problem.least).at(mine)
+        now = served(lookups, shifted(values, lookups.pairs, shift), problem.least).at(some)
         judged = int(now.hits.sum() - now.unjudged.sum())
-        if judged > most and kept(int(now.wrong.sum()), judged, problem.level):
+        if judged > most and now.keep(TARGET * problem.level):
             best, most = float(shift), judged
     return best
 

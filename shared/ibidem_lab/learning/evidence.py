@@ -56,13 +56,12 @@ def verdicts_file(settings: Settings, teacher: str) -> Path:
     return working_directory(settings) / f"verdicts-{digest(teacher)[:8]}.jsonl"
 
 
-def unlabelled(cache: SemanticCache, count: int) -> list[QuestionPair]:
-    """Return at most so many pairs without a label, those that would teach most first.
+def mined(cache: SemanticCache) -> Sequence[QuestionPair]:
+    """Return pairs of the log and of neighbours among the stored questions, with a label or without.
 
     Raises `StorageError`.
     """
-    mined = miner_of(cache).mine(limit=MOST + count).pairs
-    return [pair for pair in mined if pair.same is None][:count]
+    return miner_of(cache).mine(limit=2 * MOST).pairs
 
 
 def merged(pairs: Sequence[QuestionPair], private: Callable[[str], bool]) -> LabelSet:

@@ -12,11 +12,10 @@ import numpy as np
 from ibidem._util.intervals import clopper_pearson
 from ibidem_lab.learning.choosing import Interval, Learned, Problem, Served, kept, resampled
 from ibidem_lab.learning.evidence import LabelSet
-from ibidem_lab.learning.fitting import Array
 from ibidem_lab.replay import Share, share
 
 LEAST_LABELS, LEAST_OF_A_KIND = 50, 10
-MOST_UNJUDGED = 0.2  # share of the hits that may lack a label: of the others nothing is known
+MOST_UNJUDGED = 0.3  # share of the hits that may lack a label: of these nothing is known
 
 
 class Counts(NamedTuple):
@@ -60,9 +59,7 @@ class Judgement:
         return not self.reasons
 
 
-def judge(
-    problem: Problem, learned: Learned, before: Served, after: Served, plain: Array, changed: Array
-) -> Judgement:
+def judge(problem: Problem, learned: Learned, before: Served, after: Served) -> Judgement:
     """Compare what is served before and after.
 
     Args:
@@ -70,8 +67,6 @@ def judge(
         learned: What was learned.
         before: By the decision in use.
         after: By what was learned without the group of each lookup.
-        plain: Margins of the anchors by the shipped decision.
-        changed: Those by what was learned.
     """
     lookups = problem.lookups
     group = np.zeros(lookups.count, np.int64)
@@ -87,6 +82,7 @@ def judge(
         (after.wrong, after.hits - after.unjudged),
     )
     right = problem.anchors.right
+    plain, changed = problem.anchors.margins(problem.shipped), learned.margins(problem, problem.anchors)
     anchors = [
         Anchored(int((values[right] >= problem.least).sum()), int((values[~right] >= problem.least).sum()))
         for values in (plain, changed)

@@ -19,6 +19,7 @@ from ibidem_lab.files import append_private
 from ibidem_lab.learning.verifier_files import Shipped
 
 BATCH = 8  # pairs that are read at once
+STATES = "states.bin"  # what was read, in the working directory
 _KEY = 16  # bytes of a pair's digest
 
 Texts = tuple[str, str]
