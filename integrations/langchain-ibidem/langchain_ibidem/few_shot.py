@@ -97,7 +97,7 @@ class IbidemExampleSelector(BaseExampleSelector):
         return self.add_example(example)
 
     def select_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:
-        """Select examples for the question among these variables, nearest first; none without a question."""
+        """Select examples for the question among these variables, nearest last; none without a question."""
         return self._recorded(_run(), self._select(input_variables), input_variables)
 
     async def aselect_examples(self, input_variables: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -207,6 +207,8 @@ class ExampleLog:
     ) -> list[Example]:
         """Select examples for the question among the variables of a template; none without a question.
 
+        The nearest is the last, beside the question: small models answer better so (docs/learning.md).
+
         Args:
             variables: The values of the template's variables.
             k: How many at most.
@@ -215,7 +217,9 @@ class ExampleLog:
             **options: As of `select`, which raises the same.
         """
         question = question_of(variables, input_key)
-        return self.select(question, k, namespace=current().name(namespace), **options) if question else []
+        if not question:
+            return []
+        return self.select(question, k, namespace=current().name(namespace), **options)[::-1]
 
     def recent(self, limit: int = 20, namespace: str | None = None) -> list[Example]:
         """Return the last `limit` examples added by any process, newest first; all or those of one namespace.

@@ -8,8 +8,8 @@ questions on ferry lines, whose answers stand in passages of ours.
 
 Examples: none; none, but all labels named; fixed (one of each kind, the commonest kind first); random (five
 draws, each for a fifth of the questions); and those of `IbidemExampleSelector`, by similarity (diversity=0),
-the same turned round, so that the nearest stands last, and by diversity (0.3). Each prompt is checked to have
-no more tokens than it may. An intent is chosen by greedy decoding that only allows the labels, token by
+the same turned round, so that the nearest stands first, and by diversity (0.3). Each prompt is checked to
+have no more tokens than it may. An intent is chosen by greedy decoding that only allows the labels, token by
 token; an answer in free words is the greedy continuation, and right if it is the same word for word.
 "nearest, copied" is no model: the answer of the nearest example.
 
@@ -117,10 +117,9 @@ class Bench:
                 some = [Arm(kind, budget, document) for budget in budgets]
                 if kind in ("fixed", "random"):  # read once for all questions
                     found += [[arm] for arm in some]
-                elif kind == "turned round":  # they do not begin alike
-                    found += [[arm] for arm in some if document == bool(self.task.passages)]
                 elif kind == "similarity" or document == bool(self.task.passages):
-                    found.append(some)
+                    # Those that end with the nearest do not begin alike.
+                    found += [some] if kind == "turned round" else [[arm] for arm in some]
         return found
 
 
