@@ -40,6 +40,8 @@ from tests.labelled import CHATTER, DIMENSION, KEYS
 from tests.labelled import rows as labelled_rows
 from tests.labelled import stream as labelled_stream
 
+NBSP = "\N{NO-BREAK SPACE}"  # before a per cent sign
+
 
 def _model_missing() -> str:
     """Why the default embedder cannot be used; "" if it can."""
@@ -178,8 +180,8 @@ def test_decisions(tmp_path: Path) -> None:
     found = {cells[4]: cells[5:8] for cells in lines}
 
     assert found["cosine 0.90"][0] == "66.7%"
-    assert found["cosine 0.90"][1].startswith("50.0% (")
-    assert found["Ibidem 0.93"] == ["33.3%", "0.0% (0.0%-97.5%)", "0.0% (0.0%-70.8%)"]
+    assert found["cosine 0.90"][1].startswith(f"50.0{NBSP}% (")
+    assert found["Ibidem 0.93"] == ["33.3%", f"0.0{NBSP}% (0.0 to 97.5)", f"0.0{NBSP}% (0.0 to 70.8)"]
     assert found["scorer 0.955, held out"][0] == "-"
     assert found["perfect"][0] == "33.3%"
     assert "cosine, hindsight" in found
@@ -410,10 +412,10 @@ def test_pair_decisions(tmp_path: Path) -> None:
 
     assert {name: len(rows) for name, (_, rows) in found.items()} == {"mixed": 6, suites.MUST_MISS: 5}
     ours, _, generous, _, _, matched = found["mixed"][1]
-    assert ours.same.startswith("100.0%")
-    assert ours.different.startswith("0.0%")
+    assert ours.same.startswith(f"100.0{NBSP}%")
+    assert ours.different.startswith(f"0.0{NBSP}%")
     assert float(generous.same.split("%")[0]) >= float(ours.same.split("%")[0])
-    assert matched.different.startswith("0.0%")
+    assert matched.different.startswith(f"0.0{NBSP}%")
     assert np.isnan(found[suites.MUST_MISS][1][0].auc)
     Console(width=130).print(pair_decisions.table(found))
 
@@ -572,8 +574,8 @@ def test_a_worker_whose_answers_are_gone_finds_nothing_and_fails_at_nothing(
     monkeypatch.setattr(worker, "STORES", 0.0)
     monkeypatch.setattr(worker, "IDENTICAL", 1.0)
     monkeypatch.setattr(search, "EXACT_LIMIT", search.EXACT_LIMIT)  # which the worker sets
-    np.save(points := tmp_path / "points.npy", np.array(["0" * 32] * 20, "S32"))
-    one = worker.Worker(0, 20, 1, str(points), "", {"path": str(tmp_path / "c")})
+    np.save(nearest := tmp_path / "nearest.npy", np.array([["0" * 32]] * 20, "S32"))
+    one = worker.Worker(0, 20, 1, str(nearest), "", {"path": str(tmp_path / "c")})
 
     for stub in (True, False):
         said = one.run(0.1, 0.0, 2, stub=stub)

@@ -297,9 +297,9 @@ async def test_a_cache_that_is_down(
     break_down(llm.cache, tmp_path / "cache")
     assert await answer_of(llm, endpoint, OTHER) == "answer 2"
     assert await answer_of(llm, endpoint, ASKED) in ("answer 1", "answer 3")
-    assert await answer_of(llm, endpoint, REWORDED) == f"answer {backend.calls}"
-    inside = llm.cache._runtime.faults  # among them the background's, when its turn comes
-    assert eventually(lambda: sum(llm.faults().values()) + sum(inside.counts().values()) >= 2)
+    assert await answer_of(llm, endpoint, REWORDED) in ("answer 1", f"answer {backend.calls}")
+    # What SQLite holds in memory of a spoiled file it may go on reading; the background will find it spoiled.
+    assert eventually(lambda: llm.faults() or llm.cache._runtime.faults.counts())
 
 
 @on_some_endpoints

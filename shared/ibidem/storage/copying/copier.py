@@ -36,6 +36,7 @@ QUIET_SECONDS = 1.0  # how long nothing may have changed in what was cut over, b
 LAST_SECONDS = 10.0  # and how long that is waited for: what is logged later is not copied
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # while one of the servers does not answer
 BATCH = 250  # units written in one transaction: others wait for it, some 50 ms
+CHECKED_AGAIN = 6  # times, as hits of the answers are counted meanwhile, every half second
 CHANGES, FEW = 5_000, 1_000  # changes read at a time; so few are copied in a second or two
 
 
@@ -272,7 +273,7 @@ class Copy:
     def _compare(self, part: Part, units: Sequence[Any]) -> list[Checked]:
         """Compare units; what differs has changed while it was compared, and is copied again."""
         checked, differing = patiently(self._rows.compare, part, units)
-        for _ in range(2):
+        for _ in range(CHECKED_AGAIN):
             if differing:
                 self._catch_up()
                 self._write(part, differing, {})
