@@ -21,7 +21,7 @@ _EXAMPLE = re.compile(r"^Team: (\w+)$", re.MULTILINE)
 
 
 class Copier(BaseChatModel):
-    """Says what most examples in its prompt say, the first of them if that is a draw: "unknown" without any.
+    """Says what most examples in its prompt say, the last of them if that is a draw: "unknown" without any.
 
     So it is right exactly as often as the examples that it is shown fit the question.
     """
@@ -36,7 +36,7 @@ class Copier(BaseChatModel):
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         shown = "\n".join(str(message.content) for message in messages)
-        said = [name for name, _ in Counter(_EXAMPLE.findall(shown)).most_common(1)] or ["unknown"]
+        said = [name for name, _ in Counter(reversed(_EXAMPLE.findall(shown))).most_common(1)] or ["unknown"]
         asked = estimated_tokens(shown)
         usage: Any = {"input_tokens": asked, "output_tokens": 1, "total_tokens": asked + 1}
         told = {"model_name": COPIER, "finish_reason": "stop"}
