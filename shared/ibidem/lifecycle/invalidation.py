@@ -296,13 +296,9 @@ class Tombstones:
             names = {name for source in entry.sources for name in (source.id, source.source)}
             found = [*self._by_key.get("", ()), *self._by_key.get(f"entry {entry.id}", ())]
             of_documents = {name: [*self._by_key.get(f"document {name}", ())] for name in names}
-        if any(one.at >= since and one.refuses(entry, made) for one in found):
-            return True
-        return any(
-            one.at >= since and one.refuses(entry, made)
-            for name, said in of_documents.items()
-            for one in _latest([tombstone.of_document(name) for tombstone in said], entry, made)
-        )
+        for name, said in of_documents.items():
+            found += _latest([tombstone.of_document(name) for tombstone in said], entry, made)
+        return any(one.at >= since and one.refuses(entry, made) for one in found)
 
     def _drop_oldest(self) -> None:
         dropped = self._oldest_first.popleft()

@@ -310,11 +310,10 @@ class Export:
         sides: NDArray[np.int8],
         files: dict[str, ExportedFile],
     ) -> Manifest:
-        sided = [
+        train, test = (
             [row for row, at in zip(rows, sides.tolist(), strict=True) if at == side]
             for side in (TRAIN, TEST)
-        ]
-        train, test = sided
+        )
         written = [*train, *test]
         nearest, leaks = across(ties, sides)
         if leaks:  # would be an error in the split: nobody must measure with such a test

@@ -14,7 +14,7 @@ import numpy as np
 from ibidem_lab.files import lock_file
 from ibidem_lab.fitting.labels import Label
 from ibidem_lab.learning.evidence import label_set, mined, working_directory
-from ibidem_lab.learning.fitting import HEADS, Array, Basis, Pairs, fit, margins
+from ibidem_lab.learning.fitting import Array, Pairs, taught_margins
 from ibidem_lab.learning.lookups import Met, Searcher, read_pairs
 from ibidem_lab.learning.place import Place, Progress, margin_of
 from ibidem_lab.learning.reading import STATES, Reader
@@ -79,9 +79,7 @@ def margins_so_far(pairs: Pairs, told: Pairs, anchors: Pairs, shipped: Shipped) 
     """Return the margins of pairs by what labels have taught so far: the last layer, if they are enough."""
     if len(told) < ENOUGH:
         return pairs.margins(shipped.calibration)
-    basis, recipe = Basis.of(np.vstack([told.states, anchors.states])), HEADS[1]
-    change = fit(recipe, told, shipped.calibration, basis, anchors)
-    return margins(recipe, change, pairs, shipped.calibration, basis)
+    return taught_margins(pairs, told, shipped.calibration, anchors)
 
 
 def choose(

@@ -144,3 +144,9 @@ def margins(recipe: Recipe, change: Array, pairs: Pairs, shipped: Calibration, b
     """Return the corrected margins."""
     found: Array = pairs.margins(shipped) + recipe.columns(pairs, basis) @ change
     return found
+
+
+def taught_margins(pairs: Pairs, taught: Pairs, shipped: Calibration, anchors: Pairs) -> Array:
+    """Return the margins of pairs by a last layer that has learned from other ones, with labels."""
+    basis, recipe = Basis.of(np.vstack([taught.states, anchors.states])), HEADS[1]
+    return margins(recipe, fit(recipe, taught, shipped, basis, anchors), pairs, shipped, basis)
