@@ -43,7 +43,7 @@ from ibidem.errors import (
     IndexUnavailable,
 )
 from ibidem.index.search import SemanticIndex
-from ibidem.matching.fitted import Calibration, adopted
+from ibidem.matching.fitted import FittedThresholds, adopted
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import Scorer
 from ibidem.matching.shipped import rule_for, scorer_for
@@ -227,8 +227,8 @@ def with_verifier(index: SemanticIndex, settings: Settings, store: Store, faults
         except (EmbedderUnavailable, ConfigurationError) as error:
             faults.note("open the promoted verifier", error)
     scorers = {one.name: one for one in (rule, scorer)}  # often the same
-    calibrations = {key: adopted(store, one, faults) for key, one in scorers.items()}
-    return replace(index, scorer=scorer, rule=rule, calibrations=calibrations, promoted_verifier=name)
+    fitted = {key: adopted(store, one, faults) for key, one in scorers.items()}
+    return replace(index, scorer=scorer, rule=rule, fitted=fitted, promoted_verifier=name)
 
 
 _Opened = TypeVar("_Opened")
@@ -433,12 +433,12 @@ class ActiveIndex:
         if self._closed:
             raise CacheClosed("this cache was closed while a model was promoted; promote it again")
 
-    def calibrate(self, index: SemanticIndex, scorer: Scorer, calibration: Calibration) -> None:
+    def adopt_thresholds(self, index: SemanticIndex, scorer: Scorer, fitted: FittedThresholds) -> None:
         """Use these thresholds for a scorer from now on, unless another embedder is in use by now."""
         with self._lock:
             if self.current.embedder is index.embedder:  # the scorer stays, and with it all that audits know
-                known = {**self.current.calibrations, scorer.name: calibration}
-                self.current = replace(self.current, calibrations=known)
+                known = {**self.current.fitted, scorer.name: fitted}
+                self.current = replace(self.current, fitted=known)
 
     def embed_for_next(self, entry: Entry, index: SemanticIndex) -> None:
         """Make an entry that was stored with `index` findable with the indexes that take its place."""

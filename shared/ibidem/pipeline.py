@@ -385,7 +385,7 @@ def policy_of(
 ) -> tuple[Verifier, Policy]:
     """Return what scores candidates with this index, and the policy for its scores."""
     verifier = verifier_of(chosen, index)
-    return verifier, strictness.policy(verifier, index.calibration(verifier))
+    return verifier, strictness.policy(verifier, index.fitted_thresholds(verifier))
 
 
 def verifier_of(chosen: Verifier | Choice, index: SemanticIndex) -> Verifier:

@@ -14,7 +14,7 @@ from ibidem.active_model import FILES, KEPT_FILES, METRICS_FILE, OLD_SCORER_FILE
 from ibidem.embedding.minilm import OnnxEmbedder
 from ibidem.embedding.minilm_files import MANIFEST_FILE, require_inside
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
-from ibidem.matching.fitted import Calibration, from_json
+from ibidem.matching.fitted import FittedThresholds, from_json
 from ibidem.matching.shipped import scorer_for
 
 LARGEST = 4 * 2**20  # bytes of a JSON file that is read
@@ -40,13 +40,13 @@ class Figure:
 class ModelDirectory:
     """A usable model: its files are intact, and it embeds.
 
-    `calibration` holds the thresholds fitted for it, None if there are none; `figures` the content of its
+    `fitted` holds the thresholds fitted for it, None if there are none; `figures` the content of its
     `metrics.json`.
     """
 
     path: Path
     embedder: OnnxEmbedder
-    calibration: Calibration | None
+    fitted: FittedThresholds | None
     figures: tuple[Figure, ...]
 
     @property
@@ -76,11 +76,11 @@ def open_model_directory(directory: str | Path) -> ModelDirectory:
         raise
     except Exception as error:  # of onnxruntime, for a graph that it loads but cannot run
         raise EmbedderUnavailable(f"cannot use the model in {path}: {error}") from error
-    calibration = _calibration(path, scorer_for(embedder.fingerprint).floor)
-    return ModelDirectory(path, embedder, calibration, tuple(_figures(path / METRICS_FILE)))
+    fitted = _fitted(path, scorer_for(embedder.fingerprint).floor)
+    return ModelDirectory(path, embedder, fitted, tuple(_figures(path / METRICS_FILE)))
 
 
-def _calibration(path: Path, floor: float) -> Calibration | None:
+def _fitted(path: Path, floor: float) -> FittedThresholds | None:
     if (path / OLD_SCORER_FILE).exists():
         about = {"event.name": "ibidem.fit.old_score"}
         said = "%s holds a score fitted by version 0.1, not used any more; ibidem learn makes a better one"

@@ -184,14 +184,14 @@ def _promote(runtime: Runtime, found: ModelDirectory, progress: Progress) -> Pro
     table = store.vectors(model.fingerprint)
     embedded = embed_all(table, checked, partial(_tell, runtime, progress))
     seconds = time.perf_counter() - started
-    if found.calibration is not None:
-        adopt(store, scorer_for(model.fingerprint), found.calibration)
+    if found.fitted is not None:
+        adopt(store, scorer_for(model.fingerprint), found.fitted)
     changed = used.fingerprint != model.fingerprint
     if changed:
         _swap(runtime, kept, now, Promotion(model, used, time.time()))
-    elif found.calibration is not None:  # the model is in use already: its thresholds may be others
+    elif found.fitted is not None:  # the model is in use already: its thresholds may be others
         index = runtime.semantic_index
-        runtime.active.calibrate(index, index.scorer, found.calibration)
+        runtime.active.adopt_thresholds(index, index.scorer, found.fitted)
     return PromotionReport(str(model), str(used), changed, embedded, seconds, found.figures)
 
 

@@ -14,7 +14,7 @@ import pytest
 import ibidem
 from ibidem import Answer, CacheClosed, Miss, Request
 from ibidem.cache import SemanticCache
-from ibidem.matching.fitted import Calibration, Level, to_json
+from ibidem.matching.fitted import FittedThresholds, Level, to_json
 from ibidem.storage import tables
 from ibidem.storage.engine import writing
 from ibidem.storage.store import Store
@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("tuned")
     found = [flipped(root / f"model{seed}", seed) for seed in range(3)]
     for one in found:
-        (one / "thresholds.json").write_text(to_json(Calibration((Level(0.02, 0.8),), 500)))
+        (one / "thresholds.json").write_text(to_json(FittedThresholds((Level(0.02, 0.8),), 500)))
     return found
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import ibidem
 from ibidem.cli.commands import app
-from ibidem.matching.fitted import Calibration, Level, to_json
+from ibidem.matching.fitted import FittedThresholds, Level, to_json
 from ibidem.matching.scorers import COSINES
 from ibidem_lab import promote, rollback
 from tests.contracts.promotion import PromotionContract, ask, fill, models, right  # noqa: F401 (models: a fixture)
@@ -178,7 +178,7 @@ def test_the_command_line_tells_what_is_used(path: Path, models: list[Path]) -> 
 
 def test_the_thresholds_come_and_go_with_their_model(path: Path, copy: Path) -> None:
     """Those of one model are never taken for those of another."""
-    (copy / "thresholds.json").write_text(to_json(Calibration((Level(0.02, 0.875),), 500)))
+    (copy / "thresholds.json").write_text(to_json(FittedThresholds((Level(0.02, 0.875),), 500)))
     with ibidem.open(path, max_error_rate=0.02) as cache:
         shipped = cache.policy
         promote(cache, copy)

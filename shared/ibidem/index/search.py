@@ -18,7 +18,7 @@ from ibidem.index.base import Compactable, QuestionSearch, Resettable, VectorInd
 from ibidem.index.chroma_lock import delete_unused
 from ibidem.index.compaction import CollectionRegistry, IndexCompactor
 from ibidem.index.memory import ChangeFollower, InMemoryIndex, VectorBuffer, with_scope_code
-from ibidem.matching.fitted import SHIPPED, Calibration
+from ibidem.matching.fitted import SHIPPED, FittedThresholds
 from ibidem.matching.scorers import Scorer, Verifier
 from ibidem.storage.store import Store
 from ibidem.types import Vector, point_of
@@ -45,7 +45,7 @@ class SemanticIndex:
         vectors: The search.
         scorer: Scores candidates: the pair model, where there is one for the embedder.
         rule: Scores without a model: where a cache is opened without it, and where the pair model fails.
-        calibrations: The fitted thresholds by the name of the scorer.
+        fitted: The fitted thresholds by the name of the scorer.
         promoted_verifier: The name of the verifier promoted for the embedder; "" if there is none.
     """
 
@@ -53,7 +53,7 @@ class SemanticIndex:
     vectors: QuestionSearch
     scorer: Scorer
     rule: Scorer
-    calibrations: Mapping[str, Calibration]
+    fitted: Mapping[str, FittedThresholds]
     promoted_verifier: str = ""
 
     @property
@@ -61,9 +61,9 @@ class SemanticIndex:
         """The names of both."""
         return frozenset((self.scorer.name, self.rule.name))
 
-    def calibration(self, verifier: Verifier) -> Calibration:
+    def fitted_thresholds(self, verifier: Verifier) -> FittedThresholds:
         """Return the thresholds fitted to the scores of a verifier."""
-        return self.calibrations.get(verifier.name, SHIPPED)
+        return self.fitted.get(verifier.name, SHIPPED)
 
     @property
     def fingerprint(self) -> str:

@@ -32,7 +32,7 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class FittedThresholds:
     """Thresholds for shares of wrong hits, by rising share; `labels` questions were judged for them."""
 
     levels: tuple[Level, ...]
@@ -63,21 +63,19 @@ class Calibration:
         return shipped if least is None else max(shipped, least)
 
 
-SHIPPED = Calibration((), 0)  # nothing was fitted
+SHIPPED = FittedThresholds((), 0)  # nothing was fitted
 
 
 # as text ----------------------------------------------------------------------------------------------
 
 
-def to_json(calibration: Calibration) -> str:
-    """Write the calibration as one line that `from_json` reads."""
-    return json.dumps(
-        {"format": FORMAT, "labels": calibration.labels, "levels": calibration.levels}, allow_nan=False
-    )
+def to_json(fitted: FittedThresholds) -> str:
+    """Write the thresholds as one line that `from_json` reads."""
+    return json.dumps({"format": FORMAT, "labels": fitted.labels, "levels": fitted.levels}, allow_nan=False)
 
 
-def from_json(text: str, floor: float) -> Calibration:
-    """Read the calibration that `to_json` wrote; nothing in the text is trusted.
+def from_json(text: str, floor: float) -> FittedThresholds:
+    """Read the thresholds that `to_json` wrote; nothing in the text is trusted.
 
     Args:
         text: The line.
@@ -96,7 +94,7 @@ def from_json(text: str, floor: float) -> Calibration:
         rising = all(a.max_error_rate < b.max_error_rate for a, b in pairwise(levels))
         if not 0 < len(levels) <= MAX_LEVELS or not rising or not levels[0].max_error_rate > 0.0:
             raise ValueError("its shares do not rise")
-        return Calibration(levels, int(_number(held["labels"])))
+        return FittedThresholds(levels, int(_number(held["labels"])))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidInput(
             f"the fitted threshold cannot be used ({error}); run ibidem learn threshold again"
@@ -185,7 +183,7 @@ def warn_of_old_score(store: Database, fingerprint: str) -> None:
         log.warning("%s: %s", store.url, OLD_SCORE, extra={"event.name": "ibidem.fit.old_score"})
 
 
-def adopted(store: Database, scorer: Scorer, faults: Faults) -> Calibration:
+def adopted(store: Database, scorer: Scorer, faults: Faults) -> FittedThresholds:
     """Return the thresholds fitted to these scores; the shipped ones if there are none that can be used.
 
     Raises:
@@ -201,9 +199,9 @@ def adopted(store: Database, scorer: Scorer, faults: Faults) -> Calibration:
         return SHIPPED
 
 
-def adopt(store: Database, scorer: Scorer, calibration: Calibration) -> None:
+def adopt(store: Database, scorer: Scorer, fitted: FittedThresholds) -> None:
     """Keep the thresholds for all caches opened on this location from now on; raises `StorageError`."""
-    store.meta.set(key_of(scorer), to_json(calibration))
+    store.meta.set(key_of(scorer), to_json(fitted))
 
 
 def drop(store: Database, scorer: Scorer, fingerprint: str) -> bool:

@@ -9,7 +9,7 @@ from typing import cast
 
 from ibidem.lifecycle.told import Told
 from ibidem.matching.documents import NOTHING_TOLD, DocumentPolicy, NewDocuments, document_objection
-from ibidem.matching.fitted import SHIPPED, Calibration
+from ibidem.matching.fitted import SHIPPED, FittedThresholds
 from ibidem.matching.guards import GUARDS, NamedGuard, failed_guard, where_read
 from ibidem.matching.scorers import Candidate, CosineScorer, Scorer, Verifier
 from ibidem.types import Document, Entry, Request
@@ -66,7 +66,7 @@ class Strictness:
         """Return whether `max_error_rate` chooses the threshold: none was given, and no budget decides."""
         return self.given(verifier) is None and not self.audited
 
-    def policy(self, verifier: Verifier, fitted: Calibration = SHIPPED) -> Policy:
+    def policy(self, verifier: Verifier, fitted: FittedThresholds = SHIPPED) -> Policy:
         """Return the policy with these scores.
 
         Args:

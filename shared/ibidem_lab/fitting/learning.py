@@ -11,13 +11,13 @@ import numpy as np
 from ibidem.errors import InvalidInput
 from ibidem.matching import fitted as adoption
 from ibidem.matching.decisions import as_entry
-from ibidem.matching.fitted import SHIPPED, Calibration
+from ibidem.matching.fitted import SHIPPED, FittedThresholds
 from ibidem.matching.guards import GUARDS, NamedGuard
 from ibidem.matching.policy import Strictness, guards_beside
 from ibidem.matching.scorers import Candidate, Scorer
 from ibidem.pipeline import verifier_of
 from ibidem.types import Request
-from ibidem_lab.fitting.calibration import calibrate, served
+from ibidem_lab.fitting.proof import prove_thresholds, served
 from ibidem_lab.fitting.labels import MOST, Label, Pair, of_judgements, pairs_of
 from ibidem_lab.replay import Judged, Row, Share, most_hits
 
@@ -66,7 +66,7 @@ class FitReport:
     decided_by: Decided
     adopted: bool
     reason: str
-    calibration: Calibration
+    fitted: FittedThresholds
 
 
 def fit(
@@ -103,7 +103,7 @@ def fit(
     )
     report = place.fit(labels, cache._strictness, dry_run=dry_run)
     if not dry_run:
-        runtime.active.calibrate(index, scorer, report.calibration if report.adopted else SHIPPED)
+        runtime.active.adopt_thresholds(index, scorer, report.fitted if report.adopted else SHIPPED)
     return report
 
 
@@ -118,7 +118,7 @@ def drop_fit(cache: SemanticCache) -> bool:
     runtime, index = cache._runtime, cache._runtime.semantic_index
     scorer = _scorer_of(cache, index)
     there = adoption.drop(runtime.store, scorer, index.fingerprint)
-    runtime.active.calibrate(index, scorer, SHIPPED)
+    runtime.active.adopt_thresholds(index, scorer, SHIPPED)
     return there
 
 
@@ -179,7 +179,7 @@ class Place:
         if not dry_run:
             adoption.drop(self.store, self.scorer, self.embedder.fingerprint)
             if report.adopted:
-                adoption.adopt(self.store, self.scorer, report.calibration)
+                adoption.adopt(self.store, self.scorer, report.fitted)
         return report
 
 
@@ -234,9 +234,9 @@ def report_of(
     best: Sequence[Judged], max_error_rate: float, scorer: Scorer, decided_by: Decided = "fit"
 ) -> FitReport:
     """What these labels, one of each question, lead to."""
-    calibration, before = calibrate(best, scorer, max_error_rate), scorer.thresholds.at(max_error_rate)
-    after = calibration.threshold(max_error_rate, scorer.thresholds)
-    reason = "" if calibration.moved else "the labels neither prove a lower threshold nor disprove this one"
+    fitted, before = prove_thresholds(best, scorer, max_error_rate), scorer.thresholds.at(max_error_rate)
+    after = fitted.threshold(max_error_rate, scorer.thresholds)
+    reason = "" if fitted.moved else "the labels neither prove a lower threshold nor disprove this one"
     return FitReport(
         questions=len(best),
         right=sum(one.right for one in best) / len(best),
@@ -247,9 +247,9 @@ def report_of(
         served_after=_out_of_fold(best, max_error_rate, scorer),
         hindsight=most_hits(best, len(best)),
         decided_by=decided_by,
-        adopted=calibration.moved,
+        adopted=fitted.moved,
         reason=reason,
-        calibration=calibration,
+        fitted=fitted,
     )
 
 
@@ -259,7 +259,9 @@ def _out_of_fold(best: Sequence[Judged], max_error_rate: float, scorer: Scorer, 
     hits = wrong = 0
     for at in range(FOLDS):
         others = [one for one, part in zip(best, fold, strict=True) if part != at]
-        threshold = calibrate(others, scorer, max_error_rate).threshold(max_error_rate, scorer.thresholds)
+        threshold = prove_thresholds(others, scorer, max_error_rate).threshold(
+            max_error_rate, scorer.thresholds
+        )
         held = [one for one, part in zip(best, fold, strict=True) if part == at]
         more, bad = served(held, threshold)
         hits, wrong = hits + more, wrong + bad

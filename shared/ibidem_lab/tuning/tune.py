@@ -210,7 +210,7 @@ def _fit_threshold(directory: Path, embedder: OnnxEmbedder, pairs: Sequence[Labe
     except InvalidInput as error:
         return {"fitted": False, "said": f"Not fitted, the threshold is the shipped one: {error}."}
     found = report_of(best, MAX_ERROR_RATE, scorer)
-    (directory / THRESHOLDS_FILE).write_text(to_json(found.calibration), encoding="ascii")
+    (directory / THRESHOLDS_FILE).write_text(to_json(found.fitted), encoding="ascii")
     after = (
         "nothing is served by meaning" if found.threshold_after == NEVER else f"{found.threshold_after:.4f}"
     )

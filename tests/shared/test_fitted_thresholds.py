@@ -17,7 +17,7 @@ from ibidem.errors import InvalidInput
 from ibidem.matching.fitted import (
     NEVER,
     SHIPPED,
-    Calibration,
+    FittedThresholds,
     Level,
     from_json,
     to_json,
@@ -25,7 +25,7 @@ from ibidem.matching.fitted import (
 from ibidem.matching.policy import Policy, Strictness
 from ibidem.matching.scorers import COSINES, CosineScorer
 from ibidem.matching.shipped import learned_scorer
-from ibidem_lab.fitting.calibration import LEVELS, calibrate, served
+from ibidem_lab.fitting.proof import LEVELS, prove_thresholds, served
 from ibidem_lab.replay import Judged
 
 COSINE = CosineScorer()
@@ -40,7 +40,7 @@ def judged(count: int, seed: int, wrong: Callable[[float], float]) -> list[Judge
 
 def test_a_lower_threshold_that_is_proved_is_used() -> None:
     """Where pairs are right down to 0.86, hits go down to about there."""
-    found = calibrate(judged(2000, 1, lambda score: 0.9 if score < 0.86 else 0.0), COSINE)
+    found = prove_thresholds(judged(2000, 1, lambda score: 0.9 if score < 0.86 else 0.0), COSINE)
 
     assert 0.855 < found.threshold(0.02, COSINES) < 0.88
     assert found.moved
@@ -48,8 +48,8 @@ def test_a_lower_threshold_that_is_proved_is_used() -> None:
 
 def test_a_threshold_that_is_disproved_is_raised() -> None:
     """Or nothing is served, where no other is proved."""
-    above = calibrate(judged(4000, 2, lambda score: 0.4 if score < 0.975 else 0.0), COSINE)
-    nowhere = calibrate(judged(1000, 3, lambda score: 0.4), COSINE)
+    above = prove_thresholds(judged(4000, 2, lambda score: 0.4 if score < 0.975 else 0.0), COSINE)
+    nowhere = prove_thresholds(judged(1000, 3, lambda score: 0.4), COSINE)
 
     assert COSINES.at(0.02) < 0.974 < above.threshold(0.02, COSINES) < 1.0
     assert nowhere.threshold(0.02, COSINES) == NEVER
@@ -58,7 +58,7 @@ def test_a_threshold_that_is_disproved_is_raised() -> None:
 @pytest.mark.parametrize("count", [1, 40, 150])
 def test_without_proof_the_shipped_threshold_stays(count: int) -> None:
     """Few labels, all right, prove nothing at 2 %, and disprove nothing."""
-    found = calibrate(judged(count, 4, lambda score: 0.0), COSINE, 0.02)
+    found = prove_thresholds(judged(count, 4, lambda score: 0.0), COSINE, 0.02)
 
     assert found.threshold(0.02, COSINES) == COSINES.at(0.02)
 
@@ -68,7 +68,7 @@ def test_without_proof_the_shipped_threshold_stays(count: int) -> None:
 def test_what_is_moved_is_proved(seed: int, count: int, edge: float, chance: float) -> None:
     """Whatever the labels: a moved threshold keeps its share or a stricter one; none is below the floor."""
     labels = judged(count, seed, lambda score: chance if score < edge else chance / 20)
-    found = calibrate(labels, COSINE, 0.0123)
+    found = prove_thresholds(labels, COSINE, 0.0123)
     thresholds = [found.threshold(level.max_error_rate, COSINES) for level in found.levels]
 
     assert COSINE.floor <= min(thresholds)
@@ -108,7 +108,7 @@ def test_near_labels_never_make_far_pairs_hits(seed: int, wrong: float) -> None:
         for (a, b), (cosine, right) in zip(pairs, near, strict=True)
     ]
     scorer = learned_scorer()
-    found = calibrate(labels, scorer, 0.03)
+    found = prove_thresholds(labels, scorer, 0.03)
     shares = [level for level in (*LEVELS, 0.03) if level <= scorer.thresholds.highest]
     least = min(found.threshold(share, scorer.thresholds) for share in shares)
     far = [scorer.score(a, b, draw.uniform(-0.2, 0.5)) for a, b in pairs]
@@ -122,7 +122,7 @@ def test_near_labels_never_make_far_pairs_hits(seed: int, wrong: float) -> None:
 
 def test_between_levels_the_stricter_one_counts() -> None:
     """Below all levels too."""
-    found = Calibration((Level(0.01, 0.97), Level(0.02, 0.9), Level(0.03, None)), 500)
+    found = FittedThresholds((Level(0.01, 0.97), Level(0.02, 0.9), Level(0.03, None)), 500)
 
     assert [found.threshold(share, COSINES) for share in (0.01, 0.015, 0.02, 0.03)] == [
         0.97,
@@ -136,7 +136,7 @@ def test_between_levels_the_stricter_one_counts() -> None:
 
 def test_only_a_threshold_that_follows_from_max_error_rate_is_moved() -> None:
     """One that was given stays, and so does the floor of audits."""
-    found = Calibration((Level(0.02, 0.9),), 500)
+    found = FittedThresholds((Level(0.02, 0.9),), 500)
 
     assert Strictness(0.02, document_policy="all").policy(COSINE, found) == Policy(0.9, "all")
     assert Strictness(0.02, min_similarity=0.95).policy(COSINE, found) == Policy(0.95)
@@ -148,10 +148,10 @@ def test_only_a_threshold_that_follows_from_max_error_rate_is_moved() -> None:
 
 
 @given(st.sets(st.floats(1e-6, 0.4), min_size=1, max_size=20), st.integers(0, 10_000), st.randoms())
-def test_a_calibration_survives_as_text(shares: set[float], labels: int, draw: random.Random) -> None:
+def test_fitted_thresholds_survive_as_text(shares: set[float], labels: int, draw: random.Random) -> None:
     """What is read is what was written."""
     values = [None, NEVER, COSINE.floor, 0.91]
-    made = Calibration(tuple(Level(share, draw.choice(values)) for share in sorted(shares)), labels)
+    made = FittedThresholds(tuple(Level(share, draw.choice(values)) for share in sorted(shares)), labels)
 
     assert from_json(to_json(made), COSINE.floor) == made
 
@@ -176,14 +176,14 @@ DAMAGES: dict[str, Damage] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_text_is_refused(damage: Damage) -> None:
     """Rows of a database are not trusted; the error says what to do."""
-    held = json.loads(to_json(Calibration((Level(0.01, 0.97), Level(0.02, 0.9)), 500)))
+    held = json.loads(to_json(FittedThresholds((Level(0.01, 0.97), Level(0.02, 0.9)), 500)))
     damage(held)
     with pytest.raises(InvalidInput, match="run ibidem learn threshold again"):
         from_json(json.dumps(held), COSINE.floor)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"a"', "[" * 9_000, "x" * 20_000])
-def test_what_is_no_calibration_is_refused(text: str) -> None:
+def test_what_are_no_thresholds_are_refused(text: str) -> None:
     """Whatever stands there."""
     with pytest.raises(InvalidInput, match="run ibidem learn threshold again"):
         from_json(text, COSINE.floor)
@@ -192,7 +192,7 @@ def test_what_is_no_calibration_is_refused(text: str) -> None:
 def test_the_proof_is_that_of_the_bound() -> None:
     """Some 195 right ones in a row prove 2 %, 150 do not: as the budget has it."""
     for count, proved in ((150, False), (240, True)):
-        found = calibrate(
+        found = prove_thresholds(
             [Judged(score, True) for score in np.linspace(0.85, 0.94, count).tolist()], COSINE, 0.02
         )
         assert (found.threshold(0.02, COSINES) < COSINES.at(0.02)) == proved

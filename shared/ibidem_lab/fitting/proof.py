@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ibidem._util.intervals import clopper_pearson
-from ibidem.matching.fitted import NEVER, Calibration, Level
+from ibidem.matching.fitted import NEVER, FittedThresholds, Level
 from ibidem.matching.scorers import Scorer
 from ibidem_lab.replay import Judged
 
@@ -17,7 +17,7 @@ FIRST, STEP = 10, 1.15  # the bound is looked at after so many times more hits: 
 LEVELS = tuple(level / 10_000 for level in range(50, 525, 25))  # 0.5 to 5 %
 
 
-def calibrate(judged: Sequence[Judged], scorer: Scorer, *more: float) -> Calibration:
+def prove_thresholds(judged: Sequence[Judged], scorer: Scorer, *more: float) -> FittedThresholds:
     """The thresholds that these labels prove, for `LEVELS` and `more` shares.
 
     Args:
@@ -33,7 +33,7 @@ def calibrate(judged: Sequence[Judged], scorer: Scorer, *more: float) -> Calibra
         # What keeps less keeps this too.
         lowest = min(lowest, _threshold(judged, seen, max_error_rate, shipped))
         found.append(Level(max_error_rate, None if lowest == shipped else lowest))
-    return Calibration(tuple(found), len(judged))
+    return FittedThresholds(tuple(found), len(judged))
 
 
 def served(judged: Sequence[Judged], threshold: float) -> tuple[int, int]:
