@@ -17,8 +17,8 @@ from ibidem.matching.policy import Strictness, guards_beside
 from ibidem.matching.scorers import Candidate, Scorer
 from ibidem.pipeline import verifier_of
 from ibidem.types import Request
-from ibidem_lab.fitting.proof import prove_thresholds, served
 from ibidem_lab.fitting.labels import MOST, Label, Pair, of_judgements, pairs_of
+from ibidem_lab.fitting.proof import prove_thresholds, served
 from ibidem_lab.replay import Judged, Row, Share, most_hits
 
 if TYPE_CHECKING:

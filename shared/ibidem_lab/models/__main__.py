@@ -10,6 +10,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -62,9 +63,9 @@ from ibidem_lab.replay import Row, vectors_of
 TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 65_536  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
-READ_TIMES = 4  # how often a pair that was read is seen: they are few
-FURTHER = 200_000  # examples that a model sees that goes on from the one that ships
-SCORED_ONE_IN = 5  # of them, as many as one in so many are pairs that the teacher has scored
+FURTHER = (105_000, 105_000)  # examples of each round of a model that goes on from the one that ships
+READ_TIMES = 3  # how often a pair that was read is seen in a round: they are few
+SCORED_ONE_IN = 10  # of a round, as many as one in so many are pairs that the teacher has scored
 READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
 VALIDATED = 150  # pairs of each set that are looked at, eight times, while a model is trained
 REPLAYED = 2_000  # questions of each half of a stream, to calibrate by and to measure thresholds on
@@ -137,27 +138,41 @@ class Steps:
         )
 
     def further(self) -> None:
-        """Go on with the verifier that ships, from its int8 weights, on labels that it is not certain of."""
+        """Go on with the verifier that ships, from its int8 weights, on labels that it is not certain of.
+
+        Before each round the model reads all labels anew. The rate falls in the last one only.
+        """
         shipped, tokens = pair_model_folder(), Tokens(self._mpnet)
         if shipped is None:
             raise base.BaseUnavailable("ibidem-models is not installed: pip install ibidem-models")
         student = verifier.from_graph(shipped / MODEL_FILE, self._mpnet).to(device())
-        labelled = labelled_pairs(self.groups, self.workloads)
-        own = self._scored(self.work / "own_scores.npz", tokens, [student], labelled)
-        pairs = verifier.worth_reading(labelled, own.logits(labelled), seed=3)
+        last = len(FURTHER) - 1
+        for number, examples in enumerate(FURTHER):
+            pairs = self._worth_reading(student, tokens, seed=number)
+            schedule = replace(
+                self._schedule(examples, 64, 4e-5, 3 + number), cooldown=0.5 if number == last else 0.0
+            )
+            teacher.train_cross_encoder(
+                student,
+                tokens,
+                pairs,
+                schedule,
+                self._checkpoint("verifier" if number == last else f"round-{number}"),
+                say,
+                self._validate(tokens),
+            )
+
+    def _worth_reading(self, student: CrossEncoder, tokens: Tokens, seed: int) -> list[Pair]:
+        """Labels that a student is not certain of, pairs that were read, and some that the teacher scored."""
+        labelled = labelled_pairs(self.groups, self.workloads, seed)
+        own = self._scored(self.work / f"own_scores-{seed}.npz", tokens, [student], labelled)
+        pairs = verifier.worth_reading(labelled, own.logits(labelled), seed)
         near = near_questions(self.groups, self.workloads, self._encode())
         pairs += Readings.load().label(near) * READ_TIMES
         pairs += TeacherScores.read(TEACHER_SCORES).label(near)[: len(pairs) // SCORED_ONE_IN]
+        random.Random(seed).shuffle(pairs)  # noqa: S311
         say(f"{len(pairs):,} pairs")
-        teacher.train_cross_encoder(
-            student,
-            tokens,
-            pairs,
-            self._schedule(FURTHER, 64, 4e-5, 3),
-            self._checkpoint("verifier"),
-            say,
-            self._validate(tokens),
-        )
+        return pairs
 
     @staticmethod
     def _scored(
