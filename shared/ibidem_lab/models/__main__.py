@@ -146,9 +146,14 @@ class Steps:
         if shipped is None:
             raise base.BaseUnavailable("ibidem-models is not installed: pip install ibidem-models")
         student = verifier.from_graph(shipped / MODEL_FILE, self._mpnet).to(device())
+        near = near_questions(self.groups, self.workloads, self._encode())
+        read = Readings.load().label(near) * READ_TIMES
+        scored = TeacherScores.read(TEACHER_SCORES).label(near)
         last = len(FURTHER) - 1
         for number, examples in enumerate(FURTHER):
-            pairs = self._worth_reading(student, tokens, seed=number)
+            pairs = self._uncertain(student, tokens, seed=number) + read
+            pairs += scored[: len(pairs) // SCORED_ONE_IN]
+            say(f"{len(pairs):,} pairs")
             schedule = replace(
                 self._schedule(examples, 64, 4e-5, 3 + number), cooldown=0.5 if number == last else 0.0
             )
@@ -162,17 +167,11 @@ class Steps:
                 self._validate(tokens),
             )
 
-    def _worth_reading(self, student: CrossEncoder, tokens: Tokens, seed: int) -> list[Pair]:
-        """Labels that a student is not certain of, pairs that were read, and some that the teacher scored."""
+    def _uncertain(self, student: CrossEncoder, tokens: Tokens, seed: int) -> list[Pair]:
+        """The labelled pairs that a student is not certain of, and some of the others."""
         labelled = labelled_pairs(self.groups, self.workloads, seed)
         own = self._scored(self.work / f"own_scores-{seed}.npz", tokens, [student], labelled)
-        pairs = verifier.worth_reading(labelled, own.logits(labelled), seed)
-        near = near_questions(self.groups, self.workloads, self._encode())
-        pairs += Readings.load().label(near) * READ_TIMES
-        pairs += TeacherScores.read(TEACHER_SCORES).label(near)[: len(pairs) // SCORED_ONE_IN]
-        random.Random(seed).shuffle(pairs)  # noqa: S311
-        say(f"{len(pairs):,} pairs")
-        return pairs
+        return verifier.worth_reading(labelled, own.logits(labelled), seed)
 
     @staticmethod
     def _scored(
