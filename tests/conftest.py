@@ -22,8 +22,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 import ibidem
 from ibidem.cache import SemanticCache
-from ibidem.embedding import is_default, onnx_model
-from ibidem.embedding.minilm_files import MODEL_NAME
+from ibidem.embedding import DEFAULT, is_default, onnx_model
 from ibidem.storage.migrations import migrate
 from tests.embedders import BagOfWords
 from tests.servers import end_shared_servers
@@ -139,7 +138,7 @@ def _the_default_model_stays_loaded() -> Iterator[None]:
     @functools.wraps(load)
     def shared(files: Any, *how: Any) -> onnx_model.LoadedModel:
         model = load(files, *how)
-        if files.fingerprint.startswith(f"{MODEL_NAME}/"):
+        if files.fingerprint.startswith(f"{DEFAULT}/"):
             kept[:] = [model]
         return model
 

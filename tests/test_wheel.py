@@ -107,7 +107,7 @@ def test_a_wheel_works_where_only_it_is(wheels: Mapping[str, Path], project: str
 
 
 def test_the_models_are_found_where_only_the_core_is(wheels: Mapping[str, Path], tmp_path: Path) -> None:
-    """Three files and no code, small enough for PyPI; a rewording is served by them."""
+    """Three files each and no code, small enough for PyPI; a rewording is served by them."""
     with zipfile.ZipFile(wheels["ibidem_models"]) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
     python = environment(tmp_path / "venv")
@@ -121,7 +121,9 @@ with ibidem.open() as cache:
 """
 
     assert names == {
-        f"ibidem_models/verifier/{name}" for name in ("model.onnx", "tokenizer.json", "manifest.json")
+        f"ibidem_models/{model}/{name}"
+        for model in ("encoder", "verifier")
+        for name in ("model.onnx", "tokenizer.json", "manifest.json")
     }
     assert wheels["ibidem_models"].stat().st_size < LIMIT
     run(python, wheels, ["ibidem_cache", "ibidem_models"], program, tmp_path)

@@ -25,8 +25,7 @@ from ibidem._util.concurrency import ForkSafeLock
 from ibidem._util.faults import Faults
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder, Embedder
-from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import (
+from ibidem.embedding.model_files import (
     LOCK_SECONDS,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -34,6 +33,7 @@ from ibidem.embedding.minilm_files import (
     cache_root,
     require_inside,
 )
+from ibidem.embedding.onnx_embedder import OnnxEmbedder
 from ibidem.embedding.onnx_model import TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import (
     CacheClosed,

@@ -11,8 +11,8 @@ from typing import Any
 
 from ibidem._util.faults import log
 from ibidem.active_model import FILES, KEPT_FILES, METRICS_FILE, OLD_SCORER_FILE, THRESHOLDS_FILE
-from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import MANIFEST_FILE, require_inside
+from ibidem.embedding.model_files import MANIFEST_FILE, require_inside
+from ibidem.embedding.onnx_embedder import OnnxEmbedder
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput
 from ibidem.matching.fitted import FittedThresholds, from_json
 from ibidem.matching.shipped import scorer_for

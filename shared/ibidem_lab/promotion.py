@@ -25,7 +25,7 @@ from ibidem.active_model import (
 )
 from ibidem.cache import SemanticCache
 from ibidem.embedding.base import CheckedEmbedder, Embedder
-from ibidem.embedding.minilm_files import MANIFEST_FILE
+from ibidem.embedding.model_files import MANIFEST_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, InvalidInput, StorageError
 from ibidem.matching.fitted import adopt
 from ibidem.matching.pair_model import PairModel

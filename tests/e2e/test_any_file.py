@@ -18,7 +18,7 @@ import ibidem
 from ibidem.active_model import FILES
 from ibidem.cli.doctor import examine
 from ibidem.cli.rebuild import _rebuilt
-from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
+from ibidem.embedding.model_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE
 from ibidem.errors import EmbedderUnavailable, IbidemError
 from ibidem.settings import read_settings
 from ibidem_lab import promote

@@ -19,7 +19,7 @@ import llama_index_ibidem
 from ibidem import ConfigurationError, InvalidInput
 from ibidem._util import renamed
 from ibidem.cli.commands import app
-from ibidem.embedding.minilm_files import CACHE_VARIABLE
+from ibidem.embedding.model_files import CACHE_VARIABLE
 from ibidem.opening import build_parts
 from ibidem.settings import ELSEWHERE, Settings, checked_settings, read_settings
 from tests.helpers import ROOT, Child

@@ -12,7 +12,7 @@ import pytest
 import ibidem
 from ibidem import Answer, Request
 from ibidem._util.statistics import auc
-from ibidem.embedding.minilm_files import file_digest
+from ibidem.embedding.model_files import file_digest
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.shipped import pair_model
 from ibidem_lab.models.groups import load_groups

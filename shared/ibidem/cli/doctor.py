@@ -11,6 +11,7 @@ from ibidem._util.faults import Faults
 from ibidem._util.foreign import foreign_package
 from ibidem.active_model import active_embedder, active_scorer, read_promotion
 from ibidem.embedding.base import fingerprint_of
+from ibidem.embedding.model_files import WEIGHTS
 from ibidem.embedding.onnx_model import ADVICE, TELEMETRY_KEY, telemetry_is_on
 from ibidem.errors import IbidemError, IndexInUse, IndexUnavailable, StorageError
 from ibidem.index import search as vectors
@@ -20,7 +21,6 @@ from ibidem.index.compaction import CollectionRegistry
 from ibidem.matching import fitted as adoption
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import CosineScorer, Scorer
-from ibidem.matching.shipped import WEIGHTS
 from ibidem.runtime import index_opener, open_store, registry_of
 from ibidem.settings import Settings
 from ibidem.storage.copying.marks import read_mark, read_moves

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ibidem.embedding.base import Embedder
-from ibidem.embedding.minilm_files import MODEL_FILE, MODEL_NAME, REPOSITORY, TOKENIZER_FILE
+from ibidem.embedding.model_files import MODEL_FILE, TOKENIZER_FILE
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, MissingExtra
 
 __all__ = ["Embedder", "resolve_embedder"]
 
+DEFAULT = "all-MiniLM-L6-v2"  # the model that ships; its name on the hub is taken for it too
+
 _ACCEPTED = (
-    f"None or {MODEL_NAME!r} (the default model), a directory with {MODEL_FILE} and {TOKENIZER_FILE}, "
+    f"None or {DEFAULT!r} (the model that ships), a directory with {MODEL_FILE} and {TOKENIZER_FILE}, "
     "the name or directory of a sentence-transformers model, a SentenceTransformer, a LangChain Embeddings, "
     "a LlamaIndex BaseEmbedding, or an object with fingerprint, max_tokens, embed() and count_tokens()"
 )
@@ -51,7 +53,7 @@ def resolve_embedder(
     if _implements_protocol(spec):
         return spec  # type: ignore[return-value]
     if is_default(spec):
-        from ibidem.embedding.minilm import OnnxEmbedder
+        from ibidem.embedding.onnx_embedder import OnnxEmbedder
 
         return OnnxEmbedder.default()
     if isinstance(spec, (str, os.PathLike)) and spec:
@@ -61,7 +63,7 @@ def resolve_embedder(
 
 def is_default(spec: object) -> bool:
     """Return whether `spec` stands for the default model."""
-    return spec is None or (isinstance(spec, str) and spec in (MODEL_NAME, REPOSITORY))
+    return spec is None or (isinstance(spec, str) and spec.removeprefix("sentence-transformers/") == DEFAULT)
 
 
 def _implements_protocol(spec: object) -> bool:
@@ -93,7 +95,7 @@ def _adapter_for(spec: object) -> Any:
 
 def _from_name(name: str | bytes) -> Embedder:
     from ibidem.embedding.adapters import SentenceTransformerEmbedder
-    from ibidem.embedding.minilm import OnnxEmbedder
+    from ibidem.embedding.onnx_embedder import OnnxEmbedder
 
     name = os.fsdecode(name)
     folder = Path(name).expanduser()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ibidem._util.concurrency import ForkGate
 from ibidem._util.faults import log
-from ibidem.embedding.minilm_files import ModelFiles
+from ibidem.embedding.model_files import ModelFiles
 from ibidem.errors import ConfigurationError, EmbedderUnavailable
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ibidem._util.statistics import sigmoid
-from ibidem.embedding.minilm_files import MANIFEST_FILE, open_directory
+from ibidem.embedding.model_files import MANIFEST_FILE, open_directory
 from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
 from ibidem.errors import ConfigurationError, EmbedderUnavailable, IbidemError
 from ibidem.matching.scorers import Candidate, Thresholds, Vectors

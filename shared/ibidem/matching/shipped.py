@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from importlib.resources import files
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 from ibidem._util.faults import Faults
+from ibidem.embedding.model_files import shipped_folder
 from ibidem.matching.fitted import Database, adopted
 from ibidem.matching.learned import LearnedScorer
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.policy import Policy, Strictness
 from ibidem.matching.scorers import CosineScorer, Scorer, Thresholds
 
-WEIGHTS = "ibidem_models"  # the package that holds the pair model
 Choice = Literal["default", "none"]  # of `ibidem.open(verifier=...)`, beside a verifier of the user's own
 
 
@@ -42,15 +40,8 @@ def pair_model() -> PairModel | None:
         EmbedderUnavailable: A file of it is damaged.
         ConfigurationError: It comes from another version.
     """
-    directory = pair_model_folder()
+    directory = shipped_folder("verifier")
     return None if directory is None else PairModel(directory)
-
-
-def pair_model_folder() -> Path | None:
-    """Return where the files of the pair model are; None if its package is not installed."""
-    found = find_spec(WEIGHTS)
-    places = [] if found is None else found.submodule_search_locations or []
-    return next((path for place in places if (path := Path(place) / "verifier").is_dir()), None)
 
 
 def rule_for(fingerprint: str) -> Scorer:

@@ -14,9 +14,9 @@ from rich.table import Table
 from ibidem.cli.formatting import percent
 from ibidem.cli.output import JsonOption, bars, err, out, print_json, sentences, text_option
 from ibidem.embedding import Embedder, resolve_embedder
-from ibidem.embedding.minilm_files import MODEL_NAME
 from ibidem.errors import InvalidInput
 from ibidem_lab.fitting.labels import Label, read_labels
+from ibidem_lab.minilm import MODEL_NAME
 from ibidem_lab.replay import LEVELS, Row
 from ibidem_lab.tuning.card import figure_rows, most_hits_at
 from ibidem_lab.tuning.evaluate import StreamMetrics, compare_on_pairs, measure_on_stream

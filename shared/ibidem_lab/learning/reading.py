@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.embedding.minilm_files import MODEL_FILE, TOKENIZER_FILE, open_directory
+from ibidem.embedding.model_files import MODEL_FILE, TOKENIZER_FILE, open_directory
 from ibidem.embedding.onnx_model import OnnxModel, encodable
 from ibidem_lab.files import append_private
 from ibidem_lab.learning.verifier_files import Shipped

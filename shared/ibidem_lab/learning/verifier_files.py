@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibidem.active_model import METRICS_FILE
-from ibidem.embedding.minilm_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, file_digest
+from ibidem.embedding.model_files import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, file_digest
 from ibidem.errors import ConfigurationError
 from ibidem.matching.pair_model import LARGEST_LOGIT, Calibration, PairModel
 from ibidem.matching.scorers import Thresholds

@@ -1,6 +1,6 @@
-"""The models that the cache ships: a text encoder, and a verifier of pairs of questions.
+"""The models that the cache ships: a published text encoder, and a verifier of pairs of questions.
 
-`groups` and `pairs` read the data, `network` and `training` hold what is trained and how, `teacher`,
-`verifier` and `encoder` are the three trainings, `export` writes ONNX, `measure` prints the table of the
+`groups` and `pairs` read the data, `network` and `training` hold what is trained and how, `teacher`
+and `verifier` are the two trainings, `export` writes ONNX, `measure` prints the table of the
 model card.
 """

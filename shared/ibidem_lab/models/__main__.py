@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from ibidem.embedding import resolve_embedder
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.embedding.minilm_files import MODEL_FILE
+from ibidem.embedding.model_files import MODEL_FILE, TOKENIZER_FILE, shipped_folder
 from ibidem.matching.pair_model import PairModel
 from ibidem.matching.scorers import Thresholds
-from ibidem.matching.shipped import pair_model_folder
 from ibidem_lab.fitting.thresholds import Sample, thresholds
 from ibidem_lab.fitting.thresholds import measure as measure_thresholds
-from ibidem_lab.models import base, encoder, export, teacher, verifier
+from ibidem_lab.minilm import WEIGHTS_FILE, export_model
+from ibidem_lab.models import base, export, teacher, verifier
 from ibidem_lab.models.calibration import (
     RememberedLogits,
     calibrated_on_streams,
@@ -64,6 +64,7 @@ TEACHER_SCORES = DATA / "teacher_scores.npz"
 UNLABELLED = 65_536  # pairs that the teacher labels
 SCORED_AT_ONCE = 8_192  # of them; what has been scored is kept if the step is killed
 FURTHER = (105_000, 105_000)  # examples of each round of a model that goes on from the one that ships
+TRAINED_SHARE = 2 / 3  # of the weights after these rounds, in their mean with those before
 READ_TIMES = 3  # how often a pair that was read is seen in a round: they are few
 SCORED_ONE_IN = 10  # of a round, as many as one in so many are pairs that the teacher has scored
 READ_OF_SAME = 0.99  # of natural pairs with one answer, the share that the verifier reads
@@ -140,32 +141,33 @@ class Steps:
     def further(self) -> None:
         """Go on with the verifier that ships, from its int8 weights, on labels that it is not certain of.
 
-        Before each round the model reads all labels anew. The rate falls in the last one only.
+        Before each round the model reads all labels anew. The rate falls in the last one only. What comes out
+        is the mean of the weights before and after, which forgets less.
         """
-        shipped, tokens = pair_model_folder(), Tokens(self._mpnet)
+        shipped, tokens = shipped_folder("verifier"), Tokens(self._mpnet)
         if shipped is None:
             raise base.BaseUnavailable("ibidem-models is not installed: pip install ibidem-models")
         student = verifier.from_graph(shipped / MODEL_FILE, self._mpnet).to(device())
+        before = {name: value.clone() for name, value in student.state_dict().items()}
         near = near_questions(self.groups, self.workloads, self._encode())
         read = Readings.load().label(near) * READ_TIMES
         scored = TeacherScores.read(TEACHER_SCORES).label(near)
-        last = len(FURTHER) - 1
         for number, examples in enumerate(FURTHER):
             pairs = self._uncertain(student, tokens, seed=number) + read
             pairs += scored[: len(pairs) // SCORED_ONE_IN]
             say(f"{len(pairs):,} pairs")
-            schedule = replace(
-                self._schedule(examples, 64, 4e-5, 3 + number), cooldown=0.5 if number == last else 0.0
-            )
+            last = number == len(FURTHER) - 1
             teacher.train_cross_encoder(
                 student,
                 tokens,
                 pairs,
-                schedule,
-                self._checkpoint("verifier" if number == last else f"round-{number}"),
+                replace(self._schedule(examples, 64, 4e-5, 3 + number), cooldown=0.5 if last else 0.0),
+                self._checkpoint(f"round-{number}"),
                 say,
                 self._validate(tokens),
             )
+        averaged = verifier.averaged(before, student.state_dict(), TRAINED_SHARE)
+        torch.save({"model": averaged}, self._checkpoint("verifier"))
 
     def _uncertain(self, student: CrossEncoder, tokens: Tokens, seed: int) -> list[Pair]:
         """The labelled pairs that a student is not certain of, and some of the others."""
@@ -192,14 +194,9 @@ class Steps:
         return scored
 
     def encoder(self) -> None:
-        """Train the encoder on the groups and on the cosines of all-mpnet-base-v2, and write it."""
-        larger = TextEncoder(self._mpnet).to(device())
-        pairs = encoder.with_cosines(self._unlabelled(), larger, Tokens(self._mpnet))
-        model, tokens = TextEncoder(base.minilm()), Tokens(base.minilm())
-        train = [group for group in self.groups if not group.held_out]
-        schedule = self._schedule(60_000, encoder.GROUPS_A_STEP, 3e-5, 3)
-        encoder.train_encoder(model, tokens, train, pairs, schedule, self._checkpoint("encoder"), say)
-        export.export_encoder(model, base.minilm(), self.work / "export" / "encoder")
+        """Write the encoder as it ships: all-MiniLM-L6-v2 in int8."""
+        source = base.minilm()
+        export_model(source / WEIGHTS_FILE, source / TOKENIZER_FILE, self.work / "export" / "encoder")
 
     def export(self) -> None:
         """Write the verifier as it ships, into `export` in the work folder, and say what it scores so.
@@ -277,16 +274,10 @@ class Steps:
             "cosine, all-mpnet-base-v2": self._by_cosine(TextEncoder(self._mpnet), self._mpnet),
         }
         for path in sorted(self.work.glob("*.pt")):
-            if path.stem == "encoder":
-                model = TextEncoder(base.minilm())
-                load(model, path)
-                rows["cosine, encoder"] = self._by_cosine(model, base.minilm())
-            else:
-                cross = CrossEncoder(self._mpnet, verifier.LAYERS if path.stem == "verifier" else None)
-                load(cross, path)
-                tokens = Tokens(self._mpnet)
-                cross.to(device())
-                rows[path.stem] = self._measured(partial(scores, cross, tokens))
+            cross = CrossEncoder(self._mpnet, None if path.stem.startswith("teacher") else verifier.LAYERS)
+            load(cross, path)
+            cross.to(device())
+            rows[path.stem] = self._measured(partial(scores, cross, Tokens(self._mpnet)))
         say(table(rows))
 
     @cached_property

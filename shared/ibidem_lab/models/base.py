@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ibidem.embedding.minilm_files import file_digest, published_folder
+from ibidem.embedding.model_files import file_digest
+from ibidem_lab.minilm import published_folder
 
 MPNET = "all-mpnet-base-v2"
 MPNET_PARTS = [f"{MPNET}-pypi-part-{number:03}" for number in range(1, 6)]

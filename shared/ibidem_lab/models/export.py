@@ -1,4 +1,4 @@
-"""Write the trained models as they ship: ONNX in int8, with tokenizer, window and calibration."""
+"""Write the trained verifier as it ships: ONNX in int8, with tokenizer, window and calibration."""
 
 import json
 import shutil
@@ -6,25 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from ibidem._util.statistics import auc
-from ibidem.embedding.minilm_files import (
+from ibidem.embedding.model_files import (
     MANIFEST_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
-    ModelFiles,
-    export_model,
     file_digest,
 )
 from ibidem.matching.pair_model import Calibration, PairModel
 from ibidem_lab.models.groups import Pair
 from ibidem_lab.models.measure import Sets
-from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder, TextEncoder
+from ibidem_lab.models.network import PAIR_WINDOW, CrossEncoder
 from ibidem_lab.models.verifier_graph import Digits, build_verifier
 
 Scores = Mapping[str, NDArray[np.float32]]
@@ -48,15 +44,6 @@ FULL = Digits(0, 0, 0, 0)
 # From the fastest to the most exact: a layer with two digits takes nearly twice as long as with one.
 DIGITS = (Digits(1, 1, 1, 1), Digits(1, 1, 1, 2), Digits(2, 1, 1, 2), Digits(2, 2, 2, 2), FULL)
 AUC_LOST = 0.003  # most that quantising may cost on any set
-
-
-def export_encoder(model: TextEncoder, base: Path, directory: Path) -> ModelFiles:
-    """Write an encoder of MiniLM's architecture as an embedding model of Ibidem."""
-    weights = {name.removeprefix("body."): value.contiguous() for name, value in model.state_dict().items()}
-    with TemporaryDirectory() as scratch:
-        file = Path(scratch) / "model.safetensors"
-        save_file(weights, file)
-        return export_model(file, base / TOKENIZER_FILE, directory, name="ibidem-encoder")
 
 
 def export_verifier(

@@ -1,7 +1,7 @@
 """The verifier that ships: six layers of the teacher, taught by its logits and its hidden states."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,19 @@ def from_graph(file: Path, base: Path, layers: Sequence[int] = LAYERS) -> CrossE
     weights = weights_of(onnx.load(file))
     student.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=False)
     return student
+
+
+def averaged(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
+    """The mean of the weights of one model before and after a training, `after` with this share.
+
+    On the held-out sets it is better than either (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
+    """
+    return {
+        name: torch.lerp(before[name], value, share) if value.is_floating_point() else value
+        for name, value in after.items()
+    }
 
 
 def worth_reading(pairs: Sequence[Pair], logits: NDArray[np.float32], seed: int) -> list[Pair]:

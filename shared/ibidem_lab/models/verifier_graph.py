@@ -2,7 +2,7 @@
 
 Architecture (`config.json` of all-mpnet-base-v2): MPNet, hidden 768, 12 heads, erf-GELU, LayerNorm eps 1e-5,
 attention biased by the distance of two tokens; mean over the unmasked tokens, then one linear layer: a logit.
-How activations are quantised is said in `ibidem.embedding.minilm_export`; `Digits` says for which layers one
+How activations are quantised is said in `ibidem_lab.minilm`; `Digits` says for which layers one
 digit is enough.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibidem.embedding.minilm_export import FLOAT, MASKED, Graph
+from ibidem_lab.minilm import FLOAT, MASKED, Graph
 from ibidem_lab.models.network import PAIR_WINDOW
 
 if TYPE_CHECKING:

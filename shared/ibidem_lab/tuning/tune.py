@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from ibidem._util.statistics import auc
 from ibidem.active_model import THRESHOLDS_FILE
 from ibidem.embedding.base import CheckedEmbedder
-from ibidem.embedding.minilm import OnnxEmbedder
-from ibidem.embedding.minilm_files import MODEL_NAME, REPOSITORY, export_model, published_folder
+from ibidem.embedding.onnx_embedder import OnnxEmbedder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
 from ibidem.matching.fitted import NEVER, to_json
 from ibidem.matching.policy import guards_beside
 from ibidem.matching.shipped import scorer_for
 from ibidem_lab.fitting.labels import Label, pairs_of
 from ibidem_lab.fitting.learning import best_of, report_of
+from ibidem_lab.minilm import MODEL_NAME, REPOSITORY, export_model, published_folder
 from ibidem_lab.tuning import card
 from ibidem_lab.tuning.data import Division, distinct, divide
 from ibidem_lab.tuning.metrics import Array, PairMetrics, cosines, labels_of, measure, resampled

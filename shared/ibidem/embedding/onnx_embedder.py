@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from ibidem.embedding.base import unit_rows
 from ibidem.embedding.languages import is_foreign
-from ibidem.embedding.minilm_files import ModelFiles, find_model, open_directory
+from ibidem.embedding.model_files import ModelFiles, open_directory, shipped_folder
 from ibidem.embedding.onnx_model import CHARACTERS_PER_TOKEN, OnnxModel, encodable
+from ibidem.errors import EmbedderUnavailable
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -48,7 +49,7 @@ class OnnxEmbedder:
     [n, d]. The model is loaded at the first use.
 
     Args:
-        files: From `find_model` or `open_directory`.
+        files: From `open_directory`.
         threads: Threads for one text. The default of 1 suits servers, whose requests run in parallel anyway.
     """
 
@@ -59,8 +60,13 @@ class OnnxEmbedder:
 
     @classmethod
     def default(cls) -> OnnxEmbedder:
-        """Open all-MiniLM-L6-v2; raises `EmbedderUnavailable` at once if its files are not found."""
-        return cls(find_model())
+        """Open the model that ships; raises `EmbedderUnavailable` at once if its files are not found."""
+        directory = shipped_folder("encoder")
+        if directory is None:
+            raise EmbedderUnavailable(
+                "the default embedding model was not found: pip install ibidem-models, or give embedder="
+            )
+        return cls.from_directory(directory)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> OnnxEmbedder:

