@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ibidem.matching.guards import GUARDS, failed_guard, where_read, with_guards
+from ibidem.matching.opposites_en import GRADED, OPPOSITES
 from ibidem.matching.scorers import CosineScorer
 from ibidem.matching.text import QuestionFeatures
 
@@ -26,6 +29,8 @@ DIFFERENT = [
     ("opposites", "how to enable logging", "how to disable logging"),
     ("opposites", "the longest river", "the shortest river"),
     ("opposites", "convert sync code", "convert async code"),
+    ("opposites", "the pricier plan", "the cheaper plan"),
+    ("opposites", "the hottest month", "the coldest month"),
     ("opposites", "who increased the prices", "who decreased the prices"),
     ("numbers", "Python 3.1", "Python 3.10"),
     ("numbers", "twenty seats", "twenty-one seats"),
@@ -127,6 +132,29 @@ def test_a_difference_that_changes_the_answer_is_seen(guard: str, asked: str, st
     """The guard's name becomes the reason of the miss; the direction does not matter."""
     assert failed_guard(asked, stored) == guard
     assert failed_guard(stored, asked) == guard
+
+
+GRADED_OPPOSITES = [sides for sides in OPPOSITES if all(GRADED & set(side.split()) for side in sides[:2])]
+
+
+def degree(adjective: str, ending: str) -> str:
+    """As in English: dirtiest, priciest, safest, hottest, narrowest."""
+    short = adjective.endswith(("dim", "hot", "wet", "thin"))
+    if adjective.endswith("y"):
+        return adjective[:-1].removesuffix("e") + "i" + ending
+    stem = adjective + short * adjective[-1]
+    return stem.removesuffix("e") + ending
+
+
+@pytest.mark.parametrize("ending", ["er", "est"])
+@pytest.mark.parametrize("sides", GRADED_OPPOSITES, ids=str)
+def test_opposites_are_seen_in_their_degrees(sides: list[str], ending: str) -> None:
+    """Which shop is cheapest, which priciest: of all adjectives that have them."""
+    one, other = (sorted(GRADED & set(side.split())) for side in sides[:2])
+
+    for asked, stored in itertools.product(one, other):
+        questions = [f"Which of them is the {degree(word, ending)} one?" for word in (asked, stored)]
+        assert failed_guard(*questions) == "opposites", questions
 
 
 @pytest.mark.parametrize(("asked", "stored"), SAME)

@@ -55,11 +55,11 @@ in into | out
 on | off
 hot warm | cold cool
 early | late
-cheap cheapest cheaper inexpensive | expensive costly dearest
+cheap inexpensive | expensive costly pricey dear
 rich | poor
 strong | weak
 hard difficult | easy simple
-heavy heaviest heavier | light lightest lighter
+heavy | light
 full | empty
 wide broad | narrow
 thick | thin
@@ -211,6 +211,14 @@ including | excluding
 horizontal horizontally | vertical vertically
 """
 OPPOSITES = [line.split("|") for line in _OPPOSITES.strip().splitlines()]
+# Those of them that stand for their comparative and superlative, too.
+GRADED = frozenset(
+    """
+blunt bright broad cheap clean cold cool costly dark dear deep dim dirty dry easy empty fresh full hard heavy
+hot light loose loud narrow noisy poor pricey quiet rich rough safe shallow sharp simple smooth sour stale
+strong sweet thick thin tight warm weak wet wide
+""".split()
+)
 
 # Closed sets: with another member it is another question. Sets end with ";", members are separated by "|",
 # synonyms of a member by blanks. Only a plural "s" is added.

@@ -29,7 +29,13 @@ from ibidem._util.words_en import (
     SMALL_WORDS,
 )
 from ibidem.matching.identifiers import Identifiers, identifiers
-from ibidem.matching.opposites_en import CONTRARY_PREFIXES, EXCLUSIVE, NEGATIVE_PREFIXES, OPPOSITES
+from ibidem.matching.opposites_en import (
+    CONTRARY_PREFIXES,
+    EXCLUSIVE,
+    GRADED,
+    NEGATIVE_PREFIXES,
+    OPPOSITES,
+)
 
 ENGLISH_SHARE = 0.3  # least share of known small words in an English question
 
@@ -336,6 +342,9 @@ def _inflected(words: str) -> frozenset[str]:
         stem = word.removesuffix("e")
         forms |= {word, word + "s", word + "es", word + "d"}
         forms |= {stem + "ed", stem + "ing", word + word[-1] + "ing"}
+        if word in GRADED:
+            stem = word[:-1].removesuffix("e") + "i" if word.endswith("y") else stem
+            forms |= {base + degree for base in (stem, word + word[-1]) for degree in ("er", "est")}
     return frozenset(forms)
 
 

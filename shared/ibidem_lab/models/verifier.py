@@ -56,7 +56,8 @@ def averaged(
 ) -> dict[str, torch.Tensor]:
     """The mean of the weights of one model before and after a training, `after` with this share.
 
-    On the held-out sets it is better than either (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
+    Less is forgotten: no held-out set ranks worse than before (WiSE-FT, Wortsman et al. 2022, arXiv
+    2109.01903).
     """
     return {
         name: torch.lerp(before[name], value, share) if value.is_floating_point() else value

@@ -251,7 +251,7 @@ def sentence_transformer() -> Any:
     """The same weights in sentence-transformers, from the files that are installed."""
     from sentence_transformers import SentenceTransformer
 
-    from ibidem.embedding.model_files import published_folder
+    from ibidem_lab.minilm import published_folder
 
     return SentenceTransformer(str(published_folder()), device="cpu")
 
