@@ -250,7 +250,7 @@ def _opened(key: str, settings: Settings, store: Store, open_it: Callable[[Path]
 
 
 def models_directory(settings: Settings) -> Path:
-    """Directory of promoted models on this host: with the cache, else with the default model."""
+    """Directory of promoted models on this host: with the cache, else in the user's cache directory."""
     return settings.path / "models" if settings.database is None else cache_root()
 
 

@@ -38,7 +38,7 @@ class Stub(Embeddings):
 
 
 class SentenceTransformerLike:
-    """The methods of `SentenceTransformer` that are used, fast; test_minilm.py has the real one."""
+    """The methods of `SentenceTransformer` that are used, fast; tests/lab/test_minilm.py has the real one."""
 
     max_seq_length = 384
 

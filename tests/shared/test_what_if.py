@@ -26,7 +26,7 @@ ASKED = (
     "When are you open?",  # default serves it, strict does not
     "is express delivery expensive?",
     "how to reset the password",
-    "stop my order",  # generous only
+    "how can my order be stopped",  # generous only
     "What do I pay for express?",
     "is Norway among the countries you deliver to?",
     "opening hours please",  # all

@@ -350,6 +350,7 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     """Describe a candidate; `served` says whether its age allows it to be served."""
     entry, verdict = one.entry, judged.verdict
     reason = next((why for refused, why in verdict.refused if refused.entry.id == entry.id), "")
+    far = reason == "below_threshold"  # by its cosine: a lookup does not score it
     read = any(scored.entry.id == entry.id for scored in verdict.scored)  # by the lookup, and not only here
     if not reason and one.score != UNSCORED and one.score < least and (read or served):
         reason = "below_threshold" if one.score < judged.policy.threshold else "below_budget"
@@ -361,7 +362,7 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     if reason in (CHANGED, ADDED):
         policy = judged.policy
         changes = document_changes(request, entry, policy.document_policy, policy.new_documents, verdict.told)
-    score = one.score if one.score != UNSCORED else None
+    score = None if far or one.score == UNSCORED else one.score
     found = Neighbour(entry.question or "", entry.id, one.similarity, score, reason, changes, entry.namespace)
     counts = isinstance(judged.verifier, PairModel) and one.density > SPARSE
     return replace(found, density=one.density) if counts else found
