@@ -11,25 +11,7 @@ from tokenizers import Tokenizer
 
 from ibidem.embedding.onnx_embedder import OnnxEmbedder
 from ibidem_lab import minilm
-
-SENTENCES = [
-    "What is the capital of France?",
-    "x",
-    "SELECT name FROM users WHERE age > 5;",
-    "Wie hoch ist der Mount Everest? 世界 émigré 🙂",
-    "an unusually long question about nothing in particular, " * 12,
-]
-SUBJECTS = [
-    "the Eiffel Tower", "a diesel engine", "my credit card", "photosynthesis", "the French Revolution",
-    "a Python list", "iPhone 12", "type 2 diabetes", "the 2016 election", "red wine",
-]  # fmt: skip
-FORMS = [
-    "what is {}", "How does {} work?", "who invented {}?", "When was {} first mentioned in a newspaper?",
-    "why is {} so expensive in Germany", "Compare {} with its closest alternative.", "{}?",
-    "Is {} safe for children under 12?", "Write a short poem about {}", "how much does {} cost in 2024",
-    "I lost {}, what should I do now?", "explain {} to me like I am five",
-]  # fmt: skip
-QUESTIONS = [*SENTENCES, *(form.format(subject) for form in FORMS for subject in SUBJECTS)]
+from tests.shared.test_onnx_embedder import QUESTIONS, SENTENCES
 
 
 @pytest.fixture(scope="module")
