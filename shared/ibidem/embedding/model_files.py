@@ -67,18 +67,14 @@ class ModelFiles:
     def _rewritten(self, found: Mapping[str, str]) -> bool:
         """Return whether the same model was written there again."""
         try:
-            now = _open(self.directory)
-        except _UnusableModel:
+            now = open_directory(self.directory)
+        except EmbedderUnavailable:
             return False
         return now.fingerprint == self.fingerprint and now.digests == found
 
 
 # Raised by reading a JSON file and its expected fields.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-
-
-class _UnusableModel(Exception):
-    """A directory cannot be used; the message says why."""
 
 
 def file_digest(path: Path) -> str:
@@ -116,11 +112,9 @@ def require_inside(directory: Path, names: Iterable[str]) -> None:
         home = directory.resolve()
         outside = [name for name in names if not (directory / name).resolve().is_relative_to(home)]
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name with a NUL
-        raise EmbedderUnavailable(f"cannot use the model in {directory}: {error}") from None
+        raise _unusable(directory, str(error)) from None
     if outside:
-        raise EmbedderUnavailable(
-            f"cannot use the model in {directory}: {' and '.join(outside)} lies outside; copy it there"
-        )
+        raise _unusable(directory, f"{' and '.join(outside)} lies outside; copy it there")
 
 
 def open_directory(directory: Path) -> ModelFiles:
@@ -129,21 +123,14 @@ def open_directory(directory: Path) -> ModelFiles:
     Raises:
         EmbedderUnavailable: A file is missing, or differs from the manifest.
     """
-    try:
-        return _open(directory)
-    except _UnusableModel as error:
-        raise EmbedderUnavailable(f"cannot use the model in {directory}: {error}") from None
-
-
-def _open(directory: Path) -> ModelFiles:
     # Hashing 24 MB takes about 20 ms, and unlike a size also detects blocks lost in a crash.
     try:
         for file in (MODEL_FILE, TOKENIZER_FILE):
             if not (directory / file).is_file():
-                raise _UnusableModel(f"{file} is missing")
+                raise _unusable(directory, f"{file} is missing")
         digests = {file: file_digest(directory / file) for file in (MODEL_FILE, TOKENIZER_FILE)}
     except OSError as error:
-        raise _UnusableModel(f"it cannot be read: {error}") from None
+        raise _unusable(directory, f"it cannot be read: {error}") from None
     if not (directory / MANIFEST_FILE).is_file():
         own = sha256("".join(digests.values()).encode()).hexdigest()
         return ModelFiles(directory, f"onnx/{own[:16]}", _window(directory), digests, whole=False)
@@ -154,9 +141,9 @@ def _open(directory: Path) -> ModelFiles:
         if not (isinstance(name, str) and isinstance(recipe, str) and isinstance(source, str) and window > 2):
             raise ValueError("name, recipe, weights or max_tokens")
     except _UNREADABLE as error:
-        raise _UnusableModel(f"{MANIFEST_FILE} cannot be read: {error!r}") from None
+        raise _unusable(directory, f"{MANIFEST_FILE} cannot be read: {error!r}") from None
     if damaged := [file for file, digest in digests.items() if expected.get(file) != digest]:
-        raise _UnusableModel(f"{' and '.join(damaged)} damaged or changed (checksum)")
+        raise _unusable(directory, f"{' and '.join(damaged)} damaged or changed (checksum)")
     # Of the weights: the exported bytes may vary where vectors do not.
     own = sha256((source + digests[TOKENIZER_FILE]).encode()).hexdigest()
     return ModelFiles(directory, f"{name}/{recipe}/{own[:16]}", window, digests, whole=True)
@@ -169,3 +156,7 @@ def _window(directory: Path) -> int:
         return max(3, int(config["max_seq_length"]))
     except _UNREADABLE:
         return MAX_TOKENS
+
+
+def _unusable(directory: Path, why: str) -> EmbedderUnavailable:
+    return EmbedderUnavailable(f"cannot use the model in {directory}: {why}")

@@ -299,13 +299,14 @@ class Explainer:
         alive: Iterable[Candidate],
         expired: Iterable[Candidate] = (),
     ) -> _Judged:
-        """Judge as a lookup does; what it does not score is scored too, where that takes milliseconds."""
+        """Judge as a lookup does; what it could score and does not is scored too, where that is quick."""
         nearest = _nearest(alive)
         verifier, policy, verdict = self._lookups.decide(index, request, nearest)
         scores = {one.entry.id: one.score for one in verdict.scored}
         shown = sorted([*nearest, *_nearest(expired)], key=lambda one: -one.similarity)
         if verifier.name in index.scorers:  # not a verifier of the user's, which may ask a service
-            others = [one for one in shown if one.entry.id not in scores]
+            far = {one.entry.id for one, why in verdict.refused if why == "below_threshold"}
+            others = [one for one in shown if one.entry.id not in scores.keys() | far]
             said = verifier.verify(request.question, others) if others else ()
             scores |= {one.entry.id: score for one, score in zip(others, said, strict=True)}
         candidates = [replace(one, score=scores.get(one.entry.id, one.score)) for one in shown]
@@ -350,7 +351,6 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     """Describe a candidate; `served` says whether its age allows it to be served."""
     entry, verdict = one.entry, judged.verdict
     reason = next((why for refused, why in verdict.refused if refused.entry.id == entry.id), "")
-    far = reason == "below_threshold"  # by its cosine: a lookup does not score it
     read = any(scored.entry.id == entry.id for scored in verdict.scored)  # by the lookup, and not only here
     if not reason and one.score != UNSCORED and one.score < least and (read or served):
         reason = "below_threshold" if one.score < judged.policy.threshold else "below_budget"
@@ -362,7 +362,7 @@ def _neighbour(one: Candidate, request: Request, judged: _Judged, least: float, 
     if reason in (CHANGED, ADDED):
         policy = judged.policy
         changes = document_changes(request, entry, policy.document_policy, policy.new_documents, verdict.told)
-    score = None if far or one.score == UNSCORED else one.score
+    score = one.score if one.score != UNSCORED else None
     found = Neighbour(entry.question or "", entry.id, one.similarity, score, reason, changes, entry.namespace)
     counts = isinstance(judged.verifier, PairModel) and one.density > SPARSE
     return replace(found, density=one.density) if counts else found

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ibidem._util.statistics import auc
 from ibidem.active_model import THRESHOLDS_FILE
+from ibidem.embedding import is_default
 from ibidem.embedding.base import CheckedEmbedder
 from ibidem.embedding.onnx_embedder import OnnxEmbedder
 from ibidem.errors import ConfigurationError, InvalidInput, MissingExtra
@@ -132,7 +133,7 @@ def _require_enough(pairs: Sequence[Label], division: Division) -> None:
 
 def _source(base: str) -> str:
     """Return the name or folder from which sentence-transformers loads the weights."""
-    if base in (MODEL_NAME, REPOSITORY):
+    if is_default(base):
         return str(published_folder() or REPOSITORY)
     further = Path(base).expanduser() / TORCH_FOLDER
     return str(further) if further.is_dir() else base
